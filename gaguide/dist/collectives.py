@@ -1,0 +1,77 @@
+"""Collectives over Python objects and small tensors; each is the identity where there is one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from gaguide.errors import Fault, UserError
+
+T = TypeVar("T")
+
+
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if not _alone():
+        dist.barrier()
+
+
+def all_gather(value: T) -> list[T]:
+    """Every rank's picklable `value`, by rank."""
+    if _alone():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's picklable `value`, on every rank."""
+    if _alone():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place; the tensor lies on the rank's device."""
+    if not _alone():
+        dist.all_reduce(values)
+    return values
+
+
+def raise_together(check: Callable[[], T]) -> T:
+    """Run `check` on every rank; if it raises a `UserError` on any, raise all their faults on all of them.
+
+    So no rank goes on alone into a collective that the others never reach, and a fault that only one
+    host has (a file that is missing there) is reported with that rank's number.
+    """
+    faults: tuple[Fault, ...] = ()
+    result: Any = None
+    try:
+        result = check()
+    except UserError as error:
+        faults = error.faults
+    by_rank = all_gather(faults)
+    if any(by_rank):
+        raise UserError(_merge(by_rank))
+    return result
+
+
+def _merge(by_rank: list[tuple[Fault, ...]]) -> list[Fault]:
+    everywhere = [fault for fault in by_rank[0] if all(fault in faults for faults in by_rank)]
+    alone = [
+        Fault(f"rank {rank}: {fault.field}", fault.problem, fault.remedy, fault.value)
+        for rank, faults in enumerate(by_rank)
+        for fault in faults
+        if fault not in everywhere
+    ]
+    return everywhere + alone

@@ -1,0 +1,86 @@
+"""The identity of this process: rank, local rank, world size, from whichever launcher started it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# (rank, world size, local rank) as each launcher spells them, in the order they are asked.
+_LAUNCHER_VARIABLES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed, torchrun
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them. `rank` in [0, size), `local_rank` counts within one host."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    host: str = "localhost"
+
+    @property
+    def is_main(self) -> bool:
+        """True on global rank 0, the one that prints and writes shared files."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator of this local rank where there is one, else the CPU."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> World:
+        """Read the launcher's variables; a bare `python script.py` is a world of one."""
+        environ = os.environ if environ is None else environ
+        host = socket.gethostname()
+        for rank, size, local_rank in _LAUNCHER_VARIABLES:
+            # An interactive Slurm shell sets SLURM_PROCID in a plain process too: a step id marks a real srun.
+            if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in environ:
+                continue
+            if rank in environ and size in environ:
+                return cls(int(environ[rank]), int(environ[size]), int(environ.get(local_rank, 0)), host)
+        return cls(host=host)
+
+
+def start(world: World, timeout_minutes: float = 30) -> None:
+    """Make the default process group (NCCL with GPUs, else gloo), also for a world of one.
+
+    DeepSpeed takes the group that it finds. The timeout bounds how long a rank waits for a lost peer.
+    """
+    if dist.is_initialized():
+        return
+    if world.size == 1 and "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(_free_port())
+    # DeepSpeed and transformers read these even where another launcher's spelling was used.
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    dist.init_process_group(
+        "nccl" if world.device.type == "cuda" else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
