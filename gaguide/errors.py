@@ -17,7 +17,7 @@ EXIT_USER_ERROR = 2
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: `field` as the user wrote it (`data.block_length`, `--tasks`), and the remedy."""
+    """One thing that is wrong: the field as the user wrote it (`data.block_length`), and the remedy."""
 
     field: str
     problem: str

@@ -45,7 +45,7 @@ class World:
         environ = os.environ if environ is None else environ
         host = socket.gethostname()
         for rank, size, local_rank in _LAUNCHER_VARIABLES:
-            # An interactive Slurm shell sets SLURM_PROCID in a plain process too: a step id marks a real srun.
+            # An interactive Slurm shell sets SLURM_PROCID in a plain process too; a step id marks srun.
             if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in environ:
                 continue
             if rank in environ and size in environ:

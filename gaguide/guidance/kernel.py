@@ -1,0 +1,240 @@
+"""Attention of guided heads and its guidance loss, in row blocks: memory O(T), one softmax for both.
+
+Guided heads leave the model's fused attention and run here. Each block of query rows makes its rows of H
+once and takes from them the output H V *and* the row sums that the loss needs (see targets.py). Backward
+makes the rows again and folds the loss into the gradient that attention needs anyway:
+
+    dH = dO V^T + 2 g r_p (H - t_p c)        dS = H * (dH - delta_p)
+    delta_p = dO_p . O_p + 2 g r_p (sum H^2 - t_p mass_p)
+
+so guidance adds one elementwise pass and no matrix product to a guided head's backward. H is before
+dropout (the study's Eq. 1 has none); arithmetic is fp32 for half-precision models and fp64 for fp64.
+
+Shapes: B batch, h guided heads, T positions, R rows of a block, C columns it can see, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from gaguide.guidance.targets import RowTerms
+
+ROW_BLOCK = 256
+
+
+def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that guidance computes in for a model of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def guided_attention(
+    q_BhTD: torch.Tensor,
+    k_BhTD: torch.Tensor,
+    v_BhTD: torch.Tensor,
+    terms: RowTerms,
+    mask_BQK: torch.Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+    row_block: int = ROW_BLOCK,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Causal attention output [B, h, T, D] (dtype of v), loss per head [h], attention mass per head [h].
+
+    The loss carries gradients to q and k; the mass, the mean of sum_q H_pq c_q over rows that can see a
+    target, does not. mask_BQK: bool, True where visible, a subset of the causal mask; None means causal.
+    """
+    # A seed drawn from the CPU generator: checkpointing restores that generator, so a recomputed forward
+    # drops the same entries, and backward can make the mask again instead of keeping T x T bits.
+    seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
+    out, loss_h, mass_h = _GuidedAttention.apply(
+        q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed, row_block
+    )
+    return out, loss_h, mass_h
+
+
+@torch.no_grad()
+def measure_attention(
+    q_BhTD: torch.Tensor,
+    k_BhTD: torch.Tensor,
+    terms: RowTerms,
+    mask_BQK: torch.Tensor | None,
+    scale: float,
+    row_block: int = ROW_BLOCK,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and attention mass per head [h] without an output and without gradients."""
+    rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block)
+    sums = _row_sums(rows, terms)
+    return _loss(sums, terms), _mean_mass(sums, terms)
+
+
+class _Rows:
+    """Blocks of rows of H, made from q and k in the guidance dtype."""
+
+    def __init__(
+        self,
+        q_BhTD: torch.Tensor,
+        k_BhTD: torch.Tensor,
+        mask_BQK: torch.Tensor | None,
+        scale: float,
+        row_block: int,
+    ) -> None:
+        dtype = guidance_dtype(q_BhTD.dtype)
+        # Scaling q costs T x D, scaling the scores T x T.
+        self.q_BhTD = q_BhTD.to(dtype) * scale
+        self.k_BhTD = k_BhTD.to(dtype)
+        self.mask_BQK = mask_BQK
+        T = q_BhTD.shape[2]
+        # Only the square on the diagonal holds keys that come after their query.
+        size = min(row_block, T)
+        self.later_RR = torch.ones(size, size, dtype=torch.bool, device=q_BhTD.device).triu_(1)
+        self.spans = [(start, min(start + row_block, T)) for start in range(0, T, row_block)]
+
+    def softmax(self, start: int, stop: int) -> torch.Tensor:
+        """H[start:stop, :stop] as [B, h, R, C]; later columns are zero in a causal model."""
+        s_BhRC = self.q_BhTD[:, :, start:stop] @ self.k_BhTD[:, :, :stop].mT
+        # The lowest finite value, not -inf: a padding row that sees nothing must not become NaN.
+        self.hide(s_BhRC, start, stop, torch.finfo(s_BhRC.dtype).min)
+        return torch.softmax(s_BhRC, -1)
+
+    def hide(self, x_BhRC: torch.Tensor, start: int, stop: int, value: float) -> None:
+        """Write `value` where the query may not see the key."""
+        if self.mask_BQK is not None:
+            x_BhRC.masked_fill_(~self.mask_BQK[:, None, start:stop, :stop], value)
+        else:
+            x_BhRC[..., start:stop].masked_fill_(self.later_RR[: stop - start, : stop - start], value)
+
+
+class _GuidedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BhTD: torch.Tensor,
+        k_BhTD: torch.Tensor,
+        v_BhTD: torch.Tensor,
+        terms: RowTerms,
+        mask_BQK: torch.Tensor | None,
+        scale: float,
+        dropout: float,
+        seed: int,
+        row_block: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block)
+        v = v_BhTD.to(rows.k_BhTD.dtype)
+        out_BhTD = torch.empty_like(v, memory_format=torch.contiguous_format)
+
+        def attend(start: int, stop: int, h_BhRC: torch.Tensor) -> None:
+            dropped = h_BhRC if dropout == 0 else h_BhRC * _keep(h_BhRC, dropout, seed + start)
+            torch.matmul(dropped, v[:, :, :stop], out=out_BhTD[:, :, start:stop])
+
+        sums = _row_sums(rows, terms, attend)
+        h_dot_d_BhT = sums.squares_BhT - terms.scale_BhT * sums.mass_BhT
+        ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BhTD, h_dot_d_BhT, mask_BQK)
+        ctx.terms, ctx.scale, ctx.dropout, ctx.seed, ctx.row_block = terms, scale, dropout, seed, row_block
+        mass_h = _mean_mass(sums, terms)
+        ctx.mark_non_differentiable(mass_h)
+        return out_BhTD.to(v_BhTD.dtype), _loss(sums, terms), mass_h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_out_BhTD, grad_loss_h = grads[0], grads[1]
+        q_BhTD, k_BhTD, v_BhTD, out_BhTD, h_dot_d_BhT, mask_BQK = ctx.saved_tensors
+        terms: RowTerms = ctx.terms
+        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, ctx.scale, ctx.row_block)
+        v = v_BhTD.to(out_BhTD.dtype)
+        do_BhTD = grad_out_BhTD.to(out_BhTD.dtype)
+        dq_BhTD = torch.empty_like(rows.q_BhTD)
+        dk_BhTD = torch.zeros_like(rows.k_BhTD)
+        dv_BhTD = torch.zeros_like(v)
+        # d loss / d row term, and what softmax's backward subtracts from every entry of a row.
+        g_BhT = 2 * grad_loss_h[:, None] * terms.weight_BhT
+        delta_BhT = (do_BhTD * out_BhTD).sum(-1) + g_BhT * h_dot_d_BhT
+        for start, stop in rows.spans:
+            here = (slice(None), slice(None), slice(start, stop))
+            h_BhRC = rows.softmax(start, stop)
+            dh_BhRC = do_BhTD[here] @ v[:, :, :stop].mT
+            dropped = h_BhRC
+            if ctx.dropout > 0:
+                keep = _keep(h_BhRC, ctx.dropout, ctx.seed + start)
+                dropped, dh_BhRC = h_BhRC * keep, dh_BhRC * keep
+            dv_BhTD[:, :, :stop] += dropped.mT @ do_BhTD[here]
+            dh_BhRC.addcmul_(h_BhRC, g_BhT[here][..., None])
+            _subtract_target(dh_BhRC, g_BhT[here] * terms.scale_BhT[here], terms, start)
+            ds_BhRC = dh_BhRC.sub_(delta_BhT[here][..., None]).mul_(h_BhRC)
+            torch.matmul(ds_BhRC, rows.k_BhTD[:, :, :stop], out=dq_BhTD[here])
+            dk_BhTD[:, :, :stop] += ds_BhRC.mT @ rows.q_BhTD[here]
+        dq_BhTD *= ctx.scale
+        grads_qkv = (
+            dq_BhTD.to(q_BhTD.dtype),
+            dk_BhTD.to(k_BhTD.dtype),
+            dv_BhTD.to(v_BhTD.dtype),
+        )
+        return (*grads_qkv, None, None, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class _RowSums:
+    """Per row: sum H^2, sum (H - t c)^2 over visible keys, sum H c; each [B, h, T]."""
+
+    squares_BhT: torch.Tensor
+    distances_BhT: torch.Tensor
+    mass_BhT: torch.Tensor
+
+
+def _row_sums(
+    rows: _Rows, terms: RowTerms, use: Callable[[int, int, torch.Tensor], None] | None = None
+) -> _RowSums:
+    """The row sums block by block; `use(start, stop, h_BhRC)` sees each block while it exists.
+
+    The distance is summed from differences: sum H^2 - 2 t mass + t^2 n would cancel to noise, even below
+    zero, once a head looks where it should.
+    """
+    squares, distances, masses = [], [], []
+    for start, stop in rows.spans:
+        h_BhRC = rows.softmax(start, stop)
+        if use is not None:
+            use(start, stop, h_BhRC)
+        squares.append(torch.linalg.vector_norm(h_BhRC, dim=-1).square_())
+        mass_BhR = (h_BhRC @ terms.columns_BhT[:, :, :stop, None]).squeeze(-1)
+        for slot, distance in terms.offsets:
+            diagonal_BN, first = _diagonal(h_BhRC, slot, distance, start)
+            mass_BhR[:, slot, first : first + diagonal_BN.shape[1]] = diagonal_BN
+        masses.append(mass_BhR)
+        _subtract_target(h_BhRC, terms.scale_BhT[:, :, start:stop], terms, start)
+        rows.hide(h_BhRC, start, stop, 0)
+        distances.append(torch.linalg.vector_norm(h_BhRC, dim=-1).square_())
+    return _RowSums(torch.cat(squares, -1), torch.cat(distances, -1), torch.cat(masses, -1))
+
+
+def _diagonal(x_BhRC: torch.Tensor, slot: int, distance: int, start: int) -> tuple[torch.Tensor, int]:
+    """View of the entries (p, p - distance) in a block whose first row is `start`, and its first row."""
+    return x_BhRC[:, slot].diagonal(start - distance, 1, 2), max(distance - start, 0)
+
+
+def _subtract_target(x_BhRC: torch.Tensor, factor_BhR: torch.Tensor, terms: RowTerms, start: int) -> None:
+    """x -= factor_p P_p in place, for column targets and for offsets."""
+    C = x_BhRC.shape[-1]
+    if len(terms.offsets) < x_BhRC.shape[1]:
+        x_BhRC.addcmul_(factor_BhR[..., None], terms.columns_BhT[:, :, None, :C], value=-1)
+    for slot, distance in terms.offsets:
+        diagonal_BN, first = _diagonal(x_BhRC, slot, distance, start)
+        diagonal_BN -= factor_BhR[:, slot, first : first + diagonal_BN.shape[1]]
+
+
+def _loss(sums: _RowSums, terms: RowTerms) -> torch.Tensor:
+    return (terms.weight_BhT * sums.distances_BhT).sum((0, 2)) + terms.constant_h
+
+
+def _mean_mass(sums: _RowSums, terms: RowTerms) -> torch.Tensor:
+    """Mean over rows that see a target; NaN for a head whose rows see none."""
+    return (sums.mass_BhT * terms.seen_BhT).sum((0, 2)) / terms.queries_h
+
+
+def _keep(h_BhRC: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+    generator = torch.Generator(h_BhRC.device).manual_seed(seed)
+    keep = torch.empty_like(h_BhRC).bernoulli_(1 - dropout, generator=generator)
+    return keep.div_(1 - dropout)

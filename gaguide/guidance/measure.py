@@ -1,0 +1,93 @@
+"""Measure a model on held-out blocks: language-model loss and, by head, attention mass on its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from gaguide.dist import all_reduce_sum
+from gaguide.guidance.attach import Guidance, guide
+from gaguide.guidance.plan import GuidancePlan
+
+
+@dataclass(frozen=True)
+class HeadAttention:
+    """Mean attention mass of one head on its pattern's targets, in [0, 1]; None if no target was seen."""
+
+    layer: int
+    head: int
+    pattern: str
+    attention: float | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Held-out loss in nats a token; guided attention averaged over heads; both over all ranks' batches."""
+
+    lm_loss: float
+    guided_attention: float | None
+    per_head: tuple[HeadAttention, ...]
+    sequences: int
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def measure(
+    model: PreTrainedModel, plan: GuidancePlan | None, batches_BT: Iterable[torch.Tensor]
+) -> Measurement:
+    """Measure `model` under `plan` (None: loss only); see `measure_guided` for batches and ranks."""
+    if plan is None or plan.is_empty:
+        return measure_guided(model, None, batches_BT)
+    with guide(model, plan, measure_only=True) as guidance:
+        return measure_guided(model, guidance, batches_BT)
+
+
+@torch.no_grad()
+def measure_guided(
+    model: PreTrainedModel, guidance: Guidance | None, batches_BT: Iterable[torch.Tensor]
+) -> Measurement:
+    """Measure over batches of token ids (int64 [B, T], on the model's device), in eval mode.
+
+    `guidance` is that of the `with guide(...)` block around the call; inside here it only measures, so that
+    the loss is the model's own. Every rank passes its own batches (the same number under ZeRO-3) and gets
+    the result over all of them.
+    """
+    heads = list(guidance.heads) if guidance else []
+    # Loss × predicted tokens, predicted tokens, sequences, then mass × queries and queries of each head.
+    sums = torch.zeros(3 + 2 * len(heads), dtype=torch.float64, device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with guidance.measuring() if guidance else nullcontext():
+            for ids_BT in batches_BT:
+                loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss.double()
+                tokens = ids_BT.shape[0] * (ids_BT.shape[1] - 1)
+                sums[:3] += torch.stack(
+                    [loss * tokens, loss.new_tensor(tokens), loss.new_tensor(len(ids_BT))]
+                )
+                if guidance:
+                    queries = torch.stack(list(guidance.queries().values())).double()
+                    masses = torch.stack(list(guidance.attention().values())).double()
+                    sums[3 : 3 + len(heads)] += masses.nan_to_num() * queries
+                    sums[3 + len(heads) :] += queries
+    finally:
+        model.train(was_training)
+    loss_sum, tokens_sum, sequences, *by_head = all_reduce_sum(sums).tolist()
+    per_head = tuple(
+        HeadAttention(
+            layer, head, guidance.heads[layer, head].pattern.name, mass / queries if queries else None
+        )
+        for (layer, head), mass, queries in zip(heads, by_head[: len(heads)], by_head[len(heads) :])
+        if guidance
+    )
+    seen = [head.attention for head in per_head if head.attention is not None]
+    return Measurement(
+        loss_sum / tokens_sum, sum(seen) / len(seen) if seen else None, per_head, round(sequences)
+    )

@@ -1,0 +1,130 @@
+"""Row terms: Eq. (2) rewritten so that neither H nor P is ever held whole.
+
+For query p with visible keys V_p, targets c and n_p = sum of c over V_p, the row's share of ||H - P||^2 is
+
+    row_p = sum over q in V_p of (H_pq - t_p c_q)^2  +  const_p
+
+with t_p = 1 (indicator) or 1/n_p (normalized). The loss of a head is sum_p r_p row_p, where r_p says
+whether the row takes part and holds the reduction. Everything here depends on token ids and masks alone.
+
+Shapes: B batch, h guided heads of one layer, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gaguide.guidance.patterns import Offset, Target
+from gaguide.guidance.plan import Reduction, TargetKind
+
+
+@dataclass(frozen=True)
+class RowTerms:
+    """What the loss of `h` heads needs besides q and k; float tensors in the guidance dtype.
+
+    columns_BhT: 1 where the key is a target of every query (zero for a head with an offset).
+    offsets: (slot in h, distance) of the heads whose target moves with the query.
+    weight_BhT: r_p. scale_BhT: t_p. constant_h: sum of r_p const_p.
+    seen_BhT: 1 for valid queries with at least one visible target, over which attention mass is averaged.
+    """
+
+    columns_BhT: torch.Tensor
+    offsets: tuple[tuple[int, int], ...]
+    weight_BhT: torch.Tensor
+    scale_BhT: torch.Tensor
+    constant_h: torch.Tensor
+    seen_BhT: torch.Tensor
+
+    @property
+    def queries_h(self) -> torch.Tensor:
+        """Number of queries that can see a target, by head."""
+        return self.seen_BhT.sum((0, 2))
+
+
+def row_terms(
+    targets: Sequence[Target],
+    valid_BT: torch.Tensor,
+    mask_BQK: torch.Tensor | None,
+    reduction: Reduction,
+    target_kind: TargetKind,
+    dtype: torch.dtype,
+) -> RowTerms:
+    """Terms for one target a head.
+
+    valid_BT: bool, False on padding. mask_BQK: bool, True where a query may see a key (B or 1 rows);
+    None means causal.
+    """
+    B, T = valid_BT.shape
+    columns = [
+        torch.zeros_like(valid_BT) if isinstance(target, Offset) else target.marked_BT & valid_BT
+        for target in targets
+    ]
+    columns_BhT = torch.stack(columns, 1).to(dtype)
+    offsets = tuple((slot, t.distance) for slot, t in enumerate(targets) if isinstance(t, Offset))
+    visible_BT, count_BhT = _visible(columns_BhT, offsets, valid_BT, mask_BQK)
+    printed_BhT = columns_BhT.sum(-1, keepdim=True).expand(B, len(targets), T)
+    if offsets:
+        printed_BhT = printed_BhT.clone()
+        for slot, distance in offsets:
+            printed_BhT[:, slot] = _shifted(valid_BT, distance).to(dtype)
+
+    takes_part_BhT = valid_BT[:, None].expand_as(count_BhT)
+    scale_BhT = torch.ones_like(count_BhT)
+    # As printed, P also marks columns that the query cannot see, where H is zero: a constant in the loss.
+    constant_BhT = printed_BhT - count_BhT if reduction == "frobenius" else torch.zeros_like(count_BhT)
+    if target_kind == "normalized":
+        takes_part_BhT = takes_part_BhT & (count_BhT > 0)
+        scale_BhT, constant_BhT = 1 / count_BhT.clamp(min=1), torch.zeros_like(count_BhT)
+    weight_BhT = takes_part_BhT.to(dtype) / B
+    if reduction == "mean":
+        pairs_Bh = (takes_part_BhT * visible_BT[:, None]).sum(-1, keepdim=True)
+        weight_BhT = weight_BhT / pairs_Bh.clamp(min=1)
+    return RowTerms(
+        columns_BhT,
+        offsets,
+        weight_BhT,
+        scale_BhT,
+        (weight_BhT * constant_BhT).sum((0, 2)),
+        (valid_BT[:, None] & (count_BhT > 0)).to(dtype),
+    )
+
+
+def _visible(
+    columns_BhT: torch.Tensor,
+    offsets: tuple[tuple[int, int], ...],
+    valid_BT: torch.Tensor,
+    mask_BQK: torch.Tensor | None,
+    rows: int = 256,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per query: visible keys [B, T] and visible targets [B, h, T]."""
+    B, _, T = columns_BhT.shape
+    if mask_BQK is None:
+        visible_BT = torch.arange(1, T + 1, device=columns_BhT.device, dtype=columns_BhT.dtype).expand(B, T)
+        count_BhT = columns_BhT.cumsum(-1)
+    else:
+        visible_BT = mask_BQK.sum(-1).to(columns_BhT.dtype).expand(B, T)
+        # Row blocks: a float copy of the whole mask would be the T x T tensor that we set out to avoid.
+        count_BhT = torch.cat(
+            [
+                (mask_BQK[:, at : at + rows].to(columns_BhT.dtype) @ columns_BhT.mT).mT
+                for at in range(0, T, rows)
+            ],
+            -1,
+        )
+    for slot, distance in offsets:
+        shifted_BT = _shifted(valid_BT, distance)
+        if mask_BQK is not None and distance < T:
+            shifted_BT[:, distance:] &= mask_BQK.diagonal(-distance, 1, 2)
+        count_BhT[:, slot] = shifted_BT.to(columns_BhT.dtype)
+    return visible_BT, count_BhT
+
+
+def _shifted(valid_BT: torch.Tensor, distance: int) -> torch.Tensor:
+    """True for queries whose key `distance` positions back exists and is no padding."""
+    shifted_BT = torch.zeros_like(valid_BT)
+    if distance < valid_BT.shape[1]:
+        shifted_BT[:, distance:] = valid_BT[:, : valid_BT.shape[1] - distance]
+    return shifted_BT

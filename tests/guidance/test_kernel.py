@@ -1,0 +1,175 @@
+"""The blocked kernel equals the dense reference: output, loss, gradients, attention mass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gaguide.guidance.kernel import guided_attention, measure_attention
+from gaguide.guidance.patterns import Columns, Offset, Target
+from gaguide.guidance.targets import row_terms
+from tests.guidance.dense import dense_loss, dense_maps
+
+REDUCTIONS = ("mean", "frobenius")
+KINDS = ("indicator", "normalized")
+
+
+def case(seed: int, B: int, h: int, T: int, D: int, padding: str, density: float):
+    """Random q, k, v, targets (columns and offsets mixed), validity and visibility."""
+    rng = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(B, h, T, D, generator=rng, dtype=torch.float64) for _ in range(3))
+    targets: list[Target] = []
+    for head in range(h):
+        if (seed + head) % 3 == 2:
+            targets.append(Offset(int(torch.randint(0, T + 2, (), generator=rng))))
+        else:
+            targets.append(Columns(torch.rand(B, T, generator=rng) < density))
+    valid_BT = torch.ones(B, T, dtype=torch.bool)
+    visible_BTT = torch.ones(T, T, dtype=torch.bool).tril().expand(B, T, T).clone()
+    if padding != "none":
+        for row, length in enumerate(torch.randint(1, T + 1, (B,), generator=rng).tolist()):
+            where = slice(length, None) if padding == "right" else slice(0, T - length)
+            valid_BT[row, where] = False
+            visible_BTT[row, :, where] = False
+    return q, k, v, targets, valid_BT, visible_BTT
+
+
+def compare(dtype: torch.dtype, rtol: float, reduction: str, kind: str, row_block: int, made) -> None:
+    q, k, v, targets, valid_BT, visible_BTT = made
+    scale = q.shape[-1] ** -0.5
+    weights_h = torch.linspace(0.5, 2, q.shape[1], dtype=torch.float64)
+    grad_out = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grad_out = grad_out * valid_BT[:, None, :, None]  # what padding puts out is nobody's concern
+
+    exact = [x.clone().requires_grad_() for x in (q, k, v)]
+    maps = dense_maps(exact[0], exact[1], visible_BTT, scale)
+    want_loss = torch.stack(
+        [
+            dense_loss(maps[:, j], target, valid_BT, visible_BTT, reduction, kind)
+            for j, target in enumerate(targets)
+        ]
+    )
+    want_out = maps @ exact[2]
+    ((want_out * grad_out).sum() + (weights_h * want_loss).sum()).backward()
+
+    ours = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+    mask = None if bool(valid_BT.all()) else visible_BTT
+    terms = row_terms(targets, valid_BT, mask, reduction, kind, dtype)
+    out, loss_h, mass_h = guided_attention(*ours, terms, mask, scale, row_block=row_block)
+    ((out * grad_out.to(dtype)).sum() + (weights_h.to(dtype) * loss_h).sum()).backward()
+
+    def close(got: torch.Tensor, want: torch.Tensor) -> None:
+        size = float(want.abs().max()) or 1.0
+        torch.testing.assert_close(got.double(), want, rtol=rtol, atol=rtol * size)
+
+    close(loss_h, want_loss.detach())
+    close(out * valid_BT[:, None, :, None], (want_out * valid_BT[:, None, :, None]).detach())
+    for got, want in zip(ours, exact):
+        close(got.grad, want.grad)
+    measured_loss, measured_mass = measure_attention(ours[0], ours[1], terms, mask, scale, row_block)
+    torch.testing.assert_close(measured_loss, loss_h.detach())
+    torch.testing.assert_close(measured_mass, mass_h, equal_nan=True)
+    for j, target in enumerate(targets):
+        close_mass(mass_h[j], maps[:, j].detach(), target, valid_BT, visible_BTT, rtol)
+
+
+def close_mass(got, maps_BTT, target, valid_BT, visible_BTT, rtol) -> None:
+    from tests.guidance.dense import pattern_matrix
+
+    p_BTT = pattern_matrix(target, valid_BT) * visible_BTT
+    seen_BT = (p_BTT.sum(-1) > 0) & valid_BT
+    if not seen_BT.any():
+        assert got.isnan()
+        return
+    want = (maps_BTT * p_BTT).sum(-1)[seen_BT].mean()
+    torch.testing.assert_close(got.double(), want, rtol=10 * rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_fp32_equals_dense_float64(reduction: str, kind: str, padding: str) -> None:
+    """1e-6 relative, with T not a multiple of the row block and heads of each kind of target."""
+    made = case(seed=5, B=3, h=4, T=77, D=16, padding=padding, density=0.08)
+    compare(torch.float32, 1e-6, reduction, kind, 32, made)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    B=st.integers(1, 3),
+    h=st.integers(1, 4),
+    T=st.integers(1, 40),
+    D=st.integers(1, 9),
+    row_block=st.integers(1, 48),
+    padding=st.sampled_from(["none", "right", "left"]),
+    density=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    reduction=st.sampled_from(REDUCTIONS),
+    kind=st.sampled_from(KINDS),
+)
+def test_any_shape_equals_dense(seed, B, h, T, D, row_block, padding, density, reduction, kind) -> None:
+    made = case(seed, B, h, T, D, padding, density)
+    compare(torch.float64, 1e-10, reduction, kind, row_block, made)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradcheck(reduction: str, kind: str, dropout: float) -> None:
+    q, k, v, targets, valid_BT, _ = case(2, 2, 3, 9, 4, "none", 0.3)
+    terms = row_terms(targets, valid_BT, None, reduction, kind, torch.float64)
+
+    def run(q, k, v):
+        torch.manual_seed(0)  # the same dropped entries each time
+        out, loss_h, _ = guided_attention(q, k, v, terms, None, 0.5, dropout, row_block=4)
+        return out, loss_h
+
+    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in (q, k, v)])
+
+
+def test_loss_stays_positive_when_a_head_looks_where_it_should() -> None:
+    """sum H^2 - 2 t mass + t^2 n would cancel to noise here."""
+    T, D = 64, 8
+    k = torch.zeros(1, 1, T, D)
+    k[:, :, 0, 0] = 22.0
+    q = torch.zeros(1, 1, T, D)
+    q[..., 0] = 1.0
+    marked = torch.zeros(1, T, dtype=torch.bool)
+    marked[:, 0] = True
+    terms = row_terms([Columns(marked)], marked | True, None, "mean", "indicator", torch.float32)
+    loss_h, mass_h = measure_attention(q, k, terms, None, 0.5)
+    exact = dense_loss(
+        dense_maps(q.double(), k.double(), torch.ones(1, T, T).tril().bool(), 0.5)[:, 0],
+        Columns(marked),
+        marked | True,
+        torch.ones(1, T, T).tril().bool(),
+        "mean",
+        "indicator",
+    )
+    assert mass_h.item() > 0.999
+    torch.testing.assert_close(loss_h[0].double(), exact, rtol=1e-3, atol=0)
+
+
+def test_half_precision_inputs_are_computed_in_fp32() -> None:
+    q, k, v, targets, valid_BT, _ = case(3, 2, 2, 50, 8, "none", 0.1)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
+    out, loss_h, _ = guided_attention(q, k, v, terms, None, 0.3)
+    exact = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float64)
+    _, want_h, _ = guided_attention(q.double(), k.double(), v.double(), exact, None, 0.3)
+    assert out.dtype == torch.bfloat16
+    assert loss_h.dtype == torch.float32
+    torch.testing.assert_close(loss_h.double(), want_h, rtol=1e-6, atol=0)
+
+
+def test_dropout_leaves_loss_and_mass_alone() -> None:
+    """The study's H is before dropout."""
+    q, k, v, targets, valid_BT, _ = case(4, 2, 3, 30, 8, "none", 0.2)
+    terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float64)
+    plain = guided_attention(q, k, v, terms, None, 0.3)
+    dropped = guided_attention(q, k, v, terms, None, 0.3, 0.5)
+    torch.testing.assert_close(dropped[1], plain[1])
+    torch.testing.assert_close(dropped[2], plain[2], equal_nan=True)
+    assert not torch.allclose(dropped[0], plain[0])
