@@ -1,0 +1,32 @@
+"""What a run is: its YAML (`RunConfig`), dotted overrides, and the DeepSpeed JSON it is run under."""
+
+from gaguide.config.batch import BatchPlan, plan_batch
+from gaguide.config.deepspeed import load_deepspeed_json, resolve_deepspeed
+from gaguide.config.load import EMBEDDED, dump_config, load_config, parse_overrides
+from gaguide.config.run import (
+    CheckpointSection,
+    DataSection,
+    GuidanceSection,
+    ModelSection,
+    RunConfig,
+    TrainSection,
+    ValidationSection,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "BatchPlan",
+    "CheckpointSection",
+    "DataSection",
+    "GuidanceSection",
+    "ModelSection",
+    "RunConfig",
+    "TrainSection",
+    "ValidationSection",
+    "dump_config",
+    "load_config",
+    "load_deepspeed_json",
+    "parse_overrides",
+    "plan_batch",
+    "resolve_deepspeed",
+]

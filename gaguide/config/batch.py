@@ -1,0 +1,45 @@
+"""How the global batch is split over ranks and accumulation steps. Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gaguide.errors import Fault, UserError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """global_batch = micro_batch × accumulation × world_size, in sequences."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+
+def plan_batch(global_batch: int, micro_batch: int | None, world_size: int) -> BatchPlan:
+    """The split; without `micro_batch`, all of a rank's share in one forward pass."""
+    if global_batch % world_size:
+        near = max(world_size, round(global_batch / world_size) * world_size)
+        raise UserError(
+            Fault(
+                "train.global_batch",
+                f"does not divide by the {world_size} ranks",
+                f"use a multiple of {world_size}, e.g. {near}, or another number of ranks",
+                global_batch,
+            )
+        )
+    share = global_batch // world_size
+    micro_batch = micro_batch or share
+    if share % micro_batch:
+        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        raise UserError(
+            Fault(
+                "train.micro_batch",
+                f"does not divide a rank's share of {share} sequences (global batch {global_batch}, "
+                f"{world_size} ranks)",
+                f"use one of {', '.join(map(str, divisors))}",
+                micro_batch,
+            )
+        )
+    return BatchPlan(global_batch, micro_batch, share // micro_batch, world_size)

@@ -1,0 +1,135 @@
+"""From YAML and dotted overrides to a checked RunConfig; every fault is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gaguide.config.run import RunConfig
+from gaguide.errors import Fault, UserError, suggestion
+
+EMBEDDED = Path(__file__).parent / "embedded.yaml"
+"""The run that needs nothing but this package; it is what `launch/train.py` does without `--config`."""
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`--section.field VALUE` and `--section.field=VALUE` as {dotted field: text}."""
+    overrides: dict[str, str] = {}
+    faults: list[Fault] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        field, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not field:
+            faults.append(Fault("arguments", "is no option", "write --section.field VALUE", word))
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                faults.append(Fault(word, "has no value", f"write {word} VALUE"))
+                continue
+            value = rest.pop(0)
+        overrides[field] = value
+    if faults:
+        raise UserError(faults)
+    return overrides
+
+
+def load_config(path: Path | None, overrides: dict[str, str]) -> RunConfig:
+    """The run in `path` (None: the embedded one) with overrides, whose values are read as YAML."""
+    tree = _read_yaml(path or EMBEDDED)
+    faults: list[Fault] = []
+    for field, text in overrides.items():
+        faults += _set(tree, field, text)
+    try:
+        run = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(faults + [_fault(detail, tree) for detail in error.errors()]) from None
+    if faults:
+        raise UserError(faults)
+    return run
+
+
+def dump_config(run: RunConfig) -> str:
+    """The run as YAML text that `load_config` reads back."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(Fault("--config", "no such file", "give the path of a run's YAML file", str(path)))
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(Fault("--config", f"is not YAML: {error}", "mend the file", str(path))) from None
+    if not isinstance(tree, dict):
+        raise UserError(Fault("--config", "holds no sections", "see launch/recipes for examples", str(path)))
+    return tree
+
+
+def _set(tree: dict[str, Any], field: str, text: str) -> list[Fault]:
+    """Put one override into the tree; unknown names are left for the validation to report."""
+    *sections, leaf = field.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            return [Fault(f"--{field}", f"{section} is a value, not a section", _known([section]))]
+        tree = below
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        tree[leaf] = text
+    return []
+
+
+def _fault(detail: Any, tree: dict[str, Any]) -> Fault:
+    """One pydantic error as a fault with our words for the remedy."""
+    path = [str(part) for part in detail["loc"] if not _is_union_branch(part)]
+    field = ".".join(path) or "run"
+    if detail["type"] == "extra_forbidden":
+        return Fault(field, "no such field", _known(path), detail["input"])
+    if detail["type"] == "missing":
+        return Fault(field, "is missing", f"give it: {_described(path)}")
+    if not path or isinstance(_lookup(tree, path), dict):
+        return Fault(field, detail["msg"].removeprefix("Value error, "), "mend this section")
+    return Fault(field, _lower(detail["msg"]), _described(path) or "mend the value", _lookup(tree, path))
+
+
+def _is_union_branch(part: Any) -> bool:
+    """pydantic names the branch of a union it tried in the location: noise to a reader."""
+    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "tuple"))
+
+
+def _lookup(tree: Any, path: Iterable[str]) -> Any:
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _section(path: Sequence[str]) -> type[BaseModel] | None:
+    """The section class that holds the last name of `path`."""
+    section: Any = RunConfig
+    for part in path[:-1]:
+        field = section.model_fields.get(part)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return None
+    return section
+
+
+def _known(path: Sequence[str]) -> str:
+    section = _section(path)
+    return suggestion(path[-1], section.model_fields) if section else "see the README's list of fields"
+
+
+def _described(path: Sequence[str]) -> str:
+    section = _section(path)
+    field = section.model_fields.get(path[-1]) if section else None
+    return (field.description or "") if field else ""
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,140 @@
+"""RunConfig: every setting of a training run, with one sentence for each.
+
+ZeRO, precision and offload are not here: the DeepSpeed JSON owns them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        coerce_numbers_to_str=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+
+
+def _indices(value: Any) -> Any:
+    """`0,5` and `3` on the command line mean the list; `all` and `last-half` stay words."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, str) and value.replace(",", "").replace(" ", "").isdigit():
+        return tuple(int(part) for part in value.split(","))
+    return value
+
+
+class ModelSection(_Section):
+    name: str
+    """Hub id or local folder of a pretrained model; with `init: scratch` a size: tiny, gpt2 … gpt2-xl."""
+    init: Literal["pretrained", "scratch"] = "pretrained"
+    """Start from the named model's weights, or from random ones."""
+    revision: str | None = None
+    """Commit or tag of a hub model; null is its newest."""
+    dropout: Fraction | None = None
+    """Dropout everywhere in the model; null leaves the model's own."""
+
+
+class DataSection(_Section):
+    shards: str
+    """Folder made by `gaguide data build`, or `embedded` for the corpus that comes with Python itself."""
+    block_length: PositiveInt = 1024
+    """Tokens in each training sequence."""
+
+
+class GuidanceSection(_Section):
+    experiment: str = "finetuned"
+    """The study's experiment: finetuned (no guidance), 1-negation, 3-negation or 4-transition."""
+    layers: Annotated[Literal["all", "last-half"] | tuple[NonNegativeInt, ...], BeforeValidator(_indices)] = (
+        "all"
+    )
+    """Layers in which heads are guided: all, last-half, or a list counted from 0."""
+    weight: NonNegative = 10.0
+    """Factor of the guidance loss; at 0 the run is plain fine-tuning and attention is only measured."""
+    reduction: Literal["mean", "frobenius"] = "mean"
+    """mean: per visible query-key pair; frobenius: Eq. (2) as printed, summed over a sequence."""
+    target: Literal["indicator", "normalized"] = "indicator"
+    """indicator: Eq. (3) as printed; normalized: each row divided by its number of visible targets."""
+
+
+class TrainSection(_Section):
+    global_batch: PositiveInt
+    """Sequences in one optimizer step, over all ranks and accumulation steps."""
+    micro_batch: PositiveInt | None = None
+    """Sequences per rank in one forward pass; null takes global_batch / ranks (no accumulation)."""
+    epochs: Positive | None = None
+    """Passes over the training blocks; give this or `steps`."""
+    steps: PositiveInt | None = None
+    """Optimizer steps; give this or `epochs`."""
+    learning_rate: Positive = 5e-5
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """Shape of the learning rate after warmup; cosine and linear end at 0."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's decoupled weight decay, on matrices and embeddings only."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    epsilon: Positive = 1e-8
+    """AdamW's epsilon."""
+    gradient_clipping: NonNegative = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more compute."""
+    log_every: PositiveInt = 10
+    """Steps between two records in metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class ValidationSection(_Section):
+    every: NonNegativeInt = 0
+    """Steps between two validations; 0 validates before the first step and after the last only."""
+    blocks: PositiveInt = 256
+    """Held-out blocks measured each time, at most."""
+
+
+class CheckpointSection(_Section):
+    every: NonNegativeInt = 0
+    """Steps between two checkpoints; 0 saves after the last step only."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+
+class RunConfig(_Section):
+    """A training run."""
+
+    name: str = "run"
+    """Name in reports."""
+    output: str
+    """Folder of everything the run writes."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, data order and dropout."""
+    model: ModelSection
+    data: DataSection
+    guidance: GuidanceSection = GuidanceSection()
+    train: TrainSection
+    validation: ValidationSection = ValidationSection()
+    checkpoint: CheckpointSection = CheckpointSection()

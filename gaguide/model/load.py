@@ -1,0 +1,88 @@
+"""Find a model (configuration first, weights later) and build it.
+
+Remote code in a model folder is never run. Configurations are copied, because models built from one
+configuration object share it and change it.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from gaguide.config import ModelSection
+from gaguide.errors import Fault, UserError, suggestion
+from gaguide.model.sizes import SIZES, scratch_config
+
+_DROPOUTS = (
+    "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "dropout",
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "activation_dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found: its section and configuration, no weights yet."""
+
+    section: ModelSection
+    config: PretrainedConfig
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence the model takes, in tokens."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+
+def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) -> ModelSource:
+    """The configuration that `section` names; vocabulary and end of text are the data's, for scratch models.
+
+    Raises `UserError` where there is no such size, folder or hub model, or the hub cannot be reached.
+    """
+    if section.init == "scratch" and section.name in SIZES:
+        config: PretrainedConfig = scratch_config(SIZES[section.name], vocab_size, end_of_text)
+    else:
+        config = _pretrained_config(section)
+    if section.dropout is not None:
+        for name in _DROPOUTS:
+            if hasattr(config, name):
+                setattr(config, name, section.dropout)
+    return ModelSource(section, config)
+
+
+def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
+    """The model with its weights, fp32, SDPA, in train mode; random weights depend on `seed` alone."""
+    config = deepcopy(source.config)
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    if source.section.init == "scratch":
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.section.name,
+            config=config,
+            revision=source.section.revision or "main",
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
+    # Packed sequences need none, and with a cache transformers ignores position ids.
+    model.config.use_cache = False
+    return model.train()
+
+
+def _pretrained_config(section: ModelSection) -> PretrainedConfig:
+    try:
+        return deepcopy(
+            AutoConfig.from_pretrained(
+                section.name, revision=section.revision or "main", trust_remote_code=False
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "give a folder made by save_pretrained, or a hub id on a machine that reaches the hub"
+        if section.init == "scratch":
+            remedy += f"; or a size: {suggestion(section.name, SIZES)}"
+        raise UserError(Fault("model.name", f"cannot be loaded ({reason})", remedy, section.name)) from None

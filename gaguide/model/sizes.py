@@ -1,0 +1,39 @@
+"""GPT-2's sizes, and a tiny one for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import GPT2Config
+
+
+@dataclass(frozen=True)
+class Size:
+    """Layers, heads, width and positions of a GPT-2."""
+
+    layers: int
+    heads: int
+    width: int
+    positions: int = 1024
+
+
+SIZES = {
+    "tiny": Size(4, 4, 128, 256),
+    "gpt2": Size(12, 12, 768),
+    "gpt2-medium": Size(24, 16, 1024),
+    "gpt2-large": Size(36, 20, 1280),
+    "gpt2-xl": Size(48, 25, 1600),
+}
+
+
+def scratch_config(size: Size, vocab_size: int, end_of_text: int | None) -> GPT2Config:
+    """Configuration of a GPT-2 of that size for a vocabulary."""
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=size.positions,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+    )
