@@ -1,0 +1,177 @@
+"""`gaguide data build | info | verify`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from gaguide.errors import EXIT_USER_ERROR
+
+if TYPE_CHECKING:
+    from gaguide.data import Manifest, Progress
+
+
+def register(app: typer.Typer) -> None:
+    """Add `data` and its subcommands."""
+    data = typer.Typer(no_args_is_help=True, help="Make, describe and check folders of token shards.")
+    data.command("build")(build_command)
+    data.command("info")(info_command)
+    data.command("verify")(verify_command)
+    app.add_typer(data, name="data")
+
+
+def build_command(
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="Files, a folder, a quoted glob, an address (s3://…), a data set on the hub, or 'embedded'. "
+            "May be given several times."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to make. A build that was interrupted goes on.")],
+    tokenizer: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads it at run time under Python 3.10)
+        typer.Option(help="Folder of a tokenizer or a hub name. Optional with --source embedded only."),
+    ] = None,
+    rows: Annotated[Optional[int], typer.Option(help="Take the first N rows only.")] = None,  # noqa: UP045
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Split of a hub data set.", show_default="train"),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Column or field that holds the text.")] = "text",
+    validation_fraction: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="Share of documents held out, by a hash of their text.",
+            show_default="0.005, or 0.05 under 100 MB",
+        ),
+    ] = None,
+    shard_tokens: Annotated[int, typer.Option(help="About how many tokens a shard has.")] = 50_000_000,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Processes. The result does not depend on it.", show_default="cores of this machine"
+        ),
+    ] = None,
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Commit, branch or tag of a hub data set.", show_default="its newest commit"),
+    ] = None,
+) -> None:
+    """Turn text into a folder of token shards."""
+    from gaguide.data import BuildRequest, build
+
+    request = BuildRequest(
+        sources=tuple(source),
+        output=output,
+        tokenizer=tokenizer,
+        rows=rows,
+        split=split,
+        text_field=text_field,
+        validation_fraction=validation_fraction,
+        shard_tokens=shard_tokens,
+        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        revision=revision,
+    )
+    with _progress_shown() as show:
+        manifest = build(request, show)
+    typer.echo(describe(output, manifest))
+
+
+def info_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Say what a folder of shards holds."""
+    from gaguide.data import read_manifest
+
+    manifest = read_manifest(folder)
+    if as_json:
+        typer.echo(json.dumps({**asdict(manifest), "fingerprint": manifest.fingerprint}, indent=1))
+    else:
+        typer.echo(describe(folder, manifest))
+
+
+def verify_command(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+    """Compare every shard with the manifest; exit code 2 if any is missing, truncated, damaged or foreign."""
+    from gaguide.data.verify import verify
+
+    checked, findings = 0, []
+    for _, finding in verify(folder):
+        checked += 1
+        if finding is not None:
+            findings.append(finding)
+            typer.echo(f"{finding.file}: {finding.problem}", err=True)
+    if findings:
+        remedy = "copy them again from a whole set, or remove the folder and build it again"
+        typer.echo(f"{folder}: {len(findings)} of {checked} are not right\n    → {remedy}", err=True)
+        raise typer.Exit(EXIT_USER_ERROR)
+    typer.echo(f"{folder}: {checked} checked, all as the manifest says")
+
+
+def describe(folder: Path, manifest: Manifest) -> str:
+    """A few lines on a folder of shards, for people."""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()) or "none"
+    lines = [
+        f"{folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens ({manifest.token_dtype})",
+        f"  source      {manifest.source}" + (f" @ {manifest.revision}" if manifest.revision else ""),
+        f"  dropped     {dropped}",
+        f"  tokenizer   {manifest.vocab_size:,} ids, fingerprint {manifest.tokenizer_fingerprint[:12]}",
+    ]
+    for split, shards in manifest.splits.items():
+        documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
+        count = f"{len(shards):,} shard{'s' if len(shards) > 1 else ''}"
+        lines.append(f"  {split:<11} {documents:,} documents, {tokens:,} tokens in {count}")
+    return "\n".join([*lines, f"  fingerprint {manifest.fingerprint[:12]}"])
+
+
+@contextmanager
+def _progress_shown() -> Iterator[Callable[[Progress], None]]:
+    """A bar with rate and time left, on standard error; where that is no terminal, a line for each stage."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None, rate="")
+        first: list[Progress] = []
+        stages: list[str] = []
+
+        def show(progress: Progress) -> None:
+            if not console.is_terminal:
+                if progress.stage not in stages:
+                    stages.append(progress.stage)
+                    console.print(progress.stage)
+                return
+            first[:] = first or ([progress] if progress.total_bytes else [])
+            rate = f"{progress.documents:,} documents, {_rate(bar.tasks[task].elapsed, first, progress)}"
+            # The total is an estimate: never beyond it before the end.
+            bar.update(
+                task,
+                description=progress.stage,
+                total=progress.total_bytes or None,
+                completed=min(progress.bytes, int(progress.total_bytes * 0.999)),
+                rate=rate if progress.total_bytes else "",
+            )
+
+        yield show
+
+
+def _rate(elapsed: float | None, first: list[Progress], progress: Progress) -> str:
+    """Speed of this run; what an earlier, interrupted one had done does not count."""
+    done = progress.bytes - (first[0].bytes if first else 0)
+    return f"{done / 1e6 / max(elapsed or 0, 1e-3):,.1f} MB/s"

@@ -1,0 +1,217 @@
+"""Tokenizers: loading one, telling two apart, and encoding documents fast.
+
+Documents are encoded as plain text: a document that spells out a special token gets that text's ordinary
+ids, never the special one. GPT-2-type byte-level BPE is encoded by tiktoken, built from the tokenizer's own
+vocabulary, after its ids were found equal to the Hugging Face tokenizer's on a sample; any other tokenizer
+is used as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gaguide.errors import Fault, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# GPT-2's rule for cutting text into words, as tiktoken spells it: possessive, so that it is fast.
+_GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# tiktoken panics when a run of white space of some 100,000 characters is followed by something else.
+_LONG_TEXT = 50_000
+_LONG_SPACE = re.compile(r"\s{20000}")
+_PROBE = (
+    "The cat didn't sit, but it's what we'd've said: they'll see I'm 100% sure… don't YOU'RE?\n\n\n"
+    "  indent\n\tdef f(x):\r\n    return x**2 != 3.14159 and not None  \n   \u00a0\u3000wide  spaces \u200b\n"
+    "Straße naïve ÅÄÖ Ελλάδα Привет мир שלום مرحبا नमस्ते ไทย 日本語 中文 한국어"
+    "🙂👩‍👩‍👧 e\u0301 ½ ² Ⅻ ٣ ''s 's\x00\x7f"
+    " <|endoftext|> trailing   "
+)
+
+
+def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, or of a hub model; code from a repository is never run.
+
+    `UserError` when it is not found, the hub can't be reached, or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(name_or_folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise UserError(_not_loaded(name, error)) from None
+    if tokenizer.eos_token_id is None:
+        remedy = "take one that has it: documents are told apart by that token"
+        raise UserError(Fault("tokenizer", "it has no end-of-text (eos) token", remedy, name))
+    return tokenizer
+
+
+def _not_loaded(name: str, error: Exception) -> Fault:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if Path(name).is_dir():
+        remedy = (
+            "give a folder with tokenizer.json, or vocab.json and merges.txt, as save_pretrained writes it"
+        )
+        return Fault("tokenizer", f"no tokenizer can be loaded from this folder ({reason})", remedy, name)
+    remedy = (
+        "give a local folder that holds a tokenizer, or a model's name on the hub; without a connection "
+        "to the hub, copy the model's folder to this machine"
+    )
+    return Fault("tokenizer", f"no such folder, and the hub did not give it ({reason})", remedy, name)
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id, added tokens included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over all that decides which ids a text gets, and the end-of-text id; not over file layout."""
+    identity: dict[str, Any] = {"vocabulary": tokenizer.get_vocab(), "eos": tokenizer.eos_token_id}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        identity["class"] = type(tokenizer).__name__
+    else:
+        parsed = json.loads(backend.to_str())
+        identity["added"] = {token["content"]: token["id"] for token in parsed["added_tokens"]}
+        model = {key: value for key, value in parsed["model"].items() if key != "vocab"}
+        # Older files write a merge as "a b", newer ones as ["a", "b"].
+        model["merges"] = [_merge_pair(merge) for merge in model.get("merges") or []]
+        rules = {"model": model, "normalizer": parsed["normalizer"], "words": parsed["pre_tokenizer"]}
+        identity["rules"] = _without_defaults(rules)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _merge_pair(merge: str | list[str]) -> list[str]:
+    return merge.split(" ") if isinstance(merge, str) else merge
+
+
+def _without_defaults(value: Any) -> Any:
+    """Leave out null, false and empty fields: releases of `tokenizers` differ in which they write."""
+    if not isinstance(value, dict):
+        return value
+    cleaned = {key: _without_defaults(item) for key, item in value.items() if key != "trim_offsets"}
+    return {key: item for key, item in cleaned.items() if item not in (None, False, "", {}, [])}
+
+
+class DocumentEncoder:
+    """Turns a document's text into ids, without special tokens; may be pickled, so that workers get one each.
+
+    `fast` tells whether tiktoken does it. `encode(text)` → ids [n] uint32.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: Iterable[str] = (), try_fast: bool = True):
+        """Prove tiktoken equal on a probe, the vocabulary and the `sample` texts, else go without it."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._reference_json: str | None = None if backend is None else backend.to_str()
+        self._slow_tokenizer = tokenizer if backend is None else None
+        self._ranks = _gpt2_ranks(self._reference_json) if try_fast and self._reference_json else None
+        self._tiktoken: Any = None
+        self._reference: Any = None
+        if self._ranks is not None and not self._equal_on([*_probes(tokenizer), *sample]):
+            self._ranks = None
+
+    @property
+    def fast(self) -> bool:
+        """True where tiktoken encodes."""
+        return self._ranks is not None
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids [n] uint32 of `text`, which must be encodable as UTF-8."""
+        if self._ranks is None or (len(text) > _LONG_TEXT and _LONG_SPACE.search(text)):
+            return self.encode_by_reference(text)
+        if self._tiktoken is None:
+            self._tiktoken = _tiktoken_encoding(self._ranks)
+        return self._tiktoken.encode_to_numpy(text, disallowed_special=())
+
+    def encode_by_reference(self, text: str) -> np.ndarray:
+        """The same by the Hugging Face tokenizer itself."""
+        if self._slow_tokenizer is not None:
+            ids = self._slow_tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )
+            return np.array(ids, np.uint32)
+        if self._reference is None:
+            self._reference = _plain_tokenizer(self._reference_json or "")
+        # Without a batch's offsets, which would take many times the memory of the ids.
+        return np.array(self._reference.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.uint32)
+
+    def _equal_on(self, texts: Iterable[str]) -> bool:
+        return all(np.array_equal(self.encode(text), self.encode_by_reference(text)) for text in texts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tiktoken": None, "_reference": None}
+
+
+def _plain_tokenizer(serialized: str) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(serialized)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _tiktoken_encoding(ranks: dict[bytes, int]) -> Any:
+    import tiktoken
+
+    return tiktoken.Encoding("gaguide", pat_str=_GPT2_WORDS, mergeable_ranks=ranks, special_tokens={})
+
+
+def _gpt2_ranks(serialized: str) -> dict[bytes, int] | None:
+    """Token bytes → id for byte-level BPE by GPT-2's rules with ids ascending by merge, else None."""
+    parsed = json.loads(serialized)
+    model, words = parsed["model"], parsed["pre_tokenizer"] or {}
+    special = {token["content"] for token in parsed["added_tokens"] if token["special"]}
+    plain = (
+        model.get("type") == "BPE"
+        and parsed["normalizer"] is None
+        and words.get("type") == "ByteLevel"
+        and not words.get("add_prefix_space")
+        and words.get("use_regex", True)
+        and len(special) == len(parsed["added_tokens"])
+        and not any(
+            model.get(key)
+            for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+        )
+    )
+    if not plain:
+        return None
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    merged = ["".join(_merge_pair(merge)) for merge in model["merges"]]
+    vocabulary = model["vocab"]
+    ids = [vocabulary.get(token, -1) for token in merged]
+    # tiktoken merges by ascending id, so ids have to ascend with the merges, after the single bytes.
+    singles = [vocabulary.get(character, -1) for character in byte_of]
+    if -1 in singles or -1 in ids or any(b <= a for a, b in zip([max(singles), *ids], ids)):
+        return None
+    tokens = [*byte_of, *merged]
+    return {bytes(byte_of[character] for character in token): vocabulary[token] for token in tokens}
+
+
+def byte_characters() -> list[str]:
+    """The printable character by which byte-level BPE writes each byte, by byte (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    stand_in = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(stand_in)) for byte in range(256)]
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The built-in probe, and every piece of the vocabulary next to others of it."""
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    pieces = [
+        bytes(byte_of[character] for character in token if character in byte_of)
+        for token in sorted(tokenizer.get_vocab())
+    ]
+    glued = b"".join(pieces).decode("utf-8", errors="ignore")
+    spaced = b" ".join(pieces).decode("utf-8", errors="ignore")
+    return [_PROBE, glued, spaced]

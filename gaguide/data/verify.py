@@ -1,0 +1,64 @@
+"""Checking a folder of shards against its manifest, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gaguide.data.files import sha256_of
+from gaguide.data.manifest import TOKENIZER_FOLDER, Manifest, ShardInfo, read_manifest
+from gaguide.data.shards import DamagedShardError, content_digest, open_shard
+from gaguide.data.tokenize import load_tokenizer, tokenizer_fingerprint
+from gaguide.errors import UserError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. file: its name in the folder; problem: missing, truncated, damaged, foreign."""
+
+    file: str
+    problem: str
+
+
+def verify(folder: Path) -> Iterator[tuple[str, Finding | None]]:
+    """Check each file in turn; yields its name and what is wrong with it (None: nothing).
+
+    `UserError` where the folder has no manifest that can be read.
+    """
+    manifest = read_manifest(folder)
+    named = [shard for shards in manifest.splits.values() for shard in shards]
+    for shard in named:
+        yield shard.file, _check_shard(folder, shard, manifest)
+    for path in sorted(folder.glob("*.arrow")):
+        if path.name not in {shard.file for shard in named}:
+            yield path.name, Finding(path.name, "foreign: the manifest does not name it")
+    yield TOKENIZER_FOLDER, _check_tokenizer(folder, manifest)
+
+
+def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding | None:
+    path = folder / info.file
+    try:
+        shard = open_shard(path, info, manifest.tokenizer_fingerprint)
+        if sha256_of(path) == info.sha256:
+            return None
+        content = content_digest(shard.tokens, np.asarray(shard.offsets, np.int64))
+    except DamagedShardError as error:
+        return Finding(info.file, str(error))
+    if content == info.content:
+        return Finding(info.file, "damaged: bytes around the tokens differ (checksum)")
+    return Finding(info.file, "damaged: its tokens differ from the ones that were written (checksum)")
+
+
+def _check_tokenizer(folder: Path, manifest: Manifest) -> Finding | None:
+    if not (folder / TOKENIZER_FOLDER).is_dir():
+        return Finding(TOKENIZER_FOLDER, "missing")
+    try:
+        found = tokenizer_fingerprint(load_tokenizer(folder / TOKENIZER_FOLDER))
+    except UserError as error:
+        return Finding(TOKENIZER_FOLDER, f"damaged: {error.faults[0].problem}")
+    if found != manifest.tokenizer_fingerprint:
+        return Finding(TOKENIZER_FOLDER, "foreign: not the tokenizer that made these shards")
+    return None
