@@ -1,0 +1,19 @@
+"""Attention maps of chosen layers and heads, and pictures of them."""
+
+from gaguide.attention.collect import AttentionMaps, collect, collecting
+from gaguide.attention.figures import save_figure
+from gaguide.attention.panels import Panel, make_panels
+from gaguide.attention.tokens import token_labels
+from gaguide.attention.views import draw_heatmaps, draw_lines
+
+__all__ = [
+    "AttentionMaps",
+    "Panel",
+    "collect",
+    "collecting",
+    "draw_heatmaps",
+    "draw_lines",
+    "make_panels",
+    "save_figure",
+    "token_labels",
+]

@@ -1,0 +1,53 @@
+"""Readable labels for tokens: what a vocabulary writes as Ġ, Ċ or ▁ becomes a visible mark."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+SPACE, NEWLINE, TAB = "␣", "↵", "⇥"
+
+
+def token_labels(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """One label for each token id, never empty; bytes that are no whole character are shown in hex."""
+    pieces = tokenizer.convert_ids_to_tokens([int(token) for token in ids])
+    # Only byte-level vocabularies write every byte as one printable character (a space as Ġ).
+    byte_level = any("Ġ" in piece for piece in tokenizer.get_vocab())
+    special = set(tokenizer.all_special_tokens)
+    return [
+        piece if piece in special else _visible(_decode(piece) if byte_level else piece.replace("▁", " "))
+        for piece in pieces
+    ]
+
+
+def _visible(text: str) -> str:
+    text = text.replace(" ", SPACE).replace("\r\n", NEWLINE).replace("\n", NEWLINE).replace("\t", TAB)
+    shown = (
+        f"<{ord(char):02X}>" if unicodedata.category(char) in ("Cc", "Cf", "Co", "Cn", "Zl", "Zp") else char
+        for char in text
+    )
+    return "".join(shown) or "∅"
+
+
+def _decode(piece: str) -> str:
+    """Byte-level characters → text; a piece with other characters (an added token) stays as it is."""
+    try:
+        raw = bytes(_BYTES[char] for char in piece)
+    except KeyError:
+        return piece
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(chr(byte) if 32 <= byte < 127 else f"<{byte:02X}>" for byte in raw)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable bytes stand for themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()

@@ -1,0 +1,192 @@
+"""Pictures of attention: heat maps, and lines between tokens whose opacity is the attention.
+
+Panels of one model are laid out layers down, heads across; of several models, each head's row holds the
+models side by side. Every panel of a picture shares one scale. Guided words are marked by colour, bold
+type and an arrow, so that no mark rests on colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
+from matplotlib.colors import PowerNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from gaguide.attention.figures import GUIDED, OTHER
+from gaguide.attention.panels import EARLIER, Panel
+from gaguide.errors import Fault, UserError
+
+MAX_PANELS = 48
+_LABEL_LENGTH = 14
+_FAINTEST = 0.01  # lines below this attention can't be seen
+
+
+def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
+    """Rows are queries, columns are keys; the colour is the square root of the attention."""
+    grid = _Grid(panels)
+    cell, label = 0.21, grid.label_inches
+    width, height = grid.most_keys * cell + label + 0.35, grid.most_queries * cell + label + 0.75
+    figure, axes = grid.figure(width, height, right=0.95)
+    highest = max(float(panel.weights_QK.max()) for panel in panels) or 1.0
+    norm = PowerNorm(0.5, 0, highest)
+    image = None
+    for panel, ax in axes:
+        hidden = np.triu(np.ones(panel.weights_QK.shape, bool), panel.first_key + 1)
+        ax.set_facecolor("#ECECEC")
+        if grid.most_queries >= 8:  # the causal mask leaves this corner free
+            ax.text(
+                0.98, 0.97, "each row's token looks\nat the columns' tokens",
+                transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#6E6E6E",
+            )  # fmt: skip
+        image = ax.imshow(np.ma.masked_array(panel.weights_QK.numpy(), hidden), cmap="Blues", norm=norm)
+        _label_axis(ax.xaxis, panel.key_labels, panel.guided_keys, rotation=90)
+        queries = frozenset(key - panel.first_key for key in panel.guided_keys if key >= panel.first_key)
+        _label_axis(ax.yaxis, panel.query_labels, queries)
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        for key in panel.guided_keys:
+            ax.axvspan(key - 0.5, key + 0.5, fill=False, edgecolor=GUIDED, linewidth=1.1)
+        _title(ax, panel)
+    assert image is not None
+    bar_height = min(2.4, figure.get_figheight() - 1.2)
+    bar = figure.add_axes(
+        (
+            1 - 0.8 / figure.get_figwidth(),
+            1 - (bar_height + 0.75) / figure.get_figheight(),
+            0.14 / figure.get_figwidth(),
+            bar_height / figure.get_figheight(),
+        )
+    )
+    ticks = [tick for tick in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1) if tick <= highest * 1.001]
+    colorbar = figure.colorbar(image, cax=bar, ticks=ticks, format="%g")
+    colorbar.outline.set_visible(False)
+    bar.tick_params(labelsize=7, length=2)
+    bar.set_title("attention", fontsize=7, loc="left", pad=6)
+    return figure
+
+
+def draw_lines(panels: Sequence[Panel]) -> Figure:
+    """Queries on the left, keys on the right, a line for each pair; its opacity is the attention."""
+    grid = _Grid(panels)
+    label = grid.label_inches
+    width, height = 1.7 + 2 * label + 0.3, grid.most_keys * 0.22 + 0.9
+    figure, axes = grid.figure(width, height, right=0.1)
+    for panel, ax in axes:
+        _draw_pairs(ax, panel)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(grid.most_keys - 0.4, -0.6)
+        ax.set_axis_off()
+        _title(ax, panel)
+    return figure
+
+
+def _draw_pairs(ax: Axes, panel: Panel) -> None:
+    """One panel's lines and both columns of tokens; query rows stand level with their own key."""
+    weights = panel.weights_QK.numpy()
+    queries, keys = np.nonzero(weights >= _FAINTEST)
+    # Strong lines are drawn last, so that none hides behind fainter ones.
+    order = np.argsort(weights[queries, keys], kind="stable")
+    queries, keys = queries[order], keys[order]
+    is_guided = panel.guided_QK.numpy()[queries, keys]
+    rgb = np.where(is_guided[:, None], to_rgb(GUIDED), to_rgb(OTHER))
+    colours = np.column_stack([rgb, np.clip(weights[queries, keys], 0, 1)])
+    ends = np.stack(
+        [
+            np.column_stack([np.zeros(len(queries)), queries + panel.first_key]),
+            np.column_stack([np.ones(len(keys)), keys]),
+        ],
+        1,
+    )
+    ax.add_collection(LineCollection(list(ends), colors=colours, linewidths=1.8, capstyle="round"))
+    for query, text in enumerate(panel.query_labels):
+        drawn = ax.text(-0.03, query + panel.first_key, _short(text), ha="right", va="center", fontsize=8)
+        _mark(drawn, False, text)
+    for key, text in enumerate(panel.key_labels):
+        shown = f"◂ {_short(text)}" if key in panel.guided_keys else _short(text)
+        drawn = ax.text(1.03, key, shown, ha="left", va="center", fontsize=8)
+        _mark(drawn, key in panel.guided_keys, text)
+
+
+class _Grid:
+    """Where the panels go, and how large the picture gets (in inches)."""
+
+    def __init__(self, panels: Sequence[Panel]) -> None:
+        if not panels:
+            raise ValueError("no panels to draw")
+        if len(panels) > MAX_PANELS:
+            raise UserError(
+                Fault(
+                    "--layers, --heads",
+                    f"{len(panels)} panels, more than the {MAX_PANELS} that one picture can hold",
+                    "choose fewer layers or heads",
+                )
+            )
+        self.panels = panels
+        models = list(dict.fromkeys(panel.model for panel in panels))
+        heads = list(dict.fromkeys(panel.head for panel in panels))
+        layers = sorted({panel.layer for panel in panels})
+        if len(models) > 1:
+            rows = sorted({(panel.layer, panel.head) for panel in panels})
+            self.places = [(rows.index((p.layer, p.head)), models.index(p.model)) for p in panels]
+            self.rows, self.columns = len(rows), len(models)
+        else:
+            self.places = [(layers.index(p.layer), heads.index(p.head)) for p in panels]
+            self.rows, self.columns = len(layers), len(heads)
+        self.most_keys = max(len(panel.key_labels) for panel in panels)
+        self.most_queries = max(len(panel.query_labels) for panel in panels)
+        longest = max(len(_short(label)) for panel in panels for label in panel.key_labels)
+        self.label_inches = 0.078 * (longest + 2) + 0.1
+
+    def figure(self, width: float, height: float, right: float) -> tuple[Figure, list[tuple[Panel, Axes]]]:
+        """A figure with one axes a panel, each `width` × `height` with its labels."""
+        # Titles need a width of their own where panels are narrow.
+        width = max(width, 2.6)
+        figure = Figure(figsize=(self.columns * width + right, self.rows * height), layout=None)
+        total_width, total_height = figure.get_size_inches()
+        placed = []
+        for panel, (row, column) in zip(self.panels, self.places, strict=True):
+            left = column * width + self.label_inches
+            bottom = (self.rows - 1 - row) * height
+            inner = (width - self.label_inches - 0.35, height - 0.75)
+            if right > 0.5:  # keys are written under the panel
+                bottom, inner = bottom + self.label_inches, (inner[0], inner[1] - self.label_inches)
+            else:  # keys are written beside it
+                bottom, inner = bottom + 0.1, (width - 2 * self.label_inches, inner[1])
+            box = (left / total_width, bottom / total_height, inner[0] / total_width, inner[1] / total_height)
+            placed.append((panel, figure.add_axes(box)))
+        return figure, placed
+
+
+def _title(ax: Axes, panel: Panel) -> None:
+    where = f"layer {panel.layer}, head {panel.head}"
+    if panel.pattern:
+        mass = "none in view" if panel.mass is None else f"{panel.mass:.3f}"
+        where += f"\nattention on {panel.pattern} words: {mass}"
+    ax.set_title(_short(panel.model, 34) + "\n" + where, fontsize=8, loc="left", pad=5)
+
+
+def _label_axis(axis: Axis, labels: Sequence[str], guided: frozenset[int], rotation: float = 0) -> None:
+    """Token labels at every index of an axis; guided ones are marked."""
+    shown = [f"▸ {_short(label)}" if at in guided else _short(label) for at, label in enumerate(labels)]
+    axis.set_ticks(range(len(labels)), shown, rotation=rotation, fontsize=7.5)
+    for at, (text, label) in enumerate(zip(axis.get_ticklabels(), labels, strict=True)):
+        _mark(text, at in guided, label)
+
+
+def _mark(text: Text, guided: bool, label: str) -> None:
+    if guided:
+        text.set_color(GUIDED)
+        text.set_fontweight("bold")
+    elif label == EARLIER:
+        text.set_color("#777777")
+        text.set_fontstyle("italic")
+
+
+def _short(label: str, length: int = _LABEL_LENGTH) -> str:
+    return label if len(label) <= length else label[: length - 1] + "…"

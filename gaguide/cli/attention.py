@@ -1,0 +1,191 @@
+"""`gaguide attention`: a picture of where chosen heads of one or several models look in a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gaguide.errors import Fault, UserError, suggestion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from gaguide.attention import Panel
+
+_VIEWS = ("heatmap", "lines")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("attention")(attention)
+
+
+def attention(
+    model: Annotated[
+        list[str], typer.Option(help="Model folder, run folder or hub id; repeat it to compare models.")
+    ],
+    text: Annotated[str, typer.Option(help="The text to look at.")],
+    output: Annotated[Path, typer.Option(help="Picture to write: .png, .svg or .pdf.")],
+    layers: Annotated[
+        str | None, typer.Option(help="Layers, e.g. 0,5; default: first, middle and last.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Heads, e.g. 0,1; default: those the experiment guides, else 0."),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Mark the words that this experiment guides to, e.g. 4-transition.")
+    ] = None,
+    view: Annotated[str, typer.Option(help="heatmap, or lines between tokens.")] = "heatmap",
+    window: Annotated[
+        str | None, typer.Option(help="Part of a long text to show, in tokens: START:STOP.")
+    ] = None,
+) -> None:
+    """Picture of where heads look in a text: rows of queries and columns of keys, or lines between tokens."""
+    faults = _check(output, view, experiment)
+    chosen_layers, chosen_heads = _indices("--layers", layers, faults), _indices("--heads", heads, faults)
+    span = _window(window, faults)
+    if not text.strip():
+        faults.append(Fault("--text", "is empty", "give a sentence"))
+    if faults:
+        raise UserError(faults)
+
+    from gaguide.attention import draw_heatmaps, draw_lines, save_figure
+
+    panels: list[Panel] = []
+    names = _names(model)
+    for folder, name in zip(model, names, strict=True):
+        panels += _panels(folder, name, text, chosen_layers, chosen_heads, experiment, span)
+    save_figure(draw_heatmaps(panels) if view == "heatmap" else draw_lines(panels), output)
+    _print_masses(panels)
+    typer.echo(f"wrote {output}")
+
+
+def _panels(
+    folder: str,
+    name: str,
+    text: str,
+    layers: list[int] | None,
+    heads: list[int] | None,
+    experiment: str | None,
+    window: tuple[int, int] | None,
+) -> list[Panel]:
+    """One model's panels; the model is freed on return, so that the next one finds the memory."""
+    import torch
+
+    from gaguide.attention import collect, make_panels, token_labels
+    from gaguide.attention.panels import check_window
+    from gaguide.guidance import GuidancePlan
+
+    model, tokenizer = _load(folder)
+    ids_T = torch.tensor(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+    check_window(len(ids_T), window)
+    config = model.config.get_text_config()
+    patterns: dict[Any, Any] = {}
+    if experiment is not None:
+        plan = GuidancePlan.from_experiment(experiment, tokenizer)
+        if not plan.is_empty:
+            resolved = plan.resolve(config.num_hidden_layers, config.num_attention_heads)
+            patterns = {key: guided.pattern for key, guided in resolved.items()}
+    if heads is None:
+        heads = sorted({head for _, head in patterns}) or [0]
+    if layers is None:
+        last = config.num_hidden_layers - 1
+        layers = sorted({0, last // 2, last})
+    maps = collect(model, ids_T[None], layers, heads, queries=window)
+    return make_panels(name, maps, ids_T, token_labels(tokenizer, ids_T.tolist()), patterns)
+
+
+def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").exists() and (path / "model").is_dir():
+        path = path / "model"  # a run folder holds its model there
+    source = str(path) if path.is_dir() else folder
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            Fault(
+                "--model",
+                f"cannot be loaded ({reason})",
+                "give a run folder, a folder made by save_pretrained (tokenizer included), or a hub id "
+                "on a machine that reaches the hub",
+                folder,
+            )
+        ) from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device), tokenizer  # type: ignore[arg-type]
+
+
+def _check(output: Path, view: str, experiment: str | None) -> list[Fault]:
+    from gaguide.attention.figures import check_figure_path
+    from gaguide.guidance import EXPERIMENTS
+
+    faults = check_figure_path(output)
+    if view not in _VIEWS:
+        faults.append(Fault("--view", "no such view", suggestion(view, _VIEWS), view))
+    if experiment is not None and experiment not in EXPERIMENTS:
+        faults.append(
+            Fault("--experiment", "no such experiment", suggestion(experiment, EXPERIMENTS), experiment)
+        )
+    return faults
+
+
+def _indices(option: str, given: str | None, faults: list[Fault]) -> list[int] | None:
+    if given is None:
+        return None
+    try:
+        return [int(part) for part in given.split(",")]
+    except ValueError:
+        faults.append(Fault(option, "is no list of numbers", f"write e.g. {option} 0,5", given))
+        return None
+
+
+def _window(given: str | None, faults: list[Fault]) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    start, _, stop = given.partition(":")
+    try:
+        return int(start or 0), int(stop)
+    except ValueError:
+        faults.append(Fault("--window", "is no START:STOP", "write e.g. --window 0:64", given))
+        return None
+
+
+def _names(models: list[str]) -> list[str]:
+    """Short names that tell the models apart: `model` folders are named by their run."""
+    short = [Path(model).resolve() if Path(model).exists() else Path(model) for model in models]
+    names = [path.parent.name if path.name == "model" else path.name for path in short]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{at}: {model}" for at, model in enumerate(models, 1)]
+
+
+def _print_masses(panels: list[Panel]) -> None:
+    """The numbers behind the picture, where an experiment says which words count."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    guided = [panel for panel in panels if panel.pattern]
+    if not guided:
+        return
+    models = list(dict.fromkeys(panel.model for panel in guided))
+    table = Table("layer", "head", "words", *(escape(name) for name in models))
+    for key in sorted({(panel.layer, panel.head, str(panel.pattern)) for panel in guided}):
+        mass = {p.model: p.mass for p in guided if (p.layer, p.head, p.pattern) == key}
+        cells = ["–" if (value := mass.get(name)) is None else f"{value:.3f}" for name in models]
+        table.add_row(str(key[0]), str(key[1]), key[2], *cells)
+    table.title = "Attention on the guided words in this text"
+    Console().print(table)

@@ -1,0 +1,192 @@
+"""Panels, labels and pictures; the command on saved models with GPT-2's real vocabulary."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from matplotlib.image import imread
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+from gaguide.attention import collect, draw_heatmaps, draw_lines, make_panels, save_figure, token_labels
+from gaguide.attention.figures import GUIDED, render
+from gaguide.attention.panels import EARLIER, attention_mass
+from gaguide.cli import attention as command
+from gaguide.errors import UserError
+from gaguide.guidance import FixedOffset, TokenSet
+from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+from tests.support.models import random_ids, tiny_model
+
+TEXT = "The cat did not sleep, but it cost $5 and $6:\n<script>naïve 日</script>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny GPT-2 with the real vocabulary, in a run folder's place."""
+    run = tmp_path_factory.mktemp("runs") / "a run"
+    (run / "model").mkdir(parents=True)
+    gpt2_tokenizer_folder(run / "model")
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_head=4, n_embd=16, bos_token_id=50256, eos_token_id=50256)
+    GPT2LMHeadModel(config).save_pretrained(run / "model")
+    return run
+
+
+def _invoke(*args: object) -> object:
+    app = typer.Typer()
+    command.register(app)
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_labels_show_spaces_newlines_and_bytes(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    labels = token_labels(tokenizer, tokenizer(TEXT)["input_ids"])
+    assert labels[:6] == ["The", "␣cat", "␣did", "␣not", "␣sleep", ","]
+    assert {"↵", "␣$"} <= set(labels)
+    assert "".join(labels).endswith("ve␣<E6><97><A5></script>")
+    assert not any("Ġ" in label or "Ċ" in label for label in labels)
+    assert token_labels(tokenizer, [50256]) == ["<|endoftext|>"]
+
+
+def test_mass_is_averaged_over_queries_that_see_a_target() -> None:
+    map_QT = torch.tensor([[1.0, 0, 0], [0.25, 0.75, 0], [0.2, 0.5, 0.3]])
+    target = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 1, 0]]).bool()
+    assert attention_mass(map_QT, target) == pytest.approx((0.75 + 0.5) / 2)
+    assert attention_mass(map_QT, torch.zeros(3, 3).bool()) is None
+
+
+def test_panels_mark_guided_words_and_fold_what_is_earlier() -> None:
+    model, ids_BT = tiny_model("gpt2"), random_ids(1, 12)
+    ids_BT[0, [2, 7]] = 40
+    words = TokenSet("words", frozenset({40}))
+    labels = [str(int(token)) for token in ids_BT[0]]
+    whole = make_panels("m", collect(model, ids_BT, [1], [0]), ids_BT[0], labels, {(1, 0): words})[0]
+    assert whole.guided_keys == {2, 7} and whole.key_labels == tuple(labels)
+    assert whole.guided_QK.sum() == 10 + 5
+    part = make_panels(
+        "m", collect(model, ids_BT, [1], [0], queries=(5, 9)), ids_BT[0], labels, {(1, 0): words}
+    )[0]
+    assert part.key_labels == (EARLIER, *labels[5:9]) and part.query_labels == tuple(labels[5:9])
+    assert part.guided_keys == {0, 3} and part.first_key == 1
+    torch.testing.assert_close(part.weights_QK.sum(-1), torch.ones(4))
+    torch.testing.assert_close(part.weights_QK[:, 0], whole.weights_QK[5:9, :5].sum(-1))
+    expected = (whole.weights_QK * whole.guided_QK).sum(-1)[5:9].mean()
+    assert part.mass == pytest.approx(float(expected))
+
+
+def test_offset_patterns_have_target_cells_but_no_marked_words() -> None:
+    ids_BT = random_ids(1, 6)
+    maps = collect(tiny_model("gpt2"), ids_BT, [0], [0])
+    panel = make_panels("m", maps, ids_BT[0], list("abcdef"), {(0, 0): FixedOffset(1)})[0]
+    assert not panel.guided_keys
+    assert panel.mass == pytest.approx(float(maps.head(0, 0).diagonal(-1).mean()), rel=1e-5)
+
+
+def test_a_text_too_long_to_read_is_refused_with_a_window() -> None:
+    ids_BT = random_ids(1, 90)
+    maps = collect(tiny_model("gpt2"), ids_BT, [0], [0])
+    with pytest.raises(UserError, match="--window 0:64"):
+        make_panels("m", maps, ids_BT[0], ["x"] * 90)
+
+
+@pytest.mark.parametrize("draw", [draw_heatmaps, draw_lines])
+def test_pictures_are_deterministic_and_show_the_marked_words(draw) -> None:
+    ids_BT = random_ids(1, 10)
+    ids_BT[0, 4] = 40
+    words = TokenSet("words", frozenset({40}))
+
+    def picture(pattern):
+        panels = [
+            panel
+            for seed in (0, 1)
+            for panel in make_panels(
+                f"model {seed}",
+                collect(tiny_model("gpt2", seed=seed), ids_BT, [0, 2], [1]),
+                ids_BT[0],
+                ["$x$ & <b>"] * 10,
+                {(0, 1): pattern, (2, 1): pattern} if pattern else None,
+            )
+        ]
+        return draw(panels)
+
+    svg = render(picture(words), ".svg")
+    assert svg == render(picture(words), ".svg")
+    assert GUIDED.lower() in svg.decode() and GUIDED.lower() not in render(picture(None), ".svg").decode()
+    assert render(picture(words), ".png") == render(picture(words), ".png")
+
+
+def test_lines_are_drawn_for_visible_attention_only() -> None:
+    ids_BT = random_ids(1, 10)
+    panel = make_panels("m", collect(tiny_model("gpt2"), ids_BT, [0], [0]), ids_BT[0], list("abcdefghij"))[0]
+    lines = draw_lines([panel]).axes[0].collections[0]
+    assert len(lines.get_segments()) == int((panel.weights_QK >= 0.01).sum())
+    np.testing.assert_allclose(
+        np.sort(lines.get_colors()[:, 3]), np.sort(panel.weights_QK[panel.weights_QK >= 0.01].numpy())
+    )
+
+
+def test_too_many_panels_are_refused() -> None:
+    ids_BT = random_ids(1, 3)
+    panels = make_panels("m", collect(tiny_model("gpt2"), ids_BT), ids_BT[0], list("abc"))
+    with pytest.raises(UserError, match="fewer layers or heads"):
+        draw_heatmaps(panels * 5)
+
+
+def test_saving_asks_for_a_known_suffix_and_folder(tmp_path: Path) -> None:
+    figure = draw_lines(make_panels("m", collect(tiny_model("gpt2"), random_ids(1, 3), [0], [0]),
+                                    random_ids(1, 3)[0], list("abc")))  # fmt: skip
+    with pytest.raises(UserError, match=re.escape(".png, .svg, .pdf")):
+        save_figure(figure, tmp_path / "a.gif")
+    with pytest.raises(UserError, match="does not exist"):
+        save_figure(figure, tmp_path / "none" / "a.png")
+    for suffix in (".png", ".svg", ".pdf"):
+        save_figure(figure, tmp_path / f"a{suffix}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg"]
+
+
+@pytest.mark.parametrize("view", ["heatmap", "lines"])
+def test_command_pictures_two_models_side_by_side(folder: Path, tmp_path: Path, view: str) -> None:
+    result = _invoke("--model", folder, "--model", folder / "model", "--text", TEXT, "--layers", "0,1",
+                     "--experiment", "1-negation", "--view", view,
+                     "--output", tmp_path / "a.png")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    image = imread(tmp_path / "a.png")[..., :3]
+    guided = np.array([0xC0, 0x4A, 0x00]) / 255
+    assert (np.abs(image - guided).max(-1) < 0.02).sum() > 100
+    assert "contrast" in result.output and "wrote" in result.output
+
+
+def test_command_names_every_mistake_at_once(folder: Path, tmp_path: Path) -> None:
+    result = _invoke("--model", folder, "--text", " ", "--layers", "0,x", "--experiment", "4-trans",
+                     "--view", "heat", "--window", "5", "--output", tmp_path / "a.gif")  # fmt: skip
+    assert isinstance(result.exception, UserError)
+    assert {fault.field for fault in result.exception.faults} == {
+        "--text", "--layers", "--experiment", "--view", "--window", "--output",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "word " * 70], "--window 0:64"),
+        (["--text", "word", "--layers", "2"], "the model has 2 layers"),
+        (["--text", "word", "--heads", "4"], "the model has 4 heads"),
+        (["--text", "word", "--window", "0:9"], "the text has 1 tokens"),
+    ],
+)
+def test_command_refuses_what_the_model_has_not(
+    folder: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = _invoke("--model", folder, *arguments, "--output", tmp_path / "a.png")
+    assert isinstance(result.exception, UserError) and message in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_says_what_a_model_may_be(tmp_path: Path) -> None:
+    result = _invoke("--model", tmp_path, "--text", "word", "--output", tmp_path / "a.png")
+    assert isinstance(result.exception, UserError) and "save_pretrained" in str(result.exception)
