@@ -40,7 +40,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 def load_config(path: Path | None, overrides: dict[str, str]) -> RunConfig:
     """The run in `path` (None: the embedded one) with overrides, whose values are read as YAML."""
-    tree = _read_yaml(path or EMBEDDED)
+    tree = _read_with_base(path or EMBEDDED)
     faults: list[Fault] = []
     for field, text in overrides.items():
         faults += _set(tree, field, text)
@@ -56,6 +56,25 @@ def load_config(path: Path | None, overrides: dict[str, str]) -> RunConfig:
 def dump_config(run: RunConfig) -> str:
     """The run as YAML text that `load_config` reads back."""
     return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_with_base(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The file's tree over that of the file it names in `extends` (relative to itself)."""
+    tree = _read_yaml(path)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str) or depth > 8:
+        raise UserError(Fault("extends", "names no file, or itself", f"mend {path}", base))
+    return _merge(_read_with_base(path.parent / base, depth + 1), tree)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

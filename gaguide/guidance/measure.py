@@ -43,21 +43,22 @@ def measure(
     model: PreTrainedModel, plan: GuidancePlan | None, batches_BT: Iterable[torch.Tensor]
 ) -> Measurement:
     """Measure `model` under `plan` (None: loss only); see `measure_guided` for batches and ranks."""
+    batches = ((ids_BT, True) for ids_BT in batches_BT)
     if plan is None or plan.is_empty:
-        return measure_guided(model, None, batches_BT)
+        return measure_guided(model, None, batches)
     with guide(model, plan, measure_only=True) as guidance:
-        return measure_guided(model, guidance, batches_BT)
+        return measure_guided(model, guidance, batches)
 
 
 @torch.no_grad()
 def measure_guided(
-    model: PreTrainedModel, guidance: Guidance | None, batches_BT: Iterable[torch.Tensor]
+    model: PreTrainedModel, guidance: Guidance | None, batches: Iterable[tuple[torch.Tensor, bool]]
 ) -> Measurement:
-    """Measure over batches of token ids (int64 [B, T], on the model's device), in eval mode.
+    """Measure over (token ids, counted) pairs: int64 [B, T] on the model's device, in eval mode.
 
     `guidance` is that of the `with guide(...)` block around the call; inside here it only measures, so that
-    the loss is the model's own. Every rank passes its own batches (the same number under ZeRO-3) and gets
-    the result over all of them.
+    the loss is the model's own. Every rank passes its own batches and gets the result over all of them.
+    Under ZeRO-3 all ranks must pass equally many: a batch that is not counted fills up a rank's list.
     """
     heads = list(guidance.heads) if guidance else []
     # Loss × predicted tokens, predicted tokens, sequences, then mass × queries and queries of each head.
@@ -66,8 +67,10 @@ def measure_guided(
     model.eval()
     try:
         with guidance.measuring() if guidance else nullcontext():
-            for ids_BT in batches_BT:
+            for ids_BT, counted in batches:
                 loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss.double()
+                if not counted:
+                    continue
                 tokens = ids_BT.shape[0] * (ids_BT.shape[1] - 1)
                 sums[:3] += torch.stack(
                     [loss * tokens, loss.new_tensor(tokens), loss.new_tensor(len(ids_BT))]

@@ -68,6 +68,8 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
             dtype=torch.float32,
             trust_remote_code=False,
         )
+    # transformers guesses it from class names, does not know GPT-2's and warns.
+    model.loss_type = "ForCausalLM"
     # Packed sequences need none, and with a cache transformers ignores position ids.
     model.config.use_cache = False
     return model.train()

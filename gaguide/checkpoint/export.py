@@ -1,0 +1,61 @@
+"""From a DeepSpeed checkpoint to a folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+Weights are the fp32 masters that the optimizer held, whatever precision the run computed in. No GPU and no
+process group are needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
+from io import StringIO
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+
+STATE_TAG = "state"
+"""Tag of DeepSpeed's files inside a checkpoint folder."""
+
+
+def export_model(
+    checkpoint: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, output: Path
+) -> None:
+    """Write model (safetensors, fp32) and tokenizer to `output`, replacing an older export whole.
+
+    `checkpoint`: a folder whose hashes have been verified; its state is pickled.
+    """
+    state = full_state(checkpoint)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32)
+    model = model.to_empty(device="cpu")
+    tied = set(model.all_tied_weights_keys or ())
+    missing, unexpected = model.load_state_dict(
+        {name: tensor for name, tensor in state.items() if name not in tied}, strict=False
+    )
+    model.tie_weights()
+    wrong = [name for name in missing if name not in tied] + list(unexpected)
+    if wrong:
+        raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong)}")
+    model.config.use_cache = True
+    hidden = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    model.save_pretrained(hidden)
+    tokenizer.save_pretrained(hidden)
+    if output.exists():
+        shutil.rmtree(output)
+    hidden.rename(output)
+
+
+def full_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """All parameters in fp32 by name, gathered from a checkpoint of any ZeRO stage."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    folder = checkpoint / STATE_TAG
+    if any(folder.glob("*optim_states.pt")):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it reports its own progress
+            return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), STATE_TAG))
+    # Stage 0: the whole model lies in rank 0's file. Its hashes hold, so unpickling it is safe.
+    states = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+    return {name: tensor.float() for name, tensor in states["module"].items()}

@@ -1,0 +1,79 @@
+"""The command behind launch/train.py: arguments, ranks, and how a user's mistake ends on all of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
+from gaguide.dist import World, raise_together, start, stop
+from gaguide.errors import EXIT_USER_ERROR, UserError
+
+_REAL_RUN = (
+    "no --config: this is the embedded run (a tiny GPT-2 on Python's own language reference).\n"
+    "for a real one: gaguide data build --source Skylion007/openwebtext --rows 1000000 --tokenizer gpt2 "
+    "--output data/openwebtext-1m\n"
+    "then:           deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
+    "--config launch/recipes/gpt2-4-transition.yaml"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code: 0, or EXIT_USER_ERROR on every rank after a user's mistake."""
+    world = World.from_environment()
+    try:
+        run, deepspeed_json, config = _read(argv)
+        _train(run, deepspeed_json, config, world)
+        return 0
+    except UserError as error:
+        if world.is_main:
+            print(f"train: {error}", file=sys.stderr, flush=True)
+        else:
+            # The launcher stops all ranks as soon as one ends: rank 0 must have spoken by then.
+            time.sleep(3)
+        return EXIT_USER_ERROR
+    finally:
+        stop()
+
+
+def _train(run: RunConfig, deepspeed_json: Path, config: Path | None, world: World) -> None:
+    import torch
+
+    # torch's own deprecations inside DeepSpeed: nothing that the person at the keyboard can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for others
+    from gaguide.log import say
+    from gaguide.train.job import prepare
+    from gaguide.train.run import train
+
+    if world.is_main and config is None:
+        say(_REAL_RUN)
+    start(world)
+    job = raise_together(lambda: prepare(run, deepspeed_json, world))
+    if world.is_main:
+        say(job.describe(world))
+    train(job, world)
+
+
+def _read(argv: Sequence[str] | None) -> tuple[RunConfig, Path, Path | None]:
+    parser = argparse.ArgumentParser(
+        prog="deepspeed launch/train.py",
+        description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE.",
+        epilog=f"Fields and their meaning: gaguide/config/run.py; the default run: {EMBEDDED}",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--deepspeed", type=Path, required=True, help="a DeepSpeed JSON, e.g. ds_configs/zero2.json"
+    )
+    parser.add_argument(
+        "--config", type=Path, help="a run's YAML, e.g. launch/recipes/gpt2-4-transition.yaml"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    known, overrides = parser.parse_known_args(argv)
+    return load_config(known.config, parse_overrides(overrides)), known.deepspeed, known.config

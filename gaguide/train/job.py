@@ -1,0 +1,235 @@
+"""Preflight: everything a run needs, found and checked before the first step, all faults at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from gaguide.config import BatchPlan, RunConfig, load_deepspeed_json, plan_batch, resolve_deepspeed
+from gaguide.data import BlockOrder, BlockStore, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
+from gaguide.data.embedded import embedded_corpus
+from gaguide.dist import World
+from gaguide.errors import Fault, UserError
+from gaguide.guidance import GuidancePlan
+from gaguide.model import ModelSource, find_model
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose parts fit together."""
+
+    run: RunConfig
+    deepspeed: dict[str, Any]
+    batch: BatchPlan
+    blocks: BlockStore
+    held_out: BlockStore
+    order: BlockOrder
+    model: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    plan: GuidancePlan | None
+    total_steps: int
+
+    @property
+    def output(self) -> Path:
+        """Folder of everything the run writes."""
+        return Path(self.run.output)
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage of the DeepSpeed JSON."""
+        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+    def describe(self, world: World) -> str:
+        """What is about to happen, for the person at the keyboard."""
+        run, batch, shape = self.run, self.batch, self.model.config.get_text_config()
+        precision = next((k for k in ("bf16", "fp16") if self.deepspeed.get(k, {}).get("enabled")), "fp32")
+        guided = "no guidance"
+        if self.plan is not None:
+            heads = self.plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
+            patterns = ", ".join(dict.fromkeys(head.pattern.name for head in heads.values()))
+            verb = f"guided, weight {self.plan.weight:g}" if self.plan.weight else "measured, not guided"
+            guided = f"{self.plan.name}: {len(heads)} heads on {patterns} ({verb})"
+        return (
+            f"run {run.name} → {self.output}\n"
+            f"  model     {run.model.name}, {shape.num_hidden_layers} layers, "
+            f"{shape.num_attention_heads} heads, {run.model.init}, {precision}, ZeRO {self.zero_stage}\n"
+            f"  guidance  {guided}\n"
+            f"  data      {len(self.blocks):,} blocks of {run.data.block_length} tokens, "
+            f"{len(self.held_out):,} held out\n"
+            f"  batch     {batch.global_batch} = {batch.micro_batch} × {batch.accumulation} accumulation × "
+            f"{world.size} ranks; {self.total_steps:,} steps"
+        )
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of what must not change between a checkpoint and the run that resumes from it."""
+        run = self.run
+        parts = {
+            "seed": run.seed,
+            "order": self.order.fingerprint,
+            "data": self.blocks.manifest.fingerprint,
+            "block_length": run.data.block_length,
+            "global_batch": run.train.global_batch,
+            "total_steps": self.total_steps,
+            "model": run.model.model_dump(),
+            "guidance": run.guidance.model_dump(),
+            "optimizer": run.train.model_dump(include=_OPTIMIZER_FIELDS),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+_OPTIMIZER_FIELDS = {
+    "learning_rate", "schedule", "warmup_steps", "weight_decay", "betas", "epsilon", "gradient_clipping",
+}  # fmt: skip
+
+
+def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
+    """The job of `run` in `world`. Raises one `UserError` with every fault that could be found."""
+    check = _Collector()
+    output = check(lambda: _writable(Path(run.output)))
+    ds_file = check(lambda: load_deepspeed_json(deepspeed_json))
+    batch = check(lambda: plan_batch(run.train.global_batch, run.train.micro_batch, world.size))
+    if ds_file is not None and batch is not None:
+        file, split = ds_file, batch
+        deepspeed = check(
+            lambda: resolve_deepspeed(file, split, run.train.gradient_clipping, _computes_bf16())
+        )
+    folder = check(lambda: _shards(run.data.shards))
+    blocks = held_out = tokenizer = model = plan = None
+    if folder is not None:
+        where = folder
+        blocks = check(lambda: BlockStore(where, "train", run.data.block_length))
+        held_out = check(lambda: BlockStore(where, "validation", run.data.block_length))
+        tokenizer = check(lambda: load_tokenizer(str(where / "tokenizer")))
+    if blocks is not None:
+        data = blocks.manifest
+        model = check(lambda: find_model(run.model, data.vocab_size, data.eos_token_id))
+    if model is not None and blocks is not None:
+        source, store = model, blocks
+        check(lambda: _model_takes_data(source, store, run))
+    if tokenizer is not None:
+        words = tokenizer
+        plan = check(lambda: _plan(run, words))
+    if model is not None and plan is not None:
+        shape, guided = model.config.get_text_config(), plan
+        check(lambda: guided.resolve(shape.num_hidden_layers, shape.num_attention_heads))
+    check.raise_faults()
+    assert batch and blocks and held_out and model and tokenizer and deepspeed and output
+    epochs = run.train.epochs
+    total = run.train.steps or steps_for_epochs(len(blocks), epochs or 1, run.train.global_batch)
+    order = BlockOrder(blocks.shard_blocks, run.seed)
+    return Job(run, deepspeed, batch, blocks, held_out, order, model, tokenizer, plan, total)
+
+
+class _Collector:
+    """Runs checks, keeps the faults of those that fail."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+
+    def __call__(self, check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except UserError as error:
+            self.faults += error.faults
+            return None
+
+    def raise_faults(self) -> None:
+        if self.faults:
+            raise UserError(self.faults)
+
+
+def _shards(name: str) -> Path:
+    if name != "embedded":
+        return Path(name)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return embedded_corpus(cache / "gaguide" / "embedded")
+
+
+def _writable(output: Path) -> Path:
+    if output.exists() and not output.is_dir():
+        raise UserError(Fault("output", "is a file", "name a folder", str(output)))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            Fault("output", f"cannot be made ({error.strerror})", "name another folder", str(output))
+        ) from None
+    if not os.access(output, os.W_OK):
+        raise UserError(Fault("output", "cannot be written to", "name another folder", str(output)))
+    return output
+
+
+def _computes_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _plan(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:
+    guidance = run.guidance
+    plan = GuidancePlan.from_experiment(
+        guidance.experiment,
+        tokenizer,
+        layers=guidance.layers,
+        reduction=guidance.reduction,
+        target=guidance.target,
+        weight=guidance.weight,
+    )
+    return None if plan.is_empty else plan
+
+
+def _model_takes_data(model: ModelSource, blocks: BlockStore, run: RunConfig) -> None:
+    """Raise the faults between model and shards."""
+    faults = []
+    positions, length = model.positions, run.data.block_length
+    if positions is not None and length > positions:
+        faults.append(
+            Fault(
+                "data.block_length",
+                f"the model has {positions} positions",
+                f"use at most {positions}",
+                length,
+            )
+        )
+    manifest = blocks.manifest
+    vocabulary = model.config.get_text_config().vocab_size
+    if manifest.vocab_size > vocabulary:
+        faults.append(
+            Fault(
+                "data.shards",
+                f"were made with a vocabulary of {manifest.vocab_size} entries, the model has {vocabulary}",
+                f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …",
+                run.data.shards,
+            )
+        )
+    elif run.model.init == "pretrained":
+        faults += _tokenizer_faults(blocks, run)
+    if faults:
+        raise UserError(faults)
+
+
+def _tokenizer_faults(blocks: BlockStore, run: RunConfig) -> list[Fault]:
+    """A pretrained model must have been trained with the tokenizer that made the shards."""
+    try:
+        theirs = tokenizer_fingerprint(load_tokenizer(run.model.name))
+    except UserError:
+        return []  # a folder without a tokenizer: the vocabulary's size is all there is to compare
+    if theirs == blocks.manifest.tokenizer_fingerprint:
+        return []
+    return [
+        Fault(
+            "data.shards",
+            f"were made with another tokenizer than that of {run.model.name}",
+            f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …",
+            run.data.shards,
+        )
+    ]

@@ -1,0 +1,202 @@
+"""A training run, told as a story."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from gaguide.checkpoint import CheckpointStore, export_model
+from gaguide.checkpoint.export import STATE_TAG
+from gaguide.config import dump_config
+from gaguide.data import rank_micro_batches
+from gaguide.dist import World, barrier, raise_together
+from gaguide.errors import Fault, UserError
+from gaguide.guidance import Guidance, guide
+from gaguide.log import MetricsFile, StepLine, say, write_json, write_text
+from gaguide.model import build_model
+from gaguide.train.engine import make_engine
+from gaguide.train.job import Job
+from gaguide.train.schedule import learning_rate
+from gaguide.train.step import StepNumbers, train_step
+from gaguide.train.summary import write_summary
+from gaguide.train.validate import validate
+
+
+def train(job: Job, world: World) -> Path:
+    """Train to the last step, from the newest checkpoint if there is one; returns the exported model."""
+    model = build_model(job.model, job.run.seed)
+    config = model.config
+    engine = make_engine(job, model)
+    with _guided(engine.module, job) as guidance:
+        trainer = Trainer(job, world, engine, guidance)
+        trainer.resume()
+        for step in trainer.steps_left():
+            trainer.step(step)
+        trainer.finish()
+    exported = job.output / "model"
+    if world.is_main:
+        export_model(trainer.store.path(job.total_steps), config, job.tokenizer, exported)
+        write_summary(job, world)
+        say(f"model: {exported}")
+    barrier()
+    return exported
+
+
+def _guided(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance | None]:
+    if job.plan is None:
+        return nullcontext()
+    # At weight 0 the model must compute exactly what it would without guidance.
+    return guide(model, job.plan, measure_only=job.plan.weight == 0)
+
+
+class Trainer:
+    """The state of a run between steps: where it is, its records, its checkpoints."""
+
+    def __init__(self, job: Job, world: World, engine: Any, guidance: Guidance | None) -> None:
+        self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
+        self.store = CheckpointStore(job.output / "checkpoints", world, job.run.checkpoint.keep)
+        self.done = 0
+        self.metrics: MetricsFile | None = None
+        self.validations: MetricsFile | None = None
+        self.clock = _Clock()
+
+    def resume(self) -> None:
+        """Go to the newest whole checkpoint, or validate the untrained model and begin."""
+        found = self.store.newest(self.job.identity)
+        if found is not None:
+            raise_together(lambda: self._fits(found.world_size, found.zero_stage))
+            self.engine.load_checkpoint(str(self.store.path(found.step)), STATE_TAG)
+            self.done = found.step
+        if self.world.is_main:
+            output = self.job.output
+            write_text(output / "config.yaml", dump_config(self.job.run))
+            write_json(output / "deepspeed.json", self.job.deepspeed)
+            # Step 0 is the untrained model: a run that begins makes that record anew.
+            self.metrics = MetricsFile(output / "metrics.jsonl", self.done)
+            self.validations = MetricsFile(output / "validation.jsonl", self.done if found else -1)
+            if found:
+                say(f"resuming after step {self.done} of {self.job.total_steps}")
+        if found is None:
+            self._validate(0)
+
+    def _fits(self, world_size: int, zero_stage: int) -> None:
+        if (world_size, zero_stage) != (self.world.size, self.job.zero_stage):
+            raise UserError(
+                Fault(
+                    "output",
+                    f"holds checkpoints of {world_size} ranks at ZeRO stage {zero_stage}; this is a run of "
+                    f"{self.world.size} ranks at stage {self.job.zero_stage}",
+                    "go on with the same ranks and stage, or choose another output folder",
+                    self.job.run.output,
+                )
+            )
+
+    def steps_left(self) -> range:
+        """Optimizer steps to do, counted from 1."""
+        return range(self.done + 1, self.job.total_steps + 1)
+
+    def step(self, step: int) -> None:
+        """One optimizer step, and what is due after it."""
+        run = self.job.run
+        logged = step % run.train.log_every == 0 or step in (1, self.job.total_steps)
+        rate = learning_rate(run.train, step, self.job.total_steps)
+        with self.clock.running(self._tokens_per_step):
+            numbers = train_step(self.engine, self.guidance, self._batch(step), rate, logged)
+        self.done = step
+        if numbers is not None:
+            self._log(step, numbers, rate)
+        if run.validation.every and step % run.validation.every == 0 and step < self.job.total_steps:
+            self._validate(step)
+        if run.checkpoint.every and step % run.checkpoint.every == 0:
+            self._save()
+
+    def finish(self) -> None:
+        """Validate the trained model and save it."""
+        if self.job.total_steps not in self.store.steps():
+            self._validate(self.job.total_steps)
+        barrier()  # before a checkpoint appears, every rank has looked
+        self._save()
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.job.batch.global_batch * self.job.run.data.block_length
+
+    def _batch(self, step: int) -> torch.Tensor:
+        """This rank's micro batches [A, M, T]; seeds dropout, so that a resumed step drops the same."""
+        batch, job = self.job.batch, self.job
+        torch.manual_seed((job.run.seed * 1_000_003 + step) * 65_537 + self.world.rank)
+        ids_AM = rank_micro_batches(
+            job.order, step - 1, batch.global_batch, batch.micro_batch, self.world.rank, self.world.size
+        )
+        ids = job.blocks.read(ids_AM.reshape(-1)).reshape(*ids_AM.shape, -1)
+        return torch.from_numpy(ids).to(self.engine.device)
+
+    def _log(self, step: int, numbers: StepNumbers, rate: float) -> None:
+        if self.metrics is None:
+            return
+        per_second = self.clock.tokens_per_second()
+        record = {
+            "step": step,
+            **asdict(numbers),
+            "lr": rate,
+            "epoch": step * self.job.batch.global_batch / len(self.job.blocks),
+            "tokens": step * self._tokens_per_step,
+            "tokens_per_second": per_second,
+            "seconds": self.clock.total,
+        }
+        self.metrics.append(record)
+        left = (self.job.total_steps - step) * self._tokens_per_step / per_second
+        say(StepLine(self.job.total_steps).format(record, left))
+
+    def _validate(self, step: int) -> None:
+        measured = validate(self.engine, self.guidance, self.job, self.world)
+        if self.validations is not None:
+            self.validations.append({"step": step, **measured.as_record()})
+            attention = (
+                "" if measured.guided_attention is None else f", attention {measured.guided_attention:.3f}"
+            )
+            say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")
+
+    def _save(self) -> None:
+        self.store.save(
+            self.done,
+            self.job.identity,
+            self.job.zero_stage,
+            lambda folder: self.engine.save_checkpoint(str(folder), STATE_TAG, save_latest=False),
+        )
+
+
+class _Clock:
+    """Seconds spent in steps, without validation and saving."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._seconds = 0.0
+        self._tokens = 0
+        self._started = 0.0
+        self._step_tokens = 0
+
+    def running(self, tokens: int) -> _Clock:
+        self._step_tokens = tokens
+        return self
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self._started
+        self.total += seconds
+        self._seconds += seconds
+        self._tokens += self._step_tokens
+
+    def tokens_per_second(self) -> float:
+        """Over the steps since the last call."""
+        rate = self._tokens / self._seconds
+        self._seconds, self._tokens = 0.0, 0
+        return rate

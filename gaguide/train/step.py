@@ -1,0 +1,93 @@
+"""One optimizer step: forward and backward of every micro batch, and the step's numbers over all ranks.
+
+Shapes: A accumulation steps, M micro batch, T positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gaguide.dist import all_reduce_sum
+from gaguide.guidance import Guidance
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """Means over the global batch; the guidance numbers are None in an unguided run.
+
+    loss = lm_loss + guidance_loss; guided_attention is the mean over heads of their mass on the targets;
+    grad_norm is that of the whole gradient before clipping.
+    """
+
+    loss: float
+    lm_loss: float
+    guidance_loss: float | None
+    guided_attention: float | None
+    grad_norm: float | None
+
+
+def train_step(
+    engine: Any, guidance: Guidance | None, ids_AMT: torch.Tensor, learning_rate: float, logged: bool
+) -> StepNumbers | None:
+    """Run one step on this rank's micro batches (int64); the numbers only where `logged`, a collective."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    if guidance is not None and guidance.measure_only:
+        guidance.enabled = logged
+    sums = _Sums(guidance, engine.device)
+    for ids_MT in ids_AMT:
+        lm_loss = engine(input_ids=ids_MT, labels=ids_MT, use_cache=False).loss
+        active = guidance is not None and guidance.enabled
+        guidance_loss = guidance.loss() if guidance is not None and active else None
+        # All micro batches hold equally many tokens, so DeepSpeed's mean over them is the mean over tokens.
+        engine.backward(lm_loss if guidance_loss is None else lm_loss + guidance_loss)
+        if logged:
+            sums.add(lm_loss, guidance_loss)
+        norm = _plain_gradient_norm(engine) if logged else None
+        engine.step()
+    if not logged:
+        return None
+    kept = engine.get_global_grad_norm()
+    norm = norm if kept is None else kept
+    return sums.reduce(None if norm is None else float(norm))
+
+
+def _plain_gradient_norm(engine: Any) -> torch.Tensor | None:
+    """The norm at ZeRO stage 0 in fp32, where DeepSpeed keeps none and clears the gradients in its step."""
+    if engine.zero_optimization() or not engine.is_gradient_accumulation_boundary():
+        return None
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients) if gradients else None
+
+
+class _Sums:
+    """Sums over micro batches and ranks, on the device until they are read."""
+
+    def __init__(self, guidance: Guidance | None, device: torch.device) -> None:
+        self.guidance = guidance
+        self.heads = len(guidance.heads) if guidance else 0
+        # Micro batches, LM loss, guidance loss, then mass × queries and queries of each head.
+        self.values = torch.zeros(3 + 2 * self.heads, dtype=torch.float64, device=device)
+
+    def add(self, lm_loss: torch.Tensor, guidance_loss: torch.Tensor | None) -> None:
+        self.values[0] += 1
+        self.values[1] += lm_loss.detach()
+        if self.guidance is not None and guidance_loss is not None:
+            self.values[2] += guidance_loss.detach()
+            masses = torch.stack(list(self.guidance.attention().values())).double()
+            queries = torch.stack(list(self.guidance.queries().values())).double()
+            self.values[3 : 3 + self.heads] += masses.nan_to_num() * queries
+            self.values[3 + self.heads :] += queries
+
+    def reduce(self, grad_norm: float | None) -> StepNumbers:
+        count, lm_loss, guidance_loss, *heads = all_reduce_sum(self.values).tolist()
+        lm_loss, guidance_loss = lm_loss / count, guidance_loss / count
+        if self.guidance is None:
+            return StepNumbers(lm_loss, lm_loss, None, None, grad_norm)
+        pairs = zip(heads[: self.heads], heads[self.heads :])
+        seen = [mass / queries for mass, queries in pairs if queries]
+        attention = sum(seen) / len(seen) if seen else None
+        return StepNumbers(lm_loss + guidance_loss, lm_loss, guidance_loss, attention, grad_norm)

@@ -1,0 +1,49 @@
+"""summary.json: what a run was and what came of it, for reports."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from gaguide.dist import World
+from gaguide.log import read_metrics, write_json
+from gaguide.train.job import Job
+
+_PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "tokenizers", "pyarrow")
+
+
+def write_summary(job: Job, world: World) -> None:
+    """Write it from the run's own records, which also hold what happened before a resume."""
+    steps = read_metrics(job.output / "metrics.jsonl")
+    validations = read_metrics(job.output / "validation.jsonl")
+    write_json(
+        job.output / "summary.json",
+        {
+            "name": job.run.name,
+            "experiment": job.run.guidance.experiment,
+            "guidance_weight": job.run.guidance.weight if job.plan else 0.0,
+            "steps": job.total_steps,
+            "tokens": job.total_steps * job.batch.global_batch * job.run.data.block_length,
+            "seconds": steps[-1]["seconds"] if steps else 0.0,
+            "world_size": world.size,
+            "zero_stage": job.zero_stage,
+            "validation": {"before": _measured(validations[0]), "after": _measured(validations[-1])},
+            "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+            "fingerprints": {
+                "run": job.identity,
+                "data": job.blocks.manifest.fingerprint,
+                "tokenizer": job.blocks.manifest.tokenizer_fingerprint,
+                "order": job.order.fingerprint,
+            },
+        },
+    )
+
+
+def _measured(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "lm_loss": record["lm_loss"],
+        "guided_attention": record["guided_attention"],
+        "per_head": record["per_head"],
+        "blocks": record["sequences"],
+    }

@@ -1,0 +1,35 @@
+"""Validation: held-out loss and guided attention, on the same blocks whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from gaguide.dist import World
+from gaguide.guidance import Guidance, Measurement
+from gaguide.guidance.measure import measure_guided
+from gaguide.train.job import Job
+
+
+def validate(engine: Any, guidance: Guidance | None, job: Job, world: World) -> Measurement:
+    """Measure the engine's model over all ranks; every rank gets the result."""
+    return measure_guided(engine.module, guidance, _batches(job, world, engine.device))
+
+
+def _batches(job: Job, world: World, device: torch.device) -> Iterator[tuple[torch.Tensor, bool]]:
+    """This rank's batches; ranks that are short of one run the first without counting it.
+
+    Under ZeRO-3 a rank with fewer forward passes than the others would hang.
+    """
+    count = min(job.run.validation.blocks, len(job.held_out))
+    spread = np.arange(count) * len(job.held_out) // count
+    size = job.batch.micro_batch
+    chunks = [spread[start : start + size] for start in range(0, count, size)]
+    for first in range(0, len(chunks), world.size):
+        mine = first + world.rank
+        counted = mine < len(chunks)
+        ids = job.held_out.read(chunks[mine] if counted else chunks[0])
+        yield torch.from_numpy(ids).to(device), counted

@@ -1,0 +1,15 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gaguide.data.embedded import embedded_corpus
+
+
+@pytest.fixture(scope="session")
+def embedded_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the embedded corpus, built once for the session."""
+    return embedded_corpus(tmp_path_factory.mktemp("shards") / "embedded")

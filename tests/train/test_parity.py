@@ -1,0 +1,60 @@
+"""Same losses at every ZeRO stage, number of ranks and split of the batch; weight 0 is plain fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gaguide.log import read_metrics
+from tests.support.ranks import run_ranks
+
+SCRIPT = Path(__file__).parent / "parity_script.py"
+CURVES = ("loss", "lm_loss", "guidance_loss", "guided_attention", "grad_norm")
+
+
+@pytest.fixture(scope="module")
+def curves(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """Metrics of all runs on two ranks, and of one on a single rank."""
+    folder = tmp_path_factory.mktemp("parity")
+    everything = "zero0,zero1,zero2,zero3,accumulated,checkpointed,finetuned,weight0"
+    for where, names, ranks in ((folder, everything, 2), (folder / "alone", "zero1", 1)):
+        done = run_ranks(SCRIPT, [str(embedded_shards), str(where), names, "0.0"], ranks)
+        assert done.returncode == 0, done.stdout
+    found = {path.parent.name: read_metrics(path) for path in folder.glob("*/metrics.jsonl")}
+    found["one rank"] = read_metrics(folder / "alone" / "zero1" / "metrics.jsonl")
+    validations = {p.parent.name: read_metrics(p) for p in folder.glob("*/validation.jsonl")}
+    validations["one rank"] = read_metrics(folder / "alone" / "zero1" / "validation.jsonl")
+    return found | {f"validation of {name}": records for name, records in validations.items()}
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "accumulated", "checkpointed", "one rank"])
+def test_same_losses_as_zero0_on_two_ranks(curves: dict[str, list[dict]], name: str) -> None:
+    assert [record["step"] for record in curves[name]] == [1, 2, 3, 4, 5, 6]
+    for ours, reference in zip(curves[name], curves["zero0"]):
+        for curve in CURVES:
+            if reference[curve] is None:  # a batch in which no query sees a target
+                assert curve == "guided_attention" and ours[curve] is None
+            else:
+                assert ours[curve] == pytest.approx(reference[curve], rel=2e-5), (ours["step"], curve)
+    for ours, reference in zip(curves[f"validation of {name}"], curves["validation of zero0"]):
+        assert ours["step"] == reference["step"]
+        assert ours["sequences"] == 7
+        assert ours["lm_loss"] == pytest.approx(reference["lm_loss"], rel=2e-5)
+        assert ours["guided_attention"] == pytest.approx(reference["guided_attention"], rel=2e-4)
+
+
+def test_weight_zero_is_plain_fine_tuning_to_the_last_bit(curves: dict[str, list[dict]]) -> None:
+    for measured, plain in zip(curves["weight0"], curves["finetuned"]):
+        assert measured["loss"] == measured["lm_loss"] == plain["lm_loss"]
+        assert measured["grad_norm"] == plain["grad_norm"]
+        assert measured["guidance_loss"] == 0
+        assert measured["guided_attention"] is None or 0 < measured["guided_attention"] < 1
+        assert plain["guided_attention"] is None
+
+
+def test_guidance_changes_what_is_trained(curves: dict[str, list[dict]]) -> None:
+    assert any(record["guided_attention"] for record in curves["weight0"])
+    assert curves["zero2"][0]["guidance_loss"] > 0
+    assert curves["zero2"][0]["loss"] > curves["zero2"][0]["lm_loss"]
+    assert curves["zero2"][-1]["lm_loss"] != curves["finetuned"][-1]["lm_loss"]
