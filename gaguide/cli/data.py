@@ -17,6 +17,8 @@ from gaguide.errors import EXIT_USER_ERROR
 if TYPE_CHECKING:
     from gaguide.data import Manifest, Progress
 
+_EXIT_INTERRUPTED = 130
+
 
 def register(app: typer.Typer) -> None:
     """Add `data` and its subcommands."""
@@ -80,8 +82,12 @@ def build_command(
         workers=len(os.sched_getaffinity(0)) if workers is None else workers,
         revision=revision,
     )
-    with _progress_shown() as show:
-        manifest = build(request, show)
+    try:
+        with _progress_shown() as show:
+            manifest = build(request, show)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: the same command goes on where this one stopped ({output})", err=True)
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
     typer.echo(describe(output, manifest))
 
 

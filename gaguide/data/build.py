@@ -88,12 +88,9 @@ def build(request: BuildRequest, on_progress: Callable[[Progress], None] = lambd
 
 def _build_locked(request: BuildRequest, on_progress: Callable[[Progress], None]) -> Manifest:
     on_progress(Progress("looking at the source"))
-    source = find_source(request.sources, request.split, request.revision)
-    tokenizer = _tokenizer(request)
+    source, tokenizer = _inputs(request)
     parts = plan_parts(source, request.text_field, request.rows, request.shard_tokens)
-    fraction = request.validation_fraction
-    if fraction is None:
-        fraction = 0.05 if sum(part.weight for part in parts) < _SMALL_SOURCE_BYTES else 0.005
+    fraction = _validation_fraction(request, parts)
     build_id = _build_id(request, source, tokenizer_fingerprint(tokenizer), fraction)
     folder = request.output / BUILD_FOLDER
     if is_complete(request.output):
@@ -141,12 +138,37 @@ def _make_folder(folder: Path) -> None:
         raise UserError(Fault("--output", f"can't be made ({error.strerror})", remedy, str(folder))) from None
 
 
-def _tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
-    if request.tokenizer is not None:
-        return load_tokenizer(request.tokenizer)
+def _inputs(request: BuildRequest) -> tuple[Source, PreTrainedTokenizerBase]:
+    """Source and tokenizer; what is wrong with both is told at once."""
     from gaguide.data.embedded import VOCABULARY_SIZE, train_embedded_tokenizer
 
-    return train_embedded_tokenizer(VOCABULARY_SIZE)
+    faults: list[Fault] = []
+    source: Source | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    try:
+        source = find_source(request.sources, request.split, request.revision)
+    except UserError as error:
+        faults += error.faults
+    try:
+        if request.tokenizer is None:
+            tokenizer = train_embedded_tokenizer(VOCABULARY_SIZE)
+        else:
+            tokenizer = load_tokenizer(request.tokenizer)
+    except UserError as error:
+        faults += error.faults
+    if source is None or tokenizer is None:
+        raise UserError(faults)
+    return source, tokenizer
+
+
+def _validation_fraction(request: BuildRequest, parts: tuple[Part, ...]) -> float:
+    from gaguide.data.embedded import VALIDATION_FRACTION
+
+    if request.validation_fraction is not None:
+        return request.validation_fraction
+    if request.sources == (EMBEDDED,):
+        return VALIDATION_FRACTION
+    return 0.05 if sum(part.weight for part in parts) < _SMALL_SOURCE_BYTES else 0.005
 
 
 def _build_id(request: BuildRequest, source: Source, fingerprint: str, fraction: float) -> str:

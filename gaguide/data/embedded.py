@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gaguide.data.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, is_complete, read_manifest
+from gaguide.data.sources import EMBEDDED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,22 +109,14 @@ def embedded_corpus(folder: Path, vocab_size: int = VOCABULARY_SIZE) -> Path:
                 _remove(folder)
         tokenizer_folder = folder / ".trained"
         train_embedded_tokenizer(vocab_size).save_pretrained(tokenizer_folder)
-        build(
-            BuildRequest(
-                ("embedded",),
-                folder,
-                str(tokenizer_folder),
-                validation_fraction=VALIDATION_FRACTION,
-            )
-        )
+        build(BuildRequest((EMBEDDED,), folder, str(tokenizer_folder)))
         shutil.rmtree(tokenizer_folder)
     return folder
 
 
 def _remove(folder: Path) -> None:
-    """Remove what the manifest names, itself first: from then on the folder does not count as complete."""
-    shards = [shard.file for shards in read_manifest(folder).splits.values() for shard in shards]
-    (folder / MANIFEST_FILE).unlink()
-    for name in shards:
-        (folder / name).unlink(missing_ok=True)
+    """Remove what the manifest names, the manifest last, so that an interrupted removal is taken up again."""
+    for shard in (shard for shards in read_manifest(folder).splits.values() for shard in shards):
+        (folder / shard.file).unlink(missing_ok=True)
     shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+    (folder / MANIFEST_FILE).unlink()

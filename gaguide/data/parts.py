@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from gaguide.data.documents import open_bytes, read_span, span_lines
 from gaguide.data.sources import Source, SourceFile, Span
@@ -18,7 +19,6 @@ from gaguide.errors import Fault, UserError
 # English text under GPT-2's vocabulary has 4.2 to 4.7 bytes a token; less here, so that no shard is overfull.
 _BYTES_PER_TOKEN = 4
 _COMPRESSION_RATIO = 3
-_ROWS_PER_CUT = 1000
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,33 @@ def _count_rows(span: Span) -> int:
 
 
 def _parquet_spans(file: SourceFile, text_field: str, left: int | None, part_bytes: int) -> Iterator[Span]:
-    """Stretches of rows of at most `part_bytes` as far as row groups' mean row sizes tell."""
-    total, row_bytes = _parquet_size(file, text_field)
-    total = total if left is None else min(total, left)
-    # Whole thousands of rows: row groups on the hub hold 1,000, and a group should not be read twice.
-    step = max(1, part_bytes // max(1, row_bytes))
-    step = step // _ROWS_PER_CUT * _ROWS_PER_CUT or step
-    for first in range(0, total, step):
-        end = min(first + step, total)
-        yield Span(file, first, end, weight=(end - first) * row_bytes)
+    """Equal stretches of rows of about `part_bytes`, cut between row groups where one ends near by."""
+    metadata = _parquet_metadata(file, text_field)
+    total = metadata.num_rows if left is None else min(metadata.num_rows, left)
+    row_bytes = _text_bytes(metadata, text_field) / max(1, metadata.num_rows)
+    pieces = max(1, round(total * row_bytes / part_bytes))
+    group_ends = [0]
+    for number in range(metadata.num_row_groups):
+        group_ends.append(group_ends[-1] + metadata.row_group(number).num_rows)
+    edges = [0]
+    for number in range(1, pieces):
+        even = total * number // pieces
+        near = min(group_ends, key=lambda end: abs(end - even))
+        edges.append(near if abs(near - even) * pieces * 8 <= total else even)
+    for first, end in itertools.pairwise([*edges, total]):
+        if end > first:
+            yield Span(file, first, end, weight=int((end - first) * row_bytes))
 
 
-def _parquet_size(file: SourceFile, text_field: str) -> tuple[int, int]:
-    """Rows, and mean bytes of text in one; `UserError` where the file or its text column is not usable."""
+def _text_bytes(metadata: Any, text_field: str) -> int:
+    """Bytes of a column before compression, over all row groups."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_field)
+
+
+def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
+    """A file's footer; `UserError` where the file or its text column is not usable."""
     import fsspec
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -151,10 +165,4 @@ def _parquet_size(file: SourceFile, text_field: str) -> tuple[int, int]:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
         remedy = "name the column that holds the text"
         raise UserError(Fault("--text-field", f"{file.url} has {kind} there, not text", remedy, text_field))
-    size = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for index in range(group.num_columns):
-            if group.column(index).path_in_schema == text_field:
-                size += group.column(index).total_uncompressed_size
-    return metadata.num_rows, -(-size // max(1, metadata.num_rows))
+    return metadata

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # GPT-2's rule for cutting text into words, as tiktoken spells it: possessive, so that it is fast.
 _GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_SMALLEST_VOCABULARY = 3
+_HUB_SECONDS = 15
 # tiktoken panics when a run of white space of some 100,000 characters is followed by something else.
 _LONG_TEXT = 50_000
 _LONG_SPACE = re.compile(r"\s{20000}")
@@ -44,14 +46,28 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     name = str(name_or_folder)
+    cached_only = Path(name).is_dir() or not hub_has_model(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached_only)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UserError(_not_loaded(name, error)) from None
+    if len(tokenizer) < _SMALLEST_VOCABULARY:  # what transformers makes of a folder with a config.json only
+        raise UserError(_not_loaded(name, ValueError("it has no vocabulary")))
     if tokenizer.eos_token_id is None:
         remedy = "take one that has it: documents are told apart by that token"
         raise UserError(Fault("tokenizer", "it has no end-of-text (eos) token", remedy, name))
     return tokenizer
+
+
+def hub_has_model(name: str) -> bool:
+    """One quick question to the hub, so that nobody waits for a minute of retries where it is away."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except Exception:  # no such model, no connection, not a name: the cache may still have it
+        return False
+    return True
 
 
 def _not_loaded(name: str, error: Exception) -> Fault:

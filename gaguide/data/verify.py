@@ -17,7 +17,7 @@ from gaguide.errors import UserError
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. file: its name in the folder; problem: missing, truncated, damaged, foreign."""
+    """One thing that is wrong. problem: begins with missing, truncated, damaged or foreign."""
 
     file: str
     problem: str

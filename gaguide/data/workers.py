@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,7 +28,7 @@ def run_parts(parts: Iterable[Part], job: Job, workers: int, report: Report) -> 
         return
     # Spawned, not forked: tokenizers and Arrow run threads, which a fork would leave in an unknown state.
     context = multiprocessing.get_context("spawn")
-    done = context.Array("q", 2)
+    done = context.Array("q", 3)  # documents, bytes, and whether to stop
     with ProcessPoolExecutor(min(workers, len(parts)), context, _start_worker, (job, done)) as pool:
         pending: set[Future[None]] = {pool.submit(_run_in_worker, part) for part in parts}
         reported = (0, 0)
@@ -43,6 +44,7 @@ def run_parts(parts: Iterable[Part], job: Job, workers: int, report: Report) -> 
             remedy = "give it more memory or fewer --workers; the same command goes on where this one stopped"
             raise UserError(Fault("--workers", "a worker process was killed", remedy, workers)) from None
         finally:
+            done[2] = True
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -53,6 +55,7 @@ _done: Any
 def _start_worker(job: Job, done: Any) -> None:
     global _job, _done
     _job, _done = job, done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -64,8 +67,14 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+class _StoppedError(Exception):
+    """The build has failed elsewhere, or was interrupted."""
+
+
 def _run_in_worker(part: Part) -> None:
     def report(documents: int, size: int) -> None:
+        if _done[2]:
+            raise _StoppedError
         with _done.get_lock():
             _done[0] += documents
             _done[1] += size

@@ -1,0 +1,62 @@
+"""Fixtures of the data tests: small and real tokenizers, real text, a folder of shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gaguide.data import BuildRequest, build, embedded_corpus
+from gaguide.data.embedded import embedded_documents
+from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+
+CORPUS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "corpus"
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the embedded corpus."""
+    return embedded_corpus(tmp_path_factory.mktemp("embedded") / "shards")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(embedded: Path) -> Path:
+    """A tokenizer of 2,048 ids."""
+    return embedded / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2's own tokenizer."""
+    return gpt2_tokenizer_folder(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """Real web text as Parquet files."""
+    if not CORPUS.is_dir():
+        pytest.skip("needs the larger real corpus beside the repository (shared/data/corpus)")
+    return CORPUS
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """A hundred real documents, of 374 to about 4,000 characters."""
+    return list(embedded_documents()[:100])
+
+
+@pytest.fixture(scope="session")
+def jsonl(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same documents as one JSONL file."""
+    path = tmp_path_factory.mktemp("jsonl") / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture()
+def shards(jsonl: Path, tokenizer_folder: Path, tmp_path: Path) -> Path:
+    """A fresh folder with several shards, free to be damaged."""
+    folder = tmp_path / "shards"
+    build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=8_000))
+    return folder

@@ -1,0 +1,193 @@
+"""Shards are plain Arrow files, blocks are cut out of them, and any damage is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from gaguide.data import BlockStore, BuildRequest, build, load_tokenizer, read_manifest
+from gaguide.data.pieces import held_out
+from gaguide.data.shards import open_shard, write_shard
+from gaguide.data.verify import verify
+from gaguide.errors import UserError
+
+
+def train_ids(folder: Path) -> list[list[list[int]]]:
+    """Documents of each training shard, by plain pyarrow."""
+    return [
+        pa.ipc.open_file(pa.memory_map(str(path))).read_all()["tokens"].to_pylist()
+        for path in sorted(folder.glob("train-*.arrow"))
+    ]
+
+
+def findings(folder: Path) -> dict[str, str]:
+    return {name: finding.problem.split(":")[0] for name, finding in verify(folder) if finding is not None}
+
+
+def test_documents_come_back_with_their_boundaries(shards, texts):
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    eos = tokenizer.eos_token_id
+    documents = [ids for shard in train_ids(shards) for ids in shard]
+    assert all(ids[-1] == eos and eos not in ids[:-1] for ids in documents)
+    expected = [text for text in texts if not held_out(text.encode(), 0.05)]
+    assert [tokenizer.decode(ids[:-1]) for ids in documents] == expected
+
+
+def test_plain_datasets_reads_a_shard(shards, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    path = shards / "train-00000.arrow"
+    with pa.memory_map(str(path)) as source:
+        rows = pa.ipc.open_file(source).read_all().num_rows
+    loaded = datasets.load_dataset(
+        "arrow", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded.num_rows == rows
+    assert loaded[3]["tokens"] == train_ids(shards)[0][3]
+
+
+def test_values_are_mapped_without_a_copy(shards):
+    manifest = read_manifest(shards)
+    info = manifest.splits["train"][0]
+    before = pa.total_allocated_bytes()
+    shard = open_shard(shards / info.file, info, manifest.tokenizer_fingerprint)
+    assert pa.total_allocated_bytes() == before
+    assert shard.tokens.dtype == np.uint16 and not shard.tokens.flags.owndata
+    assert len(shard.offsets) == info.documents + 1
+
+
+@pytest.mark.parametrize("block_length", [1, 7, 128, 1000])
+def test_blocks_are_the_shards_cut_in_order(shards, block_length):
+    store = BlockStore(shards, "train", block_length)
+    flat = [np.concatenate([np.array(ids) for ids in shard]) for shard in train_ids(shards)]
+    expected = [ids[: len(ids) // block_length * block_length].reshape(-1, block_length) for ids in flat]
+    assert store.shard_blocks == tuple(map(len, expected)) and len(store) == sum(store.shard_blocks)
+    blocks = np.random.default_rng(0).integers(0, len(store), 50)
+    read = store.read(blocks)
+    assert read.dtype == np.int64 and np.array_equal(read, np.concatenate(expected)[blocks])
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).read(blocks), read)
+
+
+def test_document_starts(shards):
+    store = BlockStore(shards, "train", 64)
+    eos = store.manifest.eos_token_id
+    for block in range(len(store)):
+        starts = store.document_starts(block)
+        ids = store.read(np.array([block]))[0]
+        # A document begins right after each end-of-text id.
+        assert [start for start in starts if start > 0] == [
+            at + 1 for at in np.flatnonzero(ids == eos) if at < 63
+        ]
+    assert store.document_starts(0)[0] == 0
+
+
+def test_no_block_outside(shards):
+    store = BlockStore(shards, "train", 64)
+    for outside in (-1, len(store)):
+        with pytest.raises(IndexError):
+            store.read(np.array([outside]))
+
+
+def test_wide_vocabularies_take_uint32(tmp_path):
+    documents = [np.array([0, 70_000, 2**31 + 5], np.uint32), np.array([3], np.uint32)]
+    info = write_shard(tmp_path / "x.arrow", documents, np.dtype("uint32"), "f")
+    shard = open_shard(tmp_path / "x.arrow", info, "f")
+    assert shard.tokens.tolist() == [0, 70_000, 2**31 + 5, 3] and shard.offsets.tolist() == [0, 3, 4]
+
+
+def test_user_errors_name_the_remedy(shards, tmp_path):
+    with pytest.raises(UserError, match="gaguide data build"):
+        BlockStore(tmp_path / "nowhere", "train", 8)
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        BlockStore(tmp_path, "train", 8)
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        BlockStore(shards, "trian", 8)
+    with pytest.raises(UserError, match=r"block_length = 10000000.*longer than every shard"):
+        BlockStore(shards, "train", 10**7)
+    with pytest.raises(UserError, match="at least 1"):
+        BlockStore(shards, "train", 0)
+
+
+def test_missing_held_out_split_names_the_option(jsonl, tokenizer_folder, tmp_path):
+    build(BuildRequest((str(jsonl),), tmp_path / "s", str(tokenizer_folder), validation_fraction=0))
+    with pytest.raises(UserError, match="--validation-fraction"):
+        BlockStore(tmp_path / "s", "validation", 8)
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 99}, "schema version 99"),
+        ({"format": "another"}, "can't be understood"),
+        ({"splits": {}}, "edited or damaged"),
+        ({"token_dtype": "float64"}, "neither uint16 nor uint32"),
+        ({"surprise": 1}, "can't be understood"),
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_refused(shards, changes, message):
+    edit_manifest(shards, **changes)
+    with pytest.raises(UserError, match=message):
+        read_manifest(shards)
+
+
+def test_verify_is_silent_on_a_whole_folder(shards):
+    assert findings(shards) == {}
+    assert read_manifest(shards).fingerprint == read_manifest(shards).fingerprint
+
+
+def test_verify_names_each_damaged_file(shards, tokenizer_folder, jsonl, gpt2_folder):
+    names = sorted(path.name for path in shards.glob("train-*.arrow"))
+    assert len(names) >= 4
+    (shards / names[0]).unlink()
+    with (shards / names[1]).open("r+b") as file:
+        file.truncate(1000)
+    content = bytearray((shards / names[2]).read_bytes())
+    content[len(content) // 2] ^= 1
+    (shards / names[2]).write_bytes(content)
+    (shards / "train-00099.arrow").write_bytes((shards / names[3]).read_bytes())
+    other = shards.parent / "other"
+    build(BuildRequest((str(jsonl),), other, str(gpt2_folder), shard_tokens=8_000))
+    (shards / names[3]).write_bytes((other / "train-00000.arrow").read_bytes())
+    (shards / "tokenizer" / "tokenizer.json").write_bytes((gpt2_folder / "tokenizer.json").read_bytes())
+    found = findings(shards)
+    # The foreign shard has another size; which of the two words that gives depends on its size.
+    assert found.pop(names[3]) in ("damaged", "truncated")
+    assert found == {
+        names[0]: "missing",
+        names[1]: "truncated",
+        names[2]: "damaged",
+        "train-00099.arrow": "foreign",
+        "tokenizer": "foreign",
+    }
+
+
+def test_a_foreign_shard_of_the_right_size_is_named_at_first_use(shards):
+    manifest = read_manifest(shards)
+    info = manifest.splits["train"][0]
+    shard = open_shard(shards / info.file, info, manifest.tokenizer_fingerprint)
+    documents = [shard.tokens[a:b].copy() for a, b in zip(shard.offsets, shard.offsets[1:])]
+    fingerprint = "0" * len(manifest.tokenizer_fingerprint)
+    write_shard(shards / info.file, documents, manifest.dtype, fingerprint)
+    store = BlockStore(shards, "train", 64)
+    with pytest.raises(UserError, match=r"train-00000.arrow is foreign: it was made with another tokenizer"):
+        store.read(np.array([0]))
+    assert findings(shards) == {info.file: "foreign"}
+
+
+def test_training_names_missing_and_truncated_shards_at_once(shards):
+    (shards / "train-00001.arrow").unlink()
+    with (shards / "train-00002.arrow").open("r+b") as file:
+        file.truncate(64)
+    with pytest.raises(UserError) as caught:
+        BlockStore(shards, "train", 64)
+    assert "train-00001.arrow is missing" in str(caught.value)
+    assert "train-00002.arrow is truncated" in str(caught.value)

@@ -1,0 +1,148 @@
+"""Documents get the Hugging Face tokenizer's own ids, by tiktoken where it is proven equal."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gaguide.data.tokenize import DocumentEncoder, load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from gaguide.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_folder):
+    return load_tokenizer(gpt2_folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(gpt2):
+    made = DocumentEncoder(gpt2)
+    assert made.fast
+    return made
+
+
+def test_real_text_has_equal_ids(encoder, corpus, gpt2):
+    path = sorted(corpus.glob("*.parquet"))[0]
+    texts = pq.read_table(path, columns=["text"])["text"].to_pylist()[:300]
+    for text in texts:
+        ids = encoder.encode(text)
+        assert ids.dtype == np.uint32
+        assert ids.tolist() == gpt2.encode(text, add_special_tokens=False, verbose=False)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_text_has_equal_ids(encoder, text):
+    assert encoder.encode(text).tolist() == encoder.encode_by_reference(text).tolist()
+
+
+@given(st.text(st.sampled_from(" \n\t\r\u00a0\u2009a'stl1.,é"), max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_white_space_and_apostrophes_have_equal_ids(encoder, text):
+    assert encoder.encode(text).tolist() == encoder.encode_by_reference(text).tolist()
+
+
+@pytest.mark.parametrize(
+    "text", [" " * 300_000 + "x", "x" + " \n" * 200_000 + "x", "!" * 100_000, "ab" * 100_000]
+)
+def test_degenerate_documents(encoder, text):
+    """tiktoken alone panics on the first two."""
+    assert encoder.encode(text).tolist() == encoder.encode_by_reference(text).tolist()
+
+
+def test_a_special_token_in_a_document_is_only_text(encoder, gpt2):
+    for ids in (
+        encoder.encode("a <|endoftext|> b"),
+        encoder.encode_by_reference("a <|endoftext|> b"),
+    ):
+        assert gpt2.eos_token_id not in ids.tolist()
+        assert gpt2.decode(ids.tolist()) == "a <|endoftext|> b"
+
+
+def test_encoder_travels_to_workers(encoder):
+    assert (
+        pickle.loads(pickle.dumps(encoder)).encode("Not a word.").tolist()
+        == encoder.encode("Not a word.").tolist()
+    )
+
+
+def edited(folder, target, change):
+    """A copy of a tokenizer folder with its tokenizer.json changed."""
+    shutil.copytree(folder, target)
+    content = json.loads((target / "tokenizer.json").read_text())
+    change(content)
+    (target / "tokenizer.json").write_text(json.dumps(content))
+    # The class of GPT-2 would make its own rules again.
+    config = json.loads((target / "tokenizer_config.json").read_text())
+    (target / "tokenizer_config.json").write_text(
+        json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+    return load_tokenizer(target)
+
+
+def test_another_rule_falls_back(tokenizer_folder, tmp_path):
+    def lowercase(content):
+        content["normalizer"] = {"type": "Lowercase"}
+
+    tokenizer = edited(tokenizer_folder, tmp_path / "lower", lowercase)
+    made = DocumentEncoder(tokenizer)
+    assert not made.fast
+    assert made.encode("Not THIS").tolist() == tokenizer.encode("not this", add_special_tokens=False)
+
+
+def test_unequal_ids_fall_back(tokenizer_folder, monkeypatch):
+    """Should tiktoken ever cut words otherwise, the sample shows it and the reference is used."""
+    import gaguide.data.tokenize as module
+
+    monkeypatch.setattr(module, "_GPT2_WORDS", r"\S+|\s+")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    made = DocumentEncoder(tokenizer)
+    assert not made.fast
+    assert made.encode("it's so").tolist() == tokenizer.encode("it's so", add_special_tokens=False)
+
+
+def test_fingerprint_follows_meaning_not_files(gpt2_folder, tokenizer_folder, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_folder)
+    first = tokenizer_fingerprint(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
+    again("some use", padding="max_length", max_length=9, truncation=True) if again.pad_token else again(
+        "some use"
+    )
+    assert tokenizer_fingerprint(again) == first
+
+    def swapped(content):
+        content["model"]["merges"][:2] = content["model"]["merges"][1::-1]
+
+    others = {
+        tokenizer_fingerprint(edited(tokenizer_folder, tmp_path / "swapped", swapped)),
+        tokenizer_fingerprint(load_tokenizer(gpt2_folder)),
+        first,
+    }
+    assert len(others) == 3
+
+
+def test_vocabulary_size(gpt2):
+    assert vocabulary_size(gpt2) == 50257
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "not a name", "surely/not-on-any-hub"])
+def test_a_tokenizer_that_can_not_be_had(name, monkeypatch):
+    monkeypatch.setattr("gaguide.data.tokenize.hub_has_model", lambda name: False)
+    with pytest.raises(UserError, match="local folder"):
+        load_tokenizer(name)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="from this folder"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="from this folder"):
+        load_tokenizer(tmp_path)
