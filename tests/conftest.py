@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Nothing here may reach a hub; set before transformers reads it.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from gaguide.data.embedded import embedded_corpus
 

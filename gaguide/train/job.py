@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.config import BatchPlan, RunConfig, load_deepspeed_json, plan_batch, resolve_deepspeed
-from gaguide.data import BlockOrder, BlockStore, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
+from gaguide.data import (
+    BlockOrder,
+    BlockStore,
+    load_tokenizer,
+    read_manifest,
+    steps_for_epochs,
+    tokenizer_fingerprint,
+)
 from gaguide.data.embedded import embedded_corpus
 from gaguide.dist import World
 from gaguide.errors import Fault, UserError
@@ -108,8 +115,8 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     blocks = held_out = tokenizer = model = plan = None
     if folder is not None:
         where = folder
-        blocks = check(lambda: BlockStore(where, "train", run.data.block_length))
-        held_out = check(lambda: BlockStore(where, "validation", run.data.block_length))
+        blocks = check(lambda: _blocks(where, "train", run.data.block_length))
+        held_out = check(lambda: _blocks(where, "validation", run.data.block_length))
         tokenizer = check(lambda: load_tokenizer(str(where / "tokenizer")))
     if blocks is not None:
         data = blocks.manifest
@@ -151,9 +158,24 @@ class _Collector:
 
 def _shards(name: str) -> Path:
     if name != "embedded":
+        _as_shards(lambda: read_manifest(Path(name)))
         return Path(name)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return embedded_corpus(cache / "gaguide" / "embedded")
+
+
+def _blocks(folder: Path, split: str, block_length: int) -> BlockStore:
+    return _as_shards(lambda: BlockStore(folder, split, block_length))
+
+
+def _as_shards(read: Callable[[], T]) -> T:
+    """What the data package calls `data` is the run's field `data.shards`."""
+    try:
+        return read()
+    except UserError as error:
+        raise UserError(
+            replace(fault, field="data.shards") if fault.field == "data" else fault for fault in error.faults
+        ) from None
 
 
 def _writable(output: Path) -> Path:

@@ -19,7 +19,7 @@ RUNS = {
     "weight0": ("zero2", {"guidance.weight": "0"}),
 }
 COMMON = {
-    "data.block_length": "48",
+    "data.block_length": "128",
     "train.global_batch": "4",
     "train.steps": "6",
     "train.warmup_steps": "2",

@@ -1,0 +1,51 @@
+# make demo   a trained, evaluated, pictured result from nothing, in minutes on two CPU cores
+# make test   the tests
+# make check  formatting, lint, types
+# Each makes .venv first. PYTHON chooses the interpreter, RANKS the ranks of the demo.
+
+PYTHON ?= python3
+RANKS ?= 2
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+DEMO := runs/demo
+DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --log_level warning
+
+export PATH := $(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed
+	rm -rf $(DEMO)
+	$(DEEPSPEED) launch/train.py --deepspeed ds_configs/zero2.json \
+	    --name guided --output $(DEMO)/guided
+	$(DEEPSPEED) launch/train.py --deepspeed ds_configs/zero2.json \
+	    --name unguided --output $(DEMO)/unguided --guidance.weight 0
+	$(DEEPSPEED) launch/evaluate.py --model $(DEMO)/unguided/model --tasks demo --output $(DEMO)/unguided/evaluation
+	$(DEEPSPEED) launch/evaluate.py --model $(DEMO)/guided/model --tasks demo --output $(DEMO)/guided/evaluation
+	gaguide attention --model $(DEMO)/unguided/model --model $(DEMO)/guided/model --experiment 1-negation \
+	    --layers 2 --heads 0 --output $(DEMO)/attention.png \
+	    --text "The value is not a number, but a name can be bound to it. It does not change, but the list does."
+	gaguide report $(DEMO)/unguided $(DEMO)/guided --output $(DEMO)/report.html
+	@echo "open $(DEMO)/report.html and $(DEMO)/attention.png"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs/demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed

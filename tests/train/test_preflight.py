@@ -1,0 +1,101 @@
+"""Every fault of a run is found before training, in the words of the field that has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gaguide.config import EMBEDDED, load_config
+from gaguide.dist import World
+from gaguide.errors import UserError
+from gaguide.train.job import Job, prepare
+from tests.support.ranks import DS_CONFIGS
+
+ZERO2 = DS_CONFIGS / "zero2.json"
+
+
+def job(shards: Path, folder: Path, /, ranks: int = 2, json: Path = ZERO2, **changes: str) -> Job:
+    settings = {"data.shards": str(shards), "output": str(folder)} | changes
+    return prepare(load_config(EMBEDDED, settings), json, World(size=ranks))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "remedy"),
+    [
+        ({"data.shards": "/nowhere"}, "data.shards", "gaguide data build"),
+        ({"data.block_length": "300"}, "data.block_length", "at most 256"),
+        ({"guidance.experiment": "5-everything"}, "guidance.experiment", "4-transition"),
+        ({"guidance.layers": "1,9"}, "guidance.layers", "0 to 3"),
+        ({"train.global_batch": "7"}, "train.global_batch", "multiple of 2"),
+        ({"train.micro_batch": "3"}, "train.micro_batch", "one of 1, 2, 4, 8"),
+        ({"model.name": "/no/model", "model.init": "pretrained"}, "model.name", "save_pretrained"),
+        ({"model.name": "huge"}, "model.name", "gpt2-xl"),
+        ({"output": "/proc/nothing"}, "output", "another folder"),
+    ],
+)
+def test_fault(
+    embedded_shards: Path, tmp_path: Path, changes: dict[str, str], field: str, remedy: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        job(embedded_shards, tmp_path, **changes)
+    assert error.value.faults[0].field.startswith(field)
+    assert remedy in str(error.value)
+
+
+def test_a_model_with_a_smaller_vocabulary_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=100, n_layer=4, n_head=4, n_embd=8, n_positions=256)
+    ).save_pretrained(tmp_path / "small")
+    with pytest.raises(UserError, match="vocabulary of 2048 entries, the model has 100"):
+        job(embedded_shards, tmp_path, **{"model.name": str(tmp_path / "small"), "model.init": "pretrained"})
+
+
+def test_too_many_heads_for_the_model(embedded_shards: Path, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=2048, n_layer=2, n_head=2, n_embd=8, n_positions=256)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "narrow")
+    changes = {"model.name": str(tmp_path / "narrow"), "guidance.experiment": "3-negation"}
+    with pytest.raises(UserError, match="2 heads in each layer"):
+        job(embedded_shards, tmp_path, **changes)
+
+
+def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        job(embedded_shards, tmp_path, json=tmp_path / "missing.json")
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"train_batch_size": 8, "zero_optimisation": {}, "optimizer": {"type": "Adam"}}')
+    with pytest.raises(UserError) as error:
+        job(embedded_shards, tmp_path, json=wrong)
+    text = str(error.value)
+    assert "the run says 16" in text and "did you mean 'zero_optimization'?" in text
+    assert "train.learning_rate" in text
+    wrong.write_text(
+        '{"zero_optimization": {"stage": 2, "bucket": 1},'
+        ' "bf16": {"enabled": true}, "fp16": {"enabled": true}}'
+    )
+    with pytest.raises(UserError, match=r"zero_optimization\.bucket") as error:
+        job(embedded_shards, tmp_path, json=wrong)
+    assert "both are enabled" in str(error.value)
+
+
+def test_all_faults_come_at_once(embedded_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        job(
+            embedded_shards,
+            tmp_path,
+            **{"guidance.layers": "9", "data.block_length": "999", "train.global_batch": "3"},
+        )
+    assert len(error.value.faults) == 3
+
+
+def test_identity_follows_what_a_resumed_run_must_share(embedded_shards: Path, tmp_path: Path) -> None:
+    base = job(embedded_shards, tmp_path)
+    assert base.identity == job(embedded_shards, tmp_path, ranks=4, **{"train.micro_batch": "2"}).identity
+    for changes in (
+        {"seed": "1"},
+        {"train.steps": "301"},
+        {"guidance.weight": "1"},
+        {"train.learning_rate": "1e-4"},
+    ):
+        assert base.identity != job(embedded_shards, tmp_path, **changes).identity

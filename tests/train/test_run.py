@@ -1,0 +1,144 @@
+"""The main job through the real launcher: outputs, kill and resume, and how users' mistakes end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gaguide.config import load_config
+from gaguide.data import BlockStore
+from gaguide.log import read_metrics
+from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
+
+SETTINGS = {
+    "data.block_length": "64",
+    "model.dropout": "0.1",
+    "train.global_batch": "4",
+    "train.steps": "16",
+    "train.log_every": "1",
+    "validation.blocks": "6",
+    "validation.every": "0",
+    "checkpoint.every": "6",
+}
+
+
+def arguments(shards: Path, output: Path, **more: str) -> list[str]:
+    settings = SETTINGS | {"data.shards": str(shards), "output": str(output)} | more
+    pairs = [text for field, value in settings.items() for text in (f"--{field}", value)]
+    return ["--deepspeed", str(DS_CONFIGS / "zero2.json"), *pairs]
+
+
+@pytest.fixture(scope="module")
+def finished(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("run") / "whole"
+    done = run_ranks(TRAIN, arguments(embedded_shards, output))
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("no --config: this is the embedded run") == 1
+    assert "launch/recipes/gpt2-4-transition.yaml" in done.stdout
+    return output
+
+
+def test_the_output_folder_holds_what_the_contract_names(finished: Path, embedded_shards: Path) -> None:
+    assert load_config(finished / "config.yaml", {}).train.steps == 16
+    records = read_metrics(finished / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 17))
+    for field in ("loss", "lm_loss", "guidance_loss", "lr", "grad_norm", "tokens", "tokens_per_second"):
+        assert all(isinstance(record[field], (int, float)) for record in records), field
+    assert records[-1]["tokens"] == 16 * 4 * 64
+    assert all("guided_attention" in record for record in records)
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        "latest",
+        "step-00000012",
+        "step-00000016",
+    ]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["validation"]["before"]["lm_loss"] > summary["validation"]["after"]["lm_loss"]
+    assert len(summary["validation"]["after"]["per_head"]) == 4
+
+
+def test_the_export_is_the_trained_model(finished: Path, embedded_shards: Path) -> None:
+    """Loaded by plain transformers, it has the validation loss that training recorded."""
+    model = AutoModelForCausalLM.from_pretrained(finished / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    assert len(tokenizer) == model.config.vocab_size
+    assert model.lm_head.weight is model.transformer.wte.weight
+    held_out = BlockStore(embedded_shards, "validation", 64)
+    spread = [at * len(held_out) // 6 for at in range(6)]
+    ids = torch.from_numpy(held_out.read(torch.tensor(spread).numpy()))
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    recorded = json.loads((finished / "summary.json").read_text())["validation"]["after"]["lm_loss"]
+    assert loss == pytest.approx(recorded, rel=1e-5)
+
+
+def test_killed_and_started_again_the_curve_goes_on_exactly(
+    finished: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    """kill -9 of all ranks after a checkpoint; same losses to the last bit, dropout included."""
+    output = tmp_path / "killed"
+    command = launch_command(TRAIN, arguments(embedded_shards, output), 2)
+    job = subprocess.Popen(
+        command,
+        env=rank_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoints" / "step-00000006").exists():
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert not (output / "summary.json").exists()
+
+    done = run_ranks(TRAIN, arguments(embedded_shards, output))
+    assert done.returncode == 0, done.stdout
+    assert "resuming after step" in done.stdout
+    ours, reference = (read_metrics(folder / "metrics.jsonl") for folder in (output, finished))
+    assert [record["step"] for record in ours] == list(range(1, 17))
+    for mine, theirs in zip(ours, reference):
+        for curve in ("loss", "lm_loss", "guidance_loss", "grad_norm", "lr", "tokens"):
+            assert mine[curve] == theirs[curve], (mine["step"], curve)
+    for name in ("validation.jsonl",):
+        assert read_metrics(output / name) == read_metrics(finished / name)
+
+
+def test_a_mistake_ends_every_rank_with_one_message_and_no_traceback(
+    embedded_shards: Path, tmp_path: Path
+) -> None:
+    done = run_ranks(
+        TRAIN,
+        arguments(
+            embedded_shards,
+            tmp_path / "output",
+            **{"guidance.layers": "7", "train.global_batch": "5", "data.block_length": "512"},
+        ),
+    )
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stdout
+    assert done.stdout.count("3 problems") == 1
+    for text in ("guidance.layers = 7", "train.global_batch = 5", "data.block_length = 512"):
+        assert text in done.stdout
+    assert not (tmp_path / "output" / "checkpoints").exists()
+
+
+def test_an_unknown_option_is_named_before_anything_starts(tmp_path: Path) -> None:
+    done = run_ranks(TRAIN, ["--deepspeed", str(DS_CONFIGS / "zero2.json"), "--train.stepz", "3"])
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stdout
+    assert done.stdout.count("train.stepz = 3: no such field") == 1
+    assert "did you mean 'steps'?" in done.stdout
+
+
+def test_recorded_config_is_plain_yaml(finished: Path) -> None:
+    assert yaml.safe_load((finished / "config.yaml").read_text())["guidance"]["experiment"] == "1-negation"
