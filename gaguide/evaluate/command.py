@@ -1,0 +1,82 @@
+"""The command behind launch/evaluate.py: arguments, ranks, and how a user's mistake ends on all of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from gaguide.dist import World, barrier, start, stop
+from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate; returns the exit code: 0, or EXIT_USER_ERROR on every rank after a user's mistake."""
+    world = World.from_environment()
+    joined = False
+    try:
+        arguments = _parser().parse_args(argv)
+        start(world)
+        joined = True
+        _evaluate(arguments, world)
+        return 0
+    except UserError as error:
+        if world.is_main:
+            print(f"evaluate: {error}", file=sys.stderr, flush=True)
+        # Launchers stop all ranks as soon as one ends with an error: rank 0 must have spoken by then.
+        if joined:
+            barrier()
+        elif not world.is_main:
+            time.sleep(3)
+        return EXIT_USER_ERROR
+    finally:
+        stop()
+
+
+def _evaluate(arguments: argparse.Namespace, world: World) -> None:
+    from gaguide.evaluate.runner import EvaluateSettings, evaluate
+    from gaguide.evaluate.table import print_table
+    from gaguide.log import say
+
+    settings = EvaluateSettings(arguments.batch_tokens, arguments.dtype, arguments.limit, arguments.data)
+    tasks = [name for part in arguments.tasks for name in part.split(",") if name]
+    results = evaluate(arguments.model, tasks, arguments.output, world, settings)
+    if world.is_main:
+        print_table(results)
+        say(f"written: {arguments.output / 'results.json'}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as `UserError`, so that one rank speaks for all."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(Fault("arguments", message, f"see {self.prog} --help"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="launch/evaluate.py",
+        description="Evaluate a causal language model on multiple-choice and probability tasks.",
+        epilog="Writes results.json, results_lm_eval.json and examples.parquet into the output folder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, help="folder made by save_pretrained, or a hub id")
+    parser.add_argument(
+        "--tasks", required=True, nargs="+",
+        help="folders, .jsonl, .csv or .yaml files, task names, or the groups inverse-scaling and demo; "
+        "also with commas between them",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, help="folder for the results")
+    parser.add_argument(
+        "--data", type=Path, help="folder with the data files of named tasks, instead of the hub"
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, help="padded tokens of a batch (2048 on a CPU, 16384 on a GPU)"
+    )
+    parser.add_argument("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
+    parser.add_argument("--limit", type=int, help="only the first N examples of each task")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser

@@ -1,0 +1,145 @@
+"""Reading what an evaluation needs: the tasks' examples, and a model with its tokenizer; faults first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from gaguide.data.files import sha256_of
+from gaguide.errors import Fault, UserError
+from gaguide.evaluate.examples import Example, Record, parse_examples, read_records
+from gaguide.evaluate.synthetic import GENERATORS, generate
+from gaguide.evaluate.task import Kind, LocatedTask, Task, locate_tasks
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task whose examples have been read; `source` is the file, hub name or generator they came from."""
+
+    task: Task
+    kind: Kind
+    source: str
+    sha256: str | None
+    examples: tuple[Example, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model's configuration and tokenizer, read before its weights."""
+
+    name: str
+    config: Any
+    tokenizer: Any
+
+
+def read_tasks(names: Sequence[str], data_folder: Path | None, limit: int | None) -> list[TaskData]:
+    """The data of all tasks that `names` means, at most `limit` examples of each; all faults at once."""
+    read: list[TaskData] = []
+    faults: list[Fault] = []
+    for located in locate_tasks(names, data_folder):
+        try:
+            read.append(_read_task(located, limit))
+        except UserError as error:
+            faults.extend(error.faults)
+    if faults:
+        raise UserError(faults)
+    return read
+
+
+def find_model_folder(name: str) -> ModelFolder:
+    """Configuration and tokenizer of a folder or hub model; nothing in it is executed."""
+    config = _from_pretrained(AutoConfig, "configuration", name)
+    tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", name)
+    rows = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
+    if rows is not None and len(tokenizer) > rows:
+        raise UserError(
+            Fault(
+                "--model",
+                f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows}",
+                "put the tokenizer into the folder that the model was trained with",
+                name,
+            )
+        )
+    return ModelFolder(name, config, tokenizer)
+
+
+def load_model(folder: ModelFolder, dtype: str, device: torch.device) -> Any:
+    """The model in eval mode on `device`, attention by SDPA."""
+    model = _from_pretrained(
+        AutoModelForCausalLM, "model", folder.name,
+        config=folder.config, dtype=DTYPES[dtype], attn_implementation="sdpa",
+    )  # fmt: skip
+    return model.to(device).eval()
+
+
+def _read_task(located: LocatedTask, limit: int | None) -> TaskData:
+    task, path = located.task, located.path
+    sha256, warnings = None, []
+    if task.generator is not None:
+        source, records = f"generated ({task.generator}, seed {task.seed})", _generated(task)
+    elif path is not None:
+        source, records, sha256 = str(path), read_records(path), sha256_of(path)
+        if task.sha256 is not None and task.sha256 != sha256:
+            warnings.append(
+                f"{path}: not the release's file byte for byte "
+                f"(sha256 {sha256[:12]}…, the release's {task.sha256[:12]}…)"
+            )
+    else:
+        source, records = _hub(task)
+    parsed = parse_examples(task, records, source)
+    return TaskData(task, parsed.kind, source, sha256, parsed.examples[:limit], (*warnings, *parsed.warnings))
+
+
+def _generated(task: Task) -> list[Record]:
+    if task.generator not in GENERATORS:
+        known = ", ".join(GENERATORS)
+        raise UserError(Fault(f"task {task.name}: generator", "unknown", f"known: {known}", task.generator))
+    if task.count < 1:
+        raise UserError(
+            Fault(f"task {task.name}: count", "is not positive", "say how many examples", task.count)
+        )
+    rows = generate(task.generator, task.count, task.seed)
+    return [Record(at, row) for at, row in enumerate(rows, start=1)]
+
+
+def _hub(task: Task) -> tuple[str, list[Record]]:
+    """Download a task's data: a file of the release where the task names one, else the data set's rows."""
+    if task.hub is None:
+        raise UserError(
+            Fault(f"task {task.name}", "names no data", "give file, hub or generator in the task file")
+        )
+    try:
+        if task.hub_file is not None:
+            from huggingface_hub import hf_hub_download
+
+            return task.hub, read_records(Path(hf_hub_download(task.hub, task.hub_file, repo_type="dataset")))
+        from datasets import load_dataset
+
+        rows = load_dataset(task.hub, split=task.split)
+        return task.hub, [Record(at, row) for at, row in enumerate(rows, start=1)]
+    except UserError:
+        raise
+    except Exception as error:  # whatever the hub's client raises: without data there is nothing to evaluate
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        remedy = f"put {task.file or 'the data file'} into a folder and give it with --data"
+        raise UserError(
+            Fault(f"task {task.name}", f"its data cannot be had from the hub ({reason})", remedy, task.hub)
+        ) from None
+
+
+def _from_pretrained(auto: Any, what: str, name: str, **options: Any) -> Any:
+    load: Callable[..., Any] = auto.from_pretrained
+    try:
+        return load(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        remedy = "give a folder made by save_pretrained with its tokenizer, or a hub id that can be reached"
+        raise UserError(Fault("--model", f"its {what} cannot be loaded ({reason})", remedy, name)) from None

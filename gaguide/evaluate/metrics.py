@@ -1,0 +1,152 @@
+"""From log-probabilities to metrics with intervals. Pure, no torch.
+
+classification: `acc` takes the most probable class (the first wins a tie), `acc_norm` divides by the
+characters of a class first, `class_loss` is the negative logarithm of the right class's share among the
+classes. sequence_prob: `loss` is the mean negative log-likelihood of a completion, `perplexity` that of a
+token. logodds kinds: how the log-odds of the two classes change from the other prompt to the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gaguide.evaluate.examples import Example
+from gaguide.evaluate.task import Kind
+
+_Z = 1.959963984540054
+"""Quantile of the normal distribution for 95% intervals."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value with its standard error and 95% interval; the latter are NaN where there is one example."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ScoredExample:
+    """An example's outcome. `value` is its contribution to the kind's main loss; `margin` that of the answer
+    over the best other class, in log-probability."""
+
+    example: Example
+    log_probabilities: tuple[float, ...]
+    target_tokens: tuple[int, ...]
+    value: float
+    predicted: int | None = None
+    predicted_norm: int | None = None
+    margin: float | None = None
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the most probable class is the answer; None where there are no classes to choose from."""
+        return None if self.predicted is None else self.predicted == self.example.answer_index
+
+    @property
+    def correct_norm(self) -> bool | None:
+        """The same with log-probabilities per character."""
+        return None if self.predicted_norm is None else self.predicted_norm == self.example.answer_index
+
+
+def score_example(
+    kind: Kind, example: Example, log_probabilities: Sequence[float], target_tokens: Sequence[int]
+) -> ScoredExample:
+    """The outcome of `example` from the log-probabilities of its pairs, in their order."""
+    values, tokens = tuple(log_probabilities), tuple(target_tokens)
+    if kind == "sequence_prob":
+        return ScoredExample(example, values, tokens, -values[0])
+    if kind != "classification":
+        difference = (values[0] - values[1]) - (values[2] - values[3])
+        signed = abs(difference) if kind == "absolute_logodds" else difference
+        if kind == "logodds" and example.answer_index == 1:
+            signed = -difference
+        return ScoredExample(example, values, tokens, signed)
+    answer = example.answer_index
+    assert answer is not None
+    per_character = [value / len(text) for value, text in zip(values, example.continuations, strict=True)]
+    others = [value for at, value in enumerate(values) if at != answer]
+    return ScoredExample(
+        example, values, tokens,
+        value=_log_sum_exp(values) - values[answer],
+        predicted=_first_largest(values),
+        predicted_norm=_first_largest(per_character),
+        margin=values[answer] - max(others),
+    )  # fmt: skip
+
+
+def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
+    """The metrics of a task by name."""
+    values = [one.value for one in scored]
+    if kind == "classification":
+        return {
+            "acc": proportion([bool(one.correct) for one in scored]),
+            "acc_norm": proportion([bool(one.correct_norm) for one in scored]),
+            "class_loss": mean(values),
+        }
+    if kind == "sequence_prob":
+        return {
+            "loss": mean(values),
+            "perplexity": perplexity(values, [one.target_tokens[0] for one in scored]),
+        }
+    return {kind: mean(values)}
+
+
+def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:
+    """Expected accuracy of picking a class blindly; None where there is no accuracy."""
+    if kind != "classification":
+        return None
+    return sum(1 / len(example.continuations) for example in examples) / len(examples)
+
+
+def proportion(hits: Sequence[bool]) -> Metric:
+    """Share of hits with Wilson's interval; the standard error is that of lm-evaluation-harness."""
+    n, share = len(hits), sum(hits) / len(hits)
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    # At the ends rounding would leave the share itself outside.
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return Metric(share, _standard_error([float(hit) for hit in hits]), low, high)
+
+
+def mean(values: Sequence[float]) -> Metric:
+    """Mean with a normal interval."""
+    average, error = math.fsum(values) / len(values), _standard_error(values)
+    return Metric(average, error, average - _Z * error, average + _Z * error)
+
+
+def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
+    """exp(sum of losses / sum of tokens), the interval by linearising the ratio over examples."""
+    n, rate = len(losses), math.fsum(losses) / sum(tokens)
+    error = math.nan
+    if n > 1:
+        squares = math.fsum((loss - rate * count) ** 2 for loss, count in zip(losses, tokens, strict=True))
+        error = math.sqrt(squares / (n * (n - 1))) / (sum(tokens) / n)
+    value = _exp(rate)
+    return Metric(value, value * error, _exp(rate - _Z * error), _exp(rate + _Z * error))
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    n = len(values)
+    if n < 2:
+        return math.nan
+    average = math.fsum(values) / n
+    return math.sqrt(math.fsum((value - average) ** 2 for value in values) / (n - 1) / n)
+
+
+def _first_largest(values: Sequence[float]) -> int:
+    key: Callable[[int], float] = values.__getitem__
+    return max(range(len(values)), key=key)
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    largest = max(values)
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,49 @@
+"""Progress of one rank's share with the time left; ranks have equal shares by predicted cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from gaguide.log import say
+from gaguide.log.console import duration
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """A bar on a terminal, a line every ten seconds elsewhere, nothing where not `shown`."""
+
+    def __init__(self, total: float, shown: bool) -> None:
+        self._total, self._done, self._shown = max(total, 1.0), 0.0, shown
+        self._started = self._last_line = time.monotonic()
+        self._bar: RichProgress | None = None
+        if shown and sys.stdout.isatty():
+            self._bar = RichProgress(
+                TextColumn("scoring"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=self._total)
+            self._bar.start()
+
+    def advance(self, cost: float) -> None:
+        """Count `cost` as done."""
+        self._done += cost
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif self._shown and now - self._last_line >= _LINE_SECONDS:
+            self._last_line = now
+            left = (now - self._started) * (self._total / self._done - 1)
+            say(f"scoring {self._done / self._total:4.0%} │ {duration(left)} left")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,145 @@
+"""Who computes what: examples to rows, rows to batches, batches to ranks. Pure; the same on every rank.
+
+Batches are formed before anyone asks how many ranks there are, and go to ranks whole. So each example is
+computed on one rank, in the same company and hence to the same bits, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gaguide.evaluate.rows import Row, TokenSequence, added_tokens, build_row, shared_length
+
+_LEAST_BATCHES = 32
+"""An evaluation is cut into at least about so many batches, so that there is work for several ranks …"""
+_LEAST_TOKENS = 512
+"""… unless they would become smaller than this."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Predicted floating-point operations of a forward pass over rows of a model of this shape."""
+
+    layers: int
+    width: int
+    vocabulary: int
+
+    def row(self, tokens: int) -> float:
+        """The body over one row. Attention with a mask costs about twice its operations."""
+        return self.layers * tokens * (24.0 * self.width**2 + 8.0 * self.width * tokens)
+
+    def logits(self, positions: int) -> float:
+        """The output layer at `positions` positions."""
+        return 2.0 * self.width * self.vocabulary * positions
+
+    def longest_row(self, shared: int) -> int:
+        """Tokens to which a row of sequences with `shared` common tokens may grow.
+
+        A longer row spreads the prefix over more sequences, but each token then looks over more strangers;
+        the least cost per sequence is where another sequence costs as much as the average one so far.
+        """
+        linear = 24.0 * self.width / 8.0  # the linear layers' cost of a token, counted in tokens looked at
+        return shared + int(math.sqrt(linear * shared + shared**2))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows computed in one forward pass, padded on the right to the longest; holds whole examples."""
+
+    rows: tuple[Row, ...]
+    cost: float
+
+    @property
+    def examples(self) -> frozenset[int]:
+        """The examples whose scores this batch gives."""
+        return frozenset(read.key[0] for row in self.rows for read in row.reads)
+
+
+def make_batches(
+    examples: Sequence[Sequence[TokenSequence]], batch_tokens: int, cost: CostModel
+) -> list[Batch]:
+    """Batches of at most about `batch_tokens` padded tokens, longest rows first.
+
+    `examples[i]` are the sequences of one example. An example whose rows exceed `batch_tokens` is a batch
+    by itself.
+    """
+    groups = _group(examples, batch_tokens, cost)
+    total = sum(len(row) for rows in groups for row in rows)
+    budget = min(batch_tokens, max(_LEAST_TOKENS, total // _LEAST_BATCHES))
+    groups.sort(key=lambda rows: (-max(map(len, rows)), rows[0].reads[0].key))
+    batches: list[Batch] = []
+    rows: list[Row] = []
+    for group in groups:
+        longest = max(map(len, rows + group))
+        if rows and (len(rows) + len(group)) * longest > budget:
+            batches.append(_batch(rows, cost))
+            rows = []
+        rows = rows + group
+    if rows:
+        batches.append(_batch(rows, cost))
+    return batches
+
+
+def assign(batches: Sequence[Batch], ranks: int) -> list[list[int]]:
+    """Batch numbers of each rank, dearest first; each batch goes to the rank that is to be free first."""
+    free = [(0.0, rank) for rank in range(ranks)]
+    given: list[list[int]] = [[] for _ in range(ranks)]
+    for at in sorted(range(len(batches)), key=lambda at: (-batches[at].cost, at)):
+        busy_until, rank = heapq.heappop(free)
+        given[rank].append(at)
+        heapq.heappush(free, (busy_until + batches[at].cost, rank))
+    return given
+
+
+def _batch(rows: Sequence[Row], cost: CostModel) -> Batch:
+    longest = max(map(len, rows))
+    body = len(rows) * cost.row(longest)
+    return Batch(tuple(rows), body + cost.logits(sum(row.scored for row in rows)))
+
+
+def _group(
+    examples: Sequence[Sequence[TokenSequence]], batch_tokens: int, cost: CostModel
+) -> list[list[Row]]:
+    """Rows by group; a group is one example, or several that share enough to stand in one row."""
+    groups: list[list[Row]] = []
+    held: list[TokenSequence] = []  # the row being filled, from one or more examples
+    tokens = 0
+    ordered = sorted((sorted(sequences) for sequences in examples), key=lambda sequences: sequences[0])
+    for sequences in ordered:
+        rows = _rows_of(sequences, cost)
+        if len(rows) > 1:
+            groups.append([build_row(row) for row in rows])
+            continue
+        alone = added_tokens((), sequences)
+        if held:
+            added = added_tokens(held[-1].input_ids, sequences)
+            limit = cost.longest_row(shared_length(held[0].input_ids, sequences[-1].input_ids))
+            fits = tokens + added <= min(limit, batch_tokens)
+            if fits and cost.row(tokens + added) < cost.row(tokens) + cost.row(alone):
+                held, tokens = held + sequences, tokens + added
+                continue
+            groups.append([build_row(held)])
+        held, tokens = list(sequences), alone
+    if held:
+        groups.append([build_row(held)])
+    return groups
+
+
+def _rows_of(sequences: Sequence[TokenSequence], cost: CostModel) -> list[list[TokenSequence]]:
+    """One example's sorted sequences, put together where that is cheaper than apart."""
+    rows: list[list[TokenSequence]] = []
+    tokens = 0
+    for sequence in sequences:
+        length = len(sequence.input_ids)
+        if rows:
+            added = length - shared_length(rows[-1][-1].input_ids, sequence.input_ids)
+            if cost.row(tokens + added) < cost.row(tokens) + cost.row(length):
+                rows[-1].append(sequence)
+                tokens += added
+                continue
+        rows.append([sequence])
+        tokens = length
+    return rows

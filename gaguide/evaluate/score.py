@@ -1,0 +1,155 @@
+"""Log-probabilities of the scored tokens of rows, by one forward pass over each batch.
+
+Logits are made only at positions that a score reads, and turned into log-probabilities in fp32. Where a
+model cannot take rows with branches (its attention does not follow the mask, or its output is more than a
+linear layer), which is found out on the first rows, sequences are computed one by one instead.
+Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row
+
+Scores = dict[tuple[int, int], float]
+"""(example, pair) → log-probability of the continuation, natural logarithm."""
+
+_LOGIT_POSITIONS = 1024
+"""Positions whose logits exist at a time: 1,024 × 50,257 fp32 numbers are 0.2 GB."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_HALF_TOLERANCE = 0.25
+
+
+@dataclass
+class Scorer:
+    """Scores batches of rows with a model in eval mode on `device`; `shares`: prefixes are shared."""
+
+    model: Any
+    device: torch.device
+    shares: bool = True
+    say: Callable[[str], None] = print
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[Row]) -> Scores:
+        """Scores of all reads of `rows`. Rows that do not fit into memory are halved, which is said."""
+        try:
+            return self._shared(rows) if self.shares else self._one_by_one(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(rows) // 2
+        self.say(f"out of memory with {len(rows)} rows of {max(map(len, rows))} tokens: halved")
+        return self.score(rows[:half]) | self.score(rows[half:])
+
+    @torch.inference_mode()
+    def check(self, rows: Sequence[Row]) -> float:
+        """Largest difference between shared and separate computation on the smallest rows of each sort.
+
+        Sets `shares` to False where it is beyond the tolerance of the model's dtype, where the model does
+        not take such inputs at all, or where a row is deeper than its sliding window.
+        """
+        window = getattr(self.model.config, "sliding_window", None)
+        if window and max(max(row.depths) for row in rows) >= window:
+            self.shares = False
+            return math.inf
+        sorts = ([row for row in rows if row.branches], [row for row in rows if not row.branches])
+        smallest = [min(sort, key=lambda row: (len(row), row.reads[0].key)) for sort in sorts if sort]
+        try:
+            differences = [self._difference(row) for row in smallest]
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            differences = [math.inf]
+        largest = max(differences)
+        # A NaN on both sides is the model's own doing and no reason to compute it twice.
+        self.shares = not largest > _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE)
+        return largest
+
+    def _difference(self, row: Row) -> float:
+        shared, separate = self._shared([row]), self._one_by_one([row])
+        return max(abs(shared[key] - separate[key]) for key in shared)
+
+    def _shared(self, rows: Sequence[Row]) -> Scores:
+        hidden_BTD = self.model.base_model(
+            **inputs(rows, self.device), use_cache=False, return_dict=True
+        ).last_hidden_state
+        flat, reads = _flat_reads(rows, hidden_BTD.shape[1])
+        hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
+        head = self.model.get_output_embeddings()
+        return _read(hidden_ND, head, reads)
+
+    def _one_by_one(self, rows: Sequence[Row]) -> Scores:
+        scores: Scores = {}
+        for row in rows:
+            for read in row.reads:
+                alone = build_row([TokenSequence(row.sequence(read), read.target_ids, read.key)])
+                logits_BTV = self.model(**inputs([alone], self.device), use_cache=False).logits
+                flat, reads = _flat_reads([alone], len(alone))
+                scores |= _read(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
+        return scores
+
+
+def inputs(rows: Sequence[Row], device: torch.device) -> dict[str, torch.Tensor]:
+    """Model inputs [B, T] of rows, padded on the right; with a mask [B, 1, T, T] if any row branches.
+
+    Without branches causal attention hides the padding from everything that is read.
+    """
+    longest = max(map(len, rows))
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    for at, row in enumerate(rows):
+        ids_BT[at, : len(row)] = torch.tensor(row.token_ids)
+    if not any(row.branches for row in rows):
+        return {"input_ids": ids_BT.to(device)}
+    positions_BT = torch.zeros_like(ids_BT)
+    ends_BT = torch.full_like(ids_BT, longest)  # padding sees what stands before it, so that no row is empty
+    for at, row in enumerate(rows):
+        positions_BT[at, : len(row)] = torch.tensor(row.depths)
+        ends_BT[at, : len(row)] = torch.tensor(row.ends)
+    query_T1 = torch.arange(longest, device=device)[:, None]
+    key_1T = torch.arange(longest, device=device)[None, :]
+    mask_BTT = (key_1T <= query_T1) & (query_T1 < ends_BT.to(device)[:, None, :])
+    return {
+        "input_ids": ids_BT.to(device),
+        "position_ids": positions_BT.to(device),
+        "attention_mask": mask_BTT[:, None],
+    }
+
+
+def _flat_reads(rows: Sequence[Row], longest: int) -> tuple[torch.Tensor, list[tuple[Read, list[int]]]]:
+    """Scored positions of the flattened batch [N], sorted, and each read's places among them."""
+    wanted = sorted(
+        {at * longest + p for at, row in enumerate(rows) for read in row.reads for p in read.positions}
+    )
+    place = {position: n for n, position in enumerate(wanted)}
+    reads = [
+        (read, [place[at * longest + p] for p in read.positions])
+        for at, row in enumerate(rows)
+        for read in row.reads
+    ]
+    return torch.tensor(wanted), reads
+
+
+def _read(hidden_ND: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], reads: list[Any]) -> Scores:
+    """Sums the log-probabilities of each read; logits exist for `_LOGIT_POSITIONS` positions at a time."""
+    places = torch.tensor([place for _, at in reads for place in at])
+    targets = torch.tensor([token for read, _ in reads for token in read.target_ids])
+    log_probabilities = torch.empty(len(places), dtype=torch.float64)
+    for start in range(0, len(hidden_ND), _LOGIT_POSITIONS):
+        logits_NV = head(hidden_ND[start : start + _LOGIT_POSITIONS]).float()
+        here = ((places >= start) & (places < start + _LOGIT_POSITIONS)).nonzero().squeeze(1)
+        rows = (places[here] - start).to(logits_NV.device)
+        chosen = logits_NV[rows, targets[here].to(logits_NV.device)]
+        log_probabilities[here] = (chosen - logits_NV.logsumexp(dim=-1)[rows]).double().cpu()
+    scores: Scores = {}
+    at = 0
+    for read, placed in reads:
+        scores[read.key] = float(log_probabilities[at : at + len(placed)].sum())
+        at += len(placed)
+    return scores
