@@ -41,6 +41,17 @@ def corpus() -> Path:
 
 
 @pytest.fixture(scope="session")
+def megabytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some megabytes to build from: real web text where present, else the embedded corpus many times."""
+    if CORPUS.is_dir():
+        return CORPUS
+    path = tmp_path_factory.mktemp("megabytes") / "docs.jsonl"
+    rows = ({"text": f"Copy {copy}.\n{text}"} for copy in range(25) for text in embedded_documents())
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def texts() -> list[str]:
     """A hundred real documents, of 374 to about 4,000 characters."""
     return list(embedded_documents()[:100])

@@ -1,0 +1,66 @@
+"""`gaguide data` as a person uses it: exit codes, messages, JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gaguide.cli import data
+from gaguide.errors import UserError
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    """Exit code and everything printed."""
+    app = typer.Typer()
+    data.register(app)
+    app.callback()(lambda: None)  # keeps `data` a subcommand
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_build_info_verify(jsonl, tokenizer_folder, tmp_path):
+    folder = tmp_path / "shards"
+    options = ("--tokenizer", tokenizer_folder, "--output", folder, "--shard-tokens", 8000, "--workers", 1)
+    code, output = call("build", "--source", jsonl, *options)
+    assert code == 0 and "100 documents" in output and "tiktoken" in output and "validation" in output
+    code, output = call("info", folder)
+    assert code == 0 and "100 documents" in output and "docs.jsonl" in output
+    code, output = call("info", folder, "--json")
+    shown = json.loads(output)
+    assert code == 0 and shown["documents"] == 100 and shown["splits"]["train"][0]["sha256"]
+    code, output = call("verify", folder)
+    assert code == 0 and "all as the manifest says" in output
+    (folder / "train-00001.arrow").unlink()
+    code, output = call("verify", folder)
+    assert code == 2 and "train-00001.arrow: missing" in output and "build it again" in output
+
+
+def test_embedded_needs_no_tokenizer(tmp_path):
+    code, output = call("build", "--source", "embedded", "--output", tmp_path / "e", "--workers", 1)
+    assert code == 0 and "embedded corpus" in output and "2,048 ids" in output
+
+
+def test_mistakes(tmp_path, jsonl):
+    with pytest.raises(UserError, match="--tokenizer: is missing"):
+        call("build", "--source", jsonl, "--output", tmp_path / "x")
+    with pytest.raises(UserError, match="no such folder of shards"):
+        call("info", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        call("verify", tmp_path)
+    assert call("build", "--output", tmp_path)[0] == 2
+    with pytest.raises(UserError) as caught:
+        call(
+            "build",
+            "--source",
+            tmp_path / "a.jsonl",
+            "--tokenizer",
+            tmp_path / "t",
+            "--output",
+            tmp_path / "o",
+        )
+    assert {fault.field for fault in caught.value.faults} == {"--source", "tokenizer"}

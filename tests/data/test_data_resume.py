@@ -1,0 +1,160 @@
+"""A build that is stopped at any moment goes on and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gaguide.data import BuildRequest, build, read_manifest
+from gaguide.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in files
+        if not path.name.startswith(".")
+    }
+
+
+class PowerCut(BaseException):
+    """Stands for the end of the process."""
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let `steps` renames happen and end at the next one; nothing is visible but by a rename."""
+    rename = Path.replace
+    left = [steps]
+
+    def replace(self: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] < 0:
+            raise PowerCut
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+def test_a_cut_before_any_rename_leaves_no_trace(jsonl, tokenizer_folder, tmp_path, monkeypatch):
+    """Every atomic step of a build is cut once: pieces, records, shards, tokenizer, manifest."""
+
+    def run(folder: Path) -> None:
+        build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), rows=40, shard_tokens=4_000))
+
+    run(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    for steps in range(200):
+        folder = tmp_path / f"cut-{steps}"
+        with monkeypatch.context() as patched:
+            cut_after(patched, steps)
+            try:
+                run(folder)
+            except PowerCut:
+                assert not (folder / "manifest.json").exists()
+                for path in folder.glob("*.arrow"):
+                    assert path.read_bytes() == whole[path.name], "a partial shard was visible"
+            else:
+                break
+        with pytest.raises(UserError, match="not finished"):
+            read_manifest(folder)
+        run(folder)
+        assert contents(folder) == whole
+    assert 12 < steps < 100  # it did cut at every step, and came to the end
+
+
+def test_a_kill_of_real_processes(megabytes, tokenizer_folder, tmp_path):
+    """kill -9 of the builder half-way: its workers end, and the same command ends with the same bytes."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from gaguide.data import BuildRequest, build\n"
+        "if __name__ == '__main__':\n"
+        "    build(BuildRequest((sys.argv[1],), Path(sys.argv[3]), sys.argv[2], shard_tokens=100_000,\n"
+        "          rows=5000, workers=2))\n"
+    )
+    script, folder = tmp_path / "build_script.py", tmp_path / "killed"
+    script.write_text(program)
+    running = subprocess.Popen(
+        [sys.executable, str(script), str(megabytes), str(tokenizer_folder), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        start_new_session=True,
+    )
+    records = folder / ".build"
+    while len(list(records.glob("part-*.json"))) < 3 and running.poll() is None:
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    wait_until_alone(running.pid)
+    assert not (folder / "manifest.json").exists()
+    made_before = [
+        path.stat().st_ino for path in records.glob("part-*.train.arrow") if record_of(path).exists()
+    ]
+    assert len(made_before) >= 3
+
+    def again(output: Path) -> None:
+        build(BuildRequest((str(megabytes),), output, str(tokenizer_folder), shard_tokens=100_000, rows=5000))
+
+    again(folder)
+    again(tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert set(made_before) <= {path.stat().st_ino for path in folder.glob("train-*.arrow")}, "made again"
+
+
+def record_of(piece: Path) -> Path:
+    return piece.with_name(piece.name.replace(".train.arrow", ".json"))
+
+
+def wait_until_alone(session: int) -> None:
+    """Until no process of the killed builder's session is left: its workers must not live on."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not any(of_session(path, session) for path in Path("/proc").glob("[0-9]*/stat")):
+            return
+        time.sleep(0.05)
+    pytest.fail("workers of the killed build are still running")
+
+
+def of_session(stat: Path, session: int) -> bool:
+    try:
+        fields = stat.read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return False
+    return int(fields[3]) == session and fields[0] != "Z"
+
+
+def test_an_unfinished_build_of_something_else_is_refused(jsonl, tokenizer_folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(PowerCut):
+        cut_after(patched, 3)
+        build(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder), shard_tokens=4_000))
+    with pytest.raises(UserError, match="unfinished build of another source"):
+        build(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder), shard_tokens=5_000))
+
+
+def test_a_worker_that_fails_stops_the_build(texts, tokenizer_folder, tmp_path):
+    """A damaged file after a good one: the worker's error comes out, and the folder is not complete."""
+    good = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.jsonl").write_text(good)
+    broken = tmp_path / "source" / "b_data.xz"
+    broken.write_bytes(b"no archive")
+    request = BuildRequest(
+        (str(tmp_path / "source" / "a.jsonl"), str(broken)),
+        tmp_path / "out",
+        str(tokenizer_folder),
+        shard_tokens=20_000,
+        workers=2,
+    )
+    with pytest.raises(UserError, match=r"b_data\.xz"):
+        build(request)
+    with pytest.raises(UserError, match="not finished"):
+        read_manifest(tmp_path / "out")
