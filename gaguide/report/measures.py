@@ -1,0 +1,176 @@
+"""What is compared between runs: one `Measure` a row, one `Value` a run, differences to the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gaguide.report.evaluation import TaskScore
+from gaguide.report.records import RunRecord
+
+Better = Literal["low", "high"]
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A run's value. `change`: its difference to the first run; None in the first and where one is missing.
+
+    low, high: the interval of the number; count: examples behind it. `best`: no run has a better number.
+    """
+
+    text: str
+    number: float | None = None
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None
+    change: str | None = None
+    difference: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row of the comparison; `section` groups rows."""
+
+    section: str
+    name: str
+    values: tuple[Value, ...]
+
+
+def measures(runs: Sequence[RunRecord]) -> list[Measure]:
+    """Every row that any of the runs has something to say about; the first run is the baseline."""
+    rows = _about_runs(runs) + _language_model(runs) + _attention(runs) + _tasks(runs)
+    return [
+        row for row in rows if any(value.number is not None or value.text != ABSENT for value in row.values)
+    ]
+
+
+def _about_runs(runs: Sequence[RunRecord]) -> list[Measure]:
+    def row(name: str, show: Callable[[float], str], number: Callable[[RunRecord], float | None]) -> Measure:
+        numbers = [number(run) for run in runs]
+        return Measure(
+            "Run", name, tuple(Value(ABSENT) if n is None else Value(show(n), float(n)) for n in numbers)
+        )
+
+    experiments = (run.experiment or ABSENT if run.finished else "not finished" for run in runs)
+    return [
+        Measure("Run", "experiment", tuple(Value(text) for text in experiments)),
+        row("guidance weight", "{:g}".format, lambda run: run.guidance_weight),
+        row("optimizer steps", "{:,.0f}".format, lambda run: run.steps),
+        row("training tokens", "{:,.0f}".format, lambda run: run.tokens),
+        row("ranks", "{:,.0f}".format, lambda run: run.world_size),
+        row("time", duration, lambda run: run.seconds),
+        row("tokens per second", "{:,.0f}".format, lambda run: run.tokens_per_second),
+    ]
+
+
+def _language_model(runs: Sequence[RunRecord]) -> list[Measure]:
+    section = "Language model on held-out text"
+    before = [run.before.lm_loss if run.before else None for run in runs]
+    after = [run.after.lm_loss if run.after else None for run in runs]
+    return [
+        _numbers(section, "loss before", before, 4),
+        _numbers(section, "loss after (nats a token)", after, 4, "low", relative=True),
+    ]
+
+
+def _attention(runs: Sequence[RunRecord]) -> list[Measure]:
+    section = "Attention on the guided words, held-out text"
+    before = [run.before.guided_attention if run.before else None for run in runs]
+    after = [run.after.guided_attention if run.after else None for run in runs]
+    rise = [None if a is None or b is None else a - b for a, b in zip(after, before, strict=True)]
+    return [
+        _numbers(section, "before", before, 3),
+        _numbers(section, "after", after, 3, "high", compare=True),
+        _numbers(section, "rise", rise, 3, signed=True),
+    ]
+
+
+def _tasks(runs: Sequence[RunRecord]) -> list[Measure]:
+    names = dict.fromkeys(score.key for run in runs for score in run.scores or ())
+    rows = []
+    for task, metric in names:
+        found = [
+            next((score for score in run.scores or () if score.key == (task, metric)), None) for run in runs
+        ]
+        better: Better | None = next(score.better for score in found if score is not None)
+        row = _numbers(
+            "Tasks",
+            f"{task} · {metric}",
+            [score.value if score else None for score in found],
+            3,
+            better,
+            compare=True,
+        )
+        values = [
+            _with_interval(value, score, evaluated=run.scores is not None)
+            for value, score, run in zip(row.values, found, runs, strict=True)
+        ]
+        rows.append(replace(row, values=tuple(values)))
+    return rows
+
+
+def _with_interval(value: Value, score: TaskScore | None, evaluated: bool) -> Value:
+    if score is None:
+        return replace(value, text=ABSENT if evaluated else "not evaluated")
+    return replace(value, low=score.low, high=score.high, count=score.count)
+
+
+def _numbers(
+    section: str,
+    name: str,
+    numbers: Sequence[float | None],
+    digits: int,
+    better: Better | None = None,
+    *,
+    compare: bool = False,
+    relative: bool = False,
+    signed: bool = False,
+) -> Measure:
+    """A row of numbers; `compare` adds the difference to the first run, `relative` also in percent."""
+    present = [round(number, digits) for number in numbers if number is not None]
+    target = None
+    # A best one needs a second to be better than; equal as printed is equal.
+    if better and len(set(present)) > 1:
+        target = min(present) if better == "low" else max(present)
+    values = []
+    for at, number in enumerate(numbers):
+        if number is None:
+            values.append(Value(ABSENT))
+            continue
+        value = Value(
+            f"{number:{'+' if signed else ''}.{digits}f}",
+            number,
+            best=target is not None and round(number, digits) == target,
+        )
+        base = numbers[0]
+        if at and base is not None and (compare or relative):
+            difference = number - base
+            change = f"{difference:+.{digits}f}"
+            if relative and base:
+                change += f" ({difference / base:+.2%})"
+            value = replace(value, change=change, difference=difference)
+        values.append(value)
+    return Measure(section, name, tuple(values))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def interval_text(value: Value, digits: int = 3) -> str:
+    """` [low, high], n = count`, as far as they are known; empty where nothing is."""
+    parts = []
+    if value.low is not None and value.high is not None:
+        parts.append(f"[{value.low:.{digits}f}, {value.high:.{digits}f}]")
+    if value.count is not None:
+        parts.append(f"n = {value.count:,}")
+    return ", ".join(parts)

@@ -1,0 +1,240 @@
+"""Reports of run folders that the test writes: numbers, differences, escaping, and what is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gaguide.attention.figures import render
+from gaguide.cli import report as command
+from gaguide.errors import UserError
+from gaguide.report import (
+    Measure,
+    cautions,
+    draw_curves,
+    draw_heads,
+    findings,
+    measures,
+    read_evaluation,
+    read_runs,
+    to_csv,
+    to_html,
+    to_markdown,
+)
+from tests.report.synthetic import write_run
+
+HOSTILE = "<script>alert('x')</script>|*b*&[c](d)"
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """An unguided run and a guided one."""
+    return [
+        write_run(tmp_path / "plain", "unguided", scores={"memo": 0.61, "neqa": 0.5}),
+        write_run(
+            tmp_path / "guided", "guided", experiment="4-transition", attention=(0.02, 0.953),
+            loss=(7.6, 4.777), scores={"memo": 0.58},
+        ),
+    ]  # fmt: skip
+
+
+def _row(rows: list[Measure], section: str, name: str) -> Measure:
+    return next(row for row in rows if section in row.section and name in row.name)
+
+
+def _command(*args: object) -> object:
+    app = typer.Typer()
+    command.register(app)
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_differences_are_to_the_first_run(pair: list[Path]) -> None:
+    rows = measures(read_runs(pair))
+    loss = _row(rows, "Language", "after").values
+    assert (loss[0].text, loss[0].change, loss[0].best) == ("4.7710", None, True)
+    assert (loss[1].text, loss[1].change, loss[1].best) == ("4.7770", "+0.0060 (+0.13%)", False)
+    attention = _row(rows, "Attention", "after").values
+    assert (attention[1].text, attention[1].change, attention[1].best) == ("0.953", "+0.923", True)
+    assert [value.text for value in _row(rows, "Attention", "rise").values] == ["+0.010", "+0.933"]
+    memo = _row(rows, "Tasks", "memo").values
+    assert (memo[1].change, memo[1].low, memo[1].count) == ("-0.030", pytest.approx(0.48), 100)
+    assert [value.text for value in _row(rows, "Tasks", "neqa").values] == ["0.500", "–"]
+
+
+def test_equal_numbers_have_no_best(tmp_path: Path) -> None:
+    runs = read_runs([write_run(tmp_path / name, name) for name in "ab"])
+    assert not any(value.best for row in measures(runs) for value in row.values)
+
+
+def test_findings_say_rise_and_cost(pair: list[Path]) -> None:
+    sentences = findings(read_runs(pair))
+    assert "went from 0.020 to 0.953 (unguided: 0.030)" in sentences[1]
+    assert "+0.0060 (+0.13%) against unguided" in sentences[1]
+    assert "against" not in sentences[0]
+
+
+def test_runs_that_differ_in_more_than_guidance_are_pointed_out(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", "a")
+    assert cautions(read_runs([first, write_run(tmp_path / "b", "b")])) == []
+    other = write_run(tmp_path / "c", "c", loss=(7.9, 4.8), tokens=5,
+                      fingerprints={"data": "d2", "tokenizer": "t2", "order": "o1"})  # fmt: skip
+    found = " ".join(cautions(read_runs([first, other])))
+    for what in ("training data", "tokenizer", "training tokens", "loss before"):
+        assert what in found
+    assert "order" not in found
+
+
+def test_unfinished_unguided_and_unevaluated_runs_are_shown_as_such(tmp_path: Path) -> None:
+    runs = read_runs([
+        write_run(tmp_path / "a", "a", scores={"memo": 0.5}),
+        write_run(tmp_path / "b", "b", attention=None),
+        write_run(tmp_path / "c", "c", finished=False),
+    ])  # fmt: skip
+    rows = measures(runs)
+    assert [value.text for value in _row(rows, "Tasks", "memo").values] == [
+        "0.500", "not evaluated", "not evaluated",
+    ]  # fmt: skip
+    assert [value.text for value in _row(rows, "Attention", "after").values] == ["0.030", "–", "–"]
+    assert _row(rows, "Run", "experiment").values[2].text == "not finished"
+    assert "not finished" in findings(runs)[2]
+    for text in (to_html(runs), to_markdown(runs), to_csv(runs)):
+        assert "not evaluated" in text
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(pair: list[Path]) -> None:
+    path = pair[0] / "metrics.jsonl"
+    before = len(read_runs(pair)[0].metrics)
+    path.write_text(path.read_text() + '{"step": 310, "lm_lo')
+    assert len(read_runs(pair)[0].metrics) == before
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = read_runs([write_run(tmp_path / "a" / "run", "demo"), write_run(tmp_path / "b" / "run", "demo")])
+    assert [run.name for run in runs] == ["demo (a/run)", "demo (b/run)"]
+
+
+def test_csv_is_one_number_a_line(pair: list[Path]) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(read_runs(pair)))))
+    memo = next(row for row in rows if row["measure"].startswith("memo") and row["run"] == "guided")
+    assert float(memo["value"]) == 0.58 and float(memo["difference_to_first"]) == pytest.approx(-0.03)
+    assert float(memo["low"]) == pytest.approx(0.48) and memo["count"] == "100"
+    tokens = next(row for row in rows if row["measure"] == "training tokens")
+    assert float(tokens["value"]) == 614_400
+
+
+class _Page(HTMLParser):
+    """Tags, visible text, ids and everything that points outside of the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text, self.ids, self.links = "", [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        fields = dict(attrs)
+        if fields.get("id"):
+            self.ids.append(fields["id"])
+        self.links += [fields[name] for name in ("src", "href", "xlink:href") if fields.get(name)]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_is_self_contained_and_escapes_every_text(tmp_path: Path) -> None:
+    hostile = write_run(
+        tmp_path / "a", HOSTILE, experiment="<i>exp</i>", scores={f"task {HOSTILE}": 0.5},
+        versions={"<b>torch</b>": "<b>2</b>"}, fingerprints={"data": "<img src=x onerror=alert(1)>"},
+    )  # fmt: skip
+    (hostile / "config.yaml").write_text("name: </pre><script>alert(2)</script>\n")
+    page = _Page(to_html(read_runs([hostile, write_run(tmp_path / "b", "b")])))
+    assert not {"script", "i", "img", "link", "iframe"} & set(page.tags)
+    for text in (HOSTILE, "<i>exp</i>", f"task {HOSTILE}", "<b>torch</b>", "</pre><script>alert(2)</script>"):
+        assert text in page.text
+    assert page.links and all(link.startswith("#") for link in page.links)
+    assert len(page.ids) == len(set(page.ids)) and {link[1:] for link in page.links} <= set(page.ids)
+    assert page.tags.count("svg") == 2
+
+
+def test_markdown_shows_a_name_as_it_is(tmp_path: Path) -> None:
+    text = to_markdown(read_runs([write_run(tmp_path / "a", HOSTILE)]))
+    assert "<script" not in text
+    header = next(line for line in text.splitlines() if line.startswith("|"))
+    assert len(re.findall(r"(?<!\\)\|", header)) == 3
+
+
+def test_figures_show_every_run_and_are_deterministic(pair: list[Path]) -> None:
+    runs = read_runs(pair)
+    figure, heads = draw_curves(runs), draw_heads(runs)
+    assert figure is not None and heads is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unguided", "guided"]
+    held_out = figure.axes[1].lines[3]
+    assert list(held_out.get_xdata()) == [0, 300] and list(held_out.get_ydata()) == [0.02, 0.953]
+    assert render(figure, ".svg") == render(draw_curves(runs), ".svg")
+    layers = heads.axes[0].lines[-1]
+    assert list(layers.get_xdata()) == [0, 1, 2, 3] and set(layers.get_ydata()) == {0.953}
+
+
+def test_held_out_points_come_from_every_validation(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a")
+    records = [{"step": step, "lm_loss": 5 - step / 300, "guided_attention": 0.1} for step in (0, 150, 300)]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    figure = draw_curves(read_runs([folder]))
+    assert figure is not None and list(figure.axes[0].lines[1].get_xdata()) == [0, 150, 300]
+
+
+def test_nothing_measured_draws_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: a\n")
+    runs = read_runs([folder])
+    assert draw_curves(runs) is None and draw_heads(runs) is None
+    assert _Page(to_html(runs)).tags.count("svg") == 0
+
+
+def test_metrics_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    metrics = {"acc": {"value": 0.5, "low": None, "high": None}, "loss": {"value": float("nan")}}
+    path.write_text(json.dumps({"tasks": {"t": {"examples": 1, "metrics": metrics}}}))
+    scores = read_evaluation(path)
+    assert scores is not None and [(score.metric, score.low) for score in scores] == [("acc", None)]
+    assert read_evaluation(tmp_path / "none.json") is None
+    path.write_text("[]")
+    with pytest.raises(UserError, match="no tasks"):
+        read_evaluation(path)
+
+
+def test_command_prints_and_writes_every_format(pair: list[Path], tmp_path: Path) -> None:
+    outputs = [tmp_path / f"r{suffix}" for suffix in (".html", ".md", ".csv")]
+    figure = tmp_path / "curves.svg"
+    options = [part for path in outputs for part in ("--output", path)]
+    result = _command(*pair, *options, "--figure", figure)
+    assert result.exit_code == 0, result.output
+    assert "+0.0060 (+0.13%)" in result.output
+    assert all(path.stat().st_size > 500 for path in (*outputs, figure))
+
+
+def test_command_names_every_mistake_at_once(pair: list[Path], tmp_path: Path) -> None:
+    (pair[1] / "summary.json").write_text("{")
+    result = _command(
+        *pair, tmp_path / "none", tmp_path, "--output", "r.pdf", "--output", tmp_path / "no" / "r.md",
+        "--figure", "c.gif",
+    )  # fmt: skip
+    assert isinstance(result.exception, UserError)
+    problems = [fault.problem for fault in result.exception.faults]
+    for part in ("is not JSON", "is no folder", "no records", "kind of file", "does not exist", "of figure"):
+        assert any(part in problem for problem in problems)
+
+
+def test_one_run_named_twice_is_refused(pair: list[Path]) -> None:
+    with pytest.raises(UserError, match="named twice"):
+        read_runs([pair[0], pair[0] / ".." / pair[0].name])
