@@ -32,21 +32,18 @@ class Reason(str, enum.Enum):
 
 Row = bytes | Reason
 
+_UNREADABLE = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, tarfile.TarError, pa.ArrowException)
+
 
 def read_span(span: Span, text_field: str) -> Iterator[Row]:
     """The rows of a span of a source file, in their order."""
     readers = {"parquet": _parquet, "jsonl": _jsonl, "text": _text, "tar": _tar, "embedded": _embedded}
     try:
         yield from readers[span.file.kind](span, text_field)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        lzma.LZMAError,
-        zlib.error,
-        tarfile.TarError,
-        pa.ArrowException,
-    ) as error:
+    except Exception as error:
+        # Stores raise their transport's own errors, of no common type.
+        if "://" not in span.file.url and not isinstance(error, _UNREADABLE):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "fetch or repair the file, then run the same command again: it goes on where it stopped"
         raise UserError(Fault("--source", f"reading it failed: {reason}", remedy, span.file.url)) from error

@@ -68,13 +68,16 @@ def find_source(names: Iterable[str], split: str | None, revision: str | None) -
     files: list[SourceFile] = []
     faults: list[Fault] = []
     commits: list[str] = []
+    described: list[str] = []
     for name in names:
         try:
             if not _is_here(name) and _HUB_ID.fullmatch(name) and _kind(name) is None:
                 found, commit = _hub_files(name, split or "train", revision)
                 commits.append(commit)
+                described.append(f"{name} (split {split or 'train'})")
             else:
                 found = _local_or_remote(name)
+                described.append(_describe(name))
             files += found
         except UserError as error:
             faults += error.faults
@@ -82,7 +85,7 @@ def find_source(names: Iterable[str], split: str | None, revision: str | None) -
         faults += _hub_only_options(split, revision)
     if faults:
         raise UserError(faults)
-    return Source(_describe(names, split if commits else None), ", ".join(commits) or None, tuple(files))
+    return Source(", ".join(described), ", ".join(commits) or None, tuple(files))
 
 
 def _is_here(name: str) -> bool:
@@ -96,14 +99,13 @@ def _hub_only_options(split: str | None, revision: str | None) -> Iterable[Fault
             yield Fault(option, "applies to data sets on the hub only", remedy, value)
 
 
-def _describe(names: list[str], split: str | None) -> str:
-    if names == [EMBEDDED]:
+def _describe(name: str) -> str:
+    if name == EMBEDDED:
         from gaguide.data.embedded import EMBEDDED_DESCRIPTION
 
         return EMBEDDED_DESCRIPTION
-    # The name alone for local paths: where they lie differs between machines.
-    listed = ", ".join(name if split or "://" in name else Path(name).name or name for name in names)
-    return f"{listed} (split {split})" if split else listed
+    # The last part alone for local paths: where they lie differs between machines.
+    return name if "://" in name else Path(name).name or name
 
 
 def _local_or_remote(name: str) -> list[SourceFile]:

@@ -45,7 +45,7 @@ def test_tokenizer_loads_like_gpt2s(embedded):
 
 
 def test_ranks_that_call_at_the_same_moment_share_one_build(tmp_path, embedded):
-    """Real processes; the fingerprint is that of another process's build, so nothing depends on hash seeds."""
+    """Real processes with other hash seeds; the fingerprint is that of this process's own build."""
     program = (
         "import sys; from pathlib import Path; from gaguide.data import embedded_corpus, read_manifest;"
         "folder = embedded_corpus(Path(sys.argv[1])); print(read_manifest(folder).fingerprint)"
