@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,17 +39,17 @@ def build_command(
     ],
     output: Annotated[Path, typer.Option(help="Folder to make. A build that was interrupted goes on.")],
     tokenizer: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads it at run time under Python 3.10)
+        str | None,
         typer.Option(help="Folder of a tokenizer or a hub name. Optional with --source embedded only."),
     ] = None,
-    rows: Annotated[Optional[int], typer.Option(help="Take the first N rows only.")] = None,  # noqa: UP045
+    rows: Annotated[int | None, typer.Option(help="Take the first N rows only.")] = None,
     split: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Split of a hub data set.", show_default="train"),
     ] = None,
     text_field: Annotated[str, typer.Option(help="Column or field that holds the text.")] = "text",
     validation_fraction: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(
             help="Share of documents held out, by a hash of their text.",
             show_default="0.005, or 0.05 under 100 MB",
@@ -57,13 +57,13 @@ def build_command(
     ] = None,
     shard_tokens: Annotated[int, typer.Option(help="About how many tokens a shard has.")] = 50_000_000,
     workers: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             help="Processes. The result does not depend on it.", show_default="cores of this machine"
         ),
     ] = None,
     revision: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Commit, branch or tag of a hub data set.", show_default="its newest commit"),
     ] = None,
 ) -> None:
