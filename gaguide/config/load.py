@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -124,7 +124,10 @@ def _is_union_branch(part: Any) -> bool:
 
 def _lookup(tree: Any, path: Iterable[str]) -> Any:
     for part in path:
-        tree = tree.get(part) if isinstance(tree, dict) else None
+        if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
+            tree = tree[int(part)]
+        else:
+            tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
 
 
@@ -132,8 +135,11 @@ def _section(path: Sequence[str]) -> type[BaseModel] | None:
     """The section class that holds the last name of `path`."""
     section: Any = RunConfig
     for part in path[:-1]:
+        if part.isdigit():  # an entry of a list of sections
+            continue
         field = section.model_fields.get(part)
-        section = field.annotation if field else None
+        inside = get_args(field.annotation) if field else ()
+        section = inside[0] if inside else (field.annotation if field else None)
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return None
     return section

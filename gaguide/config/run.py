@@ -59,19 +59,50 @@ class DataSection(_Section):
     """Tokens in each training sequence."""
 
 
+class AssignmentSection(_Section):
+    pattern: str
+    """A lexicon, or first-token, previous-token, self, offset-N, end-of-text, or an entry point's name."""
+    heads: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_indices), Field(min_length=1)]
+    """Heads counted from 0."""
+    layers: Annotated[Literal["all", "last-half"] | tuple[NonNegativeInt, ...], BeforeValidator(_indices)] = (
+        "all"
+    )
+    """Layers in which these heads are guided: all, last-half, or a list counted from 0."""
+    weight: NonNegative = 1.0
+    """Factor of these heads' loss, on top of guidance.weight."""
+
+
 class GuidanceSection(_Section):
     experiment: str = "finetuned"
     """The study's experiment: finetuned (no guidance), 1-negation, 3-negation or 4-transition."""
+    plan: tuple[AssignmentSection, ...] = ()
+    """Instead of an experiment: any patterns on any heads of any layers."""
+    lexicons: str | None = None
+    """YAML file of the user's own word sets, for `plan`."""
+    mode: Literal["pieces", "words"] = "pieces"
+    """pieces: vocabulary pieces as the study lists them; words: whole words and phrases."""
     layers: Annotated[Literal["all", "last-half"] | tuple[NonNegativeInt, ...], BeforeValidator(_indices)] = (
         "all"
     )
     """Layers in which heads are guided: all, last-half, or a list counted from 0."""
     weight: NonNegative = 10.0
     """Factor of the guidance loss; at 0 the run is plain fine-tuning and attention is only measured."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Of the weight after its warmup: constant, or linear to 0 at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the weight rises linearly from 0."""
     reduction: Literal["mean", "frobenius"] = "mean"
     """mean: per visible query-key pair; frobenius: Eq. (2) as printed, summed over a sequence."""
     target: Literal["indicator", "normalized"] = "indicator"
     """indicator: Eq. (3) as printed; normalized: each row divided by its number of visible targets."""
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> GuidanceSection:
+        if self.plan and self.experiment != "finetuned":
+            raise ValueError("give an experiment or a plan, not both")
+        if self.plan and self.layers != "all":
+            raise ValueError("with a plan, give layers in each of its entries")
+        return self
 
 
 class TrainSection(_Section):

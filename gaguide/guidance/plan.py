@@ -12,8 +12,8 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.errors import Fault, UserError, suggestion
-from gaguide.guidance.lexicon import get_lexicon
-from gaguide.guidance.patterns import Pattern, TokenSet
+from gaguide.guidance.lexicon import Mode, get_lexicon
+from gaguide.guidance.patterns import Pattern
 
 Reduction = Literal["mean", "frobenius"]
 TargetKind = Literal["indicator", "normalized"]
@@ -72,19 +72,23 @@ class GuidancePlan:
         name: str,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        mode: Mode = "pieces",
         layers: Layers = "all",
         reduction: Reduction = "mean",
         target: TargetKind = "indicator",
         weight: float = DEFAULT_WEIGHT,
     ) -> GuidancePlan:
-        """The study's experiment `name`: head j looks at pattern j in every layer (or in `layers`)."""
+        """The study's experiment `name`: head j looks at pattern j in every layer (or in `layers`).
+
+        mode: `pieces` as the study lists them, or whole `words` (docs/guidance.md).
+        """
         if name not in EXPERIMENTS:
             raise UserError(
                 Fault("guidance.experiment", "no such experiment", suggestion(name, EXPERIMENTS), name)
             )
+        patterns = {lexicon: get_lexicon(lexicon).pattern(tokenizer, mode) for lexicon in EXPERIMENTS[name]}
         assignments = tuple(
-            Assignment(TokenSet(lexicon, get_lexicon(lexicon).piece_ids(tokenizer)), (head,), layers)
-            for head, lexicon in enumerate(EXPERIMENTS[name])
+            Assignment(patterns[lexicon], (head,), layers) for head, lexicon in enumerate(EXPERIMENTS[name])
         )
         return cls(assignments, reduction, target, weight, name)
 

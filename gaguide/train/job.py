@@ -7,13 +7,21 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.config import BatchPlan, RunConfig, load_deepspeed_json, plan_batch, resolve_deepspeed
+from gaguide.config import (
+    BatchPlan,
+    GuidanceSection,
+    RunConfig,
+    load_deepspeed_json,
+    plan_batch,
+    resolve_deepspeed,
+)
 from gaguide.data import (
     BlockOrder,
     BlockStore,
@@ -25,7 +33,7 @@ from gaguide.data import (
 from gaguide.data.embedded import embedded_corpus
 from gaguide.dist import World
 from gaguide.errors import Fault, UserError
-from gaguide.guidance import GuidancePlan
+from gaguide.guidance import Assignment, GuidancePlan, make_pattern, read_lexicons
 from gaguide.model import ModelSource, find_model
 
 T = TypeVar("T")
@@ -197,16 +205,32 @@ def _computes_bf16() -> bool:
 
 
 def _plan(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:
-    guidance = run.guidance
+    section = run.guidance
+    if section.plan:
+        return _custom_plan(section, tokenizer)
     plan = GuidancePlan.from_experiment(
-        guidance.experiment,
+        section.experiment,
         tokenizer,
-        layers=guidance.layers,
-        reduction=guidance.reduction,
-        target=guidance.target,
-        weight=guidance.weight,
+        mode=section.mode,
+        layers=section.layers,
+        reduction=section.reduction,
+        target=section.target,
+        weight=section.weight,
     )
     return None if plan.is_empty else plan
+
+
+def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan:
+    own = read_lexicons(Path(section.lexicons)) if section.lexicons else {}
+    check = _Collector()
+    assignments = []
+    for at, entry in enumerate(section.plan):
+        field = f"guidance.plan.{at}.pattern"
+        pattern = check(partial(make_pattern, entry.pattern, tokenizer, section.mode, own, field))
+        if pattern is not None:
+            assignments.append(Assignment(pattern, entry.heads, entry.layers, entry.weight))
+    check.raise_faults()
+    return GuidancePlan(tuple(assignments), section.reduction, section.target, section.weight)
 
 
 def _model_takes_data(model: ModelSource, blocks: BlockStore, run: RunConfig) -> None:

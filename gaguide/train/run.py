@@ -17,7 +17,7 @@ from gaguide.config import dump_config
 from gaguide.data import rank_micro_batches
 from gaguide.dist import World, barrier, raise_together
 from gaguide.errors import Fault, UserError
-from gaguide.guidance import Guidance, guide
+from gaguide.guidance import Guidance, guide, weight_factor
 from gaguide.log import MetricsFile, StepLine, say, write_json, write_text
 from gaguide.model import build_model
 from gaguide.train.engine import make_engine
@@ -106,6 +106,7 @@ class Trainer:
         run = self.job.run
         logged = step % run.train.log_every == 0 or step in (1, self.job.total_steps)
         rate = learning_rate(run.train, step, self.job.total_steps)
+        self._set_guidance_weight(step)
         with self.clock.running(self._tokens_per_step):
             numbers = train_step(self.engine, self.guidance, self._batch(step), rate, logged)
         self.done = step
@@ -115,6 +116,12 @@ class Trainer:
             self._validate(step)
         if run.checkpoint.every and step % run.checkpoint.every == 0:
             self._save()
+
+    def _set_guidance_weight(self, step: int) -> None:
+        section = self.job.run.guidance
+        if self.guidance is not None:
+            factor = weight_factor(section.schedule, section.warmup_steps, step, self.job.total_steps)
+            self.guidance.weight = section.weight * factor
 
     def finish(self) -> None:
         """Validate the trained model and save it."""
@@ -145,6 +152,7 @@ class Trainer:
             "step": step,
             **asdict(numbers),
             "lr": rate,
+            "guidance_weight": None if self.guidance is None else self.guidance.weight,
             "epoch": step * self.job.batch.global_batch / len(self.job.blocks),
             "tokens": step * self._tokens_per_step,
             "tokens_per_second": per_second,

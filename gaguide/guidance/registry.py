@@ -1,0 +1,83 @@
+"""Patterns by name, as run files and the command line give them.
+
+A name is a lexicon (`contrast`), or first-token, previous-token, self, offset-N, end-of-text, or a pattern
+of the user's own that an installed package offers as an entry point in the group `gaguide.patterns`: a
+function of a tokenizer that returns a `Pattern`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+from transformers import PreTrainedTokenizerBase
+
+from gaguide.errors import Fault, UserError, suggestion
+from gaguide.guidance.lexicon import Lexicon, Mode, shipped_lexicons
+from gaguide.guidance.patterns import FirstToken, FixedOffset, Pattern, TokenSet
+
+ENTRY_POINTS = "gaguide.patterns"
+_FIXED = ("first-token", "previous-token", "self", "end-of-text", "offset-N")
+
+
+def make_pattern(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    mode: Mode = "pieces",
+    own: Mapping[str, Lexicon] | None = None,
+    field: str = "pattern",
+) -> Pattern:
+    """The pattern of that name for a tokenizer; a `UserError` on `field` where there is none."""
+    offset = re.fullmatch(r"offset-(-?\d+)", name)
+    if name == "next-token" or (offset and int(offset[1]) < 0):
+        raise UserError(
+            Fault(
+                field,
+                "looks at a token after the query, which a causal model cannot see: its attention there is 0 "
+                "whatever is learned",
+                "use previous-token, self or offset-N",
+                name,
+            )
+        )
+    if offset:
+        return FixedOffset(int(offset[1]))
+    if name in ("self", "previous-token"):
+        return FixedOffset(("self", "previous-token").index(name))
+    if name == "first-token":
+        return FirstToken()
+    if name == "end-of-text":
+        return _end_of_text(tokenizer, field)
+    lexicons = shipped_lexicons() | dict(own or {})
+    if name in lexicons:
+        return lexicons[name].pattern(tokenizer, mode)
+    return _from_entry_point(name, tokenizer, field, list(lexicons))
+
+
+def _end_of_text(tokenizer: PreTrainedTokenizerBase, field: str) -> TokenSet:
+    """The token between documents: what [SEP] is in the original work's delimiter pattern."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            Fault(field, "the tokenizer has no end-of-text token", "use another pattern", "end-of-text")
+        )
+    return TokenSet("end-of-text", frozenset({int(tokenizer.eos_token_id)}))
+
+
+def _from_entry_point(
+    name: str, tokenizer: PreTrainedTokenizerBase, field: str, lexicons: list[str]
+) -> Pattern:
+    offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in offered:
+        known = [*_FIXED, *lexicons, *offered]
+        raise UserError(Fault(field, "no such pattern or lexicon", suggestion(name, known, limit=40), name))
+    pattern = offered[name].load()(tokenizer)
+    if not isinstance(pattern, Pattern):
+        raise UserError(
+            Fault(
+                field,
+                f"entry point {offered[name].value} returned {type(pattern).__name__}, which is no pattern",
+                "return an object with `name` and `target(ids_BT)` (gaguide.guidance.Pattern)",
+                name,
+            )
+        )
+    return pattern

@@ -1,0 +1,20 @@
+"""The guidance weight over a run, as a pure function of the step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+WeightSchedule = Literal["constant", "linear"]
+
+
+def weight_factor(schedule: WeightSchedule, warmup_steps: int, step: int, total_steps: int) -> float:
+    """Factor in [0, 1] of the plan's weight at optimizer step `step`, counted from 1.
+
+    Linear warmup, then constant, or a linear decay that reaches 0 with the last step (the original
+    attention-guidance work decays linearly).
+    """
+    if step <= warmup_steps:
+        return step / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    return 1 - (step - warmup_steps) / max(1, total_steps - warmup_steps)

@@ -1,0 +1,193 @@
+"""Whole words and phrases in token ids, for any fast tokenizer, without decoding text while training.
+
+Each word is tokenized once in the settings in which it can stand (start of text, after a space, a line
+break, an opening quote or bracket); the token sequences make a trie, and a batch is matched against it with
+one table look-up a level. A match counts only between word boundaries: "Cont" does not fire inside
+"Continue", nor "not" inside "knot", however they are tokenized.
+
+Shapes: B batch, T positions, V vocabulary, E trie edges, S trie states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from gaguide.data.tokenize import byte_characters
+from gaguide.errors import Fault, UserError
+from gaguide.guidance.patterns import Columns
+
+# What may stand before a word and change the tokens that spell it.
+_BEFORE = ("", " ", "\n", '"', "(", " (", ' "', "“")
+_ROOT, _DEAD = 0, -1
+
+
+@dataclass(frozen=True)
+class _Spelling:
+    """Tokens that spell an entry; `open_left` when a letter before them would make it another word."""
+
+    token_ids: tuple[int, ...]
+    open_left: bool
+    open_right: bool
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The trie and the boundary marks as tensors on one device.
+
+    edges_E: state × V + token id, ascending; next_E: the state each edge leads to. ends_S: 0, or 1 where a
+    spelling ends, plus 2 if it needs a boundary on its left, plus 4 on its right. starts_letter_V and
+    ends_letter_V: whether a token's text does.
+    """
+
+    edges_E: torch.Tensor
+    next_E: torch.Tensor
+    ends_S: torch.Tensor
+    starts_letter_V: torch.Tensor
+    ends_letter_V: torch.Tensor
+    longest: int
+
+    def to(self, device: torch.device) -> _Tables:
+        return _Tables(
+            self.edges_E.to(device),
+            self.next_E.to(device),
+            self.ends_S.to(device),
+            self.starts_letter_V.to(device),
+            self.ends_letter_V.to(device),
+            self.longest,
+        )
+
+
+@dataclass(frozen=True)
+class WordSet:
+    """Keys whose token belongs to a listed word or phrase: every token of a match is a target."""
+
+    name: str
+    words: tuple[str, ...]
+    _tables: _Tables = field(repr=False, compare=False)
+    _placed: dict[torch.device, _Tables] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def build(cls, name: str, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> WordSet:
+        """Tokenize `words` as listed, capitalised, in capitals, and with curly apostrophes."""
+        if not tokenizer.is_fast:
+            raise UserError(
+                Fault(
+                    "guidance.mode",
+                    "words needs a fast tokenizer",
+                    "use mode pieces",
+                    type(tokenizer).__name__,
+                )
+            )
+        spellings = {s for word in words for form in _forms(word) for s in _spellings(form, tokenizer)}
+        texts = token_texts(tokenizer)
+        return cls(name, tuple(words), _tables(spellings, texts))
+
+    def target(self, ids_BT: torch.Tensor) -> Columns:
+        """Marks on every token of every match; the edges of a block count as word boundaries."""
+        tables = self._placed.get(ids_BT.device)
+        if tables is None:
+            self._placed[ids_BT.device] = tables = self._tables.to(ids_BT.device)
+        return Columns(_match(ids_BT, tables))
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of every vocabulary entry, with its leading space; what is no whole character is U+FFFD."""
+    vocabulary = tokenizer.get_vocab()
+    texts = [""] * (max(vocabulary.values()) + 1)
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    byte_level = "Ġ" in vocabulary
+    special = set(tokenizer.all_special_ids)
+    for piece, index in vocabulary.items():
+        if index in special:
+            texts[index] = ""
+        elif byte_level:
+            raw = bytes(byte_of[c] for c in piece if c in byte_of)
+            texts[index] = raw.decode("utf-8", errors="replace")
+        else:
+            texts[index] = piece.replace("▁", " ")
+    return texts
+
+
+def _forms(word: str) -> list[str]:
+    forms = [word, word[:1].upper() + word[1:], word.upper()]
+    return list(dict.fromkeys(forms + [form.replace("'", "’") for form in forms]))
+
+
+def _spellings(form: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[_Spelling]:
+    for before in _BEFORE:
+        encoded = tokenizer(before + form, add_special_tokens=False, return_offsets_mapping=True)
+        first, last = len(before), len(before) + len(form)
+        inside = [
+            at for at, (start, end) in enumerate(encoded["offset_mapping"]) if end > first and start < last
+        ]
+        if not inside:
+            continue
+        # A token that also holds what stands before the word marks the boundary itself.
+        held = encoded["offset_mapping"][inside[0]][0] < first
+        ids = tuple(encoded["input_ids"][at] for at in inside)
+        marked = str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(("Ġ", "▁"))
+        yield _Spelling(ids, _is_letter(form[0]) and not held and not marked, _is_letter(form[-1]))
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _tables(spellings: Iterable[_Spelling], texts: list[str]) -> _Tables:
+    size = len(texts)
+    edges: dict[tuple[int, int], int] = {}
+    ends = [0]
+    longest = 0
+    for spelling in sorted(spellings, key=lambda s: s.token_ids):
+        state = _ROOT
+        for token in spelling.token_ids:
+            if (state, token) not in edges:
+                edges[state, token] = len(ends)
+                ends.append(0)
+            state = edges[state, token]
+        demands = 1 | 2 * spelling.open_left | 4 * spelling.open_right
+        ends[state] = demands if ends[state] == 0 else ends[state] & demands
+        longest = max(longest, len(spelling.token_ids))
+    ordered = sorted((state * size + token, target) for (state, token), target in edges.items())
+    return _Tables(
+        torch.tensor([key for key, _ in ordered]),
+        torch.tensor([target for _, target in ordered]),
+        torch.tensor(ends),
+        torch.tensor([bool(text) and _is_letter(text[0]) for text in texts]),
+        torch.tensor([bool(text) and _is_letter(text[-1]) for text in texts]),
+        longest,
+    )
+
+
+def _match(ids_BT: torch.Tensor, tables: _Tables) -> torch.Tensor:
+    """Bool marks [B, T]."""
+    B, T = ids_BT.shape
+    size = tables.starts_letter_V.numel()
+    ids_BT = ids_BT.clamp(max=size - 1)
+    border_B1 = torch.zeros(B, 1, dtype=torch.bool, device=ids_BT.device)
+    # Whether the token before position t ends in a letter, and whether the token at t begins with one.
+    after_letter_BT = torch.cat([border_B1, tables.ends_letter_V[ids_BT][:, :-1]], 1)
+    letter_next_BT = torch.cat([tables.starts_letter_V[ids_BT], border_B1], 1)
+    state_BT = torch.full_like(ids_BT, _ROOT)
+    marked_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    for depth in range(min(tables.longest, T)):
+        # state_BT[:, t] is where the tokens t … t+depth-1 lead; extend it by token t+depth.
+        state_BT = _advance(state_BT[:, : T - depth], ids_BT[:, depth:], tables, size)
+        ends = tables.ends_S[state_BT.clamp(min=_ROOT)] * (state_BT > _ROOT)
+        found = (ends & 1).bool()
+        found &= ~((ends & 2).bool() & after_letter_BT[:, : T - depth])
+        found &= ~((ends & 4).bool() & letter_next_BT[:, depth + 1 :])
+        for at in range(depth + 1):
+            marked_BT[:, at : at + T - depth] |= found
+    return marked_BT
+
+
+def _advance(state_BN: torch.Tensor, ids_BN: torch.Tensor, tables: _Tables, size: int) -> torch.Tensor:
+    key_BN = state_BN * size + ids_BN
+    at_BN = torch.searchsorted(tables.edges_E, key_BN).clamp(max=tables.edges_E.numel() - 1)
+    hit_BN = (tables.edges_E[at_BN] == key_BN) & (state_BN >= _ROOT)
+    return torch.where(hit_BN, tables.next_E[at_BN], _DEAD)
