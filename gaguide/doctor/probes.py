@@ -1,0 +1,163 @@
+"""Questions that only a process of its own can answer safely: they may hang, print, or abort.
+
+Each probe is a child process, started at once and killed with its children at a deadline; it answers by
+writing a JSON file. `python -m gaguide.doctor.probes NAME ANSWER …` is the child's side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+RENDEZVOUS_SECONDS = 6.0
+_OPS = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder")
+
+
+class Probes:
+    """Child processes under way; `answer` waits for one, leaving the block ends all of them."""
+
+    def __init__(self, deadline_seconds: float) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="gaguide-doctor-")
+        self._until = time.monotonic() + deadline_seconds
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Probes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children.values():
+            _end(child)
+        self._folder.cleanup()
+
+    def start(self, name: str, *arguments: str, key: str | None = None) -> None:
+        """Start probe `name`; `key` tells several of one name apart."""
+        key = key or name
+        self._children[key] = subprocess.Popen(
+            [sys.executable, "-m", __name__, name, str(self._answer_path(key)), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=(Path(self._folder.name) / f"{key}.err").open("wb"),
+            start_new_session=True,
+        )
+
+    def answer(self, key: str, part: str | None = None) -> dict[str, Any]:
+        """What the probe (or its `part`) wrote; {"error": text} if it failed, {"late": True} if too slow."""
+        child, path = self._children[key], self._answer_path(part or key)
+        while not path.exists() and child.poll() is None and time.monotonic() < self._until:
+            time.sleep(0.02)
+        if path.exists():
+            return dict(json.loads(path.read_text("utf-8")))
+        if child.poll() is None:
+            return {"late": True}
+        lines = (Path(self._folder.name) / f"{key}.err").read_text("utf-8", "replace").strip().splitlines()
+        return {"error": lines[-1] if lines else f"ended with code {child.returncode}"}
+
+    def _answer_path(self, key: str) -> Path:
+        return Path(self._folder.name) / f"{key}.json"
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a child and what it started (it leads a session of its own)."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _write(path: Path, answer: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(answer), "utf-8")
+    temporary.replace(path)
+
+
+def _gloo(path: Path, rank: str, port: str) -> None:
+    """One of two ranks: meet on loopback, add 1 and 2."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=int(rank),
+        world_size=2,
+        timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
+    )
+    total = torch.tensor([int(rank) + 1])
+    dist.all_reduce(total)
+    _write(path, {"sum": int(total)})
+    dist.destroy_process_group()
+
+
+def _torch(path: Path) -> None:
+    """What torch and DeepSpeed see: accelerator and NCCL first, then (a second file) the compiled ops."""
+    import torch
+
+    found: dict[str, Any] = {"cuda_build": torch.version.cuda, "hip_build": torch.version.hip, "devices": []}
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            found["devices"].append({"name": properties.name, "gib": properties.total_memory / 2**30})
+        found["bf16"] = torch.cuda.is_bf16_supported()
+        found["nccl"] = _nccl_sum()
+    _write(path, found)
+    from deepspeed.ops import op_builder
+
+    ops = {}
+    for name in _OPS:
+        builder = getattr(op_builder, name, None)
+        if builder is not None and (name != "FusedAdamBuilder" or found["devices"]):
+            ops[builder.NAME] = bool(builder().is_compatible(verbose=False))
+    _write(path.with_name("ops.json"), ops)
+
+
+def _nccl_sum() -> str:
+    """A sum by NCCL on the first device: its version, or why it failed."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_nccl_available():
+        return "error: this torch has no NCCL"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            store = f"file://{folder}/store"
+            dist.init_process_group("nccl", init_method=store, rank=0, world_size=1)
+            total = torch.ones(1, device="cuda:0")
+            dist.all_reduce(total)
+            torch.cuda.synchronize()
+            dist.destroy_process_group()
+    except Exception as error:  # what NCCL raises differs between versions
+        return f"error: {error}"
+    return ".".join(map(str, torch.cuda.nccl.version()))
+
+
+def _mpi(path: Path) -> None:
+    """The MPI library that mpi4py finds; loading it may abort the process."""
+    from mpi4py import MPI
+
+    _write(path, {"library": MPI.Get_library_version().splitlines()[0].strip("\x00 ")})
+
+
+def free_port() -> int:
+    """A TCP port that is free on loopback now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    probes: dict[str, Callable[..., None]] = {"gloo": _gloo, "torch": _torch, "mpi": _mpi}
+    probes[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

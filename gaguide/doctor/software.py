@@ -1,0 +1,194 @@
+"""Checks of the Python environment: versions, compiler, launchers, MPI, DeepSpeed's compiled ops."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from gaguide.doctor.check import Check, fail, ok, warn
+
+_MAIN = ("torch", "deepspeed", "transformers")
+_PROGRAM = "#include <vector>\nint main() { return std::vector<int>{0}[0]; }\n"
+
+
+def python() -> Check:
+    """This interpreter against the project's range."""
+    wanted = metadata.metadata("gaguide")["Requires-Python"]
+    if platform.python_version() in SpecifierSet(wanted, prereleases=True):
+        return ok("python", f"{platform.python_version()} ({sys.executable})")
+    return fail("python", platform.python_version(), f"make an environment with Python {wanted}")
+
+
+def packages() -> Iterator[Check]:
+    """Installed versions against the ranges that this project declares."""
+    wrong, right = [], 0
+    for line in metadata.requires("gaguide") or ():
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            version = None
+        fits = version is not None and requirement.specifier.contains(version, prereleases=True)
+        remedy = f"pip install '{requirement.name}{requirement.specifier}'"
+        if requirement.name in _MAIN:
+            found = version or "not installed"
+            yield (
+                ok(requirement.name, found)
+                if fits
+                else fail(requirement.name, f"{found}, not in {requirement.specifier}", remedy)
+            )
+        elif fits:
+            right += 1
+        else:
+            wrong.append((f"{requirement.name} {version or 'not installed'}", remedy))
+    if wrong:
+        found = ", ".join(name for name, _ in wrong)
+        yield fail("other packages", f"out of range: {found}", "; ".join(remedy for _, remedy in wrong))
+    else:
+        yield ok("other packages", f"{right} in range")
+
+
+def compiler() -> Check:
+    """A C++ compiler that finds its library, and Python's headers: DeepSpeed compiles ops at first use."""
+    name = os.environ.get("CXX") or "c++"
+    remedy = "apt-get install g++ (or: module load gcc), or set CXX to a C++17 compiler"
+    if shutil.which(name.split()[0]) is None:
+        return fail("compiler", f"no {name} on PATH", remedy)
+    tried = subprocess.run(
+        [*name.split(), "-std=c++17", "-fsyntax-only", "-x", "c++", "-"],
+        input=_PROGRAM,
+        text=True,
+        capture_output=True,
+        timeout=8,
+    )
+    if tried.returncode:
+        reason = (tried.stderr.strip().splitlines() or ["no message"])[0]
+        return fail("compiler", f"{name} can't compile C++17 ({reason})", remedy)
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return warn("compiler", f"{name}, but no Python.h", "apt-get install python3-dev: offload needs it")
+    return ok("compiler", f"{shutil.which(name.split()[0])}, C++17, Python.h")
+
+
+def programs() -> Iterator[Check]:
+    """ninja, which torch calls by name when it compiles, and the launchers."""
+    activate = f"source {Path(sys.executable).parent / 'activate'} (or put that folder on PATH)"
+    for name, program in (("ninja", "ninja"), ("deepspeed launcher", "deepspeed")):
+        beside = Path(sys.executable).parent / program
+        if path := shutil.which(program):
+            yield ok(name, path)
+        elif not beside.exists():
+            yield fail(name, f"no {program} on PATH", f"pip install {program}")
+        elif program == "ninja":
+            yield fail(name, f"installed, but {beside.parent} is not on PATH", activate)
+        else:
+            yield warn(name, f"{beside}, not on PATH", f"call it by this path, or {activate}")
+    if path := shutil.which("pdsh"):
+        yield ok("pdsh", path)
+    else:
+        yield warn("pdsh", "not on PATH", "only for several hosts by --hostfile: apt-get install pdsh")
+
+
+def slurm() -> Check:
+    """Whether a Slurm controller answers; none is fine."""
+    if shutil.which("sinfo") is None:
+        return ok("slurm", "not here (nothing needs it)")
+    job = os.environ.get("SLURM_JOB_ID")
+    tried = subprocess.run(
+        ["sinfo", "--noheader", "--format=%P %D"], text=True, capture_output=True, timeout=4
+    )
+    if tried.returncode:
+        reason = (tried.stderr.strip().splitlines() or ["no message"])[0]
+        return warn("slurm", f"installed, but its controller does not answer ({reason})", "ask who runs it")
+    found = ", ".join(tried.stdout.split("\n")).strip(", ")
+    return ok("slurm", f"partitions and nodes: {found}" + (f"; in job {job}" if job else ""))
+
+
+def mpi(answer: dict[str, Any]) -> Check:
+    """mpi4py and mpirun belong together."""
+    launcher = shutil.which("mpirun") or shutil.which("mpiexec")
+    remedy = "only for MPI jobs: apt-get install openmpi-bin libopenmpi-dev, then pip install mpi4py"
+    if "library" in answer:
+        if launcher:
+            return ok("mpi", f"{answer['library']}; {launcher}")
+        return warn("mpi", f"{answer['library']}, but no mpirun on PATH", remedy)
+    if answer.get("late"):
+        return warn(
+            "mpi", "loading the MPI library does not end", "mend the MPI installation, or remove mpi4py"
+        )
+    missing = "ModuleNotFoundError" in answer["error"]
+    reason = "mpi4py is not installed" if missing else f"mpi4py does not load ({answer['error']})"
+    return warn("mpi", reason + (f"; {launcher}" if launcher else "; no mpirun on PATH"), remedy)
+
+
+_OPS = {
+    "cpu_adam": ("optimizer offload to CPU or disk", "a C++ compiler and Python's headers (see above)"),
+    "async_io": ("offload to disk (NVMe)", "apt-get install libaio-dev"),
+    "fused_adam": ("DeepSpeed's fused AdamW", "a CUDA toolkit whose version is torch's (module load cuda)"),
+}
+
+
+def ops(answer: dict[str, Any]) -> Iterator[Check]:
+    """Which of DeepSpeed's compiled ops would build here."""
+    if answer.get("late"):
+        yield warn("deepspeed ops", "not known in time (a busy machine?)", "run ds_report")
+        return
+    if "error" in answer:
+        yield fail(
+            "deepspeed ops", f"deepspeed can't be imported ({answer['error']})", "pip install deepspeed"
+        )
+        return
+    for name, compatible in answer.items():
+        use, remedy = _OPS.get(name, ("a DeepSpeed op", "run ds_report"))
+        if compatible:
+            yield ok(f"op {name}", f"would compile ({use})")
+        else:
+            yield warn(f"op {name}", "would not compile", f"only for {use}: {remedy}")
+
+
+def extension_locks(cache: Path | None = None) -> Check:
+    """A compile that was killed leaves a `lock` on which every later start waits for ever, silently."""
+    cache = cache or _extension_cache()
+    locks = sorted({*cache.glob("*/lock"), *cache.glob("*/*/lock")})
+    if not locks:
+        return ok("compiled ops' cache", f"{cache}: no lock left behind")
+    held = _open_files()
+    stale = [lock for lock in locks if str(lock.resolve()) not in held]
+    if not stale:
+        return ok("compiled ops' cache", f"{cache}: being compiled into right now")
+    return fail(
+        "compiled ops' cache",
+        f"{len(stale)} lock(s) that no process of this machine holds: {', '.join(map(str, stale))}",
+        "unless another host is compiling into this folder: rm " + " ".join(map(str, stale)),
+    )
+
+
+def _extension_cache() -> Path:
+    own = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if own:
+        return Path(own)
+    # torch asks XDG_CACHE_HOME, else the home folder.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+
+
+def _open_files() -> set[str]:
+    """Targets of all open files that this user may see; the compiling process keeps its lock open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            found.add(str(link.readlink()))
+        except OSError:
+            continue
+    return found
