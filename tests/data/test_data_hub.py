@@ -14,6 +14,7 @@ import pytest
 
 from gaguide.data import BuildRequest, build, read_manifest
 from gaguide.data.blocks import BlockStore
+from gaguide.errors import UserError
 from tests.support.fake_hub import COMMIT, fake_hub
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,10 +25,14 @@ from gaguide.data import BuildRequest, build
 from gaguide.errors import UserError
 if __name__ == "__main__":
     source, tokenizer, output, options = sys.argv[1:]
-    try:
-        build(BuildRequest((source,), Path(output), tokenizer, **eval(options)))
-    except UserError as error:
-        sys.exit(str(error))
+    code = 0
+    for each in eval(options):
+        try:
+            build(BuildRequest((each.pop("source", source),), Path(output), tokenizer, **each))
+        except UserError as error:
+            print(error, file=sys.stderr)
+            code = 2
+    sys.exit(code)
 """
 
 
@@ -35,7 +40,7 @@ if __name__ == "__main__":
 def run(tokenizer_folder, tmp_path):
     """Build in a new process, for HF_ENDPOINT is read at import; returns folder, exit code and errors."""
 
-    def build_from_hub(endpoint: str, source: str, **options) -> tuple[Path, int, str]:
+    def build_from_hub(endpoint: str, source: str, *options: dict) -> tuple[Path, int, str]:
         output = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         online = {key: value for key, value in os.environ.items() if not key.endswith("_OFFLINE")}
         environment = {
@@ -68,7 +73,7 @@ def dataset(texts, tmp_path_factory) -> dict[str, Path]:
 
 def test_a_pinned_revision_is_read_and_only_what_rows_need(run, dataset, texts, tokenizer_folder, tmp_path):
     with fake_hub("someone/web", dataset) as (endpoint, asked):
-        output, code, errors = run(endpoint, "someone/web", rows=40)
+        output, code, errors = run(endpoint, "someone/web", {"rows": 40})
     assert code == 0, errors
     manifest = read_manifest(output)
     assert manifest.revision == COMMIT and manifest.source == "someone/web (split train)"
@@ -84,12 +89,18 @@ def test_a_pinned_revision_is_read_and_only_what_rows_need(run, dataset, texts, 
 
 def test_what_a_hub_does_not_have(run, dataset):
     with fake_hub("someone/web", dataset) as (endpoint, _):
-        _, code, errors = run(endpoint, "someone/webb")
-        assert code != 0 and "--source = 'someone/webb'" in errors and "Traceback" not in errors
-        _, code, errors = run(endpoint, "someone/web", split="tain")
-        assert code != 0 and "did you mean 'train'?" in errors
-    _, code, errors = run(endpoint, "someone/web")
-    assert code != 0 and "the hub did not give it" in errors and "Traceback" not in errors
+        _, code, errors = run(endpoint, "someone/web", {"source": "someone/webb"}, {"split": "tain"})
+    assert code == 2 and "Traceback" not in errors
+    assert "--source = 'someone/webb'" in errors and "the hub did not give it" in errors
+    assert "--split = 'tain'" in errors and "did you mean 'train'?" in errors
+
+
+def test_a_hub_that_is_away(tokenizer_folder, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="give their folder"):
+        build(BuildRequest(("someone/web",), tmp_path / "out", str(tokenizer_folder)))
 
 
 def test_any_address_that_fsspec_knows(texts, tokenizer_folder, tmp_path):
