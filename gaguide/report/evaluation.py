@@ -14,7 +14,10 @@ from gaguide.errors import Fault, UserError
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One metric of one task; `better` says which way is good, None where that is not known."""
+    """One metric of one task; `better` says which way is good, None where that is not known.
+
+    chance: what blind guessing gets, for accuracies.
+    """
 
     task: str
     metric: str
@@ -23,6 +26,7 @@ class TaskScore:
     high: float | None
     count: int | None
     better: Literal["low", "high"] | None
+    chance: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -30,6 +34,7 @@ class TaskScore:
         return self.task, self.metric
 
 
+_ACCURACIES = ("acc", "acc_norm")
 _BETTER: dict[str, Literal["low", "high"]] = {
     "acc": "high",
     "acc_norm": "high",
@@ -42,8 +47,8 @@ _BETTER: dict[str, Literal["low", "high"]] = {
 def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
     """The scores in a results.json, by task; None where the run was not evaluated.
 
-    Shape: {"tasks": {NAME: {"examples": int, "metrics": {METRIC: {"value", "low", "high"} or number}}}};
-    a metric without a finite value is left out. Raises `UserError` for a file that is something else.
+    Read of it: {"tasks": {NAME: {"count", "chance", "metrics": {METRIC: {"value", "low", "high"}}}}}; a
+    metric without a finite value is left out. Raises `UserError` for a file that is something else.
     """
     if not path.is_file():
         return None
@@ -52,8 +57,6 @@ def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
     except ValueError as error:
         raise UserError(Fault(str(path), f"is not JSON ({error})", "evaluate again")) from None
     tasks = content.get("tasks") if isinstance(content, Mapping) else None
-    if isinstance(tasks, list):
-        tasks = {str(task.get("task", task.get("name"))): task for task in tasks if isinstance(task, Mapping)}
     if not isinstance(tasks, Mapping):
         problem = "is no results.json of launch/evaluate.py (it has no tasks)"
         raise UserError(Fault(str(path), problem, "evaluate again"))
@@ -67,14 +70,19 @@ def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
 
 
 def _score(task: str, metric: str, value: Any, record: Mapping[str, Any]) -> TaskScore | None:
-    fields = value if isinstance(value, Mapping) else {"value": value}
-    number = _finite(fields.get("value"))
+    fields = value if isinstance(value, Mapping) else {}
+    number, count = _finite(fields.get("value")), _finite(record.get("count"))
     if number is None:
         return None
-    count = next((_finite(record[key]) for key in ("examples", "count", "n") if key in record), None)
-    low, high = _finite(fields.get("low")), _finite(fields.get("high"))
     return TaskScore(
-        task, metric, number, low, high, None if count is None else int(count), _BETTER.get(metric)
+        task,
+        metric,
+        number,
+        _finite(fields.get("low")),
+        _finite(fields.get("high")),
+        None if count is None else int(count),
+        _BETTER.get(metric),
+        _finite(record.get("chance")) if metric in _ACCURACIES else None,
     )
 
 

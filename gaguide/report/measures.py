@@ -95,15 +95,10 @@ def _tasks(runs: Sequence[RunRecord]) -> list[Measure]:
         found = [
             next((score for score in run.scores or () if score.key == (task, metric)), None) for run in runs
         ]
-        better: Better | None = next(score.better for score in found if score is not None)
-        row = _numbers(
-            "Tasks",
-            f"{task} · {metric}",
-            [score.value if score else None for score in found],
-            3,
-            better,
-            compare=True,
-        )
+        first = next(score for score in found if score is not None)
+        name = f"{task} · {metric}" + ("" if first.chance is None else f" (chance {first.chance:.3f})")
+        numbers = [score.value if score else None for score in found]
+        row = _numbers("Tasks", name, numbers, 3, first.better, compare=True)
         values = [
             _with_interval(value, score, evaluated=run.scores is not None)
             for value, score, run in zip(row.values, found, runs, strict=True)

@@ -59,7 +59,11 @@ def write_run(
         (folder / "summary.json").write_text(json.dumps(record | summary))
     if scores is not None:
         tasks = {
-            task: {"examples": 100, "metrics": {"acc": {"value": acc, "low": acc - 0.1, "high": acc + 0.1}}}
+            task: {
+                "count": 100,
+                "chance": 0.5,
+                "metrics": {"acc": {"value": acc, "low": acc - 0.1, "high": acc + 0.1}},
+            }
             for task, acc in scores.items()
         }
         (folder / "evaluation").mkdir()

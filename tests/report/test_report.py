@@ -65,6 +65,7 @@ def test_differences_are_to_the_first_run(pair: list[Path]) -> None:
     assert (attention[1].text, attention[1].change, attention[1].best) == ("0.953", "+0.923", True)
     assert [value.text for value in _row(rows, "Attention", "rise").values] == ["+0.010", "+0.933"]
     memo = _row(rows, "Tasks", "memo").values
+    assert "(chance 0.500)" in _row(rows, "Tasks", "memo").name
     assert (memo[1].change, memo[1].low, memo[1].count) == ("-0.030", pytest.approx(0.48), 100)
     assert [value.text for value in _row(rows, "Tasks", "neqa").values] == ["0.500", "–"]
 
@@ -204,7 +205,7 @@ def test_nothing_measured_draws_nothing(tmp_path: Path) -> None:
 def test_metrics_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     metrics = {"acc": {"value": 0.5, "low": None, "high": None}, "loss": {"value": float("nan")}}
-    path.write_text(json.dumps({"tasks": {"t": {"examples": 1, "metrics": metrics}}}))
+    path.write_text(json.dumps({"tasks": {"t": {"count": 1, "metrics": metrics}}}))
     scores = read_evaluation(path)
     assert scores is not None and [(score.metric, score.low) for score in scores] == [("acc", None)]
     assert read_evaluation(tmp_path / "none.json") is None
