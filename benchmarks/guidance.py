@@ -1,0 +1,181 @@
+"""What guidance costs: step time and peak memory beside the unguided step and the dense way.
+
+    python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7] [--device cpu]
+    python benchmarks/guidance.py memory [--lengths 512,1024,2048,4096,8192]
+
+The contenders run a whole training step (forward, backward, fused AdamW) of a GPT-2 of gpt2's width:
+  unguided   the model's own SDPA
+  ours-N     N heads of every layer guided by gaguide
+  dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
+Times alternate in one process; peak memory is that of one child process for each contender (CPU: resident
+set, less what the process held before the first step; GPU: allocated).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
+
+WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contrast set in English
+
+
+def model_of(layers: int, length: int, attention: str, device: str) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=layers, n_positions=length, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    config.loss_type = "ForCausalLM"
+    model = GPT2LMHeadModel(config)
+    model.set_attn_implementation(attention)
+    return model.to(device).train()
+
+
+def contender(
+    name: str, layers: int, batch: int, length: int, device: str, stack: ExitStack
+) -> Callable[[], None]:
+    """A function that runs one training step of the named contender."""
+    kind, _, heads = name.partition("-")
+    plan = GuidancePlan((Assignment(TokenSet("words", WORDS), tuple(range(int(heads or 1)))),))
+    model = model_of(layers, length, "eager" if kind == "dense" else "sdpa", device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    ids_BT = torch.randint(0, 50257, (batch, length), generator=torch.Generator().manual_seed(1)).to(device)
+    guidance = stack.enter_context(guide(model, plan)) if kind == "ours" else None
+
+    def step() -> None:
+        out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False, output_attentions=kind == "dense")
+        loss = out.loss
+        if guidance is not None:
+            loss = loss + guidance.loss()
+        if kind == "dense":
+            loss = loss + dense_loss(out.attentions, int(heads), ids_BT)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor) -> torch.Tensor:
+    """`mean` and `indicator`, weight 10, written the way attention maps invite to."""
+    T = ids_BT.shape[1]
+    visible_TT = torch.ones(T, T, dtype=torch.bool, device=ids_BT.device).tril()
+    marked_BT = (ids_BT >= min(WORDS)) & (ids_BT <= max(WORDS))
+    pattern_BTT = (marked_BT[:, None, :] & visible_TT).float()
+    pairs = visible_TT.sum()
+    terms = [((h[:, j] - pattern_BTT) ** 2).sum((1, 2)).mean() / pairs for h in maps for j in range(heads)]
+    return 10.0 * torch.stack(terms).sum()
+
+
+def time_steps(arguments: argparse.Namespace) -> None:
+    names = ["unguided", "ours-1", "ours-4", "dense-1", "dense-4"]
+    console = Console()
+    with ExitStack() as stack:
+        shape = (arguments.layers, arguments.batch, arguments.length, arguments.device)
+        steps = {name: contender(name, *shape, stack) for name in names}
+        for step in steps.values():
+            step()
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(arguments.repeats):
+            for name in names:
+                began = time.perf_counter()
+                steps[name]()
+                seconds[name].append(time.perf_counter() - began)
+    memory = {name: peak_memory(name, *shape) for name in names}
+    base, base_memory = statistics.median(seconds["unguided"]), memory["unguided"]
+    table = Table(
+        "contender",
+        "median step",
+        "ratio",
+        "ratio of each round",
+        "peak memory",
+        "ratio",
+        title=str(vars(arguments)),
+    )
+    for name in names:
+        paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds["unguided"])]
+        table.add_row(
+            name,
+            f"{statistics.median(seconds[name]):.3f} s",
+            f"{statistics.median(seconds[name]) / base:.3f}",
+            f"{statistics.median(paired):.3f}",
+            f"{memory[name] / 2**20:.0f} MiB",
+            f"{memory[name] / base_memory:.3f}",
+        )
+    console.print(table)
+
+
+def peak_memory(name: str, layers: int, batch: int, length: int, device: str) -> int:
+    """Bytes, from a child process that runs two steps of one contender."""
+    child = [sys.executable, __file__, "child", name, *map(str, (layers, batch, length)), device]
+    return int(json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout))
+
+
+def child(name: str, layers: str, batch: str, length: str, device: str) -> None:
+    before = psutil.Process().memory_info().rss
+    with ExitStack() as stack:
+        step = contender(name, int(layers), int(batch), int(length), device, stack)
+        step()
+        step()
+    if device == "cuda":
+        print(torch.cuda.max_memory_allocated())
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+def memory_by_length(arguments: argparse.Namespace) -> None:
+    """Peak memory above the unguided step's, for each length: linear in T for ours, quadratic for the dense way."""
+    table = Table(
+        "length", "unguided", "ours-4 above it", "dense-4 above it", title="peak memory, 2 layers, B=1"
+    )
+    for length in map(int, arguments.lengths.split(",")):
+        peaks = {}
+        for name in ("unguided", "ours-4", "dense-4"):
+            if name == "dense-4" and length > arguments.dense_up_to:
+                continue
+            peaks[name] = peak_memory(name, 2, 1, length, arguments.device)
+        above = {name: f"{(peak - peaks['unguided']) / 2**20:+.0f} MiB" for name, peak in peaks.items()}
+        table.add_row(
+            str(length),
+            f"{peaks['unguided'] / 2**20:.0f} MiB",
+            above["ours-4"],
+            above.get("dense-4", "not run"),
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        child(*sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", default="time", choices=("time", "memory"))
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
+    parser.add_argument("--dense-up-to", type=int, default=4096)
+    arguments = parser.parse_args()
+    (memory_by_length if arguments.what == "memory" else time_steps)(arguments)
+
+
+if __name__ == "__main__":
+    main()
