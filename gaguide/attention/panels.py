@@ -67,9 +67,10 @@ def make_panels(
             pattern = (patterns or {}).get((layer, head))
             map_QT = maps.head(layer, head)
             target_QT, marked_T = _targets(pattern, ids_T, start, stop)
-            guided_QK = _cut(target_QT, start, stop, torch.any)
+            # Of the earlier keys only some are targets, so their common column is not marked as one.
+            guided_QK = _cut(target_QT, start, stop, torch.all)
             keys = (EARLIER,) * (start > 0) + tuple(labels[start:stop])
-            columns = torch.nonzero(_cut(marked_T[None], start, stop, torch.any)[0]).flatten().tolist()
+            columns = torch.nonzero(_cut(marked_T[None], start, stop, torch.all)[0]).flatten().tolist()
             panels.append(
                 Panel(
                     model,

@@ -15,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from gaguide.attention.figures import GUIDED, OTHER
@@ -51,7 +52,10 @@ def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
         for spine in ax.spines.values():
             spine.set_visible(False)
         for key in panel.guided_keys:
-            ax.axvspan(key - 0.5, key + 0.5, fill=False, edgecolor=GUIDED, linewidth=1.1)
+            top = max(key - panel.first_key, 0) - 0.5  # rows above can't see it
+            box = Rectangle((key - 0.5, top), 1, len(panel.query_labels) - 0.5 - top)
+            box.set(fill=False, edgecolor=GUIDED, linewidth=1.1)
+            ax.add_patch(box)
         _title(ax, panel)
     assert image is not None
     bar_height = min(2.4, figure.get_figheight() - 1.2)

@@ -99,12 +99,14 @@ def _table(runs: Sequence[RunRecord]) -> Table:
     from rich.table import Table
 
     from gaguide.report import measures
+    from gaguide.report.measures import FURTHER
 
     table = Table(show_header=True, header_style="bold", title="Runs side by side (Δ: against the first)")
     table.add_column("")
     for run in runs:
         table.add_column(escape(run.name), justify="right")
-    for section, rows in groupby(measures(runs), key=lambda row: row.section):
+    shown = [row for row in measures(runs) if row.section != FURTHER]  # these are in the files
+    for section, rows in groupby(shown, key=lambda row: row.section):
         table.add_section()
         table.add_row(f"[italic]{escape(section)}[/italic]")
         for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gaguide.report.measures import fixed
 from gaguide.report.records import RunRecord
 
 
@@ -40,7 +41,7 @@ def _cost(run: RunRecord, baseline: RunRecord) -> str:
     if run is baseline or not base:
         return loss
     difference = run.after.lm_loss - base
-    return f"{loss}, {difference:+.4f} ({difference / base:+.2%}) against {baseline.name}"
+    return f"{loss}, {fixed(difference, 4, '+')} ({difference / base:+.2%}) against {baseline.name}"
 
 
 def cautions(runs: Sequence[RunRecord]) -> list[str]:

@@ -11,6 +11,7 @@ from gaguide.report.records import RunRecord
 
 Better = Literal["low", "high"]
 ABSENT = "–"
+TASKS, FURTHER = "Tasks", "Tasks, further metrics"
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,24 @@ def _attention(runs: Sequence[RunRecord]) -> list[Measure]:
 
 
 def _tasks(runs: Sequence[RunRecord]) -> list[Measure]:
-    names = dict.fromkeys(score.key for run in runs for score in run.scores or ())
-    rows = []
-    for task, metric in names:
-        found = [
-            next((score for score in run.scores or () if score.key == (task, metric)), None) for run in runs
-        ]
-        first = next(score for score in found if score is not None)
-        name = f"{task} · {metric}" + ("" if first.chance is None else f" (chance {first.chance:.3f})")
-        numbers = [score.value if score else None for score in found]
-        row = _numbers("Tasks", name, numbers, 3, first.better, compare=True)
-        values = [
-            _with_interval(value, score, evaluated=run.scores is not None)
-            for value, score, run in zip(row.values, found, runs, strict=True)
-        ]
-        rows.append(replace(row, values=tuple(values)))
-    return rows
+    """Each task's main metric, which the evaluator lists first, then the others in a section of their own."""
+    keys = dict.fromkeys(score.key for run in runs for score in run.scores or ())
+    main = {task: metric for task, metric in reversed(keys)}
+    first = [_task(runs, TASKS, *key) for key in keys if main[key[0]] == key[1]]
+    return first + [_task(runs, FURTHER, *key) for key in keys if main[key[0]] != key[1]]
+
+
+def _task(runs: Sequence[RunRecord], section: str, task: str, metric: str) -> Measure:
+    found = [next((score for score in run.scores or () if score.key == (task, metric)), None) for run in runs]
+    known = next(score for score in found if score is not None)
+    name = f"{task} · {metric}" + ("" if known.chance is None else f" (chance {known.chance:.3f})")
+    numbers = [score.value if score else None for score in found]
+    row = _numbers(section, name, numbers, 3, known.better, compare=True)
+    values = [
+        _with_interval(value, score, evaluated=run.scores is not None)
+        for value, score, run in zip(row.values, found, runs, strict=True)
+    ]
+    return replace(row, values=tuple(values))
 
 
 def _with_interval(value: Value, score: TaskScore | None, evaluated: bool) -> Value:
@@ -136,19 +139,24 @@ def _numbers(
             values.append(Value(ABSENT))
             continue
         value = Value(
-            f"{number:{'+' if signed else ''}.{digits}f}",
+            fixed(number, digits, "+" if signed else ""),
             number,
             best=target is not None and round(number, digits) == target,
         )
         base = numbers[0]
         if at and base is not None and (compare or relative):
             difference = number - base
-            change = f"{difference:+.{digits}f}"
+            change = fixed(difference, digits, "+")
             if relative and base:
                 change += f" ({difference / base:+.2%})"
             value = replace(value, change=change, difference=difference)
         values.append(value)
     return Measure(section, name, tuple(values))
+
+
+def fixed(number: float, digits: int, sign: str = "") -> str:
+    """The number with `digits` decimals; what rounds to zero has no minus."""
+    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
 
 
 def duration(seconds: float) -> str:

@@ -57,7 +57,10 @@ def _comparison(runs: Sequence[RunRecord]) -> str:
     for section, group in groupby(measures(runs), key=lambda row: row.section):
         heading = f'<th colspan="{len(runs) + 1}" scope="rowgroup">{escape(section)}</th>'
         rows.append(f"<tbody><tr>{heading}</tr>{''.join(map(_measure, group))}</tbody>")
-    note = "Differences (Δ) are against the first run. Bold: best number. Brackets: 95% interval."
+    note = (
+        "Differences (Δ) are against the first run and not tested. Bold: best number. "
+        "Brackets: 95% interval of the number itself."
+    )
     return (
         '<section><h2>Comparison</h2><div class="wide"><table>'
         f"<thead><tr><td></td>{_run_headings(runs)}</tr></thead>{''.join(rows)}</table></div>"
@@ -130,14 +133,18 @@ def _heads(runs: Sequence[RunRecord]) -> str:
 
 def _provenance(runs: Sequence[RunRecord]) -> str:
     groups = [("Versions", "versions"), ("Fingerprints", "fingerprints")]
-    rows = ["<tr><th scope='row'>folder</th>" + _plain_cells([str(run.folder) for run in runs]) + "</tr>"]
+    rows = [
+        "<tr><th scope='row'>folder</th>"
+        + _plain_cells([str(run.folder) for run in runs], compared=False)
+        + "</tr>"
+    ]
     for title, attribute in groups:
         names = list(dict.fromkeys(name for run in runs for name in getattr(run, attribute)))
         if names:
             rows.append(f'<tr><th colspan="{len(runs) + 1}" scope="rowgroup">{title}</th></tr>')
         for name in names:
             values = [getattr(run, attribute).get(name, ABSENT) for run in runs]
-            rows.append(f'<tr><th scope="row">{escape(name)}</th>{_plain_cells(values)}</tr>')
+            rows.append(f'<tr><th scope="row">{escape(name)}</th>{_plain_cells(values, name != "run")}</tr>')
     configs = "".join(
         f"<details><summary>Configuration of {escape(run.name)}</summary>"
         f"<pre>{escape(run.config)}</pre></details>"
@@ -151,9 +158,11 @@ def _provenance(runs: Sequence[RunRecord]) -> str:
     )
 
 
-def _plain_cells(values: Sequence[str]) -> str:
-    """Cells; a value that differs from the first run's is set off."""
+def _plain_cells(values: Sequence[str], compared: bool = True) -> str:
+    """Cells; with `compared`, a value that differs from the first run's is set off."""
     return "".join(
-        f'<td class="other">{escape(value)}</td>' if value != values[0] else f"<td>{escape(value)}</td>"
+        f'<td class="other">{escape(value)}</td>'
+        if compared and value != values[0]
+        else f"<td>{escape(value)}</td>"
         for value in values
     )

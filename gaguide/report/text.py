@@ -22,7 +22,7 @@ def to_markdown(runs: Sequence[RunRecord]) -> str:
     for section, rows in groupby(measures(runs), key=lambda row: row.section):
         lines.append(_row([f"*{_plain(section)}*", *([""] * len(runs))]))
         lines += [_row([_plain(row.name), *map(_cell, row.values)]) for row in rows]
-    lines += ["", "Differences (Δ) are against the first run. Best numbers are bold.", ""]
+    lines += ["", "Differences (Δ) are against the first run and not tested. Best numbers are bold.", ""]
     return "\n".join(lines)
 
 

@@ -72,7 +72,7 @@ def test_panels_mark_guided_words_and_fold_what_is_earlier() -> None:
         "m", collect(model, ids_BT, [1], [0], queries=(5, 9)), ids_BT[0], labels, {(1, 0): words}
     )[0]
     assert part.key_labels == (EARLIER, *labels[5:9]) and part.query_labels == tuple(labels[5:9])
-    assert part.guided_keys == {0, 3} and part.first_key == 1
+    assert part.guided_keys == {3} and part.first_key == 1
     torch.testing.assert_close(part.weights_QK.sum(-1), torch.ones(4))
     torch.testing.assert_close(part.weights_QK[:, 0], whole.weights_QK[5:9, :5].sum(-1))
     expected = (whole.weights_QK * whole.guided_QK).sum(-1)[5:9].mean()

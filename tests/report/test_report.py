@@ -75,6 +75,26 @@ def test_equal_numbers_have_no_best(tmp_path: Path) -> None:
     assert not any(value.best for row in measures(runs) for value in row.values)
 
 
+def test_a_tasks_main_metric_comes_before_the_further_ones(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a", scores={"memo": 0.5})
+    path = folder / "evaluation" / "results.json"
+    tasks = {
+        name: {"count": 9, "metrics": {"acc": {"value": 0.5}, "class_loss": {"value": 1.0}}} for name in "xy"
+    }
+    path.write_text(json.dumps({"tasks": tasks | {"z": {"metrics": {"loss": {"value": 2.0}}}}}))
+    rows = [row for row in measures(read_runs([folder])) if "Tasks" in row.section]
+    assert [(row.section, row.name) for row in rows] == [
+        ("Tasks", "x · acc"), ("Tasks", "y · acc"), ("Tasks", "z · loss"),
+        ("Tasks, further metrics", "x · class_loss"), ("Tasks, further metrics", "y · class_loss"),
+    ]  # fmt: skip
+    assert "class_loss" in to_html(read_runs([folder])) and "class_loss" not in _command(folder).output
+
+
+def test_what_rounds_to_zero_has_no_minus(tmp_path: Path) -> None:
+    runs = read_runs([write_run(tmp_path / "a", "a", attention=(0.02, 0.0199))])
+    assert _row(measures(runs), "Attention", "rise").values[0].text == "+0.000"
+
+
 def test_findings_say_rise_and_cost(pair: list[Path]) -> None:
     sentences = findings(read_runs(pair))
     assert "went from 0.020 to 0.953 (unguided: 0.030)" in sentences[1]
