@@ -45,7 +45,10 @@ def _cost(run: RunRecord, baseline: RunRecord) -> str:
 
 
 def cautions(runs: Sequence[RunRecord]) -> list[str]:
-    """Why differences between these runs may not be guidance's: other data, other length, other seed."""
+    """Why differences between these runs may not be guidance's: other data, other length, other seed.
+
+    Also runs whose "after" was measured before their last step.
+    """
     checks: list[tuple[str, Callable[[RunRecord], Any]]] = [
         ("training data", lambda run: run.fingerprints.get("data")),
         ("tokenizer, so their losses are on different scales", lambda run: run.fingerprints.get("tokenizer")),
@@ -54,7 +57,11 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
         ("number of held-out blocks", lambda run: run.after.blocks if run.after else None),
         ("loss before training (another model or seed)", _loss_before),
     ]
-    found = []
+    found = [
+        f"{run.name}: its last held-out measurement is from step {last:,.0f} of {run.steps:,}."
+        for run in runs
+        if run.steps and run.validations and (last := run.validations[-1]["step"]) < run.steps
+    ]
     for what, value in checks:
         known = [value(run) for run in runs]
         if len({item for item in known if item is not None}) > 1:

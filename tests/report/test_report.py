@@ -113,6 +113,13 @@ def test_runs_that_differ_in_more_than_guidance_are_pointed_out(tmp_path: Path) 
     assert "order" not in found
 
 
+def test_a_last_measurement_before_the_last_step_is_pointed_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a")
+    for step, expected in ((250, ["a: its last held-out measurement is from step 250 of 300."]), (300, [])):
+        (folder / "validation.jsonl").write_text(json.dumps({"step": step, "lm_loss": 5.0}) + "\n")
+        assert cautions(read_runs([folder])) == expected
+
+
 def test_unfinished_unguided_and_unevaluated_runs_are_shown_as_such(tmp_path: Path) -> None:
     runs = read_runs([
         write_run(tmp_path / "a", "a", scores={"memo": 0.5}),
