@@ -81,7 +81,7 @@ def read_records(path: Path) -> list[Record]:
                 Fault(f"{path}:{number}", f"is not UTF-8 ({error.reason})", "save the file as UTF-8")
             )
     if faults:
-        raise UserError(_shortened(faults, path))
+        raise UserError(shortened(faults, path))
     if path.suffix == ".csv":
         return _csv_records("\n".join(lines))
     records = []
@@ -98,7 +98,7 @@ def read_records(path: Path) -> list[Record]:
                 Fault(f"{path}:{number}", f"is not a JSON object ({error})", "one JSON object per line")
             )
     if faults:
-        raise UserError(_shortened(faults, path))
+        raise UserError(shortened(faults, path))
     return records
 
 
@@ -128,7 +128,7 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
             warned.setdefault(warning, []).append(record.line)
         examples.append(example)
     if faults:
-        raise UserError(_shortened(faults, source))
+        raise UserError(shortened(faults, source))
     warnings = [
         f"{source}: {len(lines)} of {len(records)} examples: {text} (first in line {lines[0]})"
         for text, lines in warned.items()
@@ -261,7 +261,8 @@ def _csv_records(text: str) -> list[Record]:
     return records
 
 
-def _shortened(faults: list[Fault], source: Path | str) -> list[Fault]:
+def shortened(faults: list[Fault], source: Path | str) -> list[Fault]:
+    """At most `MOST_FAULTS` of them, and how many more there are."""
     if len(faults) <= MOST_FAULTS:
         return faults
     rest = Fault(str(source), f"{len(faults) - MOST_FAULTS} more faults", "mend these first")

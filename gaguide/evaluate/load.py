@@ -43,10 +43,10 @@ class ModelFolder:
 def read_tasks(names: Sequence[str], data_folder: Path | None, limit: int | None) -> list[TaskData]:
     """The data of all tasks that `names` means, at most `limit` examples of each; all faults at once."""
     read: list[TaskData] = []
-    faults: list[Fault] = []
-    for located in locate_tasks(names, data_folder):
+    located, faults = locate_tasks(names, data_folder)
+    for entry in located:
         try:
-            read.append(_read_task(located, limit))
+            read.append(_read_task(entry, limit))
         except UserError as error:
             faults.extend(error.faults)
     if faults:
@@ -56,8 +56,14 @@ def read_tasks(names: Sequence[str], data_folder: Path | None, limit: int | None
 
 def find_model_folder(name: str) -> ModelFolder:
     """Configuration and tokenizer of a folder or hub model; nothing in it is executed."""
+    if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise UserError(Fault("--model", "no such folder", "give a folder made by save_pretrained", name))
     config = _from_pretrained(AutoConfig, "configuration", name)
     tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", name)
+    if not tokenizer.encode("any text", add_special_tokens=False):
+        # Where its files are missing, transformers makes an empty tokenizer and says nothing.
+        problem = "its tokenizer knows no token, so its files are probably missing"
+        raise UserError(Fault("--model", problem, "save the tokenizer into the model's folder", name))
     rows = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
     if rows is not None and len(tokenizer) > rows:
         raise UserError(
@@ -72,10 +78,10 @@ def find_model_folder(name: str) -> ModelFolder:
 
 
 def load_model(folder: ModelFolder, dtype: str, device: torch.device) -> Any:
-    """The model in eval mode on `device`, attention by SDPA."""
+    """The model in eval mode on `device`; transformers picks SDPA where the architecture has it."""
     model = _from_pretrained(
         AutoModelForCausalLM, "model", folder.name,
-        config=folder.config, dtype=DTYPES[dtype], attn_implementation="sdpa",
+        config=folder.config, dtype=DTYPES[dtype],
     )  # fmt: skip
     return model.to(device).eval()
 

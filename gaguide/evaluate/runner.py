@@ -14,6 +14,7 @@ import torch
 from gaguide.dist import World, all_gather, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.encode import Encoded, Encoder, encode_all, longest_input
+from gaguide.evaluate.examples import shortened
 from gaguide.evaluate.load import DTYPES, ModelFolder, TaskData, find_model_folder, load_model, read_tasks
 from gaguide.evaluate.metrics import chance_level, score_example, summarize
 from gaguide.evaluate.progress import Progress
@@ -127,7 +128,7 @@ def _encode(data: Sequence[TaskData], folder: ModelFolder, world: World) -> list
     shares, found = zip(*all_gather(_try(encode_share)), strict=True)
     faults = [fault for rank_faults in found for fault in rank_faults]
     if faults:
-        raise UserError(faults)
+        raise UserError(shortened(faults, "--tasks"))
     return [shares[at % world.size][at // world.size] for at in range(len(wanted))]
 
 
@@ -149,7 +150,7 @@ def _agree_on_sharing(scorer: Scorer, batches: Sequence[Batch], world: World) ->
         scorer.shares = False
         _tell(
             world,
-            f"this model does not take shared prefixes (difference {difference:.2g}): slower, one by one",
+            f"this model does not take shared prefixes (difference {difference:.2g}): slower, each by itself",
         )
 
 

@@ -2,7 +2,7 @@
 
 Logits are made only at positions that a score reads, and turned into log-probabilities in fp32. Where a
 model cannot take rows with branches (its attention does not follow the mask, or its output is more than a
-linear layer), which is found out on the first rows, sequences are computed one by one instead.
+linear layer), which is found out on the smallest rows, sequences are computed separately instead.
 Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
 """
 
@@ -22,6 +22,9 @@ Scores = dict[tuple[int, int], float]
 
 _LOGIT_POSITIONS = 1024
 """Positions whose logits exist at a time: 1,024 × 50,257 fp32 numbers are 0.2 GB."""
+_LEAST_ROWS = 32
+"""Matrix products get at least so many rows (of zeros, if need be): with fewer, CPU libraries add up in an
+order that depends on the number of threads, and results would differ in the last bit between launchers."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.25
 
@@ -39,7 +42,7 @@ class Scorer:
     def score(self, rows: Sequence[Row]) -> Scores:
         """Scores of all reads of `rows`. Rows that do not fit into memory are halved, which is said."""
         try:
-            return self._shared(rows) if self.shares else self._one_by_one(rows)
+            return self._shared(rows) if self.shares else self._separate(rows)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
@@ -73,7 +76,7 @@ class Scorer:
         return largest
 
     def _difference(self, row: Row) -> float:
-        shared, separate = self._shared([row]), self._one_by_one([row])
+        shared, separate = self._shared([row]), self._separate([row])
         return max(abs(shared[key] - separate[key]) for key in shared)
 
     def _shared(self, rows: Sequence[Row]) -> Scores:
@@ -85,24 +88,31 @@ class Scorer:
         head = self.model.get_output_embeddings()
         return _read(hidden_ND, head, reads)
 
-    def _one_by_one(self, rows: Sequence[Row]) -> Scores:
+    def _separate(self, rows: Sequence[Row]) -> Scores:
+        """Each sequence as a row of its own, through the whole model; right for any causal model."""
+        alone = [
+            build_row([TokenSequence(row.sequence(read), read.target_ids, read.key)])
+            for row in rows
+            for read in row.reads
+        ]
+        alone.sort(key=len)
         scores: Scores = {}
-        for row in rows:
-            for read in row.reads:
-                alone = build_row([TokenSequence(row.sequence(read), read.target_ids, read.key)])
-                logits_BTV = self.model(**inputs([alone], self.device), use_cache=False).logits
-                flat, reads = _flat_reads([alone], len(alone))
-                scores |= _read(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
+        while alone:
+            count = max(1, min(len(alone), _LOGIT_POSITIONS // len(alone[-1])))
+            some, alone = alone[-count:], alone[:-count]
+            logits_BTV = self.model(**inputs(some, self.device), use_cache=False).logits
+            flat, reads = _flat_reads(some, logits_BTV.shape[1])
+            scores |= _read(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
         return scores
 
 
 def inputs(rows: Sequence[Row], device: torch.device) -> dict[str, torch.Tensor]:
     """Model inputs [B, T] of rows, padded on the right; with a mask [B, 1, T, T] if any row branches.
 
-    Without branches causal attention hides the padding from everything that is read.
+    B may exceed their number. Without branches causal attention hides the padding from what is read.
     """
     longest = max(map(len, rows))
-    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    ids_BT = torch.zeros(max(len(rows), -(-_LEAST_ROWS // longest)), longest, dtype=torch.long)
     for at, row in enumerate(rows):
         ids_BT[at, : len(row)] = torch.tensor(row.token_ids)
     if not any(row.branches for row in rows):
@@ -142,7 +152,9 @@ def _read(hidden_ND: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor],
     targets = torch.tensor([token for read, _ in reads for token in read.target_ids])
     log_probabilities = torch.empty(len(places), dtype=torch.float64)
     for start in range(0, len(hidden_ND), _LOGIT_POSITIONS):
-        logits_NV = head(hidden_ND[start : start + _LOGIT_POSITIONS]).float()
+        chunk_ND = hidden_ND[start : start + _LOGIT_POSITIONS]
+        missing = max(0, _LEAST_ROWS - len(chunk_ND))
+        logits_NV = head(torch.nn.functional.pad(chunk_ND, (0, 0, 0, missing))).float()
         here = ((places >= start) & (places < start + _LOGIT_POSITIONS)).nonzero().squeeze(1)
         rows = (places[here] - start).to(logits_NV.device)
         chosen = logits_NV[rows, targets[here].to(logits_NV.device)]

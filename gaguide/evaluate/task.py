@@ -94,31 +94,27 @@ def read_task_file(path: Path) -> Task:
         raise UserError([_task_fault(path, found) for found in error.errors()]) from None
 
 
-def locate_tasks(names: Sequence[str], data_folder: Path | None) -> list[LocatedTask]:
-    """The tasks that `--tasks` names: folders, files, built-in names or groups; all faults at once.
+def locate_tasks(names: Sequence[str], data_folder: Path | None) -> tuple[list[LocatedTask], list[Fault]]:
+    """The tasks that `--tasks` names (folders, files, built-in names, groups), and the faults of names.
 
     `data_folder`, where given, holds the data files of built-in tasks under the names of the release.
     """
-    located: list[LocatedTask] = []
+    found: dict[str, LocatedTask] = {}
     faults: list[Fault] = []
     for name in names:
         try:
-            located.extend(_locate(name, data_folder))
+            located = _locate(name, data_folder)
         except UserError as error:
             faults.extend(error.faults)
-    seen: dict[str, LocatedTask] = {}
-    for found in located:
-        other = seen.setdefault(found.task.name, found)
-        if other != found:
-            problem = (
-                f"two data files under one name: {other.path or 'built-in'} and {found.path or 'built-in'}"
-            )
-            faults.append(Fault(f"task {found.task.name}", problem, "rename one of them"))
+            continue
+        for entry in located:
+            other = found.setdefault(entry.task.name, entry)
+            if other != entry:
+                problem = f"stands for two: {other.path or 'built-in'} and {entry.path or 'built-in'}"
+                faults.append(Fault(f"task {entry.task.name}", problem, "rename one of them"))
     if not names:
         faults.append(Fault("--tasks", "names no task", f"known groups: {', '.join(groups())}"))
-    if faults:
-        raise UserError(faults)
-    return list(seen.values())
+    return list(found.values()), faults
 
 
 def _locate(name: str, data_folder: Path | None) -> list[LocatedTask]:

@@ -1,0 +1,51 @@
+"""A tiny random GPT-2 with GPT-2's real tokenizer, and the real data where they are present."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def save_gpt2(folder: Path, positions: int = 128) -> Path:
+    """Save a random GPT-2 of two layers into `folder`, with weights large enough that answers differ."""
+    gpt2_tokenizer_folder(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=positions)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of 128 positions."""
+    return save_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def memo_trap() -> Path:
+    """The prize's memo-trap file."""
+    return _present(DATA / "inverse_scaling" / "memo-trap_classification.jsonl")
+
+
+@pytest.fixture(scope="session")
+def prize_csv() -> Path:
+    """A folder of the prize's entries as CSV, one of each kind of score."""
+    return _present(DATA / "prize_csv")
+
+
+def _present(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"real data are not there: {path}")
+    return path

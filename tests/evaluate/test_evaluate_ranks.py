@@ -1,0 +1,145 @@
+"""The command under real launchers: the same bytes for any number of ranks, and one message for mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "launch" / "evaluate.py")
+BIN = Path(sys.executable).parent
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _launch(launcher: str, ranks: int, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    starts = {
+        "python": [sys.executable],
+        "deepspeed": [
+            str(BIN / "deepspeed"),
+            "--num_accelerators",
+            str(ranks),
+            "--master_port",
+            _free_port(),
+        ],
+        "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", _free_port()],
+        "mpirun": ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable],
+    }
+    environment = {
+        **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(),
+    }  # fmt: skip
+    return subprocess.run(
+        [*starts[launcher], SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Examples of different lengths, some longer than the model, some with shared demonstrations."""
+    path = tmp_path_factory.mktemp("tasks") / "mixed.jsonl"
+    shots = "Q: Is a list mutable? A: yes. Q: Is a tuple mutable? A: no. " * 3
+    prompts = [f"{shots * (at % 3)}Word {at} is not the same as" * (1 + at % 4) for at in range(30)]
+    rows = [
+        {"prompt": p, "classes": [" any other word.", f" {len(p)}.", " it"], "answer_index": 0}
+        for p in prompts
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_process(gpt2_folder: Path, task_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of plain python with two threads."""
+    output = tmp_path_factory.mktemp("one")
+    ended = _launch("python", 1, *_arguments(gpt2_folder, task_file, output), threads=2)
+    assert ended.returncode == 0, ended.stderr
+    assert "synthetic-negation" in ended.stdout and "chance" in ended.stdout
+    return output
+
+
+def _arguments(model: Path, task_file: Path, output: Path) -> list[str]:
+    tasks = f"demo,{task_file}"
+    return [
+        "--model",
+        str(model),
+        "--tasks",
+        tasks,
+        "--output",
+        str(output),
+        "--batch-tokens",
+        "512",
+        "--limit",
+        "25",
+    ]
+
+
+@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("torchrun", 3), ("mpirun", 2)])
+def test_any_number_of_ranks_gives_the_same_bits(
+    launcher: str, ranks: int, gpt2_folder: Path, task_file: Path, one_process: Path, tmp_path: Path
+) -> None:
+    if launcher == "mpirun" and shutil.which("mpirun") is None:
+        pytest.skip("mpirun is not installed")
+    ended = _launch(launcher, ranks, *_arguments(gpt2_folder, task_file, tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    one, many = (json.loads((folder / "results.json").read_text()) for folder in (one_process, tmp_path))
+    assert (one["world_size"], many["world_size"]) == (1, ranks)
+    assert one["tasks"] == many["tasks"]
+    assert pq.read_table(tmp_path / "examples.parquet").equals(
+        pq.read_table(one_process / "examples.parquet")
+    )
+
+
+def test_ranks_without_work_do_not_hang(gpt2_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "A is", "classes": [" b", " c"], "answer_index": 1}\n')
+    ended = _launch(
+        "torchrun",
+        3,
+        "--model",
+        str(gpt2_folder),
+        "--tasks",
+        str(tmp_path / "one.jsonl"),
+        "--output",
+        str(tmp_path),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["tasks"]["one"]["count"] == 1
+
+
+def test_mistakes_of_all_kinds_are_told_once_and_end_every_rank(gpt2_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "A is", "classes": [" b", " c"], "answer_index": 5}\n')
+    tasks = f"memotrap,{tmp_path / 'bad.jsonl'}"
+    ended = _launch(
+        "deepspeed", 2, "--model", str(tmp_path / "none"), "--tasks", tasks,
+        "--output", str(tmp_path / "out"), "--dtype", "fp8",
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.count("evaluate: 4 problems") == 1
+    for part in [
+        "did you mean 'memo-trap'?",
+        "bad.jsonl:1",
+        "no such folder",
+        "--dtype = 'fp8'",
+    ]:
+        assert part in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_argument_is_one_message_with_exit_code_2(tmp_path: Path) -> None:
+    ended = _launch("python", 1, "--modle", str(tmp_path), "--tasks", "demo", "--output", str(tmp_path))
+    assert ended.returncode == 2
+    assert "--model" in ended.stderr and "Traceback" not in ended.stderr

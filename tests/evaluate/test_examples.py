@@ -1,0 +1,156 @@
+"""Parsing the formats, and telling every fault with file and line at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gaguide.errors import UserError
+from gaguide.evaluate.examples import Example, ParsedExamples, parse_examples, read_records
+from gaguide.evaluate.task import Task
+
+_GOOD = {"prompt": "A is", "classes": "[' b', ' c']", "answer_index": 1}
+
+
+def _parse(path: Path, **task: object) -> ParsedExamples:
+    return parse_examples(Task(name="t", **task), read_records(path), str(path))
+
+
+def _jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("classes", ["[' b', ' c']", '[" b", " c"]', [" b", " c"], "(' b', ' c')"])
+def test_class_lists_in_every_form(tmp_path: Path, classes: object) -> None:
+    parsed = _parse(_jsonl(tmp_path / "a.jsonl", _GOOD | {"classes": classes}))
+    assert parsed.kind == "classification"
+    assert parsed.examples == (Example("0", ("A is",), (" b", " c"), 1),)
+    assert parsed.warnings == ()
+
+
+def test_class_lists_are_never_evaluated(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    path = _jsonl(tmp_path / "a.jsonl", _GOOD | {"classes": f"[open({str(marker)!r}, 'w').name, ' b']"})
+    with pytest.raises(UserError, match="not a list of strings"):
+        _parse(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"query": "A is", "choices": [" b", " c"], "gold": 1},
+        {"question": "A is", "choices": [" b", " c"], "answer": "1"},
+        {"text": "A is", "classes": [" b", " c"], "target": 1.0},
+    ],
+)
+def test_columns_of_other_evaluators(tmp_path: Path, columns: dict) -> None:
+    assert _parse(_jsonl(tmp_path / "a.jsonl", columns)).examples[0].answer_index == 1
+
+
+def test_a_task_may_map_columns_and_put_a_delimiter(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "a.jsonl", {"q": "A is", "c": {"text": ["b", "c"]}, "l": 0, "id": "x7"})
+    columns = {"prompt": "q", "classes": "c.text", "answer_index": "l"}
+    parsed = _parse(path, kind="classification", columns=columns, delimiter=" ")
+    assert parsed.examples == (Example("x7", ("A is",), (" b", " c"), 0),)
+
+
+def test_csv_with_rows_over_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbf,prompt,completion\n0,"two\nlines", end\n1,"x ""y""", z\n')
+    parsed = _parse(path)
+    assert parsed.kind == "sequence_prob"
+    assert [one.pairs for one in parsed.examples] == [[("two\nlines", " end")], [('x "y"', " z")]]
+
+
+def test_log_odds_by_columns(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "a.jsonl", _GOOD | {"other_prompt": "B is"})
+    parsed = _parse(path)
+    assert parsed.kind == "logodds"
+    assert parsed.examples[0].pairs == [
+        ("A is", " b"), ("A is", " c"), ("B is", " b"), ("B is", " c"),
+    ]  # fmt: skip
+
+
+def test_every_fault_is_told_with_its_line(tmp_path: Path) -> None:
+    path = _jsonl(
+        tmp_path / "a.jsonl",
+        _GOOD | {"id": "a"},
+        _GOOD | {"id": "b", "answer_index": 2},
+        _GOOD | {"id": "c", "answer_index": -1},
+        _GOOD | {"id": "d", "answer_index": "one"},
+        _GOOD | {"id": "e", "answer_index": True},
+        _GOOD | {"id": "f", "classes": "[' b']"},
+        _GOOD | {"id": "g", "classes": "[' b', '']"},
+        _GOOD | {"id": "h", "classes": "[' b', 3]"},
+        {"id": "i", "classes": "[' b', ' c']", "answer_index": 0},
+        _GOOD | {"id": "j", "prompt": 5},
+        _GOOD | {"id": "a"},
+    )
+    with pytest.raises(UserError) as caught:
+        _parse(path)
+    assert [fault.field for fault in caught.value.faults] == [f"{path}:{line}" for line in range(2, 12)]
+    problems = "\n".join(fault.problem for fault in caught.value.faults)
+    for part in [
+        "is 2, but there are 2", "is -1", "'one'", "True", "1 class", "empty class", "list of strings",
+        "no column 'prompt'", "prompt is int", "'a' stands in line 1",
+    ]:  # fmt: skip
+        assert part in problems
+
+
+def test_faults_of_csv_name_the_first_line_of_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,classes,answer_index\n\"p\nq\",\"[' a', ' b']\",0\nr,\"[' a', ' b']\",7\n")
+    with pytest.raises(UserError) as caught:
+        _parse(path)
+    assert [fault.field for fault in caught.value.faults] == [f"{path}:4"]
+
+
+def test_lines_that_are_not_utf8_or_not_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xe4"}\n\xff\n')
+    with pytest.raises(UserError) as caught:
+        read_records(path)
+    assert [fault.field for fault in caught.value.faults] == [f"{path}:2", f"{path}:3"]
+    _jsonl(path, _GOOD, "{", "[1]")
+    with pytest.raises(UserError) as caught:
+        read_records(path)
+    assert [fault.field for fault in caught.value.faults] == [f"{path}:2", f"{path}:3"]
+
+
+def test_an_empty_file_and_unknown_columns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no example"):
+        _parse(_jsonl(tmp_path / "a.jsonl"))
+    with pytest.raises(UserError, match="cannot tell the kind"):
+        _parse(_jsonl(tmp_path / "a.jsonl", {"prompt": "a", "reply": "b"}))
+
+
+def test_classes_without_a_leading_space_are_a_warning(tmp_path: Path) -> None:
+    path = _jsonl(
+        tmp_path / "a.jsonl", _GOOD, _GOOD | {"classes": ["b", "c"]}, _GOOD | {"classes": ["b", "c"]}
+    )
+    parsed = _parse(path)
+    assert len(parsed.warnings) == 1
+    assert "2 of 3 examples" in parsed.warnings[0] and "first in line 2" in parsed.warnings[0]
+
+
+def test_many_faults_are_counted(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "a.jsonl", *[_GOOD | {"answer_index": 9}] * 250)
+    with pytest.raises(UserError) as caught:
+        _parse(path)
+    assert len(caught.value.faults) == 201 and "50 more" in caught.value.faults[-1].problem
+
+
+def test_the_prize_files(memo_trap: Path, prize_csv: Path) -> None:
+    parsed = _parse(memo_trap)
+    assert len(parsed.examples) == 937
+    assert parsed.examples[0].continuations == (" early.", " never.")
+    counts = {path.stem: (_parse(path).kind, len(_parse(path).examples)) for path in prize_csv.glob("*.csv")}
+    assert counts == {
+        "lambada-1k_sequence-probability": ("sequence_prob", 1000),
+        "qa-bias_logodds": ("logodds", 40),
+        "syllogism-0shot_classification": ("classification", 1000),
+    }

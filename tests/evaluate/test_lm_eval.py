@@ -1,0 +1,82 @@
+"""Every log-probability and accuracy equals those of lm-evaluation-harness 0.4.13 itself (extra: lm-eval)."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra: lm-eval)")
+
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from gaguide.dist import World
+from gaguide.evaluate import EvaluateSettings, evaluate
+
+_SHOTS = "".join(f"Q: Is {at} not an odd number? A: {'no' if at % 2 else 'yes'}.\n" for at in range(12))
+_EDGES = [
+    {"prompt": "", "classes": ["Hello there", "The end of it"], "answer_index": 0},
+    {"prompt": "The value is ", "classes": ["not used.", "used."], "answer_index": 0},
+    {"prompt": "A line\n\n", "classes": ["another line", "  indented"], "answer_index": 1},
+    {"prompt": "Die Straße führt nicht", "classes": [" über den Fluß 🌊.", " 東京へ", " weiter"], "answer_index": 2},
+    {"prompt": "Same", "classes": [" words", " words", " others"], "answer_index": 1},
+    {"prompt": "One token", "classes": [" a", " b", " c", " d", " e"], "answer_index": 4},
+    {"prompt": "A prefix", "classes": [" of", " of it", " of it all"], "answer_index": 1},
+    {"prompt": "no space", "classes": ["between", "words"], "answer_index": 0},
+    {"prompt": "<|endoftext|>After the end", "classes": [" it begins", " it ends"], "answer_index": 0},
+    {"prompt": _SHOTS * 4 + "Q: Is 13 not an odd number? A:", "classes": [" no", " yes, it is not."], "answer_index": 0},
+    {"prompt": _SHOTS + "Q: Is 14 not an odd number? A:", "classes": [" no", " yes"], "answer_index": 1},
+    {"prompt": _SHOTS + "Q: Is 15 not an odd number? A:", "classes": [" no", " yes"], "answer_index": 0},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with edge cases as JSON lines."""
+    folder = tmp_path_factory.mktemp("sets")
+    (folder / "edges.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _EDGES))
+    return folder
+
+
+def _compare(model: Path, file: Path, limit: int | None, tmp_path: Path) -> None:
+    config = {
+        "task": "compared", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(file)}},
+        "output_type": "multiple_choice", "test_split": "train", "doc_to_text": "prompt",
+        "doc_to_choice": "classes", "doc_to_target": "answer_index", "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }  # fmt: skip
+    (tmp_path / "compared.yaml").write_text(json.dumps(config))  # JSON is YAML
+    theirs = simple_evaluate(
+        HFLM(pretrained=str(model), dtype="float32", batch_size=8, device="cpu"),
+        tasks=["compared"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        limit=limit,
+        bootstrap_iters=0,
+    )
+    settings = EvaluateSettings(limit=limit, batch_tokens=1000)
+    (ours,) = evaluate(model, [str(file)], None, World(), settings).tasks.values()
+    samples = sorted(theirs["samples"]["compared"], key=lambda sample: sample["doc_id"])
+    assert len(samples) == len(ours.scored)
+    for sample, scored in zip(samples, ours.scored, strict=True):
+        wanted = [response[0][0] for response in sample["resps"]]
+        assert scored.log_probabilities == pytest.approx(wanted, abs=1e-4)
+        first, second = sorted(wanted)[:-3:-1]
+        if first - second > 2e-4:  # nearer than that, rounding decides
+            assert scored.correct == bool(sample["acc"])
+    harness = theirs["results"]["compared"]
+    for name in ("acc", "acc_norm"):
+        assert ours.metrics[name].value == pytest.approx(harness[f"{name},none"], abs=1e-9)
+        assert ours.metrics[name].stderr == pytest.approx(harness[f"{name}_stderr,none"], abs=1e-9)
+
+
+def test_edge_cases_equal(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
+    assert sum(character in string.ascii_letters for character in _EDGES[9]["prompt"]) > 600  # > 128 tokens
+    _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path)
+
+
+def test_memo_trap_equals(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) -> None:
+    _compare(gpt2_folder, memo_trap, 150, tmp_path)

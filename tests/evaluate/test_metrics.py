@@ -1,0 +1,72 @@
+"""Metrics against values worked out by hand or by other formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gaguide.evaluate.examples import Example
+from gaguide.evaluate.metrics import chance_level, mean, perplexity, proportion, score_example, summarize
+
+
+def _choice(answer: int, *classes: str) -> Example:
+    return Example("0", ("prompt",), classes, answer)
+
+
+def test_accuracy_takes_the_first_of_equals_and_the_normalised_one_counts_characters() -> None:
+    tie = score_example("classification", _choice(1, " a", " b"), [-1.0, -1.0], [1, 1])
+    assert (tie.predicted, tie.correct, tie.margin) == (0, False, 0.0)
+    long = score_example("classification", _choice(1, " a", " abcdefg"), [-2.0, -4.0], [1, 2])
+    assert (long.predicted, long.predicted_norm) == (0, 1)
+    metrics = summarize("classification", [tie, long])
+    assert (metrics["acc"].value, metrics["acc_norm"].value) == (0.0, 0.5)
+
+
+def test_class_loss_is_the_cross_entropy_over_the_classes() -> None:
+    scored = score_example("classification", _choice(0, "a", "b"), [math.log(0.03), math.log(0.01)], [1, 1])
+    assert scored.value == pytest.approx(-math.log(0.75))
+
+
+def test_very_small_probabilities_do_not_underflow() -> None:
+    scored = score_example("classification", _choice(0, "a", "b"), [-2000.0, -2001.0], [1, 1])
+    assert scored.value == pytest.approx(math.log1p(math.exp(-1)))
+
+
+def test_log_odds_are_signed_by_the_answer_unless_absolute() -> None:
+    values = [-1.0, -3.0, -2.0, -1.0]  # +2 with the prompt, −1 with the other
+    prompts, classes = ("prompt", "other"), (" Yes", " No")
+    for kind, answer, wanted in [("logodds", 0, 3.0), ("logodds", 1, -3.0), ("absolute_logodds", 1, 3.0)]:
+        scored = score_example(kind, Example("0", prompts, classes, answer), values, [1] * 4)
+        assert scored.value == pytest.approx(wanted)
+        assert scored.correct is None
+
+
+def test_perplexity_is_per_token() -> None:
+    assert perplexity([2.0, 4.0], [1, 2]).value == pytest.approx(math.exp(2))
+    assert perplexity([2.0, 4.0], [1, 2]).stderr == pytest.approx(0.0)
+
+
+def test_wilson_interval_of_a_textbook_case() -> None:
+    found = proportion([True] * 8 + [False] * 2)
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert found.stderr == pytest.approx(math.sqrt(0.8 * 0.2 / 9))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=200))
+def test_the_interval_holds_the_share_and_stays_within_bounds(hits: list[bool]) -> None:
+    found = proportion(hits)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
+
+
+def test_one_example_has_no_standard_error() -> None:
+    assert math.isnan(mean([1.0]).stderr)
+
+
+def test_chance_is_that_of_a_blind_choice() -> None:
+    examples = [_choice(0, "a", "b"), _choice(0, "a", "b", "c", "d")]
+    assert chance_level("classification", examples) == pytest.approx(0.375)
+    assert chance_level("sequence_prob", examples) is None

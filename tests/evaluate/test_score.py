@@ -1,0 +1,127 @@
+"""Scores equal a plain forward pass over each sequence alone, for several architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
+
+from gaguide.evaluate.rows import TokenSequence, build_row
+from gaguide.evaluate.schedule import CostModel, make_batches
+from gaguide.evaluate.score import Scorer, Scores
+from tests.support.models import tiny_model
+
+_CPU = torch.device("cpu")
+_COST = CostModel(layers=3, width=32, vocabulary=64)
+_SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def _examples(seed: int = 0) -> list[list[TokenSequence]]:
+    """Prompts that share demonstrations, with three continuations of one to four tokens each."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, 64, (count,), generator=rng).tolist())
+
+    shots, examples = ids(20), []
+    for at in range(8):
+        prompt = (shots if at % 2 else ()) + ids(3 + at)
+        pairs = []
+        for nth in range(3):
+            target = ids(1 + (at + nth) % 4)
+            pairs.append(TokenSequence((*prompt, *target)[:-1], target, (at, nth)))
+        examples.append(pairs)
+    return examples
+
+
+def _alone(model: torch.nn.Module, examples: list[list[TokenSequence]]) -> Scores:
+    scores = {}
+    for sequence in (sequence for pairs in examples for sequence in pairs):
+        with torch.inference_mode():
+            logits_TV = model(torch.tensor([sequence.input_ids])).logits[0].double()
+        targets = torch.tensor(sequence.target_ids)
+        logs_NV = logits_TV[-len(targets) :].log_softmax(-1)
+        scores[sequence.key] = float(logs_NV.gather(1, targets[:, None]).sum())
+    return scores
+
+
+def _score(scorer: Scorer, examples: list[list[TokenSequence]], batch_tokens: int = 128) -> Scores:
+    batches = make_batches(examples, batch_tokens, _COST)
+    scorer.check([row for batch in batches for row in batch.rows])
+    scores: Scores = {}
+    for batch in batches:
+        scores |= scorer.score(batch.rows)
+    return scores
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt-neox", "opt", "llama-grouped-query", "qwen2"])
+def test_shared_prefixes_give_the_scores_of_each_sequence_alone(kind: str) -> None:
+    model, examples = tiny_model(kind, attn_implementation="sdpa"), _examples()
+    scorer = Scorer(model, _CPU)
+    scores = _score(scorer, examples)
+    assert scorer.shares
+    assert scores == pytest.approx(_alone(model, examples), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 50, 5000])
+def test_the_batch_size_does_not_matter(batch_tokens: int) -> None:
+    model, examples = tiny_model("gpt2", attn_implementation="sdpa"), _examples()
+    assert _score(Scorer(model, _CPU), examples, batch_tokens) == pytest.approx(
+        _score(Scorer(model, _CPU), examples), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),  # positions by ALiBi
+        Gemma2Config(
+            **_SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0
+        ),
+        MistralConfig(**_SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=8),
+    ],
+    ids=["alibi", "softcapped logits", "sliding window"],
+)
+def test_models_that_cannot_share_prefixes_are_found_out_and_scored_right(config: object) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25)
+    scorer, examples = Scorer(model, _CPU), _examples()
+    scores = _score(scorer, examples)
+    assert not scorer.shares
+    assert scores == pytest.approx(_alone(model, examples), abs=1e-4)
+
+
+def test_rows_out_of_memory_are_halved_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples, said = tiny_model("gpt2", attn_implementation="sdpa"), _examples(), []
+    rows = [build_row(pairs) for pairs in examples]
+    wanted = Scorer(model, _CPU).score(rows)
+    scorer = Scorer(model, _CPU, say=said.append)
+    whole = scorer._shared
+
+    def small_memory(rows: list) -> Scores:
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError
+        return whole(rows)
+
+    monkeypatch.setattr(scorer, "_shared", small_memory)
+    assert scorer.score(rows) == pytest.approx(wanted, abs=1e-5)
+    assert len(said) == 3 and "8 rows" in said[0]
+
+
+def test_small_batches_give_equal_bits_with_one_and_two_threads() -> None:
+    model = tiny_model("gpt2", attn_implementation="sdpa")
+    threads = torch.get_num_threads()
+    for length in range(2, 16):
+        row = build_row([TokenSequence(tuple(range(2, 2 + length)), (5, 6), (0, 0))])
+        found = []
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                found.append(Scorer(model, _CPU).score([row]))
+        finally:
+            torch.set_num_threads(threads)
+        assert found[0] == found[1], f"{length} tokens"
