@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import string
 from pathlib import Path
@@ -22,13 +23,13 @@ _EDGES = [
     {"prompt": "", "classes": ["Hello there", "The end of it"], "answer_index": 0},
     {"prompt": "The value is ", "classes": ["not used.", "used."], "answer_index": 0},
     {"prompt": "A line\n\n", "classes": ["another line", "  indented"], "answer_index": 1},
-    {"prompt": "Die Straße führt nicht", "classes": [" über den Fluß 🌊.", " 東京へ", " weiter"], "answer_index": 2},
+    {"prompt": "Die Straße führt nicht", "classes": [" über den Fluß 🌊.", " 東京へ"], "answer_index": 1},
     {"prompt": "Same", "classes": [" words", " words", " others"], "answer_index": 1},
     {"prompt": "One token", "classes": [" a", " b", " c", " d", " e"], "answer_index": 4},
     {"prompt": "A prefix", "classes": [" of", " of it", " of it all"], "answer_index": 1},
     {"prompt": "no space", "classes": ["between", "words"], "answer_index": 0},
     {"prompt": "<|endoftext|>After the end", "classes": [" it begins", " it ends"], "answer_index": 0},
-    {"prompt": _SHOTS * 4 + "Q: Is 13 not an odd number? A:", "classes": [" no", " yes, it is not."], "answer_index": 0},
+    {"prompt": _SHOTS * 4 + "Q: Is 13 not odd? A:", "classes": [" no", " it is."], "answer_index": 0},
     {"prompt": _SHOTS + "Q: Is 14 not an odd number? A:", "classes": [" no", " yes"], "answer_index": 1},
     {"prompt": _SHOTS + "Q: Is 15 not an odd number? A:", "classes": [" no", " yes"], "answer_index": 0},
 ]  # fmt: skip
@@ -55,7 +56,7 @@ def _compare(model: Path, file: Path, limit: int | None, tmp_path: Path) -> None
         tasks=["compared"],
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         limit=limit,
-        bootstrap_iters=0,
+        bootstrap_iters=1,  # 0 would leave out the standard error of a mean, too
     )
     settings = EvaluateSettings(limit=limit, batch_tokens=1000)
     (ours,) = evaluate(model, [str(file)], None, World(), settings).tasks.values()
@@ -79,4 +80,9 @@ def test_edge_cases_equal(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None
 
 
 def test_memo_trap_equals(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) -> None:
-    _compare(gpt2_folder, memo_trap, 150, tmp_path)
+    # The release has its lists in strings, which the harness reads from data sets that were converted.
+    file = tmp_path / "converted.jsonl"
+    rows = [json.loads(line) for line in memo_trap.read_text("utf-8").splitlines()]
+    rows = [row | {"classes": ast.literal_eval(row["classes"])} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _compare(gpt2_folder, file, 150, tmp_path)
