@@ -1,14 +1,16 @@
 # make demo   a trained, evaluated, pictured result from nothing, in minutes on two CPU cores
 # make test   the tests
 # make check  formatting, lint, types
-# Each makes .venv first. PYTHON chooses the interpreter, RANKS the ranks of the demo.
+# Each makes .venv first. PYTHON chooses the interpreter, RANKS the ranks of the demo, PORT where they meet,
+# TRAIN further settings of the demo's runs (TRAIN="--train.steps 50").
 
 PYTHON ?= python3
 RANKS ?= 2
+PORT ?= 29500
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := runs/demo
-DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --log_level warning
+DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) --log_level warning
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
@@ -17,9 +19,9 @@ export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(DEEPSPEED) launch/train.py --deepspeed ds_configs/zero2.json \
-	    --name guided --output $(DEMO)/guided
+	    --name guided --output $(DEMO)/guided $(TRAIN)
 	$(DEEPSPEED) launch/train.py --deepspeed ds_configs/zero2.json \
-	    --name unguided --output $(DEMO)/unguided --guidance.weight 0
+	    --name unguided --output $(DEMO)/unguided --guidance.weight 0 $(TRAIN)
 	$(DEEPSPEED) launch/evaluate.py --model $(DEMO)/unguided/model --tasks demo --output $(DEMO)/unguided/evaluation
 	$(DEEPSPEED) launch/evaluate.py --model $(DEMO)/guided/model --tasks demo --output $(DEMO)/guided/evaluation
 	gaguide attention --model $(DEMO)/unguided/model --model $(DEMO)/guided/model --experiment 1-negation \

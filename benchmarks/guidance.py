@@ -138,7 +138,7 @@ def child(name: str, layers: str, batch: str, length: str, device: str) -> None:
 
 
 def memory_by_length(arguments: argparse.Namespace) -> None:
-    """Peak memory above the unguided step's, for each length: linear in T for ours, quadratic for the dense way."""
+    """Peak memory above the unguided step's, by length: ours must grow with T, the dense way with T²."""
     table = Table(
         "length", "unguided", "ours-4 above it", "dense-4 above it", title="peak memory, 2 layers, B=1"
     )

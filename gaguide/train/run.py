@@ -15,7 +15,7 @@ from gaguide.checkpoint import CheckpointStore, export_model
 from gaguide.checkpoint.export import STATE_TAG
 from gaguide.config import dump_config
 from gaguide.data import rank_micro_batches
-from gaguide.dist import World, barrier, raise_together
+from gaguide.dist import World, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
 from gaguide.log import MetricsFile, StepLine, say, write_json, write_text
@@ -112,7 +112,9 @@ class Trainer:
         self.done = step
         if numbers is not None:
             self._log(step, numbers, rate)
-        if run.validation.every and step % run.validation.every == 0 and step < self.job.total_steps:
+        if step == self.job.total_steps:
+            return  # what follows the last step is in `finish`
+        if run.validation.every and step % run.validation.every == 0:
             self._validate(step)
         if run.checkpoint.every and step % run.checkpoint.every == 0:
             self._save()
@@ -124,11 +126,10 @@ class Trainer:
             self.guidance.weight = section.weight * factor
 
     def finish(self) -> None:
-        """Validate the trained model and save it."""
-        if self.job.total_steps not in self.store.steps():
+        """Validate the trained model and save it, unless the run was resumed after its last step."""
+        if not broadcast(self.store.path(self.job.total_steps).exists()):
             self._validate(self.job.total_steps)
-        barrier()  # before a checkpoint appears, every rank has looked
-        self._save()
+            self._save()
 
     @property
     def _tokens_per_step(self) -> int:

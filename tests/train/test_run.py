@@ -27,7 +27,7 @@ SETTINGS = {
     "train.log_every": "1",
     "validation.blocks": "6",
     "validation.every": "0",
-    "checkpoint.every": "6",
+    "checkpoint.every": "4",
 }
 
 
@@ -64,6 +64,7 @@ def test_the_output_folder_holds_what_the_contract_names(finished: Path, embedde
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["validation"]["before"]["lm_loss"] > summary["validation"]["after"]["lm_loss"]
     assert len(summary["validation"]["after"]["per_head"]) == 4
+    assert [record["step"] for record in read_metrics(finished / "validation.jsonl")] == [0, 16]
 
 
 def test_the_export_is_the_trained_model(finished: Path, embedded_shards: Path) -> None:
@@ -94,7 +95,7 @@ def test_killed_and_started_again_the_curve_goes_on_exactly(
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not (output / "checkpoints" / "step-00000006").exists():
+    while not (output / "checkpoints" / "step-00000004").exists():
         assert time.monotonic() < deadline and job.poll() is None
         time.sleep(0.02)
     os.killpg(job.pid, signal.SIGKILL)

@@ -1,0 +1,68 @@
+"""The measurement behind the default loss: the embedded run under several losses and weights.
+
+    python benchmarks/default_weight.py [--steps 300] [--seed 0] [--output runs/default-weight]
+
+Each row is one `launch/train.py` of the embedded configuration on two ranks, from the same seed; numbers are
+read from its summary.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+REPOSITORY = Path(__file__).parents[1]
+SETTINGS = [
+    ("mean", "indicator", 0.0), ("mean", "indicator", 1.0), ("mean", "indicator", 3.0),
+    ("mean", "indicator", 10.0), ("mean", "indicator", 30.0), ("mean", "indicator", 100.0),
+    ("mean", "normalized", 1.0), ("mean", "normalized", 3.0), ("mean", "normalized", 10.0),
+    ("frobenius", "indicator", 0.0001), ("frobenius", "indicator", 0.001), ("frobenius", "indicator", 1.0),
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/default-weight"))
+    arguments = parser.parse_args()
+    table = Table("reduction", "target", "weight", "attention by layer", "held-out loss", "against unguided")
+    baseline = None
+    for reduction, target, weight in SETTINGS:
+        output = arguments.output / f"{reduction}-{target}-{weight:g}-seed{arguments.seed}"
+        after = train(output, arguments, reduction, target, weight)
+        baseline = baseline or after["lm_loss"]
+        masses = " ".join(f"{head['attention']:.2f}" for head in after["per_head"])
+        change = f"{after['lm_loss'] / baseline - 1:+.2%}"
+        table.add_row(reduction, target, f"{weight:g}", masses, f"{after['lm_loss']:.4f}", change)
+    Console(width=110).print(table)
+
+
+def train(output: Path, arguments: argparse.Namespace, reduction: str, target: str, weight: float) -> dict:
+    command = [
+        *(
+            str(Path(sys.executable).parent / "deepspeed"),
+            "--num_accelerators",
+            "2",
+            "--master_port",
+            "29517",
+        ),
+        *(str(REPOSITORY / "launch/train.py"), "--deepspeed", str(REPOSITORY / "ds_configs/zero2.json")),
+        *("--output", str(output), "--seed", str(arguments.seed), "--train.steps", str(arguments.steps)),
+        *("--guidance.reduction", reduction, "--guidance.target", target, "--guidance.weight", str(weight)),
+    ]
+    if not (output / "summary.json").exists():
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return json.loads((output / "summary.json").read_text())["validation"]["after"]
+
+
+if __name__ == "__main__":
+    main()
