@@ -2,8 +2,8 @@
 
     python benchmarks/default_weight.py [--steps 300] [--seed 0] [--output runs/default-weight]
 
-Each row is one `launch/train.py` of the embedded configuration on two ranks, from the same seed; numbers are
-read from its summary.json.
+Each row is one `launch/train.py` of the embedded configuration from the same seed, on one rank (the losses
+do not depend on it); numbers are read from its summary.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def train(output: Path, arguments: argparse.Namespace, reduction: str, target: s
         *(
             str(Path(sys.executable).parent / "deepspeed"),
             "--num_accelerators",
-            "2",
+            "1",
             "--master_port",
             "29517",
         ),
