@@ -125,3 +125,15 @@ def test_small_batches_give_equal_bits_with_one_and_two_threads() -> None:
         finally:
             torch.set_num_threads(threads)
         assert found[0] == found[1], f"{length} tokens"
+
+
+def test_the_check_computes_few_sequences_of_a_row_that_holds_many() -> None:
+    model, prompt = tiny_model("gpt2", attn_implementation="sdpa"), tuple(range(2, 62))
+    row = build_row([TokenSequence((*prompt, at), (at,), (at, 0)) for at in range(2, 60)])
+    scorer, tokens = Scorer(model, _CPU), []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append((args or tuple(kwargs.values()))[0].numel()),
+        with_kwargs=True,
+    )
+    assert scorer.check([row]) < 1e-4
+    assert 0 < sum(tokens) < 4 * len(prompt)
