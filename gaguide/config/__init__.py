@@ -1,7 +1,7 @@
 """What a run is: its YAML (`RunConfig`), dotted overrides, and the DeepSpeed JSON it is run under."""
 
 from gaguide.config.batch import BatchPlan, plan_batch
-from gaguide.config.deepspeed import load_deepspeed_json, resolve_deepspeed
+from gaguide.config.deepspeed import Precisions, load_deepspeed_json, resolve_deepspeed
 from gaguide.config.load import EMBEDDED, dump_config, load_config, parse_overrides
 from gaguide.config.run import (
     CheckpointSection,
@@ -20,6 +20,7 @@ __all__ = [
     "DataSection",
     "GuidanceSection",
     "ModelSection",
+    "Precisions",
     "RunConfig",
     "TrainSection",
     "ValidationSection",

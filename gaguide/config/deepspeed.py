@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ _FREE = {
 _OWNED_BY_RUN = {"optimizer": "train.learning_rate and its neighbours", "scheduler": "train.schedule"}
 
 
+@dataclass(frozen=True)
+class Precisions:
+    """What the device can do: bf16 fast enough to be chosen by `auto`, fp16 and bf16 at all."""
+
+    auto_bf16: bool
+    bf16: bool
+    fp16: bool
+
+
 def load_deepspeed_json(path: Path) -> dict[str, Any]:
     """The file's object; a `UserError` where it is missing or not a JSON object."""
     if not path.is_file():
@@ -41,7 +51,7 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
 
 
 def resolve_deepspeed(
-    config: dict[str, Any], batch: BatchPlan, gradient_clipping: float, bf16_capable: bool
+    config: dict[str, Any], batch: BatchPlan, gradient_clipping: float, device: Precisions
 ) -> dict[str, Any]:
     """The config as DeepSpeed gets it: `auto` resolved, batch and clipping filled in, all faults at once.
 
@@ -61,9 +71,15 @@ def resolve_deepspeed(
                 Fault(f"{key} (DeepSpeed JSON)", f"the run says {ours}", 'remove it or write "auto"', theirs)
             )
     resolved = {key: value for key, value in config.items() if key not in owned} | owned
-    resolved["bf16"] = _bf16(config.get("bf16", {}), bf16_capable)
+    resolved["bf16"] = _bf16(config.get("bf16", {}), device.auto_bf16)
     if resolved["bf16"].get("enabled") and config.get("fp16", {}).get("enabled"):
         faults.append(Fault("fp16, bf16 (DeepSpeed JSON)", "both are enabled", "enable one"))
+    for kind, able in (("bf16", device.bf16), ("fp16", device.fp16)):
+        if resolved.get(kind, {}).get("enabled") and not able:
+            field = f"{kind}.enabled (DeepSpeed JSON)"
+            faults.append(
+                Fault(field, f"this device does not train in {kind}", "use bf16 auto, or neither", True)
+            )
     # DeepSpeed would add up micro batches in the model's half precision.
     resolved.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     resolved.setdefault("steps_per_print", 10**9)  # our own step line says more

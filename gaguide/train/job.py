@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from gaguide.config import (
     BatchPlan,
     GuidanceSection,
+    Precisions,
     RunConfig,
     load_deepspeed_json,
     plan_batch,
@@ -116,9 +117,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     batch = check(lambda: plan_batch(run.train.global_batch, run.train.micro_batch, world.size))
     if ds_file is not None and batch is not None:
         file, split = ds_file, batch
-        deepspeed = check(
-            lambda: resolve_deepspeed(file, split, run.train.gradient_clipping, _computes_bf16())
-        )
+        deepspeed = check(lambda: resolve_deepspeed(file, split, run.train.gradient_clipping, _precisions()))
     folder = check(lambda: _shards(run.data.shards))
     blocks = held_out = tokenizer = model = plan = None
     if folder is not None:
@@ -200,8 +199,12 @@ def _writable(output: Path) -> Path:
     return output
 
 
-def _computes_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+def _precisions() -> Precisions:
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator()
+    auto_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return Precisions(auto_bf16, bool(device.is_bf16_supported()), bool(device.is_fp16_supported()))
 
 
 def _plan(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:

@@ -155,6 +155,46 @@ def test_unguided_layers_run_the_models_own_attention(monkeypatch: pytest.Monkey
     assert seen == [HEADS, HEADS - 2, HEADS]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_are_guided_in_fp32(dtype: torch.dtype) -> None:
+    """The loss of the fp32 model to half precision's rounding; gradients are linear in a loss scale."""
+    ids = random_ids(2, 31)
+    want = guided_gradients(tiny_model("gpt2"), ids, 1.0)
+    losses, gradients = guided_gradients(tiny_model("gpt2").to(dtype), ids, 1.0)
+    for key, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, want[0][key], rtol=0.05, atol=1e-3)
+    for half, full in zip(gradients, want[1]):
+        assert half.isfinite().all()
+        assert (half.float() - full).norm() <= 0.1 * full.norm() + 1e-4
+    _, scaled = guided_gradients(tiny_model("gpt2").to(dtype), ids, 2.0**4)
+    for half, larger in zip(gradients, scaled):
+        torch.testing.assert_close(larger.float() / 2**4, half.float(), rtol=2e-2, atol=2e-3)
+
+
+def guided_gradients(model, ids, loss_scale: float):
+    with guide(model, PLAN) as guidance:
+        out = model(input_ids=ids, labels=ids, use_cache=False)
+        losses = {key: loss.detach() for key, loss in guidance.per_head().items()}
+        ((out.loss + guidance.loss()) * loss_scale).backward()
+    return losses, [parameter.grad for parameter in model.parameters()]
+
+
+def test_torch_compile_keeps_loss_and_gradients() -> None:
+    model, ids = tiny_model("gpt2"), random_ids(2, 31)
+    plain = guided_gradients(model, ids, 1.0)
+    model.zero_grad()
+    with guide(model, PLAN) as guidance:
+        compiled = torch.compile(model, backend="aot_eager")
+        out = compiled(input_ids=ids, labels=ids, use_cache=False)
+        losses = guidance.per_head()
+        (out.loss + guidance.loss()).backward()
+    for key, loss in plain[0].items():
+        torch.testing.assert_close(losses[key].detach(), loss)
+    for ours, theirs in zip(model.parameters(), plain[1]):
+        torch.testing.assert_close(ours.grad, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_zero_targets_give_finite_loss_and_gradients() -> None:
     model = tiny_model()
     nothing = TokenSet("absent", frozenset({1}))

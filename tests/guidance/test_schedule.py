@@ -30,7 +30,8 @@ def custom(shards: Path, folder: Path, plan: str, **more: str) -> Job:
 def test_any_patterns_on_any_heads(embedded_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("python: [class, function, module]\n")
     plan = (
-        "[{pattern: conditionals, heads: [0, 1], layers: [0, 2]}, {pattern: previous-token, heads: 3, weight: 0.5},"
+        "[{pattern: conditionals, heads: [0, 1], layers: [0, 2]},"
+        " {pattern: previous-token, heads: 3, weight: 0.5},"
         " {pattern: python, heads: [2], layers: last-half}]"
     )
     more = {"guidance.lexicons": str(tmp_path / "own.yaml"), "guidance.mode": "words"}

@@ -79,6 +79,17 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
     assert "both are enabled" in str(error.value)
 
 
+def test_a_precision_that_the_device_lacks_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().is_fp16_supported():
+        pytest.skip("this device trains in fp16")
+    half = tmp_path / "fp16.json"
+    half.write_text('{"fp16": {"enabled": true}}')
+    with pytest.raises(UserError, match="does not train in fp16"):
+        job(embedded_shards, tmp_path, json=half)
+
+
 def test_all_faults_come_at_once(embedded_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         job(
