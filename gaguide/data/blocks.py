@@ -6,12 +6,13 @@ Each shard is cut from its start; a remainder of fewer than T tokens at its end 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gaguide.data.checksums import Checksums
 from gaguide.data.manifest import Manifest, ShardInfo, read_manifest
 from gaguide.data.shards import DamagedShardError, Shard, check_size, open_shard
 from gaguide.errors import Fault, UserError, suggestion
@@ -24,8 +25,10 @@ class BlockStore:
     """Random access to the blocks of one split.
 
     shard_blocks: blocks of each shard; global block ids count through them in shard order.
-    Opening compares every shard's presence and size with the manifest; a shard is mapped at first use.
-    May be pickled, and read from several threads or processes.
+    Opening compares every shard's presence and size with the manifest. A shard is mapped at first use: its
+    structure and the tokenizer are checked then, the ids at every read, and its checksum in the background, once
+    on each host; the next `read` tells of what that finds. May be pickled, and read from several threads or
+    processes.
     """
 
     def __init__(self, folder: Path, split: str, block_length: int):
@@ -35,52 +38,110 @@ class BlockStore:
         self._check_sizes()
         self.shard_blocks: tuple[int, ...] = self._count_blocks()
         self._starts = np.concatenate([[0], np.cumsum(self.shard_blocks)]).astype(np.int64)
-        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._checksums = Checksums()
+        self._reset()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def read(self, block_ids: np.ndarray) -> np.ndarray:
         """Token ids [n, T] int64 of the blocks `block_ids` [n]; IndexError outside [0, len)."""
-        block_ids = np.asarray(block_ids, np.int64)
-        ids_BT = np.empty((len(block_ids), self.block_length), np.int64)
-        shard_of, local = self._locate(block_ids)
-        for index in np.unique(shard_of).tolist():
-            here = shard_of == index
-            blocks_NT = self._shard(index).tokens[: self.shard_blocks[index] * self.block_length]
-            ids_BT[here] = blocks_NT.reshape(-1, self.block_length)[local[here]]
+        self._raise_damaged()
+        shard_of, first = self._locate(block_ids)
+        ids_BT = np.empty((len(first), self.block_length), np.int64)
+        for row, (index, start) in enumerate(zip(shard_of, first)):
+            ids_BT[row] = self._shard(index).tokens[start : start + self.block_length]
+        if ids_BT.size and ids_BT.max() >= self.manifest.vocab_size:
+            info = self._shards[shard_of[int(ids_BT.max(axis=1).argmax())]]
+            problem = f"damaged: it holds the id {ids_BT.max()}, the vocabulary ends at {self._last_id}"
+            raise UserError(_shard_fault(self.folder / info.file, problem))
         return ids_BT
 
     def document_starts(self, block_id: int) -> np.ndarray:
         """Places [k] int64 in [0, T) of block `block_id` where a document begins, ascending."""
-        shard_of, local = self._locate(np.array([block_id], np.int64))
-        offsets = self._shard(int(shard_of[0])).offsets
-        first = int(local[0]) * self.block_length
+        shard_of, first = self._locate(np.array([block_id]))
+        return self._document_starts(shard_of[0], first[0])
+
+    def document_ids(self, block_ids: np.ndarray) -> np.ndarray:
+        """Which document of its block each token belongs to, [n, T] int32, counted from 0 in every block.
+
+        A document that began in an earlier block has id 0 in this one.
+        """
+        begins_BT = self._begins(block_ids)
+        begins_BT[:, :1] = False
+        return begins_BT.cumsum(axis=1, dtype=np.int32)
+
+    def positions(self, block_ids: np.ndarray) -> np.ndarray:
+        """Each token's place in its document, as far as that lies in the block, [n, T] int64 from 0."""
+        places_T = np.arange(self.block_length, dtype=np.int64)
+        return places_T - np.maximum.accumulate(np.where(self._begins(block_ids), places_T, 0), axis=1)
+
+    def finish_checks(self) -> None:
+        """Wait for the checksums of all shards used so far; `UserError` names the damaged ones."""
+        self._checksums.wait()
+        self._raise_damaged()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_opening")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._open: dict[int, Shard] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def _last_id(self) -> int:
+        return self.manifest.vocab_size - 1
+
+    def _begins(self, block_ids: np.ndarray) -> np.ndarray:
+        """Whether a document begins at each token, [n, T] bool."""
+        shard_of, first = self._locate(block_ids)
+        begins_BT = np.zeros((len(first), self.block_length), bool)
+        for row, (index, start) in enumerate(zip(shard_of, first)):
+            begins_BT[row, self._document_starts(index, start)] = True
+        return begins_BT
+
+    def _document_starts(self, index: int, first: int) -> np.ndarray:
+        offsets = self._shard(index).offsets
         low, high = np.searchsorted(offsets, [first, first + self.block_length])
         # The last offset is the shard's end, where no document begins.
         return offsets[low : min(int(high), len(offsets) - 1)].astype(np.int64) - first
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
-
-    def _locate(self, block_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _locate(self, block_ids: np.ndarray) -> tuple[list[int], list[int]]:
+        """The shard of each block, and the token of it where the block begins."""
+        block_ids = np.asarray(block_ids, np.int64)
         if block_ids.size and not (block_ids.min() >= 0 and block_ids.max() < len(self)):
             raise IndexError(f"block ids must lie in [0, {len(self)})")
         shard_of = np.searchsorted(self._starts, block_ids, side="right") - 1
-        return shard_of, block_ids - self._starts[shard_of]
+        return shard_of.tolist(), ((block_ids - self._starts[shard_of]) * self.block_length).tolist()
 
     def _shard(self, index: int) -> Shard:
         shard = self._open.get(index)
         if shard is None:
-            info = self._shards[index]
-            try:
-                shard = open_shard(self.folder / info.file, info, self.manifest.tokenizer_fingerprint)
-            except DamagedShardError as error:
-                raise UserError(_shard_fault(self.folder / info.file, error)) from None
-            self._open[index] = shard
-            while len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
+            with self._opening:
+                shard = self._open.get(index) or self._open_shard(index)
         return shard
+
+    def _open_shard(self, index: int) -> Shard:
+        info = self._shards[index]
+        path = self.folder / info.file
+        try:
+            shard = open_shard(path, info, self.manifest.tokenizer_fingerprint)
+        except DamagedShardError as error:
+            raise UserError(_shard_fault(path, str(error))) from None
+        self._checksums.start(path, info)
+        self._open[index] = shard
+        while len(self._open) > _OPEN_SHARDS:
+            self._open.pop(next(iter(self._open)))
+        return shard
+
+    def _raise_damaged(self) -> None:
+        damaged = self._checksums.damaged
+        if damaged:
+            raise UserError([_shard_fault(path, problem) for path, problem in damaged.items()])
 
     def _check_sizes(self) -> None:
         faults = []
@@ -88,7 +149,7 @@ class BlockStore:
             try:
                 check_size(self.folder / info.file, info)
             except DamagedShardError as error:
-                faults.append(_shard_fault(self.folder / info.file, error))
+                faults.append(_shard_fault(self.folder / info.file, str(error)))
         if faults:
             raise UserError(faults)
 
@@ -116,9 +177,9 @@ def _split_shards(manifest: Manifest, folder: Path, split: str) -> tuple[ShardIn
     return shards
 
 
-def _shard_fault(path: Path, error: DamagedShardError) -> Fault:
+def _shard_fault(path: Path, problem: str) -> Fault:
     return Fault(
         "data",
-        f"shard {path} is {error}",
+        f"shard {path} is {problem}",
         f"see `gaguide data verify {path.parent}`; copy the file again, or build the folder anew",
     )

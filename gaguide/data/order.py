@@ -15,15 +15,34 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
 _ALGORITHM = "feistel-8/1"  # part of the fingerprint: change it with any change of the resulting order
 _ROUNDS = 8
+_CHUNK = 4096  # positions computed at once: many steps' worth, in the time that a few steps' would take
+_KEPT = 4
 _EPOCH_SALT, _SHARD_SALT, _WINDOW_SALT = 0x65706F63, 0x73686172, 0x77696E64
+
+
+class Order(Protocol):
+    """What training needs of an order: `BlockOrder` and `MixedOrder` have it."""
+
+    @property
+    def total_blocks(self) -> int:
+        """Blocks in an epoch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the order, for the check at resume."""
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Global block ids, int64, at `positions` (any shape, int64 ≥ 0) of the endless stream."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +77,55 @@ class BlockOrder:
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Global block ids, int64, at `positions` (any shape, int64 ≥ 0) of the endless stream."""
         positions = np.asarray(positions, np.int64)
-        if positions.size and positions.min() < 0:
+        if not positions.size:
+            return positions.copy()
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0:
             raise ValueError("positions must not be negative")
+        # However few blocks there are, a chunk spans few epochs.
+        size = min(_CHUNK, 4 * self.total_blocks)
+        first, last = low // size, high // size
+        if first == last:
+            return self._chunk(first, size)[positions - first * size]
+        if last == first + 1:
+            both = np.concatenate([self._chunk(first, size), self._chunk(last, size)])
+            return both[positions - first * size]
+        return self._compute(positions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def _compute(self, positions: np.ndarray) -> np.ndarray:
         epochs, within = np.divmod(positions, self.total_blocks)
         ids = np.empty_like(within)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            ids[here] = _epoch_table(self, epoch).block_ids(within[here])
+            table = _remember(self._tables, epoch, lambda epoch=epoch: _epoch_table(self, epoch))
+            ids[here] = table.block_ids(within[here])
         return ids
+
+    def _chunk(self, chunk: int, size: int) -> np.ndarray:
+        first = chunk * size
+        return _remember(self._chunks, chunk, lambda: self._compute(np.arange(first, first + size)))
+
+    # What was computed last; nothing depends on it but time.
+    @cached_property
+    def _tables(self) -> dict[int, _EpochTable]:
+        return {}
+
+    @cached_property
+    def _chunks(self) -> dict[int, np.ndarray]:
+        return {}
+
+
+def _remember(kept: dict[int, Any], key: int, make: Callable[[], Any]) -> Any:
+    """`make()` for this key, from `kept` where it is there; keeps the newest few. Safe between threads."""
+    found = kept.get(key)
+    if found is None:
+        found = kept[key] = make()
+        for old in list(kept)[:-_KEPT]:
+            kept.pop(old, None)
+    return found
 
 
 @dataclass(frozen=True)
@@ -89,7 +149,6 @@ class _EpochTable:
         return self.slot_shard_start[slot] + (shuffled - self.slot_start[slot])
 
 
-@lru_cache(maxsize=8)
 def _epoch_table(order: BlockOrder, epoch: int) -> _EpochTable:
     counts = np.array(order.shard_blocks, np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
@@ -155,7 +214,7 @@ def _u64(number: int) -> np.uint64:
 
 
 def rank_micro_batches(
-    order: BlockOrder, step: int, global_batch: int, micro_batch: int, rank: int, world_size: int
+    order: Order, step: int, global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> np.ndarray:
     """Block ids [accumulation, micro_batch] int64 that `rank` trains on at `step` (from 0).
 

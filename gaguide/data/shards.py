@@ -29,6 +29,7 @@ class Shard:
     tokens: np.ndarray
     offsets: np.ndarray
     tokenizer_fingerprint: str
+    lease: Any = None  # what keeps the file from being evicted from a cache, for as long as this lives
 
 
 class DamagedShardError(Exception):
@@ -76,7 +77,8 @@ def content_digest(tokens: np.ndarray, offsets: np.ndarray) -> str:
 def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard:
     """Map a shard and check that it is the one `info` tells of; `DamagedShardError` says what is wrong.
 
-    Sizes, counts and the tokenizer are compared, which costs nothing; bytes are compared by `verify`.
+    Sizes, counts, document boundaries and the tokenizer are compared, which costs next to nothing; all bytes
+    are compared by `verify`, and in the background of training.
     """
     check_size(path, info)
     try:
@@ -94,6 +96,8 @@ def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard
             f"foreign: it holds {len(column)} documents and {len(tokens)} tokens, "
             f"the manifest says {info.documents} and {info.tokens}"
         )
+    if len(offsets) and (offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any()):
+        raise DamagedShardError("damaged: its document boundaries are impossible")
     fingerprint = (reader.schema.metadata or {}).get(_TOKENIZER_KEY, b"").decode(errors="replace")
     if fingerprint != tokenizer_fingerprint:
         raise DamagedShardError("foreign: it was made with another tokenizer")

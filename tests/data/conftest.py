@@ -14,6 +14,14 @@ from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
 CORPUS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "corpus"
 
 
+@pytest.fixture(autouse=True)
+def node_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the processes of a host share, of this test alone."""
+    folder = tmp_path_factory.mktemp("node")
+    monkeypatch.setenv("GAGUIDE_NODE_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the embedded corpus."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -158,3 +159,22 @@ def test_impossible_requests_are_refused():
         rank_micro_batches(BlockOrder((30,), 1), 0, 9, 2, 0, 2)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         rank_micro_batches(BlockOrder((30,), 1), 0, 8, 2, 2, 2)
+
+
+@given(SHARDS, st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 30))
+@settings(max_examples=60)
+def test_steps_one_after_the_other_see_what_each_sees_alone(shards, first, batch, steps):
+    """What is computed for many steps at once is what each step has by itself, also across epochs."""
+    order = BlockOrder(shards, 11)
+    for step in range(first, first + steps):
+        positions = np.arange(step * batch, (step + 1) * batch)
+        far = np.append(positions, 2**45)  # too far apart to be computed together
+        assert order.at(positions).tolist() == BlockOrder(shards, 11).at(far)[:-1].tolist()
+
+
+def test_an_order_travels_without_what_it_remembers():
+    order = BlockOrder((50_000,) * 9, 3)
+    bare = len(pickle.dumps(order))
+    ids = order.at(np.arange(100))
+    assert len(pickle.dumps(order)) == bare
+    assert np.array_equal(pickle.loads(pickle.dumps(order)).at(np.arange(100)), ids)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from gaguide.data import BlockStore, BuildRequest, build, load_tokenizer, read_manifest
+from gaguide.data.files import sha256_of
 from gaguide.data.pieces import held_out
 from gaguide.data.shards import open_shard, write_shard
 from gaguide.data.verify import verify
@@ -83,6 +84,22 @@ def test_document_starts(shards):
             at + 1 for at in np.flatnonzero(ids == eos) if at < 63
         ]
     assert store.document_starts(0)[0] == 0
+
+
+def test_documents_of_a_block_by_token(shards):
+    """document_ids and positions, told from the end-of-text ids alone."""
+    store = BlockStore(shards, "train", 96)
+    blocks = np.random.default_rng(1).permutation(len(store))
+    ended = store.read(blocks) == store.manifest.eos_token_id
+    ids_BT, positions_BT = store.document_ids(blocks), store.positions(blocks)
+    assert (ids_BT.dtype, positions_BT.dtype) == (np.int32, np.int64)
+    expected = np.zeros_like(ids_BT)
+    expected[:, 1:] = ended.cumsum(axis=1)[:, :-1]
+    assert np.array_equal(ids_BT, expected) and ids_BT.max() >= 1
+    for ids_T, positions_T in zip(ids_BT, positions_BT):
+        for document in np.unique(ids_T):
+            places = positions_T[ids_T == document]
+            assert places.tolist() == list(range(len(places)))
 
 
 def test_no_block_outside(shards):
@@ -181,6 +198,68 @@ def test_a_foreign_shard_of_the_right_size_is_named_at_first_use(shards):
     with pytest.raises(UserError, match=r"train-00000.arrow is foreign: it was made with another tokenizer"):
         store.read(np.array([0]))
     assert findings(shards) == {info.file: "foreign"}
+
+
+def damage(path: Path, at: int, replacement: bytes) -> None:
+    """Overwrite the bytes at a place of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(replacement)
+
+
+def test_ids_outside_the_vocabulary_are_named_when_read(shards):
+    manifest = read_manifest(shards)
+    path = shards / manifest.splits["train"][0].file
+    content = path.read_bytes()
+    ids = np.array(train_ids(shards)[0][0][:64], np.uint16).tobytes()
+    damage(path, content.index(ids) + 20, b"\xff\xff")
+    store = BlockStore(shards, "train", 64)
+    with pytest.raises(UserError, match=r"train-00000.arrow is damaged: it holds the id 65535, .* 2047"):
+        store.read(np.array([0]))
+
+
+def test_a_plausible_wrong_id_is_named_by_the_checksum(shards):
+    """Nothing shows when the damaged block is read; the comparison that this began finds it."""
+    path = shards / "train-00001.arrow"
+    ids = np.array(train_ids(shards)[1][1][:64], np.uint16).tobytes()
+    damage(path, path.read_bytes().index(ids) + 20, b"\x07\x00")
+    store = BlockStore(shards, "train", 64)
+    store.read(np.array([0]))
+    store.finish_checks()
+    store.read(np.array([store.shard_blocks[0]]))
+    with pytest.raises(UserError, match=r"train-00001.arrow is damaged: its bytes differ"):
+        store.finish_checks()
+    with pytest.raises(UserError, match=r"train-00001.arrow is damaged: its bytes differ"):
+        store.read(np.array([0]))
+
+
+def test_impossible_document_boundaries_are_named_at_first_use(shards):
+    path = shards / "train-00000.arrow"
+    lengths = [len(ids) for ids in train_ids(shards)[0]]
+    offsets = np.cumsum([0, *lengths]).astype(np.int32).tobytes()
+    damage(path, path.read_bytes().index(offsets) + 4, b"\xff\xff\xff\x7f")
+    with pytest.raises(UserError, match="document boundaries are impossible"):
+        BlockStore(shards, "train", 64).read(np.array([0]))
+
+
+def test_a_checksum_is_computed_once_on_a_host(shards, monkeypatch):
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("gaguide.data.checksums.sha256_of", counted)
+    for _ in range(2):
+        store = BlockStore(shards, "train", 64)
+        store.read(np.arange(len(store)))
+        store.finish_checks()
+    assert sorted(read) == sorted(path.name for path in shards.glob("train-*.arrow"))
+    (shards / "train-00000.arrow").touch()
+    again = BlockStore(shards, "train", 64)
+    again.read(np.array([0]))
+    again.finish_checks()
+    assert read[-1] == "train-00000.arrow" and len(read) == len(set(read)) + 1
 
 
 def test_training_names_missing_and_truncated_shards_at_once(shards):
