@@ -4,7 +4,8 @@ from gaguide.data.blocks import BlockStore
 from gaguide.data.build import BuildRequest, Progress, build
 from gaguide.data.embedded import embedded_corpus
 from gaguide.data.manifest import Manifest, ShardInfo, read_manifest
-from gaguide.data.order import BlockOrder, rank_micro_batches, steps_for_epochs
+from gaguide.data.mixture import MixedOrder, MixedStore
+from gaguide.data.order import BlockOrder, Order, rank_micro_batches, steps_for_epochs
 from gaguide.data.tokenize import load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "BlockStore",
     "BuildRequest",
     "Manifest",
+    "MixedOrder",
+    "MixedStore",
+    "Order",
     "Progress",
     "ShardInfo",
     "build",

@@ -26,9 +26,9 @@ class BlockStore:
 
     shard_blocks: blocks of each shard; global block ids count through them in shard order.
     Opening compares every shard's presence and size with the manifest. A shard is mapped at first use: its
-    structure and the tokenizer are checked then, the ids at every read, and its checksum in the background, once
-    on each host; the next `read` tells of what that finds. May be pickled, and read from several threads or
-    processes.
+    structure and the tokenizer are checked then, the ids at every read, and its checksum in the background,
+    once on each host; the next `read` tells of what that finds. May be pickled, and read from several threads
+    or processes.
     """
 
     def __init__(self, folder: Path, split: str, block_length: int):

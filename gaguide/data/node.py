@@ -16,7 +16,7 @@ NODE_FOLDER_VARIABLE = "GAGUIDE_NODE_CACHE"
 
 
 def node_folder() -> Path:
-    """A folder of this user on this host's own disk: $GAGUIDE_NODE_CACHE, else one in the temporary folder."""
+    """This user's folder on this host's own disk: $GAGUIDE_NODE_CACHE, else one in the temporary folder."""
     named = os.environ.get(NODE_FOLDER_VARIABLE)
     folder = Path(named) if named else Path(tempfile.gettempdir()) / f"gaguide-{os.getuid()}"
     try:

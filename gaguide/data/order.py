@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,11 +85,9 @@ class BlockOrder:
         # However few blocks there are, a chunk spans few epochs.
         size = min(_CHUNK, 4 * self.total_blocks)
         first, last = low // size, high // size
-        if first == last:
-            return self._chunk(first, size)[positions - first * size]
-        if last == first + 1:
-            both = np.concatenate([self._chunk(first, size), self._chunk(last, size)])
-            return both[positions - first * size]
+        if last - first < _KEPT:
+            chunks = [self._chunk(number, size) for number in range(first, last + 1)]
+            return (chunks[0] if len(chunks) == 1 else np.concatenate(chunks))[positions - first * size]
         return self._compute(positions)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,13 +98,13 @@ class BlockOrder:
         ids = np.empty_like(within)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            table = _remember(self._tables, epoch, lambda epoch=epoch: _epoch_table(self, epoch))
+            table = remember(self._tables, epoch, partial(_epoch_table, self, epoch))
             ids[here] = table.block_ids(within[here])
         return ids
 
     def _chunk(self, chunk: int, size: int) -> np.ndarray:
         first = chunk * size
-        return _remember(self._chunks, chunk, lambda: self._compute(np.arange(first, first + size)))
+        return remember(self._chunks, chunk, lambda: self._compute(np.arange(first, first + size)))
 
     # What was computed last; nothing depends on it but time.
     @cached_property
@@ -118,8 +116,8 @@ class BlockOrder:
         return {}
 
 
-def _remember(kept: dict[int, Any], key: int, make: Callable[[], Any]) -> Any:
-    """`make()` for this key, from `kept` where it is there; keeps the newest few. Safe between threads."""
+def remember(kept: dict[int, Any], key: int, make: Callable[[], Any]) -> Any:
+    """`make()` for this key, from `kept` where it is there; keeps the newest few. Threads may share it."""
     found = kept.get(key)
     if found is None:
         found = kept[key] = make()
@@ -143,7 +141,7 @@ class _EpochTable:
         for each in np.unique(window).tolist():
             here = window == each
             start, end = int(self.window_start[each]), int(self.window_start[each + 1])
-            key = _mix(self.key, _WINDOW_SALT, each)
+            key = derived_key(self.key, _WINDOW_SALT, each)
             shuffled[here] = start + keyed_permutation(within[here] - start, end - start, key)
         slot = np.searchsorted(self.slot_start, shuffled, side="right") - 1
         return self.slot_shard_start[slot] + (shuffled - self.slot_start[slot])
@@ -152,10 +150,12 @@ class _EpochTable:
 def _epoch_table(order: BlockOrder, epoch: int) -> _EpochTable:
     counts = np.array(order.shard_blocks, np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-    key = _mix(order.seed, _EPOCH_SALT, epoch)
+    key = derived_key(order.seed, _EPOCH_SALT, epoch)
     used = np.flatnonzero(counts)  # a shard shorter than a block would make empty windows
     # Sorting keyed hashes is a shuffle that no numpy release can change.
-    slots = used[np.argsort(_mix64(used.astype(np.uint64) + _u64(_mix(key, _SHARD_SALT, 0))), kind="stable")]
+    slots = used[
+        np.argsort(_mix64(used.astype(np.uint64) + _u64(derived_key(key, _SHARD_SALT, 0))), kind="stable")
+    ]
     slot_start = np.concatenate([[0], np.cumsum(counts[slots])]).astype(np.int64)
     windows = math.ceil(len(slots) / order.window_shards)
     # Windows of nearly equal numbers of shards, so that the last one is no thin remainder.
@@ -173,7 +173,7 @@ def keyed_permutation(index: np.ndarray, size: int, key: int) -> np.ndarray:
         return np.zeros_like(index)
     bits = (size - 1).bit_length()
     low_bits = bits // 2
-    keys = [_u64(_mix(key, number, bits)) for number in range(_ROUNDS)]
+    keys = [_u64(derived_key(key, number, bits)) for number in range(_ROUNDS)]
     result = index.astype(np.uint64)
     pending = np.arange(result.size)
     flat = result.reshape(-1)
@@ -204,7 +204,7 @@ def _mix64(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _mix(*numbers: int) -> int:
+def derived_key(*numbers: int) -> int:
     """A 64-bit key out of integers of any size and sign."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
