@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gaguide.checkpoint.verify import MANIFEST, hash_files, sync_folder, verify_files
 from gaguide.dist import World, barrier, broadcast
@@ -23,12 +24,12 @@ from gaguide.log import say, write_json, write_text
 class Checkpoint:
     """A complete checkpoint: the optimizer step it was saved after and what it belongs to.
 
-    `identity` is a fingerprint of everything that must be the same for the run to go on (data order,
-    model shape, seed); `zero_stage` and `world_size` shape DeepSpeed's files.
+    `identity` names everything that must be the same for the run to go on (data order, model, guidance …);
+    `zero_stage` and `world_size` shape DeepSpeed's files; `files` maps each to its sha256.
     """
 
     step: int
-    identity: str
+    identity: dict[str, Any]
     world_size: int
     zero_stage: int
     files: dict[str, str]
@@ -48,7 +49,9 @@ class CheckpointStore:
         """Steps with a checkpoint, ascending."""
         return sorted(int(path.name[5:]) for path in self.folder.glob("step-*") if path.name[5:].isdigit())
 
-    def save(self, step: int, identity: str, zero_stage: int, write: Callable[[Path], None]) -> None:
+    def save(
+        self, step: int, identity: dict[str, Any], zero_stage: int, write: Callable[[Path], None]
+    ) -> None:
         """Save on all ranks: `write(folder)` puts this rank's state into the hidden folder.
 
         A checkpoint of that step that is there already is kept: same step, same run, same state.
@@ -69,12 +72,12 @@ class CheckpointStore:
             hidden.rename(self.path(step))
             sync_folder(self.folder)
             write_text(self.folder / "latest", self.path(step).name + "\n")
-            for old in self.steps()[: -self.keep]:
+            for old in [old for old in self.steps() if old <= step][: -self.keep]:
                 shutil.rmtree(self.path(old))
         barrier()
 
-    def newest(self, identity: str) -> Checkpoint | None:
-        """The newest whole checkpoint of this run, on every rank; damaged ones are named and passed over.
+    def newest(self, identity: dict[str, Any]) -> Checkpoint | None:
+        """The newest whole checkpoint of this run, on every rank; damaged ones are named and set aside.
 
         Raises a `UserError` where the folder holds checkpoints of another run.
         """
@@ -83,17 +86,24 @@ class CheckpointStore:
             raise UserError(fault)
         return found
 
-    def _search(self, identity: str) -> tuple[Checkpoint | None, Fault | None]:
+    def _search(self, identity: dict[str, Any]) -> tuple[Checkpoint | None, Fault | None]:
         for step in reversed(self.steps()):
             checkpoint, problems = self.read(step)
             if checkpoint is None or problems:
-                say(f"checkpoint {self.path(step)} is passed over: {'; '.join(problems)}")
+                aside = self.folder / f"damaged-{self.path(step).name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                self.path(step).rename(aside)
+                say(f"checkpoint {self.path(step)} is set aside as {aside.name}: {'; '.join(problems)}")
                 continue
-            if checkpoint.identity != identity:
+            differing = sorted(
+                name
+                for name in identity.keys() | checkpoint.identity.keys()
+                if identity.get(name) != checkpoint.identity.get(name)
+            )
+            if differing:
                 return None, Fault(
                     "output",
-                    f"holds checkpoints of another run ({self.path(step).name} has other data, model, "
-                    "batch or seed)",
+                    f"holds checkpoints of another run: {', '.join(differing)} differ",
                     "choose another output folder, or remove this one",
                     str(self.folder.parent),
                 )
@@ -105,6 +115,9 @@ class CheckpointStore:
         folder = self.path(step)
         try:
             checkpoint = Checkpoint(**json.loads((folder / MANIFEST).read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            if not checkpoint.files or not isinstance(checkpoint.identity, dict):
+                raise ValueError("it lists no files or no identity")
+            checkpoint.files.items()
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             return None, [f"its manifest cannot be read ({error})"]
         return checkpoint, verify_files(folder, checkpoint.files)

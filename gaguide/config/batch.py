@@ -32,13 +32,13 @@ def plan_batch(global_batch: int, micro_batch: int | None, world_size: int) -> B
     share = global_batch // world_size
     micro_batch = micro_batch or share
     if share % micro_batch:
-        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        divisors = [size for size in range(1, min(share, 10_000) + 1) if share % size == 0]
         raise UserError(
             Fault(
                 "train.micro_batch",
                 f"does not divide a rank's share of {share} sequences (global batch {global_batch}, "
                 f"{world_size} ranks)",
-                f"use one of {', '.join(map(str, divisors))}",
+                f"use one of {', '.join(map(str, divisors[-12:]))}",
                 micro_batch,
             )
         )

@@ -78,11 +78,12 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(Fault("--config", "no such file", "give the path of a run's YAML file", str(path)))
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise UserError(Fault("--config", problem, "give the path of a run's YAML file", str(path))) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(Fault("--config", f"is not YAML: {error}", "mend the file", str(path))) from None
     if not isinstance(tree, dict):
         raise UserError(Fault("--config", "holds no sections", "see launch/recipes for examples", str(path)))
@@ -93,13 +94,18 @@ def _set(tree: dict[str, Any], field: str, text: str) -> list[Fault]:
     """Put one override into the tree; unknown names are left for the validation to report."""
     *sections, leaf = field.split(".")
     for section in sections:
-        below = tree.setdefault(section, {})
+        if tree.get(section) is None:  # absent, or left empty in the file
+            tree[section] = {}
+        below = tree[section]
         if not isinstance(below, dict):
             return [Fault(f"--{field}", f"{section} is a value, not a section", _known([section]))]
         tree = below
+    if _takes_text([*sections, leaf]):
+        tree[leaf] = None if text == "null" else text  # a date or 007 in a name is no date, no number
+        return []
     try:
         tree[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         tree[leaf] = text
     return []
 
@@ -148,6 +154,12 @@ def _section(path: Sequence[str]) -> type[BaseModel] | None:
 def _known(path: Sequence[str]) -> str:
     section = _section(path)
     return suggestion(path[-1], section.model_fields) if section else "see the README's list of fields"
+
+
+def _takes_text(path: Sequence[str]) -> bool:
+    section = _section(path)
+    field = section.model_fields.get(path[-1]) if section else None
+    return field is not None and field.annotation in (str, str | None)
 
 
 def _described(path: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ ZeRO, precision and offload are not here: the DeepSpeed JSON owns them.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -36,9 +37,15 @@ def _indices(value: Any) -> Any:
     """`0,5` and `3` on the command line mean the list; `all` and `last-half` stay words."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
-    if isinstance(value, str) and value.replace(",", "").replace(" ", "").isdigit():
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
         return tuple(int(part) for part in value.split(","))
     return value
+
+
+Layers = Annotated[
+    Literal["all", "last-half"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)],
+    BeforeValidator(_indices),
+]
 
 
 class ModelSection(_Section):
@@ -55,7 +62,7 @@ class ModelSection(_Section):
 class DataSection(_Section):
     shards: str
     """Folder made by `gaguide data build`, or `embedded` for the corpus that comes with Python itself."""
-    block_length: PositiveInt = 1024
+    block_length: Annotated[int, Field(ge=2)] = 1024
     """Tokens in each training sequence."""
 
 
@@ -64,9 +71,7 @@ class AssignmentSection(_Section):
     """A lexicon, or first-token, previous-token, self, offset-N, end-of-text, or an entry point's name."""
     heads: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_indices), Field(min_length=1)]
     """Heads counted from 0."""
-    layers: Annotated[Literal["all", "last-half"] | tuple[NonNegativeInt, ...], BeforeValidator(_indices)] = (
-        "all"
-    )
+    layers: Layers = "all"
     """Layers in which these heads are guided: all, last-half, or a list counted from 0."""
     weight: NonNegative = 1.0
     """Factor of these heads' loss, on top of guidance.weight."""
@@ -81,9 +86,7 @@ class GuidanceSection(_Section):
     """YAML file of the user's own word sets, for `plan`."""
     mode: Literal["pieces", "words"] = "pieces"
     """pieces: vocabulary pieces as the study lists them; words: whole words and phrases."""
-    layers: Annotated[Literal["all", "last-half"] | tuple[NonNegativeInt, ...], BeforeValidator(_indices)] = (
-        "all"
-    )
+    layers: Layers = "all"
     """Layers in which heads are guided: all, last-half, or a list counted from 0."""
     weight: NonNegative = 10.0
     """Factor of the guidance loss; at 0 the run is plain fine-tuning and attention is only measured."""
@@ -102,6 +105,10 @@ class GuidanceSection(_Section):
             raise ValueError("give an experiment or a plan, not both")
         if self.plan and self.layers != "all":
             raise ValueError("with a plan, give layers in each of its entries")
+        if self.lexicons is not None and not self.plan:
+            raise ValueError("lexicons are for a plan: an experiment has the study's own")
+        if not self.plan and self.experiment == "finetuned" and self.layers != "all":
+            raise ValueError("layers are given, but no head is guided: give an experiment or a plan")
         return self
 
 
@@ -161,11 +168,14 @@ class RunConfig(_Section):
     """Name in reports."""
     output: str
     """Folder of everything the run writes."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, data order and dropout."""
     model: ModelSection
+    """The model to start from: give at least `name`."""
     data: DataSection
+    """What to train on: give at least `shards`."""
     guidance: GuidanceSection = GuidanceSection()
     train: TrainSection
+    """How to train: give at least `global_batch`, and `steps` or `epochs`."""
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection = CheckpointSection()

@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from gaguide.errors import Fault, UserError
+
 # (rank, world size, local rank) as each launcher spells them, in the order they are asked.
 _LAUNCHER_VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed, torchrun
@@ -49,7 +51,8 @@ class World:
             if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in environ:
                 continue
             if rank in environ and size in environ:
-                return cls(int(environ[rank]), int(environ[size]), int(environ.get(local_rank, 0)), host)
+                numbers = [_number(name, environ.get(name, "0")) for name in (rank, size, local_rank)]
+                return cls(numbers[0], numbers[1], numbers[2], host)
         return cls(host=host)
 
 
@@ -62,6 +65,24 @@ def start(world: World, timeout_minutes: float = 30) -> None:
         return
     if world.size == 1 and "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(_free_port())
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            Fault(
+                ", ".join(missing),
+                f"not set, but there are {world.size} ranks",
+                "export the first host's name and a free port, the same on all ranks",
+            )
+        )
+    if world.device.type == "cuda" and world.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            Fault(
+                "LOCAL_RANK",
+                f"host {world.host} has {torch.cuda.device_count()} GPUs",
+                "start at most one rank for each GPU",
+                world.local_rank,
+            )
+        )
     # DeepSpeed and transformers read these even where another launcher's spelling was used.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.device.type == "cuda":
@@ -72,6 +93,12 @@ def start(world: World, timeout_minutes: float = 30) -> None:
         world_size=world.size,
         timeout=timedelta(minutes=timeout_minutes),
     )
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise UserError(Fault(name, "is no number", "the launcher sets it: start through one", text))
+    return int(text)
 
 
 def stop() -> None:

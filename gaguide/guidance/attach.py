@@ -9,7 +9,7 @@ Shapes: B batch, H heads, G key/value heads, T positions, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -136,7 +136,18 @@ class _Inputs:
     def __init__(self, ids_BT: torch.Tensor, valid_BT: torch.Tensor):
         self.ids_BT, self.valid_BT = ids_BT, valid_BT
         self.closed = False
-        self._terms: dict[tuple[Any, ...], tuple[RowTerms, torch.Tensor | None]] = {}
+        self._terms: dict[tuple[Any, ...], RowTerms] = {}
+        self._masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def visible(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The model's 4-D mask [B or 1, 1, T, T] as bool [B or 1, T, T]; None stays None (causal)."""
+        if attention_mask is None:
+            return None
+        # Layers share the model's mask object; holding it keeps its id from being used again.
+        if id(attention_mask) not in self._masks:
+            mask = attention_mask[:, 0]
+            self._masks[id(attention_mask)] = attention_mask, mask if mask.dtype == torch.bool else mask >= 0
+        return self._masks[id(attention_mask)][1]
 
     def terms(self, layer: _Layer, mask_BQK: torch.Tensor | None, dtype: torch.dtype) -> RowTerms:
         """Row terms of a layer; layers with the same patterns and the same mask share them."""
@@ -145,9 +156,8 @@ class _Inputs:
         if key not in self._terms:
             plan = layer.guidance.plan
             targets = [pattern.target(self.ids_BT) for pattern in patterns]
-            terms = row_terms(targets, self.valid_BT, mask_BQK, plan.reduction, plan.target, dtype)
-            self._terms[key] = terms, mask_BQK  # holding the mask keeps its id from being used again
-        return self._terms[key][0]
+            self._terms[key] = row_terms(targets, self.valid_BT, mask_BQK, plan.reduction, plan.target, dtype)
+        return self._terms[key]
 
 
 @contextmanager
@@ -161,34 +171,34 @@ def guide(model: PreTrainedModel, plan: GuidancePlan, *, measure_only: bool = Fa
     Raises `UserError` for a plan that does not fit the model, a model that does not use AttentionInterface,
     an attention implementation other than SDPA, or reentrant gradient checkpointing.
     """
-    layers = _attention_modules(model)
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            Fault(
+                "model", f"{type(model).__name__} is no transformers model", "unwrap it (e.g. engine.module)"
+            )
+        )
+    layers = attention_modules(model)
     n_heads = int(model.config.get_text_config().num_attention_heads)
     heads = plan.resolve(len(layers), n_heads)
     guidance = Guidance(plan, heads, measure_only)
     before = model.config._attn_implementation
-    for index in sorted({layer for layer, _ in heads}):
-        chosen = tuple(head for layer, head in heads if layer == index)
-        split = HeadSplit.choose(chosen, n_heads, getattr(layers[index], "num_key_value_groups", 1))
-        layers[index]._gaguide = _Layer(  # type: ignore[assignment]
-            guidance, index, split, tuple(heads[index, head] for head in chosen)
-        )
-    hooks = [
-        model.register_forward_pre_hook(guidance._open, with_kwargs=True, prepend=True),
-        model.register_forward_hook(guidance._close, always_call=True),
-    ]
-    model.set_attn_implementation(_NAME)
-    try:
+    with ExitStack() as undo:
+        for index in sorted({layer for layer, _ in heads}):
+            chosen = tuple(head for layer, head in heads if layer == index)
+            split = HeadSplit.choose(chosen, n_heads, getattr(layers[index], "num_key_value_groups", 1))
+            guided = tuple(heads[index, head] for head in chosen)
+            undo.callback(vars(layers[index]).pop, "_gaguide", None)
+            layers[index]._gaguide = _Layer(guidance, index, split, guided)  # type: ignore[assignment]
+        hook = model.register_forward_pre_hook(guidance._open, with_kwargs=True, prepend=True)
+        undo.callback(hook.remove)
+        undo.callback(model.register_forward_hook(guidance._close, always_call=True).remove)
+        undo.callback(model.set_attn_implementation, before)
+        model.set_attn_implementation(_NAME)
         yield guidance
-    finally:
-        model.set_attn_implementation(before)
-        for hook in hooks:
-            hook.remove()
-        for module in layers:
-            vars(module).pop("_gaguide", None)
 
 
-def _attention_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The causal self-attention module of every layer, in order; faults of the model as a `UserError`."""
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The causal self-attention module of every layer, in order; a `UserError` for a model that has none."""
     name = type(model).__name__
     if not model._can_set_attn_implementation():
         raise UserError(
@@ -265,7 +275,7 @@ def _attention(
             module, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scaling, **kwargs
         )
     _refuse(q_BHTD, k_BGTD, kwargs)
-    mask_BQK = _visible(attention_mask)
+    mask_BQK = inputs.visible(attention_mask)
     terms = inputs.terms(layer, mask_BQK, guidance_dtype(q_BHTD.dtype))
     scale = q_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     split = layer.split
@@ -306,14 +316,6 @@ def _refuse(q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, kwargs: dict[str, Any]) 
         raise ValueError(
             "guidance needs whole sequences: call the model with use_cache=False, not with cached keys"
         )
-
-
-def _visible(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """The model's 4-D mask [B or 1, 1, T, T] as bool [B or 1, T, T]; None stays None (causal)."""
-    if attention_mask is None:
-        return None
-    mask = attention_mask[:, 0]
-    return mask if mask.dtype == torch.bool else mask >= 0
 
 
 AttentionInterface.register(_NAME, _attention)

@@ -50,9 +50,10 @@ def guided_attention(
     # A seed drawn from the CPU generator: checkpointing restores that generator, so a recomputed forward
     # drops the same entries, and backward can make the mask again instead of keeping T x T bits.
     seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
-    out, loss_h, mass_h = _GuidedAttention.apply(
-        q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed, row_block
-    )
+    with torch.autocast(q_BhTD.device.type, enabled=False):
+        out, loss_h, mass_h = _GuidedAttention.apply(
+            q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed, row_block
+        )
     return out, loss_h, mass_h
 
 
@@ -66,9 +67,9 @@ def measure_attention(
     row_block: int = ROW_BLOCK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and attention mass per head [h] without an output and without gradients."""
-    rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block)
-    sums = _row_sums(rows, terms)
-    return _loss(sums, terms), _mean_mass(sums, terms)
+    with torch.autocast(q_BhTD.device.type, enabled=False):
+        sums = _row_sums(_Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block), terms)
+        return _loss(sums, terms), _mean_mass(sums, terms)
 
 
 class _Rows:
@@ -141,6 +142,11 @@ class _GuidedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return _GuidedAttention._backward(ctx, *grads)
+
+    @staticmethod
+    def _backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_out_BhTD, grad_loss_h = grads[0], grads[1]
         q_BhTD, k_BhTD, v_BhTD, out_BhTD, h_dot_d_BhT, mask_BQK = ctx.saved_tensors
         terms: RowTerms = ctx.terms

@@ -57,7 +57,7 @@ class TokenSet:
         """Marks by table look-up: one gather, whatever the size of the set."""
         marks_V = self._marks.get(ids_BT.device)
         if marks_V is None:
-            marks_V = torch.zeros(max(self.token_ids) + 2, dtype=torch.bool)
+            marks_V = torch.zeros(max(self.token_ids, default=0) + 2, dtype=torch.bool)
             marks_V[list(self.token_ids)] = True
             self._marks[ids_BT.device] = marks_V = marks_V.to(ids_BT.device)
         # The entry after the largest id of the set is False and stands for every id beyond.

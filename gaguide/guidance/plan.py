@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.errors import Fault, UserError, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
-from gaguide.guidance.patterns import Pattern
+from gaguide.guidance.patterns import Pattern, TokenSet
+from gaguide.guidance.words import WordSet
 
 Reduction = Literal["mean", "frobenius"]
 TargetKind = Literal["indicator", "normalized"]
@@ -92,6 +93,19 @@ class GuidancePlan:
         )
         return cls(assignments, reduction, target, weight, name)
 
+    def patterns(self) -> list[list[Any]]:
+        """Every assignment with what its pattern really looks at, as plain JSON (for a run's identity)."""
+        return [
+            [
+                a.pattern.name,
+                _content(a.pattern),
+                list(a.heads),
+                a.layers if isinstance(a.layers, str) else list(a.layers),
+                a.weight,
+            ]
+            for a in self.assignments
+        ]
+
     @property
     def is_empty(self) -> bool:
         """True where no head is guided (plain fine-tuning)."""
@@ -127,6 +141,12 @@ class GuidancePlan:
         if faults:
             raise UserError(faults)
         return dict(sorted(heads.items()))
+
+
+def _content(pattern: Pattern) -> list[Any]:
+    if isinstance(pattern, TokenSet):
+        return sorted(pattern.token_ids)
+    return list(pattern.words) if isinstance(pattern, WordSet) else []
 
 
 def _layers(layers: Layers, n_layers: int) -> tuple[int, ...]:

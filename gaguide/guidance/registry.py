@@ -1,6 +1,7 @@
 """Patterns by name, as run files and the command line give them.
 
-A name is a lexicon (`contrast`), or first-token, previous-token, self, offset-N, end-of-text, or a pattern
+A name is a lexicon (`contrast`), or first-token, previous-token, self, offset-N, end-of-text (also called
+delimiter), or a pattern
 of the user's own that an installed package offers as an entry point in the group `gaguide.patterns`: a
 function of a tokenizer that returns a `Pattern`.
 """
@@ -18,7 +19,7 @@ from gaguide.guidance.lexicon import Lexicon, Mode, shipped_lexicons
 from gaguide.guidance.patterns import FirstToken, FixedOffset, Pattern, TokenSet
 
 ENTRY_POINTS = "gaguide.patterns"
-_FIXED = ("first-token", "previous-token", "self", "end-of-text", "offset-N")
+_FIXED = ("first-token", "previous-token", "self", "end-of-text", "delimiter", "offset-N")
 
 
 def make_pattern(
@@ -46,7 +47,7 @@ def make_pattern(
         return FixedOffset(("self", "previous-token").index(name))
     if name == "first-token":
         return FirstToken()
-    if name == "end-of-text":
+    if name in ("end-of-text", "delimiter"):
         return _end_of_text(tokenizer, field)
     lexicons = shipped_lexicons() | dict(own or {})
     if name in lexicons:

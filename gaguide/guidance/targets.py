@@ -71,7 +71,8 @@ def row_terms(
         for slot, distance in offsets:
             printed_BhT[:, slot] = _shifted(valid_BT, distance).to(dtype)
 
-    takes_part_BhT = valid_BT[:, None].expand_as(count_BhT)
+    # A sequence in which a head has no target at all gives it nothing to learn.
+    takes_part_BhT = valid_BT[:, None] & (count_BhT * valid_BT[:, None] > 0).any(-1, keepdim=True)
     scale_BhT = torch.ones_like(count_BhT)
     # As printed, P also marks columns that the query cannot see, where H is zero: a constant in the loss.
     constant_BhT = printed_BhT - count_BhT if reduction == "frobenius" else torch.zeros_like(count_BhT)

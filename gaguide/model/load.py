@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -45,6 +47,12 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
         config: PretrainedConfig = scratch_config(SIZES[section.name], vocab_size, end_of_text)
     else:
         config = _pretrained_config(section)
+    if section.revision is not None and (Path(section.name).is_dir() or section.name in SIZES):
+        remedy = "remove it: revisions are for hub models"
+        raise UserError(Fault("model.revision", f"{section.name} is no hub model", remedy, section.revision))
+    if section.init == "pretrained" and Path(section.name).is_dir() and not _has_weights(Path(section.name)):
+        remedy = "give a folder made by save_pretrained, or init: scratch"
+        raise UserError(Fault("model.name", "the folder holds no weights", remedy, section.name))
     if section.dropout is not None:
         for name in _DROPOUTS:
             if hasattr(config, name):
@@ -52,27 +60,56 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
     return ModelSource(section, config)
 
 
+def skeleton(source: ModelSource) -> PreTrainedModel:
+    """The model without memory for its weights (meta device), to check its architecture by."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                deepcopy(source.config), attn_implementation="sdpa", dtype=torch.float32
+            )
+    except Exception as error:  # whatever a configuration makes a model's constructor raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "choose a causal language model of transformers that runs on SDPA"
+        raise UserError(
+            Fault("model.name", f"cannot be built ({reason})", remedy, source.section.name)
+        ) from None
+
+
 def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
-    """The model with its weights, fp32, SDPA, in train mode; random weights depend on `seed` alone."""
+    """The model with its weights, fp32, SDPA, in train mode; random weights depend on `seed` alone.
+
+    Raises a `UserError` where the weights are damaged or do not fit.
+    """
     config = deepcopy(source.config)
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
     if source.section.init == "scratch":
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.section.name,
-            config=config,
-            revision=source.section.revision or "main",
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            trust_remote_code=False,
-        )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.section.name,
+                config=config,
+                revision=source.section.revision or "main",
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            remedy = "copy or download the weights again"
+            raise UserError(
+                Fault("model.name", f"its weights cannot be loaded ({reason})", remedy, source.section.name)
+            ) from None
     # transformers guesses it from class names, does not know GPT-2's and warns.
     model.loss_type = "ForCausalLM"
     # Packed sequences need none, and with a cache transformers ignores position ids.
     model.config.use_cache = False
     return model.train()
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
 
 
 def _pretrained_config(section: ModelSection) -> PretrainedConfig:
@@ -82,8 +119,8 @@ def _pretrained_config(section: ModelSection) -> PretrainedConfig:
                 section.name, revision=section.revision or "main", trust_remote_code=False
             )
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # transformers validates configurations with errors of many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "give a folder made by save_pretrained, or a hub id on a machine that reaches the hub"
         if section.init == "scratch":
             remedy += f"; or a size: {suggestion(section.name, SIZES)}"

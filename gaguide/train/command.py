@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
 from gaguide.dist import World, raise_together, start, stop
-from gaguide.errors import EXIT_USER_ERROR, UserError
+from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
 
 _REAL_RUN = (
     "no --config: this is the embedded run (a tiny GPT-2 on Python's own language reference).\n"
@@ -25,23 +25,22 @@ _REAL_RUN = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit code: 0, or EXIT_USER_ERROR on every rank after a user's mistake."""
-    world = World.from_environment()
+    is_main = True
     try:
-        run, deepspeed_json, config = _read(argv)
-        _train(run, deepspeed_json, config, world)
+        world = World.from_environment()
+        is_main = world.is_main
+        _train(argv, world)
         return 0
     except UserError as error:
-        if world.is_main:
+        # Every rank is here at the same moment; the launcher stops all as soon as one has ended.
+        if is_main:
             print(f"train: {error}", file=sys.stderr, flush=True)
-        else:
-            # The launcher stops all ranks as soon as one ends: rank 0 must have spoken by then.
-            time.sleep(3)
         return EXIT_USER_ERROR
     finally:
         stop()
 
 
-def _train(run: RunConfig, deepspeed_json: Path, config: Path | None, world: World) -> None:
+def _train(argv: Sequence[str] | None, world: World) -> None:
     import torch
 
     # torch's own deprecations inside DeepSpeed: nothing that the person at the keyboard can mend.
@@ -52,17 +51,24 @@ def _train(run: RunConfig, deepspeed_json: Path, config: Path | None, world: Wor
     from gaguide.train.job import prepare
     from gaguide.train.run import train
 
+    start(world)
+    # A file may be missing on one host only: all ranks look, then all know.
+    run, deepspeed_json, config = raise_together(lambda: _read(argv))
     if world.is_main and config is None:
         say(_REAL_RUN)
-    start(world)
     job = raise_together(lambda: prepare(run, deepspeed_json, world))
     if world.is_main:
         say(job.describe(world))
     train(job, world)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(Fault("arguments", message, self.format_usage().strip()))
+
+
 def _read(argv: Sequence[str] | None) -> tuple[RunConfig, Path, Path | None]:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="deepspeed launch/train.py",
         description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE.",
         epilog=f"Fields and their meaning: gaguide/config/run.py; the default run: {EMBEDDED}",

@@ -34,8 +34,9 @@ from gaguide.data import (
 from gaguide.data.embedded import embedded_corpus
 from gaguide.dist import World
 from gaguide.errors import Fault, UserError
-from gaguide.guidance import Assignment, GuidancePlan, make_pattern, read_lexicons
-from gaguide.model import ModelSource, find_model
+from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
+from gaguide.guidance.attach import attention_modules
+from gaguide.model import ModelSource, find_model, skeleton
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class Job:
     @property
     def output(self) -> Path:
         """Folder of everything the run writes."""
-        return Path(self.run.output)
+        return Path(self.run.output).expanduser()
 
     @property
     def zero_stage(self) -> int:
@@ -68,7 +69,6 @@ class Job:
     def describe(self, world: World) -> str:
         """What is about to happen, for the person at the keyboard."""
         run, batch, shape = self.run, self.batch, self.model.config.get_text_config()
-        precision = next((k for k in ("bf16", "fp16") if self.deepspeed.get(k, {}).get("enabled")), "fp32")
         guided = "no guidance"
         if self.plan is not None:
             heads = self.plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
@@ -78,7 +78,7 @@ class Job:
         return (
             f"run {run.name} → {self.output}\n"
             f"  model     {run.model.name}, {shape.num_hidden_layers} layers, "
-            f"{shape.num_attention_heads} heads, {run.model.init}, {precision}, ZeRO {self.zero_stage}\n"
+            f"{shape.num_attention_heads} heads, {run.model.init}, {self.precision}, ZeRO {self.zero_stage}\n"
             f"  guidance  {guided}\n"
             f"  data      {len(self.blocks):,} blocks of {run.data.block_length} tokens, "
             f"{len(self.held_out):,} held out\n"
@@ -87,21 +87,35 @@ class Job:
         )
 
     @property
-    def identity(self) -> str:
-        """Fingerprint of what must not change between a checkpoint and the run that resumes from it."""
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and the run that resumes from it, as plain JSON."""
         run = self.run
+        guidance = run.guidance.model_dump(mode="json", exclude={"lexicons", "plan", "experiment"})
         parts = {
             "seed": run.seed,
-            "order": self.order.fingerprint,
-            "data": self.blocks.manifest.fingerprint,
-            "block_length": run.data.block_length,
-            "global_batch": run.train.global_batch,
-            "total_steps": self.total_steps,
-            "model": run.model.model_dump(),
-            "guidance": run.guidance.model_dump(),
-            "optimizer": run.train.model_dump(include=_OPTIMIZER_FIELDS),
+            "data.shards": self.blocks.manifest.fingerprint,
+            "data order": self.order.fingerprint,
+            "data.block_length": run.data.block_length,
+            "train.global_batch": run.train.global_batch,
+            "number of steps": self.total_steps,
+            "precision": self.precision,
+            "patterns": self.plan.patterns() if self.plan else [],
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        parts |= {f"model.{name}": value for name, value in run.model.model_dump(mode="json").items()}
+        parts |= {f"guidance.{name}": value for name, value in guidance.items()}
+        optimizer = run.train.model_dump(mode="json", include=_OPTIMIZER_FIELDS)
+        return parts | {f"train.{name}": value for name, value in optimizer.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of `identity`."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def precision(self) -> str:
+        """bf16, fp16 or fp32."""
+        enabled = (kind for kind in ("bf16", "fp16") if self.deepspeed.get(kind, {}).get("enabled"))
+        return next(enabled, "fp32")
 
 
 _OPTIMIZER_FIELDS = {
@@ -112,7 +126,7 @@ _OPTIMIZER_FIELDS = {
 def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     """The job of `run` in `world`. Raises one `UserError` with every fault that could be found."""
     check = _Collector()
-    output = check(lambda: _writable(Path(run.output)))
+    output = check(lambda: _writable(Path(run.output).expanduser()))
     ds_file = check(lambda: load_deepspeed_json(deepspeed_json))
     batch = check(lambda: plan_batch(run.train.global_batch, run.train.micro_batch, world.size))
     if ds_file is not None and batch is not None:
@@ -134,9 +148,15 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     if tokenizer is not None:
         words = tokenizer
         plan = check(lambda: _plan(run, words))
-    if model is not None and plan is not None:
-        shape, guided = model.config.get_text_config(), plan
+    bare = None
+    if model is not None:
+        found = model
+        bare = check(lambda: skeleton(found))
+    if model is not None and bare is not None and plan is not None:
+        shape, guided, architecture = model.config.get_text_config(), plan, bare
+        check(lambda: attention_modules(architecture))
         check(lambda: guided.resolve(shape.num_hidden_layers, shape.num_attention_heads))
+        check(lambda: _offsets_fit(guided, run.data.block_length))
     check.raise_faults()
     assert batch and blocks and held_out and model and tokenizer and deepspeed and output
     epochs = run.train.epochs
@@ -168,7 +188,13 @@ def _shards(name: str) -> Path:
         _as_shards(lambda: read_manifest(Path(name)))
         return Path(name)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return embedded_corpus(cache / "gaguide" / "embedded")
+    try:
+        return embedded_corpus(cache / "gaguide" / "embedded")
+    except OSError as error:
+        problem = f"the embedded corpus cannot be built in {cache} ({error.strerror})"
+        raise UserError(
+            Fault("data.shards", problem, "set XDG_CACHE_HOME to a folder you can write to")
+        ) from None
 
 
 def _blocks(folder: Path, split: str, block_length: int) -> BlockStore:
@@ -186,14 +212,13 @@ def _as_shards(read: Callable[[], T]) -> T:
 
 
 def _writable(output: Path) -> Path:
-    if output.exists() and not output.is_dir():
-        raise UserError(Fault("output", "is a file", "name a folder", str(output)))
     try:
+        if output.exists() and not output.is_dir():
+            raise UserError(Fault("output", "is a file", "name a folder", str(output)))
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            Fault("output", f"cannot be made ({error.strerror})", "name another folder", str(output))
-        ) from None
+    except (OSError, ValueError) as error:
+        problem = f"cannot be made ({getattr(error, 'strerror', None) or error})"
+        raise UserError(Fault("output", problem, "name another folder", str(output))) from None
     if not os.access(output, os.W_OK):
         raise UserError(Fault("output", "cannot be written to", "name another folder", str(output)))
     return output
@@ -221,6 +246,19 @@ def _plan(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | 
         weight=section.weight,
     )
     return None if plan.is_empty else plan
+
+
+def _offsets_fit(plan: GuidancePlan, block_length: int) -> None:
+    for assignment in plan.assignments:
+        pattern = assignment.pattern
+        if isinstance(pattern, FixedOffset) and pattern.distance >= block_length:
+            raise UserError(
+                Fault(
+                    "guidance.plan",
+                    f"{pattern.name} never has a target in blocks of {block_length} tokens",
+                    "use a smaller offset or longer blocks",
+                )
+            )
 
 
 def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan:

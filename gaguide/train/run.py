@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -18,10 +20,11 @@ from gaguide.data import rank_micro_batches
 from gaguide.dist import World, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
-from gaguide.log import MetricsFile, StepLine, say, write_json, write_text
+from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, write_text
 from gaguide.model import build_model
 from gaguide.train.engine import make_engine
 from gaguide.train.job import Job
+from gaguide.train.output import claim_output
 from gaguide.train.schedule import learning_rate
 from gaguide.train.step import StepNumbers, train_step
 from gaguide.train.summary import write_summary
@@ -30,7 +33,8 @@ from gaguide.train.validate import validate
 
 def train(job: Job, world: World) -> Path:
     """Train to the last step, from the newest checkpoint if there is one; returns the exported model."""
-    model = build_model(job.model, job.run.seed)
+    claim = claim_output(job.output, world)
+    model = raise_together(lambda: build_model(job.model, job.run.seed))
     config = model.config
     engine = make_engine(job, model)
     with _guided(engine.module, job) as guidance:
@@ -45,6 +49,7 @@ def train(job: Job, world: World) -> Path:
         write_summary(job, world)
         say(f"model: {exported}")
     barrier()
+    claim.release()
     return exported
 
 
@@ -71,7 +76,9 @@ class Trainer:
         found = self.store.newest(self.job.identity)
         if found is not None:
             raise_together(lambda: self._fits(found.world_size, found.zero_stage))
-            self.engine.load_checkpoint(str(self.store.path(found.step)), STATE_TAG)
+            loaded, _ = self.engine.load_checkpoint(str(self.store.path(found.step)), STATE_TAG)
+            if loaded is None:
+                raise RuntimeError(f"DeepSpeed found nothing to load in {self.store.path(found.step)}")
             self.done = found.step
         if self.world.is_main:
             output = self.job.output
@@ -81,6 +88,8 @@ class Trainer:
             self.metrics = MetricsFile(output / "metrics.jsonl", self.done)
             self.validations = MetricsFile(output / "validation.jsonl", self.done if found else -1)
             if found:
+                records = read_metrics(output / "metrics.jsonl")
+                self.clock.total = records[-1]["seconds"] if records else 0.0
                 say(f"resuming after step {self.done} of {self.job.total_steps}")
         if found is None:
             self._validate(0)
@@ -112,12 +121,27 @@ class Trainer:
         self.done = step
         if numbers is not None:
             self._log(step, numbers, rate)
+            self._check_finite(step, numbers)
         if step == self.job.total_steps:
             return  # what follows the last step is in `finish`
         if run.validation.every and step % run.validation.every == 0:
             self._validate(step)
         if run.checkpoint.every and step % run.checkpoint.every == 0:
             self._save()
+
+    def _check_finite(self, step: int, numbers: StepNumbers) -> None:
+        """Every rank has the same numbers, so every rank stops."""
+        if not math.isfinite(numbers.loss):
+            kept = self.store.steps()
+            raise UserError(
+                Fault(
+                    "train.learning_rate",
+                    f"the loss is {numbers.loss} at step {step} (language model {numbers.lm_loss}, guidance "
+                    f"{numbers.guidance_loss}); last checkpoint: {f'step {kept[-1]}' if kept else 'none'}",
+                    "lower the learning rate or guidance.weight, or lengthen the warmup",
+                    self.job.run.train.learning_rate,
+                )
+            )
 
     def _set_guidance_weight(self, step: int) -> None:
         section = self.job.run.guidance
@@ -138,7 +162,7 @@ class Trainer:
     def _batch(self, step: int) -> torch.Tensor:
         """This rank's micro batches [A, M, T]; seeds dropout, so that a resumed step drops the same."""
         batch, job = self.job.batch, self.job
-        torch.manual_seed((job.run.seed * 1_000_003 + step) * 65_537 + self.world.rank)
+        _seed_dropout(job.run.seed, step, self.world.rank)
         ids_AM = rank_micro_batches(
             job.order, step - 1, batch.global_batch, batch.micro_batch, self.world.rank, self.world.size
         )
@@ -181,8 +205,13 @@ class Trainer:
         )
 
 
+def _seed_dropout(*numbers: int) -> None:
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
 class _Clock:
-    """Seconds spent in steps, without validation and saving."""
+    """Seconds spent in steps, without validation and saving; `total` counts on after a resume."""
 
     def __init__(self) -> None:
         self.total = 0.0

@@ -21,7 +21,7 @@ def write_summary(job: Job, world: World) -> None:
         job.output / "summary.json",
         {
             "name": job.run.name,
-            "experiment": job.run.guidance.experiment,
+            "experiment": job.plan.name if job.plan else "finetuned",
             "guidance_weight": job.run.guidance.weight if job.plan else 0.0,
             "steps": job.total_steps,
             "tokens": job.total_steps * job.batch.global_batch * job.run.data.block_length,
@@ -31,7 +31,7 @@ def write_summary(job: Job, world: World) -> None:
             "validation": {"before": _measured(validations[0]), "after": _measured(validations[-1])},
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
             "fingerprints": {
-                "run": job.identity,
+                "run": job.fingerprint,
                 "data": job.blocks.manifest.fingerprint,
                 "tokenizer": job.blocks.manifest.tokenizer_fingerprint,
                 "order": job.order.fingerprint,

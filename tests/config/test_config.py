@@ -62,7 +62,7 @@ def test_malformed_arguments_are_named(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a: [", "is not YAML"), ("- 1", "holds no sections"), (None, "no such file")]
+    ("content", "message"), [("a: [", "is not YAML"), ("- 1", "holds no sections"), (None, "cannot be read")]
 )
 def test_unreadable_files(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "run.yaml"

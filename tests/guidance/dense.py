@@ -43,6 +43,8 @@ def dense_loss(
     total = h_BTT.new_zeros(())
     for h_TT, p_TT, visible_TT, valid_T in zip(h_BTT, p_BTT, visible_BTT, valid_BT):
         rows = [p for p in range(len(valid_T)) if valid_T[p]]
+        if not any((p_TT[p] * visible_TT[p]).any() for p in rows):
+            continue  # no query of the sequence sees a target
         if kind == "normalized":
             seen = {p: (p_TT[p] * visible_TT[p]).sum() for p in rows}
             rows = [p for p in rows if seen[p] > 0]

@@ -19,13 +19,6 @@ PLAN = GuidancePlan(
 )
 
 
-def eager_maps(model, ids, mask=None):
-    """Attention maps by transformers' eager path (no dropout here), one [B, H, T, T] a layer."""
-    eager = AutoModelForCausalLM.from_config(deepcopy(model.config), attn_implementation="eager").eval()
-    eager.load_state_dict(model.state_dict())
-    return eager(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False)
-
-
 def expected_losses(maps, ids, valid, visible, plan):
     heads = plan.resolve(LAYERS, HEADS)
     return {
@@ -44,13 +37,18 @@ def test_loss_and_gradients_are_those_of_the_models_own_maps(kind: str, padding:
     if padding != "none":
         valid[1, slice(20, None) if padding == "right" else slice(0, 9)] = False
     mask = None if padding == "none" else valid.long()
-    labels = ids.masked_fill(~valid, -100)
+    # Nor is a token predicted from padding, where a query that sees nothing gets whatever a path gives.
+    labels = ids.masked_fill(~(valid & valid.roll(1, 1)), -100)
     causal = torch.ones(29, 29).tril().bool().expand(3, 29, 29)
     visible = causal & valid[:, None, :]
 
-    eager = eager_maps(model, ids, mask)
+    eager = AutoModelForCausalLM.from_config(deepcopy(model.config), attn_implementation="eager").eval()
+    eager.load_state_dict(model.state_dict())
+    dense = eager(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True, use_cache=False)
     plain = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
-    want = expected_losses(eager.attentions, ids, valid, visible, PLAN)
+    want = expected_losses(dense.attentions, ids, valid, visible, PLAN)
+    total = 3.0 * sum((0.5 if key == (1, 2) else 1.0) * want[key] for key in want)
+    (dense.loss + total).backward()
     with guide(model, PLAN) as guidance:
         out = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
         got = guidance.per_head()
@@ -60,26 +58,11 @@ def test_loss_and_gradients_are_those_of_the_models_own_maps(kind: str, padding:
     assert got.keys() == want.keys()
     for key in want:
         torch.testing.assert_close(got[key].double(), want[key].double(), rtol=1e-4, atol=1e-6)
-    total = 3.0 * sum((0.5 if key == (1, 2) else 1.0) * want[key] for key in want)
     torch.testing.assert_close(loss.double(), total.double(), rtol=1e-4, atol=1e-6)
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            assert parameter.grad.isfinite().all(), name
-
-
-def test_gradients_equal_eager_autograd() -> None:
-    """The whole loss, differentiated by autograd through eager maps, gives the same parameter gradients."""
-    model, ids = tiny_model("gpt2"), random_ids(2, 31)
-    visible = torch.ones(31, 31).tril().bool().expand(2, 31, 31)
-    eager = AutoModelForCausalLM.from_config(deepcopy(model.config), attn_implementation="eager").eval()
-    eager.load_state_dict(model.state_dict())
-    out = eager(input_ids=ids, labels=ids, output_attentions=True, use_cache=False)
-    want = expected_losses(out.attentions, ids, torch.ones_like(ids).bool(), visible, PLAN)
-    (out.loss + 3.0 * sum((0.5 if key == (1, 2) else 1.0) * want[key] for key in want)).backward()
-    with guide(model, PLAN) as guidance:
-        (model(input_ids=ids, labels=ids, use_cache=False).loss + guidance.loss()).backward()
     for (name, ours), theirs in zip(model.named_parameters(), eager.parameters()):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -172,6 +155,21 @@ def test_half_precision_models_are_guided_in_fp32(dtype: torch.dtype) -> None:
         torch.testing.assert_close(larger.float() / 2**4, half.float(), rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_autocast_computes_guidance_in_fp32(dropout: float) -> None:
+    model, ids = tiny_model("gpt2", dropout).train(), random_ids(2, 31)
+    with torch.autocast("cpu", torch.bfloat16), guide(model, PLAN) as guidance:
+        out = model(input_ids=ids, labels=ids, use_cache=False)
+        loss = guidance.loss()
+        (out.loss + loss).backward()
+    assert loss.dtype == torch.float32
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    if dropout == 0:
+        exact, _ = guided_gradients(tiny_model("gpt2"), ids, 1.0)
+        for key, value in guidance.per_head().items():
+            torch.testing.assert_close(value.detach(), exact[key], rtol=0.05, atol=1e-3)
+
+
 def guided_gradients(model, ids, loss_scale: float):
     with guide(model, PLAN) as guidance:
         out = model(input_ids=ids, labels=ids, use_cache=False)
@@ -207,8 +205,7 @@ def test_zero_targets_give_finite_loss_and_gradients() -> None:
             assert loss.isfinite()
             assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
             assert all(mass.isnan() for mass in guidance.attention().values())
-            if kind == "normalized":
-                assert loss.item() == 0
+            assert loss.item() == 0
 
 
 @pytest.mark.parametrize(

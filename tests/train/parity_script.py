@@ -1,5 +1,6 @@
 """Run on every rank by test_parity.py: several short runs in one process group. Arguments: shards, output."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,6 +18,11 @@ RUNS = {
     "checkpointed": ("zero2", {"train.gradient_checkpointing": "true"}),
     "finetuned": ("zero2", {"guidance.experiment": "finetuned"}),
     "weight0": ("zero2", {"guidance.weight": "0"}),
+    # One sequence in a batch on each rank, so that often only one rank's head sees a target.
+    "unequal": ("zero3", {"train.global_batch": "2", "data.block_length": "16"}),
+    "bf16-1": ("bf16-1", {}),
+    "bf16-2": ("bf16-2", {}),
+    "bf16-3": ("bf16-3", {}),
 }
 COMMON = {
     "data.block_length": "128",
@@ -35,8 +41,12 @@ def main(shards: str, output: str, names: str, dropout: str) -> None:
     for name in names.split(","):
         stage, changes = RUNS[name]
         overrides = COMMON | {"data.shards": shards, "output": f"{output}/{name}", "model.dropout": dropout}
-        json = Path(__file__).parents[2] / "ds_configs" / f"{stage}.json"
-        train(prepare(load_config(EMBEDDED, overrides | changes), json, world), world)
+        ds_json = Path(__file__).parents[2] / "ds_configs" / f"{stage}.json"
+        if stage.startswith("bf16"):
+            ds_json = Path(output) / f"{stage}-rank{world.rank}.json"
+            settings = {"zero_optimization": {"stage": int(stage[-1])}, "bf16": {"enabled": True}}
+            ds_json.write_text(json.dumps(settings))
+        train(prepare(load_config(EMBEDDED, overrides | changes), ds_json, world), world)
     stop()
 
 

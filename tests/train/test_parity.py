@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from gaguide.log import read_metrics
 from tests.support.ranks import run_ranks
+from tests.train.parity_script import RUNS
 
 SCRIPT = Path(__file__).parent / "parity_script.py"
 CURVES = ("loss", "lm_loss", "guidance_loss", "guided_attention", "grad_norm")
@@ -17,7 +20,7 @@ CURVES = ("loss", "lm_loss", "guidance_loss", "guided_attention", "grad_norm")
 def curves(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """Metrics of all runs on two ranks, and of one on a single rank."""
     folder = tmp_path_factory.mktemp("parity")
-    everything = "zero0,zero1,zero2,zero3,accumulated,checkpointed,finetuned,weight0"
+    everything = ",".join(RUNS)
     for where, names, ranks in ((folder, everything, 2), (folder / "alone", "zero1", 1)):
         done = run_ranks(SCRIPT, [str(embedded_shards), str(where), names, "0.0"], ranks)
         assert done.returncode == 0, done.stdout
@@ -25,6 +28,7 @@ def curves(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     found["one rank"] = read_metrics(folder / "alone" / "zero1" / "metrics.jsonl")
     validations = {p.parent.name: read_metrics(p) for p in folder.glob("*/validation.jsonl")}
     validations["one rank"] = read_metrics(folder / "alone" / "zero1" / "validation.jsonl")
+    found["folder"] = [{"path": str(folder)}]
     return found | {f"validation of {name}": records for name, records in validations.items()}
 
 
@@ -51,6 +55,24 @@ def test_weight_zero_is_plain_fine_tuning_to_the_last_bit(curves: dict[str, list
         assert measured["guidance_loss"] == 0
         assert measured["guided_attention"] is None or 0 < measured["guided_attention"] < 1
         assert plain["guided_attention"] is None
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_follows_fp32_and_exports_its_fp32_weights(curves: dict[str, list[dict]], stage: int) -> None:
+    for half, full in zip(curves[f"bf16-{stage}"], curves["zero2"]):
+        assert half["lm_loss"] == pytest.approx(full["lm_loss"], rel=5e-3)
+        assert half["guidance_loss"] == pytest.approx(full["guidance_loss"], rel=5e-2)
+    model = AutoModelForCausalLM.from_pretrained(curves["folder"][0]["path"] + f"/bf16-{stage}/model")
+    assert model.dtype == torch.float32
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    assert not torch.equal(weight, weight.bfloat16().float())  # more digits than bf16 holds
+
+
+def test_ranks_without_targets_neither_hang_nor_add_to_the_loss(curves: dict[str, list[dict]]) -> None:
+    records = curves["unequal"]
+    assert len(records) == 6
+    without = [record for record in records if record["guided_attention"] is None]
+    assert without and all(record["guidance_loss"] == 0 for record in without)
 
 
 def test_guidance_changes_what_is_trained(curves: dict[str, list[dict]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config
 
 from gaguide.config import EMBEDDED, load_config
 from gaguide.dist import World
@@ -33,6 +33,8 @@ def job(shards: Path, folder: Path, /, ranks: int = 2, json: Path = ZERO2, **cha
         ({"model.name": "/no/model", "model.init": "pretrained"}, "model.name", "save_pretrained"),
         ({"model.name": "huge"}, "model.name", "gpt2-xl"),
         ({"output": "/proc/nothing"}, "output", "another folder"),
+        ({"output": "a\0b"}, "output", "another folder"),
+        ({"model.revision": "v1"}, "model.revision", "hub models"),
     ],
 )
 def test_fault(
@@ -64,6 +66,23 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
     with pytest.raises(UserError, match="no such file"):
         job(embedded_shards, tmp_path, json=tmp_path / "missing.json")
     wrong = tmp_path / "wrong.json"
+    for content, message in {
+        '{"zero_optimization": true}': "is no object",
+        '{"zero_optimization": {"stage": "auto"}}': "zero_optimization.stage",
+        '{"bf16": null}': "is no object",
+        '{"tensorboard": {"enable": true}}': "tensorboard.enable",
+        '{"comms_logger": {"verbos": true}}': "comms_logger.verbos",
+        '{"data_types": {"grad_accum_dtype": "bf16"}}': "only fp32 accumulation",
+        '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}': "not supported yet",
+        '{"zero_optimization": {"stage": 0}, "bf16": {"enabled": true}}': "no fp32 weights",
+        '{"wall_clock_breakdown": 3}': "is no bool",
+        '{"compile": {}}': "no such key",
+        "[" * 100_000: "is not JSON",
+    }.items():
+        wrong = tmp_path / "wrong.json"
+        wrong.write_text(content)
+        with pytest.raises(UserError, match=message):
+            job(embedded_shards, tmp_path, json=wrong)
     wrong.write_text('{"train_batch_size": 8, "zero_optimisation": {}, "optimizer": {"type": "Adam"}}')
     with pytest.raises(UserError) as error:
         job(embedded_shards, tmp_path, json=wrong)
@@ -71,12 +90,51 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
     assert "the run says 16" in text and "did you mean 'zero_optimization'?" in text
     assert "train.learning_rate" in text
     wrong.write_text(
-        '{"zero_optimization": {"stage": 2, "bucket": 1},'
-        ' "bf16": {"enabled": true}, "fp16": {"enabled": true}}'
+        '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}, "fp16": {"enabled": true}}'
     )
-    with pytest.raises(UserError, match=r"zero_optimization\.bucket") as error:
+    with pytest.raises(UserError, match="both are enabled"):
         job(embedded_shards, tmp_path, json=wrong)
-    assert "both are enabled" in str(error.value)
+    wrong.write_text('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}}')
+    with pytest.raises(UserError, match="add up 4 micro batches in bf16"):
+        job(embedded_shards, tmp_path, json=wrong, **{"train.micro_batch": "2"})
+
+
+def test_models_that_cannot_be_trained_or_guided(embedded_shards: Path, tmp_path: Path) -> None:
+    """Found by their architecture, before any weights are read."""
+    shape = {"vocab_size": 2048, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    BloomForCausalLM(BloomConfig(**shape)).save_pretrained(tmp_path / "bloom")
+    T5Config(vocab_size=2048).save_pretrained(tmp_path / "t5")
+    GPT2Config(vocab_size=2048, n_layer=2, n_head=4, n_embd=32, n_positions=256).save_pretrained(
+        tmp_path / "bare"
+    )
+    for name, init, message in (
+        ("bloom", "pretrained", r"AttentionInterface|causal attention modules|scaled_dot_product"),
+        ("t5", "scratch", "cannot be built"),
+        ("bare", "pretrained", "holds no weights"),
+    ):
+        with pytest.raises(UserError, match=message):
+            job(embedded_shards, tmp_path, **{"model.name": str(tmp_path / name), "model.init": init})
+
+
+def test_settings_that_would_be_ignored_are_refused() -> None:
+    for changes, message in (
+        ({"guidance.lexicons": "words.yaml"}, "lexicons are for a plan"),
+        ({"guidance.experiment": "finetuned", "guidance.layers": "1"}, "no head is guided"),
+        (
+            {"guidance.experiment": "finetuned", "guidance.plan": "[{pattern: self, heads: 0, layers: []}]"},
+            "at least 1",
+        ),
+        ({"seed": str(2**63)}, "seed"),
+        ({"data.block_length": "1"}, "greater than or equal to 2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(EMBEDDED, changes)
+
+
+def test_an_offset_beyond_the_block_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
+    changes = {"guidance.experiment": "finetuned", "guidance.plan": "[{pattern: offset-128, heads: 0}]"}
+    with pytest.raises(UserError, match="never has a target"):
+        job(embedded_shards, tmp_path, **changes)
 
 
 def test_a_precision_that_the_device_lacks_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
@@ -103,6 +161,15 @@ def test_all_faults_come_at_once(embedded_shards: Path, tmp_path: Path) -> None:
 def test_identity_follows_what_a_resumed_run_must_share(embedded_shards: Path, tmp_path: Path) -> None:
     base = job(embedded_shards, tmp_path)
     assert base.identity == job(embedded_shards, tmp_path, ranks=4, **{"train.micro_batch": "2"}).identity
+    lexicon = tmp_path / "own.yaml"
+    identities = []
+    for word in ("class", "module"):
+        lexicon.write_text(f"own: [{word}]")
+        plan = {"guidance.experiment": "finetuned", "guidance.plan": "[{pattern: own, heads: 0}]"}
+        identities.append(
+            job(embedded_shards, tmp_path, **plan | {"guidance.lexicons": str(lexicon)}).identity
+        )
+    assert identities[0] != identities[1]
     for changes in (
         {"seed": "1"},
         {"train.steps": "301"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gaguide.config import load_config
+from gaguide.config import EMBEDDED, load_config
 from gaguide.data import BlockStore
 from gaguide.log import read_metrics
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
@@ -112,6 +114,53 @@ def test_killed_and_started_again_the_curve_goes_on_exactly(
             assert mine[curve] == theirs[curve], (mine["step"], curve)
     for name in ("validation.jsonl",):
         assert read_metrics(output / name) == read_metrics(finished / name)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_made_again(
+    finished: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    """The newest is damaged: the run goes on from the one before, to the same end."""
+    output = tmp_path / "copy"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "model")
+    (victim,) = (output / "checkpoints" / "step-00000016").glob("**/*rank_1*optim_states.pt")
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    victim.write_bytes(content)
+    done = run_ranks(TRAIN, arguments(embedded_shards, output))
+    assert done.returncode == 0, done.stdout
+    assert f"{victim.name} is damaged" in done.stdout
+    assert "resuming after step 12" in done.stdout
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        ours, reference = read_metrics(output / name), read_metrics(finished / name)
+        assert [record["lm_loss"] for record in ours] == [record["lm_loss"] for record in reference]
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (output, finished)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_another_runs_folder_is_refused_by_naming_what_differs(finished: Path, embedded_shards: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    done = run_ranks(TRAIN, arguments(embedded_shards, finished, **{"guidance.weight": "3"}))
+    assert done.returncode == 2, done.stdout
+    assert "holds checkpoints of another run: guidance.weight differ" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_fault_on_one_rank_is_told_with_its_number(tmp_path: Path) -> None:
+    """A config that only rank 0's host has."""
+    script = tmp_path / "train_with_one_config.py"
+    script.write_text(
+        "import os, sys\n"
+        "from gaguide.train.command import main\n"
+        "name = 'run.yaml' if os.environ['RANK'] == '0' else 'elsewhere.yaml'\n"
+        f"sys.exit(main([*sys.argv[1:], '--config', {str(tmp_path)!r} + '/' + name]))\n"
+    )
+    (tmp_path / "run.yaml").write_text(EMBEDDED.read_text())
+    done = run_ranks(script, ["--deepspeed", str(DS_CONFIGS / "zero2.json")])
+    assert done.returncode == 2, done.stdout
+    assert "rank 1: --config" in done.stdout and "elsewhere.yaml" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_a_mistake_ends_every_rank_with_one_message_and_no_traceback(

@@ -1,0 +1,58 @@
+"""The output folder belongs to one run at a time, and all hosts must see the same one."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from gaguide.dist import World, barrier, broadcast, raise_together
+from gaguide.errors import Fault, UserError
+
+
+def claim_output(output: Path, world: World) -> BaseFileLock:
+    """Lock `output` for this run until the lock is released or the process ends (a collective).
+
+    Raises a `UserError` on all ranks where another run holds it, or where a host sees another folder under
+    the same name: its part of every checkpoint would be missing.
+    """
+    lock = FileLock(output / ".lock")
+    token = broadcast(uuid.uuid4().hex)
+    mark = output / f".seen-{token}"
+
+    def take() -> None:
+        if not world.is_main:
+            return
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                Fault(
+                    "output",
+                    "another run is writing there",
+                    "wait for it, or name another folder",
+                    str(output),
+                )
+            ) from None
+        mark.touch()
+
+    def look() -> None:
+        if not mark.exists():
+            raise UserError(
+                Fault(
+                    "output",
+                    f"host {world.host} does not see what rank 0 wrote there",
+                    "name a folder on a file system that all hosts share",
+                    str(output),
+                )
+            )
+
+    try:
+        raise_together(take)
+        raise_together(look)
+        barrier()
+    finally:
+        if world.is_main:
+            mark.unlink(missing_ok=True)
+    return lock
