@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from gaguide.data.checksums import Checksums
-from gaguide.data.manifest import Manifest, ShardInfo, read_manifest
-from gaguide.data.shards import DamagedShardError, Shard, check_size, open_shard
+from gaguide.data.folder import open_folder, shard_fault
+from gaguide.data.manifest import Manifest, ShardInfo
+from gaguide.data.order import BlockOrder
+from gaguide.data.shards import Shard
 from gaguide.errors import Fault, UserError, suggestion
 
-# The order reads a window of 8 shards at a time; two epochs may meet in a batch.
-_OPEN_SHARDS = 32
+CACHE_BYTES = 20_000_000_000
+_OF_THIS_PROCESS = ("_open", "_opening", "_ahead")
 
 
 class BlockStore:
@@ -29,16 +30,22 @@ class BlockStore:
     structure and the tokenizer are checked then, the ids at every read, and its checksum in the background,
     once on each host; the next `read` tells of what that finds. May be pickled, and read from several threads
     or processes.
+
+    folder: a path, or any address that fsspec knows (`s3://…`, `https://…`). From an address shards are
+    fetched when they are read, or before that by `look_ahead`, into a cache of at most `cache_bytes` on this
+    host's disk, and compared with their checksums as they come.
     """
 
-    def __init__(self, folder: Path, split: str, block_length: int):
-        self.folder, self.split, self.block_length = Path(folder), split, block_length
-        self.manifest: Manifest = read_manifest(self.folder)
-        self._shards: tuple[ShardInfo, ...] = _split_shards(self.manifest, self.folder, split)
-        self._check_sizes()
+    def __init__(self, folder: Path | str, split: str, block_length: int, cache_bytes: int = CACHE_BYTES):
+        self.folder = folder if "://" in str(folder) else Path(folder)
+        self.split, self.block_length = split, block_length
+        self._source = open_folder(folder, cache_bytes)
+        self.manifest: Manifest = self._source.manifest
+        self._shards: tuple[ShardInfo, ...] = _split_shards(self.manifest, folder, split)
+        self._source.check(self._shards)
         self.shard_blocks: tuple[int, ...] = self._count_blocks()
         self._starts = np.concatenate([[0], np.cumsum(self.shard_blocks)]).astype(np.int64)
-        self._checksums = Checksums()
+        self._ahead: list[int] = []
         self._reset()
 
     def __len__(self) -> int:
@@ -46,7 +53,7 @@ class BlockStore:
 
     def read(self, block_ids: np.ndarray) -> np.ndarray:
         """Token ids [n, T] int64 of the blocks `block_ids` [n]; IndexError outside [0, len)."""
-        self._raise_damaged()
+        self._source.raise_damaged()
         shard_of, first = self._locate(block_ids)
         ids_BT = np.empty((len(first), self.block_length), np.int64)
         for row, (index, start) in enumerate(zip(shard_of, first)):
@@ -54,7 +61,7 @@ class BlockStore:
         if ids_BT.size and ids_BT.max() >= self.manifest.vocab_size:
             info = self._shards[shard_of[int(ids_BT.max(axis=1).argmax())]]
             problem = f"damaged: it holds the id {ids_BT.max()}, the vocabulary ends at {self._last_id}"
-            raise UserError(_shard_fault(self.folder / info.file, problem))
+            raise UserError(shard_fault(self._source.name, info.file, problem))
         return ids_BT
 
     def document_starts(self, block_id: int) -> np.ndarray:
@@ -78,11 +85,25 @@ class BlockStore:
 
     def finish_checks(self) -> None:
         """Wait for the checksums of all shards used so far; `UserError` names the damaged ones."""
-        self._checksums.wait()
-        self._raise_damaged()
+        self._source.finish_checks()
+
+    def look_ahead(self, order: BlockOrder, position: int) -> None:
+        """Say that the reader stands at `position` of `order`, so that what comes next is fetched in time.
+
+        Cheap enough for every step; does nothing for a folder on this machine.
+        """
+        ahead = order.shards_ahead(position)
+        if ahead != self._ahead:
+            self._ahead = ahead
+            self._source.look_ahead(order.window_shards, [self._shards[index] for index in ahead])
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Folder of the tokenizer that made the shards, on this machine."""
+        return self._source.tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_opening")}
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_THIS_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -91,6 +112,7 @@ class BlockStore:
     def _reset(self) -> None:
         self._open: dict[int, Shard] = {}
         self._opening = threading.Lock()
+        self._ahead = []
 
     @property
     def _last_id(self) -> int:
@@ -126,32 +148,11 @@ class BlockStore:
         return shard
 
     def _open_shard(self, index: int) -> Shard:
-        info = self._shards[index]
-        path = self.folder / info.file
-        try:
-            shard = open_shard(path, info, self.manifest.tokenizer_fingerprint)
-        except DamagedShardError as error:
-            raise UserError(_shard_fault(path, str(error))) from None
-        self._checksums.start(path, info)
-        self._open[index] = shard
-        while len(self._open) > _OPEN_SHARDS:
+        # Before, not after: a cache needs the room of what is let go.
+        while len(self._open) >= self._source.open_limit:
             self._open.pop(next(iter(self._open)))
+        shard = self._open[index] = self._source.open(self._shards[index])
         return shard
-
-    def _raise_damaged(self) -> None:
-        damaged = self._checksums.damaged
-        if damaged:
-            raise UserError([_shard_fault(path, problem) for path, problem in damaged.items()])
-
-    def _check_sizes(self) -> None:
-        faults = []
-        for info in self._shards:
-            try:
-                check_size(self.folder / info.file, info)
-            except DamagedShardError as error:
-                faults.append(_shard_fault(self.folder / info.file, str(error)))
-        if faults:
-            raise UserError(faults)
 
     def _count_blocks(self) -> tuple[int, ...]:
         if self.block_length < 1:
@@ -167,7 +168,7 @@ class BlockStore:
         return counts
 
 
-def _split_shards(manifest: Manifest, folder: Path, split: str) -> tuple[ShardInfo, ...]:
+def _split_shards(manifest: Manifest, folder: Path | str, split: str) -> tuple[ShardInfo, ...]:
     shards = manifest.splits.get(split)
     if not shards:
         remedy = suggestion(split, [name for name, some in manifest.splits.items() if some])
@@ -175,11 +176,3 @@ def _split_shards(manifest: Manifest, folder: Path, split: str) -> tuple[ShardIn
             remedy = "build the shards with a larger --validation-fraction"
         raise UserError(Fault("data", f"{folder} has no split {split!r}", remedy))
     return shards
-
-
-def _shard_fault(path: Path, problem: str) -> Fault:
-    return Fault(
-        "data",
-        f"shard {path} is {problem}",
-        f"see `gaguide data verify {path.parent}`; copy the file again, or build the folder anew",
-    )

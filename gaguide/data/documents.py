@@ -21,7 +21,7 @@ from gaguide.data.sources import SourceFile, Span
 from gaguide.errors import Fault, UserError
 
 
-class Reason(str, enum.Enum):
+class Reason(enum.StrEnum):
     """Why a row of the source became no document."""
 
     EMPTY = "empty"

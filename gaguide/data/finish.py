@@ -61,6 +61,7 @@ def finish(
         tokenizer_fingerprint=job.tokenizer_fingerprint,
         token_dtype=job.token_dtype,
         splits=splits,
+        tokenizer_files=_file_names(output / TOKENIZER_FOLDER),
         build_id=build_id,
     )
     sync_folder(output)
@@ -115,6 +116,10 @@ def _batches(documents: Iterator[np.ndarray], shard_tokens: int) -> Iterator[lis
         tokens += len(document)
     if batch:
         yield batch
+
+
+def _file_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
 
 
 def _save_tokenizer(output: Path, tokenizer: PreTrainedTokenizerBase, work: Path) -> None:

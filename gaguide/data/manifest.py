@@ -45,7 +45,8 @@ class Manifest:
 
     source: what it was made from, in words; revision: the hub commit, else None; documents, tokens: over
     all splits; dropped: reason → documents left out; vocab_size: ids lie in [0, vocab_size);
-    token_dtype: "uint16" or "uint32"; build_id: identifies the request that made it (workers aside).
+    token_dtype: "uint16" or "uint32"; tokenizer_files: names in the
+    tokenizer's folder; build_id: identifies the request that made it (workers aside).
     """
 
     schema_version: int
@@ -59,6 +60,7 @@ class Manifest:
     tokenizer_fingerprint: str
     token_dtype: str
     splits: Mapping[str, tuple[ShardInfo, ...]]
+    tokenizer_files: tuple[str, ...] = ()
     build_id: str = field(default="", compare=False)
 
     @property
@@ -93,8 +95,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise UserError(Fault("data", *_why_missing(folder), value=str(folder)))
+    return parse_manifest(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """The manifest that `text`, found at `where`, states; `UserError` where it can't be understood."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         if content.pop("format", None) != _FORMAT:
             raise ValueError("not a manifest of gaguide shards")
         version = content["schema_version"]
@@ -104,9 +111,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(
             Fault(
                 "data",
-                f"{path} can't be understood ({error})",
+                f"{where} can't be understood ({error})",
                 "give a folder that `gaguide data build` made",
-                str(folder),
+                where,
             )
         ) from None
     raise UserError(
@@ -114,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
             "data",
             f"its shards have schema version {version!r}; this gaguide reads version {SCHEMA_VERSION}",
             "build them again with this gaguide, or install the one that made them",
-            str(folder),
+            where,
         )
     )
 
@@ -124,7 +131,10 @@ def _from_json(content: dict[str, Any]) -> Manifest:
     splits = {
         name: tuple(ShardInfo(**shard) for shard in shards) for name, shards in content.pop("splits").items()
     }
-    manifest = Manifest(splits=splits, **content)
+    files = tuple(content.pop("tokenizer_files", ()))
+    if any(Path(name).name != name for name in files):
+        raise ValueError("a tokenizer's file lies outside its folder")
+    manifest = Manifest(splits=splits, tokenizer_files=files, **content)
     if manifest.token_dtype not in ("uint16", "uint32"):
         raise ValueError(f"token_dtype {manifest.token_dtype!r} is neither uint16 nor uint32")
     if manifest.fingerprint != stated:

@@ -2,8 +2,8 @@
 
 The stream is cut into rounds of 10,000 positions. In each round every folder has its share of the places, to
 the nearest 1/10,000; which places is a keyed permutation, so a folder's share is right in any long stretch.
-Each folder's blocks come in its own `BlockOrder`, epoch after epoch at its own pace. (Within a round a folder's
-next few blocks change places among themselves, which is one more shuffle.)
+Each folder's blocks come in its own `BlockOrder`, epoch after epoch at its own pace. (Within a round a
+folder's next few blocks change places among themselves, which is one more shuffle.)
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ _PART_SALT, _ROUND_SALT = 0x70617274, 0x726F756E
 class MixedOrder:
     """Order of the blocks of a `MixedStore`.
 
-    part_blocks: each folder's `shard_blocks`; weights: the share of each, positive, in any unit. An epoch has as
-    many positions as all folders have blocks; a folder is seen weight / its share of all blocks times in it.
+    part_blocks: each folder's `shard_blocks`; weights: the share of each, positive, in any unit;
+    window_shards, growing: of each folder's `BlockOrder`. An epoch has as many positions as all folders have
+    blocks; a folder is seen weight / its share of all blocks times in it.
     """
 
     part_blocks: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...]
     seed: int
     window_shards: int = 8
+    growing: bool = False
 
     def __post_init__(self) -> None:
         if not self.part_blocks or len(self.part_blocks) != len(self.weights):
@@ -68,7 +70,7 @@ class MixedOrder:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the order, for the check at resume."""
-        parts = [order.fingerprint for order in self._orders]
+        parts = [order.fingerprint for order in self.orders]
         return hashlib.sha256(json.dumps([_ALGORITHM, self.seed, self.shares, parts]).encode()).hexdigest()
 
     def at(self, positions: np.ndarray) -> np.ndarray:
@@ -77,7 +79,7 @@ class MixedOrder:
         ids = np.empty_like(place)
         for index in np.unique(part).tolist():
             here = part == index
-            ids[here] = self._part_start[index] + self._orders[index].at(place[here])
+            ids[here] = self._part_start[index] + self.orders[index].at(place[here])
         return ids
 
     def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,9 +111,10 @@ class MixedOrder:
         return {}
 
     @cached_property
-    def _orders(self) -> tuple[BlockOrder, ...]:
+    def orders(self) -> tuple[BlockOrder, ...]:
+        """Each part's own order."""
         return tuple(
-            BlockOrder(blocks, derived_key(self.seed, _PART_SALT, index), self.window_shards)
+            BlockOrder(blocks, derived_key(self.seed, _PART_SALT, index), self.window_shards, self.growing)
             for index, blocks in enumerate(self.part_blocks)
         )
 
@@ -169,9 +172,10 @@ class MixedStore:
         """Blocks of every shard, store after store."""
         return sum(self.part_blocks, ())
 
-    def order(self, weights: Sequence[float], seed: int, window_shards: int = 8) -> MixedOrder:
-        """An order over all stores, one weight for each."""
-        return MixedOrder(self.part_blocks, tuple(map(float, weights)), seed, window_shards)
+    def look_ahead(self, order: MixedOrder, position: int) -> None:
+        """As `BlockStore.look_ahead`, for every store."""
+        for store, own, share in zip(self.stores, order.orders, order.shares):
+            store.look_ahead(own, position // ROUND * share)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

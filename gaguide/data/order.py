@@ -50,12 +50,15 @@ class BlockOrder:
     """Order of the blocks of some shards.
 
     shard_blocks: blocks in each shard, in shard order (global block ids count through them);
-    window_shards: shards that are mixed with each other, at least 1. Fields alone decide the order.
+    window_shards: shards that are mixed with each other, at least 1; growing: epoch 0 begins with windows of
+    1, 2, 4 … shards, so that a run on shards that are being fetched begins when the first one is there.
+    Fields alone decide the order.
     """
 
     shard_blocks: tuple[int, ...]
     seed: int
     window_shards: int = 8
+    growing: bool = False
 
     def __post_init__(self) -> None:
         if self.total_blocks < 1 or min(self.shard_blocks) < 0:
@@ -72,6 +75,7 @@ class BlockOrder:
     def fingerprint(self) -> str:
         """Identifies the order, for the check at resume."""
         identity = [_ALGORITHM, self.seed, self.window_shards, list(self.shard_blocks)]
+        identity += ["growing"] if self.growing else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def at(self, positions: np.ndarray) -> np.ndarray:
@@ -90,6 +94,21 @@ class BlockOrder:
             return (chunks[0] if len(chunks) == 1 else np.concatenate(chunks))[positions - first * size]
         return self._compute(positions)
 
+    def shards_ahead(self, position: int, windows: int = 2) -> list[int]:
+        """Shards that `position` and what follows read: those of its window, then of the next ones."""
+        epoch, within = divmod(position, self.total_blocks)
+        ahead: list[int] = []
+        while windows:
+            table = self._table(epoch)
+            first = int(np.searchsorted(table.window_start, within, side="right")) - 1
+            end = min(first + windows, len(table.window_edge) - 1)
+            ahead += table.slots[table.window_edge[first] : table.window_edge[end]].tolist()
+            windows, epoch, within = windows - (end - first), epoch + 1, 0
+        return list(dict.fromkeys(ahead))
+
+    def _table(self, epoch: int) -> _EpochTable:
+        return remember(self._tables, epoch, partial(_epoch_table, self, epoch))
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
@@ -98,8 +117,7 @@ class BlockOrder:
         ids = np.empty_like(within)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            table = remember(self._tables, epoch, partial(_epoch_table, self, epoch))
-            ids[here] = table.block_ids(within[here])
+            ids[here] = self._table(epoch).block_ids(within[here])
         return ids
 
     def _chunk(self, chunk: int, size: int) -> np.ndarray:
@@ -131,6 +149,8 @@ class _EpochTable:
     """One epoch's shards in their order; everything here has one element per shard or per window."""
 
     key: int
+    slots: np.ndarray  # [slots] the shard in each slot
+    window_edge: np.ndarray  # [windows + 1] first slot of each window
     slot_shard_start: np.ndarray  # [shards] first global block id of the shard in each slot
     slot_start: np.ndarray  # [shards + 1] first epoch position (before the shuffle) of each slot
     window_start: np.ndarray  # [windows + 1] first epoch position of each window
@@ -157,10 +177,22 @@ def _epoch_table(order: BlockOrder, epoch: int) -> _EpochTable:
         np.argsort(_mix64(used.astype(np.uint64) + _u64(derived_key(key, _SHARD_SALT, 0))), kind="stable")
     ]
     slot_start = np.concatenate([[0], np.cumsum(counts[slots])]).astype(np.int64)
-    windows = math.ceil(len(slots) / order.window_shards)
+    edges = _window_edges(len(slots), order.window_shards, order.growing and epoch == 0)
+    return _EpochTable(key, slots, edges, starts[slots], slot_start, slot_start[edges])
+
+
+def _window_edges(slots: int, window_shards: int, growing: bool) -> np.ndarray:
+    """First slot of each window, and the end."""
+    edges = [0]
+    size = 1
+    while growing and size < window_shards and edges[-1] + size < slots:
+        edges.append(edges[-1] + size)
+        size *= 2
+    rest = slots - edges[-1]
+    windows = math.ceil(rest / window_shards)
     # Windows of nearly equal numbers of shards, so that the last one is no thin remainder.
-    edges = np.arange(windows + 1) * len(slots) // windows
-    return _EpochTable(key, starts[slots], slot_start, slot_start[edges])
+    equal = edges[-1] + np.arange(1, windows + 1) * rest // windows
+    return np.array([*edges, *equal.tolist()], np.int64)
 
 
 def keyed_permutation(index: np.ndarray, size: int, key: int) -> np.ndarray:

@@ -82,7 +82,7 @@ def test_blocks_of_a_mixture_are_those_of_its_folders(shards, embedded):
     stores = [BlockStore(shards, "train", 64), BlockStore(embedded, "train", 64)]
     mixed = pickle.loads(pickle.dumps(MixedStore(stores)))
     assert len(mixed) == sum(map(len, stores)) == sum(mixed.shard_blocks)
-    ids = mixed.order((1, 3), seed=4).at(np.arange(200))
+    ids = MixedOrder(mixed.part_blocks, (1, 3), seed=4).at(np.arange(200))
     own = [(stores[0], i) if i < len(stores[0]) else (stores[1], i - len(stores[0])) for i in ids.tolist()]
     for method in ("read", "document_ids", "positions"):
         expected = np.concatenate([getattr(store, method)(np.array([i])) for store, i in own])

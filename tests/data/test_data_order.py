@@ -22,9 +22,11 @@ def whole(order: BlockOrder, epoch: int = 0) -> np.ndarray:
     return order.at(np.arange(epoch * total, (epoch + 1) * total))
 
 
-@given(SHARDS, st.integers(-(2**70), 2**70), st.integers(1, 5), st.integers(0, 10**6))
-def test_every_epoch_sees_every_block_once(shards, seed, window, epoch):
-    assert sorted(whole(BlockOrder(shards, seed, window), epoch)) == list(range(sum(shards)))
+@given(SHARDS, st.integers(-(2**70), 2**70), st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
+def test_every_epoch_sees_every_block_once(shards, seed, window, growing, epoch):
+    order = BlockOrder(shards, seed, window, growing)
+    for each in (0, epoch):
+        assert sorted(whole(order, each)) == list(range(sum(shards)))
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
@@ -97,6 +99,30 @@ def test_a_window_reads_only_its_shards():
     seen = whole(order) // 50
     for start in range(0, 1000, 200):
         assert len(set(seen[start : start + 200])) == 4
+
+
+def test_growing_windows_begin_with_one_shard():
+    """Epoch 0 alone: so that a run on shards that are still coming can begin."""
+    order = BlockOrder((50,) * 20, seed=3, window_shards=8, growing=True)
+    shard_of = whole(order) // 50
+    for windows, (start, end) in enumerate([(0, 1), (1, 3), (3, 7)], 1):
+        assert len(set(shard_of[start * 50 : end * 50])) == end - start
+        assert set(shard_of[: end * 50]) == set(order.shards_ahead(0, windows))
+    assert np.array_equal(whole(order, 1), whole(BlockOrder((50,) * 20, 3, 8), 1))
+    assert order.fingerprint != BlockOrder((50,) * 20, 3, 8).fingerprint
+
+
+@given(SHARDS, st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_what_is_ahead_is_what_will_be_read(shards, window, growing, first):
+    order = BlockOrder(shards, 7, window, growing)
+    ends = np.cumsum(shards)
+    for position in range(first, first + 60):
+        block = int(order.at(np.array([position]))[0])
+        now, two = order.shards_ahead(position, 1), order.shards_ahead(position, 2)
+        assert int(np.searchsorted(ends, block, side="right")) in now
+        assert two[: len(now)] == now and len(set(two)) == len(two) <= 2 * window
+        assert set(order.shards_ahead(position + 1, 1)) <= set(two)
 
 
 def test_small_permutations_are_uniform():
