@@ -21,8 +21,8 @@ REPOSITORY = Path(__file__).parents[1]
 SETTINGS = [
     ("mean", "indicator", 0.0), ("mean", "indicator", 1.0), ("mean", "indicator", 3.0),
     ("mean", "indicator", 10.0), ("mean", "indicator", 30.0), ("mean", "indicator", 100.0),
-    ("mean", "normalized", 1.0), ("mean", "normalized", 3.0), ("mean", "normalized", 10.0),
-    ("frobenius", "indicator", 0.0001), ("frobenius", "indicator", 0.001), ("frobenius", "indicator", 1.0),
+    ("mean", "normalized", 3.0), ("mean", "normalized", 10.0), ("frobenius", "indicator", 0.001),
+    ("frobenius", "indicator", 0.01),
 ]  # fmt: skip
 
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import psutil
 import torch
@@ -37,9 +38,9 @@ WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contr
 def model_of(layers: int, length: int, attention: str, device: str) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(n_layer=layers, n_positions=length, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
-    config.loss_type = "ForCausalLM"
     model = GPT2LMHeadModel(config)
     model.set_attn_implementation(attention)
+    model.loss_type = "ForCausalLM"
     return model.to(device).train()
 
 
@@ -82,7 +83,7 @@ def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor)
 
 
 def time_steps(arguments: argparse.Namespace) -> None:
-    names = ["unguided", "ours-1", "ours-4", "dense-1", "dense-4"]
+    names = arguments.contenders.split(",")
     console = Console()
     with ExitStack() as stack:
         shape = (arguments.layers, arguments.batch, arguments.length, arguments.device)
@@ -101,7 +102,7 @@ def time_steps(arguments: argparse.Namespace) -> None:
         "contender",
         "median step",
         "ratio",
-        "ratio of each round",
+        "median of rounds' ratios",
         "peak memory",
         "ratio",
         title=str(vars(arguments)),
@@ -119,6 +120,12 @@ def time_steps(arguments: argparse.Namespace) -> None:
     console.print(table)
 
 
+def peak_resident() -> int:
+    """Largest resident set of this process since its start, in bytes (getrusage counts its parent's too)."""
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024
+
+
 def peak_memory(name: str, layers: int, batch: int, length: int, device: str) -> int:
     """Bytes, from a child process that runs two steps of one contender."""
     child = [sys.executable, __file__, "child", name, *map(str, (layers, batch, length)), device]
@@ -134,7 +141,7 @@ def child(name: str, layers: str, batch: str, length: str, device: str) -> None:
     if device == "cuda":
         print(torch.cuda.max_memory_allocated())
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+        print(peak_resident() - before)
 
 
 def memory_by_length(arguments: argparse.Namespace) -> None:
@@ -170,6 +177,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--contenders", default="unguided,ours-1,ours-4,dense-1,dense-4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--dense-up-to", type=int, default=4096)

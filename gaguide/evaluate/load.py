@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from gaguide.data.files import sha256_of
 from gaguide.errors import Fault, UserError
@@ -143,6 +144,7 @@ def _hub(task: Task) -> tuple[str, list[Record]]:
 
 def _from_pretrained(auto: Any, what: str, name: str, **options: Any) -> Any:
     load: Callable[..., Any] = auto.from_pretrained
+    transformers_logging.disable_progress_bar()  # one bar a rank, mixed into each other
     try:
         return load(name, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:

@@ -48,7 +48,7 @@ def _train(argv: Sequence[str] | None, world: World) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for others
     from gaguide.log import say
-    from gaguide.train.job import prepare
+    from gaguide.train.preflight import prepare
     from gaguide.train.run import train
 
     start(world)

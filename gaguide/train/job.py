@@ -1,44 +1,24 @@
-"""Preflight: everything a run needs, found and checked before the first step, all faults at once."""
+"""A run whose parts fit together: what training gets from preflight."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.config import (
-    BatchPlan,
-    GuidanceSection,
-    Precisions,
-    RunConfig,
-    load_deepspeed_json,
-    plan_batch,
-    resolve_deepspeed,
-)
-from gaguide.data import (
-    BlockOrder,
-    BlockStore,
-    load_tokenizer,
-    read_manifest,
-    steps_for_epochs,
-    tokenizer_fingerprint,
-)
-from gaguide.data.embedded import embedded_corpus
+from gaguide.config import BatchPlan, RunConfig
+from gaguide.data import BlockOrder, BlockStore
 from gaguide.dist import World
-from gaguide.errors import Fault, UserError
-from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
-from gaguide.guidance.attach import attention_modules
-from gaguide.model import ModelSource, find_model, skeleton
+from gaguide.guidance import GuidancePlan
+from gaguide.model import ModelSource
 
-T = TypeVar("T")
+_OPTIMIZER_FIELDS = {
+    "learning_rate", "schedule", "warmup_steps", "weight_decay", "betas", "epsilon", "gradient_clipping",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,207 +96,3 @@ class Job:
         """bf16, fp16 or fp32."""
         enabled = (kind for kind in ("bf16", "fp16") if self.deepspeed.get(kind, {}).get("enabled"))
         return next(enabled, "fp32")
-
-
-_OPTIMIZER_FIELDS = {
-    "learning_rate", "schedule", "warmup_steps", "weight_decay", "betas", "epsilon", "gradient_clipping",
-}  # fmt: skip
-
-
-def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
-    """The job of `run` in `world`. Raises one `UserError` with every fault that could be found."""
-    check = _Collector()
-    output = check(lambda: _writable(Path(run.output).expanduser()))
-    ds_file = check(lambda: load_deepspeed_json(deepspeed_json))
-    batch = check(lambda: plan_batch(run.train.global_batch, run.train.micro_batch, world.size))
-    if ds_file is not None and batch is not None:
-        file, split = ds_file, batch
-        deepspeed = check(lambda: resolve_deepspeed(file, split, run.train.gradient_clipping, _precisions()))
-    folder = check(lambda: _shards(run.data.shards))
-    blocks = held_out = tokenizer = model = plan = None
-    if folder is not None:
-        where = folder
-        blocks = check(lambda: _blocks(where, "train", run.data.block_length))
-        held_out = check(lambda: _blocks(where, "validation", run.data.block_length))
-        tokenizer = check(lambda: load_tokenizer(str(where / "tokenizer")))
-    if blocks is not None:
-        data = blocks.manifest
-        model = check(lambda: find_model(run.model, data.vocab_size, data.eos_token_id))
-    if model is not None and blocks is not None:
-        source, store = model, blocks
-        check(lambda: _model_takes_data(source, store, run))
-    if tokenizer is not None:
-        words = tokenizer
-        plan = check(lambda: _plan(run, words))
-    bare = None
-    if model is not None:
-        found = model
-        bare = check(lambda: skeleton(found))
-    if model is not None and bare is not None and plan is not None:
-        shape, guided, architecture = model.config.get_text_config(), plan, bare
-        check(lambda: attention_modules(architecture))
-        check(lambda: guided.resolve(shape.num_hidden_layers, shape.num_attention_heads))
-        check(lambda: _offsets_fit(guided, run.data.block_length))
-    check.raise_faults()
-    assert batch and blocks and held_out and model and tokenizer and deepspeed and output
-    epochs = run.train.epochs
-    total = run.train.steps or steps_for_epochs(len(blocks), epochs or 1, run.train.global_batch)
-    order = BlockOrder(blocks.shard_blocks, run.seed)
-    return Job(run, deepspeed, batch, blocks, held_out, order, model, tokenizer, plan, total)
-
-
-class _Collector:
-    """Runs checks, keeps the faults of those that fail."""
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
-
-    def __call__(self, check: Callable[[], T]) -> T | None:
-        try:
-            return check()
-        except UserError as error:
-            self.faults += error.faults
-            return None
-
-    def raise_faults(self) -> None:
-        if self.faults:
-            raise UserError(self.faults)
-
-
-def _shards(name: str) -> Path:
-    if name != "embedded":
-        _as_shards(lambda: read_manifest(Path(name)))
-        return Path(name)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    try:
-        return embedded_corpus(cache / "gaguide" / "embedded")
-    except OSError as error:
-        problem = f"the embedded corpus cannot be built in {cache} ({error.strerror})"
-        raise UserError(
-            Fault("data.shards", problem, "set XDG_CACHE_HOME to a folder you can write to")
-        ) from None
-
-
-def _blocks(folder: Path, split: str, block_length: int) -> BlockStore:
-    return _as_shards(lambda: BlockStore(folder, split, block_length))
-
-
-def _as_shards(read: Callable[[], T]) -> T:
-    """What the data package calls `data` is the run's field `data.shards`."""
-    try:
-        return read()
-    except UserError as error:
-        raise UserError(
-            replace(fault, field="data.shards") if fault.field == "data" else fault for fault in error.faults
-        ) from None
-
-
-def _writable(output: Path) -> Path:
-    try:
-        if output.exists() and not output.is_dir():
-            raise UserError(Fault("output", "is a file", "name a folder", str(output)))
-        output.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        problem = f"cannot be made ({getattr(error, 'strerror', None) or error})"
-        raise UserError(Fault("output", problem, "name another folder", str(output))) from None
-    if not os.access(output, os.W_OK):
-        raise UserError(Fault("output", "cannot be written to", "name another folder", str(output)))
-    return output
-
-
-def _precisions() -> Precisions:
-    from deepspeed.accelerator import get_accelerator
-
-    device = get_accelerator()
-    auto_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return Precisions(auto_bf16, bool(device.is_bf16_supported()), bool(device.is_fp16_supported()))
-
-
-def _plan(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:
-    section = run.guidance
-    if section.plan:
-        return _custom_plan(section, tokenizer)
-    plan = GuidancePlan.from_experiment(
-        section.experiment,
-        tokenizer,
-        mode=section.mode,
-        layers=section.layers,
-        reduction=section.reduction,
-        target=section.target,
-        weight=section.weight,
-    )
-    return None if plan.is_empty else plan
-
-
-def _offsets_fit(plan: GuidancePlan, block_length: int) -> None:
-    for assignment in plan.assignments:
-        pattern = assignment.pattern
-        if isinstance(pattern, FixedOffset) and pattern.distance >= block_length:
-            raise UserError(
-                Fault(
-                    "guidance.plan",
-                    f"{pattern.name} never has a target in blocks of {block_length} tokens",
-                    "use a smaller offset or longer blocks",
-                )
-            )
-
-
-def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan:
-    own = read_lexicons(Path(section.lexicons)) if section.lexicons else {}
-    check = _Collector()
-    assignments = []
-    for at, entry in enumerate(section.plan):
-        field = f"guidance.plan.{at}.pattern"
-        pattern = check(partial(make_pattern, entry.pattern, tokenizer, section.mode, own, field))
-        if pattern is not None:
-            assignments.append(Assignment(pattern, entry.heads, entry.layers, entry.weight))
-    check.raise_faults()
-    return GuidancePlan(tuple(assignments), section.reduction, section.target, section.weight)
-
-
-def _model_takes_data(model: ModelSource, blocks: BlockStore, run: RunConfig) -> None:
-    """Raise the faults between model and shards."""
-    faults = []
-    positions, length = model.positions, run.data.block_length
-    if positions is not None and length > positions:
-        faults.append(
-            Fault(
-                "data.block_length",
-                f"the model has {positions} positions",
-                f"use at most {positions}",
-                length,
-            )
-        )
-    manifest = blocks.manifest
-    vocabulary = model.config.get_text_config().vocab_size
-    if manifest.vocab_size > vocabulary:
-        faults.append(
-            Fault(
-                "data.shards",
-                f"were made with a vocabulary of {manifest.vocab_size} entries, the model has {vocabulary}",
-                f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …",
-                run.data.shards,
-            )
-        )
-    elif run.model.init == "pretrained":
-        faults += _tokenizer_faults(blocks, run)
-    if faults:
-        raise UserError(faults)
-
-
-def _tokenizer_faults(blocks: BlockStore, run: RunConfig) -> list[Fault]:
-    """A pretrained model must have been trained with the tokenizer that made the shards."""
-    try:
-        theirs = tokenizer_fingerprint(load_tokenizer(run.model.name))
-    except UserError:
-        return []  # a folder without a tokenizer: the vocabulary's size is all there is to compare
-    if theirs == blocks.manifest.tokenizer_fingerprint:
-        return []
-    return [
-        Fault(
-            "data.shards",
-            f"were made with another tokenizer than that of {run.model.name}",
-            f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …",
-            run.data.shards,
-        )
-    ]

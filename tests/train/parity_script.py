@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gaguide.config import EMBEDDED, load_config
 from gaguide.dist import World, start, stop
-from gaguide.train.job import prepare
+from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 
 RUNS = {

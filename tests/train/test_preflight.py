@@ -10,7 +10,8 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 from gaguide.config import EMBEDDED, load_config
 from gaguide.dist import World
 from gaguide.errors import UserError
-from gaguide.train.job import Job, prepare
+from gaguide.train.job import Job
+from gaguide.train.preflight import prepare
 from tests.support.ranks import DS_CONFIGS
 
 ZERO2 = DS_CONFIGS / "zero2.json"
