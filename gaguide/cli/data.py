@@ -15,7 +15,7 @@ import typer
 from gaguide.errors import EXIT_USER_ERROR
 
 if TYPE_CHECKING:
-    from gaguide.data import Manifest, Progress
+    from gaguide.data import BuildRequest, Manifest, Progress
 
 _EXIT_INTERRUPTED = 130
 
@@ -62,14 +62,26 @@ def build_command(
             help="Processes. The result does not depend on it.", show_default="cores of this machine"
         ),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="I/N: do the I-th of N shares only, as a task of a job array. The last to end completes "
+            "the folder."
+        ),
+    ] = None,
     revision: Annotated[
         str | None,
         typer.Option(help="Commit, branch or tag of a hub data set.", show_default="its newest commit"),
     ] = None,
 ) -> None:
     """Turn text into a folder of token shards."""
-    from gaguide.data import BuildRequest, build
+    from gaguide.data import BuildRequest
+    from gaguide.data.spread import mpi_size, parse_part
 
+    over_mpi = mpi_size() > 1
+    share = None if part is None else parse_part(part)
+    if over_mpi:
+        _refuse_with_mpi(workers, part)
     request = BuildRequest(
         sources=tuple(source),
         output=output,
@@ -79,16 +91,52 @@ def build_command(
         text_field=text_field,
         validation_fraction=validation_fraction,
         shard_tokens=shard_tokens,
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        workers=_cores(over_mpi) if workers is None else workers,
         revision=revision,
     )
     try:
-        with _progress_shown() as show:
-            manifest = build(request, show)
+        manifest = _build_over_mpi(request) if over_mpi else _build_here(request, share)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: the same command goes on where this one stopped ({output})", err=True)
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-    typer.echo(describe(output, manifest))
+    if manifest is not None:
+        typer.echo(describe(output, manifest))
+    elif share is not None:
+        typer.echo(f"part {part} is done; the last part to end completes {output}")
+
+
+def _cores(over_mpi: bool) -> int:
+    return 1 if over_mpi else len(os.sched_getaffinity(0))
+
+
+def _refuse_with_mpi(workers: int | None, part: str | None) -> None:
+    from gaguide.errors import Fault, UserError
+
+    given = {"--workers": workers, "--part": part}
+    remedy = "leave it out: mpirun says how many processes there are"
+    faults = [Fault(name, "has no use under mpirun", remedy, value) for name, value in given.items() if value]
+    if faults:
+        raise UserError(faults)
+
+
+def _build_here(request: BuildRequest, share: tuple[int, int] | None) -> Manifest | None:
+    from gaguide.data import build
+    from gaguide.data.spread import build_part
+
+    with _progress_shown() as show:
+        return build(request, show) if share is None else build_part(request, *share, show)
+
+
+def _build_over_mpi(request: BuildRequest) -> Manifest | None:
+    """On rank 0 the manifest, on the ranks that worked for it None."""
+    from gaguide.data import build
+    from gaguide.data.spread import mpi_pool, run_in
+
+    with mpi_pool() as pool:
+        if pool is None:
+            return None
+        with _progress_shown() as show:
+            return build(request, show, run_in(pool))
 
 
 def info_command(

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from gaguide.data.files import write_text
 from gaguide.data.finish import finish
 from gaguide.data.manifest import Manifest, is_complete, read_manifest
 from gaguide.data.parts import Part, plan_parts
-from gaguide.data.pieces import Job, read_pieces
+from gaguide.data.pieces import Job, Report, read_pieces
 from gaguide.data.sources import EMBEDDED, Source, find_source
 from gaguide.data.tokenize import DocumentEncoder, load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from gaguide.data.workers import run_parts
@@ -71,43 +72,122 @@ class Progress:
     total_bytes: int = 0
 
 
-def build(request: BuildRequest, on_progress: Callable[[Progress], None] = lambda progress: None) -> Manifest:
-    """Make `request.output` a complete folder of shards, or find that it is one already."""
+Runner = Callable[[Iterable[Part], Job, Report], None]
+"""Makes the pieces of parts, somewhere."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A build that is planned. fraction: of documents that are held out."""
+
+    request: BuildRequest
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    parts: tuple[Part, ...]
+    fraction: float
+    build_id: str
+
+    @property
+    def folder_of_pieces(self) -> Path:
+        """Where pieces lie until the end."""
+        return self.request.output / BUILD_FOLDER
+
+
+def build(
+    request: BuildRequest,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    runner: Runner | None = None,
+) -> Manifest:
+    """Make `request.output` a complete folder of shards, or find that it is one already.
+
+    runner: makes the pieces; None: `request.workers` processes of this machine.
+    """
     from filelock import FileLock, Timeout
 
-    _check(request)
-    _make_folder(request.output)
+    check_request(request)
     try:
         with FileLock(request.output / LOCK_FILE, timeout=0):
-            return _build_locked(request, on_progress)
+            _no_part_is_running(request.output)
+            work = plan(request, on_progress)
+            finished = begin(work, work.parts)
+            if finished is not None:
+                return finished
+            run(work, work.parts, on_progress, runner)
+            return complete(work, on_progress)
     except Timeout:
-        remedy = "wait for it, or give another --output"
-        problem = "another build is writing to this folder"
-        raise UserError(Fault("--output", problem, remedy, str(request.output))) from None
+        raise UserError(_in_use(request.output)) from None
 
 
-def _build_locked(request: BuildRequest, on_progress: Callable[[Progress], None]) -> Manifest:
+def _in_use(output: Path) -> Fault:
+    remedy = "wait for it, or give another --output"
+    return Fault("--output", "another build is writing to this folder", remedy, str(output))
+
+
+def _no_part_is_running(output: Path) -> None:
+    """Tasks that each build a part hold a lock of their own for as long as they work."""
+    from filelock import FileLock, Timeout
+
+    for path in output.glob(f"{LOCK_FILE}-part-*"):
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            raise UserError(_in_use(output)) from None
+
+
+def plan(request: BuildRequest, on_progress: Callable[[Progress], None]) -> Work:
+    """What a build has to do: a function of the request and its source alone."""
     on_progress(Progress("looking at the source"))
     source, tokenizer = _inputs(request)
     parts = plan_parts(source, request.text_field, request.rows, request.shard_tokens)
     fraction = _validation_fraction(request, parts)
     build_id = _build_id(request, source, tokenizer_fingerprint(tokenizer), fraction)
-    folder = request.output / BUILD_FOLDER
-    if is_complete(request.output):
-        manifest = _same_as_finished(request.output, build_id)
+    return Work(request, source, tokenizer, parts, fraction, build_id)
+
+
+def begin(work: Work, mine: Iterable[Part]) -> Manifest | None:
+    """Begin or continue the build of the parts `mine`; the manifest where the whole is finished already."""
+    output, folder = work.request.output, work.folder_of_pieces
+    if is_complete(output):
+        manifest = _same_as_finished(output, work.build_id)
         shutil.rmtree(folder, ignore_errors=True)  # a kill right after the manifest leaves it
         return manifest
-    _start_or_continue(request.output, folder, build_id, parts)
-    job = _job(folder, request, tokenizer, parts, fraction)
+    _start_or_continue(output, folder, work.build_id, work.parts, mine)
+    return None
+
+
+def run(
+    work: Work,
+    parts: Iterable[Part],
+    on_progress: Callable[[Progress], None],
+    runner: Runner | None = None,
+) -> None:
+    """Make the pieces of `parts` that don't exist yet."""
+    parts = tuple(parts)
+    job = _job(work)
     on_progress(Progress(f"encoding with {'tiktoken' if job.encoder.fast else 'the Hugging Face tokenizer'}"))
-    _run(parts, job, request.workers, on_progress)
+    _run(parts, job, runner or partial(run_parts, workers=work.request.workers), on_progress)
+
+
+def complete(work: Work, on_progress: Callable[[Progress], None]) -> Manifest:
+    """Make a folder of the pieces of all parts."""
     on_progress(Progress("finishing"))
-    manifest = finish(request.output, parts, job, tokenizer, source, request.shard_tokens, build_id)
-    shutil.rmtree(folder)
+    request = work.request
+    manifest = finish(
+        request.output,
+        work.parts,
+        _job(work),
+        work.tokenizer,
+        work.source,
+        request.shard_tokens,
+        work.build_id,
+    )
+    shutil.rmtree(work.folder_of_pieces)
     return manifest
 
 
-def _check(request: BuildRequest) -> None:
+def check_request(request: BuildRequest) -> None:
+    """Raise the faults of a request, all at once; make its output folder."""
     faults = []
     if not request.sources:
         faults.append(Fault("--source", "is missing", "give files, a folder, a hub data set or 'embedded'"))
@@ -128,6 +208,7 @@ def _check(request: BuildRequest) -> None:
         faults.append(Fault("--validation-fraction", problem, "0.005 is usual", request.validation_fraction))
     if faults:
         raise UserError(faults)
+    _make_folder(request.output)
 
 
 def _make_folder(folder: Path) -> None:
@@ -194,16 +275,22 @@ def _same_as_finished(output: Path, build_id: str) -> Manifest:
     raise UserError(Fault("--output", problem, remedy, str(output)))
 
 
-def _start_or_continue(output: Path, folder: Path, build_id: str, parts: tuple[Part, ...]) -> None:
-    """Begin a build in `folder`, or find one of the same request there and clear what was half written."""
+def _start_or_continue(
+    output: Path, folder: Path, build_id: str, parts: tuple[Part, ...], mine: Iterable[Part]
+) -> None:
+    """Begin a build in `folder`, or find one of the same request there.
+
+    What was half written of `mine` is cleared; other parts may be being written at this moment.
+    """
     state = folder / "request.json"
     if state.is_file():
         if json.loads(state.read_text(encoding="utf-8")) != {"build_id": build_id, "parts": len(parts)}:
             problem = "the folder holds an unfinished build of another source, or with other options"
             remedy = "finish it with the same options, give another --output, or remove this folder first"
             raise UserError(Fault("--output", problem, remedy, str(output)))
-        for leftover in folder.glob(".tmp-*"):
-            leftover.unlink(missing_ok=True)
+        for part in mine:
+            for leftover in folder.glob(f".tmp-*-part-{part.index:05d}-*"):
+                leftover.unlink(missing_ok=True)
         return
     strangers = [path.name for path in output.iterdir() if path.name not in (BUILD_FOLDER, LOCK_FILE)]
     strangers = [name for name in strangers if not name.startswith(".")]
@@ -214,22 +301,17 @@ def _start_or_continue(output: Path, folder: Path, build_id: str, parts: tuple[P
     write_text(state, json.dumps({"build_id": build_id, "parts": len(parts)}))
 
 
-def _job(
-    folder: Path,
-    request: BuildRequest,
-    tokenizer: PreTrainedTokenizerBase,
-    parts: tuple[Part, ...],
-    fraction: float,
-) -> Job:
+def _job(work: Work) -> Job:
+    request, tokenizer = work.request, work.tokenizer
     vocabulary = vocabulary_size(tokenizer)
     return Job(
-        folder=folder,
-        encoder=DocumentEncoder(tokenizer, _sample(parts, request.text_field)),
+        folder=work.folder_of_pieces,
+        encoder=DocumentEncoder(tokenizer, _sample(work.parts, request.text_field)),
         eos_token_id=int(tokenizer.eos_token_id),
         token_dtype="uint16" if vocabulary <= 2**16 else "uint32",
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         text_field=request.text_field,
-        validation_fraction=fraction,
+        validation_fraction=work.fraction,
     )
 
 
@@ -245,7 +327,7 @@ def _sample(parts: tuple[Part, ...], text_field: str) -> list[str]:
     return sample
 
 
-def _run(parts: tuple[Part, ...], job: Job, workers: int, on_progress: Callable[[Progress], None]) -> None:
+def _run(parts: tuple[Part, ...], job: Job, runner: Runner, on_progress: Callable[[Progress], None]) -> None:
     total = sum(part.weight for part in parts)
     before = [pieces[-1] for part in parts if (pieces := read_pieces(job.folder, part.index))]
     done = np.array([sum(piece.rows for piece in before), sum(piece.bytes for piece in before)])
@@ -255,4 +337,4 @@ def _run(parts: tuple[Part, ...], job: Job, workers: int, on_progress: Callable[
         on_progress(Progress("encoding", int(done[0]), int(done[1]), total))
 
     report(0, 0)
-    run_parts(parts, job, workers, report)
+    runner(parts, job, report)

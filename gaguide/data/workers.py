@@ -19,7 +19,7 @@ from gaguide.errors import Fault, UserError
 _POLL_SECONDS = 0.5
 
 
-def run_parts(parts: Iterable[Part], job: Job, workers: int, report: Report) -> None:
+def run_parts(parts: Iterable[Part], job: Job, report: Report, workers: int) -> None:
     """Make all pieces of `parts`; the files are the same for any number of workers."""
     parts = list(parts)
     if workers == 1 or len(parts) <= 1:

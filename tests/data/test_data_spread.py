@@ -1,0 +1,154 @@
+"""Builds over MPI and by the tasks of a job array end with the bytes of a build by one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from gaguide.data import BuildRequest, build, read_manifest
+from gaguide.data.spread import build_part, mpi_size, parse_part, run_in
+from gaguide.errors import UserError
+from tests.data.test_data_cli import call
+from tests.data.test_data_resume import PowerCut, contents, cut_after
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture()
+def request_of(jsonl: Path, tokenizer_folder: Path, tmp_path: Path):
+    """A build of about seven parts into a folder of this name."""
+
+    def make(name: str) -> BuildRequest:
+        return BuildRequest((str(jsonl),), tmp_path / name, str(tokenizer_folder), shard_tokens=5_000)
+
+    return make
+
+
+def test_parts_in_any_order_make_the_same_folder(request_of):
+    build(request_of("whole"))
+    request = request_of("parts")
+    made = []
+    for number in (3, 1, 2):
+        with pytest.raises(UserError, match="not finished" if made else "no such folder"):
+            read_manifest(request.output)
+        made.append(build_part(request, number, 3))
+    assert made[:2] == [None, None] and made[2] == read_manifest(request.output)
+    assert contents(request.output) == contents(request_of("whole").output)
+    assert build_part(request, 1, 3) == made[2], "a task that is started again finds it done"
+
+
+def test_parts_at_the_same_time(request_of):
+    build(request_of("whole"))
+    request = request_of("parts")
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda number: build_part(request, number, 3), (1, 2, 3)))
+    assert any(made)
+    assert contents(request.output) == contents(request_of("whole").output)
+
+
+def test_a_part_that_was_cut_goes_on_and_leaves_the_others_alone(request_of, monkeypatch):
+    build(request_of("whole"))
+    request = request_of("parts")
+    with monkeypatch.context() as patched, pytest.raises(PowerCut):
+        cut_after(patched, 4)
+        build_part(request, 1, 2)
+    pieces = request.output / ".build"
+    begun = pieces / ".tmp-1-part-00001-000.train.arrow"  # of part 2, which another host is at
+    begun.write_bytes(b"half")
+    own = pieces / ".tmp-1-part-00000-000.train.arrow"
+    own.write_bytes(b"half")
+    assert build_part(request, 1, 2) is None
+    assert begun.exists() and not own.exists()
+    assert build_part(request, 2, 2) is not None
+    assert contents(request.output) == contents(request_of("whole").output)
+
+
+def test_two_at_the_same_part_and_a_whole_build_beside_parts_are_refused(request_of):
+    request = request_of("busy")
+    request.output.mkdir()
+    with FileLock(request.output / ".lock-part-1-of-2"):
+        with pytest.raises(UserError, match="as the same part"):
+            build_part(request, 1, 2)
+        with pytest.raises(UserError, match="another build is writing"):
+            build(request)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])
+def test_part_is_checked(text):
+    with pytest.raises(UserError, match="--part"):
+        parse_part(text)
+
+
+def test_the_command_builds_parts(jsonl, tokenizer_folder, tmp_path):
+    options = ("--source", jsonl, "--tokenizer", tokenizer_folder, "--output", tmp_path / "s", "--workers", 1)
+    options += ("--shard-tokens", 8000)
+    code, output = call("build", *options, "--part", "1/2")
+    assert code == 0 and "part 1/2 is done" in output
+    code, output = call("build", *options, "--part", "2/2")
+    assert code == 0 and "100 documents" in output
+
+
+def test_mpirun_says_how_many_there_are(jsonl, tokenizer_folder, tmp_path, monkeypatch):
+    assert mpi_size({}) == 1 and mpi_size({"PMI_SIZE": "4"}) == 4
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    options = ("--source", jsonl, "--tokenizer", tokenizer_folder, "--output", tmp_path / "s")
+    with pytest.raises(UserError, match=r"--workers = 2: has no use under mpirun"):
+        call("build", *options, "--workers", 2)
+
+
+def test_a_pool_that_fails_names_the_file(request_of, tmp_path, texts):
+    """What goes wrong in a process of the pool comes out here, as from any build."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "b_data.xz").write_bytes(b"no archive")
+    tokenizer = request_of("x").tokenizer
+    request = BuildRequest((str(tmp_path / "*a*.*[lz]"),), tmp_path / "out", tokenizer)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(UserError, match=r"b_data\.xz"):
+        build(request, runner=run_in(pool))
+
+
+def test_mpirun_makes_the_same_bytes(request_of, tmp_path):
+    pytest.importorskip("mpi4py", reason="needs mpi4py")
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.is_file() else shutil.which("mpirun")
+    if mpirun is None:
+        pytest.skip("needs mpirun of an MPI library")
+    whole, request = request_of("whole"), request_of("mpi")
+    build(whole)
+    command = [
+        mpirun,
+        "-n",
+        "3",
+        sys.executable,
+        "-c",
+        "from gaguide.cli import main; main()",
+        "data",
+        "build",
+    ]
+    options = ["--source", request.sources[0], "--tokenizer", str(request.tokenizer)]
+    done = subprocess.run(
+        [*command, *options, "--output", str(request.output), "--shard-tokens", "5000"],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            # Open MPI asks for these where there is one user and there are few cores.
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("100 documents") == 1, "one rank reports"
+    assert contents(request.output) == contents(whole.output)
