@@ -219,7 +219,9 @@ def datasets_batches(folder: Path, ids: np.ndarray, length: int, batch: int) -> 
 
 def streaming_batches(folder: Path, ids: np.ndarray, length: int, batch: int) -> Iterator[object]:
     from streaming import MDSWriter, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
 
+    clean_stale_shared_memory()
     with MDSWriter(out=str(folder / "mds"), columns={"ids": f"ndarray:uint16:{length}"}) as writer:
         for row in ids.reshape(-1, length):
             writer.write({"ids": row})
@@ -313,7 +315,7 @@ def first_datasets(folder: Path, sample: int) -> float:
     datasets.disable_progress_bars()
     shards = int((folder / "count").read_text())
     begun = time.perf_counter()
-    (file,) = folder.glob("*.arrow")
+    (file,) = folder.glob("data-*.arrow")
     one = [datasets.Dataset.from_file(str(file)) for _ in range(shards)]
     rows = datasets.concatenate_datasets(one).with_format("numpy").shuffle(seed=0)
     rows[sample : sample + 32]["ids"].astype(np.int64)
@@ -340,7 +342,9 @@ def make_large_streaming(folder: Path, shards: int) -> None:
 
 def first_streaming(folder: Path, sample: int) -> float:
     from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
 
+    clean_stale_shared_memory()  # the last process has left without a word
     begun = time.perf_counter()
     rows = StreamingDataset(local=str(folder), shuffle=True, batch_size=32)
     rows.load_state_dict(
