@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from gaguide.data import BuildRequest, build, embedded_corpus
 from gaguide.data.embedded import embedded_documents
 from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 CORPUS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "corpus"
 
