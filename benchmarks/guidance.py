@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
+from gaguide.guidance import DEFAULT_WEIGHT, Assignment, GuidancePlan, TokenSet, guide
 
 WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contrast set in English
 
@@ -72,14 +72,14 @@ def contender(
 
 
 def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor) -> torch.Tensor:
-    """`mean` and `indicator`, weight 10, written the way attention maps invite to."""
+    """`mean` and `indicator`, written the way attention maps invite to."""
     T = ids_BT.shape[1]
     visible_TT = torch.ones(T, T, dtype=torch.bool, device=ids_BT.device).tril()
     marked_BT = (ids_BT >= min(WORDS)) & (ids_BT <= max(WORDS))
     pattern_BTT = (marked_BT[:, None, :] & visible_TT).float()
     pairs = visible_TT.sum()
     terms = [((h[:, j] - pattern_BTT) ** 2).sum((1, 2)).mean() / pairs for h in maps for j in range(heads)]
-    return 10.0 * torch.stack(terms).sum()
+    return DEFAULT_WEIGHT * torch.stack(terms).sum()
 
 
 def time_steps(arguments: argparse.Namespace) -> None:

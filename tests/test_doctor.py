@@ -133,7 +133,7 @@ def test_packages_out_of_range_come_with_a_command(monkeypatch: pytest.MonkeyPat
 
 def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software.platform, "python_version", lambda: "3.8.1")
-    assert software.python().status == "fail" and ">=3.10" in software.python().remedy
+    assert software.python().status == "fail" and ">=3.11" in software.python().remedy
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])

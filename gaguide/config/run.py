@@ -88,7 +88,7 @@ class GuidanceSection(_Section):
     """pieces: vocabulary pieces as the study lists them; words: whole words and phrases."""
     layers: Layers = "all"
     """Layers in which heads are guided: all, last-half, or a list counted from 0."""
-    weight: NonNegative = 10.0
+    weight: NonNegative = 3.0
     """Factor of the guidance loss; at 0 the run is plain fine-tuning and attention is only measured."""
     schedule: Literal["constant", "linear"] = "constant"
     """Of the weight after its warmup: constant, or linear to 0 at the last step."""

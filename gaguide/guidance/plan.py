@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from gaguide.config import GuidanceSection
 from gaguide.errors import Fault, UserError, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
 from gaguide.guidance.patterns import Pattern, TokenSet
@@ -20,8 +21,8 @@ Reduction = Literal["mean", "frobenius"]
 TargetKind = Literal["indicator", "normalized"]
 Layers = Literal["all", "last-half"] | tuple[int, ...]
 
-DEFAULT_WEIGHT = 10.0
-"""With `mean` and `indicator`: attention above 0.9 for about 0.1% of held-out loss (docs/guidance.md)."""
+DEFAULT_WEIGHT = GuidanceSection().weight
+"""For `mean` and `indicator`; docs/guidance.md has the measurement that decided it."""
 
 EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "finetuned": (),

@@ -151,6 +151,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Validate the trained model and save it, unless the run was resumed after its last step."""
+        raise_together(self.job.blocks.finish_checks)  # shards whose checksum is still being compared
         if not broadcast(self.store.path(self.job.total_steps).exists()):
             self._validate(self.job.total_steps)
             self._save()
