@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "launch" / "evaluate.py")
-BIN = Path(sys.executable).parent
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
 
 def _launch(launcher: str, ranks: int, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
-    starts = {
-        "python": [sys.executable],
-        "deepspeed": [
-            str(BIN / "deepspeed"),
-            "--num_accelerators",
-            str(ranks),
-            "--master_port",
-            _free_port(),
-        ],
-        "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", _free_port()],
-        "mpirun": ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable],
-    }
-    environment = {
-        **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(),
-    }  # fmt: skip
     return subprocess.run(
-        [*starts[launcher], SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120
+        launch_command(EVALUATE, arguments, ranks, launcher),
+        env=rank_environment(threads),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

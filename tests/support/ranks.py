@@ -15,22 +15,40 @@ EVALUATE = REPOSITORY / "launch" / "evaluate.py"
 DS_CONFIGS = REPOSITORY / "ds_configs"
 
 
-def launch_command(script: Path, arguments: Sequence[str], ranks: int) -> list[str]:
-    """The command line that starts `script` on `ranks` local ranks, on a port of its own."""
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    deepspeed = Path(sys.executable).parent / "deepspeed"
-    return [
-        *(str(deepspeed), "--num_accelerators", str(ranks), "--master_port", str(port)),
-        *(str(script), *arguments),
-    ]
+        return str(probe.getsockname()[1])
 
 
-def rank_environment() -> dict[str, str]:
-    """One thread a rank, this interpreter's folder first on the path, this checkout importable."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    mine = {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+def launch_command(
+    script: Path, arguments: Sequence[str], ranks: int, launcher: str = "deepspeed"
+) -> list[str]:
+    """The command line for local ranks: by deepspeed, torchrun or mpirun, or one process by python."""
+    port, local = free_port(), Path(sys.executable).parent
+    starts = {
+        "python": [sys.executable],
+        "deepspeed": [str(local / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", port],
+        "torchrun": [str(local / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", port],
+        "mpirun": ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable],
+    }
+    return [*starts[launcher], str(script), *arguments]
+
+
+def rank_environment(threads: int = 1) -> dict[str, str]:
+    """Threads a rank, this interpreter's folder first on the path, this checkout importable, no hub.
+
+    MASTER_ADDR and MASTER_PORT are for launchers that set none of their own.
+    """
+    mine = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(REPOSITORY),
+        "HF_HUB_OFFLINE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     return os.environ | mine
 
 
