@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_made_again(
 
 def test_another_runs_folder_is_refused_by_naming_what_differs(finished: Path, embedded_shards: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    done = run_ranks(TRAIN, arguments(embedded_shards, finished, **{"guidance.weight": "3"}))
+    done = run_ranks(TRAIN, arguments(embedded_shards, finished, **{"guidance.weight": "5"}))
     assert done.returncode == 2, done.stdout
     assert "holds checkpoints of another run: guidance.weight differ" in done.stdout
     assert "Traceback" not in done.stdout
