@@ -1,5 +1,6 @@
 # make demo   a trained, evaluated, pictured result from nothing, in minutes on two CPU cores
 # make test   the tests
+# make test-stress  what takes too long for every change: many seeded faults
 # make check  formatting, lint, types
 # Each makes .venv first. PYTHON chooses the interpreter, RANKS the ranks of the demo, PORT where they meet,
 # TRAIN further settings of the demo's runs (TRAIN="--train.steps 50").
@@ -14,7 +15,7 @@ DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) -
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-.PHONY: demo test check clean
+.PHONY: demo test test-stress check clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -32,6 +33,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+test-stress: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m stress
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
