@@ -21,8 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gaguide.errors import Fault, UserError
+from gaguide.guidance.backend import guided_attention
 from gaguide.guidance.heads import HeadSplit
-from gaguide.guidance.kernel import guidance_dtype, guided_attention, measure_attention
+from gaguide.guidance.kernel import guidance_dtype, measure_attention
 from gaguide.guidance.plan import GuidancePlan, GuidedHead
 from gaguide.guidance.targets import RowTerms, row_terms
 

@@ -32,29 +32,26 @@ def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def guided_attention(
+def rows_of_block(T: int) -> int:
+    """Query rows made at once: fewer in long sequences, so that a block does not grow with T."""
+    return max(32, min(ROW_BLOCK, ROW_BLOCK * 2048 // T))
+
+
+def row_block_attention(
     q_BhTD: torch.Tensor,
     k_BhTD: torch.Tensor,
     v_BhTD: torch.Tensor,
     terms: RowTerms,
     mask_BQK: torch.Tensor | None,
     scale: float,
-    dropout: float = 0.0,
-    row_block: int = ROW_BLOCK,
+    dropout: float,
+    seed: int,
+    row_block: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Causal attention output [B, h, T, D] (dtype of v), loss per head [h], attention mass per head [h].
-
-    The loss carries gradients to q and k; the mass, the mean of sum_q H_pq c_q over rows that can see a
-    target, does not. mask_BQK: bool, True where visible, a subset of the causal mask; None means causal.
-    """
-    # A seed drawn from the CPU generator: checkpointing restores that generator, so a recomputed forward
-    # drops the same entries, and backward can make the mask again instead of keeping T x T bits.
-    seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
+    """`guided_attention` in torch operations, for any device and dtype; `seed` is dropout's."""
+    rows = row_block or rows_of_block(q_BhTD.shape[2])
     with torch.autocast(q_BhTD.device.type, enabled=False):
-        out, loss_h, mass_h = _GuidedAttention.apply(
-            q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed, row_block
-        )
-    return out, loss_h, mass_h
+        return _GuidedAttention.apply(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed, rows)
 
 
 @torch.no_grad()
@@ -64,12 +61,13 @@ def measure_attention(
     terms: RowTerms,
     mask_BQK: torch.Tensor | None,
     scale: float,
-    row_block: int = ROW_BLOCK,
+    row_block: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and attention mass per head [h] without an output and without gradients."""
     with torch.autocast(q_BhTD.device.type, enabled=False):
-        sums = _row_sums(_Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block), terms)
-        return _loss(sums, terms), _mean_mass(sums, terms)
+        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block or rows_of_block(q_BhTD.shape[2]))
+        sums = _row_sums(rows, terms)
+        return terms.loss(sums.distances_BhT), terms.mean_mass(sums.mass_BhT)
 
 
 class _Rows:
@@ -135,9 +133,9 @@ class _GuidedAttention(torch.autograd.Function):
         h_dot_d_BhT = sums.squares_BhT - terms.scale_BhT * sums.mass_BhT
         ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BhTD, h_dot_d_BhT, mask_BQK)
         ctx.terms, ctx.scale, ctx.dropout, ctx.seed, ctx.row_block = terms, scale, dropout, seed, row_block
-        mass_h = _mean_mass(sums, terms)
+        mass_h = terms.mean_mass(sums.mass_BhT)
         ctx.mark_non_differentiable(mass_h)
-        return out_BhTD.to(v_BhTD.dtype), _loss(sums, terms), mass_h
+        return out_BhTD.to(v_BhTD.dtype), terms.loss(sums.distances_BhT), mass_h
 
     @staticmethod
     @once_differentiable
@@ -229,15 +227,6 @@ def _subtract_target(x_BhRC: torch.Tensor, factor_BhR: torch.Tensor, terms: RowT
     for slot, distance in terms.offsets:
         diagonal_BN, first = _diagonal(x_BhRC, slot, distance, start)
         diagonal_BN -= factor_BhR[:, slot, first : first + diagonal_BN.shape[1]]
-
-
-def _loss(sums: _RowSums, terms: RowTerms) -> torch.Tensor:
-    return (terms.weight_BhT * sums.distances_BhT).sum((0, 2)) + terms.constant_h
-
-
-def _mean_mass(sums: _RowSums, terms: RowTerms) -> torch.Tensor:
-    """Mean over rows that see a target; NaN for a head whose rows see none."""
-    return (sums.mass_BhT * terms.seen_BhT).sum((0, 2)) / terms.queries_h
 
 
 def _keep(h_BhRC: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:

@@ -43,6 +43,14 @@ class RowTerms:
         """Number of queries that can see a target, by head."""
         return self.seen_BhT.sum((0, 2))
 
+    def loss(self, distances_BhT: torch.Tensor) -> torch.Tensor:
+        """Loss by head [h] from each row's sum of (H - t c)^2 over visible keys."""
+        return (self.weight_BhT * distances_BhT).sum((0, 2)) + self.constant_h
+
+    def mean_mass(self, mass_BhT: torch.Tensor) -> torch.Tensor:
+        """Attention mass by head [h], the mean over rows that see a target; NaN where none does."""
+        return (mass_BhT * self.seen_BhT).sum((0, 2)) / self.queries_h
+
 
 def row_terms(
     targets: Sequence[Target],

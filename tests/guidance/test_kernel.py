@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaguide.guidance.kernel import guided_attention, measure_attention
+from gaguide.guidance.backend import Attention, guided_attention
+from gaguide.guidance.kernel import measure_attention, row_block_attention
 from gaguide.guidance.patterns import Columns, Offset, Target
 from gaguide.guidance.targets import row_terms
 from tests.guidance.dense import dense_loss, dense_maps
@@ -36,7 +39,8 @@ def case(seed: int, B: int, h: int, T: int, D: int, padding: str, density: float
     return q, k, v, targets, valid_BT, visible_BTT
 
 
-def compare(dtype: torch.dtype, rtol: float, reduction: str, kind: str, row_block: int, made) -> None:
+def compare(dtype: torch.dtype, rtol: float, reduction: str, kind: str, kernel: Attention, made) -> None:
+    """Every result of `kernel` against the dense reference."""
     q, k, v, targets, valid_BT, visible_BTT = made
     scale = q.shape[-1] ** -0.5
     weights_h = torch.linspace(0.5, 2, q.shape[1], dtype=torch.float64)
@@ -57,7 +61,7 @@ def compare(dtype: torch.dtype, rtol: float, reduction: str, kind: str, row_bloc
     ours = [x.to(dtype).requires_grad_() for x in (q, k, v)]
     mask = None if bool(valid_BT.all()) else visible_BTT
     terms = row_terms(targets, valid_BT, mask, reduction, kind, dtype)
-    out, loss_h, mass_h = guided_attention(*ours, terms, mask, scale, row_block=row_block)
+    out, loss_h, mass_h = kernel(*ours, terms, mask, scale, 0.0, 0)
     ((out * grad_out.to(dtype)).sum() + (weights_h.to(dtype) * loss_h).sum()).backward()
 
     def close(got: torch.Tensor, want: torch.Tensor) -> None:
@@ -68,7 +72,7 @@ def compare(dtype: torch.dtype, rtol: float, reduction: str, kind: str, row_bloc
     close(out * valid_BT[:, None, :, None], (want_out * valid_BT[:, None, :, None]).detach())
     for got, want in zip(ours, exact):
         close(got.grad, want.grad)
-    measured_loss, measured_mass = measure_attention(ours[0], ours[1], terms, mask, scale, row_block)
+    measured_loss, measured_mass = measure_attention(ours[0], ours[1], terms, mask, scale, 16)
     torch.testing.assert_close(measured_loss, loss_h.detach())
     torch.testing.assert_close(measured_mass, mass_h, equal_nan=True)
     for j, target in enumerate(targets):
@@ -93,7 +97,7 @@ def close_mass(got, maps_BTT, target, valid_BT, visible_BTT, rtol) -> None:
 def test_fp32_equals_dense_float64(reduction: str, kind: str, padding: str) -> None:
     """1e-6 relative, with T not a multiple of the row block and heads of each kind of target."""
     made = case(seed=5, B=3, h=4, T=77, D=16, padding=padding, density=0.08)
-    compare(torch.float32, 1e-6, reduction, kind, 32, made)
+    compare(torch.float32, 1e-6, reduction, kind, partial(row_block_attention, row_block=32), made)
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,7 +115,7 @@ def test_fp32_equals_dense_float64(reduction: str, kind: str, padding: str) -> N
 )
 def test_any_shape_equals_dense(seed, B, h, T, D, row_block, padding, density, reduction, kind) -> None:
     made = case(seed, B, h, T, D, padding, density)
-    compare(torch.float64, 1e-10, reduction, kind, row_block, made)
+    compare(torch.float64, 1e-10, reduction, kind, partial(row_block_attention, row_block=row_block), made)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -122,8 +126,7 @@ def test_gradcheck(reduction: str, kind: str, dropout: float) -> None:
     terms = row_terms(targets, valid_BT, None, reduction, kind, torch.float64)
 
     def run(q, k, v):
-        torch.manual_seed(0)  # the same dropped entries each time
-        out, loss_h, _ = guided_attention(q, k, v, terms, None, 0.5, dropout, row_block=4)
+        out, loss_h, _ = row_block_attention(q, k, v, terms, None, 0.5, dropout, seed=0, row_block=4)
         return out, loss_h
 
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in (q, k, v)])

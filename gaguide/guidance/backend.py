@@ -1,0 +1,91 @@
+"""Which kernel runs guided heads: Triton's on a GPU that has shown it computes the same, else row blocks.
+
+Shapes: B batch, h guided heads, T positions, D head width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from gaguide.guidance.kernel import row_block_attention
+from gaguide.guidance.targets import RowTerms
+
+Attention = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def guided_attention(
+    q_BhTD: torch.Tensor,
+    k_BhTD: torch.Tensor,
+    v_BhTD: torch.Tensor,
+    terms: RowTerms,
+    mask_BQK: torch.Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Causal attention output [B, h, T, D] (dtype of v), loss per head [h], attention mass per head [h].
+
+    The loss carries gradients to q and k; the mass, the mean of sum_q H_pq c_q over rows that can see a
+    target, does not. mask_BQK: bool, True where visible, a subset of the causal mask; None means causal.
+    """
+    # A seed drawn from the CPU generator: checkpointing restores that generator, so a recomputed forward
+    # drops the same entries, and backward can make the mask again instead of keeping T x T bits.
+    seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
+    fused = fused_attention(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1])
+    kernel = row_block_attention if fused is None else fused
+    return kernel(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed)
+
+
+def fused_attention(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
+    """The Triton kernels for q of that device, dtype and head width, or None where they cannot run.
+
+    They are used once they have agreed with the row blocks on this GPU: a GPU or compiler that they were
+    never tried on costs a warning and speed, not the run.
+    """
+    return _proven(device, dtype, width) if device.type == "cuda" and dtype != torch.float64 else None
+
+
+@cache
+def _proven(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
+    try:
+        from gaguide.guidance.triton_kernel import MAX_WIDTH, triton_attention
+    except ImportError:
+        return None  # not every build of torch brings Triton
+    if width > MAX_WIDTH:
+        return None
+    try:
+        error = disagreement(triton_attention, device, dtype, width)
+        problem = f"it is off by {error:.1e} on this GPU" if error > 20 * torch.finfo(dtype).eps else ""
+    except Exception as failure:
+        problem = f"{type(failure).__name__}: {failure}"
+    if problem:
+        warnings.warn(f"guidance runs without its Triton kernel, slower: {problem}", stacklevel=2)
+        return None
+    return triton_attention
+
+
+def disagreement(kernel: Attention, device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Largest difference from the row blocks' results and gradients on a small case.
+
+    Relative to the largest value of each.
+    """
+    rng = torch.Generator().manual_seed(0)
+    B, h, T = 2, 2, 150
+    q, k, v, weight = (torch.randn(B, h, T, width, generator=rng).to(device, dtype) for _ in range(4))
+    marked_BhT = (torch.rand(B, h, T, generator=rng) < 0.1).to(device, torch.float32)
+    marked_BhT[:, 1] = 0  # that head looks one position back instead
+    ones_BhT = torch.ones_like(marked_BhT)
+    terms = RowTerms(marked_BhT, ((1, 1),), ones_BhT, ones_BhT, ones_BhT.sum((0, 2)), ones_BhT)
+
+    def results(function: Attention) -> list[torch.Tensor]:
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out, loss_h, mass_h = function(*leaves, terms, None, width**-0.5, 0.0, 0)
+        gradients = torch.autograd.grad((out * weight).sum() + loss_h.sum(), leaves)
+        return [out.detach(), loss_h.detach(), mass_h, *gradients]
+
+    with torch.enable_grad():
+        pairs = list(zip(results(kernel), results(row_block_attention)))
+    return max(float((x.float() - y.float()).abs().max() / y.float().abs().max()) for x, y in pairs)

@@ -1,0 +1,45 @@
+"""Compile the Triton kernels for a GPU that need not be there: ARCH DTYPE WIDTH plain|mask-dropout."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gaguide.guidance import triton_kernel as kernels
+
+SHARED_BYTES = 160 * 1024
+FP32 = {"columns", "factors", "logsum", "squares", "distances", "masses", "gains", "deltas"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def main(arch: str, dtype: str, width: str, features: str) -> None:
+    block, more = kernels.block_size(DTYPES[dtype], int(width)), features != "plain"
+    shape = {"R": block, "C": block, "D": int(width), "HAS_MASK": more, "DROPS": more, "PRECISION": "ieee"}
+    if dtype != "fp32":
+        shape["PRECISION"] = "tf32"
+    scalars = {"scale": "fp32", "dropout": "fp32", "seed": "i64", "offsets": "*i32"}
+    scalars["mask"] = "*u8" if more else f"*{dtype}"
+    for kernel in (kernels._forward, kernels._backward_queries, kernels._backward_keys):
+        signature = {}
+        for name in kernel.arg_names:
+            if name in shape:
+                signature[name] = "constexpr"
+            elif name in FP32:
+                signature[name] = "*fp32"
+            elif name in ("q", "k", "v", "do", "dq", "dk", "dv", "out"):
+                signature[name] = f"*{dtype}"
+            else:
+                signature[name] = scalars.get(name, "i32")
+        source = ASTSource(kernel, signature, shape)
+        compiled = triton.compile(source, target=GPUTarget("cuda", int(arch), 32))
+        assert "cubin" in compiled.asm
+        assert compiled.metadata.shared <= SHARED_BYTES, (kernel, compiled.metadata.shared)
+        print(kernel.fn.__name__, "shared", compiled.metadata.shared)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

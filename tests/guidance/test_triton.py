@@ -1,0 +1,168 @@
+"""The Triton kernels equal the row blocks and the dense reference, under Triton's interpreter or on a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
+from gaguide.guidance.kernel import row_block_attention
+from gaguide.guidance.targets import row_terms
+from tests.guidance.dense import dense_maps
+from tests.guidance.test_kernel import case, compare
+from tests.support.models import tiny_model
+
+pytest.importorskip("triton", reason="needs triton (extra: test)")
+
+
+@pytest.fixture(scope="module")
+def triton_attention() -> backend.Attention:
+    from gaguide.guidance.triton_kernel import triton_attention
+
+    return triton_attention
+
+
+@pytest.mark.parametrize(
+    ("reduction", "kind", "padding"),
+    [
+        ("mean", "indicator", "none"),
+        ("frobenius", "normalized", "none"),
+        ("mean", "normalized", "left"),
+        ("frobenius", "indicator", "right"),
+    ],
+)
+def test_fp32_equals_dense_float64(triton_attention, reduction: str, kind: str, padding: str) -> None:
+    """1e-6 relative, as the row blocks: T no multiple of a block, a width that is no power of two."""
+    made = case(seed=5, B=2, h=4, T=77, D=20, padding=padding, density=0.08)
+    compare(torch.float32, 1e-6, reduction, kind, triton_attention, made)
+
+
+def test_half_precision_and_strided_views(triton_attention) -> None:
+    """q, k and v as transformers hand them over: views [B, T, h, D] seen as [B, h, T, D], and keys shared."""
+    q, k, v, targets, valid_BT, _ = case(3, 2, 3, 50, 16, "none", 0.1)
+    terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
+    q, k, v = (x.half() for x in (q, k, v))  # the interpreter has no matrix product in bf16
+    views = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]
+    shared = [views[0], views[1][:, :1].expand_as(q), views[2][:, :1].expand_as(q)]
+    out, loss_h, mass_h = triton_attention(*shared, terms, None, 0.25, 0.0, 0)
+    got = torch.autograd.grad(out.float().square().sum() + loss_h.sum(), views[:2])
+
+    exact = [views[0].detach().float(), *(x.detach().float() for x in views[1:])]
+    exact = [x.requires_grad_() for x in exact]
+    wide = [exact[0], exact[1][:, :1].expand_as(q), exact[2][:, :1].expand_as(q)]
+    want_out, want_loss_h, want_mass_h = row_block_attention(*wide, terms, None, 0.25, 0.0, 0)
+    want = torch.autograd.grad(want_out.square().sum() + want_loss_h.sum(), exact[:2])
+    assert out.dtype == torch.float16
+    assert loss_h.dtype == torch.float32
+    torch.testing.assert_close(loss_h, want_loss_h, rtol=1e-5, atol=0)
+    torch.testing.assert_close(mass_h, want_mass_h, rtol=1e-5, atol=0)
+    torch.testing.assert_close(out.float(), want_out, rtol=2e-3, atol=2e-3)
+    for ours, theirs in zip(got, want):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=0.003 * float(theirs.abs().max()))
+
+
+def test_dropout_acts_on_the_output_and_is_the_same_in_backward(triton_attention) -> None:
+    q, k, _, targets, valid_BT, visible_BTT = case(4, 2, 2, 33, 48, "none", 0.2)
+    v = torch.eye(33, 48).expand(2, 2, 33, 48)  # so that the output shows H after dropout
+    terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
+    leaves = [x.float().requires_grad_() for x in (q, k, v.clone())]
+    out, loss_h, mass_h = triton_attention(*leaves, terms, None, 0.2, 0.25, 11)
+    _, plain_loss_h, plain_mass_h = triton_attention(*leaves, terms, None, 0.2, 0.0, 0)
+    torch.testing.assert_close(loss_h, plain_loss_h)
+    torch.testing.assert_close(mass_h, plain_mass_h, equal_nan=True)
+
+    exact = [x.detach().clone().requires_grad_() for x in leaves]
+    h_BhTT = dense_maps(exact[0], exact[1], visible_BTT, 0.2)
+    kept_BhTT = (out.detach()[..., :33] / h_BhTT.detach().clamp(min=1e-30)).nan_to_num()
+    kept_BhTT = torch.where(h_BhTT > 0, kept_BhTT, 0.0)
+    values = kept_BhTT[visible_BTT[:, None].expand_as(kept_BhTT)]
+    assert torch.all((values < 1e-6) | ((values - 4 / 3).abs() < 1e-3))
+    assert 0.2 < (values < 1e-6).float().mean() < 0.3
+    assert not torch.equal(kept_BhTT[0, 0], kept_BhTT[0, 1]), "heads drop different entries"
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    got = torch.autograd.grad((out * weight).sum(), leaves)
+    want = torch.autograd.grad((((h_BhTT * kept_BhTT) @ exact[2]) * weight).sum(), exact)
+    for ours, theirs in zip(got, want):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_guided_model_gives_the_same_through_either_kernel(
+    triton_attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("gpt2").eval()
+    plan = GuidancePlan((Assignment(TokenSet("words", frozenset(range(5, 30))), (0, 2)),))
+    ids_BT = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0))
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[0, 30:] = 0
+
+    def run() -> list[torch.Tensor]:
+        model.zero_grad()
+        with guide(model, plan) as guidance:
+            out = model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT, use_cache=False)
+            (out.loss + guidance.loss()).backward()
+            return [out.loss.detach(), guidance.loss().detach(), *(p.grad for p in model.parameters())]
+
+    plain = run()
+    calls = []
+
+    def fused(*_: object):
+        calls.append(1)
+        return triton_attention
+
+    monkeypatch.setattr(backend, "fused_attention", fused)
+    for got, want in zip(run(), plain):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    assert calls
+
+
+def test_the_kernel_is_used_only_after_it_has_agreed(triton_attention) -> None:
+    cpu = torch.device("cpu")
+    assert backend.fused_attention(cpu, torch.float32, 16) is None
+    assert backend.disagreement(triton_attention, cpu, torch.float32, 16) < 1e-6
+
+    def wrong(*arguments):
+        out, loss_h, mass_h = triton_attention(*arguments)
+        return out, 1.01 * loss_h, mass_h
+
+    assert backend.disagreement(wrong, cpu, torch.float32, 16) > 1e-3
+    backend._proven.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend._proven(cpu, torch.float32, 16) is triton_attention
+    assert backend._proven(cpu, torch.float32, 512) is None, "wider than the kernels take"
+    backend._proven.cache_clear()
+
+
+def compiles(*options: str, cache: Path) -> None:
+    """Compile the kernels for GPUs that this machine need not have."""
+    script = Path(__file__).with_name("compile_triton.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script), *options],
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("shared") == 3
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
+    compiles("80", dtype, "64", "plain", cache=tmp_path)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("arch", ["80", "90"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("width", ["64", "128", "256"])
+@pytest.mark.parametrize("features", ["plain", "mask-dropout"])
+def test_every_variant_compiles(arch: str, dtype: str, width: str, features: str, tmp_path: Path) -> None:
+    compiles(arch, dtype, width, features, cache=tmp_path)
