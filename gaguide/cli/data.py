@@ -140,20 +140,21 @@ def _build_over_mpi(request: BuildRequest) -> Manifest | None:
 
 
 def info_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    folder: Annotated[str, typer.Argument(help="Folder or address of shards.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Say what a folder of shards holds."""
-    from gaguide.data import read_manifest
+    from gaguide.data.blocks import CACHE_BYTES
+    from gaguide.data.folder import open_folder
 
-    manifest = read_manifest(folder)
+    manifest = open_folder(folder, CACHE_BYTES).manifest
     if as_json:
         typer.echo(json.dumps({**asdict(manifest), "fingerprint": manifest.fingerprint}, indent=1))
     else:
         typer.echo(describe(folder, manifest))
 
 
-def verify_command(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address of shards.")]) -> None:
     """Compare every shard with the manifest; exit code 2 if any is missing, truncated, damaged or foreign."""
     from gaguide.data.verify import verify
 
@@ -170,7 +171,7 @@ def verify_command(folder: Annotated[Path, typer.Argument(help="Folder of shards
     typer.echo(f"{folder}: {checked} checked, all as the manifest says")
 
 
-def describe(folder: Path, manifest: Manifest) -> str:
+def describe(folder: Path | str, manifest: Manifest) -> str:
     """A few lines on a folder of shards, for people."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()) or "none"
     lines = [

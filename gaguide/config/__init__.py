@@ -9,6 +9,7 @@ from gaguide.config.run import (
     GuidanceSection,
     ModelSection,
     RunConfig,
+    SourceSection,
     TrainSection,
     ValidationSection,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "ModelSection",
     "Precisions",
     "RunConfig",
+    "SourceSection",
     "TrainSection",
     "ValidationSection",
     "dump_config",

@@ -42,6 +42,11 @@ def _indices(value: Any) -> Any:
     return value
 
 
+def _words(value: Any) -> Any:
+    """One word means the list of it."""
+    return (value,) if isinstance(value, str) else value
+
+
 Layers = Annotated[
     Literal["all", "last-half"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)],
     BeforeValidator(_indices),
@@ -59,11 +64,59 @@ class ModelSection(_Section):
     """Dropout everywhere in the model; null leaves the model's own."""
 
 
-class DataSection(_Section):
+class MixtureEntry(_Section):
     shards: str
-    """Folder made by `gaguide data build`, or `embedded` for the corpus that comes with Python itself."""
+    """Folder or address of shards, as `data.shards`."""
+    weight: Positive
+    """Share of the training blocks that come from it, in any unit."""
+
+
+class SourceSection(_Section):
+    files: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)]
+    """What `gaguide data build --source` takes: files, a folder, a glob, an address, a hub data set."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; null takes the model's."""
+    split: str | None = None
+    """Split of a hub data set; null is train."""
+    revision: str | None = None
+    """Commit of a hub data set; null is its newest."""
+    text_field: str = "text"
+    """Column or field that holds the text."""
+    rows: PositiveInt | None = None
+    """Take only the first rows."""
+    validation_fraction: Fraction = 0.005
+    """Share of the documents that is held out."""
+    shard_tokens: Annotated[int, Field(ge=1, le=10**9)] = 10_000_000
+    """Tokens of a shard, about: training starts when the first one is there."""
+    workers: PositiveInt = 2
+    """Processes that tokenise while training goes on."""
+
+
+class DataSection(_Section):
+    shards: str | None = None
+    """Folder or address of shards that `gaguide data build` made, or `embedded`; a `source` is put there."""
+    mixture: tuple[MixtureEntry, ...] = ()
+    """Instead of `shards`: several folders of shards and their weights."""
+    source: SourceSection | None = None
+    """Train from text with no build step before: it is tokenised into shards while training goes on."""
     block_length: Annotated[int, Field(ge=2)] = 1024
     """Tokens in each training sequence."""
+    isolate_documents: bool = False
+    """Keep attention, positions and guidance targets inside a document where a block holds several."""
+    cache_gb: Positive = 20.0
+    """Gigabytes of each host's own disk that shards from an address may take."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataSection:
+        if self.mixture and (self.shards is not None or self.source is not None):
+            raise ValueError("give shards, or a mixture, or a source")
+        if not self.mixture and self.shards is None and self.source is None:
+            raise ValueError(
+                "no data is named: give shards (a folder, an address, embedded), a mixture or a source"
+            )
+        if self.source is not None and self.shards == "embedded":
+            raise ValueError("shards is where the source's shards go: name a folder, or leave it out")
+        return self
 
 
 class AssignmentSection(_Section):
@@ -173,7 +226,7 @@ class RunConfig(_Section):
     model: ModelSection
     """The model to start from: give at least `name`."""
     data: DataSection
-    """What to train on: give at least `shards`."""
+    """What to train on: give `shards`, `mixture` or `source`."""
     guidance: GuidanceSection = GuidanceSection()
     train: TrainSection
     """How to train: give at least `global_batch`, and `steps` or `epochs`."""

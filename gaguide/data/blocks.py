@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,103 @@ CACHE_BYTES = 20_000_000_000
 _OF_THIS_PROCESS = ("_open", "_opening", "_ahead")
 
 
-class BlockStore:
+class Blocks(Protocol):
+    """What training needs of its blocks: `BlockStore`, `MixedStore` and `GrowingStore` have it."""
+
+    block_length: int
+
+    def __len__(self) -> int:
+        """Blocks in an epoch."""
+
+    def read(self, block_ids: np.ndarray) -> np.ndarray:
+        """Token ids [n, T] int64 of the blocks `block_ids` [n]; IndexError outside [0, len)."""
+
+    def document_ids(self, block_ids: np.ndarray) -> np.ndarray:
+        """Which document of its block each token belongs to, [n, T] int32, counted from 0 in every block.
+
+        A document that began in an earlier block has id 0 in this one.
+        """
+
+    def positions(self, block_ids: np.ndarray) -> np.ndarray:
+        """Each token's place in its document, as far as that lies in the block, [n, T] int64 from 0."""
+
+    def look_ahead(self, order: Any, position: int) -> None:
+        """Say that the reader stands at `position` of `order`, so that what comes next is fetched in time."""
+
+    def finish_checks(self) -> None:
+        """Wait for the checksums of all shards used so far; `UserError` names the damaged ones."""
+
+
+class CutShards:
+    """Blocks of T tokens cut out of shards that a subclass finds: `_locate` and `_shard`."""
+
+    block_length: int
+
+    def _locate(self, block_ids: np.ndarray) -> tuple[list[int], list[int]]:
+        """The shard of each block, and the token of it where the block begins."""
+        raise NotImplementedError
+
+    def _shard(self, index: int) -> Shard:
+        raise NotImplementedError
+
+    def read(self, block_ids: np.ndarray) -> np.ndarray:
+        """Token ids [n, T] int64 of the blocks `block_ids` [n]; IndexError outside [0, len)."""
+        shard_of, first = self._locate(block_ids)
+        ids_BT = np.empty((len(first), self.block_length), np.int64)
+        for row, (index, start) in enumerate(zip(shard_of, first)):
+            ids_BT[row] = self._shard(index).tokens[start : start + self.block_length]
+        return ids_BT
+
+    def look_ahead(self, order: Any, position: int) -> None:
+        """Nothing to fetch where the shards are on this machine."""
+
+    def finish_checks(self) -> None:
+        """Nothing to compare where this run wrote the shards itself."""
+
+    def document_starts(self, block_id: int) -> np.ndarray:
+        """Places [k] int64 in [0, T) of block `block_id` where a document begins, ascending."""
+        shard_of, first = self._locate(np.array([block_id]))
+        return self._document_starts(shard_of[0], first[0])
+
+    def document_ids(self, block_ids: np.ndarray) -> np.ndarray:
+        """As `Blocks.document_ids`."""
+        begins_BT = self._begins(block_ids)
+        begins_BT[:, :1] = False
+        return begins_BT.cumsum(axis=1, dtype=np.int32)
+
+    def positions(self, block_ids: np.ndarray) -> np.ndarray:
+        """As `Blocks.positions`."""
+        places_T = np.arange(self.block_length, dtype=np.int64)
+        return places_T - np.maximum.accumulate(np.where(self._begins(block_ids), places_T, 0), axis=1)
+
+    def _begins(self, block_ids: np.ndarray) -> np.ndarray:
+        """Whether a document begins at each token, [n, T] bool."""
+        shard_of, first = self._locate(block_ids)
+        begins_BT = np.zeros((len(first), self.block_length), bool)
+        for row, (index, start) in enumerate(zip(shard_of, first)):
+            begins_BT[row, self._document_starts(index, start)] = True
+        return begins_BT
+
+    def _document_starts(self, index: int, first: int) -> np.ndarray:
+        offsets = self._shard(index).offsets
+        low, high = np.searchsorted(offsets, [first, first + self.block_length])
+        # The last offset is the shard's end, where no document begins.
+        return offsets[low : min(int(high), len(offsets) - 1)].astype(np.int64) - first
+
+
+def find_blocks(block_ids: np.ndarray, starts: np.ndarray, block_length: int) -> tuple[list[int], list[int]]:
+    """The shard of each block and the token of it where the block begins.
+
+    starts: [shards + 1] the first global block id of every shard, and the end. IndexError outside it.
+    """
+    block_ids = np.asarray(block_ids, np.int64)
+    if block_ids.size and not (block_ids.min() >= 0 and block_ids.max() < starts[-1]):
+        raise IndexError(f"block ids must lie in [0, {starts[-1]})")
+    shard_of = np.searchsorted(starts, block_ids, side="right") - 1
+    return shard_of.tolist(), ((block_ids - starts[shard_of]) * block_length).tolist()
+
+
+class BlockStore(CutShards):
     """Random access to the blocks of one split.
 
     shard_blocks: blocks of each shard; global block ids count through them in shard order.
@@ -54,34 +150,12 @@ class BlockStore:
     def read(self, block_ids: np.ndarray) -> np.ndarray:
         """Token ids [n, T] int64 of the blocks `block_ids` [n]; IndexError outside [0, len)."""
         self._source.raise_damaged()
-        shard_of, first = self._locate(block_ids)
-        ids_BT = np.empty((len(first), self.block_length), np.int64)
-        for row, (index, start) in enumerate(zip(shard_of, first)):
-            ids_BT[row] = self._shard(index).tokens[start : start + self.block_length]
+        ids_BT = super().read(block_ids)
         if ids_BT.size and ids_BT.max() >= self.manifest.vocab_size:
-            info = self._shards[shard_of[int(ids_BT.max(axis=1).argmax())]]
+            index = self._locate(block_ids)[0][int(ids_BT.max(axis=1).argmax())]
             problem = f"damaged: it holds the id {ids_BT.max()}, the vocabulary ends at {self._last_id}"
-            raise UserError(shard_fault(self._source.name, info.file, problem))
+            raise UserError(shard_fault(self._source.name, self._shards[index].file, problem))
         return ids_BT
-
-    def document_starts(self, block_id: int) -> np.ndarray:
-        """Places [k] int64 in [0, T) of block `block_id` where a document begins, ascending."""
-        shard_of, first = self._locate(np.array([block_id]))
-        return self._document_starts(shard_of[0], first[0])
-
-    def document_ids(self, block_ids: np.ndarray) -> np.ndarray:
-        """Which document of its block each token belongs to, [n, T] int32, counted from 0 in every block.
-
-        A document that began in an earlier block has id 0 in this one.
-        """
-        begins_BT = self._begins(block_ids)
-        begins_BT[:, :1] = False
-        return begins_BT.cumsum(axis=1, dtype=np.int32)
-
-    def positions(self, block_ids: np.ndarray) -> np.ndarray:
-        """Each token's place in its document, as far as that lies in the block, [n, T] int64 from 0."""
-        places_T = np.arange(self.block_length, dtype=np.int64)
-        return places_T - np.maximum.accumulate(np.where(self._begins(block_ids), places_T, 0), axis=1)
 
     def finish_checks(self) -> None:
         """Wait for the checksums of all shards used so far; `UserError` names the damaged ones."""
@@ -118,27 +192,8 @@ class BlockStore:
     def _last_id(self) -> int:
         return self.manifest.vocab_size - 1
 
-    def _begins(self, block_ids: np.ndarray) -> np.ndarray:
-        """Whether a document begins at each token, [n, T] bool."""
-        shard_of, first = self._locate(block_ids)
-        begins_BT = np.zeros((len(first), self.block_length), bool)
-        for row, (index, start) in enumerate(zip(shard_of, first)):
-            begins_BT[row, self._document_starts(index, start)] = True
-        return begins_BT
-
-    def _document_starts(self, index: int, first: int) -> np.ndarray:
-        offsets = self._shard(index).offsets
-        low, high = np.searchsorted(offsets, [first, first + self.block_length])
-        # The last offset is the shard's end, where no document begins.
-        return offsets[low : min(int(high), len(offsets) - 1)].astype(np.int64) - first
-
     def _locate(self, block_ids: np.ndarray) -> tuple[list[int], list[int]]:
-        """The shard of each block, and the token of it where the block begins."""
-        block_ids = np.asarray(block_ids, np.int64)
-        if block_ids.size and not (block_ids.min() >= 0 and block_ids.max() < len(self)):
-            raise IndexError(f"block ids must lie in [0, {len(self)})")
-        shard_of = np.searchsorted(self._starts, block_ids, side="right") - 1
-        return shard_of.tolist(), ((block_ids - self._starts[shard_of]) * self.block_length).tolist()
+        return find_blocks(block_ids, self._starts, self.block_length)
 
     def _shard(self, index: int) -> Shard:
         shard = self._open.get(index)

@@ -88,6 +88,11 @@ class Work:
     build_id: str
 
     @property
+    def fingerprint(self) -> str:
+        """Of the tokenizer."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @property
     def folder_of_pieces(self) -> Path:
         """Where pieces lie until the end."""
         return self.request.output / BUILD_FOLDER

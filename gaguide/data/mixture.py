@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,11 @@ class MixedStore:
     def shard_blocks(self) -> tuple[int, ...]:
         """Blocks of every shard, store after store."""
         return sum(self.part_blocks, ())
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """As `BlockStore.tokenizer_folder`: the stores have one tokenizer."""
+        return self.stores[0].tokenizer_folder
 
     def look_ahead(self, order: MixedOrder, position: int) -> None:
         """As `BlockStore.look_ahead`, for every store."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,34 @@ class Finding:
     problem: str
 
 
-def verify(folder: Path) -> Iterator[tuple[str, Finding | None]]:
-    """Check each file in turn; yields its name and what is wrong with it (None: nothing).
+def verify(folder: Path | str) -> Iterator[tuple[str, Finding | None]]:
+    """Check each file of a folder or an address in turn; yields its name and what is wrong (None: nothing).
 
-    `UserError` where the folder has no manifest that can be read.
+    `UserError` where there is no manifest that can be read.
     """
+    return _verify_address(str(folder)) if "://" in str(folder) else _verify_folder(Path(folder))
+
+
+def _verify_address(address: str) -> Iterator[tuple[str, Finding | None]]:
+    """Fetch every file anew, one at a time: what a host's cache holds says nothing of what lies there."""
+    from gaguide.data.cache import ShardCache
+    from gaguide.data.remote import RemoteFolder
+
+    with tempfile.TemporaryDirectory(prefix="gaguide-verify-") as scratch:
+        cache = ShardCache(Path(scratch), limit_bytes=2**62)
+        remote = RemoteFolder(address, cache)
+        for info in (shard for shards in remote.manifest.splits.values() for shard in shards):
+            try:
+                remote.open(info)
+            except UserError as error:
+                yield info.file, Finding(info.file, error.faults[0].problem)
+            else:
+                yield info.file, None
+            cache.path(info).unlink(missing_ok=True)
+        yield TOKENIZER_FOLDER, _check_tokenizer(remote.tokenizer, remote.manifest)
+
+
+def _verify_folder(folder: Path) -> Iterator[tuple[str, Finding | None]]:
     manifest = read_manifest(folder)
     named = [shard for shards in manifest.splits.values() for shard in shards]
     for shard in named:
@@ -35,7 +59,7 @@ def verify(folder: Path) -> Iterator[tuple[str, Finding | None]]:
     for path in sorted(folder.glob("*.arrow")):
         if path.name not in {shard.file for shard in named}:
             yield path.name, Finding(path.name, "foreign: the manifest does not name it")
-    yield TOKENIZER_FOLDER, _check_tokenizer(folder, manifest)
+    yield TOKENIZER_FOLDER, _check_tokenizer(folder / TOKENIZER_FOLDER, manifest)
 
 
 def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding | None:
@@ -53,10 +77,10 @@ def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding |
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest) -> Finding | None:
-    if not (folder / TOKENIZER_FOLDER).is_dir():
+    if not folder.is_dir():
         return Finding(TOKENIZER_FOLDER, "missing")
     try:
-        found = tokenizer_fingerprint(load_tokenizer(folder / TOKENIZER_FOLDER))
+        found = tokenizer_fingerprint(load_tokenizer(folder))
     except UserError as error:
         return Finding(TOKENIZER_FOLDER, f"damaged: {error.faults[0].problem}")
     if found != manifest.tokenizer_fingerprint:

@@ -43,7 +43,7 @@ def measure(
     model: PreTrainedModel, plan: GuidancePlan | None, batches_BT: Iterable[torch.Tensor]
 ) -> Measurement:
     """Measure `model` under `plan` (None: loss only); see `measure_guided` for batches and ranks."""
-    batches = ((ids_BT, True) for ids_BT in batches_BT)
+    batches = (({"input_ids": ids_BT}, True) for ids_BT in batches_BT)
     if plan is None or plan.is_empty:
         return measure_guided(model, None, batches)
     with guide(model, plan, measure_only=True) as guidance:
@@ -52,9 +52,11 @@ def measure(
 
 @torch.no_grad()
 def measure_guided(
-    model: PreTrainedModel, guidance: Guidance | None, batches: Iterable[tuple[torch.Tensor, bool]]
+    model: PreTrainedModel,
+    guidance: Guidance | None,
+    batches: Iterable[tuple[dict[str, torch.Tensor], bool]],
 ) -> Measurement:
-    """Measure over (token ids, counted) pairs: int64 [B, T] on the model's device, in eval mode.
+    """Measure over (inputs, counted) pairs, in eval mode: the model's keyword arguments, on its device.
 
     `guidance` is that of the `with guide(...)` block around the call; inside here it only measures, so that
     the loss is the model's own. Every rank passes its own batches and gets the result over all of them.
@@ -67,8 +69,9 @@ def measure_guided(
     model.eval()
     try:
         with guidance.measuring() if guidance else nullcontext():
-            for ids_BT, counted in batches:
-                loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss.double()
+            for inputs, counted in batches:
+                ids_BT = inputs["input_ids"]
+                loss = model(**inputs, labels=ids_BT, use_cache=False).loss.double()
                 if not counted:
                     continue
                 tokens = ids_BT.shape[0] * (ids_BT.shape[1] - 1)

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from gaguide.config import BatchPlan, RunConfig
-from gaguide.data import BlockOrder, BlockStore
+from gaguide.data.corpus import Corpus
 from gaguide.dist import World
 from gaguide.guidance import GuidancePlan
 from gaguide.model import ModelSource
@@ -28,11 +26,8 @@ class Job:
     run: RunConfig
     deepspeed: dict[str, Any]
     batch: BatchPlan
-    blocks: BlockStore
-    held_out: BlockStore
-    order: BlockOrder
+    corpus: Corpus
     model: ModelSource
-    tokenizer: PreTrainedTokenizerBase
     plan: GuidancePlan | None
     total_steps: int
 
@@ -60,11 +55,26 @@ class Job:
             f"  model     {run.model.name}, {shape.num_hidden_layers} layers, "
             f"{shape.num_attention_heads} heads, {run.model.init}, {self.precision}, ZeRO {self.zero_stage}\n"
             f"  guidance  {guided}\n"
-            f"  data      {len(self.blocks):,} blocks of {run.data.block_length} tokens, "
-            f"{len(self.held_out):,} held out\n"
+            f"  data      {self._describe_data()}\n"
             f"  batch     {batch.global_batch} = {batch.micro_batch} × {batch.accumulation} accumulation × "
             f"{world.size} ranks; {self.total_steps:,} steps"
         )
+
+    def _describe_data(self) -> str:
+        corpus, length = self.corpus, self.run.data.block_length
+        if not corpus.known:
+            assert corpus.work is not None
+            request = corpus.work.request
+            return (
+                f"blocks of {length} tokens of {corpus.work.source.description}, tokenised meanwhile by "
+                f"{request.workers} processes into {request.output}"
+            )
+        return f"{len(corpus.blocks):,} blocks of {length} tokens, {len(corpus.held_out):,} held out"
+
+    def epoch(self, step: int) -> float | None:
+        """Epochs done after `step`; None while a source is being tokenised."""
+        done = step * self.batch.global_batch
+        return done / len(self.corpus.blocks) if self.corpus.known else None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -73,9 +83,10 @@ class Job:
         guidance = run.guidance.model_dump(mode="json", exclude={"lexicons", "plan", "experiment"})
         parts = {
             "seed": run.seed,
-            "data.shards": self.blocks.manifest.fingerprint,
-            "data order": self.order.fingerprint,
+            "data": self.corpus.fingerprint,
+            "data order": self.corpus.order.fingerprint,
             "data.block_length": run.data.block_length,
+            "data.isolate_documents": run.data.isolate_documents,
             "train.global_batch": run.train.global_batch,
             "number of steps": self.total_steps,
             "precision": self.precision,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,18 +15,13 @@ from gaguide.config import (
     GuidanceSection,
     Precisions,
     RunConfig,
+    SourceSection,
     load_deepspeed_json,
     plan_batch,
     resolve_deepspeed,
 )
-from gaguide.data import (
-    BlockOrder,
-    BlockStore,
-    load_tokenizer,
-    read_manifest,
-    steps_for_epochs,
-    tokenizer_fingerprint,
-)
+from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
+from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
 from gaguide.data.embedded import embedded_corpus
 from gaguide.dist import World
 from gaguide.errors import Fault, UserError
@@ -48,25 +42,15 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     if ds_file is not None and batch is not None:
         file, split = ds_file, batch
         deepspeed = check(lambda: resolve_deepspeed(file, split, run.train.gradient_clipping, _precisions()))
-    folder = check(lambda: _shards(run.data.shards))
-    blocks = held_out = tokenizer = model = plan = None
-    if folder is not None:
-        where = folder
-        blocks = check(lambda: _blocks(where, "train", run.data.block_length))
-        held_out = check(lambda: _blocks(where, "validation", run.data.block_length))
-        tokenizer = check(lambda: load_tokenizer(str(where / "tokenizer")))
-    if blocks is not None:
-        data = blocks.manifest
+    corpus = check(lambda: _corpus(run))
+    model = plan = bare = None
+    if corpus is not None:
+        data = corpus
         model = check(lambda: find_model(run.model, data.vocab_size, data.eos_token_id))
-    if model is not None and blocks is not None:
-        source, store = model, blocks
-        check(lambda: _model_takes_data(source, store, run))
-    if tokenizer is not None:
-        words = tokenizer
-        plan = check(lambda: _plan(run, words))
-    bare = None
+        plan = check(lambda: _plan(run, data.tokenizer))
     if model is not None:
         found = model
+        check(lambda: _model_takes_data(found, data, run))
         bare = check(lambda: skeleton(found))
     if model is not None and bare is not None and plan is not None:
         shape, guided, architecture = model.config.get_text_config(), plan, bare
@@ -74,11 +58,11 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
         check(lambda: guided.resolve(shape.num_hidden_layers, shape.num_attention_heads))
         check(lambda: _offsets_fit(guided, run.data.block_length))
     check.raise_faults()
-    assert batch and blocks and held_out and model and tokenizer and deepspeed and output
-    epochs = run.train.epochs
-    total = run.train.steps or steps_for_epochs(len(blocks), epochs or 1, run.train.global_batch)
-    order = BlockOrder(blocks.shard_blocks, run.seed)
-    return Job(run, deepspeed, batch, blocks, held_out, order, model, tokenizer, plan, total)
+    assert batch and corpus and model and deepspeed and output
+    total = run.train.steps or steps_for_epochs(
+        len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
+    )
+    return Job(run, deepspeed, batch, corpus, model, plan, total)
 
 
 class _Collector:
@@ -99,10 +83,37 @@ class _Collector:
             raise UserError(self.faults)
 
 
-def _shards(name: str) -> Path:
-    if name != "embedded":
-        _as_shards(lambda: read_manifest(Path(name)))
-        return Path(name)
+def _corpus(run: RunConfig) -> Corpus:
+    data, seed = run.data, run.seed
+    cache_bytes = int(data.cache_gb * 1e9)
+    if data.mixture:
+        parts = [(entry.shards, entry.weight) for entry in data.mixture]
+        return mixture_corpus(parts, data.block_length, seed, cache_bytes)
+    if data.source is not None:
+        return source_corpus(_build_request(run, data.source), data.block_length, seed, run.validation.blocks)
+    folder = _embedded() if data.shards == "embedded" else str(data.shards)
+    return folder_corpus(folder, data.block_length, seed, cache_bytes)
+
+
+def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
+    if run.train.steps is None:
+        problem = "epochs of a source are not known before it is tokenised"
+        raise UserError(Fault("train.epochs", problem, "give train.steps, or build shards first"))
+    return BuildRequest(
+        sources=source.files,
+        output=Path(run.data.shards or Path(run.output) / "data").expanduser(),
+        tokenizer=source.tokenizer or run.model.name,
+        rows=source.rows,
+        split=source.split,
+        text_field=source.text_field,
+        validation_fraction=source.validation_fraction,
+        shard_tokens=source.shard_tokens,
+        workers=source.workers,
+        revision=source.revision,
+    )
+
+
+def _embedded() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
         return embedded_corpus(cache / "gaguide" / "embedded")
@@ -110,20 +121,6 @@ def _shards(name: str) -> Path:
         problem = f"the embedded corpus cannot be built in {cache} ({error.strerror})"
         raise UserError(
             Fault("data.shards", problem, "set XDG_CACHE_HOME to a folder you can write to")
-        ) from None
-
-
-def _blocks(folder: Path, split: str, block_length: int) -> BlockStore:
-    return _as_shards(lambda: BlockStore(folder, split, block_length))
-
-
-def _as_shards(read: Callable[[], T]) -> T:
-    """What the data package calls `data` is the run's field `data.shards`."""
-    try:
-        return read()
-    except UserError as error:
-        raise UserError(
-            replace(fault, field="data.shards") if fault.field == "data" else fault for fault in error.faults
         ) from None
 
 
@@ -190,7 +187,7 @@ def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -
     return GuidancePlan(tuple(assignments), section.reduction, section.target, section.weight)
 
 
-def _model_takes_data(model: ModelSource, blocks: BlockStore, run: RunConfig) -> None:
+def _model_takes_data(model: ModelSource, corpus: Corpus, run: RunConfig) -> None:
     """Raise the faults between model and shards."""
     faults = []
     positions, length = model.positions, run.data.block_length
@@ -203,30 +200,29 @@ def _model_takes_data(model: ModelSource, blocks: BlockStore, run: RunConfig) ->
                 length,
             )
         )
-    manifest = blocks.manifest
     vocabulary = model.config.get_text_config().vocab_size
-    if manifest.vocab_size > vocabulary:
+    if corpus.vocab_size > vocabulary:
         faults.append(
             Fault(
                 "data.shards",
-                f"were made with a vocabulary of {manifest.vocab_size} entries, the model has {vocabulary}",
+                f"were made with a vocabulary of {corpus.vocab_size} entries, the model has {vocabulary}",
                 f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …",
                 run.data.shards,
             )
         )
     elif run.model.init == "pretrained":
-        faults += _tokenizer_faults(blocks, run)
+        faults += _tokenizer_faults(corpus, run)
     if faults:
         raise UserError(faults)
 
 
-def _tokenizer_faults(blocks: BlockStore, run: RunConfig) -> list[Fault]:
+def _tokenizer_faults(corpus: Corpus, run: RunConfig) -> list[Fault]:
     """A pretrained model must have been trained with the tokenizer that made the shards."""
     try:
         theirs = tokenizer_fingerprint(load_tokenizer(run.model.name))
     except UserError:
         return []  # a folder without a tokenizer: the vocabulary's size is all there is to compare
-    if theirs == blocks.manifest.tokenizer_fingerprint:
+    if theirs == corpus.tokenizer_fingerprint:
         return []
     return [
         Fault(

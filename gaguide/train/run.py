@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -17,12 +19,15 @@ from gaguide.checkpoint import CheckpointStore, export_model
 from gaguide.checkpoint.export import STATE_TAG
 from gaguide.config import dump_config
 from gaguide.data import rank_micro_batches
+from gaguide.data.background import BackgroundBuild
+from gaguide.data.manifest import is_complete
 from gaguide.dist import World, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
 from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, write_text
 from gaguide.model import build_model
 from gaguide.train.engine import make_engine
+from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 from gaguide.train.output import claim_output
 from gaguide.train.schedule import learning_rate
@@ -34,6 +39,28 @@ from gaguide.train.validate import validate
 def train(job: Job, world: World) -> Path:
     """Train to the last step, from the newest checkpoint if there is one; returns the exported model."""
     claim = claim_output(job.output, world)
+    with _building(job, world):
+        raise_together(lambda: len(job.corpus.held_out))  # of a source the first ones have to be made
+        exported = _train(job, world)
+    claim.release()
+    return exported
+
+
+@contextmanager
+def _building(job: Job, world: World) -> Iterator[None]:
+    """Where the data is a source: tokenise it beside the training, on rank 0's host."""
+    work = job.corpus.work
+    building = None
+    if world.is_main and work is not None and not is_complete(work.request.output):
+        building = BackgroundBuild(work.request)
+    try:
+        yield
+    finally:
+        if building is not None:
+            building.stop()
+
+
+def _train(job: Job, world: World) -> Path:
     model = raise_together(lambda: build_model(job.model, job.run.seed))
     config = model.config
     engine = make_engine(job, model)
@@ -45,11 +72,10 @@ def train(job: Job, world: World) -> Path:
         trainer.finish()
     exported = job.output / "model"
     if world.is_main:
-        export_model(trainer.store.path(job.total_steps), config, job.tokenizer, exported)
+        export_model(trainer.store.path(job.total_steps), config, job.corpus.tokenizer, exported)
         write_summary(job, world)
         say(f"model: {exported}")
     barrier()
-    claim.release()
     return exported
 
 
@@ -117,7 +143,7 @@ class Trainer:
         rate = learning_rate(run.train, step, self.job.total_steps)
         self._set_guidance_weight(step)
         with self.clock.running(self._tokens_per_step):
-            numbers = train_step(self.engine, self.guidance, self._batch(step), rate, logged)
+            numbers = train_step(self.engine, self.guidance, self._micro_batches(step), rate, logged)
         self.done = step
         if numbers is not None:
             self._log(step, numbers, rate)
@@ -151,7 +177,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Validate the trained model and save it, unless the run was resumed after its last step."""
-        raise_together(self.job.blocks.finish_checks)  # shards whose checksum is still being compared
+        raise_together(self.job.corpus.blocks.finish_checks)  # shards whose checksum is still being compared
         if not broadcast(self.store.path(self.job.total_steps).exists()):
             self._validate(self.job.total_steps)
             self._save()
@@ -160,15 +186,26 @@ class Trainer:
     def _tokens_per_step(self) -> int:
         return self.job.batch.global_batch * self.job.run.data.block_length
 
-    def _batch(self, step: int) -> torch.Tensor:
-        """This rank's micro batches [A, M, T]; seeds dropout, so that a resumed step drops the same."""
-        batch, job = self.job.batch, self.job
-        _seed_dropout(job.run.seed, step, self.world.rank)
-        ids_AM = rank_micro_batches(
-            job.order, step - 1, batch.global_batch, batch.micro_batch, self.world.rank, self.world.size
-        )
-        ids = job.blocks.read(ids_AM.reshape(-1)).reshape(*ids_AM.shape, -1)
-        return torch.from_numpy(ids).to(self.engine.device)
+    def _micro_batches(self, step: int) -> Iterator[Inputs]:
+        """This rank's micro batches; seeds dropout, so that a resumed step drops the same."""
+        batch, corpus, run = self.job.batch, self.job.corpus, self.job.run
+        _seed_dropout(run.seed, step, self.world.rank)
+        corpus.look_ahead((step - 1) * batch.global_batch)
+
+        def block_ids() -> np.ndarray:
+            return rank_micro_batches(
+                corpus.order,
+                step - 1,
+                batch.global_batch,
+                batch.micro_batch,
+                self.world.rank,
+                self.world.size,
+            )
+
+        # A source may turn out to be unreadable while it is tokenised: then all ranks end together.
+        ids_AM = block_ids() if corpus.work is None else raise_together(block_ids)
+        for ids_M in ids_AM:
+            yield model_inputs(corpus.blocks, ids_M, run.data.isolate_documents, self.engine.device)
 
     def _log(self, step: int, numbers: StepNumbers, rate: float) -> None:
         if self.metrics is None:
@@ -179,7 +216,7 @@ class Trainer:
             **asdict(numbers),
             "lr": rate,
             "guidance_weight": None if self.guidance is None else self.guidance.weight,
-            "epoch": step * self.job.batch.global_batch / len(self.job.blocks),
+            "epoch": self.job.epoch(step),
             "tokens": step * self._tokens_per_step,
             "tokens_per_second": per_second,
             "seconds": self.clock.total,

@@ -1,10 +1,8 @@
-"""One optimizer step: forward and backward of every micro batch, and the step's numbers over all ranks.
-
-Shapes: A accumulation steps, M micro batch, T positions.
-"""
+"""One optimizer step: forward and backward of every micro batch, and the step's numbers over all ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from gaguide.dist import all_reduce_sum
 from gaguide.guidance import Guidance
+from gaguide.train.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,20 @@ class StepNumbers:
 
 
 def train_step(
-    engine: Any, guidance: Guidance | None, ids_AMT: torch.Tensor, learning_rate: float, logged: bool
+    engine: Any,
+    guidance: Guidance | None,
+    micro_batches: Iterable[Inputs],
+    learning_rate: float,
+    logged: bool,
 ) -> StepNumbers | None:
-    """Run one step on this rank's micro batches (int64); the numbers only where `logged`, a collective."""
+    """Run one step on this rank's micro batches; the numbers only where `logged`, a collective."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     if guidance is not None and guidance.measure_only:
         guidance.enabled = logged
     sums = _Sums(guidance, engine.device)
-    for ids_MT in ids_AMT:
-        lm_loss = engine(input_ids=ids_MT, labels=ids_MT, use_cache=False).loss
+    for inputs in micro_batches:
+        lm_loss = engine(**inputs, labels=inputs["input_ids"], use_cache=False).loss
         active = guidance is not None and guidance.enabled
         guidance_loss = guidance.loss() if guidance is not None and active else None
         # All micro batches hold equally many tokens, so DeepSpeed's mean over them is the mean over tokens.

@@ -32,9 +32,9 @@ def write_summary(job: Job, world: World) -> None:
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
             "fingerprints": {
                 "run": job.fingerprint,
-                "data": job.blocks.manifest.fingerprint,
-                "tokenizer": job.blocks.manifest.tokenizer_fingerprint,
-                "order": job.order.fingerprint,
+                "data": job.corpus.fingerprint,
+                "tokenizer": job.corpus.tokenizer_fingerprint,
+                "order": job.corpus.order.fingerprint,
             },
         },
     )

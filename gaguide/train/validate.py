@@ -11,6 +11,7 @@ import torch
 from gaguide.dist import World
 from gaguide.guidance import Guidance, Measurement
 from gaguide.guidance.measure import measure_guided
+from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 
 
@@ -19,17 +20,17 @@ def validate(engine: Any, guidance: Guidance | None, job: Job, world: World) -> 
     return measure_guided(engine.module, guidance, _batches(job, world, engine.device))
 
 
-def _batches(job: Job, world: World, device: torch.device) -> Iterator[tuple[torch.Tensor, bool]]:
+def _batches(job: Job, world: World, device: torch.device) -> Iterator[tuple[Inputs, bool]]:
     """This rank's batches; ranks that are short of one run the first without counting it.
 
     Under ZeRO-3 a rank with fewer forward passes than the others would hang.
     """
-    count = min(job.run.validation.blocks, len(job.held_out))
-    spread = np.arange(count) * len(job.held_out) // count
+    held_out, isolate = job.corpus.held_out, job.run.data.isolate_documents
+    count = min(job.run.validation.blocks, len(held_out))
+    spread = np.arange(count) * len(held_out) // count
     size = job.batch.micro_batch
     chunks = [spread[start : start + size] for start in range(0, count, size)]
     for first in range(0, len(chunks), world.size):
         mine = first + world.rank
         counted = mine < len(chunks)
-        ids = job.held_out.read(chunks[mine] if counted else chunks[0])
-        yield torch.from_numpy(ids).to(device), counted
+        yield model_inputs(held_out, chunks[mine] if counted else chunks[0], isolate, device), counted

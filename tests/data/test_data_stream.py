@@ -21,6 +21,7 @@ from gaguide.data.manifest import ShardInfo
 from gaguide.data.remote import Patience
 from gaguide.errors import UserError
 from tests.data.faulty_server import FaultyServer, faulty_server
+from tests.data.test_data_cli import call
 
 pytest.importorskip("aiohttp", reason="needs aiohttp, by which fsspec speaks http")
 pytest.importorskip("tenacity", reason="needs tenacity")
@@ -237,3 +238,16 @@ def test_a_killed_fetcher_leaves_neither_a_lock_nor_its_space(folder, tmp_path):
     assert cache.fetch(
         infos[0], lambda path: path.write_bytes((folder / infos[0].file).read_bytes()) and None
     )
+
+
+def test_info_and_verify_read_an_address(server, folder, node_cache):
+    code, output = call("info", server.address)
+    assert code == 0 and "train" in output and "fingerprint" in output
+    assert server.asked == ["manifest.json"]
+    code, output = call("verify", server.address)
+    assert code == 0 and "all as the manifest says" in output
+    whole(BlockStore(server.address, "train", 64))  # what is in the cache is not what is verified
+    server.always["train-00001.arrow"] = "corrupt"
+    code, output = call("verify", server.address)
+    assert code == 2 and "train-00001.arrow: " in output and "checksum" in output
+    assert "train-00000.arrow" not in output

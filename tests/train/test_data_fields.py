@@ -1,0 +1,263 @@
+"""Where a run's blocks may come from: folders, addresses, mixtures, a source; and documents kept apart."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from gaguide.config import EMBEDDED, load_config
+from gaguide.data import BlockStore, BuildRequest, build
+from gaguide.data.embedded import embedded_documents
+from gaguide.dist import World
+from gaguide.errors import UserError
+from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide
+from gaguide.log import read_metrics
+from gaguide.train.inputs import model_inputs
+from gaguide.train.preflight import prepare
+from tests.data.faulty_server import faulty_server
+from tests.support.models import tiny_model
+from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
+
+SCRIPT = Path(__file__).with_name("data_script.py")
+T = 64
+
+
+@pytest.fixture(scope="module")
+def folders(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The embedded corpus as JSONL and in small shards, in halves and whole."""
+    home = tmp_path_factory.mktemp("fields")
+    tokenizer = str(embedded_shards / "tokenizer")
+    lines = [json.dumps({"text": text}) + "\n" for text in embedded_documents()]
+    half = len(lines) // 2
+    parts = {"first": lines[:half], "second": lines[half:], "whole": lines}
+    for name, kept in parts.items():
+        (home / f"{name}.jsonl").write_text("".join(kept), encoding="utf-8")
+        request = BuildRequest((str(home / f"{name}.jsonl"),), home / name, tokenizer, shard_tokens=6_000)
+        build(request)
+    return {path.name: path for path in home.iterdir()}
+
+
+def write_config(path: Path, data: dict[str, object]) -> str:
+    tree = yaml.safe_load(EMBEDDED.read_text("utf-8")) | {"data": {"block_length": T} | data}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return str(path)
+
+
+def source_of(folders: dict[str, Path], tokenizer: Path) -> dict[str, object]:
+    return {
+        "files": str(folders["whole.jsonl"]),
+        "tokenizer": str(tokenizer),
+        "shard_tokens": 6_000,
+        "validation_fraction": 0.05,
+    }
+
+
+def losses(output: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(output / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def runs(folders: dict[str, Path], embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One launch of two ranks trains from everything in turn."""
+    home = tmp_path_factory.mktemp("runs")
+    mixture = [
+        {"shards": str(folders["first"]), "weight": 3},
+        {"shards": str(folders["second"]), "weight": 1},
+    ]
+    source = source_of(folders, embedded_shards / "tokenizer")
+    with faulty_server(folders["whole"]) as server:
+        server.faults["manifest.json"] = ["500"]
+        for path in folders["whole"].glob("*.arrow"):
+            server.faults[path.name] = ["truncated", "corrupt"]
+        data = {
+            "folder": {"shards": str(folders["whole"])},
+            "address": {"shards": server.address, "cache_gb": 1},
+            "mixture": {"mixture": mixture},
+            "source": {"source": source},
+            "isolated": {"shards": str(folders["whole"]), "isolate_documents": True},
+        }
+        configs = {name: [write_config(home / f"{name}.yaml", each), {}] for name, each in data.items()}
+        configs["source again"] = [configs["source"][0], {"data.shards": str(home / "source" / "data")}]
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("GAGUIDE_NODE_CACHE", str(home / "node"))
+            done = run_ranks(SCRIPT, [str(home), json.dumps(configs)])
+    assert done.returncode == 0, done.stdout
+    fetched = {name: count for name, count in server.counts.items() if name.endswith(".arrow")}
+    assert set(fetched.values()) == {3}, f"by one of the two ranks, at the third attempt: {fetched}"
+    assert 2 < len(fetched) < 9, "training did not wait for all shards"
+    return home
+
+
+def test_where_shards_lie_changes_nothing(runs: Path) -> None:
+    assert losses(runs / "address") == losses(runs / "folder")
+    records = [read_metrics(runs / name / "validation.jsonl") for name in ("address", "folder")]
+    assert records[0] == records[1]
+
+
+def test_a_mixture_takes_from_both_folders(runs: Path) -> None:
+    assert len(losses(runs / "mixture")) == 8
+    assert losses(runs / "mixture") != losses(runs / "folder")
+    summary = json.loads((runs / "mixture" / "summary.json").read_text())
+    assert summary["validation"]["after"]["lm_loss"] < summary["validation"]["before"]["lm_loss"]
+
+
+def test_a_source_trains_while_it_is_tokenised_and_after(runs: Path, folders: dict[str, Path]) -> None:
+    """The same losses whether the shards were being made or were all there."""
+    assert losses(runs / "source") == losses(runs / "source again")
+    assert len(losses(runs / "source")) == 8
+    made = runs / "source" / "data"
+    left = sorted(path.name for path in made.iterdir())
+    # The run may end before its build does; what is there goes on being used, and a build finishes it.
+    if "manifest.json" not in left:
+        build(prepare_source(runs, made))
+    whole = BlockStore(folders["whole"], "train", T)
+    again = BlockStore(made, "train", T)
+    assert sum(whole.shard_blocks) == sum(again.shard_blocks)
+    assert np.array_equal(whole.read(np.arange(9)), again.read(np.arange(9)))
+
+
+def prepare_source(runs: Path, made: Path) -> BuildRequest:
+    job = prepare(
+        load_config(
+            runs / "source.yaml", {"train.steps": "8", "data.shards": str(made), "output": str(runs)}
+        ),
+        DS_CONFIGS / "zero1.json",
+        World(size=1),
+    )
+    assert job.corpus.work is not None
+    return job.corpus.work.request
+
+
+def test_killed_in_the_middle_of_a_source_the_curve_goes_on(
+    runs: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    """kill -9 of everything after the first checkpoint; the shards made so far are used, not made again."""
+    settings = [str(runs / "source.yaml"), {"data.source.workers": "1"}]
+    command = launch_command(SCRIPT, [str(tmp_path), json.dumps({"killed": settings})], ranks=2)
+    with subprocess.Popen(
+        command,
+        env=rank_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "killed" / "checkpoints" / "step-00000004").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = run_ranks(SCRIPT, [str(tmp_path), json.dumps({"killed": settings})])
+    assert done.returncode == 0, done.stdout
+    assert losses(tmp_path / "killed") == losses(runs / "source")
+
+
+def test_isolated_documents_change_the_losses(runs: Path) -> None:
+    assert losses(runs / "isolated") != losses(runs / "folder")
+    assert all(np.isfinite(losses(runs / "isolated")))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-grouped-query", "gpt-neox"])
+def test_an_isolated_document_is_computed_as_if_it_were_alone(kind: str) -> None:
+    """Logits of every token, and the guidance loss as the sum over the documents."""
+    lengths = [11, 20, 9]
+    documents = [torch.randint(2, 60, (1, n), generator=torch.Generator().manual_seed(n)) for n in lengths]
+
+    class Blocks:
+        def read(self, ids: np.ndarray) -> np.ndarray:
+            return torch.cat(documents, 1).numpy()
+
+        def document_ids(self, ids: np.ndarray) -> np.ndarray:
+            return np.repeat(np.arange(3, dtype=np.int32), lengths)[None]
+
+        def positions(self, ids: np.ndarray) -> np.ndarray:
+            return np.concatenate([np.arange(n) for n in lengths])[None]
+
+    model = tiny_model(kind).double()
+    plan = GuidancePlan(
+        (
+            Assignment(TokenSet("words", frozenset(range(5, 25))), (0, 1)),
+            Assignment(FixedOffset(3), (2,)),
+        ),
+        "frobenius",
+        "normalized",
+    )
+    inputs = model_inputs(Blocks(), np.array([0]), True, torch.device("cpu"))  # type: ignore[arg-type]
+    with guide(model, plan) as guidance:
+        packed = model(**inputs, use_cache=False).logits
+        together = {key: loss.item() for key, loss in guidance.per_head().items()}
+        alone = dict.fromkeys(together, 0.0)
+        logits = []
+        for document in documents:
+            logits.append(model(input_ids=document, use_cache=False).logits)
+            for key, loss in guidance.per_head().items():
+                alone[key] += loss.item()
+    torch.testing.assert_close(packed, torch.cat(logits, 1), rtol=1e-9, atol=1e-10)
+    for key, loss in together.items():
+        assert loss == pytest.approx(alone[key], rel=1e-9)
+    plain = model(input_ids=inputs["input_ids"], use_cache=False).logits
+    assert not torch.allclose(plain, packed), "without isolation documents see each other"
+
+
+def faults_of(folder: Path, data: dict[str, object], **changes: str) -> str:
+    config = load_config(Path(write_config(folder / "run.yaml", data)), {"output": str(folder)} | changes)
+    with pytest.raises(UserError) as error:
+        prepare(config, DS_CONFIGS / "zero1.json", World(size=2))
+    return str(error.value)
+
+
+def test_faults_of_data_name_its_fields(
+    folders: dict[str, Path], embedded_shards: Path, tmp_path: Path
+) -> None:
+    shards = str(folders["first"])
+    told = faults_of(
+        tmp_path, {"mixture": [{"shards": "/no", "weight": 1}, {"shards": "/none", "weight": 1}]}
+    )
+    assert "data.mixture.0.shards" in told and "data.mixture.1.shards" in told
+    assert "less than 1/10,000" in faults_of(
+        tmp_path, {"mixture": [{"shards": shards, "weight": 1e-9}, {"shards": shards, "weight": 1}]}
+    )
+    source = source_of(folders, embedded_shards / "tokenizer")
+    told = faults_of(tmp_path, {"source": source | {"files": "/no/file.jsonl", "tokenizer": "/no/tokenizer"}})
+    assert "data.source.files" in told and "data.source.tokenizer" in told
+    told = faults_of(tmp_path, {"source": source}, **{"train.steps": "null", "train.epochs": "1"})
+    assert "train.epochs" in told and "train.steps" in told
+    assert "can't be opened" in faults_of(tmp_path, {"shards": "nosuch://place/shards"})
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({}, "no data is named"),
+        ({"shards": "a", "mixture": [{"shards": "b", "weight": 1}]}, "or a mixture"),
+        ({"shards": "embedded", "source": {"files": "x"}}, "name a folder"),
+        ({"mixture": [{"shards": "b", "weight": 0}]}, "greater than 0"),
+    ],
+)
+def test_faults_of_the_section(data: dict[str, object], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=problem):
+        load_config(Path(write_config(tmp_path / "run.yaml", data)), {})
+
+
+def test_a_source_that_cannot_be_read_ends_all_ranks_with_its_reason(
+    folders: dict[str, Path], embedded_shards: Path, tmp_path: Path
+) -> None:
+    """Found only while it is tokenised: the second half of a compressed file is missing."""
+    packed = gzip.compress(folders["whole.jsonl"].read_bytes())
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    source = source_of(folders, embedded_shards / "tokenizer") | {"files": str(tmp_path / "cut.jsonl.gz")}
+    config = write_config(tmp_path / "run.yaml", {"source": source})
+    settings = ["--output", str(tmp_path / "out"), "--train.steps", "400"]
+    done = run_ranks(TRAIN, ["--deepspeed", str(DS_CONFIGS / "zero1.json"), "--config", config, *settings])
+    assert done.returncode != 0
+    assert done.stdout.count("tokenising it failed") == 1, done.stdout
+    assert "cut.jsonl.gz" in done.stdout
