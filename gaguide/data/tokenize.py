@@ -146,7 +146,8 @@ class DocumentEncoder:
             return self.encode_by_reference(text)
         if self._tiktoken is None:
             self._tiktoken = _tiktoken_encoding(self._ranks)
-        return self._tiktoken.encode_to_numpy(text, disallowed_special=())
+        # It has no special tokens, and its way with them takes half as long again.
+        return np.array(self._tiktoken.encode_ordinary(text), np.uint32)
 
     def encode_by_reference(self, text: str) -> np.ndarray:
         """The same by the Hugging Face tokenizer itself."""
