@@ -1,0 +1,44 @@
+"""A study's records: what is written is what is read, and the mistakes of who reads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gaguide.errors import UserError
+from gaguide.study.records import STUDY, read_study, write_study, write_tables
+from tests.study.sample import sample_study
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    first = read_study(sample_study(tmp_path / "study", prompt='<script>alert("x")</script>'))
+    assert {cell.state for cell in first.cells} == {"done", "failed"}
+    assert first.changes[0].prompt == '<script>alert("x")</script>'
+    assert all(first.analysis) and first.verdicts and first.means
+
+    again = tmp_path / "again"
+    again.mkdir()
+    write_study(again, first)
+    write_tables(again, first)
+    assert read_study(again) == first
+
+
+def test_a_study_that_was_not_collected_has_cells_only(tmp_path: Path) -> None:
+    whole = read_study(sample_study(tmp_path / "study"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    write_study(bare, whole)
+    assert read_study(bare) == replace(
+        whole, results=(), means=(), comparisons=(), verdicts=(), shares=(), gains=(), attention=(),
+        losses=(), changes=(),
+    )  # fmt: skip
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no study\.json"):
+        read_study(tmp_path)
+    (tmp_path / STUDY).write_text('{"schema": 7}')
+    with pytest.raises(UserError, match="schema 7"):
+        read_study(tmp_path)
