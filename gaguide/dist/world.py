@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from gaguide.dist.launcher import check_hostfile
+from gaguide.dist.network import gloo_interface
+from gaguide.dist.rendezvous import expand_hosts, rendezvous
 from gaguide.errors import Fault, UserError
 
 # (rank, world size, local rank) as each launcher spells them, in the order they are asked.
@@ -51,6 +55,8 @@ class World:
             if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in environ:
                 continue
             if rank in environ and size in environ:
+                if local_rank not in environ:  # srun --mpi=pmi2 sets the others of MPICH's
+                    local_rank = "SLURM_LOCALID"
                 numbers = [_number(name, environ.get(name, "0")) for name in (rank, size, local_rank)]
                 return cls(numbers[0], numbers[1], numbers[2], host)
         return cls(host=host)
@@ -63,17 +69,8 @@ def start(world: World, timeout_minutes: float = 30) -> None:
     """
     if dist.is_initialized():
         return
-    if world.size == 1 and "MASTER_ADDR" not in os.environ:
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(_free_port())
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UserError(
-            Fault(
-                ", ".join(missing),
-                f"not set, but there are {world.size} ranks",
-                "export the first host's name and a free port, the same on all ranks",
-            )
-        )
+    check_hostfile()
+    os.environ.update(rendezvous(os.environ, world.rank, world.size))
     if world.device.type == "cuda" and world.local_rank >= torch.cuda.device_count():
         raise UserError(
             Fault(
@@ -87,12 +84,27 @@ def start(world: World, timeout_minutes: float = 30) -> None:
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
+    else:
+        _name_interface(world)
     dist.init_process_group(
         "nccl" if world.device.type == "cuda" else "gloo",
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(minutes=timeout_minutes),
     )
+
+
+def _name_interface(world: World) -> None:
+    """Tell gloo the interface that other hosts reach, where it would choose loopback."""
+    others = [os.environ["MASTER_ADDR"]]
+    with suppress(ValueError):
+        others += expand_hosts(os.environ.get("SLURM_STEP_NODELIST", ""))
+    interface = gloo_interface(os.environ, others) if world.size > 1 else None
+    if interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+        if world.local_rank == 0:
+            reason = f"the name of host {world.host} is a loopback address to itself"
+            print(f"{reason}: gloo uses {interface} (GLOO_SOCKET_IFNAME to choose)", flush=True)
 
 
 def _number(name: str, text: str) -> int:
@@ -106,8 +118,3 @@ def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
