@@ -1,6 +1,23 @@
-"""Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed."""
+"""Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed; costs of training."""
 
+from gaguide.model.flops import TokenFlops, flops_per_token
 from gaguide.model.load import ModelSource, build_model, find_model, skeleton
+from gaguide.model.memory import Memory, MemorySetup, estimate_memory
+from gaguide.model.shape import ModelShape, shape_of
 from gaguide.model.sizes import SIZES, scratch_config
 
-__all__ = ["SIZES", "ModelSource", "build_model", "find_model", "scratch_config", "skeleton"]
+__all__ = [
+    "SIZES",
+    "Memory",
+    "MemorySetup",
+    "ModelShape",
+    "ModelSource",
+    "TokenFlops",
+    "build_model",
+    "estimate_memory",
+    "find_model",
+    "flops_per_token",
+    "scratch_config",
+    "shape_of",
+    "skeleton",
+]

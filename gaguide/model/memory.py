@@ -1,0 +1,210 @@
+"""Bytes that one rank needs to train: model states by ZeRO stage, activations, logits, guidance, buffers.
+
+Model states follow Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3 and figure 1) as DeepSpeed
+0.19 keeps them: fp32 master weights and AdamW's two moments, split from stage 1 on; gradients from stage 2;
+weights at stage 3. Activations follow Korthikanti et al. 2022 (arXiv:2205.05198, section 4) in method; the
+counts are what transformers' layers save for backward, which is more than Megatron's fused ones.
+
+These are tensor bytes. A GPU's context, kernels' workspaces and the allocator's fragments come on top
+(`gaguide.plan` adds an allowance for them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from gaguide.model.shape import ModelShape
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Offload = Literal["none", "cpu", "nvme"]
+
+WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+_FULL = 4  # bytes of what is always fp32: master weights, moments, accumulated gradients, loss
+
+# How many tensors as wide as the MLP its activation saves, its output included. transformers computes
+# gelu_new in single operations; a gated MLP keeps gate, up, the activated gate and their product.
+_MLP_KEPT = {"gelu_new": 5, "gelu_fast": 5, "silu": 4, "swish": 4, "relu": 1}
+_MLP_KEPT_OTHER = 2
+_RMS_NORM = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+
+@dataclass(frozen=True)
+class MemorySetup:
+    """How a model is trained, as far as memory goes.
+
+    micro_batch: sequences per rank in a forward pass. block_length: tokens of each. accumulation: forward
+    passes in a step. guided_heads: in each guided layer; guided_layers: how many those are. row_block: query
+    rows that guidance makes at once. fused_attention: False where SDPA writes the attention matrix (on a CPU
+    with dropout). bucket: elements of ZeRO's reduce bucket. gather: elements of its all-gather bucket.
+    live_parameters: most parameters that stage 3 holds gathered.
+    """
+
+    micro_batch: int
+    block_length: int
+    zero_stage: int = 2
+    ranks: int = 1
+    precision: Precision = "bf16"
+    accumulation: int = 1
+    checkpointing: bool = False
+    guided_heads: int = 0
+    guided_layers: int = 0
+    row_block: int = 256
+    fused_attention: bool = True
+    offload_optimizer: Offload = "none"
+    offload_parameters: Offload = "none"
+    bucket: int = 50_000_000
+    gather: int = 50_000_000
+    live_parameters: int = 500_000_000
+    overlap: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro batch."""
+        return self.micro_batch * self.block_length
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank. The first group lasts, the second comes and goes; they are not needed all at once.
+
+    host: bytes in the host's memory for this rank, disk: on NVMe, both by offload.
+    """
+
+    weights: int
+    master_weights: int
+    optimizer: int
+    gradients: int
+    activations: int
+    recomputed: int
+    logits: int
+    guidance: int
+    buffers: int
+    step: int
+    host: int = 0
+    disk: int = 0
+
+    @property
+    def states(self) -> int:
+        """What lasts from step to step."""
+        return self.weights + self.master_weights + self.optimizer
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Bytes at the three moments of a step that can be its peak."""
+        return {
+            "loss": self.states + self.activations + self.logits + self.guidance + self.buffers,
+            "backward": self.states + self.gradients + self.recomputed + self.guidance + self.buffers,
+            "update": self.states + self.gradients + self.step,
+        }
+
+    @property
+    def peak(self) -> int:
+        """Most bytes at one moment."""
+        return max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The moment of the peak: loss, backward or update."""
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+    def parts(self) -> dict[str, int]:
+        """Every part by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
+    """What one block saves for backward without checkpointing.
+
+    GPT-2 saves 8 tensors of its width (both norms' inputs and outputs, q, k, v, attention's output) and 5 of
+    its MLP's width: 28 × width × bytes a token (Korthikanti et al.: 17 elements with fused activations).
+    """
+    width_bytes = WEIGHT_BYTES[setup.precision]
+    query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    elements = 4 * shape.width + 2 * query + 2 * key
+    elements += _MLP_KEPT.get(shape.activation, _MLP_KEPT_OTHER) * shape.mlp_width
+    elements += 2 * shape.width if shape.kind == "gpt_neox" else 0  # fused q, k, v outlive their rotation
+    per_token = elements * width_bytes
+    if (
+        shape.kind in _RMS_NORM
+    ):  # computed in fp32 in single operations: input in fp32 and scaled one are kept
+        per_token += 2 * shape.width * 4
+    else:
+        per_token += 4 * width_bytes  # mean and deviation of two layer norms
+    if setup.fused_attention:
+        per_token += 4 * shape.heads  # log-sum-exp
+    else:  # scores after softmax and after dropout, and dropout's mask, in fp32; scaled q, k
+        per_token += 12 * shape.heads * setup.block_length + (8 if width_bytes == 2 else 6) * shape.width
+    if shape.dropout:
+        per_token += 2 * shape.width  # two masks of one byte
+    return setup.tokens * per_token
+
+
+def estimate_memory(shape: ModelShape, setup: MemorySetup) -> Memory:
+    """Bytes that one rank needs, by part."""
+    states = _states(shape, setup)
+    layer = activation_bytes_per_layer(shape, setup)
+    entry = setup.tokens * shape.width * WEIGHT_BYTES[setup.precision]
+    ends = 2 * entry + (
+        setup.tokens * shape.width if shape.dropout else 0
+    )  # the last norm's input and output
+    kept = shape.layers * (entry if setup.checkpointing else layer) + ends
+    saved, transient = _guidance(shape, setup)
+    if setup.checkpointing:
+        saved //= max(shape.layers, 1)  # of one layer at a time
+    return Memory(
+        **states,
+        activations=kept,
+        recomputed=kept - ends + layer if setup.checkpointing else kept,
+        # Cross-entropy's backward: log-probabilities, their gradient and the logits' gradient, all fp32.
+        logits=3 * _FULL * setup.tokens * shape.vocab,
+        guidance=saved + transient,
+    )
+
+
+def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
+    """Bytes of everything that depends on parameters and ranks only."""
+    P, N, stage = shape.parameters, setup.ranks, setup.zero_stage
+    width_bytes = WEIGHT_BYTES[setup.precision]
+    part = -(-P // N) if stage else P
+    master = 0 if setup.precision == "fp32" and stage in (0, 3) else _FULL * part
+    optimizer = 2 * _FULL * part
+    weights = width_bytes * (part if stage == 3 else P)
+    gradients = {0: width_bytes * P, 1: width_bytes * P}.get(stage, _FULL * part)
+    buffers = width_bytes * min(P, setup.bucket) * (2 if setup.overlap else 1) if N > 1 or stage else 0
+    if stage == 3:
+        buffers += width_bytes * min(P, max(setup.live_parameters, shape.head_matrix))
+    step = _FULL * part if stage else 0
+    host = disk = 0
+    if setup.offload_optimizer != "none":
+        host, disk = (master + optimizer, 0) if setup.offload_optimizer == "cpu" else (0, master + optimizer)
+        host += _FULL * part  # gradients that the host's optimizer reads
+        master = optimizer = step = 0
+    if setup.offload_parameters != "none":
+        host, disk = (host + weights, disk) if setup.offload_parameters == "cpu" else (host, disk + weights)
+        weights = 0
+    return {
+        "weights": weights,
+        "master_weights": master,
+        "optimizer": optimizer,
+        "gradients": gradients,
+        "buffers": buffers,
+        "step": step,
+        "host": host,
+        "disk": disk,
+    }
+
+
+def _guidance(shape: ModelShape, setup: MemorySetup) -> tuple[int, int]:
+    """(saved for backward over all guided layers, transient in one layer), in bytes.
+
+    Saved: the guided heads' output and a number per row in fp32, and the other heads' output beside the
+    joined one. Transient: fp32 q, k, v of guided heads with their gradients, and three blocks of rows of H.
+    """
+    if not setup.guided_heads or not setup.guided_layers:
+        return 0, 0
+    guided = setup.guided_heads * shape.head_width
+    rest = shape.heads * shape.head_width - guided
+    saved = setup.tokens * (4 * guided + 4 * setup.guided_heads + rest * WEIGHT_BYTES[setup.precision])
+    blocks = 3 * 4 * setup.micro_batch * setup.guided_heads * setup.row_block * setup.block_length
+    return saved * setup.guided_layers, setup.tokens * guided * 4 * 6 + blocks

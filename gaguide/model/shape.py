@@ -1,0 +1,144 @@
+"""What counting needs of a transformers configuration: layers, widths, vocabulary, and how many parameters.
+
+Configurations name the same things differently (n_layer, num_hidden_layers …); transformers' attribute maps
+level the common ones, the rest is done here. Counts are arithmetic for the families below and exact; other
+architectures are counted on a skeleton without memory (meta device).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from gaguide.errors import Fault, UserError
+
+# Which vectors a family's blocks have beside their matrices: biases of q, k, v; of the attention's output;
+# of the MLP. A name is read from the configuration. Then vectors of a norm, and whether the MLP is gated.
+_FAMILIES: dict[str, tuple[bool | str, bool | str, bool | str, int, bool]] = {
+    "gpt2": (True, True, True, 2, False),
+    "gpt_neox": ("attention_bias", "attention_bias", True, 2, False),
+    "llama": ("attention_bias", "attention_bias", "mlp_bias", 1, True),
+    "mistral": (False, False, False, 1, True),
+    "qwen2": (True, False, False, 1, True),
+}
+_GATED = frozenset({"silu", "swish", "swiglu"})
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder's shape.
+
+    kv_heads: key/value heads (fewer than `heads` under grouped queries). mlp_matrices: 2, or 3 where the
+    MLP is gated. parameters: all of them, a tied output layer counted once. dropout: whether any acts.
+    """
+
+    kind: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    mlp_matrices: int
+    activation: str
+    vocab: int
+    positions: int
+    tied: bool
+    dropout: bool
+    parameters: int
+
+    @property
+    def block_matrices(self) -> int:
+        """Weights of one block's matrices: q, k, v, output, MLP."""
+        query, key = self.heads * self.head_width, self.kv_heads * self.head_width
+        return self.width * (2 * query + 2 * key + self.mlp_matrices * self.mlp_width)
+
+    @property
+    def head_matrix(self) -> int:
+        """Weights of the output layer (tied or not)."""
+        return self.vocab * self.width
+
+    @property
+    def block_parameters(self) -> int:
+        """One block's parameters: all that is no embedding, shared out evenly (final norm included)."""
+        return (self.parameters - self.embeddings) // self.layers
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters of token embedding, learned positions and an untied output layer."""
+        learned = self.positions * self.width if self.kind == "gpt2" else 0
+        return self.head_matrix * (1 if self.tied else 2) + learned
+
+
+def shape_of(config: PretrainedConfig) -> ModelShape:
+    """The shape of a causal language model; a `UserError` where the configuration lacks what is counted."""
+    text = config.get_text_config()
+    kind = str(text.model_type)
+    if getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None):
+        remedy = "choose a dense model: a mixture of experts uses a part of its weights for a token"
+        raise UserError(Fault("model.name", "is a mixture of experts, which is not counted", remedy, kind))
+    sizes = {
+        name: getattr(text, name, None)
+        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    }
+    missing = [name for name, value in sizes.items() if not value]
+    if missing:
+        remedy = "choose a causal decoder of transformers"
+        raise UserError(Fault("model.name", f"its configuration has no {', '.join(missing)}", remedy, kind))
+    layers, width, heads, vocab = (int(value or 0) for value in sizes.values())
+    activation = str(_first(text, "activation_function", "hidden_act") or "gelu")
+    gated = _FAMILIES[kind][4] if kind in _FAMILIES else activation in _GATED
+    shape = ModelShape(
+        kind=kind,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=int(_first(text, "num_key_value_heads") or heads),
+        head_width=int(_first(text, "head_dim") or width // heads),
+        mlp_width=int(_first(text, "n_inner", "intermediate_size", "ffn_dim") or 4 * width),
+        mlp_matrices=3 if gated else 2,
+        activation=activation,
+        vocab=vocab,
+        positions=int(_first(text, "max_position_embeddings") or 0),
+        tied=bool(config.tie_word_embeddings),
+        dropout=_drops(text),
+        parameters=0,
+    )
+    counted = _count(shape, text) if kind in _FAMILIES else _count_skeleton(config)
+    return ModelShape(**(vars(shape) | {"parameters": counted}))
+
+
+def _first(config: Any, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+def _drops(config: Any) -> bool:
+    names = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "dropout")
+    return any(getattr(config, name, 0) for name in names)
+
+
+def _count(shape: ModelShape, config: Any) -> int:
+    qkv_bias, out_bias, mlp_bias, norm, _ = (
+        bool(getattr(config, trait, False)) if isinstance(trait, str) else trait
+        for trait in _FAMILIES[shape.kind]
+    )
+    query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    biases = qkv_bias * (query + 2 * key) + out_bias * shape.width
+    biases += mlp_bias * ((shape.mlp_matrices - 1) * shape.mlp_width + shape.width)
+    block = shape.block_matrices + biases + 2 * norm * shape.width
+    return shape.layers * block + norm * shape.width + shape.embeddings
+
+
+def _count_skeleton(config: PretrainedConfig) -> int:
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(deepcopy(config))
+    except Exception as error:  # whatever a configuration makes a model's constructor raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "choose a causal decoder of transformers"
+        raise UserError(Fault("model.name", f"cannot be built ({reason})", remedy)) from None
+    return sum(parameter.numel() for parameter in model.parameters())
