@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     world = World.from_environment()
     joined = False
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser().parse_args(argv)
         start(world)
         joined = True
         _evaluate(arguments, world)
@@ -56,7 +56,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(Fault("arguments", message, f"see {self.prog} --help"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments; a wrong one is a `UserError`."""
     parser = _Parser(
         prog="launch/evaluate.py",
         description="Evaluate a causal language model on multiple-choice and probability tasks.",

@@ -53,7 +53,7 @@ def _train(argv: Sequence[str] | None, world: World) -> None:
 
     start(world)
     # A file may be missing on one host only: all ranks look, then all know.
-    run, deepspeed_json, config = raise_together(lambda: _read(argv))
+    run, deepspeed_json, config = raise_together(lambda: read_arguments(argv))
     if world.is_main and config is None:
         say(_REAL_RUN)
     job = raise_together(lambda: prepare(run, deepspeed_json, world))
@@ -67,7 +67,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(Fault("arguments", message, self.format_usage().strip()))
 
 
-def _read(argv: Sequence[str] | None) -> tuple[RunConfig, Path, Path | None]:
+def read_arguments(argv: Sequence[str] | None) -> tuple[RunConfig, Path, Path | None]:
+    """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line."""
     parser = _Parser(
         prog="deepspeed launch/train.py",
         description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE.",
