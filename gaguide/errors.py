@@ -14,6 +14,12 @@ from typing import Any
 EXIT_USER_ERROR = 2
 """Exit code of every gaguide program, on every rank, after a `UserError`."""
 
+EXIT_PREEMPTED = 75
+"""Exit code of every rank of a run that was asked to stop and saved its state: the same command goes on."""
+
+EXIT_HUNG = 76
+"""Exit code of every rank of a run that its watchdog ended because nothing moved any more."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -45,6 +51,17 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Fault, ...]]]:
         return UserError, (self.faults,)  # ranks send their errors to each other
+
+
+class PreemptedError(Exception):
+    """The run stopped early because it was asked to; its state is saved. `step`: the last one done."""
+
+    def __init__(self, step: int, total_steps: int, reason: str) -> None:
+        self.step = step
+        super().__init__(
+            f"stopped after step {step} of {total_steps} ({reason}); the checkpoint is saved, and the same "
+            "command goes on from it"
+        )
 
 
 def suggestion(name: str, known: Iterable[str], limit: int = 12) -> str:

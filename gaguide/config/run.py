@@ -192,6 +192,10 @@ class TrainSection(_Section):
     """Recompute activations in backward: less memory, about a third more compute."""
     log_every: PositiveInt = 10
     """Steps between two records in metrics.jsonl."""
+    max_skipped_steps: PositiveInt = 20
+    """Steps in a row with a gradient that is not finite, each dropped, after which the run ends."""
+    hang_timeout: NonNegative = 900.0
+    """Seconds without progress after which the ranks end and say which of them hangs; 0 waits for ever."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
 from gaguide.dist import World, raise_together, start, stop
-from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
+from gaguide.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Fault, PreemptedError, UserError
 
 _REAL_RUN = (
     "no --config: this is the embedded run (a tiny GPT-2 on Python's own language reference).\n"
@@ -24,7 +25,7 @@ _REAL_RUN = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code: 0, or EXIT_USER_ERROR on every rank after a user's mistake."""
+    """Train; returns the exit code, the same on every rank: 0, EXIT_USER_ERROR, EXIT_PREEMPTED."""
     is_main = True
     try:
         world = World.from_environment()
@@ -36,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_main:
             print(f"train: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+    except PreemptedError as stopped:
+        if is_main:
+            print(f"train: {stopped}", file=sys.stderr, flush=True)
+        return EXIT_PREEMPTED
+    except KeyboardInterrupt:  # before the first step, where nothing is lost
+        return 128 + signal.SIGINT
     finally:
         stop()
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gaguide.train.job import Job
+from gaguide.train.skips import drop_bad_gradients
 
 
 def make_engine(job: Job, model: PreTrainedModel) -> Any:
@@ -21,6 +22,7 @@ def make_engine(job: Job, model: PreTrainedModel) -> Any:
         # Reentrant checkpointing would drop the guidance gradient.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(job, model), config=job.deepspeed)
+    drop_bad_gradients(engine)
     return engine
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,25 @@ from gaguide.train.engine import make_engine
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 from gaguide.train.output import claim_output
+from gaguide.train.preempt import Preemption
 from gaguide.train.schedule import learning_rate
+from gaguide.train.skips import SkippedSteps
 from gaguide.train.step import StepNumbers, train_step
 from gaguide.train.summary import write_summary
 from gaguide.train.validate import validate
+from gaguide.train.watchdog import Watchdog
 
 
 def train(job: Job, world: World) -> Path:
     """Train to the last step, from the newest checkpoint if there is one; returns the exported model."""
     claim = claim_output(job.output, world)
-    with _building(job, world):
+    preemption = Preemption(world)
+    watchdog = Watchdog(job.output, world, job.run.train.hang_timeout, preemption.wish)
+    with watchdog, _building(job, world):
+        watchdog.mark(0, "waiting for the first shards", patience=10)
         raise_together(lambda: len(job.corpus.held_out))  # of a source the first ones have to be made
-        exported = _train(job, world)
+        with preemption:
+            exported = _train(job, world, preemption, watchdog)
     claim.release()
     return exported
 
@@ -60,17 +67,19 @@ def _building(job: Job, world: World) -> Iterator[None]:
             building.stop()
 
 
-def _train(job: Job, world: World) -> Path:
+def _train(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -> Path:
+    watchdog.mark(0, "building the model", patience=4)
     model = raise_together(lambda: build_model(job.model, job.run.seed))
     config = model.config
     engine = make_engine(job, model)
     with _guided(engine.module, job) as guidance:
-        trainer = Trainer(job, world, engine, guidance)
+        trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
         trainer.resume()
         for step in trainer.steps_left():
             trainer.step(step)
         trainer.finish()
     exported = job.output / "model"
+    watchdog.mark(job.total_steps, "exporting the model", patience=4)
     if world.is_main:
         export_model(trainer.store.path(job.total_steps), config, job.corpus.tokenizer, exported)
         write_summary(job, world)
@@ -89,8 +98,18 @@ def _guided(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance
 class Trainer:
     """The state of a run between steps: where it is, its records, its checkpoints."""
 
-    def __init__(self, job: Job, world: World, engine: Any, guidance: Guidance | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        world: World,
+        engine: Any,
+        guidance: Guidance | None,
+        preemption: Preemption,
+        watchdog: Watchdog,
+    ) -> None:
         self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
+        self.preemption, self.watchdog = preemption, watchdog
+        self.skips = SkippedSteps(engine, job.run.train.max_skipped_steps, job.precision)
         self.store = CheckpointStore(job.output / "checkpoints", world, job.run.checkpoint.keep)
         self.done = 0
         self.metrics: MetricsFile | None = None
@@ -99,6 +118,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, or validate the untrained model and begin."""
+        self.watchdog.mark(0, "loading a checkpoint", patience=4)
         found = self.store.newest(self.job.identity)
         if found is not None:
             raise_together(lambda: self._fits(found.world_size, found.zero_stage))
@@ -106,6 +126,7 @@ class Trainer:
             if loaded is None:
                 raise RuntimeError(f"DeepSpeed found nothing to load in {self.store.path(found.step)}")
             self.done = found.step
+            self.skips.forget()
         if self.world.is_main:
             output = self.job.output
             write_text(output / "config.yaml", dump_config(self.job.run))
@@ -145,29 +166,30 @@ class Trainer:
         with self.clock.running(self._tokens_per_step):
             numbers = train_step(self.engine, self.guidance, self._micro_batches(step), rate, logged)
         self.done = step
+        stop = self.preemption.agreed()
+        dropped = self.skips.dropped(step)
         if numbers is not None:
             self._log(step, numbers, rate)
-            self._check_finite(step, numbers)
+        if dropped:
+            self._tell_dropped(step, rate)
         if step == self.job.total_steps:
             return  # what follows the last step is in `finish`
         if run.validation.every and step % run.validation.every == 0:
             self._validate(step)
         if run.checkpoint.every and step % run.checkpoint.every == 0:
             self._save()
+        if stop:
+            self.preemption.stop(step, self.job.total_steps, self._save)
 
-    def _check_finite(self, step: int, numbers: StepNumbers) -> None:
-        """Every rank has the same numbers, so every rank stops."""
-        if not math.isfinite(numbers.loss):
-            kept = self.store.steps()
-            raise UserError(
-                Fault(
-                    "train.learning_rate",
-                    f"the loss is {numbers.loss} at step {step} (language model {numbers.lm_loss}, guidance "
-                    f"{numbers.guidance_loss}); last checkpoint: {f'step {kept[-1]}' if kept else 'none'}",
-                    "lower the learning rate or guidance.weight, or lengthen the warmup",
-                    self.job.run.train.learning_rate,
-                )
-            )
+    def _tell_dropped(self, step: int, rate: float) -> None:
+        """Record which blocks the dropped step held; ends the run where it is one too many."""
+        record = self.job.output / "skipped.jsonl"
+        if self.world.is_main:
+            self.skips.tell(step)
+            size = self.job.batch.global_batch
+            ids = self.job.corpus.order.at(np.arange((step - 1) * size, step * size))
+            MetricsFile(record, step - 1).append({"step": step, "lr": rate, "blocks": ids.tolist()})
+        self.skips.raise_if_too_many(rate, max(self.store.steps(), default=None), record)
 
     def _set_guidance_weight(self, step: int) -> None:
         section = self.job.run.guidance
@@ -204,8 +226,13 @@ class Trainer:
 
         # A source may turn out to be unreadable while it is tokenised: then all ranks end together.
         ids_AM = block_ids() if corpus.work is None else raise_together(block_ids)
-        for ids_M in ids_AM:
-            yield model_inputs(corpus.blocks, ids_M, run.data.isolate_documents, self.engine.device)
+        for at, ids_M in enumerate(ids_AM):
+            self.watchdog.mark(step, "reading blocks")
+            inputs = model_inputs(corpus.blocks, ids_M, run.data.isolate_documents, self.engine.device)
+            if at == len(ids_AM) - 1:
+                self.preemption.ask()
+            self.watchdog.mark(step, "forward and backward")
+            yield inputs
 
     def _log(self, step: int, numbers: StepNumbers, rate: float) -> None:
         if self.metrics is None:
@@ -215,6 +242,7 @@ class Trainer:
             "step": step,
             **asdict(numbers),
             "lr": rate,
+            "skipped_steps": self.skips.total,
             "guidance_weight": None if self.guidance is None else self.guidance.weight,
             "epoch": self.job.epoch(step),
             "tokens": step * self._tokens_per_step,
@@ -226,7 +254,8 @@ class Trainer:
         say(StepLine(self.job.total_steps).format(record, left))
 
     def _validate(self, step: int) -> None:
-        measured = validate(self.engine, self.guidance, self.job, self.world)
+        mark = partial(self.watchdog.mark, step, "validating")
+        measured = validate(self.engine, self.guidance, self.job, self.world, mark)
         if self.validations is not None:
             self.validations.append({"step": step, **measured.as_record()})
             attention = (
@@ -235,6 +264,7 @@ class Trainer:
             say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")
 
     def _save(self) -> None:
+        self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
         self.store.save(
             self.done,
             self.job.identity,

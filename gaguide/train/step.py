@@ -11,6 +11,7 @@ import torch
 from gaguide.dist import all_reduce_sum
 from gaguide.guidance import Guidance
 from gaguide.train.inputs import Inputs
+from gaguide.train.skips import plain_norm
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def train_step(
     if guidance is not None and guidance.measure_only:
         guidance.enabled = logged
     sums = _Sums(guidance, engine.device)
+    norm = None
     for inputs in micro_batches:
         lm_loss = engine(**inputs, labels=inputs["input_ids"], use_cache=False).loss
         active = guidance is not None and guidance.enabled
@@ -49,21 +51,13 @@ def train_step(
         engine.backward(lm_loss if guidance_loss is None else lm_loss + guidance_loss)
         if logged:
             sums.add(lm_loss, guidance_loss)
-        norm = _plain_gradient_norm(engine) if logged else None
+        norm = plain_norm(engine)
         engine.step()
     if not logged:
         return None
     kept = engine.get_global_grad_norm()
     norm = norm if kept is None else kept
     return sums.reduce(None if norm is None else float(norm))
-
-
-def _plain_gradient_norm(engine: Any) -> torch.Tensor | None:
-    """The norm at ZeRO stage 0 in fp32, where DeepSpeed keeps none and clears the gradients in its step."""
-    if engine.zero_optimization() or not engine.is_gradient_accumulation_boundary():
-        return None
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else None
 
 
 class _Sums:

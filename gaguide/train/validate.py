@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,16 @@ from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 
 
-def validate(engine: Any, guidance: Guidance | None, job: Job, world: World) -> Measurement:
-    """Measure the engine's model over all ranks; every rank gets the result."""
-    return measure_guided(engine.module, guidance, _batches(job, world, engine.device))
+def validate(
+    engine: Any, guidance: Guidance | None, job: Job, world: World, mark: Callable[[], None]
+) -> Measurement:
+    """Measure the engine's model over all ranks; every rank gets the result. `mark` is called each time."""
+    return measure_guided(engine.module, guidance, _batches(job, world, engine.device, mark))
 
 
-def _batches(job: Job, world: World, device: torch.device) -> Iterator[tuple[Inputs, bool]]:
+def _batches(
+    job: Job, world: World, device: torch.device, mark: Callable[[], None]
+) -> Iterator[tuple[Inputs, bool]]:
     """This rank's batches; ranks that are short of one run the first without counting it.
 
     Under ZeRO-3 a rank with fewer forward passes than the others would hang.
@@ -33,4 +37,5 @@ def _batches(job: Job, world: World, device: torch.device) -> Iterator[tuple[Inp
     for first in range(0, len(chunks), world.size):
         mine = first + world.rank
         counted = mine < len(chunks)
+        mark()
         yield model_inputs(held_out, chunks[mine] if counted else chunks[0], isolate, device), counted

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gaguide.config import EMBEDDED, load_config
 from gaguide.data import BlockStore
 from gaguide.log import read_metrics
-from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
+from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
 
 SETTINGS = {
     "data.block_length": "64",
@@ -81,39 +77,6 @@ def test_the_export_is_the_trained_model(finished: Path, embedded_shards: Path) 
     loss = model(input_ids=ids, labels=ids).loss.item()
     recorded = json.loads((finished / "summary.json").read_text())["validation"]["after"]["lm_loss"]
     assert loss == pytest.approx(recorded, rel=1e-5)
-
-
-def test_killed_and_started_again_the_curve_goes_on_exactly(
-    finished: Path, embedded_shards: Path, tmp_path: Path
-) -> None:
-    """kill -9 of all ranks after a checkpoint; same losses to the last bit, dropout included."""
-    output = tmp_path / "killed"
-    command = launch_command(TRAIN, arguments(embedded_shards, output), 2)
-    job = subprocess.Popen(
-        command,
-        env=rank_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (output / "checkpoints" / "step-00000004").exists():
-        assert time.monotonic() < deadline and job.poll() is None
-        time.sleep(0.02)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
-    assert not (output / "summary.json").exists()
-
-    done = run_ranks(TRAIN, arguments(embedded_shards, output))
-    assert done.returncode == 0, done.stdout
-    assert "resuming after step" in done.stdout
-    ours, reference = (read_metrics(folder / "metrics.jsonl") for folder in (output, finished))
-    assert [record["step"] for record in ours] == list(range(1, 17))
-    for mine, theirs in zip(ours, reference):
-        for curve in ("loss", "lm_loss", "guidance_loss", "grad_norm", "lr", "tokens"):
-            assert mine[curve] == theirs[curve], (mine["step"], curve)
-    for name in ("validation.jsonl",):
-        assert read_metrics(output / name) == read_metrics(finished / name)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_made_again(

@@ -1,0 +1,109 @@
+"""Steps without effect: a gradient that is not finite is dropped on all ranks, counted, and not for ever.
+
+DeepSpeed drops such a step by itself at most stages and precisions, and not at all at others; here it does
+at each, so that one bad batch never reaches the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gaguide.errors import Fault, UserError
+from gaguide.log import say
+
+# Dynamic loss scaling starts at 2^16 and finds its scale by overflowing; that is not a fault.
+_FP16_STEPS = 40
+
+
+def drop_bad_gradients(engine: Any) -> None:
+    """Make the engine drop every step whose gradient is not finite, where it would not by itself.
+
+    ZeRO stage 3 looks at its gradients in fp16 only; its own check is made to run in any precision. Stage 0
+    is handled by `plain_norm`.
+    """
+    optimizer = engine.optimizer
+    if hasattr(getattr(optimizer, "loss_scaler", None), "raise_error_at_min_scale"):
+        optimizer.loss_scaler.raise_error_at_min_scale = False  # `SkippedSteps` ends the run, in words
+    if engine.zero_optimization_stage() < 3:
+        return
+
+    def check(update_scale: bool = True) -> bool:
+        optimizer.overflow = False
+        optimizer.check_overflow()
+        if not update_scale:
+            return bool(optimizer.overflow)
+        return bool(optimizer._loss_scale_update_and_overflow_cleanup())
+
+    optimizer._overflow_check_and_loss_scale_update = check
+
+
+def plain_norm(engine: Any) -> torch.Tensor | None:
+    """The gradient's norm before a step at ZeRO stage 0, where DeepSpeed keeps none; else None.
+
+    A gradient that is not finite is cleared: the optimizer passes over parameters without one.
+    """
+    if engine.zero_optimization() or not engine.is_gradient_accumulation_boundary():
+        return None
+    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
+    if not parameters:
+        return None
+    # DeepSpeed has averaged them over ranks in backward, so every rank finds the same.
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if not torch.isfinite(norm):
+        for parameter in parameters:
+            parameter.grad = None
+        engine.skipped_steps += 1
+    return norm
+
+
+class SkippedSteps:
+    """Counts the steps that were dropped; too many in a row end the run.
+
+    `total` counts on after a resume: the engine's own counter is part of its checkpoints.
+    """
+
+    def __init__(self, engine: Any, limit: int, precision: str) -> None:
+        self.engine = engine
+        self.limit = max(limit, _FP16_STEPS) if precision == "fp16" else limit
+        self.in_a_row: list[int] = []
+        self._known = int(engine.skipped_steps)
+
+    @property
+    def total(self) -> int:
+        """Steps dropped since the run began."""
+        return int(self.engine.skipped_steps)
+
+    def dropped(self, step: int) -> bool:
+        """Whether `step`, the one just done, was dropped: the same on every rank."""
+        dropped, self._known = self.total > self._known, self.total
+        self.in_a_row = [*self.in_a_row, step] if dropped else []
+        return dropped
+
+    def forget(self) -> None:
+        """Take the engine's count as known, after a checkpoint was loaded."""
+        self._known = self.total
+
+    def raise_if_too_many(self, rate: float, last_checkpoint: int | None, record: Path) -> None:
+        """`UserError` after `limit` dropped steps in a row."""
+        if len(self.in_a_row) < self.limit:
+            return
+        kept = "none was saved" if last_checkpoint is None else f"that of step {last_checkpoint}"
+        raise UserError(
+            Fault(
+                "train.learning_rate",
+                f"the gradient was not finite in {len(self.in_a_row)} steps in a row, {self.in_a_row[0]} to "
+                f"{self.in_a_row[-1]}; their blocks are listed in {record}; last good checkpoint: {kept}",
+                "lower the learning rate or guidance.weight, lengthen the warmup, or look at the blocks",
+                rate,
+            )
+        )
+
+    def tell(self, step: int) -> None:
+        """A line for the person at the keyboard."""
+        say(
+            f"step {step} dropped: its gradient is not finite ({len(self.in_a_row)} in a row, "
+            f"{self.total} in all, {self.limit} in a row end the run)"
+        )

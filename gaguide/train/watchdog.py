@@ -1,0 +1,174 @@
+"""A thread beside the training of each rank: ends a rank that hangs, or whose launcher is gone.
+
+Without it a rank that is stuck keeps all others waiting in a collective, for as long as the cluster bills
+them; and ranks whose launcher was killed train on, unseen. Training marks what it does; once a mark is older
+than `timeout`, every rank writes its stacks into OUTPUT/hang/, says which rank holds the others up and where,
+and ends with EXIT_HUNG. Should Python itself be stuck, faulthandler's own thread ends the process later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from gaguide.dist import World
+from gaguide.errors import EXIT_HUNG
+from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
+
+# How the names of launchers' programs and modules begin.
+_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "prterun", "orted", "prted",
+              "hydra", "srun", "slurmstepd")  # fmt: skip
+_LOOK_SECONDS = 0.5
+_COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
+
+
+class Watchdog:
+    """Watches this rank from `start` to `stop`.
+
+    timeout: seconds that one thing may take, 0 for ever; lost_launcher: called with the reason, once, when a
+    launcher above this process has died.
+    """
+
+    def __init__(
+        self, output: Path, world: World, timeout: float, lost_launcher: Callable[[str], None]
+    ) -> None:
+        self.output, self.world, self.timeout = output, world, timeout
+        self.lost_launcher = lost_launcher
+        self.beats = output / ".heartbeats"
+        self.interval = min(30.0, max(0.5, timeout / 10)) if timeout else 30.0
+        self._launchers: dict[int, float] | None = launchers_above()
+        self._mark = (time.monotonic(), 0, "starting", 1.0)
+        self._armed = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._main_thread = threading.main_thread().ident or 0
+
+    def __enter__(self) -> Watchdog:
+        if self.timeout:
+            self.beats.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        faulthandler.cancel_dump_traceback_later()
+        with contextlib.suppress(OSError):
+            (self.beats / f"rank-{self.world.rank:05}.json").unlink(missing_ok=True)
+
+    def mark(self, step: int, doing: str, patience: float = 1.0) -> None:
+        """Say what this rank begins to do; it may take `patience` times the timeout."""
+        now = time.monotonic()
+        self._mark = (now, step, doing, patience)
+        if self.timeout and now - self._armed > self.interval:
+            self._armed = now
+            # Does not need Python's lock, nor the file system that may be what hangs.
+            later = patience * self.timeout + max(60.0, self.timeout)
+            faulthandler.dump_traceback_later(later, exit=True)
+
+    def _watch(self) -> None:
+        beaten = 0.0
+        while not self._stopped.wait(_LOOK_SECONDS):
+            self._look_for_launchers()
+            if not self.timeout:
+                continue
+            since, _, _, patience = self._mark
+            now = time.monotonic()
+            if now - beaten > self.interval:
+                beaten = now
+                self._beat()
+            if now - since > patience * self.timeout:
+                self._end()
+
+    def _look_for_launchers(self) -> None:
+        if self._launchers and not still_there(self._launchers):
+            self._launchers = None
+            self.lost_launcher("its launcher has died")
+
+    def _beat(self) -> None:
+        since, step, doing, _ = self._mark
+        place, waiting = where(self._main_thread)
+        beat = Beat(
+            self.world.rank,
+            self.world.host,
+            time.time(),
+            step,
+            doing,
+            round(time.monotonic() - since, 1),
+            place,
+            waiting,
+        )
+        with contextlib.suppress(OSError):  # a full or broken disk: what matters is to end in time
+            write_beat(self.beats, beat)
+
+    def _end(self) -> None:
+        self._beat()
+        # Ranks come here one after another; the last ones have to have said where they are.
+        time.sleep(2 * self.interval)
+        since, step, doing, patience = self._mark
+        if self._stopped.is_set() or time.monotonic() - since < patience * self.timeout:
+            return  # it went on at last
+        told = verdict(read_beats(self.beats), self.world.size, time.time(), 4 * self.interval)
+        message = (
+            f"train: nothing has moved for {time.monotonic() - since:.0f} s (train.hang_timeout "
+            f"{self.timeout:g}) on rank {self.world.rank}, step {step}, {doing}: {told}\n"
+            f"    → stacks of all ranks: {self.output / 'hang'}; the same command goes on from the newest "
+            "checkpoint\n"
+        )
+        if self.world.local_rank == 0:
+            print(message, file=sys.stderr, end="", flush=True)
+        with contextlib.suppress(OSError):
+            (self.output / "hang").mkdir(exist_ok=True)
+            with (self.output / "hang" / f"rank-{self.world.rank:05}.txt").open("w") as file:
+                file.write(message)
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        os._exit(EXIT_HUNG)
+
+
+def where(thread: int) -> tuple[str, bool]:
+    """The innermost line of a thread that is not a library's, and whether it waits in a collective."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "no Python code", False
+    stack = traceback.extract_stack(frame)
+    waiting = any(part in each.filename for each in stack[-6:] for part in _COLLECTIVES)
+    ours = next((each for each in reversed(stack) if "site-packages" not in each.filename), stack[-1])
+    inner = stack[-1]
+    place = f"{Path(ours.filename).name}:{ours.lineno} {ours.name}"
+    if inner is not ours:
+        place += f" → {Path(inner.filename).name}:{inner.lineno} {inner.name}"
+    return place, waiting
+
+
+def launchers_above() -> dict[int, float]:
+    """Process id → start time of every launcher that this process descends from."""
+    found = {}
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            with contextlib.suppress(psutil.Error):
+                if any(Path(word).name.startswith(_LAUNCHERS) for word in process.cmdline()[:4]):
+                    found[process.pid] = process.create_time()
+    return found
+
+
+def still_there(processes: dict[int, float]) -> bool:
+    """Whether all of them still run."""
+    for pid, started in processes.items():
+        try:
+            process = psutil.Process(pid)
+            if process.create_time() != started or process.status() == psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.Error:  # not allowed to look: no reason to stop
+            continue
+    return True

@@ -1,0 +1,236 @@
+"""What a run does when things go wrong around it: signals, dead launchers, hanging ranks, bad gradients."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
+from gaguide.log import read_metrics
+from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
+from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment
+
+HERE = Path(__file__).parent
+CURVES = ("loss", "lm_loss", "guidance_loss", "grad_norm", "lr", "tokens", "skipped_steps")
+
+
+def arguments(shards: Path, output: Path, stage: str = "zero2", **more: str) -> list[str]:
+    settings = {
+        "data.shards": str(shards),
+        "output": str(output),
+        "data.block_length": "64",
+        "model.dropout": "0.1",
+        "train.global_batch": "4",
+        "train.steps": "60",
+        "train.log_every": "1",
+        "validation.blocks": "6",
+        "validation.every": "0",
+        "checkpoint.every": "10",
+    }
+    pairs = [text for field, value in (settings | more).items() for text in (f"--{field}", value)]
+    return ["--deepspeed", str(DS_CONFIGS / f"{stage}.json"), *pairs]
+
+
+class Job:
+    """A launcher and its ranks, started in the background."""
+
+    def __init__(self, script: Path, arguments: list[str], ranks: int = 2, **environment: str) -> None:
+        self.log = Path(arguments[arguments.index("--output") + 1]).with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                launch_command(script, arguments, ranks),
+                env=rank_environment() | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The processes of the ranks, by rank."""
+        found = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with_rank = [word for word in process.cmdline() if word.startswith("--local_rank=")]
+            if with_rank and "deepspeed.launcher.launch" not in process.cmdline():
+                found[int(with_rank[0].partition("=")[2])] = process
+        return found
+
+    def wait(self, seconds: float = 120) -> tuple[int, str]:
+        """The launcher's exit code and all that was printed."""
+        code = self.process.wait(seconds)
+        return code, self.log.read_text()
+
+    def wait_for(self, condition: object, seconds: float = 120) -> None:
+        assert callable(condition)
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
+
+@contextmanager
+def job(script: Path, arguments: list[str], ranks: int = 2, **environment: str) -> Iterator[Job]:
+    started = Job(script, arguments, ranks, **environment)
+    mine = psutil.Process(started.process.pid)
+    family = [mine]
+    try:
+        yield started
+        family += mine.children(recursive=True) if mine.is_running() else []
+    finally:
+        for process in family:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+
+def steps_done(output: Path) -> int:
+    records = output / "metrics.jsonl"
+    return len(read_metrics(records)) if records.exists() else 0
+
+
+def newest_checkpoint(output: Path) -> int:
+    return max((int(path.name[5:]) for path in (output / "checkpoints").glob("step-*")), default=0)
+
+
+def assert_same_curve(output: Path, reference: Path) -> None:
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (output, reference))
+    assert [record["step"] for record in ours] == list(range(1, 61))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert all(mine[curve] == other[curve] for curve in CURVES), (mine, other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("faults") / "undisturbed"
+    with job(TRAIN, arguments(embedded_shards, output)) as running:
+        code, printed = running.wait()
+    assert code == 0, printed
+    return output
+
+
+def test_a_run_survives_what_a_cluster_does_to_it(
+    undisturbed: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    """A signal to one rank, kill -9 of a rank that saves, kill -9 of the launcher: the same curve."""
+    output = tmp_path / "disturbed"
+    command = arguments(embedded_shards, output)
+
+    with job(TRAIN, command) as running:
+        running.wait_for(lambda: steps_done(output) >= 3)
+        running.ranks()[1].send_signal(signal.SIGUSR1)
+        code, printed = running.wait()
+    assert code == EXIT_PREEMPTED, printed
+    assert printed.count("(SIGUSR1); the checkpoint is saved") == 1 and "Traceback" not in printed
+    stopped = newest_checkpoint(output)
+    assert 3 <= stopped == steps_done(output) < 60
+
+    with job(TRAIN, command) as running:
+        saving = output / "checkpoints" / f".saving-step-{stopped // 10 * 10 + 10:08}"
+        running.wait_for(saving.exists)
+        running.ranks()[1].kill()
+        code, printed = running.wait()
+    assert code != 0 and f"resuming after step {stopped} of 60" in printed
+    kept = newest_checkpoint(output)
+    assert kept >= stopped
+
+    with job(TRAIN, command) as running:
+        running.wait_for(lambda: "resuming after" in running.log.read_text())
+        running.wait_for(lambda: steps_done(output) > kept + 2)
+        ranks = running.ranks()
+        running.process.kill()
+        _, alive = psutil.wait_procs(ranks.values(), timeout=60)
+        assert not alive, "orphans"
+        printed = running.log.read_text()
+    assert "(its launcher has died); the checkpoint is saved" in printed
+    assert newest_checkpoint(output) == steps_done(output) > kept
+
+    with job(TRAIN, command) as running:
+        code, printed = running.wait()
+    assert code == 0, printed
+    assert_same_curve(output, undisturbed)
+    assert (output / "model" / "model.safetensors").exists()
+
+
+def test_a_rank_that_hangs_is_named_with_its_place(embedded_shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "hung"
+    command = arguments(embedded_shards, output, **{"train.hang_timeout": "4"})
+    with job(HERE / "hang_script.py", command, HANG_RANK="1", HANG_STEP="12") as running:
+        code, printed = running.wait()
+    assert code == EXIT_HUNG, printed
+    assert "rank 1 on host" in printed and "hangs at step 12, reading blocks" in printed, printed
+    assert "stuck_file_system" in printed
+    assert "stuck_file_system" in (output / "hang" / "rank-00001.txt").read_text()
+    assert "all_reduce" in (output / "hang" / "rank-00000.txt").read_text()
+    assert newest_checkpoint(output) == 10
+
+
+def bad_gradients(shards: Path, output: Path, stage: str, **more: str) -> str:
+    """One bad step, then three in a row, which is one too many."""
+    settings = {"train.max_skipped_steps": "3", "checkpoint.every": "5", "model.dropout": "0"} | more
+    command = arguments(shards, output, stage, **settings)
+    with job(HERE / "nan_script.py", command, NAN_AT="4,7,8,9", NAN_RANK="1") as running:
+        code, printed = running.wait()
+    assert code == EXIT_USER_ERROR, printed
+    return printed
+
+
+def assert_dropped_and_told(printed: str, output: Path) -> None:
+    assert "Traceback" not in printed
+    assert printed.count("dropped: its gradient is not finite") == 4
+    assert "in 3 steps in a row, 7 to 9" in printed and "last good checkpoint: that of step 5" in printed
+    records = read_metrics(output / "metrics.jsonl")
+    assert [record["skipped_steps"] for record in records] == [0, 0, 0, 1, 1, 1, 2, 3, 4]
+    assert records[3]["lm_loss"] is None
+    good = [record["lm_loss"] for record in records if record["step"] in (1, 2, 3, 5, 6)]
+    assert all(isinstance(loss, float) for loss in good)
+    skipped = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in skipped] == [4, 7, 8, 9]
+    assert all(len(record["blocks"]) == 4 for record in skipped)
+
+
+def test_a_bad_gradient_is_dropped_on_all_ranks_and_too_many_end_the_run(
+    embedded_shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bad"
+    assert_dropped_and_told(bad_gradients(embedded_shards, output, "zero2"), output)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero3"])
+@pytest.mark.parametrize("clipping", ["0", "1"])
+def test_bad_gradients_at_every_stage(
+    embedded_shards: Path, tmp_path: Path, stage: str, clipping: str
+) -> None:
+    output = tmp_path / "bad"
+    printed = bad_gradients(embedded_shards, output, stage, **{"train.gradient_clipping": clipping})
+    assert_dropped_and_told(printed, output)
+
+
+def beat(rank: int, **more: object) -> Beat:
+    told = {"host": f"n{rank}", "time": 1000.0, "step": 5, "doing": "forward and backward", "seconds": 900.0}
+    return Beat(**({"rank": rank, "place": "run.py:1 f", "waiting": True} | told | more))  # type: ignore[arg-type]
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    """Who is to blame, from what the ranks last said."""
+    waiting, busy = beat(0), beat(1, waiting=False, doing="reading blocks", place="blocks.py:9 read")
+    told = verdict([waiting, busy, beat(2)], 3, 1001.0, 20)
+    assert told == "rank 1 on host n1 hangs at step 5, reading blocks, since 900 s in blocks.py:9 read"
+    told = verdict([waiting, beat(1, time=100.0)], 2, 1001.0, 20)
+    assert told.startswith("rank 1 on host n1 has given no sign of life for 901 s")
+    assert "rank 1 never gave a sign of life" in verdict([waiting], 2, 1001.0, 20)
+    assert "broken connection" in verdict([beat(0), beat(1)], 2, 1001.0, 20)
+    # On GPUs nobody is seen to wait: the one that is behind is named.
+    told = verdict([beat(0, waiting=False), beat(1, waiting=False, step=4)], 2, 1001.0, 20)
+    assert told.startswith("rank 1 on host n1 hangs at step 4")
+    write_beat(tmp_path, busy)
+    (tmp_path / "rank-00007.json").write_text("{")
+    assert read_beats(tmp_path) == [busy]

@@ -1,0 +1,65 @@
+"""kill -9 at random moments, again and again: no step is lost beyond the last checkpoint."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.ranks import TRAIN
+from tests.train.test_faults import CURVES, arguments, job, newest_checkpoint, read_metrics, steps_done
+
+TRIALS = 50
+STEPS = 400
+
+
+def settings(shards: Path, output: Path) -> list[str]:
+    return arguments(shards, output, **{"train.steps": str(STEPS), "checkpoint.every": "5"})
+
+
+@pytest.mark.stress
+def test_fifty_kills(embedded_shards: Path, tmp_path: Path) -> None:
+    """A random rank, or the launcher and all ranks, at a random moment; every other time inside a save."""
+    reference, output = tmp_path / "reference", tmp_path / "killed"
+    with job(TRAIN, settings(embedded_shards, reference)) as running:
+        code, printed = running.wait(600)
+        assert code == 0, printed
+    random_moment = random.Random(0)
+    inside = 0
+    for trial in range(TRIALS):
+        kept = newest_checkpoint(output)
+        with job(TRAIN, settings(embedded_shards, output)) as running:
+            if kept:
+                running.wait_for(lambda: "resuming after step" in running.log.read_text())
+                assert f"resuming after step {kept} of {STEPS}" in running.log.read_text(), trial
+            if trial % 2:
+                running.wait_for(lambda: any((output / "checkpoints").glob(".saving-*")))
+                time.sleep(random_moment.uniform(0, 0.03))
+            else:
+                time.sleep(random_moment.uniform(0, 1.0))
+            ranks = running.ranks()
+            inside += any((output / "checkpoints").glob(".saving-*"))
+            victims = [random_moment.choice([0, 1])] if random_moment.random() < 0.7 else [0, 1]
+            for victim in victims:
+                if victim in ranks:
+                    ranks[victim].kill()
+            running.process.wait(120)
+            _, alive = psutil.wait_procs(ranks.values(), timeout=60)
+            assert not alive, f"trial {trial}: ranks live on after the launcher has ended"
+        newest = newest_checkpoint(output)
+        assert newest >= kept, f"trial {trial}: checkpoint {kept} is lost, the newest is {newest}"
+        assert steps_done(output) - newest <= 6, f"trial {trial}: more than a checkpoint's steps are lost"
+        if newest >= STEPS - 40:
+            break
+    assert inside >= TRIALS // 10, "no trial hit a save"
+    with job(TRAIN, settings(embedded_shards, output)) as running:
+        code, printed = running.wait(600)
+        assert code == 0, printed
+    assert not list((output / "checkpoints").glob("damaged-*"))
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (output, reference))
+    assert [record["step"] for record in ours] == list(range(1, STEPS + 1))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert all(mine[curve] == other[curve] for curve in CURVES), (mine, other)
