@@ -10,7 +10,7 @@ from tests.support.ranks import REPOSITORY
 
 ORDER = (
     "errors", "config", "dist", "log", "data", "model", "guidance", "attention", "checkpoint", "train",
-    "evaluate", "slurm", "study", "report", "doctor", "cli",
+    "evaluate", "plan", "slurm", "study", "report", "doctor", "cli",
 )  # fmt: skip
 
 
