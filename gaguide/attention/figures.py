@@ -29,10 +29,11 @@ _SETTINGS: Any = {
 }
 
 
-def check_figure_path(path: Path, field: str = "--output") -> list[Fault]:
-    """What is wrong with writing a figure there."""
-    if path.suffix.lower() not in FORMATS:
-        return [Fault(field, "unknown kind of figure", f"end the name in {', '.join(FORMATS)}", str(path))]
+def check_figure_path(path: Path, field: str = "--output", also: tuple[str, ...] = ()) -> list[Fault]:
+    """What is wrong with writing a figure there; `also` names further endings that are taken."""
+    known = FORMATS + also
+    if path.suffix.lower() not in known:
+        return [Fault(field, "unknown kind of figure", f"end the name in {', '.join(known)}", str(path))]
     if not path.parent.is_dir():
         return [Fault(field, "the folder does not exist", "make it, or choose another", str(path))]
     return []

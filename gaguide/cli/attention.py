@@ -1,4 +1,4 @@
-"""`gaguide attention`: a picture of where chosen heads of one or several models look in a text."""
+"""`gaguide attention`: pictures and pages of where chosen heads of one or several models look in a text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ def attention(
     model: Annotated[
         list[str], typer.Option(help="Model folder, run folder or hub id; repeat it to compare models.")
     ],
-    text: Annotated[str, typer.Option(help="The text to look at.")],
-    output: Annotated[Path, typer.Option(help="Picture to write: .png, .svg or .pdf.")],
+    output: Annotated[
+        list[Path],
+        typer.Option(help="File to write: .png, .svg, .pdf, or .html to explore; may be repeated."),
+    ],
+    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
+    text_file: Annotated[Path | None, typer.Option(help="A file with the text, instead of --text.")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers, e.g. 0,5; default: first, middle and last.")
     ] = None,
@@ -38,29 +42,48 @@ def attention(
     experiment: Annotated[
         str | None, typer.Option(help="Mark the words that this experiment guides to, e.g. 4-transition.")
     ] = None,
-    view: Annotated[str, typer.Option(help="heatmap, or lines between tokens.")] = "heatmap",
+    view: Annotated[str, typer.Option(help="Of pictures: heatmap, or lines between tokens.")] = "heatmap",
     window: Annotated[
-        str | None, typer.Option(help="Part of a long text to show, in tokens: START:STOP.")
+        str | None,
+        typer.Option(help="Part of a long text to show, in tokens: START:STOP. A page shows all, in parts."),
     ] = None,
 ) -> None:
-    """Picture of where heads look in a text: rows of queries and columns of keys, or lines between tokens."""
+    """Where heads look in a text, as a picture or a page: queries by keys, or lines between tokens."""
     faults = _check(output, view, experiment)
     chosen_layers, chosen_heads = _indices("--layers", layers, faults), _indices("--heads", heads, faults)
     span = _window(window, faults)
-    if not text.strip():
-        faults.append(Fault("--text", "is empty", "give a sentence"))
+    content = _text(text, text_file, faults)
     if faults:
         raise UserError(faults)
 
-    from gaguide.attention import draw_heatmaps, draw_lines, save_figure
-
-    panels: list[Panel] = []
     names = _names(model)
+    pages = [path for path in output if path.suffix.lower() == ".html"]
+    whole = len(pages) == len(output)
+    parts: list[list[Panel]] = []
+    spans: list[tuple[int, int]] = []
     for folder, name in zip(model, names, strict=True):
-        panels += _panels(folder, name, text, chosen_layers, chosen_heads, experiment, span)
-    save_figure(draw_heatmaps(panels) if view == "heatmap" else draw_lines(panels), output)
-    _print_masses(panels)
-    typer.echo(f"wrote {output}")
+        found = _panels(folder, name, content, chosen_layers, chosen_heads, experiment, span, whole)
+        # Another model's tokenizer may split the text into other, or more, parts.
+        for at, (part, panels) in enumerate(found):
+            if at == len(parts):
+                parts.append([])
+                spans.append(part)
+            parts[at] += panels
+    _print_masses(parts[0], len(parts))
+    for path in output:
+        _write(path, parts, spans, view)
+        typer.echo(f"wrote {path}")
+
+
+def _write(path: Path, parts: list[list[Panel]], spans: list[tuple[int, int]], view: str) -> None:
+    from gaguide.attention import draw_heatmaps, draw_lines, save_figure, to_page
+    from gaguide.log import write_text
+
+    if path.suffix.lower() == ".html":
+        write_text(path, to_page(parts, spans, "Where attention heads look"))
+        return
+    (panels,) = parts
+    save_figure(draw_heatmaps(panels) if view == "heatmap" else draw_lines(panels), path)
 
 
 def _panels(
@@ -71,17 +94,21 @@ def _panels(
     heads: list[int] | None,
     experiment: str | None,
     window: tuple[int, int] | None,
-) -> list[Panel]:
-    """One model's panels; the model is freed on return, so that the next one finds the memory."""
+    whole: bool,
+) -> list[tuple[tuple[int, int], list[Panel]]]:
+    """One model's windows and panels; the model is freed on return, so that the next finds the memory.
+
+    whole: without a window, show the whole text in parts; otherwise all of it must fit one picture.
+    """
     import torch
 
-    from gaguide.attention import collect, make_panels, token_labels
+    from gaguide.attention import split, token_labels, window_panels
     from gaguide.attention.panels import check_window
     from gaguide.guidance import GuidancePlan
 
     model, tokenizer = _load(folder)
     ids_T = torch.tensor(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
-    check_window(len(ids_T), window)
+    check_window(len(ids_T), window if window or not whole else (0, 1))
     config = model.config.get_text_config()
     patterns: dict[Any, Any] = {}
     if experiment is not None:
@@ -94,8 +121,11 @@ def _panels(
     if layers is None:
         last = config.num_hidden_layers - 1
         layers = sorted({0, last // 2, last})
-    maps = collect(model, ids_T[None], layers, heads, queries=window)
-    return make_panels(name, maps, ids_T, token_labels(tokenizer, ids_T.tolist()), patterns)
+    labels = token_labels(tokenizer, ids_T.tolist())
+    return [
+        (part, window_panels(name, model, ids_T, labels, part, layers, heads, patterns))
+        for part in ([window] if window else split(len(ids_T)))
+    ]
 
 
 def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -128,11 +158,11 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.to(device), tokenizer  # type: ignore[arg-type]
 
 
-def _check(output: Path, view: str, experiment: str | None) -> list[Fault]:
+def _check(outputs: list[Path], view: str, experiment: str | None) -> list[Fault]:
     from gaguide.attention.figures import check_figure_path
     from gaguide.guidance import EXPERIMENTS
 
-    faults = check_figure_path(output)
+    faults = [fault for path in outputs for fault in check_figure_path(path, also=(".html",))]
     if view not in _VIEWS:
         faults.append(Fault("--view", "no such view", suggestion(view, _VIEWS), view))
     if experiment is not None and experiment not in EXPERIMENTS:
@@ -140,6 +170,23 @@ def _check(output: Path, view: str, experiment: str | None) -> list[Fault]:
             Fault("--experiment", "no such experiment", suggestion(experiment, EXPERIMENTS), experiment)
         )
     return faults
+
+
+def _text(text: str | None, file: Path | None, faults: list[Fault]) -> str:
+    if (text is None) == (file is None):
+        faults.append(Fault("--text, --text-file", "one of them is needed, not both", "give a sentence"))
+        return ""
+    if file is not None:
+        try:
+            text = file.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            faults.append(Fault("--text-file", f"cannot be read ({reason})", "give a text file", str(file)))
+            return ""
+    assert text is not None
+    if not text.strip():
+        faults.append(Fault("--text" if file is None else "--text-file", "is empty", "give a sentence"))
+    return text
 
 
 def _indices(option: str, given: str | None, faults: list[Fault]) -> list[int] | None:
@@ -172,8 +219,8 @@ def _names(models: list[str]) -> list[str]:
     return [f"{at}: {model}" for at, model in enumerate(models, 1)]
 
 
-def _print_masses(panels: list[Panel]) -> None:
-    """The numbers behind the picture, where an experiment says which words count."""
+def _print_masses(panels: list[Panel], parts: int) -> None:
+    """The numbers behind the first part shown, where an experiment says which words count."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -187,5 +234,5 @@ def _print_masses(panels: list[Panel]) -> None:
         mass = {p.model: p.mass for p in guided if (p.layer, p.head, p.pattern) == key}
         cells = ["–" if (value := mass.get(name)) is None else f"{value:.3f}" for name in models]
         table.add_row(str(key[0]), str(key[1]), key[2], *cells)
-    table.title = "Attention on the guided words in this text"
+    table.title = "Attention on the guided words in this text" + (" (its first part)" if parts > 1 else "")
     Console().print(table)

@@ -161,6 +161,32 @@ def test_command_pictures_two_models_side_by_side(folder: Path, tmp_path: Path, 
     assert "contrast" in result.output and "wrote" in result.output
 
 
+def test_command_writes_pictures_and_a_page_at_once(folder: Path, tmp_path: Path) -> None:
+    outputs = [part for name in ("a.svg", "a.html") for part in ("--output", tmp_path / name)]
+    result = _invoke("--model", folder, "--text", TEXT, "--layers", "1", *outputs)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert "<svg" in (tmp_path / "a.svg").read_text("utf-8") and "\\u003c" in page
+    assert "<script>naïve" not in page
+
+
+def test_command_shows_a_long_text_in_parts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("word " * 1500)
+    result = _invoke("--model", folder, "--text-file", tmp_path / "t.txt", "--layers", "1",
+                     "--output", tmp_path / "a.html")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    parts = (tmp_path / "a.html").read_text("utf-8").count('"start":')
+    assert parts == -(-1501 // 64) or parts == -(-1500 // 64)
+
+
+def test_command_takes_one_text(folder: Path, tmp_path: Path) -> None:
+    for given in ([], ["--text", "a", "--text-file", tmp_path / "none"]):
+        result = _invoke("--model", folder, *given, "--output", tmp_path / "a.png")
+        assert isinstance(result.exception, UserError) and "not both" in str(result.exception)
+    result = _invoke("--model", folder, "--text-file", tmp_path / "none", "--output", tmp_path / "a.png")
+    assert isinstance(result.exception, UserError) and "No such file" in str(result.exception)
+
+
 def test_command_names_every_mistake_at_once(folder: Path, tmp_path: Path) -> None:
     result = _invoke("--model", folder, "--text", " ", "--layers", "0,x", "--experiment", "4-trans",
                      "--view", "heat", "--window", "5", "--output", tmp_path / "a.gif")  # fmt: skip

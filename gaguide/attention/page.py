@@ -1,0 +1,89 @@
+"""Attention as one interactive HTML file: models side by side, layer and head to switch, tokens to point at.
+
+The page carries the panels' numbers and draws them itself, as lines or as a heat map. It needs no network.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from gaguide.attention.html import content_policy, script_data
+from gaguide.attention.panels import Panel
+from gaguide.errors import Fault, UserError
+
+MAX_CELLS = 16_000_000
+"""About 43 MB of HTML; beyond, browsers take seconds to open a page."""
+_GUIDED_BIT, _STEPS = 0x8000, 0x7FFF
+
+
+def to_page(windows: Sequence[Sequence[Panel]], spans: Sequence[tuple[int, int]], title: str) -> str:
+    """The page. windows: the panels of each part of the text; spans: its tokens [start, stop).
+
+    Weights are rounded to 1/32767. Raises `UserError` where the page would get too large to open.
+    """
+    cells = sum(_visible(panel).sum() for panels in windows for panel in panels)
+    if cells > MAX_CELLS:
+        raise UserError(
+            Fault(
+                "--layers, --heads, --window",
+                f"{cells:,} numbers, more than the {MAX_CELLS:,} that a page can hold",
+                "choose fewer layers or heads, or a part of the text",
+            )
+        )
+    data = [
+        {"start": start, "stop": stop, "models": _models(panels)}
+        for panels, (start, stop) in zip(windows, spans, strict=True)
+    ]
+    source = files("gaguide.attention")
+    script = (source / "page.js").read_text("utf-8")
+    return Template((source / "page.html").read_text("utf-8")).substitute(
+        title=escape(title),
+        policy=escape(content_policy(script)),
+        style=(source / "page.css").read_text("utf-8"),
+        data=script_data(data),
+        script=script,
+    )
+
+
+def _models(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    """Each model's tokens and panels; texts once a model, for they are the same in each of its panels."""
+    models: dict[str, dict[str, Any]] = {}
+    for panel in panels:
+        model = models.setdefault(
+            panel.model,
+            {"name": panel.model, "queries": panel.query_labels, "keys": panel.key_labels, "panels": []},
+        )
+        model["panels"].append(
+            {
+                "layer": panel.layer,
+                "head": panel.head,
+                "pattern": panel.pattern,
+                "mass": panel.mass,
+                "marked": sorted(panel.guided_keys),
+                "cells": pack(panel),
+            }
+        )
+    return list(models.values())
+
+
+def pack(panel: Panel) -> str:
+    """The cells that a causal query can see, row by row, as base64 of little-endian uint16.
+
+    The low 15 bits are the attention in steps of 1/32767, the highest bit says that the cell is guided.
+    """
+    visible_QK = _visible(panel)
+    steps = np.rint(panel.weights_QK.numpy()[visible_QK].clip(0, 1) * _STEPS).astype("<u2")
+    steps |= np.where(panel.guided_QK.numpy()[visible_QK], _GUIDED_BIT, 0).astype("<u2")
+    return base64.b64encode(steps.tobytes()).decode("ascii")
+
+
+def _visible(panel: Panel) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Cells [Q, K] at or before their query."""
+    return np.tri(len(panel.query_labels), len(panel.key_labels), panel.first_key, dtype=bool)
