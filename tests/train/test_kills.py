@@ -13,11 +13,18 @@ from tests.support.ranks import TRAIN
 from tests.train.test_faults import CURVES, arguments, job, newest_checkpoint, read_metrics, steps_done
 
 TRIALS = 50
-STEPS = 400
+STEPS = 1500
 
 
 def settings(shards: Path, output: Path) -> list[str]:
-    return arguments(shards, output, **{"train.steps": str(STEPS), "checkpoint.every": "5"})
+    return arguments(
+        shards, output, **{"train.steps": str(STEPS), "checkpoint.every": "5", "validation.blocks": "2"}
+    )
+
+
+def saves(output: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when their run was killed: name and inode."""
+    return {(path.name, path.stat().st_ino) for path in (output / "checkpoints").glob(".saving-*")}
 
 
 @pytest.mark.stress
@@ -30,18 +37,18 @@ def test_fifty_kills(embedded_shards: Path, tmp_path: Path) -> None:
     random_moment = random.Random(0)
     inside = 0
     for trial in range(TRIALS):
-        kept = newest_checkpoint(output)
+        kept, stale = newest_checkpoint(output), saves(output)
         with job(TRAIN, settings(embedded_shards, output)) as running:
-            if kept:
-                running.wait_for(lambda: "resuming after step" in running.log.read_text())
-                assert f"resuming after step {kept} of {STEPS}" in running.log.read_text(), trial
+            begun = "resuming after step" if kept else "step "
+            running.wait_for(lambda begun=begun: begun in running.log.read_text())
+            assert not kept or f"resuming after step {kept} of {STEPS}" in running.log.read_text(), trial
             if trial % 2:
-                running.wait_for(lambda: any((output / "checkpoints").glob(".saving-*")))
-                time.sleep(random_moment.uniform(0, 0.03))
+                running.wait_for(lambda stale=stale: saves(output) - stale)
+                time.sleep(random_moment.uniform(0, 0.02))
             else:
-                time.sleep(random_moment.uniform(0, 1.0))
+                time.sleep(random_moment.uniform(0, 0.3))
             ranks = running.ranks()
-            inside += any((output / "checkpoints").glob(".saving-*"))
+            inside += bool(saves(output) - stale)
             victims = [random_moment.choice([0, 1])] if random_moment.random() < 0.7 else [0, 1]
             for victim in victims:
                 if victim in ranks:
