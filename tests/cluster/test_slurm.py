@@ -1,0 +1,160 @@
+"""gaguide submit on a real Slurm of two hosts: train, be preempted, go on, chains, evaluation, data."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gaguide.data import read_manifest
+from gaguide.log import read_metrics
+from tests.cluster.conftest import arguments, losses
+from tests.cluster.hosts import Hosts
+from tests.cluster.slurm import Slurm, slurm
+from tests.support.ranks import EVALUATE, TRAIN, run_ranks
+
+pytestmark = pytest.mark.cluster
+
+LONG = ("--train.steps", "60", "--checkpoint.every", "0")
+
+
+@pytest.fixture(scope="module")
+def cluster(two: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm(two, tmp_path_factory.mktemp("slurm")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected_long(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The losses of the longer run, uninterrupted on one host."""
+    output = tmp_path_factory.mktemp("one-host-long") / "run"
+    done = run_ranks(TRAIN, arguments(output, *LONG), 2)
+    assert done.returncode == 0, done.stdout
+    return losses(output)
+
+
+def submit(cluster: Slurm, kind: str, logs: Path, *words: str | Path) -> list[str]:
+    """`gaguide submit` on the first host; the jobs' numbers."""
+    command = ["gaguide", "submit", kind, "--logs", logs, "--setup", "export OMP_NUM_THREADS=1", *words]
+    return re.findall(r"^job (\d+)", cluster.run(*command), re.MULTILINE)
+
+
+def log_of(logs: Path) -> str:
+    return "\n".join(path.read_text(errors="replace") for path in sorted(logs.glob("*.log")))
+
+
+def wait_for_steps(output: Path, count: int, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not (output / "metrics.jsonl").exists() or len(read_metrics(output / "metrics.jsonl")) < count:
+        assert time.monotonic() < until, f"{output} has no {count} steps after {seconds} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that went over two nodes."""
+    folder = tmp_path_factory.mktemp("trained")
+    (job,) = submit(cluster, "train", folder, "--nodes", "2", *arguments(folder / "run"))
+    table = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
+    assert table["JobState"] == "COMPLETED", log_of(folder)
+    return folder / "run"
+
+
+def test_two_nodes_give_the_losses_of_one_host(trained: Path, expected: dict[int, float]) -> None:
+    assert losses(trained) == expected
+
+
+def test_a_preempted_job_goes_on_with_the_same_losses(
+    cluster: Slurm, expected_long: dict[int, float], tmp_path: Path
+) -> None:
+    """Once by USR1, as before the time limit; once by Slurm itself, for a job of a better partition."""
+    output = tmp_path / "run"
+    (job,) = submit(cluster, "train", tmp_path, "--nodes", "2", *arguments(output, *LONG))
+    wait_for_steps(output, 8)
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.wait_for(job, "PENDING", seconds=60)
+    done = len(losses(output))
+    assert 8 <= done < 60 and "back into the queue" in log_of(tmp_path)
+    assert list((output / "checkpoints").glob(f"step-{done:08}"))
+    cluster.now(job)
+
+    wait_for_steps(output, done + 8)
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    other = cluster.run(*urgent, "--wrap=sleep 1").strip()
+    cluster.wait_for(other, "COMPLETED", seconds=120)
+    cluster.wait_for(job, "PENDING", seconds=60)
+    assert done + 8 <= len(losses(output)) < 60
+    cluster.now(job)
+    table = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
+    assert (table["JobState"], table["Restarts"]) == ("COMPLETED", "2"), log_of(tmp_path)
+    assert losses(output) == expected_long
+
+
+def test_a_chain_goes_on_where_the_job_before_stopped(
+    cluster: Slurm, expected_long: dict[int, float], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    jobs = submit(cluster, "train", tmp_path, "--nodes", "2", "--chain", "3", *arguments(output, *LONG))
+    assert len(jobs) == 3
+    wait_for_steps(output, 8)
+    cluster.run("scancel", "--signal=USR1", jobs[0])
+    ended = cluster.wait_for(jobs[0], "FAILED", "COMPLETED", seconds=60)
+    assert ended["ExitCode"] == "75:0", log_of(tmp_path)
+    for job in jobs[1:]:
+        assert cluster.wait_for(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log_of(tmp_path)
+    assert losses(output) == expected_long
+    assert "(trained to the end); nothing is left to do" in log_of(tmp_path)
+
+
+def test_the_time_limit_requeues_and_a_person_ends(cluster: Slurm, tmp_path: Path) -> None:
+    """Slurm counts in minutes, and may send the signal up to one early."""
+    output = tmp_path / "run"
+    limit = ("--nodes", "2", "--time", "2", "--signal-seconds", "60")
+    forever = ("--train.steps", "100000", "--checkpoint.every", "0", "--train.log_every", "5")
+    (job,) = submit(cluster, "train", tmp_path, *limit, *arguments(output, *forever))
+    wait_for_steps(output, 4)
+    cluster.wait_for(job, "PENDING", seconds=180)
+    (first,) = (output / "checkpoints").glob("step-*")
+    cluster.now(job)
+    cluster.wait_for(job, "RUNNING", seconds=60)
+    until = time.monotonic() + 90
+    while "resuming after step" not in log_of(tmp_path):
+        assert time.monotonic() < until, log_of(tmp_path)
+        time.sleep(0.2)
+    time.sleep(3)
+    cluster.run("scancel", job)
+    cluster.wait_for(job, "CANCELLED", seconds=60)
+    assert cluster.hosts.wait_for_no_ranks(40) < 40
+    assert log_of(tmp_path).count("back into the queue") == 1, "a cancelled job does not come back"
+    assert [path.name for path in (output / "checkpoints").glob("step-*")] != [first.name], "it saved again"
+
+
+def test_evaluation_over_two_nodes(cluster: Slurm, trained: Path, tmp_path: Path) -> None:
+    words = ("--model", str(trained / "model"), "--tasks", "demo", "--limit", "40", "--output")
+    (job,) = submit(cluster, "evaluate", tmp_path, "--nodes", "2", *words, tmp_path / "two")
+    assert cluster.wait_for(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log_of(tmp_path)
+    assert run_ranks(EVALUATE, [*words, str(tmp_path / "one")], 1).returncode == 0
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one["tasks"] == two["tasks"]
+
+
+def test_data_by_a_job_array(cluster: Slurm, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"not {at}, but {at * at}. " * 20}) + "\n" for at in range(300))
+    )
+    words = ["--source", tmp_path / "text.jsonl", "--tokenizer", trained / "model", "--shard-tokens", "8000"]
+    (job,) = submit(
+        cluster, "data", tmp_path, "--parts", "2", "--cpus", "1", *words, "--output", tmp_path / "array"
+    )
+    cluster.wait_for(job, "COMPLETED", "FAILED")
+    until = time.monotonic() + 60
+    while cluster.run("squeue", "-h", "-j", job).strip():
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    built = cluster.run("gaguide", "data", "build", *words, "--workers", "1", "--output", tmp_path / "one")
+    assert "300 documents" in built
+    assert read_manifest(tmp_path / "array") == read_manifest(tmp_path / "one"), log_of(tmp_path)
