@@ -47,15 +47,20 @@ def hostfile_of(command: Sequence[str]) -> str | None:
     return named
 
 
-def find_runner(master_port: str) -> psutil.Process | None:
-    """The `deepspeed` process of this host that has started this run's ranks through pdsh, if it is here."""
+def runner_over_ssh(master_port: str) -> dict[int, float]:
+    """Process id → start time of pdsh and the `deepspeed` that start the ranks of this port, if on this host.
+
+    They are no ancestors of any rank: sshd is.
+    """
+    found: dict[int, float] = {}
     for process in _processes():
         with suppress(psutil.Error, OSError):
             if _is_pdsh_of(process.cmdline(), master_port):
                 parent = process.parent()
-                if parent is not None and parent.pid != 1:
-                    return parent
-    return None
+                for each in (process, parent):
+                    if each is not None and each.pid != 1:
+                        found[each.pid] = each.create_time()
+    return found
 
 
 def _is_pdsh_of(command: Sequence[str], master_port: str) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from gaguide.dist import World
+from gaguide.dist.launcher import runner_over_ssh
 from gaguide.errors import EXIT_HUNG
 from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
 
@@ -45,7 +46,9 @@ class Watchdog:
         self.lost_launcher = lost_launcher
         self.beats = output / ".heartbeats"
         self.interval = min(30.0, max(0.5, timeout / 10)) if timeout else 30.0
-        self._launchers: dict[int, float] | None = launchers_above()
+        self._launchers: dict[int, float] | None = launchers_above() | runner_over_ssh(
+            os.environ.get("MASTER_PORT", "")
+        )
         self._mark = (time.monotonic(), 0, "starting", 1.0)
         self._armed = 0.0
         self._stopped = threading.Event()

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from gaguide.dist.launcher import check_hostfile, find_runner, hostfile_of
+from gaguide.dist.launcher import check_hostfile, hostfile_of, runner_over_ssh
 from gaguide.dist.network import gloo_interface
 from gaguide.dist.rendezvous import expand_hosts, rendezvous
 from gaguide.dist.world import World
@@ -129,10 +129,11 @@ def test_a_rank_below_a_deepspeed_with_a_missing_hostfile_refuses(tmp_path) -> N
 
 
 def test_the_runner_above_pdsh_is_found() -> None:
-    assert find_runner("29999") is None
+    assert runner_over_ssh("29999") == {}
     with subprocess.Popen(
         ["pdsh", "-c", "read line", "x", "--master_port=29998"], executable="/bin/sh", stdin=subprocess.PIPE
     ) as process:
-        runner = find_runner("29998")
+        found = runner_over_ssh("29998")
         process.kill()
-    assert runner is not None and runner.pid == psutil.Process().pid
+    me = psutil.Process()
+    assert found.keys() == {process.pid, me.pid} and found[me.pid] == me.create_time()

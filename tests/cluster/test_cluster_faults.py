@@ -1,0 +1,153 @@
+"""What hosts, links and launchers do to a run over two hosts: it ends everywhere, says why, and goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gaguide.log import read_metrics
+from tests.cluster.conftest import arguments, losses
+from tests.cluster.hosts import Hosts, hosts
+from tests.cluster.test_hosts import deepspeed_env
+from tests.support.ranks import REPOSITORY, TRAIN, run_ranks
+
+pytestmark = pytest.mark.cluster
+
+LONG = ("--train.steps", "100", "--checkpoint.every", "10", "--train.hang_timeout", "15")
+# Without this ssh waits a quarter of an hour for a host that is gone.
+PATIENCE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+
+
+@pytest.fixture()
+def fresh(tmp_path: Path) -> Iterator[Hosts]:
+    """Two hosts that this test may break."""
+    with hosts(2, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected_long(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    output = tmp_path_factory.mktemp("one-host-long") / "run"
+    done = run_ranks(TRAIN, arguments(output, *LONG), 2)
+    assert done.returncode == 0, done.stdout
+    return losses(output)
+
+
+class Run:
+    """`deepspeed --hostfile` over both hosts, under way."""
+
+    def __init__(self, made: Hosts, folder: Path) -> None:
+        self.hosts, self.folder, self.output, self.log = made, folder, folder / "run", folder / "log"
+        command = ["deepspeed", "--hostfile", made.hostfile(), TRAIN, *arguments(self.output, *LONG)]
+        more = {"DS_ENV_FILE": deepspeed_env(folder), "PDSH_SSH_ARGS_APPEND": PATIENCE}
+        self.process = made[0].start(*command, log=self.log, cwd=REPOSITORY, **more)
+        self._wait_for_steps(14)
+
+    def _wait_for_steps(self, count: int) -> None:
+        until = time.monotonic() + 150
+        metrics = self.output / "metrics.jsonl"
+        while not metrics.exists() or len(read_metrics(metrics)) < count:
+            assert self.process.poll() is None and time.monotonic() < until, self.said()
+            time.sleep(0.1)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self, host: int, pattern: str, every: bool = False) -> None:
+        """kill -9 of the outermost process (or all) of a host whose command line matches."""
+        found = {
+            pid: line
+            for pid, line in self.hosts[host].processes("train.py").items()
+            if re.search(pattern, line)
+        }
+        assert found, self.hosts[host].processes("train.py")
+        for pid in sorted(found) if every else sorted(found)[:1]:
+            os.kill(pid, signal.SIGKILL)
+
+    def ends(self, seconds: float) -> int:
+        """The launcher's exit code; no rank may live on any host by then."""
+        began = time.monotonic()
+        code = self.process.wait(seconds)
+        self.hosts.wait_for_no_ranks(max(1.0, seconds - (time.monotonic() - began)))
+        print(f"ended after {time.monotonic() - began:.1f} s with {code}")
+        return code
+
+    def goes_on(self, expected: dict[int, float]) -> None:
+        """On the first host alone, with two ranks: the same global batches and the same losses."""
+        command = ["deepspeed", "--num_accelerators", "2", TRAIN, *arguments(self.output, *LONG)]
+        done = self.hosts[0].run(*command, timeout=150)
+        assert done.returncode == 0, done.stdout
+        assert "resuming after step" in done.stdout and losses(self.output) == expected
+
+
+def test_the_ranks_of_a_host_are_killed(two: Hosts, tmp_path: Path, expected_long: dict[int, float]) -> None:
+    run = Run(two, tmp_path)
+    for pid in two[1].ranks():
+        os.kill(pid, signal.SIGKILL)
+    assert run.ends(60) != 0
+    assert "exits with return code = -9" in run.said()
+    run.goes_on(expected_long)
+
+
+def test_the_launcher_is_killed(two: Hosts, tmp_path: Path) -> None:
+    """The command at the keyboard: pdsh and all ranks would live on."""
+    run = Run(two, tmp_path)
+    os.kill(min(two[0].processes("bin/deepspeed --hostfile")), signal.SIGKILL)
+    run.ends(60)
+    assert re.search(r"train: stopped after step \d+ of 100 \(its launcher has died\)", run.said()), (
+        run.said()
+    )
+
+
+def test_the_launcher_of_one_host_is_killed(two: Hosts, tmp_path: Path) -> None:
+    run = Run(two, tmp_path)
+    run.kill(1, r"-m deepspeed.launcher.launch .*--node_rank=1", every=True)
+    run.ends(60)
+    assert re.search(r"train: stopped after step \d+ of 100 \(its launcher has died\)", run.said()), (
+        run.said()
+    )
+
+
+def test_a_link_is_cut_for_good(fresh: Hosts, tmp_path: Path, expected_long: dict[int, float]) -> None:
+    """Both sides wait for each other until their watchdogs end them."""
+    run = Run(fresh, tmp_path)
+    fresh.cut(1)
+    assert run.ends(120) != 0
+    assert re.search(r"train: nothing has moved for \d+ s .*on rank 0", run.said()), run.said()
+    for rank in (0, 1):
+        assert "nothing has moved" in (run.output / "hang" / f"rank-{rank:05}.txt").read_text()
+    run.goes_on(expected_long)
+
+
+def test_a_link_that_comes_back_is_forgiven(
+    two: Hosts, tmp_path: Path, expected_long: dict[int, float]
+) -> None:
+    run = Run(two, tmp_path)
+    two.cut(1)
+    time.sleep(4)
+    two.mend(1)
+    assert run.ends(150) == 0, run.said()
+    assert losses(run.output) == expected_long
+
+
+def test_a_host_loses_its_power(fresh: Hosts, tmp_path: Path, expected_long: dict[int, float]) -> None:
+    """It says nothing to anybody, and is not there when the run goes on."""
+    run = Run(fresh, tmp_path)
+    fresh[1].power_off()
+    assert run.ends(120) != 0
+    assert re.search(r"rank 1 on host node1 .*", run.said()), run.said()
+    run.goes_on(expected_long)
+
+
+def test_the_first_host_loses_its_power(fresh: Hosts, tmp_path: Path) -> None:
+    """With the command, its ssh and the ranks' meeting point: the others must notice alone."""
+    run = Run(fresh, tmp_path)
+    fresh[0].power_off()
+    fresh.wait_for_no_ranks(120)
+    assert "rank 0 on host node0" in (run.output / "hang" / "rank-00001.txt").read_text()
