@@ -66,21 +66,27 @@ class MemorySetup:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank. The first group lasts, the second comes and goes; they are not needed all at once.
+    """Bytes on one rank, by part; not all are needed at once (`phases`).
 
-    host: bytes in the host's memory for this rank, disk: on NVMe, both by offload.
+    weights, master_weights, optimizer: there always. gradients: complete. standing: what of gradients and
+    buffers is there during the next forward pass already. buffers: ZeRO's reduce bucket. gathered: weights
+    that stage 3 has collected. activations: saved for backward. recomputed: of one block under
+    checkpointing. logits: fp32 logits and their gradients. guidance: saved and transient. update: what the
+    optimizer's step needs beside the gradients. host, disk: bytes there for this rank, by offload.
     """
 
     weights: int
     master_weights: int
     optimizer: int
     gradients: int
+    standing: int
+    buffers: int
+    gathered: int
     activations: int
     recomputed: int
     logits: int
     guidance: int
-    buffers: int
-    step: int
+    update: int
     host: int = 0
     disk: int = 0
 
@@ -91,11 +97,17 @@ class Memory:
 
     @property
     def phases(self) -> dict[str, int]:
-        """Bytes at the three moments of a step that can be its peak."""
+        """Bytes at the three moments of a step that can be its peak.
+
+        loss: the backward of the loss, with all activations saved and few gradients. backward: its end, with
+        all gradients and no activations (between them both change by the layer, so no sum is higher).
+        """
+        passing = self.states + self.gathered
+        saved = self.activations + max(self.logits, self.recomputed) + self.guidance
         return {
-            "loss": self.states + self.activations + self.logits + self.guidance + self.buffers,
-            "backward": self.states + self.gradients + self.recomputed + self.guidance + self.buffers,
-            "update": self.states + self.gradients + self.step,
+            "loss": passing + self.standing + saved,
+            "backward": passing + self.gradients + self.buffers + self.recomputed,
+            "update": self.states + self.gradients + self.update,
         }
 
     @property
@@ -142,20 +154,18 @@ def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
 
 def estimate_memory(shape: ModelShape, setup: MemorySetup) -> Memory:
     """Bytes that one rank needs, by part."""
-    states = _states(shape, setup)
     layer = activation_bytes_per_layer(shape, setup)
     entry = setup.tokens * shape.width * WEIGHT_BYTES[setup.precision]
     ends = 2 * entry + (
         setup.tokens * shape.width if shape.dropout else 0
     )  # the last norm's input and output
-    kept = shape.layers * (entry if setup.checkpointing else layer) + ends
     saved, transient = _guidance(shape, setup)
     if setup.checkpointing:
-        saved //= max(shape.layers, 1)  # of one layer at a time
+        saved = -(-saved // shape.layers)  # of one layer at a time
     return Memory(
-        **states,
-        activations=kept,
-        recomputed=kept - ends + layer if setup.checkpointing else kept,
+        **_states(shape, setup),
+        activations=shape.layers * (entry if setup.checkpointing else layer) + ends,
+        recomputed=layer if setup.checkpointing else 0,
         # Cross-entropy's backward: log-probabilities, their gradient and the logits' gradient, all fp32.
         logits=3 * _FULL * setup.tokens * shape.vocab,
         guidance=saved + transient,
@@ -163,36 +173,53 @@ def estimate_memory(shape: ModelShape, setup: MemorySetup) -> Memory:
 
 
 def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
-    """Bytes of everything that depends on parameters and ranks only."""
-    P, N, stage = shape.parameters, setup.ranks, setup.zero_stage
-    width_bytes = WEIGHT_BYTES[setup.precision]
-    part = -(-P // N) if stage else P
-    master = 0 if setup.precision == "fp32" and stage in (0, 3) else _FULL * part
-    optimizer = 2 * _FULL * part
-    weights = width_bytes * (part if stage == 3 else P)
-    gradients = {0: width_bytes * P, 1: width_bytes * P}.get(stage, _FULL * part)
-    buffers = width_bytes * min(P, setup.bucket) * (2 if setup.overlap else 1) if N > 1 or stage else 0
-    if stage == 3:
-        buffers += width_bytes * min(P, max(setup.live_parameters, shape.head_matrix))
-    step = _FULL * part if stage else 0
-    host = disk = 0
-    if setup.offload_optimizer != "none":
-        host, disk = (master + optimizer, 0) if setup.offload_optimizer == "cpu" else (0, master + optimizer)
-        host += _FULL * part  # gradients that the host's optimizer reads
-        master = optimizer = step = 0
-    if setup.offload_parameters != "none":
-        host, disk = (host + weights, disk) if setup.offload_parameters == "cpu" else (host, disk + weights)
-        weights = 0
-    return {
-        "weights": weights,
+    """Bytes of everything that depends on parameters and ranks only, as DeepSpeed's optimizers hold it."""
+    P, stage, width_bytes = shape.parameters, setup.zero_stage, WEIGHT_BYTES[setup.precision]
+    part = -(-P // setup.ranks) if stage else P
+    full = setup.precision == "fp32"
+    # Stages 1 and 2 copy even fp32 weights; the others train them as they are.
+    master = 0 if full and stage in (0, 3) else _FULL * part
+    gradients = width_bytes * P if stage < 2 else _FULL * part
+    buffers = width_bytes * min(P, setup.bucket) * (2 if setup.overlap and stage < 3 else 1)
+    standing = gradients if setup.accumulation > 1 else 0
+    if stage == 3:  # allocated once
+        standing, gradients = gradients + buffers, gradients + buffers
+        buffers = 0
+    # One flat copy of the part's gradients; at stage 2 in 16 bits they are flat, and the largest matrix is
+    # copied in double precision for its norm.
+    update = _FULL * part if stage else 0
+    if stage == 2 and not full:
+        update = 2 * _FULL * min(part, shape.head_matrix)
+    states = {
+        "weights": width_bytes * (part if stage == 3 else P),
         "master_weights": master,
-        "optimizer": optimizer,
+        "optimizer": 2 * _FULL * part,
         "gradients": gradients,
+        "standing": standing,
         "buffers": buffers,
-        "step": step,
-        "host": host,
-        "disk": disk,
+        "gathered": width_bytes * min(P, setup.live_parameters) if stage == 3 and setup.ranks > 1 else 0,
+        "update": update,
     }
+    return states | _offloaded(states, setup, _FULL * part)
+
+
+def _offloaded(states: dict[str, int], setup: MemorySetup, gradients: int) -> dict[str, int]:
+    """Parts that offload moves, and where to; the host's optimizer reads fp32 gradients of its own."""
+    moved = {"host": 0, "disk": 0}
+    if setup.offload_optimizer != "none":
+        place = "host" if setup.offload_optimizer == "cpu" else "disk"
+        moved[place] += states["master_weights"] + states["optimizer"]
+        moved["host"] += gradients
+        moved |= {"master_weights": 0, "optimizer": 0, "update": 0}
+        if setup.zero_stage > 1:
+            moved |= {
+                "gradients": states["gradients"] - gradients,
+                "standing": max(0, states["standing"] - gradients),
+            }
+    if setup.offload_parameters != "none":
+        moved["host" if setup.offload_parameters == "cpu" else "disk"] += states["weights"]
+        moved["weights"] = 0
+    return moved
 
 
 def _guidance(shape: ModelShape, setup: MemorySetup) -> tuple[int, int]:
