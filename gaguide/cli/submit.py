@@ -167,7 +167,7 @@ def _hand_in(request: Request, look: Callable[[Request], list[Fault]], logs: Pat
     import shlex
 
     from gaguide.errors import UserError
-    from gaguide.slurm import prepare, submit
+    from gaguide.slurm import prepare, submit, waits_for
 
     faults = request.faults()
     faults += look(request)
@@ -181,7 +181,8 @@ def _hand_in(request: Request, look: Callable[[Request], list[Fault]], logs: Pat
             typer.echo(f"# {shlex.join(prepared.command('PREVIOUS' if at else None))}")
         return
     for job in submit(prepared):
-        typer.echo(f"job {job}: squeue --job {job}; scancel {job}")
+        waits = waits_for(job)
+        typer.echo(f"job {job}{f' waits ({waits})' if waits else ''}: squeue --job {job}; scancel {job}")
     typer.echo(f"script {prepared.path}; its log appears beside it")
 
 
@@ -190,15 +191,19 @@ def _train_faults(request: Request) -> list[Fault]:
     from gaguide.errors import UserError
     from gaguide.train.command import read_arguments
 
-    try:
-        run, deepspeed_json, _ = read_arguments(request.arguments)
-    except UserError as error:
-        return list(error.faults)
     faults: list[Fault] = []
-    for check in (
-        lambda: load_deepspeed_json(deepspeed_json),
-        lambda: plan_batch(run.train.global_batch, run.train.micro_batch, request.world_size),
-    ):
+
+    def check_batch() -> None:
+        run, _, _ = read_arguments(request.arguments)
+        plan_batch(run.train.global_batch, run.train.micro_batch, request.world_size)
+
+    def check_deepspeed() -> None:
+        # By itself: a mistake in the run's settings does not hide one here.
+        for option, value in zip(request.arguments, request.arguments[1:]):
+            if option == "--deepspeed":
+                load_deepspeed_json(Path(value))
+
+    for check in (check_batch, check_deepspeed):
         try:
             check()
         except UserError as error:

@@ -2,6 +2,6 @@
 
 from gaguide.slurm.render import render
 from gaguide.slurm.request import Kind, Request
-from gaguide.slurm.submit import Prepared, prepare, submit
+from gaguide.slurm.submit import Prepared, prepare, submit, waits_for
 
-__all__ = ["Kind", "Prepared", "Request", "prepare", "render", "submit"]
+__all__ = ["Kind", "Prepared", "Request", "prepare", "render", "submit", "waits_for"]

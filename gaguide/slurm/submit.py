@@ -72,3 +72,18 @@ def submit(prepared: Prepared) -> list[str]:
             raise UserError(Fault("sbatch", f"refused the job: {'; '.join(reason)}{queued}", remedy))
         jobs.append(done.stdout.strip().partition(";")[0])
     return jobs
+
+
+def waits_for(job: str) -> str:
+    """Slurm's word for why a job does not run yet (PartitionConfig, Priority …); "" where it has none."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", f"--jobs={job}", "--format=%r"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    reason = (done.stdout.split() or [""])[0]
+    return "" if reason == "None" else reason

@@ -90,8 +90,9 @@ def test_templates_are_bash_and_hand_arguments_on(kind: str) -> None:
 def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         call(
-            *TRAIN, "--nodes", 3, "--time", "2h", "--memory", "lots", "--chain", 0, "--job-name", "a/b",
+            "train", "--nodes", 3, "--time", "2h", "--memory", "lots", "--chain", 0, "--job-name", "a/b",
             "--container", tmp_path / "no.sif", "--sbatch=-p", "--sbatch=--nodes=4", "--partion", "gpu",
+            "--deepspeed", tmp_path / "no.json",
         )  # fmt: skip
     said = str(raised.value)
     for field in (
@@ -104,7 +105,9 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "'--nodes=4'",
     ):
         assert field in said
-    assert "partion" in said and "no such field" in said, "what is no option of submit is one of the run"
+    assert "no.json" in said and "partion" in said and "no such field" in said, (
+        "what is no option of submit is one of the run"
+    )
     with pytest.raises(UserError, match=r"train.global_batch = 16: does not divide by the 3 ranks"):
         call(*TRAIN, "--nodes", 3)
     with pytest.raises(UserError, match=r"--signal-seconds = 180: is not before the start"):
