@@ -1,23 +1,21 @@
 #!/usr/bin/env bash
-# One node of several that train over ssh, without root: keys | worker | train HOSTS [ARGUMENTS OF launch/train.py]
+# One node of several that train over ssh, without root.
 #
-#   keys                     make the nodes' common key pair and host key in $SSH_FOLDER, once
-#   worker                   answer ssh on port 2222 until stopped
-#   train HOSTS ARGUMENTS    the same, and start the training on all of HOSTS (a,b,…; this one first)
+#   gaguide-node worker                     answer ssh on port 2222 until stopped
+#   gaguide-node train HOSTS [ARGUMENTS]    the same, and run launch/train.py on HOSTS (a,b,…; this one first)
 #
-# SLOTS is the number of ranks on a node, its GPUs (default 1).
+# Both share the folder $SSH_FOLDER (default /ssh): `train` makes the nodes' key there, once. SLOTS is the number
+# of ranks on a node, its GPUs (default 1).
 set -euo pipefail
 
 shared=${SSH_FOLDER:-/ssh}
 port=2222
 
 make_keys() {
-    if [ ! -e "$shared/id_ed25519" ]; then
-        ssh-keygen -q -t ed25519 -N "" -C gaguide-nodes -f "$shared/id_ed25519"
-    fi
-    if [ ! -e "$shared/host_key" ]; then
-        ssh-keygen -q -t ed25519 -N "" -C gaguide-host -f "$shared/host_key"
-    fi
+    local key
+    for key in id_ed25519 host_key; do
+        [ -e "$shared/$key" ] || ssh-keygen -q -t ed25519 -N "" -C gaguide -f "$shared/$key"
+    done
 }
 
 # The nodes know each other by the one host key that only they share.
@@ -25,7 +23,7 @@ use_keys() {
     local wait
     for wait in $(seq 60); do
         [ -e "$shared/host_key.pub" ] && break
-        [ "$wait" = 60 ] && { echo "no keys in $shared: run 'gaguide-node keys' first" >&2; exit 2; }
+        [ "$wait" = 60 ] && { echo "no keys in $shared: is the node that trains there?" >&2; exit 2; }
         sleep 1
     done
     install -d -m 700 ~/.ssh
@@ -63,9 +61,6 @@ wait_for() {
 }
 
 case "${1:-}" in
-    keys)
-        make_keys
-        ;;
     worker)
         use_keys
         exec /usr/sbin/sshd -D -e -f ~/.ssh/sshd_config
@@ -73,6 +68,7 @@ case "${1:-}" in
     train)
         hosts=$2
         shift 2
+        make_keys
         use_keys
         /usr/sbin/sshd -e -f ~/.ssh/sshd_config
         wait_for "$hosts"

@@ -1,5 +1,6 @@
 """Planning a training before it runs: memory, time, bytes on the wire, GPU-hours, settings to take."""
 
+from gaguide.plan.assemble import assemble
 from gaguide.plan.estimate import Plan, estimate
 from gaguide.plan.hardware import GPUS, LINKS
 from gaguide.plan.recommend import recommend
@@ -10,6 +11,7 @@ __all__ = [
     "LINKS",
     "Plan",
     "PlanRequest",
+    "assemble",
     "estimate",
     "recommend",
     "with_deepspeed",

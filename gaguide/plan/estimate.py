@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gaguide.model import Memory, estimate_memory
@@ -34,6 +34,13 @@ class Plan:
     def fits(self) -> bool:
         """Whether a rank's GPU holds it."""
         return self.needed <= self.capacity
+
+    @property
+    def other_activations(self) -> tuple[str, int]:
+        """Bytes of activations under the other choice of checkpointing: ("with" or "without", bytes)."""
+        setup = self.request.setup
+        other = estimate_memory(self.request.model, replace(setup, checkpointing=not setup.checkpointing))
+        return "with" if other.recomputed else "without", other.activations + other.recomputed
 
     @property
     def sent_bytes(self) -> float:
@@ -70,6 +77,7 @@ class Plan:
             "kind": "model, not measurement",
             "request": request | {"micro_batch": self.request.setup.micro_batch},
             "memory": self.memory.parts() | {"peak": self.memory.peak, "peak_phase": self.memory.peak_phase},
+            "activations_" + self.other_activations[0] + "_checkpointing": self.other_activations[1],
             "needed_bytes": round(self.needed),
             "capacity_bytes": round(self.capacity),
             "fits": self.fits,
