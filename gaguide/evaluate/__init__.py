@@ -1,7 +1,16 @@
 """Evaluation on any number of ranks: each example once, shared prefixes once, logits only where scored."""
 
 from gaguide.evaluate.results import Results, TaskResult
-from gaguide.evaluate.runner import EvaluateSettings, evaluate
+from gaguide.evaluate.runner import EvaluateSettings, evaluate, evaluate_all
 from gaguide.evaluate.task import Task, built_in_tasks, locate_tasks
 
-__all__ = ["EvaluateSettings", "Results", "Task", "TaskResult", "built_in_tasks", "evaluate", "locate_tasks"]
+__all__ = [
+    "EvaluateSettings",
+    "Results",
+    "Task",
+    "TaskResult",
+    "built_in_tasks",
+    "evaluate",
+    "evaluate_all",
+    "locate_tasks",
+]

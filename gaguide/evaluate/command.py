@@ -37,16 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, world: World) -> None:
-    from gaguide.evaluate.runner import EvaluateSettings, evaluate
-    from gaguide.evaluate.table import print_table
+    from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
+    from gaguide.evaluate.table import print_comparison, print_table, print_worst
+    from gaguide.evaluate.watch import watched
     from gaguide.log import say
 
-    settings = EvaluateSettings(arguments.batch_tokens, arguments.dtype, arguments.limit, arguments.data)
+    settings = EvaluateSettings(
+        arguments.batch_tokens, arguments.dtype, arguments.limit, arguments.data, arguments.shots
+    )
     tasks = [name for part in arguments.tasks for name in part.split(",") if name]
-    results = evaluate(arguments.model, tasks, arguments.output, world, settings)
-    if world.is_main:
+    with watched(world):
+        several = evaluate_all(arguments.model, tasks, arguments.output, world, settings)
+    if not world.is_main:
+        return
+    for results, folder in zip(several, output_folders(arguments.output, arguments.model), strict=True):
         print_table(results)
-        say(f"written: {arguments.output / 'results.json'}")
+        print_worst(results)
+        say(f"written: {folder / 'results.json'}")
+    if len(several) > 1:
+        print_comparison(several)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="Writes results.json, results_lm_eval.json and examples.parquet into the output folder.",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True, help="folder made by save_pretrained, or a hub id")
+    parser.add_argument(
+        "--model", required=True, nargs="+", help="folder made by save_pretrained, or a hub id; several"
+    )
     parser.add_argument(
         "--tasks", required=True, nargs="+",
         help="folders, .jsonl, .csv or .yaml files, task names, or the groups inverse-scaling and demo; "
@@ -79,5 +90,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     parser.add_argument("--limit", type=int, help="only the first N examples of each task")
+    parser.add_argument("--shots", type=int, help="demonstrations before every prompt, instead of the tasks'")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser

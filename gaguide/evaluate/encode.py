@@ -62,6 +62,12 @@ class Encoder:
         kept = whole[-(self.max_length + 1) :]
         return Encoded(kept[:-1], tuple(target_ids), len(whole) - len(kept))
 
+    def prompt(self, text: str, new_tokens: int) -> Encoded:
+        """Tokens of a prompt that `new_tokens` tokens are to follow; a target stands for each of them."""
+        ids = self._encode(text) or ([] if self.prefix_id is None else [self.prefix_id])
+        kept = ids[-max(1, self.max_length - new_tokens) :]
+        return Encoded(tuple(kept), (0,), len(ids) - len(kept))
+
     def _split(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
         if prompt not in self._prompts:
             self._prompts = {prompt: self._encode(prompt)}  # continuations of one prompt come in a row
@@ -94,6 +100,17 @@ def longest_input(config: Any, tokenizer: Any) -> int:
             return int(length)
     length = getattr(tokenizer, "model_max_length", None)
     return int(length) if length and length != _UNSET_LENGTH else _DEFAULT_LENGTH
+
+
+def encode_pieces(
+    encoder: Encoder, pieces: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], where: str
+) -> list[Encoded]:
+    """A block's pieces, which are tokens already; `where` names the block in the fault of one too long."""
+    longest = max(len(ids) for ids, _ in pieces)
+    if longest > encoder.max_length:
+        problem = f"has {longest + 1} tokens, the model takes {encoder.max_length}"
+        raise UserError(Fault(where, problem, "set block_length in the task file"))
+    return [Encoded(ids, targets) for ids, targets in pieces]
 
 
 def encode_all(encoder: Encoder, pairs: Sequence[tuple[str, str]], where: str) -> list[Encoded]:

@@ -11,6 +11,7 @@ import ast
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ ALIASES = {
     "classes": ("classes", "choices", "options", "endings"),
     "answer_index": ("answer_index", "gold", "label", "target", "answer"),
     "completion": ("completion", "continuation"),
+    "number": ("number", "true_answer", "answer", "target"),
     "id": ("id", "idx"),
 }
 """Our name of a column → the names it may have in the data, first match wins; a task's `columns` go first."""
@@ -35,12 +37,18 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Example:
-    """One example. `prompts` holds one text, or two for the logodds kinds."""
+    """One example. `prompts` holds one text, or two for the logodds kinds.
+
+    number: the answer of a numeric example; pieces: (input ids, target ids) of a block of tokens, whose
+    documents may be apart, in place of texts.
+    """
 
     id: str
     prompts: tuple[str, ...]
     continuations: tuple[str, ...]
     answer_index: int | None = None
+    number: float | None = None
+    pieces: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -167,7 +175,12 @@ def _infer_kind(columns: _Columns, source: str) -> Kind:
         return "classification"
     if "completion" in columns.names:
         return "sequence_prob"
-    remedy = "needed: prompt, classes, answer_index (classification) or prompt, completion (sequence_prob)"
+    if columns.names.get("number") in ("number", "true_answer"):
+        return "numeric"
+    remedy = (
+        "needed: prompt, classes, answer_index (classification), prompt, completion (sequence_prob) or "
+        "prompt, number (numeric)"
+    )
     raise UserError(Fault(source, "cannot tell the kind of task from its columns", remedy))
 
 
@@ -178,6 +191,8 @@ def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, del
         if not completion:
             raise _RowError("the completion is empty", "give the text to score")
         return Example(example_id, (prompt,), (completion,))
+    if kind == "numeric":
+        return Example(example_id, (prompt,), (), number=_number(columns.get(record, "number")))
     classes = _classes(columns.get(record, "classes"))
     continuations = tuple(delimiter + text for text in classes)
     prompts: tuple[str, ...] = (prompt,)
@@ -234,6 +249,16 @@ def _answer(value: Any, classes: int) -> int:
         raise _RowError(
             f"answer_index is {number}, but there are {classes} classes", "count the classes from 0"
         )
+    return number
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value.replace(",", "") if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise _RowError(f"the answer is {value!r}, no number", "give one, such as 12 or 3.5")
     return number
 
 

@@ -13,16 +13,22 @@ from transformers.utils import logging as transformers_logging
 
 from gaguide.data.files import sha256_of
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.examples import Example, Record, parse_examples, read_records
+from gaguide.evaluate.encode import longest_input
+from gaguide.evaluate.examples import Example, ParsedExamples, Record, parse_examples, read_records
+from gaguide.evaluate.fewshot import with_demonstrations
+from gaguide.evaluate.heldout import read_held_out
 from gaguide.evaluate.synthetic import GENERATORS, generate
-from gaguide.evaluate.task import Kind, LocatedTask, Task, locate_tasks
+from gaguide.evaluate.task import Fewshot, Kind, LocatedTask, Task, locate_tasks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task whose examples have been read; `source` is the file, hub name or generator they came from."""
+    """A task whose examples have been read; `source`: the file, hub name, generator or folder they are from.
+
+    tokenizer: fingerprint of the one that the examples are tokens of; None where they are texts.
+    """
 
     task: Task
     kind: Kind
@@ -30,6 +36,7 @@ class TaskData:
     sha256: str | None
     examples: tuple[Example, ...]
     warnings: tuple[str, ...]
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,39 @@ class ModelFolder:
     config: Any
     tokenizer: Any
 
+    @property
+    def positions(self) -> int:
+        """Longest sequence that the model takes, in tokens."""
+        return longest_input(self.config, self.tokenizer)
 
-def read_tasks(names: Sequence[str], data_folder: Path | None, limit: int | None) -> list[TaskData]:
-    """The data of all tasks that `names` means, at most `limit` examples of each; all faults at once."""
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes whenever the model does, as plain JSON, without reading its weights."""
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        found = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        return {"name": str(folder.resolve()), "files": found}
+
+
+def read_tasks(
+    names: Sequence[str],
+    data_folder: Path | None,
+    limit: int | None,
+    positions: int | None = None,
+    shots: int | None = None,
+) -> list[TaskData]:
+    """The data of all tasks that `names` means, at most `limit` examples of each; all faults at once.
+
+    `positions`: of the model, where it is known; bounds the blocks of perplexity tasks that name no length.
+    `shots`: demonstrations before every prompt, in place of what the task files say.
+    """
     read: list[TaskData] = []
     located, faults = locate_tasks(names, data_folder)
     for entry in located:
         try:
-            read.append(_read_task(entry, limit))
+            read.append(_read_task(entry, limit, positions, shots))
         except UserError as error:
             faults.extend(error.faults)
     if faults:
@@ -87,8 +119,13 @@ def load_model(folder: ModelFolder, dtype: str, device: torch.device) -> Any:
     return model.to(device).eval()
 
 
-def _read_task(located: LocatedTask, limit: int | None) -> TaskData:
+def _read_task(located: LocatedTask, limit: int | None, positions: int | None, shots: int | None) -> TaskData:
     task, path = located.task, located.path
+    if task.kind == "perplexity":
+        found = read_held_out(located, positions)
+        return TaskData(
+            task, task.kind, found.source, found.fingerprint, found.examples[:limit], (), found.tokenizer
+        )
     sha256, warnings = None, []
     if task.generator is not None:
         source, records = f"generated ({task.generator}, seed {task.seed})", _generated(task)
@@ -102,7 +139,28 @@ def _read_task(located: LocatedTask, limit: int | None) -> TaskData:
     else:
         source, records = _hub(task)
     parsed = parse_examples(task, records, source)
-    return TaskData(task, parsed.kind, source, sha256, parsed.examples[:limit], (*warnings, *parsed.warnings))
+    task, examples = _prompted(located, parsed, shots)
+    return TaskData(task, parsed.kind, source, sha256, examples[:limit], (*warnings, *parsed.warnings))
+
+
+def _prompted(
+    located: LocatedTask, parsed: ParsedExamples, shots: int | None
+) -> tuple[Task, tuple[Example, ...]]:
+    """The examples behind their demonstrations, if the task or `shots` asks for any."""
+    task, fewshot = located.task, located.task.fewshot
+    if shots is not None:
+        fewshot = (fewshot or Fewshot(count=1)).model_copy(update={"count": shots}) if shots else None
+        task = task.model_copy(update={"fewshot": fewshot})
+    if fewshot is None:
+        return task, parsed.examples
+    others = None
+    if fewshot.file is not None:
+        path = located.folder / fewshot.file
+        if not path.is_file():
+            problem, remedy = "does not exist", "give a path relative to the task file"
+            raise UserError(Fault(f"task {task.name}: fewshot.file", problem, remedy, str(path)))
+        others = parse_examples(task, read_records(path), str(path)).examples
+    return task, with_demonstrations(task, fewshot, parsed.examples, others)
 
 
 def _generated(task: Task) -> list[Record]:
@@ -130,7 +188,7 @@ def _hub(task: Task) -> tuple[str, list[Record]]:
             return task.hub, read_records(Path(hf_hub_download(task.hub, task.hub_file, repo_type="dataset")))
         from datasets import load_dataset
 
-        rows = load_dataset(task.hub, split=task.split)
+        rows = load_dataset(task.hub, split=task.split or "train")
         return task.hub, [Record(at, row) for at, row in enumerate(rows, start=1)]
     except UserError:
         raise

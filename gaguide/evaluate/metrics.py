@@ -4,6 +4,8 @@ classification: `acc` takes the most probable class (the first wins a tie), `acc
 characters of a class first, `class_loss` is the negative logarithm of the right class's share among the
 classes. sequence_prob: `loss` is the mean negative log-likelihood of a completion, `perplexity` that of a
 token. logodds kinds: how the log-odds of the two classes change from the other prompt to the prompt.
+numeric: `acc` counts generated numbers that are the answer, `answered` those that are numbers at all,
+`abs_error` is their mean distance from it. perplexity: `loss` and `perplexity` of a token of held-out text.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gaguide.evaluate.examples import Example
+from gaguide.evaluate.numbers import first_number
 from gaguide.evaluate.task import Kind
 
 _Z = 1.959963984540054
@@ -32,7 +35,8 @@ class Metric:
 @dataclass(frozen=True)
 class ScoredExample:
     """An example's outcome. `value` is its contribution to the kind's main loss; `margin` that of the answer
-    over the best other class, in log-probability."""
+    over the best other class, in log-probability. `text` is what a numeric example's prompt was continued
+    with, `number` the number in it."""
 
     example: Example
     log_probabilities: tuple[float, ...]
@@ -41,11 +45,19 @@ class ScoredExample:
     predicted: int | None = None
     predicted_norm: int | None = None
     margin: float | None = None
+    text: str | None = None
+    number: float | None = None
 
     @property
     def correct(self) -> bool | None:
         """Whether the most probable class is the answer; None where there are no classes to choose from."""
         return None if self.predicted is None else self.predicted == self.example.answer_index
+
+    @property
+    def correct_number(self) -> bool:
+        """Whether the generated number is the answer."""
+        answer = self.example.number
+        return self.number is not None and answer is not None and math.isclose(self.number, answer)
 
     @property
     def correct_norm(self) -> bool | None:
@@ -58,8 +70,8 @@ def score_example(
 ) -> ScoredExample:
     """The outcome of `example` from the log-probabilities of its pairs, in their order."""
     values, tokens = tuple(log_probabilities), tuple(target_tokens)
-    if kind == "sequence_prob":
-        return ScoredExample(example, values, tokens, -values[0])
+    if kind in ("sequence_prob", "perplexity"):
+        return ScoredExample(example, values, tokens, -math.fsum(values))
     if kind != "classification":
         difference = (values[0] - values[1]) - (values[2] - values[3])
         signed = abs(difference) if kind == "absolute_logodds" else difference
@@ -79,6 +91,14 @@ def score_example(
     )  # fmt: skip
 
 
+def score_number(example: Example, text: str) -> ScoredExample:
+    """The outcome of a numeric `example` from what the model wrote after its prompt."""
+    assert example.number is not None
+    number = first_number(text)
+    error = math.nan if number is None else abs(number - example.number)
+    return ScoredExample(example, (), (), error, text=text, number=number)
+
+
 def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     """The metrics of a task by name."""
     values = [one.value for one in scored]
@@ -88,12 +108,29 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
             "acc_norm": proportion([bool(one.correct_norm) for one in scored]),
             "class_loss": mean(values),
         }
+    if kind == "numeric":
+        answered = [one for one in scored if one.number is not None]
+        return {
+            "acc": proportion([one.correct_number for one in scored]),
+            "answered": proportion([one.number is not None for one in scored]),
+        } | ({"abs_error": mean([one.value for one in answered])} if answered else {})
+    if kind == "perplexity":
+        tokens = [sum(one.target_tokens) for one in scored]
+        return {"loss": rate(values, tokens), "perplexity": perplexity(values, tokens)}
     if kind == "sequence_prob":
         return {
             "loss": mean(values),
             "perplexity": perplexity(values, [one.target_tokens[0] for one in scored]),
         }
     return {kind: mean(values)}
+
+
+def worst(scored: Sequence[ScoredExample], count: int) -> list[ScoredExample]:
+    """The examples where the model was wrong and surest of it: the smallest margins first."""
+    wrong = [one for one in scored if one.correct is False and one.margin is not None]
+    return sorted(
+        (one for one in wrong if not math.isnan(one.margin or 0.0)), key=lambda one: one.margin or 0.0
+    )[:count]
 
 
 def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:
@@ -119,15 +156,21 @@ def mean(values: Sequence[float]) -> Metric:
     return Metric(average, error, average - _Z * error, average + _Z * error)
 
 
-def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
-    """exp(sum of losses / sum of tokens), the interval by linearising the ratio over examples."""
-    n, rate = len(losses), math.fsum(losses) / sum(tokens)
+def rate(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
+    """Sum of losses / sum of tokens, the interval by linearising the ratio over examples."""
+    n, value = len(losses), math.fsum(losses) / sum(tokens)
     error = math.nan
     if n > 1:
-        squares = math.fsum((loss - rate * count) ** 2 for loss, count in zip(losses, tokens, strict=True))
+        squares = math.fsum((loss - value * count) ** 2 for loss, count in zip(losses, tokens, strict=True))
         error = math.sqrt(squares / (n * (n - 1))) / (sum(tokens) / n)
-    value = _exp(rate)
-    return Metric(value, value * error, _exp(rate - _Z * error), _exp(rate + _Z * error))
+    return Metric(value, error, value - _Z * error, value + _Z * error)
+
+
+def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
+    """exp of `rate`."""
+    loss = rate(losses, tokens)
+    value = _exp(loss.value)
+    return Metric(value, value * loss.stderr, _exp(loss.low), _exp(loss.high))
 
 
 def _standard_error(values: Sequence[float]) -> float:

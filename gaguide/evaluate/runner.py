@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 
 from gaguide.dist import World, all_gather, broadcast, raise_together
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.encode import Encoded, Encoder, encode_all, longest_input
-from gaguide.evaluate.examples import shortened
+from gaguide.evaluate.encode import Encoded
+from gaguide.evaluate.finished import Finished, fingerprint, forget
 from gaguide.evaluate.load import DTYPES, ModelFolder, TaskData, find_model_folder, load_model, read_tasks
-from gaguide.evaluate.metrics import chance_level, score_example, summarize
+from gaguide.evaluate.metrics import chance_level, score_example, score_number, summarize
+from gaguide.evaluate.paper import published
+from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.progress import Progress
-from gaguide.evaluate.results import Results, TaskResult, write_results
-from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, CostModel, assign, make_batches
+from gaguide.evaluate.results import Results, TaskResult, versions
+from gaguide.evaluate.schedule import Batch, assign
 from gaguide.evaluate.score import Scorer, Scores
+from gaguide.evaluate.write import write_results
 from gaguide.log import say
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class EvaluateSettings:
     dtype: str = "fp32"
     limit: int | None = None
     data: Path | None = None
+    shots: int | None = None
 
     def check(self) -> None:
         """Raise `UserError` for values out of range."""
@@ -43,6 +45,8 @@ class EvaluateSettings:
             for name, value in (("batch-tokens", self.batch_tokens), ("limit", self.limit))
             if value is not None and value < 1
         ]
+        if self.shots is not None and self.shots < 0:
+            faults.append(Fault("--shots", "must be at least 0", "give a number or leave it out", self.shots))
         if self.dtype not in DTYPES:
             faults.append(Fault("--dtype", "unknown", f"known: {', '.join(DTYPES)}", self.dtype))
         if self.data is not None and not self.data.is_dir():
@@ -56,96 +60,132 @@ class EvaluateSettings:
 def evaluate(
     model: str | Path, tasks: Sequence[str], output: Path | None, world: World, settings: EvaluateSettings
 ) -> Results:
-    """Evaluate `model` on `tasks` with all ranks; all get the results, rank 0 writes them to `output`.
+    """Evaluate one `model`; see `evaluate_all`. Its results are written to `output` itself."""
+    return evaluate_all([model], tasks, output, world, settings)[0]
 
-    Call it on every rank, between `gaguide.dist.start` and `stop` where there are several. Raises
-    `UserError` on all ranks, before the model's weights are loaded.
+
+def evaluate_all(
+    models: Sequence[str | Path],
+    tasks: Sequence[str],
+    output: Path | None,
+    world: World,
+    settings: EvaluateSettings,
+) -> list[Results]:
+    """Evaluate `models`, one after the other, on `tasks` with all ranks; all get the results.
+
+    Rank 0 writes them to `output`, or where there are several models into a folder of it for each. What an
+    interrupted call had finished there is not computed again. Call it on every rank, between
+    `gaguide.dist.start` and `stop` where there are several. Raises `UserError` on all ranks, before any
+    model's weights are loaded.
     """
     started = time.monotonic()
     _share_cores(world)
-    data, folder = _read_all(str(model), tasks, world, settings)
+    names = [str(model) for model in models]
+    data, folders = _read_all(names, tasks, world, settings)
     for warning in (text for task in data for text in task.warnings):
         _tell(world, f"warning: {warning}")
-    encoded = _encode(data, folder, world)
-    batches = _schedule(encoded, folder, world, settings)
+    budget = settings.batch_tokens or _default_batch_tokens(world.device)
+    works = plan_work(data, folders, world, budget)
+    outputs = [None] * len(names) if output is None else output_folders(output, names)
+    results = []
+    for work, folder in zip(works, outputs, strict=True):
+        results.append(_evaluate_one(work, data, folder, world, settings, started))
+        started = time.monotonic()
+    if world.local_rank == 0:
+        forget(folder for folder in outputs if folder is not None)
+    return results
+
+
+def _evaluate_one(
+    work: Work,
+    data: Sequence[TaskData],
+    output: Path | None,
+    world: World,
+    settings: EvaluateSettings,
+    started: float,
+) -> Results:
     read = time.monotonic()
-    network = raise_together(lambda: load_model(folder, settings.dtype, world.device))
-    scorer = Scorer(network, world.device, say=lambda text: say(f"rank {world.rank}: {text}"))
-    _agree_on_sharing(scorer, batches, world)
-    loaded = time.monotonic()
-    scores = _score(scorer, batches, world)
-    done = time.monotonic()
+    conditions = broadcast(
+        {"model": work.folder.identity, "dtype": settings.dtype, "device": world.device.type, **versions()}
+    )
+    finished = Finished(output, fingerprint(conditions, work.batches), work.batches, world)
+    left = [at for at in range(len(work.batches)) if at not in finished.scores]
+    done = 1 - sum(work.batches[at].cost for at in left) / sum(batch.cost for batch in work.batches)
+    if len(left) < len(work.batches):
+        _tell(world, f"{work.folder.name}: {done:.0%} was finished before, going on from there")
+    loaded, shares = read, finished.shares
+    if left:
+        network = raise_together(lambda: load_model(work.folder, settings.dtype, world.device))
+        scorer = Scorer(network, world.device, say=lambda text: say(f"rank {world.rank}: {text}"))
+        if shares is None:
+            _agree_on_sharing(scorer, work.batches, world)
+        else:
+            scorer.shares = shares
+        loaded, shares = time.monotonic(), scorer.shares
+        _score(scorer, work.batches, left, finished, world)
+        del scorer, network  # before the next model is loaded
+    done_at = time.monotonic()
     results = Results(
-        model=str(model),
-        tasks=_task_results(data, encoded, scores),
-        settings=_settings_json(settings, scorer),
+        model=work.folder.name,
+        tasks=_task_results(data, work.encoded, finished.all_scores(), work.folder.tokenizer),
+        settings=_settings_json(settings, world, bool(shares)),
         world_size=world.size,
         seconds={
             "read": read - started,
             "load": loaded - read,
-            "score": done - loaded,
-            "total": done - started,
+            "score": done_at - loaded,
+            "total": done_at - started,
         },
-        tokens=_token_counts(encoded, batches),
+        tokens=_token_counts(work.encoded, work.batches),
+        resumed=done,
+        published=published(work.folder.name, work.folder.config),
     )
     if world.is_main and output is not None:
         write_results(results, output)
     return results
 
 
-def _read_all(
-    model: str, tasks: Sequence[str], world: World, settings: EvaluateSettings
-) -> tuple[list[TaskData], ModelFolder]:
-    """Tasks, read by rank 0 for all, and the model's folder, which every rank must find."""
-    settings_faults = _try(settings.check)[1]
-    data, task_faults = broadcast(
-        _try(lambda: read_tasks(tasks, settings.data, settings.limit)) if world.is_main else (None, ())
-    )
-    folder, model_faults = _try(lambda: raise_together(lambda: find_model_folder(model)))
-    faults = [*settings_faults, *task_faults, *model_faults]
-    if faults or data is None or folder is None:
-        raise UserError(faults)
-    return data, folder
-
-
-def _encode(data: Sequence[TaskData], folder: ModelFolder, world: World) -> list[list[Encoded]]:
-    """Tokens of the pairs of every example, tasks in a row; each rank encodes its share for all."""
-    encoder = Encoder(folder.tokenizer, longest_input(folder.config, folder.tokenizer))
-    wanted = [(task, example) for task in data for example in task.examples]
-
-    def encode_share() -> list[list[Encoded]]:
-        encoded: list[list[Encoded]] = []
-        faults: list[Fault] = []
-        for task, example in wanted[world.rank :: world.size]:
-            try:
-                encoded.append(encode_all(encoder, example.pairs, f"{task.source}: example {example.id}"))
-            except UserError as error:
-                faults.extend(error.faults)
-        if faults:
-            raise UserError(faults)
-        return encoded
-
-    shares, found = zip(*all_gather(_try(encode_share)), strict=True)
-    faults = [fault for rank_faults in found for fault in rank_faults]
-    if faults:
-        raise UserError(shortened(faults, "--tasks"))
-    return [shares[at % world.size][at // world.size] for at in range(len(wanted))]
-
-
-def _schedule(
-    encoded: Sequence[Sequence[Encoded]], folder: ModelFolder, world: World, settings: EvaluateSettings
-) -> list[Batch]:
-    config = getattr(folder.config, "text_config", None) or folder.config
-    cost = CostModel(config.num_hidden_layers, config.hidden_size, config.vocab_size)
-    sequences = [
-        [TokenSequence(pair.input_ids, pair.target_ids, (at, nth)) for nth, pair in enumerate(pairs)]
-        for at, pairs in enumerate(encoded)
+def output_folders(output: Path, models: Sequence[str]) -> list[Path]:
+    """`output` for one model; for several a folder in it for each, named by what tells their names apart."""
+    if len(models) == 1:
+        return [output]
+    parts = [Path(name).parts for name in models]
+    shortest = min(map(len, parts))
+    first = next((n for n in range(shortest) if len({part[n] for part in parts}) > 1), shortest - 1)
+    last = next((n for n in range(shortest) if len({part[-1 - n] for part in parts}) > 1), 0)
+    return [
+        output / ("-".join(part[min(first, len(part) - 1 - last) : len(part) - last]) or part[-1])
+        for part in parts
     ]
-    return make_batches(sequences, settings.batch_tokens or _default_batch_tokens(world.device), cost)
+
+
+def _read_all(
+    models: Sequence[str], tasks: Sequence[str], world: World, settings: EvaluateSettings
+) -> tuple[list[TaskData], list[ModelFolder]]:
+    """Tasks, read by rank 0 for all, and the models' folders, which every rank must find."""
+    faults = list(attempt(settings.check)[1])
+    twice = sorted({name for name in models if models.count(name) > 1})
+    faults += [Fault("--model", "is given twice", "give each model once", name) for name in twice]
+    folders: list[ModelFolder] = []
+    for model in models:
+        folder, model_faults = attempt(partial(raise_together, partial(find_model_folder, model)))
+        faults += model_faults
+        if folder is not None:
+            folders.append(folder)
+    positions = min((folder.positions for folder in folders), default=None)
+    data, task_faults = broadcast(
+        attempt(lambda: read_tasks(tasks, settings.data, settings.limit, positions, settings.shots))
+        if world.is_main
+        else (None, ())
+    )
+    faults = [*task_faults, *faults]
+    if faults or data is None:
+        raise UserError(faults)
+    return data, folders
 
 
 def _agree_on_sharing(scorer: Scorer, batches: Sequence[Batch], world: World) -> None:
-    difference = scorer.check([row for batch in batches for row in batch.rows])
+    difference = scorer.check([row for batch in batches if not batch.generates for row in batch.rows])
     if not all(all_gather(scorer.shares)):
         scorer.shares = False
         _tell(
@@ -154,24 +194,28 @@ def _agree_on_sharing(scorer: Scorer, batches: Sequence[Batch], world: World) ->
         )
 
 
-def _score(scorer: Scorer, batches: Sequence[Batch], world: World) -> Scores:
-    """The scores of all batches, each computed by one rank, gathered on all."""
-    mine = assign(batches, world.size)[world.rank]
+def _score(
+    scorer: Scorer, batches: Sequence[Batch], left: Sequence[int], finished: Finished, world: World
+) -> None:
+    """Scores of the batches `left`, each computed by one rank, into `finished` on all."""
+    shares = assign([batches[at] for at in left], world.size)
+    mine = [left[place] for place in shares[world.rank]]
     progress = Progress(sum(batches[at].cost for at in mine), shown=world.is_main)
-    scores: Scores = {}
+    scores: dict[int, Scores] = {}
     for at in mine:
-        scores |= scorer.score(batches[at].rows)
+        compute = scorer.generate if batches[at].generates else scorer.score
+        scores[at] = compute(batches[at].rows)
+        finished.add(at, scores[at], scorer.shares)
         progress.advance(batches[at].cost)
     progress.close()
-    gathered: Scores = {}
+    finished.close()
     for part in all_gather(scores):
-        assert gathered.keys().isdisjoint(part), "an example was scored by two ranks"
-        gathered |= part
-    return gathered
+        assert finished.scores.keys().isdisjoint(part), "a batch was scored by two ranks"
+        finished.scores |= part
 
 
 def _task_results(
-    data: Sequence[TaskData], encoded: Sequence[Sequence[Encoded]], scores: Scores
+    data: Sequence[TaskData], encoded: Sequence[Sequence[Encoded]], scores: Scores, tokenizer: Any
 ) -> dict[str, TaskResult]:
     wanted = {(at, nth) for at, pairs in enumerate(encoded) for nth in range(len(pairs))}
     assert scores.keys() == wanted, f"{len(wanted ^ scores.keys())} scores are missing or too many"
@@ -181,7 +225,11 @@ def _task_results(
         for example in task.examples:
             pairs = encoded[at]
             values = [scores[at, nth] for nth in range(len(pairs))]
-            scored.append(score_example(task.kind, example, values, [len(pair.target_ids) for pair in pairs]))
+            if task.kind == "numeric":
+                scored.append(score_number(example, tokenizer.decode([int(value) for value in values])))
+            else:
+                tokens = [len(pair.target_ids) for pair in pairs]
+                scored.append(score_example(task.kind, example, values, tokens))
             at += 1
         results[task.task.name] = TaskResult(
             task, summarize(task.kind, scored), chance_level(task.kind, task.examples), tuple(scored)
@@ -200,9 +248,9 @@ def _token_counts(encoded: Sequence[Sequence[Encoded]], batches: Sequence[Batch]
     }
 
 
-def _settings_json(settings: EvaluateSettings, scorer: Scorer) -> dict[str, object]:
+def _settings_json(settings: EvaluateSettings, world: World, shares: bool) -> dict[str, object]:
     values = asdict(settings) | {"data": None if settings.data is None else str(settings.data)}
-    return values | {"device": scorer.device.type, "shared_prefixes": scorer.shares}
+    return values | {"device": world.device.type, "shared_prefixes": shares}
 
 
 def _default_batch_tokens(device: torch.device) -> int:
@@ -219,10 +267,3 @@ def _share_cores(world: World) -> None:
 def _tell(world: World, text: str) -> None:
     if world.is_main:
         say(text)
-
-
-def _try(make: Callable[[], T]) -> tuple[T | None, tuple[Fault, ...]]:
-    try:
-        return make(), ()
-    except UserError as error:
-        return None, error.faults

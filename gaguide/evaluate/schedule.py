@@ -10,6 +10,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gaguide.evaluate.rows import Row, TokenSequence, added_tokens, build_row, shared_length
 
@@ -26,6 +27,12 @@ class CostModel:
     layers: int
     width: int
     vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any) -> CostModel:
+        """Of a model with this configuration of transformers."""
+        config = getattr(config, "text_config", None) or config
+        return cls(config.num_hidden_layers, config.hidden_size, config.vocab_size)
 
     def row(self, tokens: int) -> float:
         """The body over one row. Attention with a mask costs about twice its operations."""
@@ -47,10 +54,14 @@ class CostModel:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows computed in one forward pass, padded on the right to the longest; holds whole examples."""
+    """Rows computed in one forward pass, padded on the right to the longest; holds whole examples.
+
+    generates: the rows are prompts that are to be continued.
+    """
 
     rows: tuple[Row, ...]
     cost: float
+    generates: bool = False
 
     @property
     def examples(self) -> frozenset[int]:
@@ -81,6 +92,24 @@ def make_batches(
     if rows:
         batches.append(_batch(rows, cost))
     return batches
+
+
+def make_prompt_batches(prompts: Sequence[Row], batch_tokens: int, cost: CostModel) -> list[Batch]:
+    """Batches of prompts to continue, longest first."""
+    batches: list[Batch] = []
+    rows: list[Row] = []
+    for row in sorted(prompts, key=lambda row: (-len(row), row.reads[0].key)):
+        if rows and (len(rows) + 1) * (len(rows[0]) + len(row.reads)) > batch_tokens:
+            batches.append(_prompt_batch(rows, cost))
+            rows = []
+        rows.append(row)
+    return [*batches, _prompt_batch(rows, cost)] if rows else batches
+
+
+def _prompt_batch(rows: Sequence[Row], cost: CostModel) -> Batch:
+    steps = max(len(row.reads) for row in rows)
+    whole = len(rows) * (cost.row(len(rows[0])) + steps * cost.row(1)) + cost.logits(len(rows) * steps)
+    return Batch(tuple(rows), whole, generates=True)
 
 
 def assign(batches: Sequence[Batch], ranks: int) -> list[list[int]]:

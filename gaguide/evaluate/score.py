@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from gaguide.evaluate.generate import generate
 from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row, shared_length
 
 Scores = dict[tuple[int, int], float]
@@ -39,18 +41,25 @@ class Scorer:
     shares: bool = True
     say: Callable[[str], None] = print
 
-    @torch.inference_mode()
     def score(self, rows: Sequence[Row]) -> Scores:
         """Scores of all reads of `rows`. Rows that do not fit into memory are halved, which is said."""
+        return self._halving(rows, self._shared if self.shares else self._separate)
+
+    def generate(self, rows: Sequence[Row]) -> Scores:
+        """Ids of the tokens that continue each row, in place of scores."""
+        return self._halving(rows, partial(generate, self.model, self.device))
+
+    @torch.inference_mode()
+    def _halving(self, rows: Sequence[Row], compute: Callable[[Sequence[Row]], Scores]) -> Scores:
         try:
-            return self._shared(rows) if self.shares else self._separate(rows)
+            return compute(rows)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
         torch.cuda.empty_cache()
         half = len(rows) // 2
         self.say(f"out of memory with {len(rows)} rows of {max(map(len, rows))} tokens: halved")
-        return self.score(rows[:half]) | self.score(rows[half:])
+        return self._halving(rows[:half], compute) | self._halving(rows[half:], compute)
 
     @torch.inference_mode()
     def check(self, rows: Sequence[Row]) -> float:
@@ -59,6 +68,8 @@ class Scorer:
         Sets `shares` to False where it is beyond the tolerance of the model's dtype, where the model does
         not take such inputs at all, or where a row is deeper than its sliding window.
         """
+        if not rows:
+            return 0.0
         window = getattr(self.model.config, "sliding_window", None)
         if window and max(max(row.depths) for row in rows) >= window:
             self.shares = False

@@ -1,40 +1,102 @@
-"""The table a person sees at the end, and its plain form for pipes."""
+"""What a person sees at the end: tables, and the examples on which the model was wrong and sure."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from gaguide.evaluate.metrics import Metric
-from gaguide.evaluate.results import Results
+from gaguide.evaluate.metrics import Metric, ScoredExample, worst
+from gaguide.evaluate.results import Results, TaskResult
+
+_SHOWN_WORST = 3
+_PROMPT_END = 300
+_CLASS_LENGTH = 80
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
-    """Every metric of every task with its 95% interval, the count, and the chance level."""
-    table = Table(title=f"{results.model} ({results.seconds['total']:.1f} s on {results.world_size} ranks)")
+    """Every metric of every task with its 95% interval, the count, the chance level, the study's number."""
+    reported = {name: results.reported(name) for name in results.tasks}
+    table = Table(
+        title=Text(f"{results.model} ({results.seconds['total']:.1f} s on {results.world_size} ranks)")
+    )
     table.add_column("task", no_wrap=True)
     table.add_column("examples", justify="right")
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("chance", justify="right")
+    column = results.published
+    if any(value is not None for value in reported.values()) and column is not None:
+        table.add_column(f"study: {column[0]} {column[1]}", justify="right")
     for name, result in results.tasks.items():
         first = True
         for metric_name, metric in result.metrics.items():
             chance = result.chance if metric_name.startswith("acc") else None
-            table.add_row(
-                name if first else "",
+            cells: list[Text | str] = [
+                Text(name if first else ""),
                 str(len(result.scored)) if first else "",
                 metric_name,
                 f"{metric.value:.4f}",
                 _interval(metric),
                 "" if chance is None else f"{chance:.4f}",
-                end_section=metric_name == list(result.metrics)[-1],
-            )
+            ]
+            if len(table.columns) > len(cells):
+                value = reported[name] if metric_name == "acc" else None
+                cells.append("" if value is None else f"{value:.4f}")
+            table.add_row(*cells, end_section=metric_name == list(result.metrics)[-1])
             first = False
-    (console or Console(width=None if Console().is_terminal else 110)).print(table)
+    (console or _console()).print(table)
+
+
+def print_comparison(several: Sequence[Results], console: Console | None = None) -> None:
+    """Several models side by side: the first metric of each task."""
+    table = Table(title="side by side")
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    for results in several:
+        table.add_column(Text(results.model), justify="right")
+    for name, result in several[0].tasks.items():
+        for metric in result.metrics:
+            values = [f"{results.tasks[name].metrics[metric].value:.4f}" for results in several]
+            table.add_row(Text(name), metric, *values)
+    (console or _console()).print(table)
+
+
+def print_worst(results: Results, console: Console | None = None) -> None:
+    """The examples of all tasks on which the model was wrong and surest of it, with their text."""
+    console = console or _console()
+    named = [(name, one) for name, task in results.tasks.items() for one in worst(task.scored, _SHOWN_WORST)]
+    for name, one in sorted(named, key=lambda pair: pair[1].margin or 0.0)[:_SHOWN_WORST]:
+        console.print(Text(_worst_text(name, results.tasks[name], one)), soft_wrap=True)
+
+
+def _worst_text(name: str, result: TaskResult, one: ScoredExample) -> str:
+    example, answer = one.example, one.example.answer_index
+    assert answer is not None and one.predicted is not None and one.margin is not None
+    prompt = example.prompts[0]
+    shown = prompt if len(prompt) <= _PROMPT_END else "…" + prompt[-_PROMPT_END:]
+    return (
+        f"wrong and sure: {name} {escaped(example.id)} (e^{-one.margin:.1f} to 1)\n"
+        f"  {escaped(shown)}\n"
+        f"  answer   {escaped(example.continuations[answer][:_CLASS_LENGTH])}\n"
+        f"  model    {escaped(example.continuations[one.predicted][:_CLASS_LENGTH])}"
+    )
+
+
+def escaped(text: str) -> str:
+    """`text` without anything that a terminal would act on: line ends and control characters as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 110)
 
 
 def _interval(metric: Metric) -> str:

@@ -19,15 +19,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gaguide.data.manifest import MANIFEST_FILE
 from gaguide.errors import Fault, UserError, suggestion
 
-Kind = Literal["classification", "sequence_prob", "logodds", "absolute_logodds"]
+Kind = Literal["classification", "sequence_prob", "logodds", "absolute_logodds", "numeric", "perplexity"]
 
 BUILT_IN = Path(__file__).parent / "tasks"
 DATA_SUFFIXES = (".jsonl", ".csv")
 TASK_SUFFIXES = (".yaml", ".yml")
+
+
+class Fewshot(BaseModel):
+    """Demonstrations put before every prompt of a task: the same ones, drawn once by `seed`.
+
+    They come from `file` (relative to the task file); without one they are drawn from the task's own
+    examples, which are then not asked.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int = Field(ge=1)
+    seed: int = 0
+    file: str | None = None
+    separator: str = "\n\n"
 
 
 class Task(BaseModel):
@@ -44,13 +60,20 @@ class Task(BaseModel):
     sha256: str | None = None
     hub: str | None = None
     hub_file: str | None = None
-    split: str = "train"
+    split: str | None = None  # train of a hub data set, validation of shards
     generator: str | None = None
     count: int = 0
     seed: int = 0
+    # Of kind perplexity: a folder or address of shards, and what is measured of it (see `gaguide data`).
+    shards: str | None = None
+    block_length: int | None = Field(default=None, ge=2)
+    blocks: int = Field(default=256, ge=1)
+    isolate_documents: bool = False
     # How the data are read: our name → the file's column, with dots into nested columns.
     columns: Mapping[str, str] = {}
     delimiter: str = ""
+    fewshot: Fewshot | None = None
+    new_tokens: int = Field(default=8, ge=1)  # that a numeric task's answer may take
     # What others call it and got.
     lm_eval: str | None = None
     paper: Mapping[str, Mapping[str, float]] = {}
@@ -58,10 +81,14 @@ class Task(BaseModel):
 
 @dataclass(frozen=True)
 class LocatedTask:
-    """A task and the file that holds its data; `path` is None for hub and generated data."""
+    """A task and the file that holds its data; `path` is None for hub and generated data and for shards.
+
+    folder: what other paths in the task file are relative to.
+    """
 
     task: Task
     path: Path | None = None
+    folder: Path = Path()
 
 
 @cache
@@ -133,6 +160,8 @@ def _locate(name: str, data_folder: Path | None) -> list[LocatedTask]:
 
 
 def _folder(folder: Path) -> list[LocatedTask]:
+    if (folder / MANIFEST_FILE).is_file():
+        return [LocatedTask(Task(name=folder.name, kind="perplexity", shards=str(folder.resolve())))]
     described = [_file(path) for path in sorted(folder.iterdir()) if path.suffix in TASK_SUFFIXES]
     taken = {found.path for found in described}
     data = [path for path in sorted(folder.iterdir()) if path.suffix in DATA_SUFFIXES and path not in taken]
@@ -149,11 +178,11 @@ def _file(path: Path) -> LocatedTask:
     if path.suffix in TASK_SUFFIXES:
         task = read_task_file(path)
         if task.file is None:
-            return LocatedTask(task)
+            return LocatedTask(task, folder=path.parent)
         data = path.parent / task.file
         if not data.is_file():
             raise UserError(Fault(f"{path}: file", "does not exist", "give a path relative to it", str(data)))
-        return LocatedTask(task, data)
+        return LocatedTask(task, data, path.parent)
     if path.suffix not in DATA_SUFFIXES:
         raise UserError(Fault("--tasks", "unknown kind of file", "give .jsonl, .csv or .yaml", str(path)))
     for task in built_in_tasks().values():
@@ -167,6 +196,7 @@ def _file(path: Path) -> LocatedTask:
         "sequence-prob": "sequence_prob",
         "logodds": "logodds",
         "absolute-logodds": "absolute_logodds",
+        "numeric": "numeric",
     }
     if name and kind in kinds:
         return LocatedTask(Task(name=name, kind=kinds[kind]), path)

@@ -13,10 +13,10 @@ from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def save_gpt2(folder: Path, positions: int = 128) -> Path:
+def save_gpt2(folder: Path, positions: int = 128, seed: int = 0) -> Path:
     """Save a random GPT-2 of two layers into `folder`, with weights large enough that answers differ."""
     gpt2_tokenizer_folder(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=positions)
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
@@ -31,6 +31,12 @@ def save_gpt2(folder: Path, positions: int = 128) -> Path:
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 128 positions."""
     return save_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def other_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another checkpoint of the same shape."""
+    return save_gpt2(tmp_path_factory.mktemp("gpt2"), seed=1)
 
 
 @pytest.fixture(scope="session")

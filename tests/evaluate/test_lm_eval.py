@@ -12,8 +12,10 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra: lm-eval)")
 
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
 
 from gaguide.dist import World
 from gaguide.evaluate import EvaluateSettings, evaluate
@@ -43,13 +45,23 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _compare(model: Path, file: Path, limit: int | None, tmp_path: Path) -> None:
+def _compare(
+    model: Path, file: Path, limit: int | None, tmp_path: Path, shots: list[dict] | None = None
+) -> dict:
+    """Compare both on `file`; returns the harness's own results."""
     config = {
         "task": "compared", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(file)}},
         "output_type": "multiple_choice", "test_split": "train", "doc_to_text": "prompt",
         "doc_to_choice": "classes", "doc_to_target": "answer_index", "target_delimiter": "",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }  # fmt: skip
+    task = file
+    if shots:
+        config |= {"num_fewshot": len(shots), "fewshot_config": {"sampler": "first_n", "samples": shots}}
+        (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
+        task = tmp_path / "ours.yaml"
+        ours_config = {"name": "compared", "file": str(file), "fewshot": {"count": 1, "file": "shots.jsonl"}}
+        task.write_text(json.dumps(ours_config))
     (tmp_path / "compared.yaml").write_text(json.dumps(config))  # JSON is YAML
     theirs = simple_evaluate(
         HFLM(pretrained=str(model), dtype="float32", batch_size=8, device="cpu"),
@@ -59,7 +71,7 @@ def _compare(model: Path, file: Path, limit: int | None, tmp_path: Path) -> None
         bootstrap_iters=1,  # 0 would leave out the standard error of a mean, too
     )
     settings = EvaluateSettings(limit=limit, batch_tokens=1000)
-    (ours,) = evaluate(model, [str(file)], None, World(), settings).tasks.values()
+    (ours,) = evaluate(model, [str(task)], tmp_path / "out", World(), settings).tasks.values()
     samples = sorted(theirs["samples"]["compared"], key=lambda sample: sample["doc_id"])
     assert len(samples) == len(ours.scored)
     for sample, scored in zip(samples, ours.scored, strict=True):
@@ -72,6 +84,7 @@ def _compare(model: Path, file: Path, limit: int | None, tmp_path: Path) -> None
     for name in ("acc", "acc_norm"):
         assert ours.metrics[name].value == pytest.approx(harness[f"{name},none"], abs=1e-9)
         assert ours.metrics[name].stderr == pytest.approx(harness[f"{name}_stderr,none"], abs=1e-9)
+    return theirs
 
 
 def test_edge_cases_equal(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
@@ -86,3 +99,25 @@ def test_memo_trap_equals(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) ->
     rows = [row | {"classes": ast.literal_eval(row["classes"])} for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _compare(gpt2_folder, file, 150, tmp_path)
+
+
+def test_a_demonstration_gives_the_same_prompts(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
+    shots = [{"prompt": "Q: Is 3 odd? A:", "classes": [" no", " yes"], "answer_index": 1}]
+    _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path, shots)
+
+
+def test_the_results_file_has_the_harnesss_form(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
+    theirs = _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path)
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    tracker.general_config_tracker.log_experiment_args("hf", "pretrained=x", "", "", False)
+    samples = theirs.pop("samples")
+    tracker.save_results_aggregated(results=theirs, samples=samples)
+    (file,) = (tmp_path / "theirs").rglob("results_*.json")
+    wanted = json.loads(file.read_text())
+    found = json.loads((tmp_path / "out" / "results_lm_eval.json").read_text())
+    assert wanted.keys() - {"start_time", "end_time", "model_source"} <= found.keys()
+    (wanted_task,), (found_task,) = wanted["results"].values(), found["results"].values()
+    assert wanted_task.keys() - {"name", "alias"} <= found_task.keys()
+    for key in ("group_subtasks", "n-shot", "higher_is_better", "n-samples", "configs", "versions"):
+        assert type(wanted[key]) is type(found[key])
+    assert "acc_norm" in make_table(found)

@@ -1,0 +1,73 @@
+"""`gaguide eval list|validate`: which tasks there are, and whether data are as they should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_PIPE_WIDTH = 170
+
+tasks_app = typer.Typer(help="Tasks of the evaluator: list them, check their data.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(tasks_app, name="eval")
+
+
+@tasks_app.command("list")
+def list_tasks() -> None:
+    """The tasks that are known by name: their group, kind, data and whether the study reports them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gaguide.evaluate import built_in_tasks
+
+    table = Table("task", "group", "kind", "examples from", "in the study")
+    for name, task in built_in_tasks().items():
+        data = f"generated, {task.count}" if task.generator else f"{task.file}, or hub: {task.hub}"
+        table.add_row(name, task.group, task.kind, data, "yes" if task.paper else "")
+    Console(width=None if Console().is_terminal else _PIPE_WIDTH).print(table)
+
+
+@tasks_app.command()
+def validate(
+    tasks: Annotated[list[str], typer.Argument(help="What `--tasks` of launch/evaluate.py takes.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the data files of named tasks.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Also encode every example for this model: its folder or hub id; reads no weights"),
+    ] = None,
+) -> None:
+    """Read every example and tell every fault with its file and line; exit code 2 if there is one."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from gaguide.evaluate.load import find_model_folder, read_tasks
+    from gaguide.evaluate.plan import encode_examples
+
+    names = [name for part in tasks for name in part.split(",") if name]
+    folder = None if model is None else find_model_folder(model)
+    found = read_tasks(names, data, None, None if folder is None else folder.positions)
+    longest: dict[str, str] = {}
+    if folder is not None:
+        encoded = iter(encode_examples(found, folder))
+        for task in found:
+            pairs = [pair for _ in task.examples for pair in next(encoded)]
+            cut = sum(pair.truncated > 0 for pair in pairs)
+            longest[task.task.name] = f"{max(len(pair.input_ids) for pair in pairs)}" + (
+                f" ({cut} cut on the left)" if cut else ""
+            )
+    table = Table("task", "kind", "examples", "longest, in tokens", "data")
+    for task in found:
+        name = task.task.name
+        table.add_row(
+            Text(name), task.kind, str(len(task.examples)), longest.get(name, ""), Text(task.source)
+        )
+    console = Console(width=None if Console().is_terminal else _PIPE_WIDTH)
+    console.print(table)
+    for warning in (text for task in found for text in task.warnings):
+        console.print(Text(f"warning: {warning}"), soft_wrap=True)

@@ -1,0 +1,54 @@
+"""Greedy continuations of prompts, for tasks whose answer is a number.
+
+Legend: B prompts, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gaguide.evaluate.rows import Read, Row
+
+
+def prompt_row(token_ids: Sequence[int], example: int, new_tokens: int) -> Row:
+    """A prompt as a row; its reads stand for the tokens to be generated, keys (example, 0 … new_tokens)."""
+    ids = tuple(token_ids)
+    last = len(ids) - 1
+    reads = tuple(Read((example, nth), (last,), (0,)) for nth in range(new_tokens))
+    return Row(ids, tuple(range(len(ids))), (len(ids),) * len(ids), reads)
+
+
+def generate(model: Any, device: torch.device, rows: Sequence[Row]) -> dict[tuple[int, int], float]:
+    """The ids of the most probable next tokens of each row, one by one, as many as it has reads.
+
+    Prompts are padded on the left, so that all go on at the same position of the batch.
+    """
+    longest = max(map(len, rows))
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    for at, row in enumerate(rows):
+        ids_BT[at, longest - len(row) :] = torch.tensor(row.token_ids)
+        mask_BT[at, longest - len(row) :] = 1
+    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
+    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    head, past = model.get_output_embeddings(), None
+    chosen: list[torch.Tensor] = []
+    for _ in range(max(len(row.reads) for row in rows)):
+        out = model.base_model(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=past,
+            use_cache=True, return_dict=True,
+        )  # fmt: skip
+        logits_BV = head(out.last_hidden_state[:, -1])
+        chosen.append(logits_BV.argmax(-1))
+        ids_BT, past = chosen[-1][:, None], out.past_key_values
+        mask_BT = torch.nn.functional.pad(mask_BT, (0, 1), value=1)
+        positions_BT = positions_BT[:, -1:] + 1
+    ids = torch.stack(chosen, 1).tolist()
+    return {
+        read.key: float(token)
+        for row, tokens in zip(rows, ids, strict=True)
+        for read, token in zip(row.reads, tokens, strict=False)
+    }

@@ -1,0 +1,70 @@
+"""Results as files: results.json, results_lm_eval.json and examples.parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gaguide.data.files import replacing
+from gaguide.evaluate.harness import harness_json
+from gaguide.evaluate.results import Results
+from gaguide.log import write_json
+
+
+def write_results(results: Results, output: Path) -> None:
+    """Write the three files into `output`; results.json last, so that where it stands all are there."""
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / "examples.parquet") as temporary:
+        pq.write_table(_examples_table(results), temporary)
+    write_json(output / "results_lm_eval.json", harness_json(results))
+    write_json(output / "results.json", results.to_json())
+
+
+_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("prompt", pa.string()),
+        ("continuations", pa.list_(pa.string())),
+        ("answer_index", pa.int32()),
+        ("log_probabilities", pa.list_(pa.float64())),
+        ("continuation_tokens", pa.list_(pa.int32())),
+        ("predicted", pa.int32()),
+        ("predicted_norm", pa.int32()),
+        ("correct", pa.bool_()),
+        ("margin", pa.float64()),
+        ("value", pa.float64()),
+        ("text", pa.string()),
+        ("number", pa.float64()),
+        ("answer", pa.float64()),
+    ]
+)
+
+
+def _examples_table(results: Results) -> pa.Table:
+    rows = [
+        {
+            "task": name,
+            "id": one.example.id,
+            "kind": result.data.kind,
+            "prompt": one.example.prompts[0] if one.example.prompts else None,
+            "continuations": list(one.example.continuations),
+            "answer_index": one.example.answer_index,
+            "log_probabilities": list(one.log_probabilities),
+            "continuation_tokens": list(one.target_tokens),
+            "predicted": one.predicted,
+            "predicted_norm": one.predicted_norm,
+            "correct": one.correct,
+            "margin": one.margin,
+            "value": one.value,
+            "text": one.text,
+            "number": one.number,
+            "answer": one.example.number,
+        }
+        for name, result in results.tasks.items()
+        for one in result.scored
+    ]
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)

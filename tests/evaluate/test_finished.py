@@ -1,0 +1,129 @@
+"""An interrupted evaluation goes on from its finished examples, and a killed rank ends the job by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gaguide.dist import World
+from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
+from gaguide.evaluate.finished import FOLDER, Finished, fingerprint
+from gaguide.evaluate.rows import TokenSequence
+from gaguide.evaluate.schedule import Batch, CostModel, make_batches
+from gaguide.evaluate.score import Scorer
+from tests.support.ranks import EVALUATE, launch_command, rank_environment
+
+
+def _batches(count: int = 12) -> list[Batch]:
+    examples = [[TokenSequence((at, 5, 6), (7,), (at, 0))] for at in range(count)]
+    return make_batches(examples, 12, CostModel(2, 32, 64))
+
+
+def test_a_line_cut_off_by_a_kill_and_scores_of_other_batches_are_left_out(tmp_path: Path) -> None:
+    batches = _batches()
+    assert len(batches) > 2
+    kept = Finished(tmp_path, "name", batches, World())
+    for at in (0, 1):
+        scores = {read.key: -0.1 * at for row in batches[at].rows for read in row.reads}
+        kept.add(at, scores, shares=True)
+    kept.add(2, {(99, 0): -1.0}, shares=True)
+    kept.close()
+    (file,) = (tmp_path / FOLDER / "name").glob("*.jsonl")
+    file.write_text(file.read_text() + '{"batch": 3, "scores": [[1,')
+    again = Finished(tmp_path, "name", batches, World())
+    assert again.scores.keys() == {0, 1} and again.shares is True
+    assert again.scores[1] == kept_scores(batches[1], -0.1)
+    assert not Finished(tmp_path, "other", batches, World()).scores
+
+
+def kept_scores(batch: Batch, value: float) -> dict[tuple[int, int], float]:
+    return {read.key: value for row in batch.rows for read in row.reads}
+
+
+def test_the_fingerprint_changes_with_tokens_and_conditions() -> None:
+    batches = _batches()
+    assert fingerprint({"dtype": "fp32"}, batches) == fingerprint({"dtype": "fp32"}, _batches())
+    assert fingerprint({"dtype": "bf16"}, batches) != fingerprint({"dtype": "fp32"}, batches)
+    assert fingerprint({"dtype": "fp32"}, _batches(11)) != fingerprint({"dtype": "fp32"}, batches)
+
+
+def _values(results: Results) -> list[tuple[float, ...]]:
+    return [one.log_probabilities for task in results.tasks.values() for one in task.scored]
+
+
+def test_models_that_were_done_are_not_computed_again(
+    gpt2_folder: Path, other_gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EvaluateSettings(limit=6)
+    models = [gpt2_folder, other_gpt2_folder]
+    wanted = [_values(evaluate(model, ["synthetic-order"], None, World(), settings)) for model in models]
+    assert wanted[0] != wanted[1]
+    scored, score = [], Scorer.score
+
+    def stop_in_the_second_model(self: Scorer, rows: object) -> object:
+        scored.append(self)
+        if len({id(one) for one in scored}) > 1:
+            raise KeyboardInterrupt
+        return score(self, rows)
+
+    monkeypatch.setattr(Scorer, "score", stop_in_the_second_model)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(models, ["synthetic-order"], tmp_path, World(), settings)
+    scored.clear()
+    several = evaluate_all(models, ["synthetic-order"], tmp_path, World(), settings)
+    assert len({id(one) for one in scored}) == 1
+    assert [_values(results) for results in several] == wanted
+    assert len(list(tmp_path.glob("*/results.json"))) == 2
+    assert not list(tmp_path.rglob(FOLDER))
+
+
+def test_a_killed_rank_is_named_and_what_was_finished_is_kept(gpt2_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Line {at} of the {at * 7 % 64}th file is not", "classes": [" the same", f" {at}"],
+         "answer_index": at % 2}
+        for at in range(6000)
+    ]  # fmt: skip
+    task, output = tmp_path / "long.jsonl", tmp_path / "out"
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--model", str(gpt2_folder), "--tasks", str(task), "--output", str(output)]
+    job = subprocess.Popen(
+        launch_command(EVALUATE, [*arguments, "--batch-tokens", "512"], 2),
+        env=rank_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        ranks = _ranks_at_work(job.pid, output)
+        killed = ranks[1]
+        killed.send_signal(signal.SIGKILL)
+        said, _ = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode != 0
+    assert re.search(rf"evaluate: rank 1 \(process {killed.pid} on \S+\) is gone", said), said
+    assert not (output / "results.json").exists()
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks.values())
+    settings = EvaluateSettings(batch_tokens=512)
+    resumed = evaluate(gpt2_folder, [str(task)], output, World(), settings)
+    assert 0 < resumed.resumed < 1
+    assert _values(resumed) == _values(evaluate(gpt2_folder, [str(task)], None, World(), settings))
+
+
+def _ranks_at_work(launcher: int, output: Path) -> dict[int, psutil.Process]:
+    """The rank processes by number, once each has kept two batches."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        files = list(output.rglob("rank-*.jsonl"))
+        if len(files) == 2 and all(len(file.read_text().splitlines()) > 2 for file in files):
+            found = {}
+            for process in psutil.Process(launcher).children(recursive=True):
+                if "evaluate.py" in " ".join(process.cmdline()) and "RANK" in process.environ():
+                    found[int(process.environ()["RANK"])] = process
+            return found
+        time.sleep(0.05)
+    raise AssertionError("the ranks did not begin")
