@@ -59,19 +59,19 @@ def _matches(variable: str, name: str, present: list[str]) -> bool:
 
 
 def hostname(resolve: Callable[[str], str] = socket.gethostbyname) -> Check:
-    """A host whose own name is a loopback address can't be reached by others under gloo."""
+    """gloo listens on the address of the host's own name; where that is loopback, ranks name an interface."""
     name = socket.gethostname()
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return ok("hostname", f"{name}; ranks use GLOO_SOCKET_IFNAME")
-    remedy = "only for runs over several hosts: export GLOO_SOCKET_IFNAME=<interface> in .deepspeed_env"
+    by_itself = "a run over several hosts names its interface by itself (GLOO_SOCKET_IFNAME to choose)"
     try:
         address = _in_time(lambda: resolve(name), _NAME_SECONDS)
     except (OSError, UnicodeError) as error:
-        return warn("hostname", f"{name} does not resolve ({error})", remedy + ", or mend /etc/hosts")
+        return warn("hostname", f"{name} does not resolve ({error}); {by_itself}", "mend /etc/hosts")
     if address is None:
         return warn("hostname", f"looking up {name} does not end", "mend /etc/resolv.conf or /etc/hosts")
     if address.startswith("127."):
-        return warn("hostname", f"{name} is {address}, which other hosts can't reach", remedy)
+        return ok("hostname", f"{name} is {address}, which other hosts can't reach; {by_itself}")
     return ok("hostname", f"{name} is {address}")
 
 

@@ -151,7 +151,7 @@ class Host:
         return {
             pid: line
             for pid, line in self.processes(script).items()
-            if "python" in line.split()[0] and not any(word in line for word in _LAUNCHERS)
+            if "python" in line.split()[0] and any(Path(word).name == script for word in line.split()[1:3])
         }
 
     def power_off(self) -> None:
@@ -159,9 +159,6 @@ class Host:
         _ip("link", "set", "eth0", "down", namespace=self.namespace)
         self.process.kill()
         self.process.wait()
-
-
-_LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "mpiexec", "nsenter", "hydra", "prted", "srun", "pdsh")
 
 
 @dataclass

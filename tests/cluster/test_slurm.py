@@ -13,7 +13,7 @@ import pytest
 from gaguide.data import read_manifest
 from gaguide.log import read_metrics
 from tests.cluster.conftest import arguments, losses
-from tests.cluster.hosts import Hosts
+from tests.cluster.hosts import Hosts, hosts
 from tests.cluster.slurm import Slurm, slurm
 from tests.support.ranks import EVALUATE, TRAIN, run_ranks
 
@@ -158,3 +158,24 @@ def test_data_by_a_job_array(cluster: Slurm, trained: Path, tmp_path: Path) -> N
     built = cluster.run("gaguide", "data", "build", *words, "--workers", "1", "--output", tmp_path / "one")
     assert "300 documents" in built
     assert read_manifest(tmp_path / "array") == read_manifest(tmp_path / "one"), log_of(tmp_path)
+
+
+def test_a_lost_host_requeues_and_the_run_goes_on_on_the_other(
+    expected_long: dict[int, float], tmp_path: Path
+) -> None:
+    """Slurm takes the job back; a person hands it in for the host that is left."""
+    output, logs = tmp_path / "run", tmp_path / "logs"
+    (tmp_path / "slurm").mkdir()
+    with hosts(2, tmp_path) as broken, slurm(broken, tmp_path / "slurm") as cluster:
+        often = (*LONG[:2], "--checkpoint.every", "5", "--train.hang_timeout", "30")
+        (job,) = submit(cluster, "train", logs, "--nodes", "2", *arguments(output, *often))
+        wait_for_steps(output, 8)
+        broken[1].power_off()
+        table = cluster.wait_for(job, "PENDING", seconds=150)
+        assert table["Restarts"] == "1", log_of(logs)
+        assert broken.wait_for_no_ranks(60) < 60
+        cluster.run("scancel", job)
+        one = ("--nodes", "1", "--ranks-per-node", "2")
+        (job,) = submit(cluster, "train", logs, *one, *arguments(output, *often))
+        assert cluster.wait_for(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log_of(logs)
+    assert "resuming after step" in log_of(logs) and losses(output) == expected_long
