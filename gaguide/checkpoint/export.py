@@ -6,6 +6,7 @@ process group are needed.
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
@@ -17,6 +18,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 
 STATE_TAG = "state"
 """Tag of DeepSpeed's files inside a checkpoint folder."""
+
+SWAPPED = "swapped.json"
+"""Beside the swap files of a rank that offloads to disk: file, length and step count of each sub group."""
 
 
 def export_model(
@@ -53,9 +57,29 @@ def full_state(checkpoint: Path) -> dict[str, torch.Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     folder = checkpoint / STATE_TAG
+    if any(folder.glob(f"offloaded_tensors/*/{SWAPPED}")):
+        return _swapped_state(folder)
     if any(folder.glob("*optim_states.pt")):
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it reports its own progress
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), STATE_TAG))
     # Stage 0: the whole model lies in rank 0's file. Its hashes hold, so unpickling it is safe.
     states = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     return {name: tensor.float() for name, tensor in states["module"].items()}
+
+
+def _swapped_state(folder: Path) -> dict[str, torch.Tensor]:
+    """The same where the optimizer lay on disk: its fp32 weights are in swap files, mapped, not read."""
+    from deepspeed.utils import zero_to_fp32
+
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        optim_files = zero_to_fp32.get_optim_files(str(folder))
+        _, world_size, groups, _ = zero_to_fp32.parse_optim_states(optim_files, str(folder))
+        for rank, rank_groups in enumerate(groups):
+            swapped = folder / "offloaded_tensors" / f"rank{rank:02}"
+            for at, record in enumerate(json.loads((swapped / SWAPPED).read_text("utf-8"))):
+                if record["file"] is not None:
+                    path = str(swapped / record["file"])
+                    rank_groups[at] = torch.from_file(path, shared=False, size=record["numel"])
+        models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(str(folder)))
+        state = zero_to_fp32._get_fp32_state_dict_from_zero3_checkpoint(world_size, groups, models, False)
+        return dict(zero_to_fp32.to_torch_tensor(state))

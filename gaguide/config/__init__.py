@@ -1,8 +1,15 @@
 """What a run is: its YAML (`RunConfig`), dotted overrides, and the DeepSpeed JSON it is run under."""
 
 from gaguide.config.batch import BatchPlan, plan_batch
-from gaguide.config.deepspeed import Precisions, load_deepspeed_json, resolve_deepspeed
+from gaguide.config.deepspeed import (
+    Precisions,
+    RunSide,
+    load_deepspeed_json,
+    precision,
+    resolve_deepspeed,
+)
 from gaguide.config.load import EMBEDDED, dump_config, load_config, parse_overrides
+from gaguide.config.offload import needed_ops, nvme_folders, offload_device
 from gaguide.config.run import (
     CheckpointSection,
     DataSection,
@@ -23,13 +30,18 @@ __all__ = [
     "ModelSection",
     "Precisions",
     "RunConfig",
+    "RunSide",
     "SourceSection",
     "TrainSection",
     "ValidationSection",
     "dump_config",
     "load_config",
     "load_deepspeed_json",
+    "needed_ops",
+    "nvme_folders",
+    "offload_device",
     "parse_overrides",
     "plan_batch",
+    "precision",
     "resolve_deepspeed",
 ]

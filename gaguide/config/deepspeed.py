@@ -7,28 +7,14 @@ schedule; where the file states one of those too, it must say the same or "auto"
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from gaguide.config.batch import BatchPlan
-from gaguide.errors import Fault, UserError, suggestion
-
-# What a file may say; each is validated below. DeepSpeed itself accepts any other key in silence, and
-# activation_checkpointing or compile do nothing without further calls.
-_SECTIONS = (
-    "zero_optimization", "bf16", "fp16", "data_types", "comms_logger", "tensorboard", "wandb", "csv_monitor",
-)  # fmt: skip
-_SWITCHES = {
-    "wall_clock_breakdown": bool,
-    "memory_breakdown": bool,
-    "dump_state": bool,
-    "steps_per_print": int,
-}
-_OWNED_BY_RUN = {"optimizer": "train.learning_rate and its neighbours", "scheduler": "train.schedule"}
+from gaguide.config.ds_keys import fault, section_faults, top_level_faults
+from gaguide.config.offload import offload_device, offload_faults, with_nvme_path
+from gaguide.errors import Fault, UserError
 
 
 @dataclass(frozen=True)
@@ -38,6 +24,16 @@ class Precisions:
     auto_bf16: bool
     bf16: bool
     fp16: bool
+
+
+@dataclass(frozen=True)
+class RunSide:
+    """What of a run the JSON is completed with: clipping, folder, name, and the model's width if known."""
+
+    gradient_clipping: float
+    output: Path
+    name: str = "run"
+    width: int | None = None
 
 
 def load_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -54,123 +50,119 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
 
 
 def resolve_deepspeed(
-    config: dict[str, Any], batch: BatchPlan, gradient_clipping: float, device: Precisions
+    config: dict[str, Any], batch: BatchPlan, run: RunSide, device: Precisions
 ) -> dict[str, Any]:
     """The config as DeepSpeed gets it: `auto` resolved, batch and clipping filled in, all faults at once.
 
-    `bf16.enabled: auto` is on where the accelerator computes in bf16 and the stage is 1 or higher, else the
-    run is in fp32. Micro batches are added up in fp32 at stages 2 and 3; DeepSpeed cannot at stage 1.
+    `auto` for bf16 or autocast is on where the accelerator computes in bf16 (else the run is in fp32); for
+    `nvme_path` it is a folder in the run's output; for ZeRO's bucket sizes it follows the model's width.
+    Micro batches are added up in fp32.
     """
     owned = {
         "train_batch_size": batch.global_batch,
         "train_micro_batch_size_per_gpu": batch.micro_batch,
         "gradient_accumulation_steps": batch.accumulation,
-        "gradient_clipping": gradient_clipping,
+        "gradient_clipping": run.gradient_clipping,
     }
-    faults = _shape_faults(config, owned)
+    faults = top_level_faults(config, owned) + _stage_faults(config)
     if faults:
         raise UserError(faults)
     resolved = {key: value for key, value in config.items() if key not in owned} | owned
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    resolved["bf16"] = _bf16(config.get("bf16", {}), device.auto_bf16 and stage > 0)
+    zero = dict(config.get("zero_optimization", {}))
+    stage = zero.get("stage", 0)
+    resolved["zero_optimization"] = with_nvme_path(_sized(zero, run.width), run.output / "nvme")
+    resolved["bf16"] = _switched(config.get("bf16", {}), device.auto_bf16 and stage > 0)
+    if "torch_autocast" in config:
+        resolved["torch_autocast"] = _switched(config["torch_autocast"], device.auto_bf16)
     resolved.setdefault("steps_per_print", 10**9)  # our own step line says more
-    faults = _section_faults(resolved) or _precision_faults(resolved, stage, batch, device)
+    faults = section_faults(resolved)
+    if not faults:
+        faults = offload_faults(resolved, stage, batch.world_size)
+        faults += _precision_faults(resolved, stage, batch, device)
     if faults:
         raise UserError(faults)
-    if stage > 1:
+    for monitor in ("tensorboard", "csv_monitor"):
+        if resolved.get(monitor, {}).get("enabled"):
+            place = {"output_path": str(run.output / "monitor"), "job_name": run.name}
+            resolved[monitor] = place | {key: value for key, value in resolved[monitor].items() if value}
+    if _accumulates_in_fp32(resolved, stage):
         resolved["data_types"] = {"grad_accum_dtype": "fp32"}
+    else:
+        resolved.pop("data_types", None)  # a JSON may have asked for what is so anyway
     return resolved
 
 
-def _fault(field: str, problem: str, remedy: str, value: Any = None) -> Fault:
-    return Fault(f"{field} (DeepSpeed JSON)", problem, remedy, value)
+def precision(deepspeed: dict[str, Any]) -> str:
+    """bf16, fp16, `bf16 autocast`, `fp16 autocast` or fp32, of a resolved config."""
+    for kind in ("bf16", "fp16"):
+        if deepspeed.get(kind, {}).get("enabled"):
+            return kind
+    autocast = deepspeed.get("torch_autocast", {})
+    if autocast.get("enabled"):
+        return f"{'fp16' if autocast.get('dtype') == 'float16' else 'bf16'} autocast"
+    return "fp32"
 
 
-def _shape_faults(config: dict[str, Any], owned: dict[str, Any]) -> list[Fault]:
-    """Unknown keys, contradictions with the run, values of the wrong kind."""
-    faults = []
-    for key, value in config.items():
-        if key in _OWNED_BY_RUN:
-            remedy = f"remove it and set {_OWNED_BY_RUN[key]}"
-            faults.append(_fault(key, "the run's YAML owns it", remedy))
-        elif key in owned:
-            if value not in ("auto", owned[key]):
-                remedy = 'remove it or write "auto"'
-                faults.append(_fault(key, f"the run says {owned[key]}", remedy, value))
-        elif key in _SECTIONS:
-            if not isinstance(value, dict):
-                faults.append(_fault(key, "is no object", "write {…}", value))
-        elif key in _SWITCHES:
-            if not isinstance(value, _SWITCHES[key]):
-                faults.append(_fault(key, f"is no {_SWITCHES[key].__name__}", "mend the value", value))
-        else:
-            faults.append(_fault(key, "no such key", suggestion(key, [*_SECTIONS, *_SWITCHES]), value))
+def _switched(section: dict[str, Any], auto: bool) -> dict[str, Any]:
+    return section | {"enabled": auto} if section.get("enabled") == "auto" else section
+
+
+def _sized(zero: dict[str, Any], width: int | None) -> dict[str, Any]:
+    """ZeRO's sizes that say auto, by the rule of transformers; DeepSpeed's own where the width is unknown."""
+    sizes = {
+        "reduce_bucket_size": lambda width: width * width,
+        "stage3_prefetch_bucket_size": lambda width: int(0.9 * width * width),
+        "stage3_param_persistence_threshold": lambda width: 10 * width,
+    }
+    kept = {key: value for key, value in zero.items() if not (key in sizes and value == "auto")}
+    if width is None:
+        return kept
+    return kept | {key: size(width) for key, size in sizes.items() if zero.get(key) == "auto"}
+
+
+def _accumulates_in_fp32(config: dict[str, Any], stage: int) -> bool:
+    """Whether DeepSpeed is to be told; by itself it adds up in the weights' type.
+
+    At stage 0 weights are fp32. At stage 1 bf16 would go to another optimizer, whose checkpoints cannot be
+    exported; there `_precision_faults` allows no accumulation.
+    """
+    bf16_at_1 = stage == 1 and precision(config) == "bf16" and offload_device(config, "optimizer") == "none"
+    return stage > 0 and not bf16_at_1
+
+
+def _stage_faults(config: dict[str, Any]) -> list[Fault]:
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     if type(stage) is not int or stage not in range(4):
-        faults.append(_fault("zero_optimization.stage", "is no ZeRO stage", "write 0, 1, 2 or 3", stage))
-    return faults
+        return [fault("zero_optimization.stage", "is no ZeRO stage", "write 0, 1, 2 or 3", stage)]
+    return []
 
 
 def _precision_faults(
     config: dict[str, Any], stage: int, batch: BatchPlan, device: Precisions
 ) -> list[Fault]:
+    autocast = config.get("torch_autocast", {}).get("enabled", False)
     enabled = [kind for kind in ("bf16", "fp16") if config.get(kind, {}).get("enabled")]
     faults = []
-    if len(enabled) > 1:
-        faults.append(_fault("fp16, bf16", "both are enabled", "enable one"))
+    if len(enabled) + autocast > 1:
+        named = ", ".join(enabled + ["torch_autocast"] * autocast)
+        faults.append(fault(named, "are enabled together", "enable one"))
+    if autocast and stage > 0:
+        problem = "is for stage 0, where weights stay fp32"
+        faults.append(fault("torch_autocast", problem, "use bf16 or fp16 at this stage", True))
     for kind in enabled:
         field = f"{kind}.enabled"
-        if not (device.bf16 if kind == "bf16" else device.fp16):
-            faults.append(
-                _fault(field, f"this device does not train in {kind}", "use bf16 auto, or neither", True)
-            )
         if stage == 0:
             problem = "stage 0 keeps no fp32 weights that could be exported"
-            faults.append(_fault(field, problem, "use ds_configs/zero1.json", True))
-        if stage == 1 and batch.accumulation > 1:
-            problem = f"at stage 1 DeepSpeed would add up {batch.accumulation} micro batches in {kind}"
-            remedy = "use stage 2, or a train.micro_batch that needs no accumulation"
-            faults.append(_fault(field, problem, remedy, True))
-    return faults
-
-
-def _bf16(section: dict[str, Any], auto: bool) -> dict[str, Any]:
-    return section | {"enabled": auto} if section.get("enabled") == "auto" else section
-
-
-def _section_faults(config: dict[str, Any]) -> list[Fault]:
-    """Unknown or ill-typed keys inside sections, found by DeepSpeed's own models of them."""
-    from deepspeed.comm.config import DeepSpeedCommsConfig
-    from deepspeed.monitor.config import get_monitor_config
-    from deepspeed.runtime.precision_config import get_bfloat16_config, get_float16_config
-    from deepspeed.runtime.zero.config import get_zero_config
-
-    readers: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "zero_optimization": get_zero_config,
-        "bf16": get_bfloat16_config,
-        "fp16": get_float16_config,
-        "comms_logger": DeepSpeedCommsConfig,
-        "": get_monitor_config,  # names its section itself
-    }
-    faults: list[Fault] = []
-    for section, read in readers.items():
-        try:
-            read(config)
-        except ValidationError as error:
-            for detail in error.errors():
-                field = ".".join(filter(None, [section, *map(str, detail["loc"])]))
-                faults.append(
-                    _fault(field, detail["msg"], "see DeepSpeed's configuration page", detail["input"])
-                )
-    if config.get("data_types", {}) not in ({}, {"grad_accum_dtype": "fp32"}):
-        remedy = "remove it: gradients are accumulated in fp32"
-        faults.append(
-            _fault("data_types", "only fp32 accumulation is supported", remedy, config["data_types"])
-        )
-    zero = config.get("zero_optimization", {})
-    for kind in ("offload_optimizer", "offload_param"):
-        if (zero.get(kind) or {}).get("device", "none") != "none":
-            field = f"zero_optimization.{kind}"
-            faults.append(_fault(field, "offload is not supported yet", "remove it", zero[kind]))
+            remedy = "use torch_autocast as in ds_configs/zero0.json, or ds_configs/zero1.json"
+            faults.append(fault(field, problem, remedy, True))
+    kind = precision(config)
+    if "fp32" not in kind and not (device.bf16 if kind.startswith("bf16") else device.fp16):
+        field = "torch_autocast.dtype" if autocast else f"{kind}.enabled"
+        remedy = "use a configuration with bf16 auto, or none of them"
+        faults.append(fault(field, f"this device does not train in {kind}", remedy, True))
+    if stage == 1 and kind == "bf16" and batch.accumulation > 1 and not _accumulates_in_fp32(config, 1):
+        problem = f"at stage 1 DeepSpeed would add up {batch.accumulation} micro batches in bf16"
+        remedy = "use stage 2, or a train.micro_batch that needs no accumulation"
+        faults.append(fault("bf16.enabled", problem, remedy, True))
     return faults

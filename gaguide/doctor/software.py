@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from gaguide.doctor.check import Check, fail, ok, warn
+from gaguide.train.ops import extension_cache, stale_locks
 
 _MAIN = ("torch", "deepspeed", "transformers")
 _PROGRAM = "#include <vector>\nint main() { return std::vector<int>{0}[0]; }\n"
@@ -160,12 +161,10 @@ def ops(answer: dict[str, Any]) -> Iterator[Check]:
 
 def extension_locks(cache: Path | None = None) -> Check:
     """A compile that was killed leaves a `lock` on which every later start waits for ever, silently."""
-    cache = cache or _extension_cache()
-    locks = sorted({*cache.glob("*/lock"), *cache.glob("*/*/lock")})
+    cache = cache or extension_cache()
+    locks, stale = stale_locks(cache)
     if not locks:
         return ok("compiled ops' cache", f"{cache}: no lock left behind")
-    held = _open_files()
-    stale = [lock for lock in locks if str(lock.resolve()) not in held]
     if not stale:
         return ok("compiled ops' cache", f"{cache}: being compiled into right now")
     return fail(
@@ -173,22 +172,3 @@ def extension_locks(cache: Path | None = None) -> Check:
         f"{len(stale)} lock(s) that no process of this machine holds: {', '.join(map(str, stale))}",
         "unless another host is compiling into this folder: rm " + " ".join(map(str, stale)),
     )
-
-
-def _extension_cache() -> Path:
-    own = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if own:
-        return Path(own)
-    # torch asks XDG_CACHE_HOME, else the home folder.
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
-
-
-def _open_files() -> set[str]:
-    """Targets of all open files that this user may see; the compiling process keeps its lock open."""
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            found.add(str(link.readlink()))
-        except OSError:
-            continue
-    return found

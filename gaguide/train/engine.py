@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from gaguide.config import offload_device
+from gaguide.dist import World
 from gaguide.train.job import Job
+from gaguide.train.offload import cpu_optimizer_ready
 from gaguide.train.skips import drop_bad_gradients
 
 
-def make_engine(job: Job, model: PreTrainedModel) -> Any:
+def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
     """DeepSpeed's engine around `model`; the process group must exist."""
     import deepspeed
 
@@ -21,16 +24,27 @@ def make_engine(job: Job, model: PreTrainedModel) -> Any:
     if job.run.train.gradient_checkpointing:
         # Reentrant checkpointing would drop the guidance gradient.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(job, model), config=job.deepspeed)
+    cpu_adam = cpu_optimizer_ready(job.deepspeed, world)
+    settings = dict(job.deepspeed)
+    if offload_device(settings, "optimizer") != "none" and not cpu_adam:
+        settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW on the CPU
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=_optimizer(job, model, cpu_adam), config=settings
+    )
     drop_bad_gradients(engine)
     return engine
 
 
-def _optimizer(job: Job, model: PreTrainedModel) -> torch.optim.Optimizer:
+def _optimizer(job: Job, model: PreTrainedModel, cpu_adam: bool) -> torch.optim.Optimizer:
     train = job.run.train
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": train.weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)
+    settings: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.epsilon}
+    if cpu_adam:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, **settings, adamw_mode=True, fp32_optimizer_states=True)
+    return torch.optim.AdamW(groups, **settings, fused=True)

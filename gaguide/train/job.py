@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaguide.config import BatchPlan, RunConfig
+from gaguide.config import BatchPlan, RunConfig, precision
 from gaguide.data.corpus import Corpus
 from gaguide.dist import World
 from gaguide.guidance import GuidancePlan
@@ -104,6 +104,5 @@ class Job:
 
     @property
     def precision(self) -> str:
-        """bf16, fp16 or fp32."""
-        enabled = (kind for kind in ("bf16", "fp16") if self.deepspeed.get(kind, {}).get("enabled"))
-        return next(enabled, "fp32")
+        """bf16, fp16, one of them by autocast, or fp32."""
+        return precision(self.deepspeed)

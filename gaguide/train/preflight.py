@@ -15,6 +15,7 @@ from gaguide.config import (
     GuidanceSection,
     Precisions,
     RunConfig,
+    RunSide,
     SourceSection,
     load_deepspeed_json,
     plan_batch,
@@ -29,6 +30,7 @@ from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern
 from gaguide.guidance.attach import attention_modules
 from gaguide.model import ModelSource, find_model, skeleton
 from gaguide.train.job import Job
+from gaguide.train.offload import offload_is_ready
 
 T = TypeVar("T")
 
@@ -39,9 +41,6 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     output = check(lambda: _writable(Path(run.output).expanduser()))
     ds_file = check(lambda: load_deepspeed_json(deepspeed_json))
     batch = check(lambda: plan_batch(run.train.global_batch, run.train.micro_batch, world.size))
-    if ds_file is not None and batch is not None:
-        file, split = ds_file, batch
-        deepspeed = check(lambda: resolve_deepspeed(file, split, run.train.gradient_clipping, _precisions()))
     corpus = check(lambda: _corpus(run))
     model = plan = bare = None
     if corpus is not None:
@@ -52,6 +51,19 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
         found = model
         check(lambda: _model_takes_data(found, data, run))
         bare = check(lambda: skeleton(found))
+    deepspeed = None
+    if ds_file is not None and batch is not None:
+        file, split = ds_file, batch
+        side = RunSide(
+            run.train.gradient_clipping,
+            Path(run.output).expanduser(),
+            run.name,
+            getattr(model.config.get_text_config(), "hidden_size", None) if model else None,
+        )
+        deepspeed = check(lambda: resolve_deepspeed(file, split, side, _precisions()))
+    if deepspeed is not None:
+        resolved, parameters = deepspeed, bare.num_parameters() if bare is not None else 0
+        check(lambda: offload_is_ready(resolved, parameters, world))
     if model is not None and bare is not None and plan is not None:
         shape, guided, architecture = model.config.get_text_config(), plan, bare
         check(lambda: attention_modules(architecture))

@@ -29,6 +29,7 @@ from gaguide.model import build_model
 from gaguide.train.engine import make_engine
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
+from gaguide.train.offload import restore_swapped, save_swapped
 from gaguide.train.output import claim_output
 from gaguide.train.preempt import Preemption
 from gaguide.train.schedule import learning_rate
@@ -71,7 +72,7 @@ def _train(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -
     watchdog.mark(0, "building the model", patience=4)
     model = raise_together(lambda: build_model(job.model, job.run.seed))
     config = model.config
-    engine = make_engine(job, model)
+    engine = make_engine(job, model, world)
     with _guided(engine.module, job) as guidance:
         trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
         trainer.resume()
@@ -125,6 +126,7 @@ class Trainer:
             loaded, _ = self.engine.load_checkpoint(str(self.store.path(found.step)), STATE_TAG)
             if loaded is None:
                 raise RuntimeError(f"DeepSpeed found nothing to load in {self.store.path(found.step)}")
+            restore_swapped(self.engine, self.store.path(found.step) / STATE_TAG, self.world)
             self.done = found.step
             self.skips.forget()
         if self.world.is_main:
@@ -269,8 +271,12 @@ class Trainer:
             self.done,
             self.job.identity,
             self.job.zero_stage,
-            lambda folder: self.engine.save_checkpoint(str(folder), STATE_TAG, save_latest=False),
+            self._write_state,
         )
+
+    def _write_state(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), STATE_TAG, save_latest=False)
+        save_swapped(self.engine, folder / STATE_TAG, self.world)
 
 
 def _seed_dropout(*numbers: int) -> None:

@@ -1,0 +1,109 @@
+"""DeepSpeed's compiled ops: AdamW on the CPU, asynchronous files. Compiled at their first use, then cached.
+
+A compile that was killed leaves a file `lock` in the cache on which every later start waits for ever without
+a word; it is looked for before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import time
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from gaguide.errors import Fault, UserError
+from gaguide.log.console import say
+
+_BUILDERS = {"cpu_adam": "CPUAdamBuilder", "async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
+_SECONDS_FOR_ANOTHER_HOST = 240.0
+
+
+def extension_cache() -> Path:
+    """Where torch keeps compiled extensions."""
+    own = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if own:
+        return Path(own)
+    # torch asks XDG_CACHE_HOME, else the home folder.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+
+
+def stale_locks(cache: Path, op: str = "*") -> tuple[list[Path], list[Path]]:
+    """Locks in the cache: all, and those that no process of this host holds open."""
+    locks = sorted({*cache.glob(f"{op}/lock"), *cache.glob(f"*/{op}/lock")})
+    held = _open_files() if locks else set()
+    return locks, [lock for lock in locks if lock.exists() and str(lock.resolve()) not in held]
+
+
+def _open_files() -> set[str]:
+    """Targets of all open files that this user may see; the compiling process keeps its lock open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            found.add(str(link.readlink()))
+        except OSError:
+            continue
+    return found
+
+
+def load_op(name: str, several_hosts: bool = False) -> Any:
+    """The op `cpu_adam` or `async_io`, compiled if need be; other ranks that compile it are waited for.
+
+    Raises a `UserError` where it cannot be built here, or a lock lies in its way.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    _wait_for_lock(name, several_hosts)
+    builder = get_accelerator().create_op_builder(_BUILDERS[name])
+    if builder is None:
+        raise UserError(_unbuilt(name, "this accelerator has none"))
+    if not any(extension_cache().glob(f"**/{name}/{name}.so")) and os.environ.get("LOCAL_RANK", "0") == "0":
+        say(f"compiling DeepSpeed's {name}: a minute or two, once for this machine")
+    try:
+        with redirect_stdout(StringIO()):  # torch reports its own steps
+            return builder.load(verbose=False)
+    except (RuntimeError, ImportError, OSError, subprocess.SubprocessError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(_unbuilt(name, reason)) from None
+
+
+def cpu_adam_or_fallback(several_hosts: bool) -> bool:
+    """True where DeepSpeedCPUAdam is ready, else False, said aloud: torch's AdamW does its work."""
+    try:
+        load_op("cpu_adam", several_hosts)
+        importlib.import_module("deepspeed.ops.adam")
+        return True
+    except UserError as error:
+        problem = error.faults[0]
+        if problem.field.endswith("lock"):
+            raise  # a later start would fall back or hang, as chance has it
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            say(f"{problem.problem}: the offloaded optimizer is torch's AdamW on the CPU")
+        return False
+
+
+def _unbuilt(name: str, reason: str) -> Fault:
+    needs = {
+        "cpu_adam": "install a C++ compiler (apt-get install g++) and Python's headers",
+        "async_io": "apt-get install libaio-dev g++, or use ds_configs/zero3_offload.json",
+    }
+    return Fault(f"DeepSpeed's op {name}", f"{name} cannot be built here ({reason})", needs[name])
+
+
+def _wait_for_lock(name: str, several_hosts: bool) -> None:
+    """Return when no lock without an owner is there; another host's compile ends within minutes."""
+    until = time.monotonic() + (_SECONDS_FOR_ANOTHER_HOST if several_hosts else 0)
+    while stale := stale_locks(extension_cache(), name)[1]:
+        if time.monotonic() >= until:
+            raise UserError(
+                Fault(
+                    f"{extension_cache()}: lock",
+                    f"a compile of {name} that was killed left it; DeepSpeed would wait on it for ever",
+                    f"unless another host is compiling into this folder: rm {stale[0]}",
+                    str(stale[0]),
+                )
+            )
+        time.sleep(1)
