@@ -190,6 +190,10 @@ class TrainSection(_Section):
     """Largest norm of the whole gradient; 0 does not clip."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """Parts that keep their weights: embeddings, `layers 0-3`, or regular expressions on their names."""
+    peak_tflops: Positive | None = None
+    """Peak of one device in Tflop/s, for utilisation (MFU); null knows common GPUs, and has none for CPUs."""
     log_every: PositiveInt = 10
     """Steps between two records in metrics.jsonl."""
     max_skipped_steps: PositiveInt = 20

@@ -48,6 +48,13 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def all_reduce_max(values: torch.Tensor) -> torch.Tensor:
+    """Largest over ranks, in place; the tensor lies on the rank's device."""
+    if not _alone():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def raise_together(check: Callable[[], T]) -> T:
     """Run `check` on every rank; if it raises a `UserError` on any, raise all their faults on all of them.
 

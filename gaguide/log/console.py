@@ -17,7 +17,7 @@ class StepLine:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
 
-    def format(self, record: Mapping[str, Any], seconds_left: float) -> str:
+    def format(self, record: Mapping[str, Any]) -> str:
         """`step 120/300 40% │ lm 4.8123 │ …`; parts that a run has not are left out."""
         step = record["step"]
         parts = [
@@ -32,7 +32,11 @@ class StepLine:
         if record.get("grad_norm") is not None:
             parts.append(f"norm {record['grad_norm']:.2f}")
         parts.append(f"{_short(record['tokens_per_second'])} tok/s")
-        parts.append(f"{duration(seconds_left)} left")
+        if record.get("mfu") is not None:
+            parts.append(f"mfu {record['mfu']:.0%}")
+        if record.get("peak_memory"):
+            parts.append(f"{record['peak_memory'] / 1e9:.1f} GB")
+        parts.append(f"{duration(record['seconds_left'])} left")
         return " │ ".join(parts)
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from gaguide.config import offload_device
 from gaguide.dist import World
+from gaguide.train.freeze import freeze
 from gaguide.train.job import Job
 from gaguide.train.offload import cpu_optimizer_ready
 from gaguide.train.skips import drop_bad_gradients
@@ -24,6 +25,7 @@ def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
     if job.run.train.gradient_checkpointing:
         # Reentrant checkpointing would drop the guidance gradient.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    freeze(model, job.frozen)
     cpu_adam = cpu_optimizer_ready(job.deepspeed, world)
     settings = dict(job.deepspeed)
     if offload_device(settings, "optimizer") != "none" and not cpu_adam:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaguide.config import BatchPlan, RunConfig, precision
+import torch
+
+from gaguide.config import BatchPlan, RunConfig, offload_device, precision
 from gaguide.data.corpus import Corpus
 from gaguide.dist import World
+from gaguide.errors import UserError
 from gaguide.guidance import GuidancePlan
-from gaguide.model import ModelSource
+from gaguide.model import ModelSource, flops_per_token, shape_of
+from gaguide.train.device import device_peak_flops
 
 _OPTIMIZER_FIELDS = {
     "learning_rate", "schedule", "warmup_steps", "weight_decay", "betas", "epsilon", "gradient_clipping",
@@ -30,6 +34,7 @@ class Job:
     model: ModelSource
     plan: GuidancePlan | None
     total_steps: int
+    frozen: tuple[str, ...] = ()
 
     @property
     def output(self) -> Path:
@@ -54,11 +59,36 @@ class Job:
             f"run {run.name} → {self.output}\n"
             f"  model     {run.model.name}, {shape.num_hidden_layers} layers, "
             f"{shape.num_attention_heads} heads, {run.model.init}, {self.precision}, ZeRO {self.zero_stage}\n"
+            f"{self._describe_extras()}"
             f"  guidance  {guided}\n"
             f"  data      {self._describe_data()}\n"
             f"  batch     {batch.global_batch} = {batch.micro_batch} × {batch.accumulation} accumulation × "
             f"{world.size} ranks; {self.total_steps:,} steps"
         )
+
+    def _describe_extras(self) -> str:
+        extras = []
+        if self.frozen:
+            extras.append(f"{len(self.frozen)} parameters frozen")
+        for what in ("optimizer", "param"):
+            if (where := offload_device(self.deepspeed, what)) != "none":
+                extras.append(f"{what} on {where}")
+        return f"            {', '.join(extras)}\n" if extras else ""
+
+    def utilisation(self, tokens_per_second: float, ranks: int, device: torch.device) -> float | None:
+        """Model FLOPs utilisation in [0, 1] of all devices together; None where their peak is not known."""
+        peak = device_peak_flops(device, self.precision, self.run.train.peak_tflops)
+        if peak is None:
+            return None
+        try:
+            shape = shape_of(self.model.config)
+        except UserError:
+            return None  # a model that is not counted, e.g. a mixture of experts
+        guided = 0
+        if self.plan is not None and self.plan.weight:
+            guided = len(self.plan.resolve(shape.layers, shape.heads))
+        needed = flops_per_token(shape, self.run.data.block_length, guided_heads=guided).model
+        return tokens_per_second * needed / (peak * ranks)
 
     def _describe_data(self) -> str:
         corpus, length = self.corpus, self.run.data.block_length
@@ -92,6 +122,8 @@ class Job:
             "precision": self.precision,
             "patterns": self.plan.patterns() if self.plan else [],
         }
+        if self.frozen:
+            parts["train.freeze"] = sorted(self.frozen)
         parts |= {f"model.{name}": value for name, value in run.model.model_dump(mode="json").items()}
         parts |= {f"guidance.{name}": value for name, value in guidance.items()}
         optimizer = run.train.model_dump(mode="json", include=_OPTIMIZER_FIELDS)

@@ -111,7 +111,7 @@ def restore_swapped(engine: Any, folder: Path, world: World) -> None:
             group.copy_(saved["fp32_flat_groups"][index])
             optimizer.fp16_partitioned_groups_flat[index].copy_(group)
             for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment].copy_(states[index][moment])
+                state[moment] = states[index][moment].to(group.device, copy=True)
 
 
 def _swaps(engine: Any) -> bool:

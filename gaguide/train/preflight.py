@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gaguide.config import (
     GuidanceSection,
@@ -29,7 +29,9 @@ from gaguide.errors import Fault, UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
 from gaguide.guidance.attach import attention_modules
 from gaguide.model import ModelSource, find_model, skeleton
+from gaguide.train.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
+from gaguide.train.monitor import check_monitors
 from gaguide.train.offload import offload_is_ready
 
 T = TypeVar("T")
@@ -63,18 +65,22 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
         deepspeed = check(lambda: resolve_deepspeed(file, split, side, _precisions()))
     if deepspeed is not None:
         resolved, parameters = deepspeed, bare.num_parameters() if bare is not None else 0
+        check(lambda: check_monitors(resolved))
         check(lambda: offload_is_ready(resolved, parameters, world))
     if model is not None and bare is not None and plan is not None:
         shape, guided, architecture = model.config.get_text_config(), plan, bare
         check(lambda: attention_modules(architecture))
         check(lambda: guided.resolve(shape.num_hidden_layers, shape.num_attention_heads))
         check(lambda: _offsets_fit(guided, run.data.block_length))
+    frozen: tuple[str, ...] | None = ()
+    if bare is not None and run.train.freeze:
+        frozen = check(partial(_frozen, bare, run, plan))
     check.raise_faults()
     assert batch and corpus and model and deepspeed and output
     total = run.train.steps or steps_for_epochs(
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
     )
-    return Job(run, deepspeed, batch, corpus, model, plan, total)
+    return Job(run, deepspeed, batch, corpus, model, plan, total, frozen or ())
 
 
 class _Collector:
@@ -171,6 +177,15 @@ def _plan(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | 
         weight=section.weight,
     )
     return None if plan.is_empty else plan
+
+
+def _frozen(bare: PreTrainedModel, run: RunConfig, plan: GuidancePlan | None) -> tuple[str, ...]:
+    frozen = frozen_parameters(bare, run.train.freeze)
+    if plan is not None and plan.weight:
+        shape = bare.config.get_text_config()
+        heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
+        check_guidance_moves(bare, frozen, max(layer for layer, _ in heads))
+    return frozen
 
 
 def _offsets_fit(plan: GuidancePlan, block_length: int) -> None:

@@ -26,9 +26,11 @@ from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
 from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, write_text
 from gaguide.model import build_model
+from gaguide.train.device import peak_memory
 from gaguide.train.engine import make_engine
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
+from gaguide.train.monitor import write_to_monitors
 from gaguide.train.offload import restore_swapped, save_swapped
 from gaguide.train.output import claim_output
 from gaguide.train.preempt import Preemption
@@ -237,6 +239,7 @@ class Trainer:
             yield inputs
 
     def _log(self, step: int, numbers: StepNumbers, rate: float) -> None:
+        peak = peak_memory(self.engine.device)  # over all ranks
         if self.metrics is None:
             return
         per_second = self.clock.tokens_per_second()
@@ -249,11 +252,14 @@ class Trainer:
             "epoch": self.job.epoch(step),
             "tokens": step * self._tokens_per_step,
             "tokens_per_second": per_second,
+            "mfu": self.job.utilisation(per_second, self.world.size, self.engine.device),
+            "peak_memory": peak,
             "seconds": self.clock.total,
+            "seconds_left": (self.job.total_steps - step) * self._tokens_per_step / per_second,
         }
         self.metrics.append(record)
-        left = (self.job.total_steps - step) * self._tokens_per_step / per_second
-        say(StepLine(self.job.total_steps).format(record, left))
+        write_to_monitors(self.engine, record, step * self.job.batch.global_batch)
+        say(StepLine(self.job.total_steps).format(record))
 
     def _validate(self, step: int) -> None:
         mark = partial(self.watchdog.mark, step, "validating")

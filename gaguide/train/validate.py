@@ -19,7 +19,10 @@ def validate(
     engine: Any, guidance: Guidance | None, job: Job, world: World, mark: Callable[[], None]
 ) -> Measurement:
     """Measure the engine's model over all ranks; every rank gets the result. `mark` is called each time."""
-    return measure_guided(engine.module, guidance, _batches(job, world, engine.device, mark))
+    from deepspeed.runtime.torch_autocast import autocast_if_enabled
+
+    with autocast_if_enabled(engine):  # as the engine's own forward passes
+        return measure_guided(engine.module, guidance, _batches(job, world, engine.device, mark))
 
 
 def _batches(

@@ -1,0 +1,72 @@
+"""What a device can do and what of it a run uses: peak rate, peak memory, utilisation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from gaguide.dist import all_reduce_max
+
+# Dense Tflop/s of 16-bit matrix products and of fp32, by the makers' data sheets (no sparsity, no TF32).
+_PEAKS = {
+    "B200": (2250.0, 75.0),
+    "H200": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "H100": (989.0, 67.0),
+    "A100": (312.0, 19.5),
+    "A40": (149.7, 37.4),
+    "A30": (165.0, 10.3),
+    "A10G": (70.0, 35.0),
+    "A10": (125.0, 31.2),
+    "L40S": (362.0, 91.6),
+    "L40": (181.0, 90.5),
+    "L4": (121.0, 30.3),
+    "V100": (125.0, 15.7),
+    "T4": (65.0, 8.1),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+    "RTX 6000 Ada": (364.2, 91.1),
+    "RTX A6000": (154.8, 38.7),
+    "MI300X": (1307.4, 163.4),
+}
+
+
+def peak_flops(name: str, precision: str) -> float | None:
+    """Operations per second of the GPU called `name`, None for one that the table has not."""
+    for known in sorted(_PEAKS, key=len, reverse=True):
+        if re.search(rf"(?<![A-Za-z0-9]){re.escape(known)}(?![0-9])", name):
+            half, full = _PEAKS[known]
+            return 1e12 * (full if precision == "fp32" else half)
+    return None
+
+
+def device_peak_flops(device: torch.device, precision: str, set_tflops: float | None) -> float | None:
+    """What `train.peak_tflops` says, else the table's number for this GPU; None on a CPU."""
+    if set_tflops is not None:
+        return set_tflops * 1e12
+    return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that any rank has held: allocated on a GPU, else resident; a collective."""
+    mine = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
+    return int(all_reduce_max(torch.tensor(mine, dtype=torch.int64, device=device)).item())
+
+
+def peak_resident() -> int:
+    """Largest resident set of this process, in bytes (getrusage would count its parent's too)."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else int(psutil.Process().memory_info().rss)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this rank may still take: free on its GPU, or its share of what the host has left."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    return int(psutil.virtual_memory().available) // ranks

@@ -1,0 +1,100 @@
+"""`train.freeze`: which parameters keep their values. Names of parts, resolved against the model.
+
+An entry is `embeddings` (of tokens and positions; a tied output layer with them), `layers 0-3` or
+`layers 0,5`, or a regular expression that is searched in the parameters' names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from transformers import PreTrainedModel
+
+from gaguide.errors import Fault, UserError, suggestion
+
+_LAYERS = re.compile(r"layers?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)")
+_FIELD = "train.freeze"
+
+
+def frozen_parameters(model: PreTrainedModel, entries: Iterable[str]) -> tuple[str, ...]:
+    """Names of the parameters that `entries` freeze, in the model's order; the model may have no memory.
+
+    Raises a `UserError` where an entry matches nothing, or where nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    faults = []
+    for entry in entries:
+        try:
+            found = _matches(model, names, entry)
+        except re.error as error:
+            faults.append(Fault(_FIELD, f"is no regular expression ({error})", "mend it", entry))
+            continue
+        if not found:
+            parts = {"embeddings", f"layers 0-{_layers(names) - 1}", *_parents(names)}
+            faults.append(Fault(_FIELD, "matches no parameter", suggestion(entry, parts), entry))
+        frozen |= found
+    if not faults and len(frozen) == len(names):
+        faults.append(Fault(_FIELD, "freezes every parameter", "leave something to train", list(entries)))
+    if faults:
+        raise UserError(faults)
+    return tuple(name for name in names if name in frozen)
+
+
+def freeze(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Turn gradients off for the parameters of these names."""
+    chosen = set(names)
+    for name, parameter in model.named_parameters():
+        if name in chosen:
+            parameter.requires_grad_(False)
+
+
+def check_guidance_moves(model: PreTrainedModel, frozen: Iterable[str], top_layer: int) -> None:
+    """Raise a `UserError` where every parameter below the topmost guided layer's attention is frozen.
+
+    Guidance of a frozen layer is legal: its attention still depends on what the layers below hand up.
+    """
+    fixed, embeddings = set(frozen), _embeddings(model)
+    for name, _ in model.named_parameters():
+        layer = _layer(name)
+        below = name in embeddings if layer is None else layer <= top_layer
+        if below and name not in fixed:
+            return
+    problem = f"nothing that reaches the guided heads is trained (the topmost is in layer {top_layer})"
+    remedy = f"leave a layer up to {top_layer} or the embeddings free, or guide higher layers"
+    raise UserError(Fault(_FIELD, problem, remedy))
+
+
+def _matches(model: PreTrainedModel, names: list[str], entry: str) -> set[str]:
+    if entry.strip() == "embeddings":
+        return _embeddings(model)
+    layers = _LAYERS.fullmatch(entry.strip())
+    if not layers:
+        return {name for name in names if re.search(entry, name)}
+    chosen: set[int] = set()
+    for part in layers[1].split(","):
+        first, _, last = part.partition("-")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    if max(chosen) >= _layers(names):
+        return set()
+    return {name for name in names if _layer(name) in chosen}
+
+
+def _embeddings(model: PreTrainedModel) -> set[str]:
+    held = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in held}
+
+
+def _layer(name: str) -> int | None:
+    """The first number in a dotted name: transformer.h.3.mlp… is of layer 3."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _layers(names: list[str]) -> int:
+    return max((layer for name in names if (layer := _layer(name)) is not None), default=0) + 1
+
+
+def _parents(names: list[str]) -> set[str]:
+    return {name.rsplit(".", 2)[-2] for name in names if name.count(".") > 1}

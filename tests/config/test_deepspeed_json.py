@@ -1,0 +1,158 @@
+"""The DeepSpeed JSON: what ships resolves, `auto` is filled in, unknown keys, contradictions are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gaguide.config import (
+    BatchPlan,
+    Precisions,
+    RunSide,
+    load_deepspeed_json,
+    needed_ops,
+    nvme_folders,
+    precision,
+    resolve_deepspeed,
+)
+from gaguide.errors import UserError
+from tests.support.ranks import DS_CONFIGS
+
+GPU = Precisions(auto_bf16=True, bf16=True, fp16=True)
+CPU = Precisions(auto_bf16=False, bf16=True, fp16=False)
+OUTPUT = Path("out")
+NAMES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme")
+
+
+def resolved(config: dict[str, Any], device: Precisions = GPU, micro: int = 4, ranks: int = 2) -> dict:
+    batch = BatchPlan(8, micro, 8 // micro // ranks, ranks)
+    return resolve_deepspeed(config, batch, RunSide(1.0, OUTPUT, "test", 768), device)
+
+
+def faults(config: dict[str, Any], device: Precisions = GPU, micro: int = 4, ranks: int = 2) -> str:
+    with pytest.raises(UserError) as error:
+        resolved(config, device, micro, ranks)
+    return str(error.value)
+
+
+def test_the_folder_holds_every_stage_in_both_precisions_and_nothing_else() -> None:
+    expected = {f"{name}{kind}.json" for name in NAMES for kind in ("", "_fp16")}
+    assert {path.name for path in DS_CONFIGS.glob("*.json")} == expected
+    table = (DS_CONFIGS / "README.md").read_text()
+    assert all(f"`{name}.json`" in table for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_ships_resolves_for_deepspeed(name: str) -> None:
+    """Every file in its own precision, batch and clipping filled in, accumulated in fp32 from stage 2 on."""
+    from deepspeed.runtime.zero.config import get_zero_config
+
+    kinds = ("bf16 autocast", "fp16 autocast") if name == "zero0" else ("bf16", "fp16")
+    for kind, file in zip(kinds, (f"{name}.json", f"{name}_fp16.json")):
+        config = resolved(load_deepspeed_json(DS_CONFIGS / file))
+        assert precision(config) == kind
+        batch = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+        assert tuple(config[key] for key in batch) == (8, 4, 1)
+        assert config["gradient_clipping"] == 1.0
+        stage = int(name[4])
+        assert get_zero_config(config).stage == stage
+        if stage > 1:
+            assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+        assert (nvme_folders(config) == [OUTPUT / "nvme"]) == (name == "zero3_nvme")
+        assert ("cpu_adam" in needed_ops(config)) == (name.partition("_")[2] in ("offload", "nvme"))
+    assert precision(resolved(load_deepspeed_json(DS_CONFIGS / f"{name}.json"), CPU)) == "fp32"
+    assert "does not train in fp16" in faults(load_deepspeed_json(DS_CONFIGS / f"{name}_fp16.json"), CPU)
+
+
+def test_sizes_that_say_auto_follow_the_models_width() -> None:
+    auto = dict.fromkeys(("reduce_bucket_size", "stage3_prefetch_bucket_size"), "auto")
+    auto["stage3_param_persistence_threshold"] = "auto"
+    zero = resolved({"zero_optimization": {"stage": 3} | auto, "train_batch_size": "auto"})
+    assert zero["train_batch_size"] == 8
+    zero = zero["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["stage3_prefetch_bucket_size"]) == (768**2, int(0.9 * 768**2))
+    assert zero["stage3_param_persistence_threshold"] == 7680
+
+
+def test_monitors_write_into_the_runs_folder_unless_told_where() -> None:
+    config = resolved({"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True, "job_name": "x"}})
+    assert config["csv_monitor"]["output_path"] == str(OUTPUT / "monitor")
+    assert (config["csv_monitor"]["job_name"], config["tensorboard"]["job_name"]) == ("test", "x")
+
+
+NVME = {"device": "nvme", "nvme_path": "/scratch"}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        # Unknown keys at every depth, with what was meant.
+        ({"zero_optimisation": {}}, "did you mean 'zero_optimization'?"),
+        ({"zero_optimization": {"stage3_prefetch_bucket": 1}}, "did you mean 'stage3_prefetch_bucket_size'?"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}},
+            "did you mean 'device'",
+        ),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"pin": True}}}, "offload_param.pin"),
+        ({"aio": {"block": 1}, "zero_optimization": {"stage": 3, "offload_optimizer": NVME}}, "'block_size'"),
+        ({"aio": {"queue_depth": "8"}}, "aio.queue_depth"),
+        ({"comms_logger": {"verbos": True}}, "did you mean 'verbose'?"),
+        ({"csv_monitor": {"enable": True}}, "did you mean 'enabled'?"),
+        ({"wandb": {"projekt": "x"}}, "did you mean 'project'?"),
+        ({"torch_autocast": {"enabled": True, "dtype": "fp8"}}, "torch_autocast.dtype"),
+        ({"fp16": {"enabled": True, "loss_scale": "x"}}, "fp16.loss_scale"),
+        ({"activation_checkpointing": {}}, "train.gradient_checkpointing"),
+        # Contradictions.
+        ({"gradient_clipping": 0.5}, "the run says 1.0"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "below stage 1"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "below stage 3"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": NVME}}, "below stage 3"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "nvme_path": "/x"}}},
+            "the device is cpu",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": NVME | {"buffer_count": 3}}},
+            "four tensors",
+        ),
+        ({"zero_optimization": {"stage": 3, "offload_param": NVME}}, "with 2 ranks"),
+        ({"zero_optimization": {"stage": 2}, "aio": {}}, "nothing is offloaded to disk"),
+        ({"zero_force_ds_cpu_optimizer": False}, "no optimizer is offloaded"),
+        (
+            {
+                "zero_optimization": {"stage": 3, "offload_optimizer": NVME},
+                "zero_force_ds_cpu_optimizer": False,
+            },
+            "cannot be swapped",
+        ),
+        ({"zero_optimization": {"stage": 2}, "torch_autocast": {"enabled": True}}, "is for stage 0"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "enabled together"),
+        ({"fp16": {"enabled": True}}, "no fp32 weights"),
+        ({"zero_optimization": {"stage": 1, "cpu_offload": True}}, "deprecated"),
+        (
+            {
+                "zero_optimization": {"stage": 1},
+                "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
+            },
+            "would lose the fp32 weights",
+        ),
+    ],
+)
+def test_refused(config: dict[str, Any], told: str) -> None:
+    assert told in faults(config)
+
+
+def test_several_faults_are_told_at_once() -> None:
+    text = faults({"zero_optimization": {"stage": 3, "offload_optimizer": {"devise": 1}}, "aio": {"blok": 2}})
+    assert "devise" in text and "aio.blok" in text
+
+
+def test_bf16_at_stage_1_must_not_accumulate_but_fp16_and_offload_may() -> None:
+    zero1 = {"zero_optimization": {"stage": 1}}
+    assert "add up 2 micro batches" in faults(zero1 | {"bf16": {"enabled": True}}, micro=2)
+    assert resolved(zero1 | {"fp16": {"enabled": True}}, micro=2)["data_types"]["grad_accum_dtype"] == "fp32"
+    zero1 = json.loads('{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}')
+    assert resolved(zero1 | {"bf16": {"enabled": True}}, micro=2)["data_types"]["grad_accum_dtype"] == "fp32"

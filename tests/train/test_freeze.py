@@ -1,0 +1,52 @@
+"""Frozen parts: which parameters an entry names, and when guidance could move nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from gaguide.errors import UserError
+from gaguide.train.freeze import check_guidance_moves, freeze, frozen_parameters
+from tests.support.models import CONFIGS, LAYERS, tiny_model
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_parts_of_every_architecture(kind: str) -> None:
+    model = tiny_model(kind)
+    names = dict(model.named_parameters())
+    embeddings = frozen_parameters(model, ["embeddings"])
+    assert embeddings and all("emb" in name or "wte" in name or "wpe" in name for name in embeddings)
+    layers = frozen_parameters(model, ["layers 0-1"])
+    assert layers == frozen_parameters(model, ["layers 0,1"]) == frozen_parameters(model, [r"\.[01]\."])
+    assert len(layers) * LAYERS == 2 * len(
+        [name for name in names if any(p.isdigit() for p in name.split("."))]
+    )
+    assert set(frozen_parameters(model, ["embeddings", "layer 2"])) == {
+        *embeddings,
+        *frozen_parameters(model, ["layers 2"]),
+    }
+    freeze(model, layers)
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == set(layers)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        (["embedings"], "did you mean 'embeddings'?"),
+        (["layers 2-3"], "matches no parameter"),
+        (["nothing"], "matches no parameter"),
+        (["(["], "no regular expression"),
+        (["."], "freezes every parameter"),
+    ],
+)
+def test_refused(entries: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told.replace("?", r"\?")):
+        frozen_parameters(tiny_model(), entries)
+
+
+def test_guidance_needs_something_below_it_to_train() -> None:
+    model = tiny_model()
+    lower = frozen_parameters(model, ["embeddings", "layers 0-1"])
+    check_guidance_moves(model, frozen_parameters(model, ["layers 0-2"]), 2)  # the embeddings move it
+    check_guidance_moves(model, lower, 2)
+    with pytest.raises(UserError, match="nothing that reaches the guided heads"):
+        check_guidance_moves(model, lower, 1)
