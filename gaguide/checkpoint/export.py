@@ -33,10 +33,9 @@ def export_model(
     state = full_state(checkpoint)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32)
-    model = model.to_empty(device="cpu")
     tied = set(model.all_tied_weights_keys or ())
     missing, unexpected = model.load_state_dict(
-        {name: tensor for name, tensor in state.items() if name not in tied}, strict=False
+        {name: tensor for name, tensor in state.items() if name not in tied}, strict=False, assign=True
     )
     model.tie_weights()
     wrong = [name for name in missing if name not in tied] + list(unexpected)

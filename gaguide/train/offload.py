@@ -1,7 +1,7 @@
 """Offload to CPU and disk: what must be there before the first step, and what a resume brings back.
 
-Under NVMe offload DeepSpeed copies its swap files into a checkpoint and back, but brings back neither the
-optimizer's step count (AdamW's bias correction) nor the parts too small to be swapped: that is done here.
+Under NVMe offload DeepSpeed copies its swap files into a checkpoint and back, but takes only the weights from
+them: AdamW's moments and step count, and the parts too small to be swapped, are brought back here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gaguide.train.ops import cpu_adam_or_fallback, load_op
 
 # fp32 weights, two moments and the gradients of a step, all in fp32.
 _BYTES_ON_DISK = 16
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def offload_is_ready(deepspeed: dict[str, Any], parameters: int, world: World) -> None:
@@ -93,25 +94,39 @@ def save_swapped(engine: Any, folder: Path, world: World) -> None:
 
 
 def restore_swapped(engine: Any, folder: Path, world: World) -> None:
-    """After DeepSpeed has copied the swap files back: step counts, and the parts that were not swapped."""
+    """After DeepSpeed's own loading: moments, step counts, and the parts that were not swapped.
+
+    DeepSpeed copies the swap files back, and of them takes the weights only.
+    """
     if not _swaps(engine):
         return
     optimizer = engine.optimizer
-    groups = json.loads((folder / "offloaded_tensors" / f"rank{world.rank:02}" / SWAPPED).read_text("utf-8"))
+    swapped = folder / "offloaded_tensors" / f"rank{world.rank:02}"
+    groups = json.loads((swapped / SWAPPED).read_text("utf-8"))
     # Its hashes hold, so unpickling it is safe.
     (path,) = folder.glob(f"*zero_pp_rank_{world.rank}_mp_rank_*_optim_states.pt")
     saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"]
     states = saved["optimizer_state_dict"]["state"]
     for index, (group, record) in enumerate(zip(optimizer.fp32_partitioned_groups_flat, groups)):
-        state = optimizer.optimizer.state[group]
-        state["step"] = _like(state.get("step", 0), record["step"])
-        if record["file"] is not None:
+        if record["step"] == 0:
             continue
-        with torch.no_grad():
-            group.copy_(saved["fp32_flat_groups"][index])
-            optimizer.fp16_partitioned_groups_flat[index].copy_(group)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = states[index][moment].to(group.device, copy=True)
+        state: dict[str, Any] = {"step": record["step"]}
+        if record["file"] is None:
+            state |= {moment: states[index][moment].to(group.device, copy=True) for moment in _MOMENTS}
+            with torch.no_grad():
+                group.copy_(saved["fp32_flat_groups"][index])
+                optimizer.fp16_partitioned_groups_flat[index].copy_(group)
+            optimizer.optimizer.state[group] = state
+            continue
+        for moment in _MOMENTS:
+            mapped = torch.from_file(
+                str(swapped / f"{moment}-{record['file']}"), shared=False, size=record["numel"]
+            )
+            state[moment] = mapped.clone()
+        # What DeepSpeed does around a step: the moments join the group's swap files when it goes out.
+        optimizer._optimizer_states_and_gradient_swap_in(index)
+        optimizer.optimizer.state[group] = state
+        optimizer._optimizer_states_and_gradient_swap_out(index)
 
 
 def _swaps(engine: Any) -> bool:
@@ -120,7 +135,3 @@ def _swaps(engine: Any) -> bool:
 
 def _step_count(step: Any) -> int:
     return int(step.item() if isinstance(step, torch.Tensor) else step)
-
-
-def _like(old: Any, step: int) -> Any:
-    return torch.full_like(old, step) if isinstance(old, torch.Tensor) else step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 from collections.abc import Iterator
@@ -71,9 +72,22 @@ def _building(job: Job, world: World) -> Iterator[None]:
 
 
 def _train(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -> Path:
+    checkpoint = _optimize(job, world, preemption, watchdog)
+    gc.collect()  # the export needs room for a whole model where the engine had its part
+    exported = job.output / "model"
+    watchdog.mark(job.total_steps, "exporting the model", patience=4)
+    if world.is_main:
+        export_model(checkpoint, job.model.config, job.corpus.tokenizer, exported)
+        write_summary(job, world)
+        say(f"model: {exported}")
+    barrier()
+    return exported
+
+
+def _optimize(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -> Path:
+    """All steps; returns the last checkpoint."""
     watchdog.mark(0, "building the model", patience=4)
     model = raise_together(lambda: build_model(job.model, job.run.seed))
-    config = model.config
     engine = make_engine(job, model, world)
     with _guided(engine.module, job) as guidance:
         trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
@@ -81,14 +95,8 @@ def _train(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -
         for step in trainer.steps_left():
             trainer.step(step)
         trainer.finish()
-    exported = job.output / "model"
-    watchdog.mark(job.total_steps, "exporting the model", patience=4)
-    if world.is_main:
-        export_model(trainer.store.path(job.total_steps), config, job.corpus.tokenizer, exported)
-        write_summary(job, world)
-        say(f"model: {exported}")
-    barrier()
-    return exported
+    engine.destroy()
+    return trainer.store.path(job.total_steps)
 
 
 def _guided(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance | None]:
