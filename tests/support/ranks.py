@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,12 +53,16 @@ def rank_environment(threads: int = 1) -> dict[str, str]:
 
 
 def run_ranks(
-    script: Path, arguments: Sequence[str] = (), ranks: int = 2, timeout: float = 300
+    script: Path,
+    arguments: Sequence[str] = (),
+    ranks: int = 2,
+    timeout: float = 300,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; stdout and stderr are captured together, the exit code is the launcher's."""
     return subprocess.run(
         launch_command(script, arguments, ranks),
-        env=rank_environment(),
+        env=rank_environment() | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

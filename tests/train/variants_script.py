@@ -1,4 +1,7 @@
-"""Run on every rank by test_offload.py: runs under several JSONs. Arguments: shards, output, JSON=steps…"""
+"""Run on every rank by test_variants.py and test_offload.py: short runs. Arguments: shards, output, SPEC.
+
+SPEC is a JSON file: name → {"ds": a DeepSpeed JSON's object, "run": overrides of the settings below}.
+"""
 
 import json
 import sys
@@ -13,19 +16,21 @@ from gaguide.train.run import train
 
 SETTINGS = {
     "model.dropout": "0",
+    "model.init": "scratch",
     "data.block_length": "32",
     "train.global_batch": "4",
     "train.micro_batch": "1",
+    "train.steps": "4",
     "train.log_every": "1",
     "train.schedule": "constant",
     "train.learning_rate": "1e-3",
     "validation.blocks": "4",
-    "guidance.experiment": "1-negation",
+    "checkpoint.every": "0",
     "guidance.weight": "0.5",
 }
 
 
-def main(shards: str, output: str, *runs: str) -> None:
+def main(shards: str, output: str, spec: str) -> None:
     world = World.from_environment()
     start(world)
     # Wide enough that DeepSpeed swaps its tensors: what is below 1 MiB it keeps in memory.
@@ -35,23 +40,12 @@ def main(shards: str, output: str, *runs: str) -> None:
             vocab_size=2048, n_positions=64, n_embd=512, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
         ).save_pretrained(shape)
     barrier()
-    for run in runs:
-        name, _, steps = run.partition("=")
-        ds_json = Path(__file__).parents[2] / "ds_configs" / f"{name.removesuffix('+bf16')}.json"
-        if name.endswith("+bf16"):
-            settings = json.loads(ds_json.read_text())
-            settings["bf16"] = {"enabled": True}
-            ds_json = Path(output) / f"{name}-{world.rank}.json"
-            ds_json.write_text(json.dumps(settings))
-        overrides = SETTINGS | {
-            "data.shards": shards,
-            "output": f"{output}/{name}",
-            "model.name": str(shape),
-            "model.init": "scratch",
-            "train.steps": steps.split("/")[0],
-            "checkpoint.every": steps.partition("/")[2] or "0",
-        }
-        train(prepare(load_config(EMBEDDED, overrides), ds_json, world), world)
+    for name, wanted in json.loads(Path(spec).read_text()).items():
+        ds_json = Path(output) / f"{name}-{world.rank}.json"
+        ds_json.write_text(json.dumps(wanted["ds"]))
+        place = {"data.shards": shards, "output": f"{output}/{name}", "model.name": str(shape), "name": name}
+        run = load_config(EMBEDDED, SETTINGS | place | wanted.get("run", {}))
+        train(prepare(run, ds_json, world), world)
     stop()
 
 

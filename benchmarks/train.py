@@ -1,0 +1,284 @@
+"""Training speed beside the Hugging Face Trainer and the plain loop, each child alternating in one run.
+
+    python benchmarks/train.py --shards DIR [--rounds 2] [--steps 4] [--length 512] [--micro-batch 1]
+                               [--contenders plain,ours-1,guided-1,trainer,ours-2,guided-2] [--output FILE]
+
+Contenders, all gpt2's shape from random weights, without dropout, same blocks and rate, clipping at 1:
+  plain      nanoGPT's loop on one process: memory-mapped tokens, fused AdamW, no DeepSpeed
+  ours-N     gaguide's own step (records included) on N ranks, ours-1 under ZeRO-0, ours-2 under --json
+  guided-N   the same with experiment 4-transition
+  trainer    transformers' Trainer on two ranks with the JSON of ours-2
+A global batch is two micro batches for all of them (plain and ours-1 add up two). Every core is used: two
+threads for one process, one for each of two ranks. Each round starts every contender anew; the first two
+steps of a child are not counted. Peak memory is the largest rank's resident set (CPU) or allocation (GPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+WARMUP = 2
+RATE = 1e-4
+
+
+def ranks_of(contender: str) -> int:
+    return 2 if contender == "trainer" or contender.endswith("-2") else 1
+
+
+def launch(contender: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One child (or two ranks) from start to end; its answer is rank 0's JSON."""
+    ranks, cores = ranks_of(contender), os.cpu_count() or 1
+    answer = folder / f"{contender}.json"
+    answer.unlink(missing_ok=True)
+    child = [str(Path(__file__)), "child", contender, json.dumps(settings), str(answer)]
+    launcher = str(Path(sys.executable).parent / "deepspeed")
+    command = [sys.executable, *child]
+    if ranks > 1:
+        command = [launcher, "--num_accelerators", str(ranks), "--master_port", "29777", *child]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(max(1, cores // ranks)),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{contender} ended with code {done.returncode}\n{done.stdout[-3000:]}")
+    return dict(json.loads(answer.read_text()))
+
+
+def overrides(settings: dict[str, Any], guided: bool, output: str) -> dict[str, str]:
+    steps = settings["steps"] + WARMUP
+    return {
+        "output": output,
+        "model.name": "gpt2",
+        "model.init": "scratch",
+        "model.dropout": "0",
+        "data.shards": settings["shards"],
+        "data.block_length": str(settings["length"]),
+        "guidance.experiment": "4-transition" if guided else "finetuned",
+        "train.global_batch": str(2 * settings["micro_batch"]),
+        "train.micro_batch": str(settings["micro_batch"]),
+        "train.steps": str(steps + 1),  # the last step is followed by saving: it is not run
+        "train.learning_rate": str(RATE),
+        "train.schedule": "constant",
+        "train.warmup_steps": "0",
+        "train.weight_decay": "0.01",
+        "train.log_every": "1",
+        "validation.blocks": "1",
+        "validation.every": "0",
+        "checkpoint.every": "0",
+    }
+
+
+def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) -> tuple[Any, Any]:
+    from gaguide.config import EMBEDDED, load_config
+    from gaguide.dist import World, broadcast, start
+    from gaguide.train.preflight import prepare
+
+    world = World.from_environment()
+    start(world)
+    run = load_config(EMBEDDED, overrides(settings, guided, broadcast(folder)))
+    return prepare(run, ROOT / "ds_configs" / f"{stage}.json", world), world
+
+
+def ours(settings: dict[str, Any], guided: bool, ranks: int) -> list[float]:
+    """gaguide's Trainer, step by step; seconds of every counted step."""
+    from gaguide.model import build_model
+    from gaguide.train.engine import make_engine
+    from gaguide.train.preempt import Preemption
+    from gaguide.train.run import Trainer, _guided
+    from gaguide.train.watchdog import Watchdog
+
+    with tempfile.TemporaryDirectory() as folder:
+        job, world = make_job(settings, guided, settings["json"] if ranks > 1 else "zero0", folder)
+        engine = make_engine(job, build_model(job.model, job.run.seed), world)
+        preemption = Preemption(world)
+        watchdog = Watchdog(job.output, world, job.run.train.hang_timeout, preemption.wish)
+        seconds = []
+        with watchdog, preemption, _guided(engine.module, job) as guidance:
+            trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
+            trainer.resume()
+            for step in range(1, job.total_steps):
+                began = time.perf_counter()
+                trainer.step(step)
+                seconds.append(time.perf_counter() - began)
+        return seconds[WARMUP:]
+
+
+def plain(settings: dict[str, Any]) -> list[float]:
+    """nanoGPT's loop: random windows of memory-mapped tokens, micro batches added up, clip, fused AdamW."""
+    from gaguide.model import build_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        job, _ = make_job(settings, False, "zero0", folder)
+        blocks, model = job.corpus.blocks, build_model(job.model, 0)
+        T, B = settings["length"], settings["micro_batch"]
+        tokens = Path(folder) / "train.bin"
+        blocks.read(np.arange(min(len(blocks), 256))).astype(np.uint16).ravel().tofile(tokens)
+        data = np.memmap(tokens, dtype=np.uint16, mode="r")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device)
+        decayed = [p for p in model.parameters() if p.ndim >= 2]
+        others = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=RATE, fused=True)
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        generator, seconds = torch.Generator().manual_seed(0), []
+        for _ in range(settings["steps"] + WARMUP):
+            began = time.perf_counter()
+            for _ in range(2):
+                at = torch.randint(len(data) - T, (B,), generator=generator)
+                ids_BT = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in at]).to(
+                    device
+                )
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss / 2
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+            seconds.append(time.perf_counter() - began)
+        return seconds[WARMUP:]
+
+
+def trainer(settings: dict[str, Any]) -> list[float]:
+    """transformers' Trainer with the same JSON, model, blocks and logging of every step."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from gaguide.model import build_model
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.at: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.at.append(time.perf_counter())
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.at.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        job, _ = make_job(settings, False, settings["json"], folder)
+        owned = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+        ds_json = {key: value for key, value in job.deepspeed.items() if key not in owned}
+        ids = torch.from_numpy(job.corpus.blocks.read(np.arange(64)))
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=settings["micro_batch"],
+            max_steps=settings["steps"] + WARMUP,
+            learning_rate=RATE,
+            lr_scheduler_type="constant",
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            deepspeed=ds_json,
+            bf16=job.precision == "bf16",
+            use_cpu=not torch.cuda.is_available(),
+        )
+        clock = Clock()
+        rows = [{"input_ids": row, "labels": row} for row in ids]
+        Trainer(
+            model=build_model(job.model, 0), args=arguments, train_dataset=rows, callbacks=[clock]
+        ).train()
+        return [after - before for before, after in zip(clock.at, clock.at[1:])][WARMUP:]
+
+
+def child(contender: str, settings_json: str, answer: str, *_: str) -> None:
+    from gaguide.dist import World, stop
+    from gaguide.train.device import peak_memory
+
+    settings = json.loads(settings_json)
+    kind, _, ranks = contender.partition("-")
+    if kind == "plain":
+        seconds = plain(settings)
+    elif kind == "trainer":
+        seconds = trainer(settings)
+    else:
+        seconds = ours(settings, kind == "guided", int(ranks))
+    world = World.from_environment()
+    memory = peak_memory(world.device)
+    if world.is_main:
+        Path(answer).write_text(json.dumps({"seconds": seconds, "memory": memory}))
+    stop()
+
+
+def show(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> None:
+    tokens = 2 * settings["micro_batch"] * settings["length"]
+    table = Table(
+        "contender", "ranks", "median step", "tokens/s", "against", "median of rounds' ratios", "peak memory"
+    )
+    medians = {name: [statistics.median(run["seconds"]) for run in runs] for name, runs in found.items()}
+    for name, rounds in medians.items():
+        peer = "trainer" if ranks_of(name) > 1 else "plain"
+        ratio = ""
+        if peer in medians and peer != name:
+            ratio = f"{statistics.median(theirs / mine for mine, theirs in zip(rounds, medians[peer])):.3f}"
+        median = statistics.median(rounds)
+        memory = max(run["memory"] for run in found[name])
+        table.add_row(
+            name,
+            str(ranks_of(name)),
+            f"{median:.3f} s",
+            f"{tokens / median:,.0f}",
+            peer,
+            ratio,
+            f"{memory / 2**20:,.0f} MiB",
+        )
+    Console(width=110).print(table)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"] or "child" in sys.argv[1:3]:
+        child(*sys.argv[sys.argv.index("child") + 1 :])
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--micro-batch", type=int, default=1)
+    parser.add_argument("--json", default="zero2", help="a name in ds_configs/, for two ranks")
+    parser.add_argument("--contenders", default="plain,ours-1,guided-1,trainer,ours-2,guided-2")
+    parser.add_argument(
+        "--output", type=Path, help="keep all times in this JSON file, and add to what it has"
+    )
+    arguments = parser.parse_args()
+    settings = {key: getattr(arguments, key) for key in ("shards", "steps", "length", "micro_batch", "json")}
+    found: dict[str, list[dict[str, Any]]] = {}
+    if arguments.output and arguments.output.exists():
+        found = json.loads(arguments.output.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(arguments.rounds):
+            for name in arguments.contenders.split(","):
+                found.setdefault(name, []).append(launch(name, settings, Path(folder)))
+                if arguments.output:
+                    arguments.output.write_text(json.dumps(found, indent=1))
+    show(found, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""One launch of short runs: autocast, frozen parts, monitors, and offload where nothing can be compiled."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gaguide.config import dump_config, load_config
+from gaguide.errors import UserError
+from gaguide.log import read_metrics
+from gaguide.log.console import StepLine
+from gaguide.train.device import peak_flops
+from gaguide.train.ops import load_op
+from tests.support.ranks import DS_CONFIGS, run_ranks
+
+SCRIPT = Path(__file__).parent / "variants_script.py"
+
+
+def shipped(name: str, **changes: Any) -> dict[str, Any]:
+    return json.loads((DS_CONFIGS / f"{name}.json").read_text()) | changes
+
+
+@pytest.fixture(scope="module")
+def variants(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("variants")
+    monitors = {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True}}
+    spec = {
+        "zero2": {"ds": shipped("zero2", **monitors), "run": {"train.peak_tflops": "0.1"}},
+        "one-batch": {"ds": shipped("zero2"), "run": {"train.micro_batch": "2"}},
+        "offload": {"ds": shipped("zero2_offload")},
+        "autocast": {"ds": shipped("zero0", torch_autocast={"enabled": True, "dtype": "bfloat16"})},
+        "frozen": {
+            "ds": shipped("zero2"),
+            "run": {"train.freeze": "[embeddings, layers 0, ln_f]"},
+        },
+    }
+    (folder / "spec.json").write_text(json.dumps(spec))
+    # No compiler and an empty cache: DeepSpeed's op cannot be built.
+    environment = {"CXX": "/nowhere/c++", "TORCH_EXTENSIONS_DIR": str(folder / "ops")}
+    arguments = [str(embedded_shards), str(folder), str(folder / "spec.json")]
+    done = run_ranks(SCRIPT, arguments, environment=environment)
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+def curve(variants: tuple[Path, str], name: str, field: str = "loss") -> list[float]:
+    return [record[field] for record in read_metrics(variants[0] / name / "metrics.jsonl")]
+
+
+def test_accumulated_losses_and_gradients_are_those_of_one_big_batch(variants: tuple[Path, str]) -> None:
+    """Two micro batches of one sequence on each rank, or one of two: same sums over the same tokens."""
+    for field in ("loss", "lm_loss", "guidance_loss", "grad_norm"):
+        assert curve(variants, "zero2", field) == pytest.approx(curve(variants, "one-batch", field), rel=2e-5)
+
+
+def test_offload_without_a_compiler_says_so_and_trains_the_same(variants: tuple[Path, str]) -> None:
+    assert "cpu_adam cannot be built here" in variants[1]
+    assert "torch's AdamW on the CPU" in variants[1]
+    for field in ("loss", "grad_norm"):
+        assert curve(variants, "offload", field) == pytest.approx(curve(variants, "zero2", field), rel=2e-5)
+
+
+def test_autocast_keeps_fp32_weights(variants: tuple[Path, str]) -> None:
+    assert curve(variants, "autocast") == pytest.approx(curve(variants, "zero2"), rel=5e-3)
+    assert curve(variants, "autocast") != curve(variants, "zero2")
+    weights = load_file(variants[0] / "autocast" / "model" / "model.safetensors")
+    weight = weights["transformer.h.0.mlp.c_fc.weight"]
+    assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_frozen_parts_keep_their_weights_and_the_others_move(variants: tuple[Path, str]) -> None:
+    frozen = load_file(variants[0] / "frozen" / "model" / "model.safetensors")
+    free = load_file(variants[0] / "zero2" / "model" / "model.safetensors")
+    from gaguide.config import ModelSection
+    from gaguide.model import build_model, find_model
+
+    section = ModelSection(name=str(variants[0] / "shape"), init="scratch", dropout=0)
+    began = build_model(find_model(section, 2048, 0), seed=0).state_dict()
+    assert curve(variants, "frozen")[0] == pytest.approx(curve(variants, "zero2")[0], rel=1e-6)
+    for name, tensor in frozen.items():
+        fixed = any(part in name for part in ("wte", "wpe", ".h.0.", "ln_f"))
+        assert torch.equal(tensor, began[name]) == fixed, name
+        assert not torch.equal(free[name], began[name]), name
+
+
+def test_monitors_get_the_runs_own_numbers(variants: tuple[Path, str]) -> None:
+    records = read_metrics(variants[0] / "zero2" / "metrics.jsonl")
+    place = variants[0] / "zero2" / "monitor" / "zero2"
+    events = EventAccumulator(str(place)).Reload()
+    for name in ("loss", "lm_loss", "guidance_loss", "lr", "tokens_per_second", "mfu"):
+        with (place / f"Train_{name}.csv").open() as file:
+            rows = list(csv.reader(file))
+        assert rows[0] == ["step", name]
+        assert [int(row[0]) for row in rows[1:]] == [4, 8, 12, 16]  # sequences
+        assert [float(row[1]) for row in rows[1:]] == [record[name] for record in records]
+        shown = [event.value for event in events.Scalars(f"Train/{name}")]
+        assert shown == pytest.approx([record[name] for record in records])
+
+
+def test_every_record_tells_memory_utilisation_and_time_left(variants: tuple[Path, str]) -> None:
+    records = read_metrics(variants[0] / "zero2" / "metrics.jsonl")
+    for record in records:
+        assert 50e6 < record["peak_memory"] < 10e9
+        assert 0 < record["mfu"] < 10
+        assert record["seconds_left"] == pytest.approx(
+            (4 - record["step"]) * 128 / record["tokens_per_second"]
+        )
+    line = StepLine(4).format(records[1])
+    assert "mfu" in line and "GB" in line and "left" in line
+    assert curve(variants, "autocast", "mfu") == [None] * 4  # no table for CPUs
+
+
+def test_the_configuration_of_a_run_reads_back(variants: tuple[Path, str]) -> None:
+    run = load_config(variants[0] / "frozen" / "config.yaml", {})
+    assert run.train.freeze == ("embeddings", "layers 0", "ln_f")
+    assert "freeze" in dump_config(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA T400", None),
+        ("AMD EPYC", None),
+    ],
+)
+def test_peaks_of_devices(name: str, peak: float | None) -> None:
+    assert peak_flops(name, "bf16") == peak
+
+
+def test_a_lock_that_a_killed_compile_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "py311_cpu" / "cpu_adam").mkdir(parents=True)
+    lock = tmp_path / "py311_cpu" / "cpu_adam" / "lock"
+    lock.touch()
+    with pytest.raises(UserError, match="that was killed left it") as error:
+        load_op("cpu_adam")
+    assert f"rm {lock}" in str(error.value)
