@@ -1,6 +1,6 @@
 """What a run is: its YAML (`RunConfig`), dotted overrides, and the DeepSpeed JSON it is run under."""
 
-from gaguide.config.batch import BatchPlan, plan_batch
+from gaguide.config.batch import BatchPlan, divisors, plan_batch
 from gaguide.config.deepspeed import (
     Precisions,
     RunSide,
@@ -34,6 +34,7 @@ __all__ = [
     "SourceSection",
     "TrainSection",
     "ValidationSection",
+    "divisors",
     "dump_config",
     "load_config",
     "load_deepspeed_json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gaguide.errors import Fault, UserError
 
@@ -17,8 +18,13 @@ class BatchPlan:
     world_size: int
 
 
-def plan_batch(global_batch: int, micro_batch: int | None, world_size: int) -> BatchPlan:
-    """The split; without `micro_batch`, all of a rank's share in one forward pass."""
+def divisors(share: int) -> list[int]:
+    """Micro batches that split a rank's share of the global batch, ascending."""
+    return [size for size in range(1, min(share, 10_000) + 1) if share % size == 0]
+
+
+def plan_batch(global_batch: int, micro_batch: int | Literal["auto"] | None, world_size: int) -> BatchPlan:
+    """The split; without `micro_batch`, or before `auto` is settled, a rank's share in one forward pass."""
     if global_batch % world_size:
         near = max(world_size, round(global_batch / world_size) * world_size)
         raise UserError(
@@ -30,15 +36,14 @@ def plan_batch(global_batch: int, micro_batch: int | None, world_size: int) -> B
             )
         )
     share = global_batch // world_size
-    micro_batch = micro_batch or share
+    micro_batch = share if micro_batch in (None, "auto") else micro_batch
     if share % micro_batch:
-        divisors = [size for size in range(1, min(share, 10_000) + 1) if share % size == 0]
         raise UserError(
             Fault(
                 "train.micro_batch",
                 f"does not divide a rank's share of {share} sequences (global batch {global_batch}, "
                 f"{world_size} ranks)",
-                f"use one of {', '.join(map(str, divisors[-12:]))}",
+                f"use one of {', '.join(map(str, divisors(share)[-12:]))}",
                 micro_batch,
             )
         )

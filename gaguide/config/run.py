@@ -168,8 +168,8 @@ class GuidanceSection(_Section):
 class TrainSection(_Section):
     global_batch: PositiveInt
     """Sequences in one optimizer step, over all ranks and accumulation steps."""
-    micro_batch: PositiveInt | None = None
-    """Sequences per rank in one forward pass; null takes global_batch / ranks (no accumulation)."""
+    micro_batch: PositiveInt | Literal["auto"] | None = None
+    """Sequences per rank in one forward pass; null: global_batch / ranks; auto: what its memory takes."""
     epochs: Positive | None = None
     """Passes over the training blocks; give this or `steps`."""
     steps: PositiveInt | None = None

@@ -105,7 +105,7 @@ def with_run(request: PlanRequest, run: RunConfig) -> PlanRequest:
         request,
         block_length=run.data.block_length,
         global_batch=run.train.global_batch,
-        micro_batch=run.train.micro_batch,
+        micro_batch=run.train.micro_batch if run.train.micro_batch != "auto" else None,
         checkpointing=run.train.gradient_checkpointing,
         guided_heads=heads,
     )

@@ -56,6 +56,7 @@ def _train(argv: Sequence[str] | None, world: World) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for others
     from gaguide.log import say
     from gaguide.train.preflight import prepare
+    from gaguide.train.probe import settle_micro_batch
     from gaguide.train.run import train
 
     start(world)
@@ -64,6 +65,7 @@ def _train(argv: Sequence[str] | None, world: World) -> None:
     if world.is_main and config is None:
         say(_REAL_RUN)
     job = raise_together(lambda: prepare(run, deepspeed_json, world))
+    job = settle_micro_batch(job, deepspeed_json, world)
     if world.is_main:
         say(job.describe(world))
     train(job, world)

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gaguide.config import (
+    BatchPlan,
     GuidanceSection,
     Precisions,
     RunConfig,
@@ -56,13 +57,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     deepspeed = None
     if ds_file is not None and batch is not None:
         file, split = ds_file, batch
-        side = RunSide(
-            run.train.gradient_clipping,
-            Path(run.output).expanduser(),
-            run.name,
-            getattr(model.config.get_text_config(), "hidden_size", None) if model else None,
-        )
-        deepspeed = check(lambda: resolve_deepspeed(file, split, side, _precisions()))
+        deepspeed = check(lambda: complete_json(file, split, run, model))
     if deepspeed is not None:
         resolved, parameters = deepspeed, bare.num_parameters() if bare is not None else 0
         check(lambda: check_monitors(resolved))
@@ -81,6 +76,15 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
     )
     return Job(run, deepspeed, batch, corpus, model, plan, total, frozen or ())
+
+
+def complete_json(
+    file: dict[str, Any], batch: BatchPlan, run: RunConfig, model: ModelSource | None
+) -> dict[str, Any]:
+    """DeepSpeed's JSON with what the run owns; `model` None where it was not found."""
+    width = getattr(model.config.get_text_config(), "hidden_size", None) if model else None
+    side = RunSide(run.train.gradient_clipping, Path(run.output).expanduser(), run.name, width)
+    return resolve_deepspeed(file, batch, side, _precisions())
 
 
 class _Collector:

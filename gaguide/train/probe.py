@@ -1,0 +1,156 @@
+"""`train.micro_batch: auto`: the most sequences that a rank's memory takes in one forward pass.
+
+On a GPU sizes are tried by real forward and backward passes beside a reserve for what the optimizer holds; on
+a CPU, where running out of memory ends the process, the arithmetic of `gaguide.model.memory` decides. All
+ranks agree on the smallest. The global batch stays what the run says.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gaguide.config import divisors, load_deepspeed_json, offload_device, plan_batch
+from gaguide.dist import World, all_gather, broadcast, raise_together
+from gaguide.errors import Fault, UserError
+from gaguide.guidance import guide
+from gaguide.log import say
+from gaguide.model import Memory, MemorySetup, build_model, estimate_memory, shape_of
+from gaguide.train.device import available_memory
+from gaguide.train.job import Job
+from gaguide.train.preflight import complete_json
+
+# The rest is for the allocator's fragments, kernels' workspaces and what else the host runs.
+_USABLE = {"cuda": 0.92, "cpu": 0.85}
+
+
+def settle_micro_batch(job: Job, deepspeed_json: Path, world: World) -> Job:
+    """The job with its micro batch as a number; a collective. A resumed run keeps the one it began with."""
+    if job.run.train.micro_batch != "auto":
+        return job
+    share = job.batch.global_batch // world.size
+    size = broadcast(_kept(job, world) if world.is_main else None)
+    how = "as the run began"
+    if size is None:
+        size = min(all_gather(raise_together(lambda: _most(job, divisors(share), world))))
+        how = "by trying it" if world.device.type == "cuda" else "by arithmetic"
+    batch = plan_batch(job.batch.global_batch, size, world.size)
+    settings = raise_together(
+        lambda: complete_json(load_deepspeed_json(deepspeed_json), batch, job.run, job.model)
+    )
+    if world.is_main:
+        say(f"micro batch: {size} of a rank's {share} sequences ({how}), {batch.accumulation} in a step")
+    return replace(job, batch=batch, deepspeed=settings)
+
+
+def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The largest of the ascending `candidates` that fits, None if none does; smaller ones then fit too."""
+    low, high = 0, len(candidates)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(candidates[middle - 1]):
+            low = middle
+        else:
+            high = middle - 1
+    return candidates[low - 1] if low else None
+
+
+def _kept(job: Job, world: World) -> int | None:
+    """The micro batch of an earlier start into the same folder by as many ranks."""
+    path = job.output / "deepspeed.json"
+    if not path.is_file():
+        return None
+    earlier = json.loads(path.read_text("utf-8"))
+    sizes = earlier["train_micro_batch_size_per_gpu"], earlier["gradient_accumulation_steps"]
+    same = sizes[0] * sizes[1] * world.size == job.batch.global_batch
+    return int(sizes[0]) if same else None
+
+
+def _most(job: Job, candidates: Sequence[int], world: World) -> int:
+    device = world.device
+    free = int(_USABLE[device.type] * available_memory(device))
+    found = None
+    if device.type == "cuda":
+        found = largest(candidates, _Trial(job, free, world))
+    else:
+        found = largest(candidates, lambda size: _needed(estimate(job, size, world)) <= free)
+    if found is None:
+        needed = _needed(estimate(job, candidates[0], world))
+        problem = f"not even {candidates[0]} fits: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
+        remedy = "set train.gradient_checkpointing: true, more ranks, or a JSON with offload"
+        raise UserError(Fault("train.micro_batch", problem, remedy, "auto"))
+    return found
+
+
+def estimate(job: Job, size: int, world: World) -> Memory:
+    """The arithmetic for this job with a micro batch of `size`."""
+    shape = shape_of(job.model.config)
+    heads = job.plan.resolve(shape.layers, shape.heads) if job.plan else {}
+    layers = {layer for layer, _ in heads}
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    if job.precision in ("bf16", "fp16"):
+        precision = "bf16" if job.precision == "bf16" else "fp16"
+    setup = MemorySetup(
+        micro_batch=size,
+        block_length=job.run.data.block_length,
+        zero_stage=job.zero_stage,
+        ranks=world.size,
+        precision=precision,
+        accumulation=max(1, job.batch.global_batch // world.size // size),
+        checkpointing=job.run.train.gradient_checkpointing,
+        guided_heads=-(-len(heads) // len(layers)) if layers else 0,
+        guided_layers=len(layers),
+        fused_attention=world.device.type == "cuda" or not shape.dropout,
+        offload_optimizer=offload_device(job.deepspeed, "optimizer"),  # type: ignore[arg-type]
+        offload_parameters=offload_device(job.deepspeed, "param"),  # type: ignore[arg-type]
+    )
+    return estimate_memory(shape, setup)
+
+
+def _needed(memory: Memory) -> int:
+    return memory.peak + memory.host  # on a CPU device and host are one memory
+
+
+class _Trial:
+    """Whether a size's forward and backward pass fits a GPU beside what training will hold there."""
+
+    def __init__(self, job: Job, free: int, world: World) -> None:
+        self.job, self.world, self.free = job, world, free
+
+    def __call__(self, size: int) -> bool:
+        device = self.world.device
+        try:
+            self._pass(size, device)
+            return torch.cuda.max_memory_allocated(device) <= self.free
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def _pass(self, size: int, device: torch.device) -> None:
+        job = self.job
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.precision, torch.float32)
+        memory = estimate(job, size, self.world)
+        # The trial holds whole weights and gradients itself; the rest of training's states is reserved.
+        own = 2 * memory.weights if job.zero_stage < 3 else 0
+        reserve = max(0, memory.states + memory.gradients + memory.buffers - own)
+        held = torch.empty(reserve, dtype=torch.uint8, device=device)
+        model: Any = build_model(job.model, job.run.seed)
+        model = model.to(device=device, dtype=dtype)
+        if job.run.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        ids = torch.zeros(size, job.run.data.block_length, dtype=torch.int64, device=device)
+        with guide(model, job.plan) if job.plan else nullcontext() as guidance:
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            (loss if guidance is None else loss + guidance.loss()).backward()
+        torch.cuda.synchronize(device)
+        del held
