@@ -36,7 +36,8 @@ def plan_batch(global_batch: int, micro_batch: int | Literal["auto"] | None, wor
             )
         )
     share = global_batch // world_size
-    micro_batch = share if micro_batch in (None, "auto") else micro_batch
+    if micro_batch is None or micro_batch == "auto":
+        micro_batch = share
     if share % micro_batch:
         raise UserError(
             Fault(
