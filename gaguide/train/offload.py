@@ -93,13 +93,33 @@ def save_swapped(engine: Any, folder: Path, world: World) -> None:
     barrier()
 
 
-def restore_swapped(engine: Any, folder: Path, world: World) -> None:
-    """After DeepSpeed's own loading: moments, step counts, and the parts that were not swapped.
+def restore_offloaded(engine: Any, folder: Path, world: World) -> None:
+    """After DeepSpeed's own loading of `folder`: what it does not bring back of an offloaded optimizer."""
+    if _swaps(engine):
+        _restore_swapped(engine, folder, world)
+    adam = getattr(engine.optimizer, "optimizer", None)
+    if hasattr(adam, "ds_opt_adam"):
+        _replay_step_counts(adam)
+
+
+def _replay_step_counts(adam: Any) -> None:
+    """Bring DeepSpeedCPUAdam's own powers of the betas to where they were, to the last bit.
+
+    It multiplies them up step by step in fp32; started at a later step it would take them by `pow`, which
+    differs in the last digit. An element that nobody sees is updated as often.
+    """
+    steps = max((int(state["step"]) for state in adam.state.values() if "step" in state), default=0)
+    beta1, beta2 = adam.param_groups[0]["betas"]
+    unseen = [torch.zeros(1) for _ in range(4)]
+    for step in range(1, steps + 1):
+        adam.ds_opt_adam.adam_update(adam.opt_id, step, 0.0, beta1, beta2, 1e-8, 0.0, True, *unseen)
+
+
+def _restore_swapped(engine: Any, folder: Path, world: World) -> None:
+    """Moments, step counts, and the parts that were not swapped.
 
     DeepSpeed copies the swap files back, and of them takes the weights only.
     """
-    if not _swaps(engine):
-        return
     optimizer = engine.optimizer
     swapped = folder / "offloaded_tensors" / f"rank{world.rank:02}"
     groups = json.loads((swapped / SWAPPED).read_text("utf-8"))

@@ -32,7 +32,7 @@ from gaguide.train.engine import make_engine
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 from gaguide.train.monitor import write_to_monitors
-from gaguide.train.offload import restore_swapped, save_swapped
+from gaguide.train.offload import restore_offloaded, save_swapped
 from gaguide.train.output import claim_output
 from gaguide.train.preempt import Preemption
 from gaguide.train.schedule import learning_rate
@@ -136,7 +136,7 @@ class Trainer:
             loaded, _ = self.engine.load_checkpoint(str(self.store.path(found.step)), STATE_TAG)
             if loaded is None:
                 raise RuntimeError(f"DeepSpeed found nothing to load in {self.store.path(found.step)}")
-            restore_swapped(self.engine, self.store.path(found.step) / STATE_TAG, self.world)
+            restore_offloaded(self.engine, self.store.path(found.step) / STATE_TAG, self.world)
             self.done = found.step
             self.skips.forget()
         if self.world.is_main:
