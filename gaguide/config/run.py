@@ -55,7 +55,7 @@ Layers = Annotated[
 
 class ModelSection(_Section):
     name: str
-    """Hub id or local folder of a pretrained model; with `init: scratch` a size: tiny, gpt2 … gpt2-xl."""
+    """Hub id or local folder of a pretrained model; with `init: scratch` a size: pico … gpt2-xl."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the named model's weights, or from random ones."""
     revision: str | None = None

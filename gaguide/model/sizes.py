@@ -1,4 +1,4 @@
-"""GPT-2's sizes, and a tiny one for two CPU cores."""
+"""GPT-2's sizes, and tiny ones for two CPU cores."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ class Size:
 
 
 SIZES = {
+    "pico": Size(2, 4, 32, 256),
+    "nano": Size(2, 4, 64, 256),
+    "micro": Size(3, 4, 96, 256),
     "tiny": Size(4, 4, 128, 256),
     "gpt2": Size(12, 12, 768),
     "gpt2-medium": Size(24, 16, 1024),

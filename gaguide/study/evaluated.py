@@ -1,0 +1,148 @@
+"""What the finished cells of a study recorded: metrics, every example's outcome, held-out text, size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from transformers import AutoConfig
+
+from gaguide.model import shape_of
+from gaguide.study.grid import Cell, Grid
+from gaguide.study.records import HELD_OUT, Better, Result
+from gaguide.study.state import is_complete, summary
+
+BETTER: Mapping[str, Better] = {
+    "acc": "high", "acc_norm": "high", "class_loss": "low", "loss": "low", "perplexity": "low",
+    "lm_loss": "low",
+}  # fmt: skip
+"""Which way is good; a metric that is not here has no better and worse."""
+_ACCURACIES = ("acc", "acc_norm")
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """The outcomes of one task's examples, in the order of the data.
+
+    outcomes: by metric, one number an example (1 or 0 for accuracies), of metrics that are means over them.
+    """
+
+    ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    outcomes: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished cell that was evaluated. `held_out`: lm_loss and guided_attention after training."""
+
+    cell: Cell
+    folder: Path
+    parameters: int
+    tasks: Mapping[str, Any]
+    held_out: Mapping[str, float]
+
+    @cached_property
+    def examples(self) -> Mapping[str, TaskExamples]:
+        """Every task's examples."""
+        rows = pq.read_table(self.folder / "evaluation" / "examples.parquet").to_pylist()
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            found.setdefault(row["task"], []).append(row)
+        return {name: _task_examples(listed) for name, listed in found.items()}
+
+    def main_metric(self, task: str) -> str:
+        """The metric that the evaluator lists first."""
+        return HELD_OUT_METRIC if task == HELD_OUT else next(iter(self.tasks[task]["metrics"]))
+
+    def value(self, task: str, metric: str) -> float | None:
+        """The cell's number, None where it has none."""
+        if task == HELD_OUT:
+            return self.held_out.get(metric)
+        found = self.tasks.get(task, {"metrics": {}})["metrics"].get(metric)
+        return None if found is None else found["value"]
+
+
+HELD_OUT_METRIC = "lm_loss"
+
+
+def read_evaluated(grid: Grid) -> list[Evaluated]:
+    """Every cell of the study that is complete and was evaluated, in the grid's order."""
+    return [
+        Evaluated(
+            cell,
+            grid.path(cell),
+            count_parameters(str(cell.model)),
+            json.loads((grid.path(cell) / "evaluation" / "results.json").read_text("utf-8"))["tasks"],
+            _held_out(grid, cell),
+        )
+        for cell in grid.cells
+        if cell.model is not None and is_complete(grid, cell)
+    ]
+
+
+def count_parameters(model: str) -> int:
+    """Parameters of a model folder or hub model, from its configuration."""
+    return shape_of(AutoConfig.from_pretrained(model, trust_remote_code=False)).parameters
+
+
+def results_of(one: Evaluated, model: str) -> list[Result]:
+    """The rows of a cell in results.parquet; `model` is the size's name in the paper's tables."""
+    cell = one.cell
+    key = (cell.id, cell.size, one.parameters, cell.experiment, cell.seed)
+    rows = [
+        Result(
+            *key, name, task["kind"], metric, BETTER.get(metric), value["value"], value["stderr"],
+            value["low"], value["high"], task["count"],
+            task["chance"] if metric in _ACCURACIES else None,
+            task["paper"].get(model, {}).get(cell.experiment) if metric == "acc" else None,
+        )
+        for name, task in one.tasks.items()
+        for metric, value in task["metrics"].items()
+        if value["value"] is not None
+    ]  # fmt: skip
+    return rows + [
+        Result(*key, HELD_OUT, "validation", metric, BETTER.get(metric), value)
+        for metric, value in one.held_out.items()
+    ]
+
+
+def _held_out(grid: Grid, cell: Cell) -> dict[str, float]:
+    """Held-out measures after training; of an original, what a cell that starts from it measured first."""
+    if cell.run is not None:
+        return _measured(summary(grid.path(cell)), "after")
+    for other in grid.cells:
+        run = other.run
+        starts_here = run is not None and run.model.init == "pretrained" and other.size == cell.size
+        if other.role == "tuned" and starts_here and other.base == cell.base:
+            found = _measured(summary(grid.path(other)), "before")
+            if found:
+                return {HELD_OUT_METRIC: found[HELD_OUT_METRIC]}
+    return {}
+
+
+def _measured(record: Mapping[str, Any], when: str) -> dict[str, float]:
+    validation = record.get("validation", {}).get(when) or {}
+    names = (HELD_OUT_METRIC, "guided_attention")
+    return {name: validation[name] for name in names if validation.get(name) is not None}
+
+
+def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
+    outcomes: dict[str, list[float]] = {}
+    for row in rows:
+        name = {"classification": "class_loss", "sequence_prob": "loss"}.get(row["kind"], row["kind"])
+        outcomes.setdefault(name, []).append(row["value"])
+        if row["kind"] == "classification":
+            outcomes.setdefault("acc", []).append(row["predicted"] == row["answer_index"])
+            outcomes.setdefault("acc_norm", []).append(row["predicted_norm"] == row["answer_index"])
+    return TaskExamples(
+        tuple(row["id"] for row in rows),
+        tuple(row["prompt"] for row in rows),
+        {name: np.asarray(values, float) for name, values in outcomes.items()},
+    )

@@ -1,0 +1,44 @@
+"""A study at a glance: one line a size and column, and what failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gaguide.study.grid import Grid
+from gaguide.study.state import CellState, read_state
+
+_MARKS = {"done": "✓", "failed": "✗", "running": "…", "pending": "·", "blocked": "–"}
+
+
+def print_status(grid: Grid) -> None:
+    """A table of sizes × columns with a mark for each seed, the clock, and the errors."""
+    states = {cell.id: read_state(grid, cell) for cell in grid.cells}
+    columns = list(dict.fromkeys(cell.experiment for cell in grid.cells))
+    table = Table("", *columns, title=f"{grid.study.name} · {grid.folder}")
+    for size in grid.study.sizes:
+        marks = [
+            " ".join(
+                _MARKS[states[cell.id].state]
+                for cell in grid.cells
+                if (cell.size, cell.experiment) == (size.name, column)
+            )
+            for column in columns
+        ]
+        table.add_row(size.name, *marks)
+    console = Console()
+    console.print(table)
+    counts = Counter(state.state for state in states.values())
+    console.print(", ".join(f"{count} {_MARKS[state]} {state}" for state, count in counts.items()))
+    console.print(_clock(list(states.values())), highlight=False)
+    for cell_id, state in states.items():
+        if state.state == "failed" and state.error:
+            console.print(f"\n[bold]{escape(cell_id)}[/bold]\n{escape(state.error)}", highlight=False)
+
+
+def _clock(states: list[CellState]) -> str:
+    wall, cpu = (sum(state.total(clock) or 0.0 for state in states) for clock in ("wall", "cpu"))
+    return f"{wall / 60:.1f} minutes in cells, {cpu / 60:.1f} of CPU"

@@ -1,0 +1,121 @@
+"""The study file and its grid: cells, their ids, the faults of a file, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gaguide.errors import UserError
+from gaguide.study.file import load_study, shipped_studies
+from gaguide.study.grid import Grid, make_grid
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "output": "runs/small",
+    "sizes": ["pico", {"name": "wide", "model": "nano", "train": {"learning_rate": 1e-4}}],
+    "experiments": ["original", "finetuned", "1-negation"],
+    "seeds": [0, 1],
+    "data": {"shards": "embedded", "block_length": 64},
+    "pretrain": {"tokens": 2048},
+    "tokens": 1000,
+    "train": {"global_batch": 4},
+    "tasks": ["demo"],
+    "ds_config": "ds_configs/zero0.json",
+}
+
+
+def grid(tmp_path: Path, **changes: Any) -> Grid:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path / "out"), **changes}))
+    return make_grid(load_study(file, {}))
+
+
+def ids(tmp_path: Path, **changes: Any) -> set[str]:
+    return {cell.id for cell in grid(tmp_path, **changes).cells}
+
+
+def test_the_cells_of_a_study(tmp_path: Path) -> None:
+    cells = grid(tmp_path).cells
+    assert len(cells) == 2 * 2 * (1 + 3)  # sizes × seeds × (base and columns)
+    by_id = {cell.id: cell for cell in cells}
+    assert len(by_id) == len(cells)
+    tuned = next(
+        cell for cell in cells if (cell.size, cell.experiment, cell.seed) == ("wide", "1-negation", 1)
+    )
+    assert tuned.run is not None and tuned.base is not None
+    base = by_id[tuned.base]
+    assert (base.role, base.size, base.seed) == ("base", "wide", 1)
+    assert tuned.run.model.name == str(tmp_path / "out" / base.folder / "model")
+    assert tuned.run.train.steps == 4  # 1,000 tokens of 4 × 64, rounded
+    assert (tuned.run.train.learning_rate, tuned.run.guidance.experiment) == (1e-4, "1-negation")
+    assert base.run is not None and base.run.model.name == "nano" and base.run.train.steps == 8
+    original = next(cell for cell in cells if cell.role == "original" and cell.size == "wide")
+    assert original.base is not None and original.run is None
+    assert original.model == str(tmp_path / "out" / by_id[original.base].folder / "model")
+
+
+def test_pretrained_models_need_no_base_and_have_one_original(tmp_path: Path) -> None:
+    found = grid(tmp_path, pretrain=None, sizes=["gpt2"])
+    assert [(cell.experiment, cell.seed) for cell in found.cells] == [
+        ("original", None), ("finetuned", 0), ("finetuned", 1), ("1-negation", 0), ("1-negation", 1),
+    ]  # fmt: skip
+    assert found.baselines("1-negation") == ("original", "finetuned")
+    assert found.baselines("finetuned") == ("original",)
+
+
+def test_an_id_changes_with_what_decides_the_numbers_and_with_nothing_else(tmp_path: Path) -> None:
+    before = ids(tmp_path)
+    assert before == ids(tmp_path, output=str(tmp_path / "elsewhere"), name="other")
+    assert before == ids(tmp_path, train={"global_batch": 4, "log_every": 3}, tasks=["neqa"])
+    assert before < ids(tmp_path, seeds=[0, 1, 2])
+    assert before < ids(tmp_path, experiments=[*SMALL["experiments"], "4-transition"])
+    assert not before & ids(tmp_path, train={"global_batch": 2})
+    assert not before & ids(tmp_path, ds_config="ds_configs/zero1.json") - {
+        cell.id for cell in grid(tmp_path).cells if cell.role == "original"
+    }
+    guided = ids(tmp_path, guidance={"weight": 7})
+    assert {name for name in before - guided} == {name for name in before if "1-negation" in name}
+
+
+def test_experiments_of_any_plan(tmp_path: Path) -> None:
+    plan = [{"pattern": "hedges", "heads": 2, "layers": [1]}]
+    hedge, scratch = {"name": "hedged", "guidance": {"plan": plan}}, {"start": "scratch", "guidance": {}}
+    columns = ["finetuned", hedge, {"name": "fresh", **scratch}]
+    cells = grid(tmp_path, experiments=columns, measure="3-negation").cells
+    hedged, fresh, finetuned = (
+        next(cell for cell in cells if cell.experiment == name) for name in ("hedged", "fresh", "finetuned")
+    )
+    assert hedged.run is not None and hedged.run.guidance.plan[0].heads == (2,)
+    assert fresh.run is not None and fresh.run.model.init == "scratch" and fresh.base is None
+    assert finetuned.run is not None
+    assert (finetuned.run.guidance.experiment, finetuned.run.guidance.weight) == ("3-negation", 0)
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        grid(tmp_path, seeds=[-1], tasks=[], evaluate={"dtype": "fp8"}, sizs=3)
+    assert {fault.field.split(".")[0] for fault in told.value.faults} == {
+        "seeds",
+        "tasks",
+        "evaluate",
+        "sizs",
+    }
+    with pytest.raises(UserError) as told:
+        grid(tmp_path, experiments=["1-negatoin"], ds_config="nowhere.json", train={"global_batch": 0})
+    text = str(told.value)
+    assert "did you mean '1-negation'" in text and "nowhere.json" in text and "train.global_batch" in text
+    with pytest.raises(UserError, match="size pico stands twice"):
+        grid(tmp_path, sizes=["pico", "pico"])
+
+
+def test_overrides_and_shipped_studies() -> None:
+    assert "laptop" in shipped_studies()
+    one = load_study("laptop", {"seeds": "7", "tasks": "demo,neqa", "train.learning_rate": "0.1"})
+    assert one.seeds == (7,) and one.tasks == ("demo", "neqa") and one.train["learning_rate"] == 0.1
+    for name in shipped_studies():
+        assert make_grid(load_study(name, {})).cells
+    with pytest.raises(UserError, match="shipped study"):
+        load_study("no-such-study", {})

@@ -1,0 +1,86 @@
+"""The statistics against published and hand-computed cases."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from statsmodels.stats.multitest import multipletests
+
+from gaguide.study.statistics import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
+
+
+def outcomes(both: int, now: int, before: int, neither: int) -> tuple[list[bool], list[bool]]:
+    """Answers with these counts of (both right, only the new one, only the baseline, none)."""
+    correct = [True] * (both + now) + [False] * (before + neither)
+    baseline = [True] * both + [False] * now + [True] * before + [False] * neither
+    return correct, baseline
+
+
+def test_mcnemar_gives_the_published_p_values() -> None:
+    # Airway hyper-responsiveness of 21 children before and after stem cell transplantation (Bentur et al.
+    # 2009), the example of Fagerland, Lydersen and Laake, BMC Med Res Methodol 13:91 (2013): 1 and 7 changed;
+    # exact conditional p = 0.0703, mid-p = 0.0391.
+    found = mcnemar(*outcomes(1, 7, 1, 12))
+    assert (found.helped, found.hurt) == (7, 1)
+    assert found.p_exact == pytest.approx(0.0703125)
+    assert found.p == pytest.approx(0.0390625)
+    assert found.difference == pytest.approx(6 / 21)
+
+
+def test_mcnemar_interval_is_agresti_and_mins() -> None:
+    # By hand for 15 helped, 5 hurt of 100: 10/102 ± 1.959964 √(21 − 100/102)/102.
+    found = mcnemar(*outcomes(40, 15, 5, 40))
+    half = 1.959964 * math.sqrt(21 - 100 / 102) / 102
+    assert (found.low, found.high) == pytest.approx((10 / 102 - half, 10 / 102 + half))
+
+
+def test_mcnemar_without_a_changed_example_says_nothing() -> None:
+    found = mcnemar(*outcomes(5, 0, 0, 5))
+    assert (found.p, found.p_exact, found.difference) == (1.0, 1.0, 0.0)
+    assert mcnemar(*outcomes(0, 3, 3, 0)).p == 1.0
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, each at least the one before: 0.04, 0.06, 0.06, 0.06.
+    assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])
+    assert holm([None]) == [None]
+    drawn = np.random.default_rng(3).random(12) ** 3
+    assert holm(drawn.tolist()) == pytest.approx(multipletests(drawn, method="holm")[1].tolist())
+
+
+def test_t_interval_of_students_own_data() -> None:
+    # Student 1908: extra hours of sleep, ten patients, two drugs; the paired difference is 1.58 hours,
+    # t = 4.0621, p = 0.002833, 95% interval 0.7001 to 2.4599 (R's documentation of t.test prints them).
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    found = over_seeds([b - a for a, b in zip(first, second)])
+    assert found.difference == pytest.approx(1.58)
+    assert found.p == pytest.approx(0.002833, abs=5e-7)
+    assert (found.low, found.high) == pytest.approx((0.7001142, 2.4598858))
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert t_interval([0.3]) is None
+    assert over_seeds([0.3]).p is None
+
+
+def test_bootstrap_agrees_with_the_normal_interval_where_that_holds() -> None:
+    rng = np.random.default_rng(5)
+    baseline = rng.normal(3, 1, 400)
+    found = paired_bootstrap(baseline + rng.normal(0.1, 0.5, 400), baseline)
+    error = 0.5 / math.sqrt(400)
+    assert found.low == pytest.approx(found.difference - 1.96 * error, abs=0.2 * error)
+    assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.2 * error)
+    assert found.p is not None and found.p < 0.01
+    assert paired_bootstrap(baseline, baseline).p is None
+
+
+def test_bootstrap_keeps_its_level() -> None:
+    rng = np.random.default_rng(1)
+    below = 0
+    for at in range(200):
+        p = paired_bootstrap(rng.normal(0, 1, 60), np.zeros(60), seed=at).p
+        below += p is not None and p < 0.05
+    assert 2 <= below <= 22  # 200 × 0.05 = 10, 3.1 of standard deviation, a little more for 60 examples
