@@ -178,8 +178,7 @@ def trainer(settings: dict[str, Any]) -> list[float]:
 
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job(settings, False, settings["json"], folder)
-        owned = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-        ds_json = {key: value for key, value in job.deepspeed.items() if key not in owned}
+        ds_json = dict(job.deepspeed)
         ids = torch.from_numpy(job.corpus.blocks.read(np.arange(64)))
         arguments = TrainingArguments(
             output_dir=folder,
