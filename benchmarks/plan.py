@@ -103,7 +103,7 @@ def child(case: dict[str, Any], folder: Path) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).train()
     model.loss_type, model.config.use_cache = "ForCausalLM", False
-    engine = make_engine(job_of(case, world.size), model)
+    engine = make_engine(job_of(case, world.size), model, world)
     after_init = resident() - baseline
     with ExitStack() as stack:
         guidance = stack.enter_context(guide_of(engine.module, case)) if case["guided"] else None
@@ -154,15 +154,17 @@ def deepspeed_json(case: dict[str, Any]) -> dict[str, Any]:
 def job_of(case: dict[str, Any], ranks: int) -> Any:
     """What `make_engine` reads of a job."""
     from gaguide.config import plan_batch
-    from gaguide.config.deepspeed import Precisions, resolve_deepspeed
+    from gaguide.config.deepspeed import Precisions, RunSide, resolve_deepspeed
     from gaguide.config.run import TrainSection
 
     batch = plan_batch(case["batch"] * case["accumulation"] * ranks, case["batch"], ranks)
     train = TrainSection(
         global_batch=batch.global_batch, steps=1, gradient_checkpointing=case["checkpointing"]
     )
-    resolved = resolve_deepspeed(deepspeed_json(case), batch, 1.0, Precisions(True, True, False))
-    return SimpleNamespace(run=SimpleNamespace(train=train), deepspeed=resolved)
+    resolved = resolve_deepspeed(
+        deepspeed_json(case), batch, RunSide(1.0, Path()), Precisions(True, True, False)
+    )
+    return SimpleNamespace(run=SimpleNamespace(train=train), deepspeed=resolved, frozen=())
 
 
 def guide_of(model: Any, case: dict[str, Any]) -> Any:

@@ -56,7 +56,7 @@ def resolve_deepspeed(
 
     `auto` for bf16 or autocast is on where the accelerator computes in bf16 (else the run is in fp32); for
     `nvme_path` it is a folder in the run's output; for ZeRO's bucket sizes it follows the model's width.
-    Micro batches are added up in fp32; a single one is kept in the weights' type, which saves 2 bytes each.
+    Micro batches are added up in fp32.
     """
     owned = {
         "train_batch_size": batch.global_batch,
@@ -85,7 +85,7 @@ def resolve_deepspeed(
         if resolved.get(monitor, {}).get("enabled"):
             place = {"output_path": str(run.output / "monitor"), "job_name": run.name}
             resolved[monitor] = place | {key: value for key, value in resolved[monitor].items() if value}
-    if batch.accumulation > 1 and _accumulates_in_fp32(resolved, stage):
+    if _accumulates_in_fp32(resolved, stage, batch.accumulation):
         resolved["data_types"] = {"grad_accum_dtype": "fp32"}
     else:
         resolved.pop("data_types", None)  # a JSON may have asked for what is so anyway
@@ -120,14 +120,16 @@ def _sized(zero: dict[str, Any], width: int | None) -> dict[str, Any]:
     return kept | {key: size(width) for key, size in sizes.items() if zero.get(key) == "auto"}
 
 
-def _accumulates_in_fp32(config: dict[str, Any], stage: int) -> bool:
+def _accumulates_in_fp32(config: dict[str, Any], stage: int, accumulation: int) -> bool:
     """Whether DeepSpeed is to be told; by itself it adds up in the weights' type.
 
     At stage 0 weights are fp32. At stage 1 bf16 would go to another optimizer, whose checkpoints cannot be
-    exported; there `_precision_faults` allows no accumulation.
+    exported; there `_precision_faults` allows no accumulation. Where the optimizer lies on disk memory is
+    short: a single micro batch, which is not added to anything, is kept in the weights' type.
     """
     bf16_at_1 = stage == 1 and precision(config) == "bf16" and offload_device(config, "optimizer") == "none"
-    return stage > 0 and not bf16_at_1
+    single_beside_disk = offload_device(config, "optimizer") == "nvme" and accumulation == 1
+    return stage > 0 and not bf16_at_1 and not single_beside_disk
 
 
 def _stage_faults(config: dict[str, Any]) -> list[Fault]:
@@ -161,7 +163,7 @@ def _precision_faults(
         field = "torch_autocast.dtype" if autocast else f"{kind}.enabled"
         remedy = "use a configuration with bf16 auto, or none of them"
         faults.append(fault(field, f"this device does not train in {kind}", remedy, True))
-    if stage == 1 and kind == "bf16" and batch.accumulation > 1 and not _accumulates_in_fp32(config, 1):
+    if stage == 1 and kind == "bf16" and batch.accumulation > 1 and not _accumulates_in_fp32(config, 1, 2):
         problem = f"at stage 1 DeepSpeed would add up {batch.accumulation} micro batches in bf16"
         remedy = "use stage 2, or a train.micro_batch that needs no accumulation"
         faults.append(fault("bf16.enabled", problem, remedy, True))

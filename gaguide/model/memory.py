@@ -180,6 +180,8 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     # Stages 1 and 2 copy even fp32 weights; the others train them as they are.
     master = 0 if full and stage in (0, 3) else _FULL * part
     gradients = width_bytes * P if stage < 2 else _FULL * part
+    if setup.offload_optimizer == "nvme" and setup.accumulation == 1:
+        gradients = width_bytes * part  # not added to anything: config/deepspeed.py asks for no fp32 sums
     buffers = width_bytes * min(P, setup.bucket) * (2 if setup.overlap and stage < 3 else 1)
     standing = gradients if setup.accumulation > 1 else 0
     if stage == 3:  # allocated once
@@ -200,11 +202,12 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
         "gathered": width_bytes * min(P, setup.live_parameters) if stage == 3 and setup.ranks > 1 else 0,
         "update": update,
     }
-    return states | _offloaded(states, setup, _FULL * part)
+    beside_disk = setup.offload_optimizer == "nvme" and setup.accumulation == 1
+    return states | _offloaded(states, setup, (width_bytes if beside_disk else _FULL) * part)
 
 
 def _offloaded(states: dict[str, int], setup: MemorySetup, gradients: int) -> dict[str, int]:
-    """Parts that offload moves, and where to; the host's optimizer reads fp32 gradients of its own."""
+    """Parts that offload moves, and where to; the host holds gradients of its own, of so many bytes."""
     moved = {"host": 0, "disk": 0}
     if setup.offload_optimizer != "none":
         place = "host" if setup.offload_optimizer == "cpu" else "disk"
