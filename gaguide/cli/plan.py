@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,7 +105,9 @@ def plan(
 
     faults = _words(options) + _curves_fault(curves)
     try:
-        request, free = assemble(model, config, deepspeed, options)
+        # DeepSpeed's logger writes to what standard output is when it is first imported: not into the JSON.
+        with redirect_stdout(sys.stderr):
+            request, free = assemble(model, config, deepspeed, options)
     except UserError as error:
         raise UserError([*faults, *error.faults]) from None
     if faults:

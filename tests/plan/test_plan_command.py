@@ -81,6 +81,15 @@ def test_faults_of_options_and_files_are_told_together(tmp_path: Path) -> None:
     assert faults("--model", tmp_path, "--link", "string") == {"model.name", "--link"}
 
 
+def test_a_deepspeed_file_that_training_refuses_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    wrong = {"zero_optimization": {"stage": "two"}, "zero": {}, "train_batch_size": 64}
+    file.write_text(json.dumps(wrong), "utf-8")
+    assert faults("--model", "gpt2", "--deepspeed", file) == {
+        "zero (DeepSpeed JSON)", "zero_optimization.stage (DeepSpeed JSON)",
+    }  # fmt: skip
+
+
 def test_curves_go_to_1024_gpus_and_say_what_they_are(tmp_path: Path) -> None:
     for name in ("curves.csv", "curves.png"):
         assert run("--model", "gpt2", "--gpus", 8, "--curves", tmp_path / name).exit_code == 0
