@@ -1,6 +1,7 @@
 """What `gaguide plan` predicts beside what is measured: memory of a rank and bytes on the wire.
 
-    python benchmarks/plan.py [--only zero2-bf16,…] [--output FILE.json]
+    python benchmarks/plan.py [--only zero2-bf16-2,…] [--output FILE.json]
+    python benchmarks/plan.py host
 
 Every case starts real ranks under `deepspeed` (gloo, CPU): gaguide's engine on a GPT-2, three steps.
 Memory is the process's own high-water mark (VmHWM, set back before each phase of the last step) less its
@@ -8,6 +9,9 @@ resident set after the imports, after a tiny model has trained in the same proce
 made what they keep) and after the process group has met. glibc returns every block above 64 KiB to the
 kernel at once (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), so that freed tensors do not count.
 Bytes on the wire are those of DeepSpeed's comms logger over the last step, by operation.
+
+`host` times what a block costs the host: forward and backward of GPT-2s so narrow and short that the work is
+in starting operations and in DeepSpeed's hooks; seconds of 12 blocks less those of 4, by ZeRO stage.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ import gc
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,11 +54,14 @@ CASES: dict[str, dict[str, Any]] = {
     "zero2-bf16-2-accumulation": {"ranks": 2, "stage": 2, "precision": "bf16", "accumulation": 2},
     "zero3-bf16-2-accumulation": {"ranks": 2, "stage": 3, "precision": "bf16", "accumulation": 2},
     "zero3-bf16-2-checkpointing": {"ranks": 2, "stage": 3, "precision": "bf16", "checkpointing": True},
+    "zero3-bf16-2-few-live": {"ranks": 2, "stage": 3, "precision": "bf16", "live": 40_000_000},
+    "zero2-bf16-2-short": {"ranks": 2, "stage": 2, "precision": "bf16", "batch": 1, "length": 64},
+    "zero3-bf16-2-short": {"ranks": 2, "stage": 3, "precision": "bf16", "batch": 1, "length": 64},
 }
 
 
 def case_of(name: str) -> dict[str, Any]:
-    plain = {"accumulation": 1, "checkpointing": False, "guided": 0}
+    plain = {"accumulation": 1, "checkpointing": False, "guided": 0, "live": None}
     return BASE | plain | CASES[name]
 
 
@@ -147,6 +156,9 @@ def warm_up(case: dict[str, Any]) -> None:
 def deepspeed_json(case: dict[str, Any]) -> dict[str, Any]:
     config = json.loads((REPOSITORY / "ds_configs" / f"zero{case['stage']}.json").read_text("utf-8"))
     config["bf16"] = {"enabled": case["precision"] == "bf16"}
+    if case["live"]:
+        few = {"stage3_max_live_parameters": case["live"], "stage3_max_reuse_distance": case["live"]}
+        config["zero_optimization"] |= few | {"stage3_prefetch_bucket_size": case["live"] // 4}
     config["comms_logger"] = {"enabled": True, "prof_all": True, "verbose": False, "debug": False}
     return config
 
@@ -198,8 +210,103 @@ def measure(case: dict[str, Any]) -> list[dict[str, Any]]:
         ]
 
 
+def predicted(case: dict[str, Any]) -> Any:
+    """The plan of a case; the device is named for its link only, which neither memory nor bytes depend on."""
+    from gaguide.model import SIZES, scratch_config, shape_of
+    from gaguide.plan import PlanRequest, estimate, with_deepspeed
+
+    config = scratch_config(SIZES[case["size"]], 50_257, None)
+    config.attn_pdrop = config.resid_pdrop = config.embd_pdrop = 0.0
+    request = PlanRequest(
+        shape_of(config),
+        gpus=case["ranks"],
+        block_length=case["length"],
+        global_batch=case["batch"] * case["accumulation"] * case["ranks"],
+        micro_batch=case["batch"],
+        checkpointing=case["checkpointing"],
+        guided_heads=case["guided"],
+    )
+    return estimate(with_deepspeed(request, deepspeed_json(case)))
+
+
+def payload(wire: dict[str, list[list[int]]], ranks: int) -> dict[str, int]:
+    """Bytes of whole tensors by operation; the logger counts a rank's share of an all-gather."""
+    names = {"all_gather_into_tensor": "all_gather", "reduce_scatter_tensor": "reduce_scatter"}
+    total = {}
+    for name, sizes in wire.items():
+        factor = ranks if name == "all_gather_into_tensor" else 1
+        total[names.get(name, name)] = factor * sum(size * count for size, count in sizes)
+    return total
+
+
+def row(name: str, record: dict[str, Any]) -> str:
+    """A line of the Markdown table."""
+    plan, ranks = predicted(record["case"]), record["ranks"]
+    measured = max(max(rank["phases"].values()) for rank in ranks)
+    counted = {operation: 0 for operation in ("all_reduce", "reduce_scatter", "all_gather")}
+    for one in plan.wire:
+        counted[one.operation] += one.payload
+    logged = payload(ranks[0]["wire"], len(ranks))
+    wire = "—"
+    if len(ranks) > 1:
+        wire = "; ".join(
+            f"{operation} {counted[operation] / 1e6:.1f} / {logged.get(operation, 0) / 1e6:.1f}"
+            for operation in counted
+            if counted[operation] or logged.get(operation, 0) > 1000
+        )
+    megabytes = plan.memory.peak / 2**20, measured / 2**20
+    return (
+        f"| {name} | {plan.memory.peak_phase} | {megabytes[0]:,.0f} | {megabytes[1]:,.0f} | "
+        f"{megabytes[0] / megabytes[1] - 1:+.1%} | {wire} |"
+    )
+
+
+def host_child(stage: int) -> None:
+    """Print seconds of a block, forward and backward, at that stage."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gaguide.dist import World, start, stop
+    from gaguide.train.engine import make_engine
+
+    start(World.from_environment())
+    case = case_of("zero0-fp32-1") | {"stage": stage}
+    seconds = []
+    for layers in (4, 12):
+        config = GPT2Config(n_layer=layers, n_embd=32, n_head=2, vocab_size=128, n_positions=8, attn_pdrop=0)
+        model = GPT2LMHeadModel(config).train()
+        model.loss_type = "ForCausalLM"
+        engine = make_engine(job_of(case, 1), model)
+        ids_BT = torch.zeros(2, 4, dtype=torch.long)
+        times = []
+        for _ in range(30):
+            begin = time.perf_counter()
+            engine.backward(engine(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss)
+            times.append(time.perf_counter() - begin)
+            engine.step()
+        seconds.append(statistics.median(times[10:]))
+    print(f"HOST stage {stage}: {1000 * (seconds[1] - seconds[0]) / 8:.2f} ms a block, forward and backward")
+    stop()
+
+
+def host() -> None:
+    for stage in (0, 2, 3):
+        command = [sys.executable, __file__, "host-child", str(stage)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        print("".join(line + "\n" for line in done.stdout.splitlines() if line.startswith("HOST")), end="")
+        if done.returncode:
+            sys.exit(done.stdout + done.stderr)
+
+
 def main() -> None:
-    if sys.argv[1:2] == ["child"] or sys.argv[2:3] == ["child"]:
+    if sys.argv[1:2] == ["host-child"]:
+        host_child(int(sys.argv[2]))
+        return
+    if sys.argv[1:2] == ["host"]:
+        host()
+        return
+    if "child" in sys.argv[1:3]:  # the launcher puts --local_rank before it
         at = sys.argv.index("child")
         child(json.loads(sys.argv[at + 1]), Path(sys.argv[at + 2]))
         return
@@ -207,21 +314,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="records as JSON")
     arguments = parser.parse_args()
+    print("| case | peak at | predicted MiB | measured MiB | off by | payload, MB: predicted / logged |")
+    print("|---|---|---|---|---|---|")
     records = {}
     for name in arguments.only.split(","):
         records[name] = {"case": case_of(name), "ranks": measure(case_of(name))}
-        first = records[name]["ranks"][0]
-        print(
-            name,
-            {k: f"{v / 2**20:.0f}" for k, v in first["phases"].items()},
-            f"init {first['after_init'] / 2**20:.0f} base {first['baseline'] / 2**20:.0f}",
-            first["wire"],
-            flush=True,
-        )
-    if arguments.output:
-        arguments.output.write_text(json.dumps(records, indent=1), "utf-8")
+        print(row(name, records[name]), flush=True)
+        if arguments.output:
+            arguments.output.write_text(json.dumps(records, indent=1), "utf-8")
 
 
 if __name__ == "__main__":
