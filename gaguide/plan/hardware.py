@@ -18,6 +18,8 @@ MEMORY_SHARE = 0.8
 """Share of the memory's bandwidth that elementwise operations reach."""
 LINK_SHARE = 0.8
 """Share of a link's bandwidth that large collectives reach."""
+OVERLAP_SHARE = 0.8
+"""Share of overlapping communication that compute can hide at best: first gathers, last reductions can't."""
 RESERVED_BYTES = 1.5 * GIB
 """Context, libraries' workspaces and NCCL's buffers on a GPU: an allowance, not a measurement."""
 FRAGMENTATION = 0.05

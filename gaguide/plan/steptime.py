@@ -4,7 +4,7 @@ compute     matrix products at MATRIX_SHARE of the GPU's peak, plus elementwise 
             memory bandwidth (roofline: products are bound by arithmetic, the rest by memory)
 waiting     what the GPU waits for a host that starts operations more slowly than the GPU does them
 wire        each ring collective: bytes a rank sends over the slowest link it crosses at LINK_SHARE, plus one
-            latency a hop; collectives that overlap cost only what compute cannot hide
+            latency a hop; of collectives that overlap, compute hides OVERLAP_SHARE at best
 update      AdamW's reading and writing of its rank's part; offloaded: over PCIe, host memory or NVMe instead
 """
 
@@ -67,7 +67,8 @@ def step_time(request: PlanRequest) -> StepTime:
     times = [(one, _seconds(one, request)) for one in collectives(request.model, setup)]
     hidden = sum(seconds for one, seconds in times if one.hidden)
     open_ = sum(seconds for one, seconds in times if not one.hidden)
-    exposed = open_ + max(0.0, hidden - compute - elementwise - waiting)
+    computing = compute + elementwise + waiting
+    exposed = open_ + max((1 - hardware.OVERLAP_SHARE) * hidden, hidden - computing)
     update = _update(request, estimate_memory(request.model, setup))
     return StepTime(compute, elementwise, waiting, hidden + open_, exposed, update)
 
