@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-STATE_TAG = "state"
-"""Tag of DeepSpeed's files inside a checkpoint folder."""
+from gaguide.checkpoint.writing import STATE_TAG
 
 SWAPPED = "swapped.json"
 """Beside the swap files of a rank that offloads to disk: file, length and step count of each sub group."""

@@ -1,8 +1,8 @@
 """The checkpoints of a run: `checkpoints/step-NNNNNNNN/`, complete whenever they are visible.
 
-Every rank writes into one hidden folder; when all have succeeded, rank 0 hashes and flushes the files,
-writes the manifest, renames the folder and replaces the pointer `latest`. A crash at any moment leaves the
-older checkpoints as they were.
+Every rank writes into one hidden folder, flushes and hashes what it wrote; when all have succeeded, rank 0
+writes the manifest, renames the folder and replaces the pointer `latest`. A crash or a full disk at any
+moment leaves the older checkpoints as they were.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gaguide.checkpoint.verify import MANIFEST, hash_files, sync_folder, verify_files
-from gaguide.dist import World, barrier, broadcast
+from gaguide.checkpoint.verify import MANIFEST, folder_size, sync_folder, sync_folders, verify_files
+from gaguide.checkpoint.writing import Written
+from gaguide.dist import World, all_gather, broadcast
 from gaguide.errors import Fault, UserError
 from gaguide.log import say, write_json, write_text
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,31 +53,73 @@ class CheckpointStore:
         return sorted(int(path.name[5:]) for path in self.folder.glob("step-*") if path.name[5:].isdigit())
 
     def save(
-        self, step: int, identity: dict[str, Any], zero_stage: int, write: Callable[[Path], None]
+        self, step: int, identity: dict[str, Any], zero_stage: int, write: Callable[[Path], Written]
     ) -> None:
         """Save on all ranks: `write(folder)` puts this rank's state into the hidden folder.
 
-        A checkpoint of that step that is there already is kept: same step, same run, same state.
+        A checkpoint of that step that is there already is kept: same step, same run, same state. Where any
+        rank could not write, all raise the same `UserError` and the hidden folder is gone.
         """
         if broadcast(self.path(step).exists()):
             return
         hidden = self.folder / f".saving-step-{step:08}"
+        self._together(hidden, lambda: self._make(hidden))
+        written = write(hidden)
+        hashes = self._together(hidden, lambda: _sealed(written, hidden))
+        merged = {name: digest for part in hashes for name, digest in part.items()}
+        checkpoint = Checkpoint(step, identity, self.world.size, zero_stage, merged)
+        self._together(hidden, lambda: self._publish(hidden, checkpoint))
+
+    def _make(self, hidden: Path) -> None:
         if self.world.is_main:
             shutil.rmtree(hidden, ignore_errors=True)
             hidden.mkdir(parents=True)
-        barrier()
-        write(hidden)
-        barrier()
+
+    def _publish(self, hidden: Path, checkpoint: Checkpoint) -> None:
+        if not self.world.is_main:
+            return
+        write_json(hidden / MANIFEST, asdict(checkpoint))
+        sync_folders(hidden)
+        hidden.rename(self.path(checkpoint.step))
+        sync_folder(self.folder)
+        write_text(self.folder / "latest", self.path(checkpoint.step).name + "\n")
+        for old in [old for old in self.steps() if old <= checkpoint.step][: -self.keep]:
+            shutil.rmtree(self.path(old))
+
+    def _together(self, hidden: Path, part: Callable[[], T]) -> list[T]:
+        """Run a part of a save on every rank; one rank's full or broken disk ends the save on all."""
+        result: Any = None
+        problem = None
+        try:
+            result = part()
+        except OSError as error:
+            problem = f"host {self.world.host}: {error.strerror or error}"
+        outcomes = all_gather((result, problem))
+        problems = dict.fromkeys(problem for _, problem in outcomes if problem)
+        if not problems:
+            return [result for result, _ in outcomes]
+        fault = self._fault("; ".join(problems)) if self.world.is_main else None
         if self.world.is_main:
-            checkpoint = Checkpoint(step, identity, self.world.size, zero_stage, hash_files(hidden))
-            write_json(hidden / MANIFEST, asdict(checkpoint))
-            sync_folder(hidden)
-            hidden.rename(self.path(step))
-            sync_folder(self.folder)
-            write_text(self.folder / "latest", self.path(step).name + "\n")
-            for old in [old for old in self.steps() if old <= step][: -self.keep]:
-                shutil.rmtree(self.path(old))
-        barrier()
+            shutil.rmtree(hidden, ignore_errors=True)
+        fault = broadcast(fault)
+        assert fault is not None
+        raise UserError(fault)
+
+    def _fault(self, problem: str) -> Fault:
+        place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        kept = self.steps()
+        size = folder_size(self.path(kept[-1])) if kept else 0
+        free = shutil.disk_usage(place).free
+        lasting = f"the newest checkpoint, of step {kept[-1]}, is whole" if kept else "there is none yet"
+        takes = f" (the last one takes {size / 1e6:,.1f} MB)" if size else ""
+        return Fault(
+            "output",
+            f"the checkpoint could not be written ({problem}); {free / 1e6:,.1f} MB are free there, "
+            f"{lasting}",
+            f"make room for one more checkpoint{takes} and start the same command again, it goes on from "
+            "the newest; or lower checkpoint.keep",
+            str(self.folder),
+        )
 
     def newest(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The newest whole checkpoint of this run, on every rank; damaged ones are named and set aside.
@@ -121,3 +166,10 @@ class CheckpointStore:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             return None, [f"its manifest cannot be read ({error})"]
         return checkpoint, verify_files(folder, checkpoint.files)
+
+
+def _sealed(written: Written, hidden: Path) -> dict[str, str]:
+    """Hashes of what this rank wrote, once it is on disk."""
+    if written.problem is not None:
+        raise OSError(written.problem)
+    return written.hashes(hidden)

@@ -12,15 +12,12 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """Relative path → sha256 of every file below `folder` except its manifest; each is flushed to disk."""
-    hashes = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-    return hashes
+def hash_file(path: Path, flush: bool = False) -> str:
+    """sha256 of a file; `flush` brings it to disk first, as far as this host wrote it."""
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
@@ -30,10 +27,8 @@ def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-            continue
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                problems.append(f"{name} is damaged")
+        elif hash_file(path) != expected:
+            problems.append(f"{name} is damaged")
     return problems
 
 
@@ -44,3 +39,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folders(folder: Path) -> None:
+    """`sync_folder` for it and all folders below."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            sync_folder(path)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gaguide.log.console import say
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
@@ -35,16 +37,33 @@ class MetricsFile:
             else []
         )
         write_text(path, "".join(_line(record) for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._owing = b""
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record; it is on its way to disk when this returns."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Write one record; it is on its way to disk when this returns.
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        Where the disk is full the record is kept, said aloud and tried again with the next: no line is ever
+        cut, and a run does not die between two checkpoints for want of one. `flush` is strict.
+        """
+        owed = bool(self._owing)
+        self._owing += _line(record).encode("utf-8")
+        try:
+            self.flush()
+        except OSError as error:
+            if not owed:
+                say(f"{self._file.name} cannot be written ({error.strerror}); its records are kept in memory")
+
+    def flush(self) -> None:
+        """Write the records that an earlier `append` could not; `OSError` where that fails again."""
+        end, left = self._file.seek(0, os.SEEK_END), self._owing
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)  # a line of which only a part was taken
+            raise
+        self._owing = b""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import torch
 
 from gaguide.checkpoint.export import SWAPPED
 from gaguide.config import needed_ops, nvme_folders, offload_device
-from gaguide.dist import World, all_gather, barrier, raise_together
+from gaguide.dist import World, all_gather, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.log import write_json
 from gaguide.train.ops import cpu_adam_or_fallback, load_op
@@ -73,13 +73,13 @@ def cpu_optimizer_ready(deepspeed: dict[str, Any], world: World) -> bool:
     return ready
 
 
-def save_swapped(engine: Any, folder: Path, world: World) -> None:
+def save_swapped(engine: Any, folder: Path, world: World) -> list[Path]:
     """Beside DeepSpeed's copy of the swap files: this rank's sub groups and their step counts.
 
-    `folder` holds DeepSpeed's files. Nothing where nothing is swapped.
+    `folder` holds DeepSpeed's files. Returns the files written: none where nothing is swapped.
     """
     if not _swaps(engine):
-        return
+        return []
     optimizer = engine.optimizer
     groups = [
         {
@@ -89,8 +89,9 @@ def save_swapped(engine: Any, folder: Path, world: World) -> None:
         }
         for index, group in enumerate(optimizer.fp32_partitioned_groups_flat)
     ]
-    write_json(folder / "offloaded_tensors" / f"rank{world.rank:02}" / SWAPPED, groups)
-    barrier()
+    record = folder / "offloaded_tensors" / f"rank{world.rank:02}" / SWAPPED
+    write_json(record, groups)
+    return [record]
 
 
 def restore_offloaded(engine: Any, folder: Path, world: World) -> None:

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from gaguide.checkpoint import CheckpointStore, export_model
-from gaguide.checkpoint.export import STATE_TAG
+from gaguide.checkpoint import STATE_TAG, CheckpointStore, Written, export_model, write_engine
 from gaguide.config import dump_config
 from gaguide.data import rank_micro_batches
 from gaguide.data.background import BackgroundBuild
 from gaguide.data.manifest import is_complete
-from gaguide.dist import World, barrier, broadcast, raise_together
+from gaguide.dist import World, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
 from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, write_text
@@ -76,12 +76,21 @@ def _train(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -
     gc.collect()  # the export needs room for a whole model where the engine had its part
     exported = job.output / "model"
     watchdog.mark(job.total_steps, "exporting the model", patience=4)
-    if world.is_main:
+    raise_together(lambda: _export(job, world, checkpoint, exported))
+    return exported
+
+
+def _export(job: Job, world: World, checkpoint: Path, exported: Path) -> None:
+    if not world.is_main:
+        return
+    try:
         export_model(checkpoint, job.model.config, job.corpus.tokenizer, exported)
         write_summary(job, world)
-        say(f"model: {exported}")
-    barrier()
-    return exported
+    except (OSError, SafetensorError) as error:
+        problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
+        remedy = "make room and start the same command again: the last checkpoint is whole"
+        raise UserError(Fault("output", problem, remedy, str(exported))) from None
+    say(f"model: {exported}")
 
 
 def _optimize(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -> Path:
@@ -281,16 +290,16 @@ class Trainer:
 
     def _save(self) -> None:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
-        self.store.save(
-            self.done,
-            self.job.identity,
-            self.job.zero_stage,
-            self._write_state,
-        )
+        self.store.save(self.done, self.job.identity, self.job.zero_stage, self._write_state)
 
-    def _write_state(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), STATE_TAG, save_latest=False)
-        save_swapped(self.engine, folder / STATE_TAG, self.world)
+    def _write_state(self, folder: Path) -> Written:
+        written = write_engine(self.engine, folder)
+        written.files += written.attempt(save_swapped, self.engine, folder / STATE_TAG, self.world) or []
+        if self.world.is_main:
+            for records in (self.metrics, self.validations):
+                # Records that a full disk did not take are tried again; after a checkpoint none are owing.
+                written.attempt(records.flush) if records is not None else None
+        return written
 
 
 def _seed_dropout(*numbers: int) -> None:

@@ -1,0 +1,93 @@
+"""A disk that fills up under two real ranks: one message on all of them, nothing lost, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gaguide.log import MetricsFile, read_metrics
+from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system of a given size can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
+    small_disk: Path, embedded_shards: Path
+) -> None:
+    output = small_disk / "run"
+    settings = {
+        "data.shards": str(embedded_shards),
+        "output": str(output),
+        "data.block_length": "64",
+        "train.global_batch": "4",
+        "train.steps": "30",
+        "train.log_every": "1",
+        "validation.blocks": "2",
+        "checkpoint.every": "2",
+        "checkpoint.keep": "9",
+    }
+    arguments = ["--deepspeed", str(DS_CONFIGS / "zero2.json")]
+    arguments += [text for field, value in settings.items() for text in (f"--{field}", value)]
+    done = run_ranks(TRAIN, arguments)
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stdout, done.stdout
+    assert done.stdout.count("the checkpoint could not be written") == 1, done.stdout
+    assert f"{output / 'checkpoints'}" in done.stdout and "MB are free" in done.stdout
+    steps = sorted(path.name for path in (output / "checkpoints").iterdir())
+    assert steps[0] == "latest" and steps[1] == "step-00000002", steps
+    assert not list((output / "checkpoints").glob(".saving-*"))
+    newest = int(steps[-1].removeprefix("step-"))
+    for line in (output / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+    # Room is made by keeping fewer: the same command goes on, to the last step.
+    for name in steps[1:-1]:
+        subprocess.run(["rm", "-r", str(output / "checkpoints" / name)], check=True)
+    shorter = [{"9": "1", str(output): str(output)}.get(text, text) for text in arguments]
+    shorter += ["--validation.every", "0"]
+    done = run_ranks(TRAIN, shorter)
+    assert f"resuming after step {newest} of 30" in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout
+    assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(1, 31))
+
+
+def test_no_line_of_the_records_is_ever_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records that a full disk did not take whole are kept, and written once there is room."""
+    import resource
+    import signal
+
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.append({"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # A limit in the middle of the next line: the kernel takes its beginning and refuses the rest.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics._file.tell() + 5, before[1]))
+    try:
+        metrics.append({"step": 2})
+        metrics.append({"step": 3})
+        with pytest.raises(OSError):
+            metrics.flush()
+        during = (tmp_path / "metrics.jsonl").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert during == '{"step": 1}\n'
+    assert capsys.readouterr().out.count("cannot be written") == 1
+    metrics.append({"step": 4})
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
