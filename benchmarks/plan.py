@@ -156,6 +156,7 @@ def warm_up(case: dict[str, Any]) -> None:
 def deepspeed_json(case: dict[str, Any]) -> dict[str, Any]:
     config = json.loads((REPOSITORY / "ds_configs" / f"zero{case['stage']}.json").read_text("utf-8"))
     config["bf16"] = {"enabled": case["precision"] == "bf16"}
+    config.pop("torch_autocast", None)
     if case["live"]:
         few = {"stage3_max_live_parameters": case["live"], "stage3_max_reuse_distance": case["live"]}
         config["zero_optimization"] |= few | {"stage3_prefetch_bucket_size": case["live"] // 4}
@@ -269,14 +270,15 @@ def host_child(stage: int) -> None:
     from gaguide.dist import World, start, stop
     from gaguide.train.engine import make_engine
 
-    start(World.from_environment())
+    world = World.from_environment()
+    start(world)
     case = case_of("zero0-fp32-1") | {"stage": stage}
     seconds = []
     for layers in (4, 12):
         config = GPT2Config(n_layer=layers, n_embd=32, n_head=2, vocab_size=128, n_positions=8, attn_pdrop=0)
         model = GPT2LMHeadModel(config).train()
         model.loss_type = "ForCausalLM"
-        engine = make_engine(job_of(case, 1), model)
+        engine = make_engine(job_of(case, 1), model, world)
         ids_BT = torch.zeros(2, 4, dtype=torch.long)
         times = []
         for _ in range(30):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gaguide.plan import Plan
 
 _WORDS = {
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("fp32", "bf16", "fp16", "autocast"),
     "offload_optimizer": ("none", "cpu", "nvme"),
     "offload_parameters": ("none", "cpu", "nvme"),
 }
@@ -72,7 +72,8 @@ def plan(
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16.", show_default="bf16, fp16 on a V100")
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, or autocast at stage 0.", show_default="bf16, fp16 on a V100"),
     ] = None,
     guided_heads: Annotated[
         int | None, typer.Option(help="Guided heads of every layer.", show_default="0")

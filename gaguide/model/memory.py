@@ -16,10 +16,12 @@ from typing import Literal
 
 from gaguide.model.shape import ModelShape
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "autocast"]
+"""Of weights and products; `autocast` keeps weights in fp32 and multiplies in 16 bits."""
 Offload = Literal["none", "cpu", "nvme"]
 
-WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "autocast": 4}
+_PRODUCT_BYTES: dict[Precision, int] = WEIGHT_BYTES | {"autocast": 2}
 _FULL = 4  # bytes of what is always fp32: master weights, moments, accumulated gradients, loss
 
 # How many tensors as wide as the MLP its activation saves, its output included. transformers computes
@@ -70,9 +72,10 @@ class Memory:
 
     weights, master_weights, optimizer: there always. gradients: complete. standing: what of gradients and
     buffers is there during the next forward pass already. buffers: ZeRO's reduce bucket. gathered: weights
-    that stage 3 has collected. activations: saved for backward. recomputed: of one block under
-    checkpointing. logits: fp32 logits and their gradients. guidance: saved and transient. update: what the
-    optimizer's step needs beside the gradients. host, disk: bytes there for this rank, by offload.
+    that stage 3 has collected, or autocast's copies. activations: saved for backward. recomputed: of one
+    block under checkpointing. logits: fp32 logits and their gradients. guidance: saved and transient.
+    update: what the optimizer's step needs beside the gradients. host, disk: bytes there for this rank, by
+    offload.
     """
 
     weights: int
@@ -131,7 +134,7 @@ def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
     GPT-2 saves 8 tensors of its width (both norms' inputs and outputs, q, k, v, attention's output) and 5 of
     its MLP's width: 28 × width × bytes a token (Korthikanti et al.: 17 elements with fused activations).
     """
-    width_bytes = WEIGHT_BYTES[setup.precision]
+    width_bytes = _PRODUCT_BYTES[setup.precision]
     query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     elements = 4 * shape.width + 2 * query + 2 * key
     elements += _MLP_KEPT.get(shape.activation, _MLP_KEPT_OTHER) * shape.mlp_width
@@ -143,6 +146,10 @@ def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
         per_token += 2 * shape.width * 4
     else:
         per_token += 4 * width_bytes  # mean and deviation of two layer norms
+    if (
+        setup.precision == "autocast"
+    ):  # norms' inputs stay in fp32; CUDA takes powers, as in gelu_new, in fp32
+        per_token += 4 * shape.width + (8 * shape.mlp_width if shape.activation == "gelu_new" else 0)
     if setup.fused_attention:
         per_token += 4 * shape.heads  # log-sum-exp
     else:  # scores after softmax and after dropout, and dropout's mask, in fp32; scaled q, k
@@ -176,10 +183,12 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     """Bytes of everything that depends on parameters and ranks only, as DeepSpeed's optimizers hold it."""
     P, stage, width_bytes = shape.parameters, setup.zero_stage, WEIGHT_BYTES[setup.precision]
     part = -(-P // setup.ranks) if stage else P
-    full = setup.precision == "fp32"
+    full = width_bytes == _FULL
     # Stages 1 and 2 copy even fp32 weights; the others train them as they are.
     master = 0 if full and stage in (0, 3) else _FULL * part
-    gradients = width_bytes * P if stage < 2 else _FULL * part
+    # Micro batches are added up in fp32, but beside a disk a single one is kept as it is.
+    sums = width_bytes if setup.offload_optimizer == "nvme" and setup.accumulation == 1 else _FULL
+    gradients = width_bytes * P if stage < 2 else sums * part
     if setup.offload_optimizer == "nvme" and setup.accumulation == 1:
         gradients = width_bytes * part  # not added to anything: config/deepspeed.py asks for no fp32 sums
     buffers = width_bytes * min(P, setup.bucket) * (2 if setup.overlap and stage < 3 else 1)
@@ -192,6 +201,9 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     update = _FULL * part if stage else 0
     if stage == 2 and not full:
         update = 2 * _FULL * min(part, shape.head_matrix)
+    gathered = width_bytes * min(P, setup.live_parameters) if stage == 3 and setup.ranks > 1 else 0
+    if setup.precision == "autocast":  # the matrices in 16 bits, for forward and backward
+        gathered = 2 * (shape.layers * shape.block_matrices + shape.head_matrix)
     states = {
         "weights": width_bytes * (part if stage == 3 else P),
         "master_weights": master,
@@ -199,7 +211,7 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
         "gradients": gradients,
         "standing": standing,
         "buffers": buffers,
-        "gathered": width_bytes * min(P, setup.live_parameters) if stage == 3 and setup.ranks > 1 else 0,
+        "gathered": gathered,
         "update": update,
     }
     beside_disk = setup.offload_optimizer == "nvme" and setup.accumulation == 1
@@ -235,6 +247,6 @@ def _guidance(shape: ModelShape, setup: MemorySetup) -> tuple[int, int]:
         return 0, 0
     guided = setup.guided_heads * shape.head_width
     rest = shape.heads * shape.head_width - guided
-    saved = setup.tokens * (4 * guided + 4 * setup.guided_heads + rest * WEIGHT_BYTES[setup.precision])
+    saved = setup.tokens * (4 * guided + 4 * setup.guided_heads + rest * _PRODUCT_BYTES[setup.precision])
     blocks = 3 * 4 * setup.micro_batch * setup.guided_heads * setup.row_block * setup.block_length
     return saved * setup.guided_layers, setup.tokens * guided * 4 * 6 + blocks

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gaguide.config import BatchPlan, RunConfig, load_config, plan_batch
-from gaguide.config.deepspeed import Precisions, load_deepspeed_json, resolve_deepspeed
+from gaguide.config import RunConfig, load_config
+from gaguide.config.deepspeed import load_deepspeed_json
 from gaguide.config.run import ModelSection
 from gaguide.errors import Fault, UserError
 from gaguide.model import SIZES, ModelShape, find_model, scratch_config, shape_of
+from gaguide.plan.deepspeed import with_deepspeed
 from gaguide.plan.hardware import GPUS
 from gaguide.plan.recommend import FREE
-from gaguide.plan.request import PlanRequest, check, with_deepspeed, with_run
+from gaguide.plan.request import PlanRequest, check, with_run
 
 GPT2_VOCABULARY = 50_257
-OWNED_NUMBERS = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-)  # fmt: skip
-"""What a DeepSpeed JSON may repeat of a run."""
 _Result = TypeVar("_Result")
 
 
@@ -46,8 +42,8 @@ def assemble(
         request = replace(request, precision="fp16")
     if run is not None:
         request = with_run(request, run)
-    if zero is not None and _collect(faults, lambda: _check_json(zero, request, run)):
-        request = with_deepspeed(request, zero)
+    if zero is not None:
+        request = _collect(faults, lambda: with_deepspeed(replace(request, **given), zero, run)) or request
     request = replace(request, **given)
     fixed = set(given) | ({"micro_batch", "checkpointing"} if run_file else set())
     fixed |= {"zero_stage", "offload_optimizer"} if deepspeed_file else set()
@@ -71,22 +67,6 @@ def find_shape(model: str | None, run: RunConfig | None = None) -> ModelShape:
     # `scratch`: its configuration is enough, a folder need not hold weights.
     source = find_model(ModelSection(name=name, init="scratch", revision=revision), GPT2_VOCABULARY, None)
     return shape_of(source.config)
-
-
-def _check_json(config: dict[str, Any], request: PlanRequest, run: RunConfig | None) -> bool:
-    """True where training would take the file; else its faults are raised."""
-    gpu = GPUS.get(request.gpu)
-    device = Precisions(gpu is None or gpu.bf16, gpu is None or gpu.bf16, gpu is None or gpu.fp16)
-    if run is None:  # then nothing says what batch and clipping the file's numbers should equal
-        config = {key: value for key, value in config.items() if key not in OWNED_NUMBERS}
-    ranks = max(request.ranks, 1)
-    share = max(request.global_batch // ranks, 1)
-    batch = BatchPlan(request.global_batch, share, 1, ranks)  # without accumulation: `check` looks at that
-    if run is not None and run.train.micro_batch is not None:
-        with suppress(UserError):
-            batch = plan_batch(request.global_batch, run.train.micro_batch, ranks)
-    resolve_deepspeed(config, batch, run.train.gradient_clipping if run else 0.0, device)
-    return True
 
 
 def _mildest(request: PlanRequest, free: list[str]) -> PlanRequest:

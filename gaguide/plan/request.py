@@ -1,10 +1,8 @@
-"""What a plan is asked for, from arguments, from a run, from a DeepSpeed JSON; and whether it makes sense."""
+"""What a plan is asked for, from arguments and from a run; and whether it makes sense."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 from gaguide.config import RunConfig, plan_batch
 from gaguide.errors import Fault, UserError
@@ -111,34 +109,6 @@ def with_run(request: PlanRequest, run: RunConfig) -> PlanRequest:
     )
 
 
-def with_deepspeed(request: PlanRequest, config: Mapping[str, Any]) -> PlanRequest:
-    """The request with what a DeepSpeed JSON says: stage, precision, offload, buckets.
-
-    `auto` is bf16 where the GPU computes in it and the stage is 1 or higher, as in training.
-    """
-    zero = config.get("zero_optimization", {})
-    stage = int(zero.get("stage", 0))
-    half = config.get("bf16", {}).get("enabled", False)
-    if half == "auto":
-        half = stage > 0 and request.gpu in GPUS and GPUS[request.gpu].bf16
-    precision = "bf16" if half else "fp16" if config.get("fp16", {}).get("enabled") else "fp32"
-    return replace(
-        request,
-        zero_stage=stage,
-        precision=cast(Precision, precision),
-        offload_optimizer=_device(zero, "offload_optimizer"),
-        offload_parameters=_device(zero, "offload_param"),
-        overlap=bool(zero.get("overlap_comm", stage == 3)),
-        bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
-        gather=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
-        live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
-    )
-
-
-def _device(zero: Mapping[str, Any], kind: str) -> Offload:
-    return cast(Offload, (zero.get(kind) or {}).get("device", "none"))
-
-
 def _counts(request: PlanRequest) -> list[Fault]:
     least = {"gpus": 1, "nodes": 1, "cards": 1, "block_length": 2, "global_batch": 1, "guided_heads": 0}
     faults = [
@@ -179,11 +149,15 @@ def _shape(request: PlanRequest) -> list[Fault]:
 def _precision(request: PlanRequest) -> list[Fault]:
     faults, precision = [], request.precision
     gpu = GPUS.get(request.gpu)
-    if gpu is not None and precision != "fp32" and not getattr(gpu, precision):
+    if gpu is not None and precision in ("bf16", "fp16") and not getattr(gpu, precision):
         other = "fp16" if precision == "bf16" else "bf16"
         problem = f"{request.gpu} does not compute in {precision}"
         faults.append(Fault("--precision", problem, f"give {other} or fp32", precision))
-    if precision != "fp32" and request.zero_stage == 0:
+    if precision == "autocast" and request.zero_stage > 0:
+        faults.append(
+            Fault("--precision", "autocast is for stage 0", "give bf16, fp16 or fp32", request.zero_stage)
+        )
+    if precision in ("bf16", "fp16") and request.zero_stage == 0:
         problem = "stage 0 keeps no fp32 weights that could be exported"
         faults.append(Fault("--stage", problem, f"use stage 1 or higher with {precision}", 0))
     return faults
@@ -194,6 +168,11 @@ def _offload(request: PlanRequest) -> list[Fault]:
     if request.offload_optimizer != "none" and request.zero_stage < 1:
         remedy = "use stage 1 or higher"
         faults.append(Fault("--offload-optimizer", "needs ZeRO", remedy, request.offload_optimizer))
+    elif request.offload_optimizer == "nvme" and request.zero_stage < 3:
+        faults.append(Fault("--offload-optimizer", "nvme needs stage 3", "use stage 3, or cpu", "nvme"))
+    if request.offload_parameters == "nvme" and request.ranks > 1:
+        problem = f"DeepSpeed 0.19 fails on it with {request.ranks} ranks"
+        faults.append(Fault("--offload-parameters", problem, "use cpu", "nvme"))
     if request.offload_parameters != "none" and request.zero_stage < 3:
         faults.append(
             Fault("--offload-parameters", "needs stage 3", "use stage 3", request.offload_parameters)

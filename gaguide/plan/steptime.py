@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gaguide.model import Memory, TokenFlops, estimate_memory, flops_per_token
-from gaguide.model.memory import activation_bytes_per_layer
+from gaguide.model.memory import WEIGHT_BYTES, activation_bytes_per_layer
 from gaguide.plan import hardware
 from gaguide.plan.hardware import GPUS, LINKS
 from gaguide.plan.request import PlanRequest
@@ -101,7 +101,7 @@ def _update(request: PlanRequest, memory: Memory) -> float:
     part = P / request.ranks if request.zero_stage else P
     if request.offload_optimizer == "none":
         return _UPDATE_BYTES * part / (gpu.bandwidth * hardware.MEMORY_SHARE)
-    width = 4 if request.precision == "fp32" else 2
+    width = WEIGHT_BYTES[request.precision]
     moved = (4 + width) * part / (gpu.host * hardware.LINK_SHARE)
     seconds = moved + _UPDATE_BYTES * part * request.gpus / hardware.HOST_BANDWIDTH
     return seconds + 2 * memory.disk * request.gpus / hardware.DISK_BANDWIDTH

@@ -118,6 +118,13 @@ def test_our_deepspeed_files_are_read(path: Path) -> None:
     if "reduce_bucket_size" in zero:
         assert request.bucket == zero["reduce_bucket_size"]
     assert estimate(request).memory.peak > 0
+    offloads = zero.get("offload_optimizer", {}).get("device", "none")
+    assert request.offload_optimizer == offloads
+    assert request.precision == ("autocast" if "torch_autocast" in config else expected_precision(path))
+
+
+def expected_precision(path: Path) -> str:
+    return "fp16" if "fp16" in path.stem else "bf16"
 
 
 def test_a_run_gives_its_batch_and_guided_heads() -> None:
