@@ -166,16 +166,16 @@ def estimate_memory(shape: ModelShape, setup: MemorySetup) -> Memory:
     ends = 2 * entry + (
         setup.tokens * shape.width if shape.dropout else 0
     )  # the last norm's input and output
-    saved, transient = _guidance(shape, setup)
+    guided = guidance_saves(shape, setup)
     if setup.checkpointing:
-        saved = -(-saved // shape.layers)  # of one layer at a time
+        guided = -(-guided // shape.layers)  # of one layer at a time
     return Memory(
         **_states(shape, setup),
         activations=shape.layers * (entry if setup.checkpointing else layer) + ends,
         recomputed=layer if setup.checkpointing else 0,
         # Cross-entropy's backward: log-probabilities, their gradient and the logits' gradient, all fp32.
         logits=3 * _FULL * setup.tokens * shape.vocab,
-        guidance=saved + transient,
+        guidance=guided + _guidance_works_in(shape, setup),
     )
 
 
@@ -237,16 +237,20 @@ def _offloaded(states: dict[str, int], setup: MemorySetup, gradients: int) -> di
     return moved
 
 
-def _guidance(shape: ModelShape, setup: MemorySetup) -> tuple[int, int]:
-    """(saved for backward over all guided layers, transient in one layer), in bytes.
+def guidance_saves(shape: ModelShape, setup: MemorySetup) -> int:
+    """Bytes saved for backward over all guided layers, beside those of an unguided layer.
 
-    Saved: the guided heads' output and a number per row in fp32, and the other heads' output beside the
-    joined one. Transient: fp32 q, k, v of guided heads with their gradients, and three blocks of rows of H.
+    The guided heads' output in fp32 and the other heads' output, while the joined output is saved as ever.
     """
-    if not setup.guided_heads or not setup.guided_layers:
-        return 0, 0
     guided = setup.guided_heads * shape.head_width
     rest = shape.heads * shape.head_width - guided
-    saved = setup.tokens * (4 * guided + 4 * setup.guided_heads + rest * _PRODUCT_BYTES[setup.precision])
-    blocks = 3 * 4 * setup.micro_batch * setup.guided_heads * setup.row_block * setup.block_length
-    return saved * setup.guided_layers, setup.tokens * guided * 4 * 6 + blocks
+    if not guided:
+        return 0
+    per_token = _FULL * guided + rest * _PRODUCT_BYTES[setup.precision]
+    return setup.tokens * per_token * setup.guided_layers
+
+
+def _guidance_works_in(shape: ModelShape, setup: MemorySetup) -> int:
+    """Bytes of one layer that come and go: q, k, v and their gradients in fp32, three blocks of rows of H."""
+    blocks = 3 * _FULL * setup.micro_batch * setup.guided_heads * setup.row_block * setup.block_length
+    return setup.tokens * setup.guided_heads * shape.head_width * 6 * _FULL + blocks

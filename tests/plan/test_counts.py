@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfi
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gaguide.errors import UserError
+from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
 from gaguide.model import MemorySetup, estimate_memory, flops_per_token, scratch_config, shape_of
-from gaguide.model.memory import Precision, activation_bytes_per_layer
+from gaguide.model.memory import Precision, activation_bytes_per_layer, guidance_saves
 from gaguide.model.sizes import SIZES
 
 _IDS = {"bos_token_id": 0, "eos_token_id": 0}
@@ -121,6 +124,15 @@ def test_a_layer_saves_the_bytes_that_are_counted(
     assert counted == pytest.approx(saved[1] - saved[0], rel=0.005)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_guidance_saves_the_bytes_that_are_counted(heads: int, precision: Precision) -> None:
+    plain = MemorySetup(2, 128, precision=precision)
+    guided = replace(plain, guided_heads=heads, guided_layers=1)
+    more = [saved_bytes(small(GPT2, n), guided) - saved_bytes(small(GPT2, n), plain) for n in (1, 2)]
+    assert more[1] - more[0] == guidance_saves(shape_of(small(GPT2)), guided)
+
+
 @pytest.mark.parametrize("stage, per_parameter", [(0, 16), (1, 4 + 12 / 8), (2, 2 + 14 / 8), (3, 16 / 8)])
 def test_model_states_are_those_of_the_zero_paper(stage: int, per_parameter: float) -> None:
     """Figure 1 of arXiv:1910.02054 counts gradients in 16 bits; we add them up in 32 from stage 2 on."""
@@ -138,7 +150,10 @@ def skeleton_parameters(config: PretrainedConfig) -> int:
 
 
 def saved_bytes(config: PretrainedConfig, setup: MemorySetup) -> int:
-    """Bytes of all storages that autograd keeps after a forward pass, without the model's own."""
+    """Bytes of all storages that autograd keeps after a forward pass, without the model's own.
+
+    The first `guided_heads` heads of every layer are guided.
+    """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setup.precision]
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
@@ -151,7 +166,12 @@ def saved_bytes(config: PretrainedConfig, setup: MemorySetup) -> int:
         return tensor
 
     ids_BT = torch.zeros(setup.micro_batch, setup.block_length, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with ExitStack() as stack:
+        if setup.guided_heads:
+            words = TokenSet("words", frozenset({0}))
+            plan = GuidancePlan((Assignment(words, tuple(range(setup.guided_heads))),))
+            stack.enter_context(guide(model, plan))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         output = model(input_ids=ids_BT, use_cache=False)
     assert output.logits.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
