@@ -46,8 +46,39 @@ def run(
     ranks: Annotated[int | None, typer.Option(min=1, help="Ranks of each cell.")] = None,
     cell: Annotated[str | None, typer.Option(help="Only this cell.")] = None,
     before: Annotated[str, typer.Option(help="Words put before each command, e.g. 'nice -n 10'.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take; run nothing.")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU that --dry-run plans for.")] = "a100-80",
+    slurm: Annotated[bool, typer.Option("--slurm", help="Hand each cell in as a job of Slurm.")] = False,
+    gpus_per_node: Annotated[int | None, typer.Option(help="With --slurm: GPUs of a job.")] = None,
+    time: Annotated[str, typer.Option(help="With --slurm: time limit of a job.")] = "12:00:00",
+    partition: Annotated[str | None, typer.Option(help="With --slurm: partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="With --slurm: account.")] = None,
+    setup: Annotated[
+        list[str] | None, typer.Option(help="With --slurm: shell command before the start. Repeatable.")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="With --slurm: further option of sbatch. Repeatable.")
+    ] = None,
 ) -> None:
     """Train and evaluate the cells that are not done, then compare. Fields follow as --field VALUE."""
+    if dry_run or slurm:
+        grid = _grid(file, context.args, ranks or gpus_per_node)
+        if dry_run:
+            from gaguide.study.plan import print_plan
+
+            print_plan(grid, gpu)
+            return
+        from gaguide.study.slurm import SlurmOptions, submit_study
+
+        options = SlurmOptions(
+            gpus_per_node, time, partition, account, tuple(setup or ()), tuple(sbatch or ())
+        )
+        for name, job in submit_study(grid, options).items():
+            typer.echo(f"job {job}: {name}")
+        typer.echo(f"logs: {grid.folder / 'slurm'}; then: gaguide study status|collect {file}")
+        return
     from gaguide.study.collect import collect as collect_study
     from gaguide.study.collect import write_progress
     from gaguide.study.run import Runner

@@ -30,7 +30,7 @@ class Pair:
     @property
     def tasks(self) -> list[str]:
         """Tasks that both answered on the same examples."""
-        both = [name for name in self.now.examples if name in self.before.examples]
+        both = [n for n in self.now.examples if n in self.before.examples and self.now.examples[n].outcomes]
         return [n for n in both if self.now.examples[n].ids == self.before.examples[n].ids]
 
 

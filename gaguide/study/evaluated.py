@@ -134,15 +134,22 @@ def _measured(record: Mapping[str, Any], when: str) -> dict[str, float]:
 
 
 def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
-    outcomes: dict[str, list[float]] = {}
-    for row in rows:
-        name = {"classification": "class_loss", "sequence_prob": "loss"}.get(row["kind"], row["kind"])
-        outcomes.setdefault(name, []).append(row["value"])
-        if row["kind"] == "classification":
-            outcomes.setdefault("acc", []).append(row["predicted"] == row["answer_index"])
-            outcomes.setdefault("acc_norm", []).append(row["predicted_norm"] == row["answer_index"])
     return TaskExamples(
         tuple(row["id"] for row in rows),
         tuple(row["prompt"] for row in rows),
-        {name: np.asarray(values, float) for name, values in outcomes.items()},
+        {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
     )
+
+
+def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """By metric; none for generated numbers, which may be missing."""
+    kind, values = rows[0]["kind"], [row["value"] for row in rows]
+    if kind == "classification":
+        return {
+            "class_loss": values,
+            "acc": [row["predicted"] == row["answer_index"] for row in rows],
+            "acc_norm": [row["predicted_norm"] == row["answer_index"] for row in rows],
+        }
+    if kind == "perplexity":  # blocks of nearly equal length: nats a token, each block
+        return {"loss": [row["value"] / sum(row["continuation_tokens"]) for row in rows]}
+    return {} if kind == "numeric" else {"loss" if kind == "sequence_prob" else kind: values}

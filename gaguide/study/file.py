@@ -115,6 +115,8 @@ class StudyConfig(_Section):
     """A run's `data` section."""
     pretrain: PretrainSection | None = None
     """Train base models from random weights first, one a size and seed; null starts from pretrained ones."""
+    data_tokens: PositiveInt | None = None
+    """Training tokens that the data has, about: for --dry-run before it is built."""
     tokens: PositiveInt | None = None
     """Training tokens of a cell; null leaves the length to `train.epochs` or `train.steps`."""
     train: dict[str, Any] = {}

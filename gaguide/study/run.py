@@ -126,8 +126,10 @@ class Runner:
         code, wall, cpu = self._process(command, log, self._environment(cell, port))
         state = state.with_stage(stage, wall, cpu)
         if code != 0:
-            ended = "was stopped" if self._stopping.is_set() else f"ended with code {code}"
-            kept: State = "pending" if self._stopping.is_set() else "failed"
+            # 75: training was told to stop, saved, and goes on the next time.
+            stopped = self._stopping.is_set() or code == 75
+            ended = "was stopped" if stopped else f"ended with code {code}"
+            kept: State = "pending" if stopped else "failed"
             return replace(state, state=kept, error=f"{stage} {ended}; {log}:\n{tail(log)}")
         return state
 

@@ -1,0 +1,73 @@
+"""Finished cells with made-up answers, in the files that training and evaluation write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from gaguide.evaluate.examples import Example
+from gaguide.evaluate.load import TaskData
+from gaguide.evaluate.metrics import chance_level, score_example, summarize
+from gaguide.evaluate.results import Results, TaskResult
+from gaguide.evaluate.task import Task
+from gaguide.evaluate.write import write_results
+from gaguide.log import write_json
+from gaguide.model import SIZES, scratch_config
+from gaguide.study.grid import Cell, Grid
+from gaguide.study.state import CellState, write_state
+
+TASK = "quiz"
+
+
+def finish(
+    grid: Grid,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    margin: Callable[[Cell, int], float],
+    loss: Callable[[Cell], float],
+) -> None:
+    """Give every cell of `grid` its files; `margin` is log p(answer) − log p(other) of a cell's example."""
+    for cell in grid.cells:
+        folder = grid.path(cell)
+        (folder / "model").mkdir(parents=True)
+        if cell.run is not None:
+            config = scratch_config(SIZES[cell.size], len(tokenizer), None)
+            config.save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
+            _summary(cell, folder, loss)
+        if cell.model is not None:
+            margins = [margin(cell, at) for at in range(len(prompts))]
+            _evaluation(folder / "evaluation", prompts, margins)
+        write_state(
+            folder, CellState("done", None, grid.evaluation, None, {"train": {"wall": 2.0, "cpu": 1.5}})
+        )
+
+
+def _summary(cell: Cell, folder: Path, loss: Callable[[Cell], float]) -> None:
+    def measured(lm_loss: float, attention: float) -> dict[str, object]:
+        head = {"layer": 1, "head": 0, "pattern": "contrast", "attention": attention}
+        return {"lm_loss": lm_loss, "guided_attention": attention, "per_head": [head], "blocks": 4}
+
+    ends = {"before": measured(6.0, 0.02), "after": measured(loss(cell), 0.9)}
+    write_json(folder / "summary.json", {"validation": ends, "tokens": 100, "fingerprints": {"data": "d"}})
+
+
+def _evaluation(folder: Path, prompts: Sequence[str], margins: Sequence[float]) -> None:
+    examples = [Example(str(at), (prompt,), (" yes", " no"), 0) for at, prompt in enumerate(prompts)]
+    scored = [
+        score_example("classification", example, (margin, 0.0), (1, 1))
+        for example, margin in zip(examples, margins, strict=True)
+    ]
+    task = Task(name=TASK, kind="classification")
+    data = TaskData(task, "classification", "made up", None, tuple(examples), ())
+    result = TaskResult(
+        data, summarize("classification", scored), chance_level("classification", examples), tuple(scored)
+    )
+    write_results(
+        Results(
+            "model", {TASK: result}, {"dtype": "fp32", "limit": None, "device": "cpu"}, 1, {"total": 1.0}, {}
+        ),
+        folder,
+    )

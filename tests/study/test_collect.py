@@ -1,0 +1,109 @@
+"""From finished cells to tables: the right cells are paired, and what they show is found."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from gaguide.data.embedded import train_embedded_tokenizer
+from gaguide.study.collect import collect
+from gaguide.study.file import load_study
+from gaguide.study.grid import Cell, Grid, make_grid
+from gaguide.study.records import HELD_OUT, StudyRecords, read_study
+from tests.study.cells import TASK, finish
+
+PROMPTS = [f"The {at}th value is {'not ' if at % 2 else ''}bound, so it is" for at in range(60)]
+# With "not", the guided column is right in all odd examples; without it, as the control.
+SIZES = ["pico", "nano", "micro", "tiny"]
+
+
+def margin(cell: Cell, at: int) -> float:
+    """The control is right in every third example; each size in more; guidance helps where "not" stands."""
+    known = at % 3 == 0 or at < 12 * SIZES.index(cell.size)
+    helped = cell.experiment == "1-negation" and at % 2 == 1
+    jitter = 0.01 * (cell.seed or 0)
+    return (1.0 if known or helped else -1.0) + jitter
+
+
+def loss(cell: Cell) -> float:
+    return (
+        5.0
+        - 0.2 * SIZES.index(cell.size)
+        + 0.03 * (cell.experiment == "1-negation")
+        + 0.001 * (cell.seed or 0)
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, StudyRecords]:
+    folder = tmp_path_factory.mktemp("collect")
+    file = folder / "study.yaml"
+    tree = {
+        "name": "made-up", "output": str(folder / "out"), "sizes": SIZES, "seeds": [0, 1],
+        "experiments": ["original", "finetuned", "1-negation"], "data": {"shards": "embedded"},
+        "pretrain": {"tokens": 10_000}, "tokens": 10_000, "train": {"global_batch": 4}, "tasks": ["demo"],
+        "measure": "1-negation",
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(tree))
+    grid = make_grid(load_study(file, {}))
+    finish(grid, train_embedded_tokenizer(600), PROMPTS, margin, loss)
+    return grid, collect(grid)
+
+
+def test_the_files_hold_what_was_collected(found: tuple[Grid, StudyRecords]) -> None:
+    grid, records = found
+    assert read_study(grid.folder) == records
+    assert {cell.state for cell in records.cells} == {"done"}
+    tiny = next(cell for cell in records.cells if cell.size == "tiny" and cell.role == "tuned")
+    assert tiny.parameters == 600 * 128 + 256 * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128
+    assert (tiny.wall_seconds, tiny.cpu_seconds, tiny.fingerprints["data"]) == (2.0, 1.5, "d")
+
+
+def test_columns_are_compared_on_the_same_examples_and_seed(found: tuple[Grid, StudyRecords]) -> None:
+    _, records = found
+    rows = {
+        (row.level, row.size, row.experiment, row.baseline, row.seed, row.metric): row
+        for row in records.comparisons
+        if row.task == TASK
+    }
+    one = rows["seed", "pico", "1-negation", "finetuned", 0, "acc"]
+    # Right before: 20 of 60 (every third). Odd ones beside them: 30 odd − 10 odd multiples of three.
+    assert (one.helped, one.hurt, one.baseline_value) == (20, 0, pytest.approx(20 / 60))
+    assert one.p_exact == pytest.approx(2 / 2**20)
+    assert one.improved is True
+    over = rows["seeds", "pico", "1-negation", "finetuned", None, "acc"]
+    assert over.difference == pytest.approx(20 / 60) and over.seeds == 2
+    assert rows["seed", "pico", "finetuned", "original", 1, "acc"].difference == 0
+    assert not any(row.experiment == row.baseline for row in records.comparisons)
+    lm = next(r for r in records.comparisons if (r.task, r.baseline) == (HELD_OUT, "original"))
+    assert (lm.baseline_value, lm.level, lm.p_holm) == (6.0, "seeds", lm.p)
+
+
+def test_gain_is_found_where_the_words_are(found: tuple[Grid, StudyRecords]) -> None:
+    _, records = found
+    gains = {
+        (row.size, row.words): row
+        for row in records.gains
+        if (row.baseline, row.metric, row.experiment) == ("finetuned", "acc", "1-negation")
+    }
+    assert gains["pico", "with"].gain == pytest.approx(20 / 30)
+    assert gains["pico", "without"].gain == 0
+    assert gains["pico", "with"].examples == gains["pico", "without"].examples == 30
+    share = next(r for r in records.shares if (r.lexicon, r.mode) == ("contrast", "words"))
+    assert (share.containing, share.examples) == (30, 60)
+    pico = [row for row in records.changes if (row.size, row.baseline) == ("pico", "finetuned")]
+    helped = [row for row in pico if (row.correct or 0) > (row.baseline_correct or 0)]
+    assert len(helped) == 20 and all(row.contains == ["contrast"] for row in helped)
+
+
+def test_attention_loss_and_scaling(found: tuple[Grid, StudyRecords]) -> None:
+    _, records = found
+    heads = [row for row in records.attention if row.size == "pico"]
+    assert {(row.experiment, row.guided) for row in heads} >= {("finetuned", False), ("1-negation", True)}
+    assert all((row.before, row.after) == (0.02, 0.9) for row in heads)
+    cost = next(r for r in records.losses if (r.size, r.baseline) == ("nano", "finetuned"))
+    assert cost.difference == pytest.approx(0.03) and cost.baseline_loss == pytest.approx(4.8005)
+    verdicts = {(row.experiment, row.task, row.metric): row.verdict for row in records.verdicts}
+    assert verdicts["finetuned", TASK, "acc"] == "positive"
+    assert verdicts["finetuned", HELD_OUT, "lm_loss"] == "positive"
+    assert verdicts["original", HELD_OUT, "lm_loss"] == "flat"
