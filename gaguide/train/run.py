@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from gaguide.checkpoint import STATE_TAG, CheckpointStore, Written, export_model, write_engine
+from gaguide.checkpoint import STATE_TAG, Checkpoint, CheckpointStore, Written, export_model, write_engine
+from gaguide.checkpoint.resize import load_resized
 from gaguide.config import dump_config
 from gaguide.data import rank_micro_batches
 from gaguide.data.background import BackgroundBuild
@@ -141,11 +142,7 @@ class Trainer:
         self.watchdog.mark(0, "loading a checkpoint", patience=4)
         found = self.store.newest(self.job.identity)
         if found is not None:
-            raise_together(lambda: self._fits(found.world_size, found.zero_stage))
-            loaded, _ = self.engine.load_checkpoint(str(self.store.path(found.step)), STATE_TAG)
-            if loaded is None:
-                raise RuntimeError(f"DeepSpeed found nothing to load in {self.store.path(found.step)}")
-            restore_offloaded(self.engine, self.store.path(found.step) / STATE_TAG, self.world)
+            self._load(found)
             self.done = found.step
             self.skips.forget()
         if self.world.is_main:
@@ -162,17 +159,22 @@ class Trainer:
         if found is None:
             self._validate(0)
 
-    def _fits(self, world_size: int, zero_stage: int) -> None:
-        if (world_size, zero_stage) != (self.world.size, self.job.zero_stage):
-            raise UserError(
-                Fault(
-                    "output",
-                    f"holds checkpoints of {world_size} ranks at ZeRO stage {zero_stage}; this is a run of "
-                    f"{self.world.size} ranks at stage {self.job.zero_stage}",
-                    "go on with the same ranks and stage, or choose another output folder",
-                    self.job.run.output,
+    def _load(self, found: Checkpoint) -> None:
+        """The state of a checkpoint, whatever ranks and stage wrote it."""
+        folder = self.store.path(found.step)
+        if (found.world_size, found.zero_stage) == (self.world.size, self.job.zero_stage):
+            loaded, _ = self.engine.load_checkpoint(str(folder), STATE_TAG)
+            if loaded is None:
+                raise RuntimeError(f"DeepSpeed found nothing to load in {folder}")
+        else:
+            if self.world.is_main:
+                say(
+                    f"the checkpoint of step {found.step} is of {found.world_size} ranks at ZeRO stage "
+                    f"{found.zero_stage}: its state is dealt out anew to {self.world.size} at stage "
+                    f"{self.job.zero_stage}"
                 )
-            )
+            load_resized(self.engine, folder / STATE_TAG, found.zero_stage)
+        restore_offloaded(self.engine, folder / STATE_TAG, self.world)
 
     def steps_left(self) -> range:
         """Optimizer steps to do, counted from 1."""

@@ -1,4 +1,4 @@
-"""A disk that fills up under two real ranks: one message on all of them, nothing lost, nothing half-written."""
+"""A disk that fills up under two real ranks: one message on all of them, nothing lost or half-written."""
 
 from __future__ import annotations
 
@@ -56,11 +56,12 @@ def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
     for line in (output / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 
-    # Room is made by keeping fewer: the same command goes on, to the last step.
+    # Room is made, and the run keeps fewer: it goes on to the last step, here on one rank instead of two.
     for name in steps[1:-1]:
         subprocess.run(["rm", "-r", str(output / "checkpoints" / name)], check=True)
     shorter = ["1" if text == "9" else text for text in arguments]
-    done = run_ranks(TRAIN, shorter)
+    done = run_ranks(TRAIN, shorter, ranks=1)
+    assert "its state is dealt out anew to 1 at stage 2" in done.stdout, done.stdout
     assert f"resuming after step {newest} of 12" in done.stdout, done.stdout
     assert done.returncode == 0, done.stdout
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(1, 13))

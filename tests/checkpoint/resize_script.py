@@ -1,0 +1,58 @@
+"""Run on every rank by test_resize.py: runs that go on from copies of others' checkpoints, in one process group.
+
+Arguments: shards, folder, names. A name is a precision and a stage (`fp32-2`): that run, whole; or
+`fp32-2-on-1>fp32-3`: what follows of the run in that folder, from its step 3.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from gaguide.config import EMBEDDED, load_config
+from gaguide.dist import World, barrier, start, stop
+from gaguide.train.preflight import prepare
+from gaguide.train.run import train
+
+HALVES = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}, "fp32": {}}
+SETTINGS = {
+    "data.block_length": "32",
+    "model.dropout": "0.0",
+    "train.global_batch": "4",
+    "train.steps": "6",
+    "train.log_every": "1",
+    "train.warmup_steps": "2",
+    "validation.blocks": "4",
+    "checkpoint.every": "3",
+    "checkpoint.keep": "2",
+}
+
+
+def run(world: World, shards: str, output: Path, kind: str) -> None:
+    """Train `kind` (`fp32-2`: precision and stage) in `output`, from what is there to the end."""
+    precision, stage = kind.split("-")
+    settings = {"zero_optimization": {"stage": int(stage)}} | HALVES[precision]
+    ds_json = output.parent / f"{output.name}-rank{world.rank}.json"
+    ds_json.write_text(json.dumps(settings))
+    overrides = SETTINGS | {"data.shards": shards, "output": str(output)}
+    train(prepare(load_config(EMBEDDED, overrides), ds_json, world), world)
+
+
+def main(shards: str, folder: str, names: str) -> None:
+    world = World.from_environment()
+    start(world)
+    for name in names.split(","):
+        source, _, target = name.partition(">")
+        output = Path(folder) / f"{name.replace('>', '-to-')}-on-{world.size}"
+        if target and world.is_main:
+            origin = Path(folder) / source
+            shutil.copytree(origin, output, ignore=shutil.ignore_patterns("step-00000006", "model", "*.lock"))
+        barrier()
+        run(world, shards, output, target or source)
+    stop()
+
+
+if __name__ == "__main__":
+    main(*[argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")])
