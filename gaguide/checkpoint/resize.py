@@ -25,7 +25,7 @@ def load_resized(engine: Any, folder: Path, zero_stage: int) -> None:
         raise UserError(
             Fault(
                 "output",
-                "holds checkpoints of other ranks or another ZeRO stage; with NVMe offload these cannot change",
+                "holds checkpoints of other ranks or another ZeRO stage; with NVMe they cannot change",
                 "go on with the same ranks and stage, or without NVMe in both runs",
                 str(folder.parent.parent),
             )

@@ -1,4 +1,4 @@
-"""Run on every rank by test_resize.py: runs that go on from copies of others' checkpoints, in one process group.
+"""Run on every rank by test_resize.py: runs that go on from copies of others' checkpoints, in one launch.
 
 Arguments: shards, folder, names. A name is a precision and a stage (`fp32-2`): that run, whole; or
 `fp32-2-on-1>fp32-3`: what follows of the run in that folder, from its step 3.
