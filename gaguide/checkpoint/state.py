@@ -82,7 +82,6 @@ class SavedState:
                 if moment in state:
                     self._pieces[at, moment] = [[state[moment].flatten()]]
         self.steps = _count(optimizer["state"].values())
-        self.untrained = {name: module[name] for name in module if name not in self.places}
 
     def _read_cut_groups(self, model: dict[str, Any], optimizers: list[dict[str, Any]]) -> None:
         self.places = {}
@@ -101,8 +100,6 @@ class SavedState:
                 if all(moment in state.get(group, {}) for state in states):
                     self._pieces[group, moment] = [[state[group][moment]] for state in states]
         self.steps = _count(states[0].values())
-        module = model["module"]
-        self.untrained = {name: module[name] for name in module if name not in self.places}
 
     def _read_cut_parameters(self, models: list[dict[str, Any]], optimizers: list[dict[str, Any]]) -> None:
         self.places = {}
@@ -117,10 +114,6 @@ class SavedState:
             if all(state and all(moment in group for group in state.values()) for state in states):
                 self._pieces[0, moment] = [[state[at][moment] for at in sorted(state)] for state in states]
         self.steps = _count(states[0].values())
-        self.untrained = {}
-        for name, shape in (models[0]["frozen_param_shapes"] or {}).items():
-            fragments = [model["frozen_param_fragments"][name].flatten() for model in models]
-            self.untrained[name] = torch.cat(fragments)[: shape.numel()].reshape(shape)
 
 
 def _read(path: str) -> dict[str, Any]:
