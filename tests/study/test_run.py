@@ -1,0 +1,133 @@
+"""A study runs: real processes, failures that stay where they are, what is done is skipped, jobs of Slurm."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gaguide.data.embedded import train_embedded_tokenizer
+from gaguide.errors import UserError
+from gaguide.study.file import load_study
+from gaguide.study.grid import Grid, make_grid
+from gaguide.study.records import read_study
+from gaguide.study.run import Runner
+from gaguide.study.slurm import SlurmOptions, submit_study
+from gaguide.study.state import read_state
+from tests.study.cells import finish
+from tests.support.ranks import rank_environment
+
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "sizes": ["pico"],
+    "experiments": ["original", "finetuned", "1-negation"],
+    "data": {"shards": "embedded", "block_length": 32},
+    "pretrain": {"tokens": 512},
+    "tokens": 384,
+    "train": {"global_batch": 4, "log_every": 1},
+    "measure": "1-negation",
+    "validation": {"blocks": 4},
+    "tasks": ["synthetic-order"],
+    "evaluate": {"limit": 6},
+    "ds_config": "ds_configs/zero0.json",
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, "output": str(folder / "out"), **changes}))
+    return file
+
+
+def grid(folder: Path, **changes: Any) -> Grid:
+    return make_grid(load_study(write(folder, **changes), {}))
+
+
+def test_a_failure_keeps_its_log_and_blocks_only_what_starts_from_it(tmp_path: Path) -> None:
+    made = grid(tmp_path, data={"shards": str(tmp_path / "nowhere"), "block_length": 32})
+    told: list[tuple[str, str]] = []
+    runner = Runner(made, 1, finished=lambda cell, state: told.append((cell.role, state.state)))
+    states = runner.run(made.cells)
+    base = states[made.cells[0].id]
+    assert base.state == "failed" and base.error is not None
+    assert "ended with code 2" in base.error and "nowhere" in base.error.splitlines()[-2]
+    assert told == [("base", "failed"), ("original", "blocked"), ("tuned", "blocked"), ("tuned", "blocked")]
+    assert (made.path(made.cells[0]) / "train.log").read_text().startswith("$ ")
+    assert base.total("cpu") is not None and read_state(made, made.cells[1]).state == "blocked"
+
+
+def test_what_is_done_is_skipped_and_other_tasks_are_evaluated_anew(tmp_path: Path) -> None:
+    made = grid(tmp_path)
+    finish(made, train_embedded_tokenizer(300), ["a", "b"], lambda cell, at: 1.0, lambda cell: 5.0)
+    before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*.json")}
+    assert {state.state for state in Runner(made).run(made.cells).values()} == {"done"}
+    assert before == {path: path.stat().st_mtime_ns for path in made.folder.rglob("*.json")}
+    other = grid(tmp_path, tasks=["demo"])
+    assert {cell.role: read_state(other, cell).state for cell in other.cells} == {
+        "base": "done", "original": "pending", "tuned": "pending",
+    }  # fmt: skip
+
+
+def test_jobs_of_slurm_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to sbatch, by one that notes it: scripts that bash can read, in the right order."""
+    calls, tools = tmp_path / "calls", tmp_path / "bin"
+    tools.mkdir()
+    note = f'#!/bin/bash\necho "$@" >> {calls}\nwc -l < {calls}\n'
+    (tools / "sbatch").write_text(note)
+    (tools / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    made = grid(tmp_path)
+    jobs = submit_study(made, SlurmOptions(gpus=4, time="01:00:00", setup=("module load cuda",)))
+    lines = calls.read_text().splitlines()
+    assert list(jobs.values()) == ["1", "2", "3", "4"]
+    assert "--dependency" not in lines[0] and all("--dependency=afterok:1" in line for line in lines[1:])
+    script = Path(lines[-1].split()[-1])
+    text = script.read_text()
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    for wanted in ("--gpus-per-node=4", "--time=01:00:00", "--signal=B:TERM@", "module load cuda || exit"):
+        assert wanted in text
+    # The study that the job reads is this one, as resolved.
+    named = re.search(r"study run (\S+) --cell (\S+)", text)
+    assert named is not None
+    again = make_grid(load_study(Path(named[1]), {}))
+    assert [cell.id for cell in again.cells] == [cell.id for cell in made.cells]
+    assert again.cell(named[2]).experiment == "1-negation"
+    with pytest.raises(UserError, match="--time"):
+        submit_study(made, SlurmOptions(time="soon"))
+
+
+@pytest.mark.stress
+def test_a_study_that_is_killed_goes_on_and_ends_in_tables(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    command = [sys.executable, "-c", "from gaguide.cli import main; main()", "study"]
+    environment = rank_environment()
+
+    def study(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *words], env=environment, capture_output=True, text=True, timeout=400
+        )
+
+    first = subprocess.Popen([*command, "run", str(file), "--jobs", "2"], env=environment)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob("out/cells/*/metrics.jsonl")):
+        assert time.monotonic() < until and first.poll() is None
+        time.sleep(0.1)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 130
+    done = study("run", str(file), "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = read_study(tmp_path / "out")
+    assert [cell.state for cell in records.cells] == ["done"] * 4
+    assert {row.experiment for row in records.comparisons} == {"finetuned", "1-negation"}
+    assert records.attention and records.losses and not list(tmp_path.glob("out/cells/*/checkpoints"))
+    again = study("run", str(file))
+    assert "4 of 4 cells are done" in again.stdout
+    assert "4 ✓ done" in study("status", str(file)).stdout
