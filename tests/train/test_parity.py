@@ -48,6 +48,24 @@ def test_same_losses_as_zero0_on_two_ranks(curves: dict[str, list[dict]], name: 
         assert ours["guided_attention"] == pytest.approx(reference["guided_attention"], rel=2e-4)
 
 
+@pytest.mark.stress
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_same_losses_at_every_stage_on_one_rank_and_on_four(
+    embedded_shards: Path, tmp_path: Path, curves: dict[str, list[dict]], ranks: int
+) -> None:
+    """Every ZeRO stage, split and whole batches, with and without checkpointing; reference: ZeRO-0 on two."""
+    names = ["zero0", "zero1", "zero2", "zero3", "accumulated", "checkpointed"]
+    done = run_ranks(SCRIPT, [str(embedded_shards), str(tmp_path), ",".join(names), "0.0"], ranks)
+    assert done.returncode == 0, done.stdout
+    for name in names:
+        records = read_metrics(tmp_path / name / "metrics.jsonl")
+        assert len(records) == 6
+        for ours, reference in zip(records, curves["zero0"]):
+            for curve in CURVES:
+                expected = None if reference[curve] is None else pytest.approx(reference[curve], rel=2e-5)
+                assert ours[curve] == expected, (name, ours["step"], curve)
+
+
 def test_weight_zero_is_plain_fine_tuning_to_the_last_bit(curves: dict[str, list[dict]]) -> None:
     for measured, plain in zip(curves["weight0"], curves["finetuned"]):
         assert measured["loss"] == measured["lm_loss"] == plain["lm_loss"]
