@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -24,7 +25,8 @@ from tests.support.ranks import REPOSITORY
 
 _PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "pdsh": "pdsh"}
 _PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-_PREFIX = "gag"  # of the namespaces' names; then the process that made them
+_PREFIX = "gag"  # of the namespaces' names; then the process that made them, and which of its networks
+_networks = itertools.count()
 
 # The host's first process. Debian's way: a host's own name is a loopback address to itself.
 _INIT = """
@@ -214,7 +216,8 @@ def hosts(count: int, folder: Path) -> Iterator[Hosts]:
     )
     if tried.returncode:
         pytest.skip(f"this machine makes no namespaces ({tried.stderr.strip()})")
-    switch = f"{_PREFIX}{os.getpid()}-sw"
+    network = f"{_PREFIX}{os.getpid()}-{next(_networks)}"
+    switch = f"{network}-sw"
     made: list[Host] = []
     try:
         _ip("netns", "add", switch)
@@ -225,7 +228,7 @@ def hosts(count: int, folder: Path) -> Iterator[Hosts]:
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True, timeout=30
         )
         for at in range(count):
-            made.append(_host(at, count, folder, switch))
+            made.append(_host(at, count, folder, network))
         for host in made:
             _wait_for_sshd(host)
         yield Hosts(made, switch, folder)
@@ -237,8 +240,9 @@ def hosts(count: int, folder: Path) -> Iterator[Hosts]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def _host(at: int, count: int, folder: Path, switch: str) -> Host:
-    name, namespace, own = f"node{at}", f"{_PREFIX}{os.getpid()}-{at}", folder / f"node{at}"
+def _host(at: int, count: int, folder: Path, network: str) -> Host:
+    name, namespace, own = f"node{at}", f"{network}-{at}", folder / f"node{at}"
+    switch = f"{network}-sw"
     address = f"10.77.0.{at + 1}"
     _ip("netns", "add", namespace)
     _ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", f"p{at}", "netns", switch)
