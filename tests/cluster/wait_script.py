@@ -1,0 +1,20 @@
+"""A rank that does nothing but meet the others, under the watchdog of training: OUTPUT TIMEOUT."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from gaguide.dist import World, all_reduce_sum, start
+from gaguide.train.watchdog import Watchdog
+
+output, timeout = Path(sys.argv[1]), float(sys.argv[2])
+world = World.from_environment()
+start(world)
+with Watchdog(output, world, timeout, lambda reason: print(reason, flush=True)) as watchdog:
+    for step in range(1, 1_000_000):
+        watchdog.mark(step, "adding up")
+        all_reduce_sum(torch.ones(1))
+        print(f"step {step}", flush=True)
+        time.sleep(0.05)
