@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from gaguide.checkpoint.writing import STATE_TAG
@@ -23,11 +26,16 @@ SWAPPED = "swapped.json"
 
 
 def export_model(
-    checkpoint: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, output: Path
+    checkpoint: Path,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    check: bool = False,
 ) -> None:
     """Write model (safetensors, fp32) and tokenizer to `output`, replacing an older export whole.
 
-    `checkpoint`: a folder whose hashes have been verified; its state is pickled.
+    `checkpoint`: a folder whose hashes have been verified; its state is pickled. `check` reads the export
+    again, compares its tensors' names and runs a forward pass before it takes its place.
     """
     state = full_state(checkpoint)
     with torch.device("meta"):
@@ -43,11 +51,33 @@ def export_model(
     model.config.use_cache = True
     hidden = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
-    model.save_pretrained(hidden)
+    model.save_pretrained(hidden, max_shard_size="5GB")
     tokenizer.save_pretrained(hidden)
+    if check:
+        names = state.keys() - tied
+        del state, model  # the check needs room for a whole model
+        check_export(hidden, names)
     if output.exists():
         shutil.rmtree(output)
     hidden.rename(output)
+
+
+def check_export(folder: Path, names: Collection[str]) -> None:
+    """Raise `RuntimeError` unless the folder holds exactly `names`, loads without gaps, and computes."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found += file.keys()
+    if sorted(found) != sorted(names):
+        raise RuntimeError(f"the export holds {len(found)} tensors, the checkpoint {len(names)}")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, gaps = loaded
+    if any(gaps.values()):
+        raise RuntimeError(f"the export does not load whole: {gaps}")
+    with torch.inference_mode():
+        logits = model.eval()(input_ids=torch.arange(8)[None]).logits
+    if not torch.isfinite(logits).all():
+        raise RuntimeError("the exported model computes numbers that are not finite")
 
 
 def full_state(checkpoint: Path) -> dict[str, torch.Tensor]:

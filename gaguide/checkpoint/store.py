@@ -1,8 +1,8 @@
 """The checkpoints of a run: `checkpoints/step-NNNNNNNN/`, complete whenever they are visible.
 
 Every rank writes into one hidden folder, flushes and hashes what it wrote; when all have succeeded, rank 0
-writes the manifest, renames the folder and replaces the pointer `latest`. A crash or a full disk at any
-moment leaves the older checkpoints as they were.
+writes the manifest, renames the folder and replaces the pointers `latest` and `best`. A crash or a full
+disk at any moment leaves the older checkpoints as they were.
 """
 
 from __future__ import annotations
@@ -36,13 +36,36 @@ class Checkpoint:
     world_size: int
     zero_stage: int
     files: dict[str, str]
+    lm_loss: float | None = None
+    """Held-out language-model loss at that step, where it was measured."""
+
+
+def read_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """A checkpoint's manifest (None where it is unreadable) and what is wrong with its files, in words."""
+    try:
+        checkpoint = Checkpoint(**json.loads((folder / MANIFEST).read_text("utf-8")))
+        if not checkpoint.files or not isinstance(checkpoint.identity, dict):
+            raise ValueError("it lists no files or no identity")
+        checkpoint.files.items()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return None, [f"its manifest cannot be read ({error})"]
+    return checkpoint, verify_files(folder, checkpoint.files)
+
+
+def held_out_loss(folder: Path) -> float | None:
+    """The loss in a checkpoint's manifest, without looking at its files."""
+    try:
+        loss = json.loads((folder / MANIFEST).read_text("utf-8"))["lm_loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(loss) if isinstance(loss, (int, float)) else None
 
 
 class CheckpointStore:
     """Saves, finds and prunes the checkpoints below one folder (shared by all ranks)."""
 
-    def __init__(self, folder: Path, world: World, keep: int) -> None:
-        self.folder, self.world, self.keep = folder, world, keep
+    def __init__(self, folder: Path, world: World, keep: int, keep_best: int = 0) -> None:
+        self.folder, self.world, self.keep, self.keep_best = folder, world, keep, keep_best
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step`."""
@@ -52,8 +75,19 @@ class CheckpointStore:
         """Steps with a checkpoint, ascending."""
         return sorted(int(path.name[5:]) for path in self.folder.glob("step-*") if path.name[5:].isdigit())
 
+    def best(self) -> list[int]:
+        """Steps whose held-out loss is known, lowest first; the earlier one of equals."""
+        losses = {step: held_out_loss(self.path(step)) for step in self.steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        return sorted(known, key=lambda step: (known[step], step))
+
     def save(
-        self, step: int, identity: dict[str, Any], zero_stage: int, write: Callable[[Path], Written]
+        self,
+        step: int,
+        identity: dict[str, Any],
+        zero_stage: int,
+        lm_loss: float | None,
+        write: Callable[[Path], Written],
     ) -> None:
         """Save on all ranks: `write(folder)` puts this rank's state into the hidden folder.
 
@@ -67,7 +101,7 @@ class CheckpointStore:
         written = write(hidden)
         hashes = self._together(hidden, lambda: _sealed(written, hidden))
         merged = {name: digest for part in hashes for name, digest in part.items()}
-        checkpoint = Checkpoint(step, identity, self.world.size, zero_stage, merged)
+        checkpoint = Checkpoint(step, identity, self.world.size, zero_stage, merged, lm_loss)
         self._together(hidden, lambda: self._publish(hidden, checkpoint))
 
     def _make(self, hidden: Path) -> None:
@@ -83,8 +117,12 @@ class CheckpointStore:
         hidden.rename(self.path(checkpoint.step))
         sync_folder(self.folder)
         write_text(self.folder / "latest", self.path(checkpoint.step).name + "\n")
+        best = self.best()[: self.keep_best]
+        if best:
+            write_text(self.folder / "best", self.path(best[0]).name + "\n")
         for old in [old for old in self.steps() if old <= checkpoint.step][: -self.keep]:
-            shutil.rmtree(self.path(old))
+            if old not in best:
+                shutil.rmtree(self.path(old))
 
     def _together(self, hidden: Path, part: Callable[[], T]) -> list[T]:
         """Run a part of a save on every rank; one rank's full or broken disk ends the save on all."""
@@ -133,7 +171,7 @@ class CheckpointStore:
 
     def _search(self, identity: dict[str, Any]) -> tuple[Checkpoint | None, Fault | None]:
         for step in reversed(self.steps()):
-            checkpoint, problems = self.read(step)
+            checkpoint, problems = read_checkpoint(self.path(step))
             if checkpoint is None or problems:
                 aside = self.folder / f"damaged-{self.path(step).name}"
                 shutil.rmtree(aside, ignore_errors=True)
@@ -154,18 +192,6 @@ class CheckpointStore:
                 )
             return checkpoint, None
         return None, None
-
-    def read(self, step: int) -> tuple[Checkpoint | None, list[str]]:
-        """The checkpoint after `step` (None where its manifest is unreadable) and what is wrong with it."""
-        folder = self.path(step)
-        try:
-            checkpoint = Checkpoint(**json.loads((folder / MANIFEST).read_text("utf-8")))
-            if not checkpoint.files or not isinstance(checkpoint.identity, dict):
-                raise ValueError("it lists no files or no identity")
-            checkpoint.files.items()
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            return None, [f"its manifest cannot be read ({error})"]
-        return checkpoint, verify_files(folder, checkpoint.files)
 
 
 def _sealed(written: Written, hidden: Path) -> dict[str, str]:

@@ -21,6 +21,9 @@ from gaguide.checkpoint.verify import hash_file
 STATE_TAG = "state"
 """Tag of DeepSpeed's files inside a checkpoint folder."""
 
+MODEL = "model"
+"""Folder of the model's configuration and the tokenizer inside a checkpoint folder."""
+
 
 @dataclass
 class Written:

@@ -18,9 +18,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: a user's mistake prints one message and exits with code 2, without a traceback."""
-    from gaguide.cli import attention, data, doctor, eval, lexicon, plan, report, study, submit
+    from gaguide.cli import attention, checkpoint, data, doctor, eval, lexicon, plan, report, study, submit
 
-    for module in (data, lexicon, attention, eval, plan, study, report, submit, doctor):
+    for module in (data, lexicon, attention, checkpoint, eval, plan, study, report, submit, doctor):
         module.register(app)
     try:
         app()

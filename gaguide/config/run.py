@@ -220,6 +220,8 @@ class CheckpointSection(_Section):
     """Steps between two checkpoints; 0 saves after the last step only."""
     keep: PositiveInt = 2
     """Newest checkpoints kept."""
+    keep_best: NonNegativeInt = 0
+    """Beside these, the checkpoints with the lowest held-out loss kept; best names the first of them."""
 
 
 class RunConfig(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -70,6 +71,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     frozen: tuple[str, ...] | None = ()
     if bare is not None and run.train.freeze:
         frozen = check(partial(_frozen, bare, run, plan))
+    check(lambda: _best_is_measured(run))
     check.raise_faults()
     assert batch and corpus and model and deepspeed and output
     total = run.train.steps or steps_for_epochs(
@@ -144,6 +146,23 @@ def _embedded() -> Path:
         raise UserError(
             Fault("data.shards", problem, "set XDG_CACHE_HOME to a folder you can write to")
         ) from None
+
+
+def _best_is_measured(run: RunConfig) -> None:
+    """Keeping the best needs checkpoints at whose step the held-out loss is measured."""
+    if not run.checkpoint.keep_best:
+        return
+    both = math.lcm(run.validation.every, run.checkpoint.every)  # 0 where either is
+    if both == 0 or (run.train.steps is not None and both >= run.train.steps):
+        raise UserError(
+            Fault(
+                "checkpoint.keep_best",
+                "no validation before the last step falls on a checkpoint "
+                f"(validation.every {run.validation.every}, checkpoint.every {run.checkpoint.every})",
+                "let one of them be a multiple of the other, and smaller than the number of steps",
+                run.checkpoint.keep_best,
+            )
+        )
 
 
 def _writable(output: Path) -> Path:

@@ -17,7 +17,15 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from gaguide.checkpoint import STATE_TAG, Checkpoint, CheckpointStore, Written, export_model, write_engine
+from gaguide.checkpoint import (
+    MODEL,
+    STATE_TAG,
+    Checkpoint,
+    CheckpointStore,
+    Written,
+    export_model,
+    write_engine,
+)
 from gaguide.checkpoint.resize import load_resized
 from gaguide.config import dump_config
 from gaguide.data import rank_micro_batches
@@ -131,8 +139,11 @@ class Trainer:
         self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
         self.preemption, self.watchdog = preemption, watchdog
         self.skips = SkippedSteps(engine, job.run.train.max_skipped_steps, job.precision)
-        self.store = CheckpointStore(job.output / "checkpoints", world, job.run.checkpoint.keep)
+        self.store = CheckpointStore(
+            job.output / "checkpoints", world, job.run.checkpoint.keep, job.run.checkpoint.keep_best
+        )
         self.done = 0
+        self.validated: tuple[int, float | None] = (-1, None)
         self.metrics: MetricsFile | None = None
         self.validations: MetricsFile | None = None
         self.clock = _Clock()
@@ -283,6 +294,7 @@ class Trainer:
     def _validate(self, step: int) -> None:
         mark = partial(self.watchdog.mark, step, "validating")
         measured = validate(self.engine, self.guidance, self.job, self.world, mark)
+        self.validated = (step, measured.lm_loss)
         if self.validations is not None:
             self.validations.append({"step": step, **measured.as_record()})
             attention = (
@@ -292,12 +304,18 @@ class Trainer:
 
     def _save(self) -> None:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
-        self.store.save(self.done, self.job.identity, self.job.zero_stage, self._write_state)
+        step, loss = self.validated
+        loss = loss if step == self.done else None
+        self.store.save(self.done, self.job.identity, self.job.zero_stage, loss, self._write_state)
 
     def _write_state(self, folder: Path) -> Written:
         written = write_engine(self.engine, folder)
         written.files += written.attempt(save_swapped, self.engine, folder / STATE_TAG, self.world) or []
         if self.world.is_main:
+            # An export needs no more than this folder.
+            for part in (self.job.model.config, self.job.corpus.tokenizer):
+                written.attempt(part.save_pretrained, folder / MODEL)
+            written.files += [path for path in (folder / MODEL).rglob("*") if path.is_file()]
             for records in (self.metrics, self.validations):
                 # Records that a full disk did not take are tried again; after a checkpoint none are owing.
                 written.attempt(records.flush) if records is not None else None

@@ -29,6 +29,7 @@ def write_summary(job: Job, world: World) -> None:
             "world_size": world.size,
             "zero_stage": job.zero_stage,
             "validation": {"before": _measured(validations[0]), "after": _measured(validations[-1])},
+            "best_checkpoint": _best(job),
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
             "fingerprints": {
                 "run": job.fingerprint,
@@ -47,3 +48,8 @@ def _measured(record: dict[str, Any]) -> dict[str, Any]:
         "per_head": record["per_head"],
         "blocks": record["sequences"],
     }
+
+
+def _best(job: Job) -> str | None:
+    pointer = job.output / "checkpoints" / "best"
+    return pointer.read_text("utf-8").strip() if pointer.exists() else None

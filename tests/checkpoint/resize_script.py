@@ -27,6 +27,8 @@ SETTINGS = {
     "validation.blocks": "4",
     "checkpoint.every": "3",
     "checkpoint.keep": "2",
+    "checkpoint.keep_best": "1",
+    "validation.every": "3",
 }
 
 

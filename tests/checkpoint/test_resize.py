@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from gaguide.cli.checkpoint import checkpoints
+from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from tests.support.ranks import run_ranks
 
@@ -36,14 +43,73 @@ def check(folder: Path, source: str, target: str, ranks: int) -> None:
             assert mine[curve] == close, (source, target, ranks, mine["step"], curve)
 
 
-def test_stages_turn_into_each_other(embedded_shards: Path, tmp_path: Path) -> None:
-    """Two ranks; a change of ranks is in test_disk_full.py, all pairs are in the stress suite."""
-    pairs = [("fp32-2-on-2", "fp32-3"), ("fp32-2-on-2", "fp32-0"), ("bf16-3-on-2", "bf16-1")]
-    names = ["fp32-2", "bf16-3", *(f"{source}>{target}" for source, target in pairs)]
-    printed = go_on(embedded_shards, tmp_path, 2, names)
-    assert printed.count("its state is dealt out anew to 2 at stage") == len(pairs)
-    for source, target in pairs:
-        check(tmp_path, source, target, 2)
+PAIRS = [("fp32-2-on-2", "fp32-3"), ("fp32-2-on-2", "fp32-0"), ("bf16-3-on-2", "bf16-1")]
+
+
+@pytest.fixture(scope="module")
+def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs on two ranks and what follows of them at other stages, all in one launch."""
+    folder = tmp_path_factory.mktemp("resize")
+    names = ["fp32-2", "bf16-3", *(f"{source}>{target}" for source, target in PAIRS)]
+    printed = go_on(embedded_shards, folder, 2, names)
+    assert printed.count("its state is dealt out anew to 2 at stage") == len(PAIRS)
+    return folder
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_stages_turn_into_each_other(runs: Path, source: str, target: str) -> None:
+    """A change of ranks is in test_disk_full.py, all pairs are in the stress suite."""
+    check(runs, source, target, 2)
+
+
+def test_checkpoints_are_listed_verified_and_exported(runs: Path, tmp_path: Path) -> None:
+    """The export of either stage is the model that the run itself exported, to the last bit."""
+    command = CliRunner()
+    for name in ("fp32-2-on-2", "fp32-2-on-2-to-fp32-3-on-2"):
+        output = tmp_path / name
+        listed = command.invoke(checkpoints, ["list", str(runs / name), "--json"])
+        found = json.loads(listed.stdout)["checkpoints"]
+        assert [(each["step"], each["latest"], each["best"]) for each in found] == [
+            (3, False, False),
+            (6, True, True),
+        ]
+        assert all(each["whole"] and each["world_size"] == 2 and each["lm_loss"] > 1 for each in found)
+        assert [each["zero_stage"] for each in found] == [2, 3 if "to" in name else 2]
+        done = command.invoke(
+            checkpoints, ["export", str(runs / name), "--step", "best", "--output", str(output)]
+        )
+        assert done.exit_code == 0, done.output
+        ours, theirs = (load_file(path / "model.safetensors") for path in (output, runs / name / "model"))
+        assert ours.keys() == theirs.keys() and "lm_head.weight" not in ours
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (
+        json.loads((runs / "fp32-2-on-2" / "summary.json").read_text())["best_checkpoint"] == "step-00000006"
+    )
+
+
+def test_nothing_of_a_damaged_checkpoint_is_unpickled(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "fp32-2-on-2" / "checkpoints" / "step-00000006", tmp_path / "step-00000006")
+    canary = tmp_path / "executed"
+    (victim, *_) = (tmp_path / "step-00000006" / "state").glob("*optim_states.pt")
+    torch.save({"optimizer_state_dict": _Touch(str(canary))}, victim)
+    command = CliRunner()
+    done = command.invoke(checkpoints, ["verify", str(tmp_path / "step-00000006")])
+    assert done.exit_code == 1 and f"{victim.name} is damaged" in done.stdout
+    done = command.invoke(
+        checkpoints, ["export", str(tmp_path / "step-00000006"), "--output", str(tmp_path / "model")]
+    )
+    assert isinstance(done.exception, UserError) and "is damaged" in str(done.exception)
+    assert not canary.exists() and not (tmp_path / "model").exists()
+
+
+class _Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
 
 
 @pytest.mark.stress

@@ -1,0 +1,89 @@
+"""`gaguide checkpoint list|verify|export`: what a run saved, whether it is whole, as a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+checkpoints = typer.Typer(help="What a run has saved.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(checkpoints, name="checkpoint")
+
+
+@checkpoints.command("list")
+def list_checkpoints(
+    run: Annotated[Path, typer.Argument(help="A run's output folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """The checkpoints of a run: step, size, whether whole, ranks, ZeRO stage, held-out loss."""
+    from gaguide.checkpoint.folder import describe_checkpoints
+
+    found = describe_checkpoints(run)
+    if as_json:
+        typer.echo(json.dumps({"checkpoints": [each.as_record() for each in found]}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step", "size", "whole", "ranks", "ZeRO", "held-out loss", "")
+    for each in found:
+        table.add_row(
+            str(each.step),
+            f"{each.size / 1e6:,.1f} MB",
+            "yes" if not each.problems else "; ".join(each.problems),
+            str(each.world_size or "?"),
+            "?" if each.zero_stage is None else str(each.zero_stage),
+            "" if each.lm_loss is None else f"{each.lm_loss:.4f}",
+            ", ".join(name for name in ("latest", "best") if getattr(each, name)),
+        )
+    Console().print(table)
+
+
+@checkpoints.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run's output folder, or one checkpoint's.")],
+) -> None:
+    """Compare every file with its hash; the exit code is 1 where a checkpoint is damaged."""
+    from gaguide.checkpoint.folder import describe_checkpoints
+
+    found = describe_checkpoints(folder)
+    for each in found:
+        typer.echo(f"step {each.step}: {'; '.join(each.problems) or f'whole, {each.files} files'}")
+    raise typer.Exit(1 if any(each.problems for each in found) else 0)
+
+
+@checkpoints.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run's output folder, or one checkpoint's.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    step: Annotated[str, typer.Option(help="latest, best, or a step's number.")] = "latest",
+) -> None:
+    """A folder for AutoModelForCausalLM.from_pretrained: safetensors in fp32, and the tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    from gaguide.checkpoint import MODEL, export_model
+    from gaguide.checkpoint.folder import choose
+    from gaguide.errors import Fault, UserError
+
+    transformers_logging.disable_progress_bar()
+    if output.exists():
+        raise UserError(Fault("--output", "exists", "name another folder", str(output)))
+    # Its hashes hold, so what is pickled in it may be read.
+    chosen = choose(folder, step)
+    source = chosen.path / MODEL
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        export_model(chosen.path, config, tokenizer, output, check=True)
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise UserError(Fault("--output", problem, "name another folder", str(output))) from None
+    typer.echo(f"step {chosen.step} → {output}: its tensors are counted, a forward pass is finite")
