@@ -39,7 +39,8 @@ class MemorySetup:
     passes in a step. guided_heads: in each guided layer; guided_layers: how many those are. row_block: query
     rows that guidance makes at once. fused_attention: False where SDPA writes the attention matrix (on a CPU
     with dropout). bucket: elements of ZeRO's reduce bucket. gather: elements of its all-gather bucket.
-    live_parameters: most parameters that stage 3 holds gathered.
+    kept_parameters: most that stage 3 keeps
+    gathered from one use to the next.
     """
 
     micro_batch: int
@@ -57,7 +58,7 @@ class MemorySetup:
     offload_parameters: Offload = "none"
     bucket: int = 50_000_000
     gather: int = 50_000_000
-    live_parameters: int = 500_000_000
+    kept_parameters: int = 500_000_000
     overlap: bool = False
 
     @property
@@ -201,7 +202,10 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     update = _FULL * part if stage else 0
     if stage == 2 and not full:
         update = 2 * _FULL * min(part, shape.head_matrix)
-    gathered = width_bytes * min(P, setup.live_parameters) if stage == 3 and setup.ranks > 1 else 0
+    gathered = 0
+    if stage == 3 and setup.ranks > 1:  # kept for backward, at use, fetched ahead
+        at_use = max(shape.block_parameters, shape.head_matrix)
+        gathered = width_bytes * min(P, setup.kept_parameters + at_use + setup.gather)
     if setup.precision == "autocast":  # the matrices in 16 bits, for forward and backward
         gathered = 2 * (shape.layers * shape.block_matrices + shape.head_matrix)
     states = {

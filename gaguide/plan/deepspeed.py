@@ -40,7 +40,7 @@ def with_deepspeed(
         overlap=bool(zero.get("overlap_comm", stage == 3)),
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         gather=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
-        live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
+        kept_parameters=_kept(zero),
     )
 
 
@@ -61,3 +61,11 @@ def _resolve(config: dict[str, Any], request: PlanRequest, run: RunConfig | None
         width=request.model.width,
     )
     return resolve_deepspeed(config, batch, side, device)
+
+
+def _kept(zero: Mapping[str, Any]) -> int:
+    """DeepSpeed keeps what is used again within the reuse distance (twice what lies behind it in the model),
+    and what its prefetcher has come across within the limit of live parameters.
+    """
+    reuse = int(zero.get("stage3_max_reuse_distance", 1_000_000_000))
+    return max(reuse // 2, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))

@@ -41,7 +41,7 @@ class PlanRequest:
     overlap: bool | None = None
     bucket: int = 50_000_000
     gather: int = 50_000_000
-    live_parameters: int = 500_000_000
+    kept_parameters: int = 500_000_000
 
     @property
     def ranks(self) -> int:
@@ -72,7 +72,7 @@ class PlanRequest:
             offload_parameters=self.offload_parameters,
             bucket=self.bucket,
             gather=self.gather,
-            live_parameters=self.live_parameters,
+            kept_parameters=self.kept_parameters,
             overlap=self.zero_stage == 3 if self.overlap is None else self.overlap,
         )
 

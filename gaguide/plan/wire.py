@@ -50,8 +50,11 @@ def collectives(shape: ModelShape, setup: MemorySetup) -> tuple[Collective, ...]
             Collective("gradients", "all_reduce", often * width * P, often * buckets, setup.overlap),
             Collective("updated weights", "all_gather", width * P, 2),
         )
-    # What was gathered for forward is still there for backward, up to the limit of live parameters.
-    gathered = times * width * (2 * P - min(P, setup.live_parameters))
+    # Forward and backward each gather the weights, and tied embeddings once more each for the output layer.
+    # What is still there from the use before is not gathered again.
+    again = P + (2 * shape.head_matrix if shape.tied else 0)
+    again -= again * min(P, setup.kept_parameters) // P
+    gathered = times * width * (P + again)
     return (
         Collective("weights", "all_gather", gathered, gathered // (width * setup.gather) + 1, setup.overlap),
         Collective("gradients", "reduce_scatter", times * width * P, times * buckets, setup.overlap),
