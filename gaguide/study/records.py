@@ -177,9 +177,10 @@ class LexiconShare:
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean change of `metric` from a baseline, on examples with or without words that the experiment guides to.
+    """Mean change of `metric` from a baseline, on examples with or without words that the column guides to.
 
-    Below 0 is better where `better` is low. Over all seeds; the interval is a bootstrap over examples, None where there are fewer than two.
+    Below 0 is better where `better` is low. Over all seeds; the interval is a bootstrap over
+    examples, None where there are fewer than two.
     """
 
     size: str
