@@ -50,7 +50,8 @@ def main(shards: str, folder: str, names: str) -> None:
         output = Path(folder) / f"{name.replace('>', '-to-')}-on-{world.size}"
         if target and world.is_main:
             origin = Path(folder) / source
-            shutil.copytree(origin, output, ignore=shutil.ignore_patterns("step-00000006", "model", "*.lock"))
+            shutil.copytree(origin, output, ignore=shutil.ignore_patterns("step-00000006", "*.lock"))
+            shutil.rmtree(output / "model")
         barrier()
         run(world, shards, output, target or source)
     stop()
