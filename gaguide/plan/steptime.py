@@ -1,4 +1,4 @@
-"""Time of an optimizer step by a stated model; nothing in here is measured.
+"""Time of an optimizer step by a stated model; its constants are in hardware.py.
 
 compute     matrix products at MATRIX_SHARE of the GPU's peak, plus elementwise work at MEMORY_SHARE of its
             memory bandwidth (roofline: products are bound by arithmetic, the rest by memory)
