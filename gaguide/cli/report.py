@@ -1,4 +1,4 @@
-"""`gaguide report`: runs side by side, on the console and as files."""
+"""`gaguide report`: runs side by side, or a whole study, on the console and as files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gaguide.report import RunRecord, Value
-
-_PAGES = (".html", ".md", ".csv")
+    from gaguide.report.outputs import Reported
 
 
 def register(app: typer.Typer) -> None:
@@ -26,69 +25,96 @@ def register(app: typer.Typer) -> None:
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="Run folders; the first one is the baseline.")
+        list[Path],
+        typer.Argument(metavar="RUN…|STUDY", help="Run folders, the baseline first; or one study's folder."),
     ],
     output: Annotated[
-        list[Path] | None, typer.Option(help="File to write: .html, .md or .csv; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="File to write: .html, .md, .csv, .tex, .png or .svg; may be repeated."),
     ] = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="Write the training curves alone: .png, .svg or .pdf.")
+    formats: Annotated[
+        str | None,
+        typer.Option(help="Further formats beside --output: html,md,csv,latex,png,svg; or all."),
     ] = None,
 ) -> None:
-    """Compare runs: held-out loss, attention on the guided words, task scores, against the first run."""
-    from gaguide.attention.figures import check_figure_path, save_figure
-    from gaguide.report import draw_curves, read_runs
+    """Compare runs (loss, attention on the guided words, tasks, against the first), or report on a study."""
+    from gaguide.log import write_bytes
+    from gaguide.report.outputs import render_report
 
-    outputs = output or []
-    faults = [fault for path in outputs for fault in _check_page(path)]
-    if figure is not None:
-        faults += check_figure_path(figure, "--figure")
-    records: list[RunRecord] = []
+    wanted, faults = _wanted(output or [], formats)
+    records: Reported = []
     try:
-        records = read_runs(runs)
+        records = _read(runs)
     except UserError as error:
         faults += error.faults
-    curves = None if figure is None or faults else draw_curves(records)
-    if figure is not None and not faults and curves is None:
-        faults.append(Fault("--figure", "no run has logged a step yet", "leave it out, or train further"))
     if faults:
         raise UserError(faults)
 
     _print(records)
+    for path, kind in wanted:
+        files = render_report(records, kind, path.stem)
+        if not files:
+            typer.echo(f"nothing to write as {kind}: nothing was measured yet")
+        for name, content in files.items():
+            write_bytes(path.parent / name, content)
+            typer.echo(f"wrote {path.parent / name}")
+
+
+def _wanted(outputs: list[Path], formats: str | None) -> tuple[list[tuple[Path, str]], list[Fault]]:
+    """(path, format) of each thing to write, and what is wrong with what was asked for."""
+    from gaguide.report.outputs import FORMATS
+
+    kinds = {suffix: kind for kind, suffix in FORMATS.items()}
+    faults, wanted = [], []
     for path in outputs:
-        _write(path, records)
-        typer.echo(f"wrote {path}")
-    if figure is not None and curves is not None:
-        save_figure(curves, figure)
-        typer.echo(f"wrote {figure}")
+        if path.suffix.lower() in kinds:
+            wanted.append((path, kinds[path.suffix.lower()]))
+        else:
+            ends = f"end the name in {', '.join(kinds)}"
+            faults.append(Fault("--output", "unknown kind of file", ends, str(path)))
+        if not path.parent.is_dir():
+            problem = "the folder does not exist"
+            faults.append(Fault("--output", problem, "make it, or choose another", str(path)))
+    given = list(FORMATS) if formats == "all" else formats.split(",") if formats else []
+    for kind in (part.strip() for part in given):
+        if kind not in FORMATS:
+            faults.append(Fault("--formats", "no such format", suggestion(kind, FORMATS), kind))
+        elif outputs and kind not in [other for _, other in wanted]:
+            wanted.append((outputs[0].with_suffix(FORMATS[kind]), kind))
+    if given and not outputs:
+        faults.append(Fault("--formats", "needs a name for its files", "add --output report.html"))
+    return wanted, faults
 
 
-def _check_page(path: Path) -> list[Fault]:
-    if path.suffix.lower() not in _PAGES:
-        return [Fault("--output", "unknown kind of file", f"end the name in {', '.join(_PAGES)}", str(path))]
-    if not path.parent.is_dir():
-        return [Fault("--output", "the folder does not exist", "make it, or choose another", str(path))]
-    return []
+def _read(folders: list[Path]) -> Reported:
+    """The study in the only folder, or the runs. Raises `UserError` for all that can't be read."""
+    from gaguide.report import read_runs
+    from gaguide.study.records import STUDY, read_study
+
+    studies = [folder for folder in folders if (folder / STUDY).is_file()]
+    if not studies:
+        return read_runs(folders)
+    if len(folders) > 1:
+        raise UserError(Fault("STUDY", "is reported alone", "give one study, or runs", str(studies[0])))
+    return read_study(studies[0])
 
 
-def _write(path: Path, runs: Sequence[RunRecord]) -> None:
-    from gaguide.log import write_text
-    from gaguide.report import to_csv, to_html, to_markdown
-
-    write = {".html": to_html, ".md": to_markdown, ".csv": to_csv}[path.suffix.lower()]
-    write_text(path, write(runs))
-
-
-def _print(runs: Sequence[RunRecord]) -> None:
+def _print(records: Reported) -> None:
     from rich.console import Console
 
     from gaguide.report import cautions, findings
+    from gaguide.report.study_findings import study_cautions, study_findings
+    from gaguide.study.records import StudyRecords
 
     console = Console()
-    console.print(_table(runs))
-    for sentence in findings(runs):
+    if isinstance(records, StudyRecords):
+        said, careful = study_findings(records), study_cautions(records)
+    else:
+        console.print(_table(records))
+        said, careful = findings(records), cautions(records)
+    for sentence in said:
         console.print(f"• {sentence}", markup=False, highlight=False)
-    for caution in cautions(runs):
+    for caution in careful:
         console.print(f"! {caution}", markup=False, highlight=False, style="yellow")
 
 

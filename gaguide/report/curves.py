@@ -18,7 +18,7 @@ from gaguide.report.records import RunRecord, Validation
 BASELINE = "#8A8A8A"
 COLOURS = ("#D55E00", "#0080C0", "#009E73", "#CC79A7", "#B8860B", "#7A6FD0")
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-_MARKERS = "osD^vP"
+MARKERS = "osD^vP"
 INK = "#1A1B1C"
 """Colour of axes and letters; a page may replace it by its own text colour."""
 
@@ -56,10 +56,10 @@ def draw_curves(runs: Sequence[RunRecord]) -> Figure | None:
             handles.setdefault(run.name, line)
         if key == "guided_attention":
             ax.set_ylim(-0.02, 1.02)
-        _plain(ax, title, "optimizer step")
+        plain_axes(ax, title, "optimizer step")
     names = list(handles)
     figure.legend(
-        [handles[name] for name in names], [_short(name) for name in names], loc="outside lower center",
+        [handles[name] for name in names], [short(name) for name in names], loc="outside lower center",
         ncols=min(len(names), 4), frameon=False, fontsize=9, labelcolor=INK,
     )  # fmt: skip
     return figure
@@ -79,7 +79,7 @@ def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:
         for at, run in enumerate(runs):
             colour, dashes = run_style(at)
             before, after = (_by_layer(value, head, pattern) for value in (run.before, run.after))
-            marker = _MARKERS[at % len(_MARKERS)]
+            marker = MARKERS[at % len(MARKERS)]
             ax.plot(*before, color=colour, marker=marker, markerfacecolor="none",
                     linestyle="none", markersize=6)  # fmt: skip
             if after[0]:
@@ -88,16 +88,17 @@ def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:
                 handles.setdefault(run.name, line)
         ax.set_ylim(-0.04, 1.04)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(ax, f"Head {head}: {pattern}", "layer")
+        plain_axes(ax, f"Head {head}: {pattern}", "layer")
     names = list(handles)
     figure.legend(
-        [handles[name] for name in names], [_short(name) for name in names], loc="outside lower center",
+        [handles[name] for name in names], [short(name) for name in names], loc="outside lower center",
         ncols=min(len(names), 4) or 1, frameon=False, fontsize=9, labelcolor=INK,
     )  # fmt: skip
     return figure
 
 
-def _plain(ax: Axes, title: str, below: str) -> None:
+def plain_axes(ax: Axes, title: str, below: str) -> None:
+    """Title and label in the page's ink, few lines."""
     ax.set_title(title, loc="left", fontsize=10, color=INK)
     ax.set_xlabel(below, fontsize=9, color=INK)
     ax.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
@@ -148,5 +149,6 @@ def _by_layer(validation: Validation | None, head: int, pattern: str) -> tuple[l
     return [layer for layer, _ in known], [attention for _, attention in known]
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 32 else name[:31] + "…"
+def short(name: str, length: int = 32) -> str:
+    """A name cut to what a legend or an axis can hold."""
+    return name if len(name) <= length else name[: length - 1] + "…"

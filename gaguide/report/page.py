@@ -24,17 +24,16 @@ from gaguide.report.records import RunRecord
 
 def to_html(runs: Sequence[RunRecord]) -> str:
     """The whole page."""
-    template = Template((files("gaguide.report") / "page.html").read_text("utf-8"))
     parts = [
-        _list("findings", findings(runs)),
-        _list("cautions", [f"Careful: {text}" for text in cautions(runs)]),
+        list_items("findings", findings(runs)),
+        list_items("cautions", [f"Careful: {text}" for text in cautions(runs)]),
         _comparison(runs),
-        _figure(
+        figure_section(
             draw_curves(runs),
             "Training",
             "Lines: training batches. Circles: held-out text. The first run is grey.",
         ),
-        _figure(
+        figure_section(
             draw_heads(runs),
             "Guided heads",
             "Attention on a head's guided words by layer, held-out text. "
@@ -43,10 +42,17 @@ def to_html(runs: Sequence[RunRecord]) -> str:
         _heads(runs),
         _provenance(runs),
     ]
-    return template.substitute(title="Runs side by side", body="\n".join(part for part in parts if part))
+    return fill("Runs side by side", parts)
 
 
-def _list(kind: str, sentences: Sequence[str]) -> str:
+def fill(title: str, parts: Sequence[str]) -> str:
+    """The page with this title (a text) and these parts (HTML)."""
+    template = Template((files("gaguide.report") / "page.html").read_text("utf-8"))
+    return template.substitute(title=escape(title), body="\n".join(part for part in parts if part))
+
+
+def list_items(kind: str, sentences: Sequence[str]) -> str:
+    """A list of sentences; nothing where there are none."""
     if not sentences:
         return ""
     return f'<ul class="{kind}">' + "".join(f"<li>{escape(text)}</li>" for text in sentences) + "</ul>"
@@ -89,7 +95,8 @@ def _cell(value: Value) -> str:
     return f"<td>{text}</td>"
 
 
-def _figure(figure: Figure | None, title: str, caption: str) -> str:
+def figure_section(figure: Figure | None, title: str, caption: str) -> str:
+    """A figure as inline SVG in the page's text colour; nothing where there is none."""
     if figure is None:
         return ""
     figure.patch.set_alpha(0)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 from itertools import groupby
 
 from gaguide.report.findings import cautions, findings
 from gaguide.report.measures import Measure, Value, interval_text, measures
 from gaguide.report.records import RunRecord
+from gaguide.report.tables import plain
 
 
 def to_markdown(runs: Sequence[RunRecord]) -> str:
     """Findings, then one table with a column for each run; best numbers in bold."""
     lines = ["# Runs side by side", ""]
-    lines += [f"- {_plain(sentence)}" for sentence in findings(runs)]
-    lines += [f"- **Careful:** {_plain(caution)}" for caution in cautions(runs)]
-    lines += ["", _row(["", *(_plain(run.name) for run in runs)]), _row(["---"] * (len(runs) + 1))]
+    lines += [f"- {plain(sentence)}" for sentence in findings(runs)]
+    lines += [f"- **Careful:** {plain(caution)}" for caution in cautions(runs)]
+    lines += ["", _row(["", *(plain(run.name) for run in runs)]), _row(["---"] * (len(runs) + 1))]
     for section, rows in groupby(measures(runs), key=lambda row: row.section):
-        lines.append(_row([f"*{_plain(section)}*", *([""] * len(runs))]))
-        lines += [_row([_plain(row.name), *map(_cell, row.values)]) for row in rows]
+        lines.append(_row([f"*{plain(section)}*", *([""] * len(runs))]))
+        lines += [_row([plain(row.name), *map(_cell, row.values)]) for row in rows]
     lines += ["", "Differences (Δ) are against the first run and not tested. Best numbers are bold.", ""]
     return "\n".join(lines)
 
@@ -44,7 +44,7 @@ def _fields(row: Measure, run: RunRecord, value: Value) -> list[object]:
 
 
 def _cell(value: Value) -> str:
-    text = f"**{value.text}**" if value.best else _plain(value.text)
+    text = f"**{value.text}**" if value.best else plain(value.text)
     if value.change:
         text += f" (Δ {value.change})" if "(" not in value.change else f" [Δ {value.change}]"
     interval = interval_text(value)
@@ -53,10 +53,3 @@ def _cell(value: Value) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: no tables, emphasis, links or HTML from a run's name."""
-    return (
-        re.sub(r"([\\`*_\[\]|#])", r"\\\1", " ".join(text.split())).replace("<", "&lt;").replace(">", "&gt;")
-    )

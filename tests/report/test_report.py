@@ -242,24 +242,30 @@ def test_metrics_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
 
 
 def test_command_prints_and_writes_every_format(pair: list[Path], tmp_path: Path) -> None:
-    outputs = [tmp_path / f"r{suffix}" for suffix in (".html", ".md", ".csv")]
-    figure = tmp_path / "curves.svg"
-    options = [part for path in outputs for part in ("--output", path)]
-    result = _command(*pair, *options, "--figure", figure)
+    result = _command(*pair, "--output", tmp_path / "r.html", "--formats", "all")
     assert result.exit_code == 0, result.output
     assert "+0.0060 (+0.13%)" in result.output
-    assert all(path.stat().st_size > 500 for path in (*outputs, figure))
+    names = {"r.html", "r.md", "r.csv", "r.tex", "r-curves.png", "r-heads.png", "r-curves.svg", "r-heads.svg"}
+    written = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
+    assert written.keys() == names and min(written.values()) > 500
 
 
 def test_command_names_every_mistake_at_once(pair: list[Path], tmp_path: Path) -> None:
     (pair[1] / "summary.json").write_text("{")
     result = _command(
         *pair, tmp_path / "none", tmp_path, "--output", "r.pdf", "--output", tmp_path / "no" / "r.md",
-        "--figure", "c.gif",
+        "--formats", "html,pnk",
     )  # fmt: skip
     assert isinstance(result.exception, UserError)
     problems = [fault.problem for fault in result.exception.faults]
-    for part in ("is not JSON", "is no folder", "no records", "kind of file", "does not exist", "of figure"):
+    for part in (
+        "is not JSON",
+        "is no folder",
+        "no records",
+        "kind of file",
+        "does not exist",
+        "no such format",
+    ):
         assert any(part in problem for problem in problems)
 
 

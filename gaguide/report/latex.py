@@ -1,0 +1,69 @@
+"""Tables as LaTeX that compiles whatever a name contains: no package is needed, every text is escaped."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from gaguide.report.tables import Cell, Table
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "`": "'", '"': "''",
+    "–": "--", "—": "---", "−": "$-$", "→": r"$\rightarrow$", "Δ": r"$\Delta$", "·": r"$\cdot$",
+    "×": r"$\times$", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "†": r"$\dagger$", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """Every table as a `table` environment with a caption and a label, to be \\input into a document."""
+    return "\n".join(map(_table, tables))
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it is; what a plain installation has no letter for becomes its code point."""
+    return "".join(_ESCAPES.get(char) or _letter(char) for char in " ".join(text.split()))
+
+
+def _letter(char: str) -> str:
+    if " " <= char <= "~":
+        return char
+    base = unicodedata.normalize("NFKD", char).encode("ascii", "ignore").decode()
+    return base if base.isalnum() else f"U+{ord(char):04X}"
+
+
+def _table(table: Table) -> str:
+    columns = "l" + "r" * (len(table.header) - 1)
+    lines = [
+        r"\begin{table}[ht]",
+        r"\centering\small",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\hline",
+        _row([latex_text(text) for text in table.header]),
+        r"\hline",
+        *(_row([latex_text(name), *map(_cell, cells)]) for name, cells in table.rows),
+        r"\hline",
+        r"\end{tabular}",
+        rf"\caption{{{latex_text(' '.join(filter(None, [table.title + '.', table.note])))}}}",
+        rf"\label{{tab:{table.name}}}",
+        r"\end{table}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    # An empty group: a first cell that begins with [ or * would be read as an argument of \\ above it.
+    return "{}" + " & ".join(cells) + r" \\"
+
+
+def _cell(cell: Cell) -> str:
+    text = _bold(cell.text, cell.best)
+    if cell.beside is not None:
+        text += f" / {_bold(cell.beside, cell.beside_best)}"
+    return text + (rf" {{\scriptsize {latex_text(cell.small)}}}" if cell.small else "")
+
+
+def _bold(text: str, best: bool) -> str:
+    return rf"\textbf{{{latex_text(text)}}}" if best else latex_text(text)

@@ -1,0 +1,309 @@
+"""A study's records as tables: the paper's Tables 1 and 2, comparisons, verdicts, and the analysis.
+
+Nothing is computed here but averages over heads and the choice of what to show: the statistics stand in the
+records.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from gaguide.report.measures import ABSENT, fixed
+from gaguide.report.tables import Cell, Table
+from gaguide.study.records import HELD_OUT, Comparison, HeadAttention, LossCost, Mean, StudyRecords
+
+SIGNIFICANT = 0.05
+
+
+def sizes(study: StudyRecords) -> list[str]:
+    """The sizes that have numbers, smallest first; before any has, those of the cells."""
+    known = {mean.size: mean.parameters for mean in study.means}
+    if not known:
+        return list(dict.fromkeys(cell.size for cell in study.cells))
+    return sorted(known, key=lambda size: known[size])
+
+
+def experiments(study: StudyRecords) -> list[str]:
+    """The columns, in the study's order."""
+    return list(dict.fromkeys(cell.experiment for cell in study.cells if cell.role != "base"))
+
+
+def main_metrics(study: StudyRecords) -> dict[str, str]:
+    """Task → the metric that its evaluation lists first."""
+    found: dict[str, str] = {}
+    for row in study.means:
+        if row.task != HELD_OUT:
+            found.setdefault(row.task, row.metric)
+    return found
+
+
+def mean_of(study: StudyRecords, size: str, experiment: str, task: str, metric: str) -> Mean | None:
+    """One row of the means; with a single seed its interval is the one over examples."""
+    key = (size, experiment, task, metric)
+    found = next((m for m in study.means if (m.size, m.experiment, m.task, m.metric) == key), None)
+    if found is None or found.seeds > 1 or found.low is not None:
+        return found
+    rows = [r for r in study.results if (r.size, r.experiment, r.task, r.metric) == key]
+    low, high = (rows[0].low, rows[0].high) if len(rows) == 1 else (None, None)
+    return Mean(*key[:1], found.parameters, *key[1:], found.better, found.seeds, found.value, low, high,
+                found.chance, found.paper)  # fmt: skip
+
+
+def size_tables(study: StudyRecords) -> list[Table]:
+    """The paper's Table 1 and Table 2, one for each size: tasks down, columns across."""
+    return [table for size in sizes(study) if (table := _size_table(study, size)).rows]
+
+
+def _size_table(study: StudyRecords, size: str) -> Table:
+    columns, rows, with_paper, one_seed = experiments(study), [], False, False
+    for task, metric in main_metrics(study).items():
+        means = [mean_of(study, size, column, task, metric) for column in columns]
+        known = [mean for mean in means if mean is not None]
+        if not known:
+            continue
+        digits = 3 if max(abs(mean.value) for mean in known) < 100 else 1
+        better = known[0].better
+        ours = [None if mean is None else mean.value for mean in means]
+        papers = [None if mean is None else mean.paper for mean in means]
+        best, paper_best = _best(ours, better, digits), _best(papers, better, 4)
+        with_paper |= any(paper is not None for paper in papers)
+        one_seed |= any(mean.seeds == 1 for mean in known)
+        cells = tuple(
+            Cell(ABSENT) if mean is None else Cell(
+                fixed(mean.value, digits) + _marks(study, size, column, task, metric),
+                at in best,
+                None if mean.paper is None else f"{mean.paper:g}",
+                at in paper_best,
+                _interval(mean.low, mean.high, digits),
+            )
+            for at, (column, mean) in enumerate(zip(columns, means, strict=True))
+        )  # fmt: skip
+        rows.append((_task_name(known[0]), cells))
+    note = [f"Mean over seeds; brackets: 95% interval {'over examples' if one_seed else 'over seeds'}."]
+    note.append("Bold: best of its row.")
+    if with_paper:
+        note.append("Second number: the paper's, its best in bold too.")
+    note.append(
+        f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {SIGNIFICANT:g})."
+    )
+    parameters = next((mean.parameters for mean in study.means if mean.size == size), None)
+    title = size if parameters is None else f"{size} ({parameters:,} parameters)"
+    return Table(f"table-{slug(size)}", title, ("task", *columns), tuple(rows), " ".join(note))
+
+
+def _task_name(mean: Mean) -> str:
+    arrow = {"high": "", "low": ", lower is better"}.get(mean.better or "", "")
+    chance = "" if mean.chance is None else f", chance {mean.chance:.3f}"
+    return f"{mean.task} ({mean.metric}{arrow}{chance})"
+
+
+def _best(values: Sequence[float | None], better: str | None, digits: int) -> set[int]:
+    known = {at: round(value, digits) for at, value in enumerate(values) if value is not None}
+    if better is None or len(set(known.values())) < 2:
+        return set()
+    target = max(known.values()) if better == "high" else min(known.values())
+    return {at for at, value in known.items() if value == target}
+
+
+def _marks(study: StudyRecords, size: str, experiment: str, task: str, metric: str) -> str:
+    return "".join(
+        mark
+        for mark, baseline in (("*", "finetuned"), ("†", "original"))
+        if (row := decisive(study, size, experiment, baseline, task, metric)) is not None
+        and is_significant(row)
+    )
+
+
+def decisive(
+    study: StudyRecords, size: str, experiment: str, baseline: str, task: str, metric: str
+) -> Comparison | None:
+    """The comparison that counts: over seeds where there are several, else that of the one seed."""
+    key = (size, experiment, baseline, task, metric)
+    rows = [
+        row
+        for row in study.comparisons
+        if (row.size, row.experiment, row.baseline, row.task, row.metric) == key
+    ]
+    over = [row for row in rows if row.level == "seeds" and row.seeds > 1]
+    single = [row for row in rows if row.level == "seed"]
+    return over[0] if over else single[0] if len(single) == 1 else None
+
+
+def is_significant(row: Comparison) -> bool:
+    """Whether the corrected p (or the bare one, where there is nothing to correct for) is below 0.05."""
+    p = row.p if row.p_holm is None else row.p_holm
+    return p is not None and p < SIGNIFICANT
+
+
+def comparison_table(study: StudyRecords) -> Table:
+    """Every decisive comparison of a task's main metric, with its test."""
+    rows = []
+    for task, metric in main_metrics(study).items():
+        for size in sizes(study):
+            for baseline in ("finetuned", "original"):
+                for column in experiments(study):
+                    row = decisive(study, size, column, baseline, task, metric)
+                    if row is not None:
+                        name = f"{task} · {size} · {column} against {baseline}"
+                        rows.append((name, _comparison(row)))
+    return Table(
+        "comparisons",
+        "Comparisons on the same examples",
+        ("", "difference", "95% interval", "p", "p, Holm", "test", "helped / hurt"),
+        tuple(rows),
+        "Over seeds where there are several: t-test of the paired differences; else McNemar for accuracies "
+        "and a paired bootstrap for losses. Holm-corrected over the tasks of a size, column and baseline.",
+    )
+
+
+def _comparison(row: Comparison) -> tuple[Cell, ...]:
+    moved = ABSENT if row.helped is None or row.hurt is None else f"{row.helped} / {row.hurt}"
+    return (
+        Cell(fixed(row.difference, 4, "+"), is_significant(row)),
+        Cell(_interval(row.low, row.high, 4) or ABSENT),
+        Cell(p_text(row.p)),
+        Cell(p_text(row.p_holm)),
+        Cell(row.test),
+        Cell(moved),
+    )
+
+
+def verdict_table(study: StudyRecords) -> Table:
+    """How each task moves with size, under each experiment."""
+    columns, rows = experiments(study), []
+    by_key = {(v.task, v.metric, v.experiment): v for v in study.verdicts}
+    for task, metric in main_metrics(study).items():
+        found = [by_key.get((task, metric, column)) for column in columns]
+        if any(found):
+            cells = tuple(
+                Cell(ABSENT) if v is None else Cell(
+                    v.verdict,
+                    v.verdict not in ("flat", "not enough sizes"),
+                    small="" if v.slope is None else f"{fixed(v.slope, 3, '+')} "
+                    + _interval(v.slope_low, v.slope_high, 3)
+                    + (f" p {p_text(v.p_slope if v.p_slope_holm is None else v.p_slope_holm)}"),
+                )
+                for v in found
+            )  # fmt: skip
+            rows.append((f"{task} ({metric})", cells))
+    return Table(
+        "verdicts",
+        "Scaling verdicts",
+        ("task", *columns),
+        tuple(rows),
+        "Small print: slope per tenfold of parameters, its 95% interval, Holm-corrected p. "
+        "Positive: bigger is better (a higher accuracy, a lower loss); inverse: bigger is worse. "
+        "Bold: neither flat nor undecided.",
+    )
+
+
+def loss_table(study: StudyRecords) -> Table:
+    """What guidance costs in held-out language-model loss."""
+    rows = [(f"{row.size} · {row.experiment} against {row.baseline}", _loss(row)) for row in study.losses]
+    header = ("", "loss", "baseline", "difference", "relative", "95% interval", "seeds")
+    note = "Nats a token on held-out text; differences paired by seed, t-interval over seeds."
+    return Table("loss", "Cost in language-model loss", header, tuple(rows), note)
+
+
+def _loss(row: LossCost) -> tuple[Cell, ...]:
+    return (
+        Cell(f"{row.loss:.4f}"),
+        Cell(f"{row.baseline_loss:.4f}"),
+        Cell(fixed(row.difference, 4, "+")),
+        Cell(f"{row.relative:+.2%}"),
+        Cell(_interval(row.low, row.high, 4) or ABSENT),
+        Cell(str(row.seeds)),
+    )
+
+
+def attention_table(study: StudyRecords) -> Table:
+    """Attention of the guided (or measured) heads on their words by layer: before → after."""
+    columns, rows = experiments(study), []
+    for size in sizes(study):
+        found = [row for row in study.attention if row.size == size]
+        for layer in sorted({row.layer for row in found}):
+            cells = tuple(
+                Cell(_before_after(row for row in found if (row.layer, row.experiment) == (layer, column)))
+                for column in columns
+            )
+            rows.append((f"{size} · layer {layer}", cells))
+    unguided = sorted({row.experiment for row in study.attention if not row.guided})
+    note = "Attention mass on a head's words, held-out text, mean over heads and seeds. "
+    note += f"Only measured, not guided: {', '.join(unguided)}." if unguided else ""
+    return Table(
+        "attention", "Attention on the guided words, before → after", ("", *columns), tuple(rows), note
+    )
+
+
+def _before_after(rows: Iterable[HeadAttention]) -> str:
+    listed = list(rows)
+    before, after = attention_means(listed)
+    return ABSENT if before is None or after is None else f"{before:.3f} → {after:.3f}"
+
+
+def attention_means(rows: Sequence[HeadAttention]) -> tuple[float | None, float | None]:
+    """Means before and after, over the heads that saw a guided word."""
+    before = [row.before for row in rows if row.before is not None]
+    after = [row.after for row in rows if row.after is not None]
+    return (fmean(before) if before else None), (fmean(after) if after else None)
+
+
+def share_table(study: StudyRecords, mode: str) -> Table:
+    """Share of each task's examples that contain each lexicon (the paper's 'more than fifty per cent')."""
+    shares = [row for row in study.shares if row.mode == mode]
+    lexicons = list(dict.fromkeys(row.lexicon for row in shares))
+    by_key = {(row.task, row.lexicon): row for row in shares}
+    rows = tuple(
+        (
+            task,
+            tuple(
+                Cell(ABSENT) if row is None
+                else Cell(f"{row.share:.0%}", row.share > 0.5, small=f"{row.containing} of {row.examples}")
+                for row in (by_key.get((task, lexicon)) for lexicon in lexicons)
+            ),
+        )
+        for task in dict.fromkeys(row.task for row in shares)
+    )  # fmt: skip
+    how = {"pieces": "the paper's token pieces", "words": "whole words"}.get(mode, mode)
+    title = f"Examples that contain a lexicon's words ({how})"
+    return Table(f"lexicons-{mode}", title, ("task", *lexicons), rows, "Bold: more than half.")
+
+
+def gain_table(study: StudyRecords) -> Table:
+    """Mean gain over the baseline on examples with, and without, words that the experiment guides to."""
+    pairs: dict[str, dict[str, Cell]] = {}
+    for row in study.gains:
+        if row.metric != main_metrics(study).get(row.task):
+            continue
+        name = f"{row.task} ({row.metric}) · {row.size} · {row.experiment} against {row.baseline}"
+        text = ABSENT if row.gain is None else fixed(row.gain, 4, "+")
+        beyond = row.low is not None and row.high is not None and not row.low <= 0 <= row.high
+        small = " ".join(filter(None, [_interval(row.low, row.high, 4), f"n = {row.examples}"]))
+        pairs.setdefault(name, {})[row.words] = Cell(text, beyond, small=small)
+    rows = tuple((name, (cells.get("with", Cell(ABSENT)), cells.get("without", Cell(ABSENT))))
+                 for name, cells in pairs.items())  # fmt: skip
+    return Table(
+        "gains",
+        "Gain on examples with and without guided words",
+        ("", "with", "without"),
+        rows,
+        "Difference of the metric: for losses, below 0 is better. Brackets: bootstrap over examples, not "
+        "corrected for the number of rows. "
+        "Bold: the interval leaves out 0.",
+    )
+
+
+def _interval(low: float | None, high: float | None, digits: int) -> str:
+    return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"
+
+
+def p_text(p: float | None) -> str:
+    """A p value as people write it."""
+    return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def slug(text: str) -> str:
+    """A name that is safe in files, links and labels."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

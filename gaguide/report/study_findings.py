@@ -1,0 +1,109 @@
+"""A study in sentences: does guidance raise attention, at what loss, does any task move beyond noise?"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from gaguide.report.measures import fixed
+from gaguide.report.study import (
+    attention_means,
+    decisive,
+    experiments,
+    is_significant,
+    main_metrics,
+    sizes,
+)
+from gaguide.study.records import Comparison, StudyRecords
+
+
+def study_findings(study: StudyRecords) -> list[str]:
+    """What the records say, each sentence with its numbers; nothing is said of what was not measured."""
+    return [*_attention(study), *_losses(study), *_tasks(study), *_verdicts(study)]
+
+
+def _attention(study: StudyRecords) -> list[str]:
+    sentences = []
+    for column in experiments(study):
+        rows = [row for row in study.attention if row.experiment == column]
+        before, after = attention_means(rows)
+        if before is None or after is None:
+            continue
+        what = "guided to" if any(row.guided for row in rows) else "only measured on"
+        sentences.append(
+            f"{column}: attention of the heads {what} words went from {before:.3f} to {after:.3f} "
+            f"(mean over heads, {len({row.size for row in rows})} sizes and "
+            f"{len({row.seed for row in rows})} seeds)."
+        )
+    return sentences
+
+
+def _losses(study: StudyRecords) -> list[str]:
+    sentences = []
+    for column in experiments(study):
+        rows = [row for row in study.losses if (row.experiment, row.baseline) == (column, "finetuned")]
+        if not rows:
+            continue
+        parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({row.relative:+.2%})" for row in rows]
+        beyond = [row.size for row in rows if row.low is not None and row.high is not None
+                  and not row.low <= 0 <= row.high]  # fmt: skip
+        noise = f"beyond noise at {', '.join(beyond)}" if beyond else "within noise at every size"
+        sentences.append(f"{column}: held-out loss against finetuned {', '.join(parts)}; {noise}.")
+    return sentences
+
+
+def _tasks(study: StudyRecords) -> list[str]:
+    sentences = []
+    for baseline in ("finetuned", "original"):
+        rows = [
+            row
+            for task, metric in main_metrics(study).items()
+            for size in sizes(study)
+            for column in experiments(study)
+            if (row := decisive(study, size, column, baseline, task, metric)) is not None
+        ]
+        moved = [row for row in rows if is_significant(row)]
+        if rows:
+            listed = "; ".join(map(_moved, moved[:6])) + (" …" if len(moved) > 6 else "")
+            sentences.append(
+                f"Against {baseline}, {len(moved)} of {len(rows)} comparisons of tasks are beyond noise "
+                f"after Holm's correction over tasks{': ' + listed if moved else ''}."
+            )
+    return sentences
+
+
+def _moved(row: Comparison) -> str:
+    better = {True: "better", False: "worse", None: "moved"}[row.improved]
+    return f"{row.task}, {row.size}, {row.experiment} {fixed(row.difference, 3, '+')} ({better})"
+
+
+def _verdicts(study: StudyRecords) -> list[str]:
+    metrics = main_metrics(study)
+    counts = Counter(row.verdict for row in study.verdicts if metrics.get(row.task) == row.metric)
+    if not counts:
+        return []
+    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    return [f"Scaling verdicts over tasks and columns: {listed}."]
+
+
+def study_cautions(study: StudyRecords) -> list[str]:
+    """Cells that are missing, sizes too small to say much, and data that differ between cells."""
+    states = Counter(cell.state for cell in study.cells)
+    cautions = []
+    if unfinished := {state: count for state, count in states.items() if state != "done"}:
+        listed = ", ".join(f"{count} {state}" for state, count in sorted(unfinished.items()))
+        cautions.append(
+            f"Not every cell is done ({listed} of {len(study.cells)}); numbers are of the others."
+        )
+    cautions += [f"{cell.id} failed: {(cell.error or 'no reason kept').strip().splitlines()[-1]}"
+                 for cell in study.cells if cell.state == "failed"]  # fmt: skip
+    for what in ("data", "tokenizer"):
+        known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
+        if len(known) > 1:
+            cautions.append(f"The cells have {len(known)} different fingerprints of their {what}.")
+    largest = max((mean.parameters for mean in study.means), default=0)
+    if 0 < largest < 50_000_000:
+        cautions.append(
+            f"The largest model has {largest:,} parameters: models this small show where attention goes "
+            "and what that costs, hardly what it is good for."
+        )
+    return cautions

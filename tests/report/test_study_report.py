@@ -1,0 +1,252 @@
+"""A study's report from a small study's real files: tables, sentences, formats, and what a browser shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gaguide.cli import report as command
+from gaguide.errors import UserError
+from gaguide.report.latex import latex_text
+from gaguide.report.outputs import render_report, runs_to_latex
+from gaguide.report.records import read_runs
+from gaguide.report.study import (
+    attention_table,
+    decisive,
+    is_significant,
+    main_metrics,
+    mean_of,
+    share_table,
+    size_tables,
+    sizes,
+    verdict_table,
+)
+from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks, millions
+from gaguide.report.study_findings import study_cautions, study_findings
+from gaguide.report.study_page import study_tables, study_to_csv, study_to_html, study_to_markdown
+from gaguide.study.records import HELD_OUT, StudyRecords, read_study
+from tests.report.synthetic import write_run
+from tests.study.sample import sample_study
+from tests.support.browser import Browser, needs_browser
+
+HOSTILE = '</pre><script>alert(1)</script> $x_1^2$ \\input{a} & 100% #1 {~}|*b*[c](d) naïve 日 "q" \''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sample_study(tmp_path_factory.mktemp("study") / "sample", HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> StudyRecords:
+    return read_study(folder)
+
+
+@pytest.fixture(scope="module")
+def hostile(study: StudyRecords) -> StudyRecords:
+    """The same study with a name, experiment, task and error that would be code anywhere."""
+
+    renamed = (("experiment", "1-negation"), ("task", "memo-trap"))
+
+    def rename(rows: tuple) -> tuple:
+        return tuple(
+            replace(row, **{name: HOSTILE for name, old in renamed if getattr(row, name, None) == old})
+            for row in rows
+        )
+
+    tables = (
+        "cells", "results", "means", "comparisons", "verdicts", "shares", "gains", "attention", "losses",
+        "changes",
+    )  # fmt: skip
+    hostile = replace(study, name=HOSTILE, **{name: rename(getattr(study, name)) for name in tables})
+    cells = tuple(replace(cell, error=HOSTILE if cell.error else None) for cell in hostile.cells)
+    return replace(hostile, cells=cells, provenance={HOSTILE: HOSTILE}, study={HOSTILE: [HOSTILE]})
+
+
+def test_a_table_for_each_size_has_the_papers_shape(study: StudyRecords) -> None:
+    tables = size_tables(study)
+    assert [table.title.split(" ")[0] for table in tables] == ["pico", "nano", "micro", "tiny"]
+    assert tables[0].header == ("task", "original", "finetuned", "1-negation", "4-transition")
+    for table in tables:
+        for name, cells in table.rows:
+            numbers = [float(cell.text) for cell in cells]
+            best = max(numbers) if "acc" in name else min(numbers)
+            assert [cell.best for cell in cells] == [number == best for number in numbers]
+    papers = [cell.beside for _, cells in tables[3].rows for cell in cells]
+    assert papers == ["0.7382"] * 4 + [None] * 4
+    assert not any(cell.beside for _, cells in tables[0].rows for cell in cells)
+
+
+def test_best_of_the_papers_numbers_is_marked_apart_from_ours(study: StudyRecords) -> None:
+    papers = {"original": 0.1, "finetuned": 0.3, "1-negation": 0.2, "4-transition": 0.3}
+    means = tuple(
+        replace(mean, paper=papers[mean.experiment]) if mean.task == "memo-trap" else mean
+        for mean in study.means
+    )
+    name, cells = size_tables(replace(study, means=means))[0].rows[0]
+    assert "memo-trap" in name
+    assert [cell.beside_best for cell in cells] == [False, True, False, True]
+
+
+def test_one_seed_has_the_interval_over_examples(study: StudyRecords) -> None:
+    one = tuple(row for row in study.results if row.seed == 0)
+    means = tuple(replace(mean, seeds=1, low=None, high=None) for mean in study.means)
+    single = replace(study, results=one, means=means)
+    found = mean_of(single, "pico", "original", "memo-trap", "acc")
+    row = next(r for r in one if (r.size, r.experiment, r.task) == ("pico", "original", "memo-trap"))
+    assert found is not None and (found.low, found.high) == (row.low, row.high)
+    assert "over examples" in size_tables(single)[0].note
+
+
+def test_only_a_corrected_comparison_over_seeds_earns_a_mark(study: StudyRecords) -> None:
+    assert "*" not in "".join(
+        cell.text for table in size_tables(study) for _, row in table.rows for cell in row
+    )
+    key = ("pico", "1-negation", "finetuned", "memo-trap", "acc")
+    row = decisive(study, *key)
+    assert row is not None and row.level == "seeds" and not is_significant(row)
+    assert not is_significant(replace(row, p=0.01, p_holm=0.2))
+    changed = tuple(replace(other, p_holm=0.001) if other is row else other for other in study.comparisons)
+    marked = replace(study, comparisons=changed)
+    texts = [cell.text for _, cells in size_tables(marked)[0].rows for cell in cells]
+    assert [text.endswith("*") for text in texts] == [False, False, True] + [False] * 5
+    assert any("1 of 8 comparisons" in text and "pico, 1-negation" in text for text in study_findings(marked))
+
+
+def test_sentences_answer_the_studys_questions(study: StudyRecords) -> None:
+    text = " ".join(study_findings(study))
+    assert "1-negation: attention of the heads guided to words went from 0.020 to 0.900" in text
+    assert "finetuned: attention of the heads only measured on words went from 0.020 to 0.030" in text
+    assert "pico +0.0100 (+0.20%)" in text and "beyond noise at pico, nano, micro, tiny" in text
+    assert "Against finetuned, 0 of 8" in text and "4 flat, 4 positive" in text
+    careful = " ".join(study_cautions(study))
+    assert "1 failed of 48" in careful and "the loss is nan at step 7" in careful and "1,060,000" in careful
+
+
+def test_other_tables_say_what_the_records_say(study: StudyRecords) -> None:
+    assert {cell.text for _, cells in verdict_table(study).rows for cell in cells} == {"flat", "positive"}
+    shares = share_table(study, "pieces")
+    assert [(cell.text, cell.best) for cell in shares.rows[0][1]] == [("70%", True), ("15%", False)]
+    layers = dict(attention_table(study).rows)["pico · layer 1"]
+    assert [cell.text for cell in layers] == ["–", "0.020 → 0.030", "0.020 → 0.900", "0.020 → 0.900"]
+    assert main_metrics(study) == {"memo-trap": "acc", "synthetic-contrast": "loss"}
+
+
+def test_csv_keeps_every_digit(study: StudyRecords) -> None:
+    tables = study_to_csv(study)
+    rows = list(csv.DictReader(io.StringIO(tables["results"])))
+    assert [float(row["value"]) for row in rows] == [row.value for row in study.results]
+    assert {row["prompt"] for row in csv.DictReader(io.StringIO(tables["changes"]))} == {HOSTILE}
+    assert {row["slope"] for row in csv.DictReader(io.StringIO(tables["verdicts"]))} == {
+        repr(row.slope) for row in study.verdicts
+    }
+
+
+def test_figures_have_a_line_for_each_column_and_their_intervals(study: StudyRecords) -> None:
+    tasks, loss, attention = draw_tasks(study), draw_loss(study), draw_attention(study)
+    assert tasks is not None and loss is not None and attention is not None
+    assert [text.get_text() for text in tasks.legends[0].get_texts()] == [
+        "original", "finetuned", "1-negation", "4-transition",
+    ]  # fmt: skip
+    means = [mean_of(study, size, "finetuned", HELD_OUT, "lm_loss") for size in sizes(study)]
+    drawn = [list(line.get_ydata()) for line in loss.axes[0].lines]
+    assert [mean.value for mean in means if mean] in drawn
+    assert means[0] is not None and [means[0].low, means[0].high] in drawn
+    labels = [label.get_text() for label in tasks.axes[0].get_xticklabels()]
+    assert labels == ["pico\n92k", "nano\n230k", "micro\n530k", "tiny\n1.06M"]
+    assert [millions(n) for n in (5, 124_439_808, 1_557_611_200)] == ["5", "124M", "1.56B"]
+
+
+def test_an_empty_study_is_reported_as_such(study: StudyRecords) -> None:
+    empty = StudyRecords("new", {}, {}, tuple(replace(cell, state="pending") for cell in study.cells))
+    assert study_tables(empty) == [] and study_findings(empty) == []
+    assert "48 pending of 48" in study_to_html(empty)
+    assert render_report(empty, "png", "r") == {}
+
+
+def test_no_text_becomes_code_in_any_format(hostile: StudyRecords, tmp_path: Path) -> None:
+    page, markdown = study_to_html(hostile), study_to_markdown(hostile)
+    assert "<script" not in page and "<script" not in markdown
+    assert "default-src &#x27;none&#x27;" in page or "default-src 'none'" in page
+    assert not re.search(r"(?:src|href)=[\"'](?!#)", page)
+    for line in markdown.splitlines():
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) >= 3
+
+
+def test_latex_escapes_what_would_be_a_command() -> None:
+    assert latex_text("50% of_a & $b #1 {c} ~ ^ \\x") == (
+        r"50\% of\_a \& \$b \#1 \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}x"
+    )
+    assert latex_text("naïve 日 ≥ †") == r"naive U+65E5 $\geq$ $\dagger$"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex (Debian: texlive-latex-base)")
+def test_latex_compiles_whatever_the_names_are(hostile: StudyRecords, tmp_path: Path) -> None:
+    (tmp_path / "study.tex").write_bytes(render_report(hostile, "latex", "study")["study.tex"])
+    runs = [write_run(tmp_path / "a", HOSTILE), write_run(tmp_path / "b", "b", scores={HOSTILE: 0.5})]
+    (tmp_path / "runs.tex").write_text(runs_to_latex(read_runs(runs)), "utf-8")
+    (tmp_path / "d.tex").write_text(
+        "\\documentclass{article}\\begin{document}\\input{study}\\input{runs}\\end{document}"
+    )
+    call = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "d.tex"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_command_reports_a_study(folder: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    command.register(app)
+    arguments = [str(folder), "--output", str(tmp_path / "s.html"), "--formats", "all"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Against finetuned, 0 of 8" in " ".join(result.output.split())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {
+        "s.html",
+        "s.md",
+        "s.tex",
+        "s-results.csv",
+        "s-verdicts.csv",
+        "s-tasks.png",
+        "s-loss.svg",
+    } <= names
+    result = CliRunner().invoke(app, [str(folder), str(tmp_path)])
+    assert isinstance(result.exception, UserError) and "reported alone" in str(result.exception)
+    result = CliRunner().invoke(app, [str(folder), "--formats", "csv"])
+    assert isinstance(result.exception, UserError) and "needs a name" in str(result.exception)
+
+
+@needs_browser
+def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRecords, tmp_path: Path) -> None:
+    path = tmp_path / "study page.html"
+    path.write_bytes(render_report(hostile, "html", "s")["s.html"])
+    runs = tmp_path / "runs.html"
+    folders = [write_run(tmp_path / "a", HOSTILE), write_run(tmp_path / "b", "b", attention=(0.02, 0.9))]
+    runs.write_bytes(render_report(read_runs(folders), "html", "r")["r.html"])
+    with Browser() as browser:
+        for page in (path, runs):
+            browser.open(page)
+            assert browser.errors == []
+            assert browser.evaluate("document.querySelectorAll('script, img, iframe').length") == 0
+            assert browser.evaluate("document.querySelectorAll('figure svg').length") >= 2
+            assert HOSTILE in browser.evaluate("document.body.textContent")
+            browser.open(page, dark=True, width=390, phone=True)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+            assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+            fill = "figure svg [style*='fill: currentColor']"
+            ink = f'getComputedStyle(document.querySelector("{fill}")).fill'
+            assert browser.evaluate(ink) == "rgb(230, 233, 236)"
+            browser.open(page, dark=True, media="print")
+            assert browser.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+            browser.hover("summary", click=True)
+            assert browser.evaluate("document.querySelector('details').open") is True
