@@ -6,7 +6,7 @@
 Needs the extra lm-eval. Both score the same requests with the same model object, alternating; texts are
 encoded within the time of both, tasks are built and weights loaded before. The bare forward pass is the
 model's body over the distinct tokens (what each example adds to the ones before it) without any mask, score
-or output layer. CASE: memo-trap; disjoint (30 shots, every prompt its own); shared (30 shots, the same for
+or output layer. CASE: memo-trap; disjoint (22 shots, every prompt its own); shared (22 shots, the same for
 all); disjoint-1 and shared-1 (the same with choices of one token, which the harness scores in one pass);
 choices (10 of them). DIR of the data: the folder that holds inverse_scaling/ and prize_csv/.
 """
@@ -41,9 +41,9 @@ Question = tuple[str, list[str]]
 """A prompt and its continuations."""
 
 BATCH_TOKENS = 2048
-SHOTS = 30
+SHOTS = 22
 BATCH_SIZES = {"memo-trap": (8, 16, 32), "choices": (8, 16, 32)}
-LONG_BATCH_SIZES = (1, 2, 8)
+LONG_BATCH_SIZES = (1, 8)
 PROMPTS = {"memo-trap": 240, "choices": 40}
 LONG_PROMPTS = 12
 

@@ -1,8 +1,24 @@
 """deepspeed launch/train.py --deepspeed DS.json [--config RUN.yaml] [--section.field VALUE …]"""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
 from gaguide.train.command import main
 
+if TYPE_CHECKING:
+    from gaguide.dist import World
+    from gaguide.train.evaluating import Evaluation
+    from gaguide.train.job import Job
+
+
+def make_evaluation(job: Job, world: World) -> Evaluation | None:
+    """Training does not know the evaluator: here the two meet."""
+    from gaguide.evaluate import during
+
+    return during.make_evaluation(job, world)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(make_evaluation=make_evaluation))

@@ -13,6 +13,7 @@ from gaguide.config.offload import needed_ops, nvme_folders, offload_device
 from gaguide.config.run import (
     CheckpointSection,
     DataSection,
+    EvaluateSection,
     GuidanceSection,
     ModelSection,
     RunConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "BatchPlan",
     "CheckpointSection",
     "DataSection",
+    "EvaluateSection",
     "GuidanceSection",
     "ModelSection",
     "Precisions",

@@ -224,6 +224,27 @@ class CheckpointSection(_Section):
     """Beside these, the checkpoints with the lowest held-out loss kept; best names the first of them."""
 
 
+class EvaluateSection(_Section):
+    every: NonNegativeInt = 0
+    """Steps between two evaluations, besides one before the first step and one after the last; 0: none."""
+    tasks: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """What `--tasks` of launch/evaluate.py takes."""
+    data: str | None = None
+    """Folder with the data files of named tasks."""
+    limit: PositiveInt | None = None
+    """Only the first examples of each task."""
+    shots: NonNegativeInt | None = None
+    """Demonstrations before every prompt; null takes what the tasks say."""
+    batch_tokens: PositiveInt | None = None
+    """Padded tokens of a batch; null takes 2,048 on a CPU, 16,384 on a GPU."""
+
+    @model_validator(mode="after")
+    def _tasks_and_steps(self) -> EvaluateSection:
+        if bool(self.tasks) != bool(self.every):
+            raise ValueError("give both: every, in steps, and tasks")
+        return self
+
+
 class RunConfig(_Section):
     """A training run."""
 
@@ -241,4 +262,5 @@ class RunConfig(_Section):
     train: TrainSection
     """How to train: give at least `global_batch`, and `steps` or `epochs`."""
     validation: ValidationSection = ValidationSection()
+    evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()

@@ -43,7 +43,12 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     from gaguide.log import say
 
     settings = EvaluateSettings(
-        arguments.batch_tokens, arguments.dtype, arguments.limit, arguments.data, arguments.shots
+        arguments.batch_tokens,
+        arguments.dtype,
+        arguments.limit,
+        arguments.data,
+        arguments.shots,
+        arguments.deepspeed,
     )
     tasks = [name for part in arguments.tasks for name in part.split(",") if name]
     with watched(world):
@@ -91,5 +96,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     parser.add_argument("--limit", type=int, help="only the first N examples of each task")
     parser.add_argument("--shots", type=int, help="demonstrations before every prompt, instead of the tasks'")
+    parser.add_argument(
+        "--deepspeed", type=Path, help="a DeepSpeed JSON of ZeRO stage 3: the model is cut up among the ranks"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser

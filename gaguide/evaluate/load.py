@@ -110,13 +110,16 @@ def find_model_folder(name: str) -> ModelFolder:
     return ModelFolder(name, config, tokenizer)
 
 
+def pretrained_model(folder: ModelFolder, dtype: str) -> Any:
+    """The model as transformers loads it, which picks SDPA where the architecture has it."""
+    return _from_pretrained(
+        AutoModelForCausalLM, "model", folder.name, config=folder.config, dtype=DTYPES[dtype]
+    )
+
+
 def load_model(folder: ModelFolder, dtype: str, device: torch.device) -> Any:
-    """The model in eval mode on `device`; transformers picks SDPA where the architecture has it."""
-    model = _from_pretrained(
-        AutoModelForCausalLM, "model", folder.name,
-        config=folder.config, dtype=DTYPES[dtype],
-    )  # fmt: skip
-    return model.to(device).eval()
+    """The model in eval mode on `device`."""
+    return pretrained_model(folder, dtype).to(device).eval()
 
 
 def _read_task(located: LocatedTask, limit: int | None, positions: int | None, shots: int | None) -> TaskData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from gaguide.evaluate.progress import Progress
 from gaguide.evaluate.results import Results, TaskResult, versions
 from gaguide.evaluate.schedule import Batch, assign
 from gaguide.evaluate.score import Scorer, Scores
+from gaguide.evaluate.sharded import ShardedModel, sharding_config
 from gaguide.evaluate.write import write_results
 from gaguide.log import say
 
@@ -37,6 +38,7 @@ class EvaluateSettings:
     limit: int | None = None
     data: Path | None = None
     shots: int | None = None
+    deepspeed: Path | None = None
 
     def check(self) -> None:
         """Raise `UserError` for values out of range."""
@@ -84,7 +86,7 @@ def evaluate_all(
     data, folders = _read_all(names, tasks, world, settings)
     for warning in (text for task in data for text in task.warnings):
         _tell(world, f"warning: {warning}")
-    budget = settings.batch_tokens or _default_batch_tokens(world.device)
+    budget = settings.batch_tokens or default_batch_tokens(world.device)
     works = plan_work(data, folders, world, budget)
     outputs = [None] * len(names) if output is None else output_folders(output, names)
     results = []
@@ -105,30 +107,43 @@ def _evaluate_one(
     started: float,
 ) -> Results:
     read = time.monotonic()
-    conditions = broadcast(
-        {"model": work.folder.identity, "dtype": settings.dtype, "device": world.device.type, **versions()}
-    )
-    finished = Finished(output, fingerprint(conditions, work.batches), work.batches, world)
+    conditions = {
+        "model": work.folder.identity,
+        "dtype": settings.dtype,
+        "device": world.device.type,
+        "sharded": settings.deepspeed is not None,
+        **versions(),
+    }
+    name = fingerprint(broadcast(conditions), work.batches)
+    finished = Finished(output, name, work.batches, world)
     left = [at for at in range(len(work.batches)) if at not in finished.scores]
     done = 1 - sum(work.batches[at].cost for at in left) / sum(batch.cost for batch in work.batches)
     if len(left) < len(work.batches):
         _tell(world, f"{work.folder.name}: {done:.0%} was finished before, going on from there")
-    loaded, shares = read, finished.shares
+    loaded, shares, held = read, finished.shares, None
     if left:
-        network = raise_together(lambda: load_model(work.folder, settings.dtype, world.device))
-        scorer = Scorer(network, world.device, say=lambda text: say(f"rank {world.rank}: {text}"))
+        network = raise_together(lambda: _load(work.folder, settings, world))
+        scorer = Scorer(
+            network.module if isinstance(network, ShardedModel) else network,
+            world.device,
+            say=lambda text: say(f"rank {world.rank}: {text}"),
+            whole=isinstance(network, ShardedModel),
+        )
         if shares is None:
-            _agree_on_sharing(scorer, work.batches, world)
+            agree_on_sharing(scorer, work.batches, world)
         else:
             scorer.shares = shares
         loaded, shares = time.monotonic(), scorer.shares
-        _score(scorer, work.batches, left, finished, world)
+        score_all(scorer, work.batches, left, finished, world)
+        if isinstance(network, ShardedModel):
+            held = network.held_share
+            network.close()
         del scorer, network  # before the next model is loaded
     done_at = time.monotonic()
     results = Results(
         model=work.folder.name,
-        tasks=_task_results(data, work.encoded, finished.all_scores(), work.folder.tokenizer),
-        settings=_settings_json(settings, world, bool(shares)),
+        tasks=task_results(data, work.encoded, finished.all_scores(), work.folder.tokenizer),
+        settings=_settings_json(settings, world, bool(shares)) | {"held_share": held},
         world_size=world.size,
         seconds={
             "read": read - started,
@@ -143,6 +158,13 @@ def _evaluate_one(
     if world.is_main and output is not None:
         write_results(results, output)
     return results
+
+
+def _load(folder: ModelFolder, settings: EvaluateSettings, world: World) -> Any:
+    """The model on this rank's device, or cut up among all ranks where the settings say so."""
+    if settings.deepspeed is None:
+        return load_model(folder, settings.dtype, world.device)
+    return ShardedModel(folder, settings.dtype, sharding_config(settings.deepspeed, settings.dtype, world))
 
 
 def output_folders(output: Path, models: Sequence[str]) -> list[Path]:
@@ -179,12 +201,21 @@ def _read_all(
         else (None, ())
     )
     faults = [*task_faults, *faults]
+    if settings.deepspeed is not None:
+        faults += attempt(lambda: sharding_config(settings.deepspeed, settings.dtype, world))[1]  # type: ignore[arg-type]
+        faults += [
+            Fault(f"task {task.task.name}", "generates, which a model cut up among ranks does not do here",
+                  "evaluate it without --deepspeed")
+            for task in data or ()
+            if task.kind == "numeric"
+        ]  # fmt: skip
     if faults or data is None:
         raise UserError(faults)
     return data, folders
 
 
-def _agree_on_sharing(scorer: Scorer, batches: Sequence[Batch], world: World) -> None:
+def agree_on_sharing(scorer: Scorer, batches: Sequence[Batch], world: World) -> None:
+    """Find out on all ranks whether the model takes shared prefixes."""
     difference = scorer.check([row for batch in batches if not batch.generates for row in batch.rows])
     if not all(all_gather(scorer.shares)):
         scorer.shares = False
@@ -194,19 +225,33 @@ def _agree_on_sharing(scorer: Scorer, batches: Sequence[Batch], world: World) ->
         )
 
 
-def _score(
-    scorer: Scorer, batches: Sequence[Batch], left: Sequence[int], finished: Finished, world: World
+def score_all(
+    scorer: Scorer,
+    batches: Sequence[Batch],
+    left: Sequence[int],
+    finished: Finished,
+    world: World,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Scores of the batches `left`, each computed by one rank, into `finished` on all."""
+    """Scores of the batches `left`, each computed by one rank, into `finished` on all.
+
+    tick: called between batches.
+    """
     shares = assign([batches[at] for at in left], world.size)
     mine = [left[place] for place in shares[world.rank]]
     progress = Progress(sum(batches[at].cost for at in mine), shown=world.is_main)
     scores: dict[int, Scores] = {}
     for at in mine:
+        tick()
         compute = scorer.generate if batches[at].generates else scorer.score
         scores[at] = compute(batches[at].rows)
         finished.add(at, scores[at], scorer.shares)
         progress.advance(batches[at].cost)
+    if scorer.whole:
+        passes = [sum(scorer.passes(batches[left[place]].rows) for place in share) for share in shares]
+        for _ in range(max(passes) - passes[world.rank]):
+            tick()
+            scorer.idle()
     progress.close()
     finished.close()
     for part in all_gather(scores):
@@ -214,9 +259,10 @@ def _score(
         finished.scores |= part
 
 
-def _task_results(
+def task_results(
     data: Sequence[TaskData], encoded: Sequence[Sequence[Encoded]], scores: Scores, tokenizer: Any
 ) -> dict[str, TaskResult]:
+    """Each task's outcome from the scores of all its examples."""
     wanted = {(at, nth) for at, pairs in enumerate(encoded) for nth in range(len(pairs))}
     assert scores.keys() == wanted, f"{len(wanted ^ scores.keys())} scores are missing or too many"
     results, at = {}, 0
@@ -249,11 +295,15 @@ def _token_counts(encoded: Sequence[Sequence[Encoded]], batches: Sequence[Batch]
 
 
 def _settings_json(settings: EvaluateSettings, world: World, shares: bool) -> dict[str, object]:
-    values = asdict(settings) | {"data": None if settings.data is None else str(settings.data)}
+    values = asdict(settings) | {
+        name: None if path is None else str(path)
+        for name, path in (("data", settings.data), ("deepspeed", settings.deepspeed))
+    }
     return values | {"device": world.device.type, "shared_prefixes": shares}
 
 
-def _default_batch_tokens(device: torch.device) -> int:
+def default_batch_tokens(device: torch.device) -> int:
+    """Padded tokens of a batch where nobody says how many."""
     return 16_384 if device.type == "cuda" else 2_048
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,34 +35,54 @@ _HALF_TOLERANCE = 0.25
 
 @dataclass
 class Scorer:
-    """Scores batches of rows with a model in eval mode on `device`; `shares`: prefixes are shared."""
+    """Scores batches of rows with a model in eval mode on `device`; `shares`: prefixes are shared.
+
+    whole: call the model only as a whole, as ZeRO-3 needs it, where also all ranks must call it equally
+    often: `passes` counts, `idle` fills up, and nothing is halved.
+    """
 
     model: Any
     device: torch.device
     shares: bool = True
     say: Callable[[str], None] = print
+    whole: bool = False
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Scores of all reads of `rows`. Rows that do not fit into memory are halved, which is said."""
-        return self._halving(rows, self._shared if self.shares else self._separate)
+        return self._halving(rows, self._together if self.shares else self._separate)
+
+    def passes(self, rows: Sequence[Row]) -> int:
+        """How often `score` calls the model for these rows."""
+        return 1 if self.shares else len(_portions(rows))
+
+    @torch.no_grad()
+    def idle(self) -> None:
+        """A pass that counts for nothing."""
+        self.model(
+            input_ids=torch.zeros(1, _LEAST_ROWS, dtype=torch.long, device=self.device), use_cache=False
+        )
 
     def generate(self, rows: Sequence[Row]) -> Scores:
         """Ids of the tokens that continue each row, in place of scores."""
         return self._halving(rows, partial(generate, self.model, self.device))
 
-    @torch.inference_mode()
     def _halving(self, rows: Sequence[Row], compute: Callable[[Sequence[Row]], Scores]) -> Scores:
         try:
-            return compute(rows)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
+            with self._no_gradients():
+                return compute(rows)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1 or self.whole:
+                error.add_note("lower --batch-tokens")
                 raise
         torch.cuda.empty_cache()
         half = len(rows) // 2
         self.say(f"out of memory with {len(rows)} rows of {max(map(len, rows))} tokens: halved")
         return self._halving(rows[:half], compute) | self._halving(rows[half:], compute)
 
-    @torch.inference_mode()
+    def _no_gradients(self) -> AbstractContextManager[None]:
+        # DeepSpeed's partitioned parameters cannot be tensors of inference mode.
+        return torch.no_grad() if self.whole else torch.inference_mode()
+
     def check(self, rows: Sequence[Row]) -> float:
         """Largest difference between shared and separate computation on the smallest rows of each sort.
 
@@ -77,7 +98,8 @@ class Scorer:
         sorts = ([row for row in rows if row.branches], [row for row in rows if not row.branches])
         smallest = [min(sort, key=lambda row: (len(row), row.reads[0].key)) for sort in sorts if sort]
         try:
-            differences = [self._difference(row) for row in smallest]
+            with self._no_gradients():
+                differences = [self._difference(row) for row in smallest]
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
@@ -95,7 +117,7 @@ class Scorer:
         longest_target = max(len(read.target_ids) for read in ids)
         cut = max(0, common - max(_CHECKED_PREFIX, longest_target))
         part = build_row([TokenSequence(ids[read][cut:], read.target_ids, read.key) for read in ids])
-        shared, separate = self._shared([part]), self._separate([part])
+        shared, separate = self._together([part]), self._separate([part])
         return max(abs(shared[key] - separate[key]) for key in shared)
 
     def _shared(self, rows: Sequence[Row]) -> Scores:
@@ -107,22 +129,41 @@ class Scorer:
         head = self.model.get_output_embeddings()
         return _read(hidden_ND, head, reads)
 
+    def _together(self, rows: Sequence[Row]) -> Scores:
+        return self._whole(rows) if self.whole else self._shared(rows)
+
+    def _whole(self, rows: Sequence[Row]) -> Scores:
+        given = inputs(rows, self.device)
+        flat, reads = _flat_reads(rows, given["input_ids"].shape[1])
+        kept_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
+        kept_BT.view(-1)[flat] = True
+        logits_NV = self.model(**given, use_cache=False, logits_to_keep=kept_BT.to(self.device)).logits
+        return _read(logits_NV, torch.nn.Identity(), reads)
+
     def _separate(self, rows: Sequence[Row]) -> Scores:
         """Each sequence as a row of its own, through the whole model; right for any causal model."""
-        alone = [
-            build_row([TokenSequence(row.sequence(read), read.target_ids, read.key)])
-            for row in rows
-            for read in row.reads
-        ]
-        alone.sort(key=len)
         scores: Scores = {}
-        while alone:
-            count = max(1, min(len(alone), _LOGIT_POSITIONS // len(alone[-1])))
-            some, alone = alone[-count:], alone[:-count]
+        for some in _portions(rows):
             logits_BTV = self.model(**inputs(some, self.device), use_cache=False).logits
             flat, reads = _flat_reads(some, logits_BTV.shape[1])
             scores |= _read(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
         return scores
+
+
+def _portions(rows: Sequence[Row]) -> list[list[Row]]:
+    """The sequences of `rows` as rows of their own, longest first, so many at a time as logits may exist."""
+    alone = [
+        build_row([TokenSequence(row.sequence(read), read.target_ids, read.key)])
+        for row in rows
+        for read in row.reads
+    ]
+    alone.sort(key=len)
+    portions = []
+    while alone:
+        count = max(1, min(len(alone), _LOGIT_POSITIONS // len(alone[-1])))
+        portions.append(alone[-count:])
+        alone = alone[:-count]
+    return portions
 
 
 def inputs(rows: Sequence[Row], device: torch.device) -> dict[str, torch.Tensor]:

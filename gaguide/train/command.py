@@ -9,11 +9,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
 from gaguide.dist import World, raise_together, start, stop
 from gaguide.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Fault, PreemptedError, UserError
+
+if TYPE_CHECKING:
+    from gaguide.train.evaluating import MakeEvaluation
 
 _REAL_RUN = (
     "no --config: this is the embedded run (a tiny GPT-2 on Python's own language reference).\n"
@@ -24,13 +27,16 @@ _REAL_RUN = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code, the same on every rank: 0, EXIT_USER_ERROR, EXIT_PREEMPTED."""
+def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | None = None) -> int:
+    """Train; returns the exit code, the same on every rank: 0, EXIT_USER_ERROR, EXIT_PREEMPTED.
+
+    make_evaluation: what evaluates while training, which this package does not know.
+    """
     is_main = True
     try:
         world = World.from_environment()
         is_main = world.is_main
-        _train(argv, world)
+        _train(argv, world, make_evaluation)
         return 0
     except UserError as error:
         # Every rank is here at the same moment; the launcher stops all as soon as one has ended.
@@ -47,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop()
 
 
-def _train(argv: Sequence[str] | None, world: World) -> None:
+def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvaluation | None) -> None:
     import torch
 
     # torch's own deprecations inside DeepSpeed: nothing that the person at the keyboard can mend.
@@ -66,9 +72,13 @@ def _train(argv: Sequence[str] | None, world: World) -> None:
         say(_REAL_RUN)
     job = raise_together(lambda: prepare(run, deepspeed_json, world))
     job = settle_micro_batch(job, deepspeed_json, world)
+    if job.run.evaluate.every and make_evaluation is None:
+        problem = "this program does not evaluate while it trains"
+        raise UserError(Fault("evaluate.every", problem, "start launch/train.py", job.run.evaluate.every))
+    evaluation = make_evaluation(job, world) if make_evaluation is not None else None
     if world.is_main:
         say(job.describe(world))
-    train(job, world)
+    train(job, world, evaluation)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -38,6 +38,7 @@ from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, wr
 from gaguide.model import build_model
 from gaguide.train.device import peak_memory
 from gaguide.train.engine import make_engine
+from gaguide.train.evaluating import Evaluation, undisturbed
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 from gaguide.train.monitor import write_to_monitors
@@ -52,8 +53,11 @@ from gaguide.train.validate import validate
 from gaguide.train.watchdog import Watchdog
 
 
-def train(job: Job, world: World) -> Path:
-    """Train to the last step, from the newest checkpoint if there is one; returns the exported model."""
+def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
+    """Train to the last step, from the newest checkpoint if there is one; returns the exported model.
+
+    evaluation: called every `evaluate.every` steps; its records go to evaluations.jsonl.
+    """
     claim = claim_output(job.output, world)
     preemption = Preemption(world)
     watchdog = Watchdog(job.output, world, job.run.train.hang_timeout, preemption.wish)
@@ -61,7 +65,7 @@ def train(job: Job, world: World) -> Path:
         watchdog.mark(0, "waiting for the first shards", patience=10)
         raise_together(lambda: len(job.corpus.held_out))  # of a source the first ones have to be made
         with preemption:
-            exported = _train(job, world, preemption, watchdog)
+            exported = _train(job, world, preemption, watchdog, evaluation)
     claim.release()
     return exported
 
@@ -80,8 +84,10 @@ def _building(job: Job, world: World) -> Iterator[None]:
             building.stop()
 
 
-def _train(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -> Path:
-    checkpoint = _optimize(job, world, preemption, watchdog)
+def _train(
+    job: Job, world: World, preemption: Preemption, watchdog: Watchdog, evaluation: Evaluation | None
+) -> Path:
+    checkpoint = _optimize(job, world, preemption, watchdog, evaluation)
     gc.collect()  # the export needs room for a whole model where the engine had its part
     exported = job.output / "model"
     watchdog.mark(job.total_steps, "exporting the model", patience=4)
@@ -102,13 +108,15 @@ def _export(job: Job, world: World, checkpoint: Path, exported: Path) -> None:
     say(f"model: {exported}")
 
 
-def _optimize(job: Job, world: World, preemption: Preemption, watchdog: Watchdog) -> Path:
+def _optimize(
+    job: Job, world: World, preemption: Preemption, watchdog: Watchdog, evaluation: Evaluation | None
+) -> Path:
     """All steps; returns the last checkpoint."""
     watchdog.mark(0, "building the model", patience=4)
     model = raise_together(lambda: build_model(job.model, job.run.seed))
     engine = make_engine(job, model, world)
     with _guided(engine.module, job) as guidance:
-        trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
+        trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation)
         trainer.resume()
         for step in trainer.steps_left():
             trainer.step(step)
@@ -135,9 +143,10 @@ class Trainer:
         guidance: Guidance | None,
         preemption: Preemption,
         watchdog: Watchdog,
+        evaluation: Evaluation | None = None,
     ) -> None:
         self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
-        self.preemption, self.watchdog = preemption, watchdog
+        self.preemption, self.watchdog, self.evaluation = preemption, watchdog, evaluation
         self.skips = SkippedSteps(engine, job.run.train.max_skipped_steps, job.precision)
         self.store = CheckpointStore(
             job.output / "checkpoints", world, job.run.checkpoint.keep, job.run.checkpoint.keep_best
@@ -146,6 +155,7 @@ class Trainer:
         self.validated: tuple[int, float | None] = (-1, None)
         self.metrics: MetricsFile | None = None
         self.validations: MetricsFile | None = None
+        self.evaluations: MetricsFile | None = None
         self.clock = _Clock()
 
     def resume(self) -> None:
@@ -163,12 +173,15 @@ class Trainer:
             # Step 0 is the untrained model: a run that begins makes that record anew.
             self.metrics = MetricsFile(output / "metrics.jsonl", self.done)
             self.validations = MetricsFile(output / "validation.jsonl", self.done if found else -1)
+            if self.evaluation is not None:
+                self.evaluations = MetricsFile(output / "evaluations.jsonl", self.done if found else -1)
             if found:
                 records = read_metrics(output / "metrics.jsonl")
                 self.clock.total = records[-1]["seconds"] if records else 0.0
                 say(f"resuming after step {self.done} of {self.job.total_steps}")
         if found is None:
             self._validate(0)
+            self._evaluate(0)
 
     def _load(self, found: Checkpoint) -> None:
         """The state of a checkpoint, whatever ranks and stage wrote it."""
@@ -210,6 +223,8 @@ class Trainer:
             return  # what follows the last step is in `finish`
         if run.validation.every and step % run.validation.every == 0:
             self._validate(step)
+        if run.evaluate.every and step % run.evaluate.every == 0:
+            self._evaluate(step)
         if run.checkpoint.every and step % run.checkpoint.every == 0:
             self._save()
         if stop:
@@ -236,6 +251,7 @@ class Trainer:
         raise_together(self.job.corpus.blocks.finish_checks)  # shards whose checksum is still being compared
         if not broadcast(self.store.path(self.job.total_steps).exists()):
             self._validate(self.job.total_steps)
+            self._evaluate(self.job.total_steps)
             self._save()
 
     @property
@@ -301,6 +317,17 @@ class Trainer:
                 "" if measured.guided_attention is None else f", attention {measured.guided_attention:.3f}"
             )
             say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")
+
+    def _evaluate(self, step: int) -> None:
+        if self.evaluation is None:
+            return
+        with undisturbed(self.engine.module, self.guidance):
+            record = self.evaluation(self.engine.module, partial(self.watchdog.mark, step, "evaluating"))
+        if self.evaluations is not None:
+            self.evaluations.append({"step": step, **record})
+            firsts = {name: next(iter(task["metrics"].items())) for name, task in record["tasks"].items()}
+            shown = ", ".join(f"{name} {metric} {of['value']:.4f}" for name, (metric, of) in firsts.items())
+            say(f"evaluated after step {step}: {shown}")
 
     def _save(self) -> None:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)

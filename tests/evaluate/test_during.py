@@ -1,0 +1,85 @@
+"""Evaluation during training: the exported model's numbers, and a training that does not notice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from gaguide.config.run import EvaluateSection
+from gaguide.dist import World
+from gaguide.errors import UserError
+from gaguide.evaluate import EvaluateSettings, evaluate
+from gaguide.evaluate.during import make_evaluation
+from gaguide.log import read_metrics
+from gaguide.train.evaluating import undisturbed
+from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
+
+
+def _job(folder: Path, **section: object) -> SimpleNamespace:
+    """What `make_evaluation` reads of a job."""
+    return SimpleNamespace(
+        run=SimpleNamespace(name="run", evaluate=EvaluateSection(**section)),
+        model=SimpleNamespace(config=AutoConfig.from_pretrained(folder)),
+        corpus=SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(folder)),
+        zero_stage=0,
+    )
+
+
+def test_records_are_those_of_the_exported_model_and_nothing_is_left_changed(gpt2_folder: Path) -> None:
+    evaluation = make_evaluation(_job(gpt2_folder, every=5, tasks="synthetic-order", limit=9), World())
+    assert evaluation is not None
+    model = AutoModelForCausalLM.from_pretrained(gpt2_folder).train()
+    guidance, ticks = SimpleNamespace(enabled=True), []
+    torch.manual_seed(3)
+    wanted_draw = torch.rand(4)
+    torch.manual_seed(3)
+    with undisturbed(model, guidance):
+        assert not model.training and not guidance.enabled
+        record = evaluation(model, lambda: ticks.append(1))
+        torch.rand(1)
+    assert model.training and guidance.enabled and ticks
+    assert torch.equal(torch.rand(4), wanted_draw)
+    wanted = evaluate(gpt2_folder, ["synthetic-order"], None, World(), EvaluateSettings(limit=9))
+    found = record["tasks"]["synthetic-order"]
+    assert found["count"] == 9
+    for name, metric in wanted.tasks["synthetic-order"].metrics.items():
+        assert found["metrics"][name]["value"] == metric.value
+
+
+def test_the_section_wants_both_and_bad_tasks_are_told_before_the_first_step(gpt2_folder: Path) -> None:
+    for half in ({"every": 3}, {"tasks": "demo"}):
+        with pytest.raises(ValueError, match="give both"):
+            EvaluateSection(**half)
+    with pytest.raises(UserError, match="did you mean 'memo-trap'"):
+        make_evaluation(_job(gpt2_folder, every=1, tasks="memotrap"), World())
+    assert make_evaluation(_job(gpt2_folder), World()) is None
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_training_curve_does_not_notice(stage: int, tmp_path: Path) -> None:
+    curves = {}
+    for name, more in (
+        ("plain", []),
+        ("evaluated", ["--evaluate.every", "2", "--evaluate.tasks", "synthetic-order,synthetic-contrast"]),
+    ):
+        arguments = ["--deepspeed", str(DS_CONFIGS / f"zero{stage}.json"), "--output", str(tmp_path / name)]
+        arguments += ["--train.steps", "5", "--train.log_every", "1", "--model.dropout", "0.1"]
+        arguments += ["--validation.blocks", "8", *more]
+        ended = run_ranks(TRAIN, arguments, 2)
+        assert ended.returncode == 0, ended.stdout
+        curves[name] = [record["loss"] for record in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert curves["plain"] == curves["evaluated"] and len(curves["plain"]) == 5
+    records = read_metrics(tmp_path / "evaluated" / "evaluations.jsonl")
+    assert [record["step"] for record in records] == [0, 2, 4, 5]
+    tasks = ["synthetic-order", "synthetic-contrast"]
+    exported = evaluate(tmp_path / "evaluated" / "model", tasks, None, World(), EvaluateSettings())
+    for task in tasks:
+        for name, metric in exported.tasks[task].metrics.items():
+            found = records[-1]["tasks"][task]["metrics"][name]["value"]
+            assert found == pytest.approx(metric.value, abs=1e-4), (task, name, json.dumps(records[-1]))

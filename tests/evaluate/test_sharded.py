@@ -1,0 +1,40 @@
+"""A model cut up among two ranks by ZeRO-3 gives the numbers of the whole model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from gaguide.dist import World
+from gaguide.errors import UserError
+from gaguide.evaluate import EvaluateSettings, evaluate
+from gaguide.evaluate.sharded import sharding_config
+from tests.support.ranks import DS_CONFIGS, EVALUATE, run_ranks
+
+
+def test_a_model_cut_up_among_ranks_gives_the_same_numbers(gpt2_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((DS_CONFIGS / "zero3.json").read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or small tensors stay whole
+    (tmp_path / "zero3.json").write_text(json.dumps(config))
+    # Batches of one row, an odd number of them: the ranks have unequal numbers of passes.
+    arguments = ["--model", str(gpt2_folder), "--tasks", "synthetic-order", "--output", str(tmp_path / "out")]
+    arguments += ["--deepspeed", str(tmp_path / "zero3.json"), "--batch-tokens", "20", "--limit", "13"]
+    ended = run_ranks(EVALUATE, arguments, 2, timeout=120)
+    assert ended.returncode == 0, ended.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["settings"]["held_share"] == pytest.approx(0.5, abs=0.01)
+    assert results["tokens"]["batches"] % 2
+    found = pq.read_table(tmp_path / "out" / "examples.parquet").to_pylist()
+    settings = EvaluateSettings(batch_tokens=20, limit=13)
+    (whole,) = evaluate(gpt2_folder, ["synthetic-order"], None, World(), settings).tasks.values()
+    for row, scored in zip(found, whole.scored, strict=True):
+        assert row["log_probabilities"] == pytest.approx(scored.log_probabilities, abs=1e-5)
+
+
+def test_only_stage_3_cuts_up_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="only ZeRO stage 3"):
+        sharding_config(DS_CONFIGS / "zero2.json", "fp32", World())
+    assert sharding_config(DS_CONFIGS / "zero3.json", "bf16", World())["bf16"] == {"enabled": True}
