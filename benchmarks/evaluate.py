@@ -6,9 +6,10 @@
 Needs the extra lm-eval. Both score the same requests with the same model object, alternating; texts are
 encoded within the time of both, tasks are built and weights loaded before. The bare forward pass is the
 model's body over the distinct tokens (what each example adds to the ones before it) without any mask, score
-or output layer. CASE: memo-trap; disjoint (22 shots, every prompt its own); shared (22 shots, the same for
-all); disjoint-1 and shared-1 (the same with choices of one token, which the harness scores in one pass);
-choices (10 of them). DIR of the data: the folder that holds inverse_scaling/ and prize_csv/.
+or output layer; "with logits" adds the output layer at every position. CASE: memo-trap; disjoint (22 shots,
+every prompt its own); shared (22 shots, the same for all); disjoint-1 and shared-1 (the same with choices of
+one token, which the harness scores in one pass); choices (10 of them).
+DIR of the data: the folder that holds inverse_scaling/ and prize_csv/.
 """
 
 from __future__ import annotations
@@ -120,14 +121,14 @@ def distinct_lengths(model: Any, tokenizer: Any, asked: list[Question]) -> list[
 
 
 @torch.inference_mode()
-def bare(model: Any, lengths: list[int]) -> None:
-    """The body over rows of these lengths, padded in batches of the same budget as ours."""
+def bare(model: Any, lengths: list[int], logits: bool = False) -> None:
+    """The body, or the whole model, over rows of these lengths in padded batches of our budget."""
     limit = model.config.max_position_embeddings
     rows = [min(limit, length - at) for length in lengths for at in range(0, length, limit)]
     while rows:
         count = max(1, BATCH_TOKENS // rows[0])
         ids_BT = torch.randint(0, model.config.vocab_size, (len(rows[:count]), rows[0]))
-        model.base_model(input_ids=ids_BT.to(model.device), use_cache=False)
+        (model if logits else model.base_model)(input_ids=ids_BT.to(model.device), use_cache=False)
         rows = rows[count:]
 
 
@@ -160,6 +161,7 @@ def time_case(arguments: argparse.Namespace) -> None:
         f"lm-eval, batch {best}": lambda: harness(model, tokenizer, asked, best),
         "gaguide": lambda: ours(model, tokenizer, asked),
         "bare forward": lambda: bare(model, lengths),
+        "bare forward with logits": lambda: bare(model, lengths, logits=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     found = {}

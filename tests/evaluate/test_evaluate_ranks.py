@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,8 @@ from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
 
 def _launch(launcher: str, ranks: int, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    if launcher == "srun":
+        return _as_srun(ranks, arguments)
     return subprocess.run(
         launch_command(EVALUATE, arguments, ranks, launcher),
         env=rank_environment(threads),
@@ -21,6 +24,22 @@ def _launch(launcher: str, ranks: int, *arguments: str, threads: int = 1) -> sub
         text=True,
         timeout=120,
     )
+
+
+def _as_srun(ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """A process a rank with the variables that srun sets; the result of rank 0."""
+    shared = rank_environment() | {"SLURM_STEP_ID": "0", "SLURM_NTASKS": str(ranks)}
+    jobs = [
+        subprocess.Popen(
+            launch_command(EVALUATE, arguments, 1, "python"),
+            env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    said = [job.communicate(timeout=120) for job in jobs]
+    codes = [job.returncode for job in jobs]
+    return subprocess.CompletedProcess(jobs[0].args, max(codes), *said[0])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +82,16 @@ def _arguments(model: Path, task_file: Path, output: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("torchrun", 3), ("mpirun", 2)])
+@pytest.mark.parametrize(
+    ("launcher", "ranks"),
+    [
+        ("deepspeed", 2),
+        ("torchrun", 3),
+        ("mpirun", 2),
+        pytest.param("torchrun", 4, marks=pytest.mark.stress),
+        pytest.param("srun", 2, marks=pytest.mark.stress),
+    ],
+)
 def test_any_number_of_ranks_gives_the_same_bits(
     launcher: str, ranks: int, gpt2_folder: Path, task_file: Path, one_process: Path, tmp_path: Path
 ) -> None:
