@@ -55,12 +55,13 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
         several = evaluate_all(arguments.model, tasks, arguments.output, world, settings)
     if not world.is_main:
         return
-    for results, folder in zip(several, output_folders(arguments.output, arguments.model), strict=True):
+    folders = output_folders(arguments.output, arguments.model)
+    for results, folder in zip(several, folders, strict=True):
         print_table(results)
         print_worst(results)
         say(f"written: {folder / 'results.json'}")
     if len(several) > 1:
-        print_comparison(several)
+        print_comparison([folder.name for folder in folders], several)
 
 
 class _Parser(argparse.ArgumentParser):

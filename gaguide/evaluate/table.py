@@ -20,9 +20,8 @@ _CLASS_LENGTH = 80
 def print_table(results: Results, console: Console | None = None) -> None:
     """Every metric of every task with its 95% interval, the count, the chance level, the study's number."""
     reported = {name: results.reported(name) for name in results.tasks}
-    table = Table(
-        title=Text(f"{results.model} ({results.seconds['total']:.1f} s on {results.world_size} ranks)")
-    )
+    ranks = "1 rank" if results.world_size == 1 else f"{results.world_size} ranks"
+    table = Table(title=Text(f"{results.model} ({results.seconds['total']:.1f} s on {ranks})"))
     table.add_column("task", no_wrap=True)
     table.add_column("examples", justify="right")
     table.add_column("metric", no_wrap=True)
@@ -52,13 +51,15 @@ def print_table(results: Results, console: Console | None = None) -> None:
     (console or _console()).print(table)
 
 
-def print_comparison(several: Sequence[Results], console: Console | None = None) -> None:
-    """Several models side by side: the first metric of each task."""
+def print_comparison(
+    names: Sequence[str], several: Sequence[Results], console: Console | None = None
+) -> None:
+    """Several models side by side, under short `names`: every metric of each task."""
     table = Table(title="side by side")
     table.add_column("task", no_wrap=True)
     table.add_column("metric", no_wrap=True)
-    for results in several:
-        table.add_column(Text(results.model), justify="right")
+    for name in names:
+        table.add_column(Text(name), justify="right")
     for name, result in several[0].tasks.items():
         for metric in result.metrics:
             values = [f"{results.tasks[name].metrics[metric].value:.4f}" for results in several]
