@@ -21,6 +21,9 @@ from gaguide.evaluate.task import Kind
 _Z = 1.959963984540054
 """Quantile of the normal distribution for 95% intervals."""
 
+NEAR_TIE = 2e-4
+"""Log-probabilities nearer than this may change places with another order of additions."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -131,6 +134,17 @@ def worst(scored: Sequence[ScoredExample], count: int) -> list[ScoredExample]:
     return sorted(
         (one for one in wrong if not math.isnan(one.margin or 0.0)), key=lambda one: one.margin or 0.0
     )[:count]
+
+
+def near_ties(scored: Sequence[ScoredExample]) -> list[str]:
+    """Ids of the examples whose two most probable classes are so close that rounding decides."""
+    found = []
+    for one in scored:
+        if one.predicted is not None:
+            first, second = sorted(one.log_probabilities, reverse=True)[:2]
+            if first - second < NEAR_TIE:
+                found.append(one.example.id)
+    return found
 
 
 def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:

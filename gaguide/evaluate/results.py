@@ -12,7 +12,7 @@ import transformers
 
 from gaguide import __version__
 from gaguide.evaluate.load import TaskData
-from gaguide.evaluate.metrics import Metric, ScoredExample, worst
+from gaguide.evaluate.metrics import Metric, ScoredExample, near_ties, worst
 from gaguide.evaluate.paper import Published, reported_accuracy
 
 WORST = 5
@@ -85,6 +85,7 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         "sha256": data.sha256,
         "warnings": list(data.warnings),
         "paper": {model: dict(row) for model, row in data.task.paper.items()},
+        "near_ties": near_ties(result.scored),
         "worst": [
             {
                 "id": one.example.id,

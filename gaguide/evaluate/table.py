@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gaguide.evaluate.metrics import Metric, ScoredExample, worst
+from gaguide.evaluate.metrics import Metric, ScoredExample, near_ties, worst
 from gaguide.evaluate.results import Results, TaskResult
 
 _SHOWN_WORST = 3
@@ -48,7 +48,11 @@ def print_table(results: Results, console: Console | None = None) -> None:
                 cells.append("" if value is None else f"{value:.4f}")
             table.add_row(*cells, end_section=metric_name == list(result.metrics)[-1])
             first = False
-    (console or _console()).print(table)
+    console = console or _console()
+    console.print(table)
+    for name, result in results.tasks.items():
+        if ties := near_ties(result.scored):
+            console.print(Text(f"{name}: {len(ties)} near ties, where rounding decides"))
 
 
 def print_comparison(

@@ -1,0 +1,108 @@
+"""What a person sees: tables, the worst examples, the study's numbers, `gaguide eval`."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from transformers import GPT2Config
+from typer.testing import CliRunner
+
+from gaguide.cli import app, eval
+from gaguide.dist import World
+from gaguide.errors import UserError
+from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
+from gaguide.evaluate.examples import Example
+from gaguide.evaluate.metrics import near_ties, score_example, worst
+from gaguide.evaluate.paper import published
+from gaguide.evaluate.runner import output_folders
+from gaguide.evaluate.table import escaped, print_comparison, print_table, print_worst
+
+
+def _shown(show: object, *arguments: object) -> str:
+    console = Console(width=150, record=True, file=StringIO())
+    show(*arguments, console)
+    return console.export_text()
+
+
+def _scored(*values: float) -> object:
+    return score_example("classification", Example(str(values), ("p",), (" a", " b"), 0), values, (1, 1))
+
+
+def test_the_worst_are_wrong_and_surest_first_and_near_ties_are_found() -> None:
+    scored = [_scored(-1, -2), _scored(-3, -1), _scored(-9, -1), _scored(-1.0001, -1)]
+    assert [one.margin for one in worst(scored, 2)] == [-8, -2]
+    assert near_ties(scored) == ["(-1.0001, -1)"]
+
+
+def test_text_of_examples_cannot_act_on_the_terminal(gpt2_folder: Path, tmp_path: Path) -> None:
+    row = {"prompt": "A \x1b[31m[bold]line[/bold]\r\nis 東", "classes": [" b", " c"]}
+    (tmp_path / "quiz.jsonl").write_text(
+        "".join(json.dumps(row | {"answer_index": at, "id": str(at)}) + "\n" for at in (0, 1))
+    )
+    results = evaluate(gpt2_folder, [str(tmp_path / "quiz.jsonl")], None, World(), EvaluateSettings())
+    text = _shown(print_worst, results)
+    assert "A \\x1b[31m[bold]line[/bold]\\r\\nis 東" in text and text.count("wrong and sure") == 1
+    assert escaped("a\tb\u200f") == "a\\tb\\u200f"
+
+
+def test_the_studys_numbers_stand_beside_a_run_of_its_shape(
+    gpt2_folder: Path, memo_trap: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "run" / "model"
+    summary = tmp_path / "run" / "summary.json"
+    summary.parent.mkdir()
+    config = GPT2Config()
+    assert published(str(model), config) is None
+    summary.write_text(json.dumps({"experiment": "4-transition", "guidance_weight": 3.0}))
+    assert published(str(model), config) == ("gpt2", "4-transition")
+    summary.write_text(json.dumps({"experiment": "4-transition", "guidance_weight": 0}))
+    assert published(str(model), config) == ("gpt2", "finetuned")
+    assert published(str(model), GPT2Config(n_layer=2)) is None
+    assert published("openai-community/gpt2-medium", None) == ("gpt2-medium", "original")
+    results = evaluate(gpt2_folder, [str(memo_trap)], None, World(), EvaluateSettings(limit=4))
+    named = Results(**{**vars(results), "published": ("gpt2", "original")})
+    assert named.to_json()["tasks"]["memo-trap"]["reported_acc"] == 0.7382
+    text = _shown(print_table, named)
+    assert "study: gpt2 original" in text and "0.7382" in text
+    assert "study" not in _shown(print_table, results)
+
+
+def test_several_models_have_folders_by_what_tells_them_apart(
+    gpt2_folder: Path, other_gpt2_folder: Path, tmp_path: Path
+) -> None:
+    names = {
+        ("runs/a/model", "runs/b/model"): ["a", "b"],
+        ("gpt2", "gpt2-medium"): ["gpt2", "gpt2-medium"],
+        ("x/s0/run/model", "x/s1/other/model"): ["s0-run", "s1-other"],
+    }
+    for models, wanted in names.items():
+        assert output_folders(Path("out"), models) == [Path("out") / name for name in wanted]
+    several = evaluate_all(
+        [gpt2_folder, other_gpt2_folder], ["synthetic-flip"], None, World(), EvaluateSettings(limit=3)
+    )
+    text = _shown(print_comparison, ["one", "two"], several)
+    for results in several:
+        assert f"{results.tasks['synthetic-flip'].metrics['logodds'].value:.4f}" in text
+    with pytest.raises(UserError, match="is given twice"):
+        evaluate_all([gpt2_folder, gpt2_folder], ["demo"], None, World(), EvaluateSettings())
+
+
+def test_eval_list_and_validate(gpt2_folder: Path, tmp_path: Path) -> None:
+    if not any(group.name == "eval" for group in app.registered_groups):
+        eval.register(app)
+    run = CliRunner().invoke
+    listed = run(app, ["eval", "list"])
+    assert listed.exit_code == 0 and "memo-trap" in listed.stdout and "synthetic-flip" in listed.stdout
+    good = run(app, ["eval", "validate", "synthetic-order", "--model", str(gpt2_folder)])
+    assert good.exit_code == 0 and "60" in good.stdout
+    (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "a", "classes": [" b", " c"], "answer_index": 2}\n')
+    (tmp_path / "worse.jsonl").write_bytes(b"\xff\n")
+    bad = run(app, ["eval", "validate", str(tmp_path / "bad.jsonl"), str(tmp_path / "worse.jsonl")])
+    assert isinstance(bad.exception, UserError)
+    assert [fault.field for fault in bad.exception.faults] == [
+        f"{tmp_path / name}.jsonl:1" for name in ("bad", "worse")
+    ]
