@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from gaguide.config import Precisions, load_deepspeed_json, resolve_deepspeed
 from gaguide.config.batch import BatchPlan
+from gaguide.config.deepspeed import RunSide
 from gaguide.dist import World
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.load import ModelFolder, pretrained_model
@@ -27,9 +28,11 @@ def sharding_config(path: Path, dtype: str, world: World) -> dict[str, Any]:
         problem = "only ZeRO stage 3 cuts up a model's weights"
         remedy = "give ds_configs/zero3.json, or leave --deepspeed out: each rank then holds the model"
         raise UserError(Fault("--deepspeed", problem, remedy, str(path)))
-    kept = {key: value for key, value in config.items() if key not in _PRECISIONS}
+    kept = {key: value for key, value in config.items() if key not in (*_PRECISIONS, "torch_autocast")}
+    # There is no optimizer whose state could be offloaded.
+    kept["zero_optimization"] = {key: value for key, value in zero.items() if key != "offload_optimizer"}
     plan = BatchPlan(world.size, 1, 1, world.size)
-    resolved = resolve_deepspeed(kept, plan, 0.0, Precisions(False, True, True))
+    resolved = resolve_deepspeed(kept, plan, RunSide(0.0, Path.cwd()), Precisions(False, True, True))
     return resolved | {name: {"enabled": dtype == name} for name in _PRECISIONS}
 
 
