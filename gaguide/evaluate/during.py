@@ -42,25 +42,26 @@ def make_evaluation(job: Job, world: World) -> Evaluation | None:
     )
     if data is None:
         raise UserError(faults)
-    if job.zero_stage == 3 and any(task.kind == "numeric" for task in data):
-        problem = "a numeric task generates, which a model cut up by ZeRO-3 does not do here"
-        raise UserError(Fault("evaluate.tasks", problem, "leave it out, or train at stage 2", section.tasks))
+    if any(task.kind == "numeric" for task in data):
+        problem = "a numeric task generates, which a model in training does not do here"
+        raise UserError(Fault("evaluate.tasks", problem, "evaluate it after training", section.tasks))
     for warning in (text for task in data for text in task.warnings if world.is_main):
         say(f"warning: {warning}")
     (work,) = plan_work(data, [folder], world, section.batch_tokens or default_batch_tokens(world.device))
-    return DuringTraining(data, work, world, whole=job.zero_stage == 3)
+    return DuringTraining(data, work, world)
 
 
 class DuringTraining:
     """An `Evaluation`; finds out at its first call whether the model takes shared prefixes."""
 
-    def __init__(self, data: list[TaskData], work: Work, world: World, whole: bool) -> None:
-        self._data, self._work, self._world, self._whole = data, work, world, whole
+    def __init__(self, data: list[TaskData], work: Work, world: World) -> None:
+        self._data, self._work, self._world = data, work, world
         self._shares: bool | None = None
 
     def __call__(self, model: PreTrainedModel, tick: Callable[[], None]) -> Mapping[str, Any]:
         """The record: {"tasks": {NAME: {"count", "metrics": {METRIC: {"value", …}}}}}."""
-        scorer = Scorer(model, model.device, whole=self._whole)
+        # Guidance and ZeRO-3 both hang on calls of the model as a whole.
+        scorer = Scorer(model, model.device, whole=True)
         batches = self._work.batches
         if self._shares is None:
             agree_on_sharing(scorer, batches, self._world)
