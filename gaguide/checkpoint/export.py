@@ -31,15 +31,19 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     output: Path,
     check: bool = False,
+    remote_code: bool = False,
 ) -> None:
     """Write model (safetensors, fp32) and tokenizer to `output`, replacing an older export whole.
 
     `checkpoint`: a folder whose hashes have been verified; its state is pickled. `check` reads the export
     again, compares its tensors' names and runs a forward pass before it takes its place.
+    `remote_code`: the model's class may be Python code that came with it.
     """
     state = full_state(checkpoint)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(
+            deepcopy(config), dtype=torch.float32, trust_remote_code=remote_code
+        )
     tied = set(model.all_tied_weights_keys or ())
     missing, unexpected = model.load_state_dict(
         {name: tensor for name, tensor in state.items() if name not in tied}, strict=False, assign=True

@@ -62,6 +62,8 @@ class ModelSection(_Section):
     """Commit or tag of a hub model; null is its newest."""
     dropout: Fraction | None = None
     """Dropout everywhere in the model; null leaves the model's own."""
+    trust_remote_code: bool = False
+    """Run the Python files that come with the named model: they can do anything that you can."""
 
 
 class MixtureEntry(_Section):

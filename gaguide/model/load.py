@@ -1,7 +1,7 @@
 """Find a model (configuration first, weights later) and build it.
 
-Remote code in a model folder is never run. Configurations are copied, because models built from one
-configuration object share it and change it.
+Code that lies in a model folder is run only with `model.trust_remote_code`. Configurations are copied,
+because models built from one configuration object share it and change it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def skeleton(source: ModelSource) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
-                deepcopy(source.config), attn_implementation="sdpa", dtype=torch.float32
+                deepcopy(source.config),
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                trust_remote_code=source.section.trust_remote_code,
             )
     except Exception as error:  # whatever a configuration makes a model's constructor raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -84,7 +87,12 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
     if source.section.init == "scratch":
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(
+            config,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            trust_remote_code=source.section.trust_remote_code,
+        )
     else:
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -93,7 +101,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
                 revision=source.section.revision or "main",
                 attn_implementation="sdpa",
                 dtype=torch.float32,
-                trust_remote_code=False,
+                trust_remote_code=source.section.trust_remote_code,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -116,12 +124,18 @@ def _pretrained_config(section: ModelSection) -> PretrainedConfig:
     try:
         return deepcopy(
             AutoConfig.from_pretrained(
-                section.name, revision=section.revision or "main", trust_remote_code=False
+                section.name,
+                revision=section.revision or "main",
+                trust_remote_code=section.trust_remote_code,
             )
         )
     except Exception as error:  # transformers validates configurations with errors of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "give a folder made by save_pretrained, or a hub id on a machine that reaches the hub"
+        if "trust_remote_code" in str(error):
+            remedy = (
+                "read the Python files of the model; if you trust them, set model.trust_remote_code: true"
+            )
         if section.init == "scratch":
             remedy += f"; or a size: {suggestion(section.name, SIZES)}"
         raise UserError(Fault("model.name", f"cannot be loaded ({reason})", remedy, section.name)) from None

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 
@@ -49,6 +50,8 @@ class Job:
     def describe(self, world: World) -> str:
         """What is about to happen, for the person at the keyboard."""
         run, batch, shape = self.run, self.batch, self.model.config.get_text_config()
+        if run.model.trust_remote_code:
+            warn(f"model.trust_remote_code: Python code that came with {run.model.name} is run", stacklevel=2)
         guided = "no guidance"
         if self.plan is not None:
             heads = self.plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
@@ -124,7 +127,10 @@ class Job:
         }
         if self.frozen:
             parts["train.freeze"] = sorted(self.frozen)
-        parts |= {f"model.{name}": value for name, value in run.model.model_dump(mode="json").items()}
+        parts |= {
+            f"model.{name}": value
+            for name, value in run.model.model_dump(mode="json", exclude={"trust_remote_code"}).items()
+        }
         parts |= {f"guidance.{name}": value for name, value in guidance.items()}
         optimizer = run.train.model_dump(mode="json", include=_OPTIMIZER_FIELDS)
         return parts | {f"train.{name}": value for name, value in optimizer.items()}

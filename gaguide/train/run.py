@@ -99,7 +99,8 @@ def _export(job: Job, world: World, checkpoint: Path, exported: Path) -> None:
     if not world.is_main:
         return
     try:
-        export_model(checkpoint, job.model.config, job.corpus.tokenizer, exported)
+        trusted = job.run.model.trust_remote_code
+        export_model(checkpoint, job.model.config, job.corpus.tokenizer, exported, remote_code=trusted)
         write_summary(job, world)
     except (OSError, SafetensorError) as error:
         problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
