@@ -36,6 +36,9 @@ def draw_tasks(study: StudyRecords) -> Figure | None:
         if chance is not None:
             ax.axhline(chance, color=INK, alpha=0.45, linewidth=0.9, linestyle=(0, (2, 2)))
         _lines(ax, study, series, handles)
+        if metric.startswith("acc"):  # an interval over few seeds may leave what an accuracy can be
+            low, high = ax.get_ylim()
+            ax.set_ylim(max(low, -0.02), min(high, 1.02))
         better = {"low": ", lower is better"}.get(next(iter(series.values()))[0].better or "", "")
         plain_axes(ax, f"{task} ({metric}{better})", "")
     _legend(figure, handles)
@@ -74,7 +77,9 @@ def draw_attention(study: StudyRecords) -> Figure | None:
     figure = Figure(figsize=(10.4, 3.7), layout="constrained")
     handles: dict[str, Any] = {}
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    largest = [size for size in sizes(study) if any(row.size == size for row in study.attention)][-1]
+    # By layer: the largest size that has guided heads; in an unfinished study that may not be the last.
+    measured = {row.size for row in study.attention if row.guided} or {row.size for row in study.attention}
+    largest = [size for size in sizes(study) if size in measured][-1]
     for at, column in enumerate(experiments(study)):
         rows = [row for row in study.attention if row.experiment == column]
         before, after = [], []
