@@ -21,12 +21,15 @@ _FP16_STEPS = 40
 def drop_bad_gradients(engine: Any) -> None:
     """Make the engine drop every step whose gradient is not finite, where it would not by itself.
 
-    ZeRO stage 3 looks at its gradients in fp16 only; its own check is made to run in any precision. Stage 0
-    is handled by `plain_norm`.
+    ZeRO stage 3 looks at its gradients in fp16 only; its own check is made to run in any precision. At stage
+    0 `plain_norm` takes the gradients away, which DeepSpeed's clipping is made to bear.
     """
     optimizer = engine.optimizer
     if hasattr(getattr(optimizer, "loss_scaler", None), "raise_error_at_min_scale"):
         optimizer.loss_scaler.raise_error_at_min_scale = False  # `SkippedSteps` ends the run, in words
+    if not engine.zero_optimization():
+        clip = engine.clip_fp32_gradients
+        engine.clip_fp32_gradients = lambda: clip() if _gradients(engine) else None
     if engine.zero_optimization_stage() < 3:
         return
 
@@ -43,20 +46,27 @@ def drop_bad_gradients(engine: Any) -> None:
 def plain_norm(engine: Any) -> torch.Tensor | None:
     """The gradient's norm before a step at ZeRO stage 0, where DeepSpeed keeps none; else None.
 
-    A gradient that is not finite is cleared: the optimizer passes over parameters without one.
+    A gradient that is not finite is cleared: the optimizer passes over parameters without one. With loss
+    scaling it is left, for the scaler to find.
     """
     if engine.zero_optimization() or not engine.is_gradient_accumulation_boundary():
         return None
-    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
-    if not parameters:
+    gradients = _gradients(engine)
+    if not gradients:
         return None
     # DeepSpeed has averaged them over ranks in backward, so every rank finds the same.
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    norm = torch.nn.utils.get_total_norm(gradients)
+    scaler = getattr(engine, "torch_autocast_z0_gradscaler", None)
     if not torch.isfinite(norm):
-        for parameter in parameters:
-            parameter.grad = None
         engine.skipped_steps += 1
-    return norm
+        if not scaler:
+            for parameter in engine.module.parameters():
+                parameter.grad = None
+    return norm / scaler.get_scale() if scaler else norm
+
+
+def _gradients(engine: Any) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
 
 
 class SkippedSteps:
