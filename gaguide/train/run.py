@@ -6,7 +6,7 @@ import gc
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -238,7 +238,8 @@ class Trainer:
             self.skips.tell(step)
             size = self.job.batch.global_batch
             ids = self.job.corpus.order.at(np.arange((step - 1) * size, step * size))
-            MetricsFile(record, step - 1).append({"step": step, "lr": rate, "blocks": ids.tolist()})
+            with suppress(OSError):  # a full disk: the next checkpoint tells all ranks of it
+                MetricsFile(record, step - 1).append({"step": step, "lr": rate, "blocks": ids.tolist()})
         self.skips.raise_if_too_many(rate, max(self.store.steps(), default=None), record)
 
     def _set_guidance_weight(self, step: int) -> None:
