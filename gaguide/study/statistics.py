@@ -17,6 +17,7 @@ from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
 ALPHA = 0.05
 RESAMPLES = 4_999
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,17 @@ def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], seed: i
 
 
 def over_seeds(differences: Sequence[float]) -> Paired:
-    """The mean over seeds with a t-interval and a one-sample t-test against 0; both None for one seed."""
+    """The mean over seeds with a t-interval and a one-sample t-test against 0; both None for one seed.
+
+    Also where all seeds differ by the same amount, as accuracies of few examples can: a spread of zero says
+    nothing about the next seed.
+    """
     mean = float(np.mean(differences))
     interval = t_interval(differences)
     if interval is None:
         return Paired(mean, None, None, None)
-    if np.ptp(differences) == 0:  # all seeds agree to the last bit, as where nothing changed
-        return Paired(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    if np.ptp(differences) <= _ROUNDING:
+        return Paired(mean, None, None, 1.0 if abs(mean) <= _ROUNDING else None)
     return Paired(mean, *interval, float(stats.ttest_1samp(differences, 0.0).pvalue))
 
 
