@@ -75,9 +75,9 @@ class GrowingShards:
                 if path.exists():
                     try:
                         return open_shard(path, info, self.work.fingerprint)
-                    except FileNotFoundError:
-                        continue
                     except DamagedShardError as error:
+                        if not path.exists():  # renamed between the look and the opening
+                            continue
                         raise UserError(shard_fault(str(self.folder), path.name, str(error))) from None
         raise UserError(shard_fault(str(self.folder), info.file, "missing"))
 
