@@ -4,10 +4,11 @@
 # make test-cluster  hosts and a Slurm made on this machine (root; installs what it needs by apt-get)
 # make check  formatting, lint, types
 # Each makes .venv first. PYTHON chooses the interpreter, RANKS the ranks of the demo, PORT where they meet,
-# TRAIN further settings of the demo's runs (TRAIN="--train.steps 50").
+# TRAIN further settings of the demo's runs (TRAIN="--train.steps 50"), JOBS test processes (each may start two ranks).
 
 PYTHON ?= python3
 RANKS ?= 2
+JOBS ?= 2
 PORT ?= 29500
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -33,7 +34,7 @@ demo: $(VENV)/.installed
 	@echo "open $(DEMO)/report.html and $(DEMO)/attention.png"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-stress: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m stress
