@@ -1,14 +1,22 @@
-"""Real sizes on a small machine: guided and unguided steps, a crash after a checkpoint, resume, export.
+"""Real sizes on a small machine: guided steps beside bare DeepSpeed's, a crash, resume, export, evaluation.
 
-    python benchmarks/scale.py gpt2-large --shards DIR [--output runs/scale] [--phases guided,resume,unguided]
+    python benchmarks/scale.py gpt2-large --shards DIR [--output runs/scale]
+                               [--phases bare,guided,resume,evaluate,unguided]
     python benchmarks/scale.py gpt2-xl --shards DIR …
 
 gpt2-large: ZeRO-2 on two ranks, a guided step, kill -9 after its checkpoint, resumed for one more.
 gpt2-xl: ZeRO-3, optimizer on disk, one rank, checkpointing; two guided steps, kill -9, resumed for one more.
 Both in bf16 from random weights at T = 1,024, through launch/train.py with the shipped recipe 4-transition
-and DeepSpeed JSON (with bf16 on, which `auto` is not on a CPU). The shards need GPT-2's tokenizer. Each phase
-adds its records to results.json in the output folder; the table shows guided beside unguided, and the peak
-beside the arithmetic of gaguide.model.
+and DeepSpeed JSON (with bf16 on, which `auto` is not on a CPU). The shards need GPT-2's tokenizer.
+
+Each phase is a job of its own; they run in the order given:
+  bare      DeepSpeed without gaguide: the same model made in bf16, the same JSON, blocks and number of steps
+  guided    the recipe 4-transition, killed after its checkpoint
+  resume    the same command again, to its last step and the export
+  evaluate  the exported model on a few examples
+  unguided  the recipe finetuned
+A phase that is named twice is run twice, and both are kept. Records are added to results.json in the output
+folder; the table shows every step, and the peak beside the arithmetic of gaguide.model.
 """
 
 from __future__ import annotations
@@ -33,6 +41,7 @@ from gaguide.log import read_metrics
 from gaguide.model import SIZES, MemorySetup, estimate_memory, scratch_config, shape_of
 
 ROOT = Path(__file__).parents[1]
+LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -47,20 +56,25 @@ class Case:
 
 CASES = {
     "gpt2-large": Case(
-        "zero2", 2, 1, MemorySetup(1, 1024, 2, 2, checkpointing=True, guided_heads=4, guided_layers=36)
+        "zero2", 2, 1, MemorySetup(1, LENGTH, 2, 2, checkpointing=True, guided_heads=4, guided_layers=36)
     ),
     "gpt2-xl": Case(
         "zero3_nvme",
         1,
         2,
         MemorySetup(
-            1, 1024, 3, checkpointing=True, guided_heads=4, guided_layers=48, offload_optimizer="nvme"
+            1, LENGTH, 3, checkpointing=True, guided_heads=4, guided_layers=48, offload_optimizer="nvme"
         ),
     ),
 }
 
 
-def command(size: str, output: Path, shards: Path, guided: bool) -> list[str]:
+def launcher(case: Case) -> list[str]:
+    return [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(case.ranks)]
+
+
+def training(size: str, output: Path, shards: Path, guided: bool) -> list[str]:
+    """The command line of gaguide's training."""
     case = CASES[size]
     settings = json.loads((ROOT / "ds_configs" / f"{case.stage}.json").read_text())
     settings["bf16"] = {"enabled": True}
@@ -82,13 +96,18 @@ def command(size: str, output: Path, shards: Path, guided: bool) -> list[str]:
         "checkpoint.every": case.steps if guided else 0,
         "checkpoint.keep": 1,
     }
-    launcher = Path(sys.executable).parent / "deepspeed"
-    start = [str(launcher), "--num_accelerators", str(case.ranks), str(ROOT / "launch" / "train.py")]
+    start = [*launcher(case), str(ROOT / "launch" / "train.py")]
     given = [text for field, value in overrides.items() for text in (f"--{field}", str(value))]
     return [*start, "--deepspeed", str(ds_json), "--config", str(ROOT / "launch/recipes" / recipe), *given]
 
 
-def run(arguments: list[str], log: Path, until: Callable[[], bool] | None) -> float:
+def evaluation(size: str, model: Path, output: Path) -> list[str]:
+    start = [*launcher(CASES[size]), str(ROOT / "launch" / "evaluate.py")]
+    given = ["--model", str(model), "--tasks", "synthetic-negation", "--limit", "4", "--dtype", "bf16"]
+    return [*start, *given, "--output", str(output)]
+
+
+def run(arguments: list[str], log: Path, until: Callable[[], bool] | None = None) -> float:
     """Run to the end, or kill -9 all ranks when `until` holds; returns seconds."""
     began = time.monotonic()
     with log.open("w") as file:
@@ -108,8 +127,22 @@ def run(arguments: list[str], log: Path, until: Callable[[], bool] | None) -> fl
 
 
 def phase(name: str, size: str, folder: Path, shards: Path) -> dict[str, Any]:
-    case, guided = CASES[size], name != "unguided"
-    output = folder / ("guided" if guided else "unguided")
+    """Run a phase in `folder`; returns its seconds and its steps or its results."""
+    case, log = CASES[size], folder / f"{name}.log"
+    if name == "bare":
+        answer = folder / "bare.json"
+        child = [str(Path(__file__)), "child", size, str(shards), str(answer)]
+        seconds = run([*launcher(case), *child], log)
+        return {"seconds": seconds, "steps": json.loads(answer.read_text())}
+    if name == "evaluate":
+        output = folder / "evaluation"
+        shutil.rmtree(output, ignore_errors=True)
+        seconds = run(evaluation(size, folder / "guided" / "model", output), log)
+        tasks = json.loads((output / "results.json").read_text())["tasks"]
+        return {"seconds": seconds, "steps": [], "tasks": {task: tasks[task]["metrics"] for task in tasks}}
+    output = folder / ("unguided" if name == "unguided" else "guided")
+    if name != "resume":
+        shutil.rmtree(output, ignore_errors=True)
     done = output / "checkpoints" / f"step-{case.steps:08}"
     metrics = output / "metrics.jsonl"
     until: dict[str, Callable[[], bool] | None] = {
@@ -117,20 +150,68 @@ def phase(name: str, size: str, folder: Path, shards: Path) -> dict[str, Any]:
         "resume": None,
         "unguided": lambda: metrics.exists() and len(read_metrics(metrics)) >= case.steps,
     }
-    seconds = run(command(size, output, shards, guided), folder / f"{name}.log", until[name])
+    seconds = run(training(size, output, shards, name != "unguided"), log, until[name])
     shutil.rmtree(output / "nvme", ignore_errors=True)  # a resumed run fills it from the checkpoint
     return {"seconds": seconds, "steps": read_metrics(metrics)}
 
 
-def show(size: str, results: dict[str, Any]) -> None:
+def bare(size: str, shards: Path, answer: Path) -> None:
+    """A rank of the phase `bare`: DeepSpeed as its documentation shows it."""
+    import deepspeed
+    import numpy as np
+    import torch
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from transformers import GPT2LMHeadModel
+
+    from gaguide.data import BlockStore
+    from gaguide.train.device import peak_resident
+
+    case = CASES[size]
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compile that no step uses
+    settings = json.loads((ROOT / "ds_configs" / f"{case.stage}.json").read_text())
+    settings |= {"bf16": {"enabled": True}, "gradient_clipping": 1.0, "train_batch_size": case.ranks}
+    nvme = answer.with_name("bare-nvme")
+    offload = settings["zero_optimization"].get("offload_optimizer")
+    if offload:
+        offload["nvme_path"] = str(nvme)
+    deepspeed.init_distributed(dist_backend="gloo")
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    model = GPT2LMHeadModel(scratch_config(SIZES[size], 50257, 50256))
+    torch.set_default_dtype(torch.float32)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    adam = DeepSpeedCPUAdam if offload else torch.optim.AdamW
+    optimizer = adam(model.parameters(), lr=5e-5, **({} if offload else {"fused": True}))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    blocks, records, seconds = BlockStore(shards, "train", LENGTH), [], 0.0
+    for step in range(1, case.steps + 1):
+        began = time.perf_counter()
+        ids_BT = torch.from_numpy(blocks.read(np.array([(step - 1) * case.ranks + rank])).astype(np.int64))
+        loss = engine(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+        engine.backward(loss)
+        engine.step()
+        loss = float(loss)
+        seconds += time.perf_counter() - began
+        peaks: list[Any] = [None] * case.ranks
+        torch.distributed.all_gather_object(peaks, peak_resident())
+        record = {"step": step, "loss": loss, "lm_loss": loss, "guided_attention": None}
+        records.append(record | {"seconds": seconds, "peak_memory": max(peaks)})
+    if rank == 0:
+        answer.write_text(json.dumps(records))
+    torch.distributed.barrier()
+    shutil.rmtree(nvme, ignore_errors=True)
+
+
+def show(size: str, results: dict[str, list[dict[str, Any]]]) -> None:
     estimate = estimate_memory(shape_of(scratch_config(SIZES[size], 50257, 50256)), CASES[size].setup)
     table = Table("phase", "step", "loss", "lm", "attention", "seconds", "peak memory a rank", title=size)
-    for name, result in results.items():
+    for name, round_, result in ((n, r, x) for n, rounds in results.items() for r, x in enumerate(rounds, 1)):
         before = 0.0
         for record in result["steps"]:
             attention = record["guided_attention"]
             table.add_row(
-                name,
+                f"{name} {round_}",
                 str(record["step"]),
                 f"{record['loss']:.4f}",
                 f"{record['lm_loss']:.4f}",
@@ -140,6 +221,8 @@ def show(size: str, results: dict[str, Any]) -> None:
             )
             before = record["seconds"]
     Console().print(table)
+    for result in results.get("evaluate", []):
+        Console().print(f"evaluated: {result['tasks']}")
     Console().print(
         f"by arithmetic: {estimate.peak / 1e9:.2f} GB on the device ({estimate.peak_phase}), "
         f"{estimate.host / 1e9:.2f} GB for the host's part, {estimate.disk / 1e9:.1f} GB on disk; on a CPU "
@@ -148,20 +231,24 @@ def show(size: str, results: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    if "child" in sys.argv:  # behind DeepSpeed's --local_rank
+        size, shards, answer = sys.argv[sys.argv.index("child") + 1 :]
+        bare(size, Path(shards), Path(answer))
+        return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("size", choices=CASES)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/scale"))
-    parser.add_argument("--phases", default="guided,resume,unguided")
+    parser.add_argument("--phases", default="bare,guided,resume,evaluate,unguided")
     arguments = parser.parse_args()
     folder = (arguments.output / arguments.size).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "results.json"
     results = json.loads(record.read_text()) if record.exists() else {}
     for name in arguments.phases.split(","):
-        results[name] = phase(name, arguments.size, folder, arguments.shards.resolve())
+        results.setdefault(name, []).append(phase(name, arguments.size, folder, arguments.shards.resolve()))
         record.write_text(json.dumps(results, indent=1))
     show(arguments.size, results)
 

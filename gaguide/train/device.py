@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 from pathlib import Path
 
@@ -62,6 +64,17 @@ def peak_resident() -> int:
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else int(psutil.Process().memory_info().rss)
+
+
+def give_back_memory() -> None:
+    """Return to the system what this process has freed, where its C library can (glibc).
+
+    A model that is built in fp32 and cut up anew leaves gigabytes of holes between what stays.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def available_memory(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """Steps without effect: a gradient that is not finite is dropped on all ranks, counted, and not for ever.
 
-DeepSpeed drops such a step by itself at most stages and precisions, and not at all at others; here it does
-at each, so that one bad batch never reaches the weights.
+DeepSpeed drops such a step by itself from ZeRO stage 1 on, and not at all at stage 0; here it does at each,
+so that one bad batch never reaches the weights.
 """
 
 from __future__ import annotations
@@ -21,26 +21,15 @@ _FP16_STEPS = 40
 def drop_bad_gradients(engine: Any) -> None:
     """Make the engine drop every step whose gradient is not finite, where it would not by itself.
 
-    ZeRO stage 3 looks at its gradients in fp16 only; its own check is made to run in any precision. At stage
-    0 `plain_norm` takes the gradients away, which DeepSpeed's clipping is made to bear.
+    From ZeRO stage 1 on it drops a step whose gradient norm is not finite, in any precision. At stage 0
+    `plain_norm` takes the gradients away, which DeepSpeed's clipping is made to bear.
     """
-    optimizer = engine.optimizer
-    if hasattr(getattr(optimizer, "loss_scaler", None), "raise_error_at_min_scale"):
-        optimizer.loss_scaler.raise_error_at_min_scale = False  # `SkippedSteps` ends the run, in words
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False  # `SkippedSteps` ends the run, in words
     if not engine.zero_optimization():
         clip = engine.clip_fp32_gradients
         engine.clip_fp32_gradients = lambda: clip() if _gradients(engine) else None
-    if engine.zero_optimization_stage() < 3:
-        return
-
-    def check(update_scale: bool = True) -> bool:
-        optimizer.overflow = False
-        optimizer.check_overflow()
-        if not update_scale:
-            return bool(optimizer.overflow)
-        return bool(optimizer._loss_scale_update_and_overflow_cleanup())
-
-    optimizer._overflow_check_and_loss_scale_update = check
 
 
 def plain_norm(engine: Any) -> torch.Tensor | None:
