@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,10 @@ _PEAKS = {
     "MI300X": (1307.4, 163.4),
 }
 
+# malloc.h of glibc; by itself it moves the threshold up to 32 MiB as large blocks are freed.
+_M_MMAP_THRESHOLD = -3
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20
+
 
 def peak_flops(name: str, precision: str) -> float | None:
     """Operations per second of the GPU called `name`, None for one that the table has not."""
@@ -66,15 +71,19 @@ def peak_resident() -> int:
     return int(found[1]) * 1024 if found else int(psutil.Process().memory_info().rss)
 
 
-def give_back_memory() -> None:
-    """Return to the system what this process has freed, where its C library can (glibc).
+@contextmanager
+def large_tensors_apart() -> Iterator[None]:
+    """Inside, each large tensor of the CPU gets memory of its own, which goes back when it is freed (glibc).
 
-    A model that is built in fp32 and cut up anew leaves gigabytes of holes between what stays.
+    Otherwise only tensors above 32 MiB do, and a model that is converted and cut up anew leaves gigabytes of
+    holes between what stays. Outside, in training, holes are used again, and faster than fresh pages.
     """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    mallopt(_M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
 
 
 def available_memory(device: torch.device) -> int:

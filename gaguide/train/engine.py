@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from gaguide.config import offload_device
 from gaguide.dist import World
-from gaguide.train.device import give_back_memory
 from gaguide.train.freeze import freeze
 from gaguide.train.job import Job
 from gaguide.train.offload import cpu_optimizer_ready
@@ -35,7 +34,6 @@ def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
         model=model, optimizer=_optimizer(job, model, cpu_adam), config=settings
     )
     drop_bad_gradients(engine)
-    give_back_memory()
     return engine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
 from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, write_text
 from gaguide.model import build_model
-from gaguide.train.device import give_back_memory, peak_memory
+from gaguide.train.device import large_tensors_apart, peak_memory
 from gaguide.train.engine import make_engine
 from gaguide.train.evaluating import Evaluation, undisturbed
 from gaguide.train.inputs import Inputs, model_inputs
@@ -87,7 +88,7 @@ def _train(
     job: Job, world: World, preemption: Preemption, watchdog: Watchdog, evaluation: Evaluation | None
 ) -> Path:
     checkpoint = _optimize(job, world, preemption, watchdog, evaluation)
-    give_back_memory()  # the export needs room for a whole model where the engine had its part
+    gc.collect()  # the export needs room for a whole model where the engine had its part
     exported = job.output / "model"
     watchdog.mark(job.total_steps, "exporting the model", patience=4)
     raise_together(lambda: _export(job, world, checkpoint, exported))
@@ -113,8 +114,9 @@ def _optimize(
 ) -> Path:
     """All steps; returns the last checkpoint."""
     watchdog.mark(0, "building the model", patience=4)
-    model = raise_together(lambda: build_model(job.model, job.run.seed))
-    engine = make_engine(job, model, world)
+    with large_tensors_apart():
+        model = raise_together(lambda: build_model(job.model, job.run.seed))
+        engine = make_engine(job, model, world)
     with _guided(engine.module, job) as guidance:
         trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation)
         trainer.resume()
