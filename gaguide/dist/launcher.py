@@ -1,4 +1,4 @@
-"""The DeepSpeed launcher above this rank: a mistake of its command line that it only warns of, and its death.
+"""The launchers above this rank: a mistake of DeepSpeed's command line that it only warns of, and their death.
 
 `deepspeed` with a hostfile that is not there trains on this host alone. Killed, it leaves pdsh and all ranks
 running on every host.
@@ -9,11 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
 
 from gaguide.errors import Fault, UserError
+
+# How the names of launchers' programs and modules begin.
+_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "prterun", "orted", "prted",
+              "hydra", "srun", "slurmstepd")  # fmt: skip
+# What deepspeed and torchrun give every rank, whose parent they are.
+_MARKS = ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")
 
 
 def check_hostfile() -> None:
@@ -47,8 +54,52 @@ def hostfile_of(command: Sequence[str]) -> str | None:
     return named
 
 
+class Launchers:
+    """The launchers of this process, as they are when this is made: process id → start time."""
+
+    def __init__(self) -> None:
+        self.processes = launchers_above() | runner_over_ssh(os.environ.get("MASTER_PORT", ""))
+        # A launcher that died while Python started has left its marks only.
+        self._orphan = not self.processes and any(mark in os.environ for mark in _MARKS)
+
+    def gone(self) -> bool:
+        """Whether any of them has died."""
+        return self._orphan or not still_there(self.processes)
+
+
+@cache
+def launchers() -> Launchers:
+    """The launchers of this process, as they were at the first call: to be made before anything slow."""
+    return Launchers()
+
+
+def launchers_above() -> dict[int, float]:
+    """Every launcher that this process descends from."""
+    found = {}
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            with suppress(psutil.Error):
+                if any(Path(word).name.startswith(_LAUNCHERS) for word in process.cmdline()[:4]):
+                    found[process.pid] = process.create_time()
+    return found
+
+
+def still_there(processes: dict[int, float]) -> bool:
+    """Whether all of them still run."""
+    for pid, started in processes.items():
+        try:
+            process = psutil.Process(pid)
+            if process.create_time() != started or process.status() == psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.Error:  # not allowed to look: no reason to stop
+            continue
+    return True
+
+
 def runner_over_ssh(master_port: str) -> dict[int, float]:
-    """Process id → start time of pdsh and the `deepspeed` that start the ranks of this port, if on this host.
+    """pdsh and the `deepspeed` above it that start the ranks of this port, if they run on this host.
 
     They are no ancestors of any rank: sshd is.
     """

@@ -11,7 +11,6 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import NoReturn
 
 from gaguide.dist import World, all_gather, barrier, broadcast
 from gaguide.errors import UserError
+from gaguide.log import say
 
 EXIT_LOST_RANK = 1
 _CONNECT_SECONDS = 10.0
@@ -108,7 +108,7 @@ def _watch(peers: dict[socket.socket, int], names: list[str], world: World) -> N
 def _end(lost: int, names: list[str], world: World) -> NoReturn:
     # Rank 0 speaks; where it is rank 0 that was lost, rank 1 does.
     if world.rank == (1 if lost == 0 else 0):
-        print(f"evaluate: {names[lost]} is gone; the evaluation ends; {_REMEDY}", file=sys.stderr, flush=True)
+        say(f"evaluate: {names[lost]} is gone; the evaluation ends; {_REMEDY}", error=True)
     os._exit(EXIT_LOST_RANK)
 
 

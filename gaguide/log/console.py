@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 
-def say(text: str) -> None:
-    """A line for the person at the keyboard, at once (launchers pass output on through pipes)."""
-    print(text, flush=True)
+def say(text: str, error: bool = False) -> None:
+    """A line for the person at the keyboard, at once (launchers pass output on through pipes).
+
+    When nobody listens any more (a launcher or its ssh has died, a terminal was closed) the work must still
+    be saved: what is said from then on is lost, what is recorded is not.
+    """
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class StepLine:

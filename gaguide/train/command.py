@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
 from gaguide.dist import World, raise_together, start, stop
+from gaguide.dist.launcher import launchers
 from gaguide.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Fault, PreemptedError, UserError
+from gaguide.log import say
 
 if TYPE_CHECKING:
     from gaguide.train.evaluating import MakeEvaluation
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
     make_evaluation: what evaluates while training, which this package does not know.
     """
     is_main = True
+    launchers()  # now: one that dies while we load must be missed
     try:
         world = World.from_environment()
         is_main = world.is_main
@@ -41,11 +43,11 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
     except UserError as error:
         # Every rank is here at the same moment; the launcher stops all as soon as one has ended.
         if is_main:
-            print(f"train: {error}", file=sys.stderr, flush=True)
+            say(f"train: {error}", error=True)
         return EXIT_USER_ERROR
     except PreemptedError as stopped:
         if is_main:
-            print(f"train: {stopped}", file=sys.stderr, flush=True)
+            say(f"train: {stopped}", error=True)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:  # before the first step, where nothing is lost
         return 128 + signal.SIGINT
@@ -60,7 +62,6 @@ def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvalua
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for others
-    from gaguide.log import say
     from gaguide.train.preflight import prepare
     from gaguide.train.probe import settle_micro_batch
     from gaguide.train.run import train

@@ -18,16 +18,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from gaguide.dist import World
-from gaguide.dist.launcher import runner_over_ssh
+from gaguide.dist.launcher import launchers
 from gaguide.errors import EXIT_HUNG
+from gaguide.log import say
 from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
 
-# How the names of launchers' programs and modules begin.
-_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "prterun", "orted", "prted",
-              "hydra", "srun", "slurmstepd")  # fmt: skip
 _LOOK_SECONDS = 0.5
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 
@@ -46,9 +42,7 @@ class Watchdog:
         self.lost_launcher = lost_launcher
         self.beats = output / ".heartbeats"
         self.interval = min(30.0, max(0.5, timeout / 10)) if timeout else 30.0
-        self._launchers: dict[int, float] | None = launchers_above() | runner_over_ssh(
-            os.environ.get("MASTER_PORT", "")
-        )
+        self._launched = True
         self._mark = (time.monotonic(), 0, "starting", 1.0)
         self._armed = 0.0
         self._stopped = threading.Event()
@@ -92,8 +86,8 @@ class Watchdog:
                 self._end()
 
     def _look_for_launchers(self) -> None:
-        if self._launchers and not still_there(self._launchers):
-            self._launchers = None
+        if self._launched and launchers().gone():
+            self._launched = False
             self.lost_launcher("its launcher has died")
 
     def _beat(self) -> None:
@@ -124,14 +118,14 @@ class Watchdog:
             f"train: nothing has moved for {time.monotonic() - since:.0f} s (train.hang_timeout "
             f"{self.timeout:g}) on rank {self.world.rank}, step {step}, {doing}: {told}\n"
             f"    → stacks of all ranks: {self.output / 'hang'}; the same command goes on from the newest "
-            "checkpoint\n"
+            "checkpoint"
         )
         if self.world.local_rank == 0:
-            print(message, file=sys.stderr, end="", flush=True)
+            say(message, error=True)
         with contextlib.suppress(OSError):
             (self.output / "hang").mkdir(exist_ok=True)
             with (self.output / "hang" / f"rank-{self.world.rank:05}.txt").open("w") as file:
-                file.write(message)
+                file.write(message + "\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         os._exit(EXIT_HUNG)
@@ -150,28 +144,3 @@ def where(thread: int) -> tuple[str, bool]:
     if inner is not ours:
         place += f" → {Path(inner.filename).name}:{inner.lineno} {inner.name}"
     return place, waiting
-
-
-def launchers_above() -> dict[int, float]:
-    """Process id → start time of every launcher that this process descends from."""
-    found = {}
-    with contextlib.suppress(psutil.Error):
-        for process in psutil.Process().parents():
-            with contextlib.suppress(psutil.Error):
-                if any(Path(word).name.startswith(_LAUNCHERS) for word in process.cmdline()[:4]):
-                    found[process.pid] = process.create_time()
-    return found
-
-
-def still_there(processes: dict[int, float]) -> bool:
-    """Whether all of them still run."""
-    for pid, started in processes.items():
-        try:
-            process = psutil.Process(pid)
-            if process.create_time() != started or process.status() == psutil.STATUS_ZOMBIE:
-                return False
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.Error:  # not allowed to look: no reason to stop
-            continue
-    return True

@@ -85,6 +85,10 @@ class Run:
         print(f"ended after {time.monotonic() - began:.1f} s with {code}")
         return code
 
+    def saved(self) -> int:
+        """The step of the newest checkpoint."""
+        return max(int(path.name[5:]) for path in (self.output / "checkpoints").glob("step-*"))
+
     def goes_on(self, expected: dict[int, float]) -> None:
         """On the first host alone, with two ranks: the same global batches and the same losses."""
         command = ["deepspeed", "--num_accelerators", "2", TRAIN, *arguments(self.output, *LONG)]
@@ -110,11 +114,33 @@ def test_the_launcher_is_killed(two: Hosts, tmp_path: Path) -> None:
     run.says(r"train: stopped after step \d+ of 40 \(its launcher has died\)")
 
 
-def test_the_launcher_of_one_host_is_killed(two: Hosts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", [0, 1])
+def test_the_launcher_of_one_host_is_killed(two: Hosts, tmp_path: Path, host: int) -> None:
     run = Run(two, tmp_path)
-    run.kill(1, r"-m deepspeed.launcher.launch .*--node_rank=1", every=True)
+    run.kill(host, rf"-m deepspeed.launcher.launch .*--node_rank={host}", every=True)
     run.ends(60)
     run.says(r"train: stopped after step \d+ of 40 \(its launcher has died\)")
+
+
+def test_the_command_and_its_ssh_are_killed(
+    two: Hosts, tmp_path: Path, expected_long: dict[int, float]
+) -> None:
+    """As when its terminal's host goes down: nobody is left who could read what ranks print."""
+    run = Run(two, tmp_path)
+    for pid, line in two[0].processes("train.py").items():
+        if re.match(r"\S*(pdsh|ssh) |.*bin/deepspeed --hostfile", line):
+            os.kill(pid, signal.SIGKILL)
+    run.ends(60)
+    assert run.saved() == len(losses(run.output)) < 40, run.said()
+    run.goes_on(expected_long)
+
+
+def test_ctrl_c(two: Hosts, tmp_path: Path) -> None:
+    """The terminal signals the command and all below it on this host; `deepspeed` then ends its launchers."""
+    run = Run(two, tmp_path)
+    os.killpg(run.process.pid, signal.SIGINT)
+    run.ends(60)
+    assert run.saved() == len(losses(run.output)) < 40, run.said()
 
 
 def test_a_link_is_cut_for_good(fresh: Hosts, tmp_path: Path, expected_long: dict[int, float]) -> None:

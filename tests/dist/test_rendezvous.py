@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -137,3 +139,26 @@ def test_the_runner_above_pdsh_is_found() -> None:
         process.kill()
     me = psutil.Process()
     assert found.keys() == {process.pid, me.pid} and found[me.pid] == me.create_time()
+
+
+def test_launchers_that_have_died_are_missed(tmp_path: Path) -> None:
+    """One that dies under way, and one that died while Python still started."""
+    module = REPOSITORY / "gaguide" / "dist" / "launcher.py"
+    look = f"import runpy; mine = runpy.run_path({str(module)!r})['Launchers']()"
+    rank = f"{look}; print(mine.gone(), flush=True); input(); print(mine.gone(), flush=True)"
+    script = tmp_path / "deepspeed"
+    script.write_text(
+        f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {rank!r}])\nsys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(script)], **pipes) as launcher:
+        assert launcher.stdout.readline() == "False\n"
+        launcher.kill()
+        launcher.wait()
+        launcher.stdin.write("\n")
+        launcher.stdin.flush()
+        assert launcher.stdout.readline() == "True\n"
+    for marks, told in (({}, "False"), ({"CROSS_SIZE": "1"}, "True")):
+        command = [sys.executable, "-c", f"{look}; print(mine.gone())"]
+        done = subprocess.run(command, env=os.environ | marks, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == told
