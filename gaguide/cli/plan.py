@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -100,11 +101,13 @@ def plan(
         "checkpointing": checkpointing,
         "precision": precision,
         "guided_heads": guided_heads,
-        "tokens": None if tokens is None else int(tokens),
+        "tokens": int(tokens) if tokens is not None and math.isfinite(tokens) else None,
     }
     from gaguide.plan import assemble, estimate, recommend
 
     faults = _words(options) + _curves_fault(curves)
+    if tokens is not None and not math.isfinite(tokens):
+        faults.append(Fault("--tokens", "is no number of tokens", "give one such as 1e9", tokens))
     try:
         # DeepSpeed's logger writes to what standard output is when it is first imported: not into the JSON.
         with redirect_stdout(sys.stderr):

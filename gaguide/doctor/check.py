@@ -11,7 +11,10 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """`fail`: gaguide can't work so. `warn`: something that some runs need is missing. `remedy` unless"""
+    """`fail`: gaguide can't work so. `warn`: something that some runs need is missing.
+
+    found: what there is. remedy: what to do about it; empty where all is well.
+    """
 
     name: str
     status: Status

@@ -38,9 +38,8 @@ class MemorySetup:
     micro_batch: sequences per rank in a forward pass. block_length: tokens of each. accumulation: forward
     passes in a step. guided_heads: in each guided layer; guided_layers: how many those are. row_block: query
     rows that guidance makes at once. fused_attention: False where SDPA writes the attention matrix (on a CPU
-    with dropout). bucket: elements of ZeRO's reduce bucket. gather: elements of its all-gather bucket.
-    kept_parameters: most that stage 3 keeps
-    gathered from one use to the next.
+    with dropout). bucket, gather: elements of ZeRO's reduce bucket and of stage 3's prefetch bucket.
+    kept_parameters: most that stage 3 keeps gathered from one use to the next. overlap: a second bucket.
     """
 
     micro_batch: int
@@ -187,11 +186,10 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     full = width_bytes == _FULL
     # Stages 1 and 2 copy even fp32 weights; the others train them as they are.
     master = 0 if full and stage in (0, 3) else _FULL * part
-    # Micro batches are added up in fp32, but beside a disk a single one is kept as it is.
-    sums = width_bytes if setup.offload_optimizer == "nvme" and setup.accumulation == 1 else _FULL
+    # Micro batches are added up in fp32; beside a disk a single one is kept as it is (config/deepspeed.py).
+    beside_disk = setup.offload_optimizer == "nvme" and setup.accumulation == 1
+    sums = width_bytes if beside_disk else _FULL
     gradients = width_bytes * P if stage < 2 else sums * part
-    if setup.offload_optimizer == "nvme" and setup.accumulation == 1:
-        gradients = width_bytes * part  # not added to anything: config/deepspeed.py asks for no fp32 sums
     buffers = width_bytes * min(P, setup.bucket) * (2 if setup.overlap and stage < 3 else 1)
     standing = gradients if setup.accumulation > 1 else 0
     if stage == 3:  # allocated once
@@ -218,8 +216,7 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
         "gathered": gathered,
         "update": update,
     }
-    beside_disk = setup.offload_optimizer == "nvme" and setup.accumulation == 1
-    return states | _offloaded(states, setup, (width_bytes if beside_disk else _FULL) * part)
+    return states | _offloaded(states, setup, sums * part)
 
 
 def _offloaded(states: dict[str, int], setup: MemorySetup, gradients: int) -> dict[str, int]:

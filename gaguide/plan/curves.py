@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from gaguide.errors import UserError
 from gaguide.plan.estimate import Plan, estimate
 from gaguide.plan.request import PlanRequest
 
@@ -26,7 +28,8 @@ Kind = Literal["strong", "weak"]
 class Point:
     """One number of GPUs. strong: the global batch stays; weak: each rank's share stays.
 
-    efficiency: tokens per second and GPU, against one GPU (whether the model fits on it or not).
+    efficiency: tokens per second and GPU, against one GPU (whether the model fits on it or not), of the same
+    global batch where one GPU could train it, else of one rank's share.
     """
 
     kind: Kind
@@ -37,56 +40,57 @@ class Point:
 
 
 def curves(plan: Plan) -> list[Point]:
-    """Points of both kinds; a strong one only where the global batch can be split."""
+    """Points of both kinds; one only where that many GPUs could train so."""
+    kinds: tuple[Kind, ...] = ("strong", "weak")
+    by_kind = {kind: _plans(plan, kind) for kind in kinds}
     points = []
-    for kind in ("strong", "weak"):
-        requests = [_scaled(plan, gpus, kind) for gpus in _counts()]
-        plans = [estimate(request) for request in requests if request is not None]
-        if not plans:
-            continue
-        alone = plans[0].tokens_per_second / plans[0].request.ranks
+    for kind, plans in by_kind.items():
+        # The weak curve begins at one GPU always, the strong one where its batch needs no refused setting.
+        alone = plans[0] if plans and plans[0].request.ranks == 1 else by_kind["weak"][0]
         points += [
-            Point(
-                kind,
-                one.request.ranks,
-                one.request.nodes,
-                one.tokens_per_second / one.request.ranks / alone,
-                one,
-            )
+            Point(kind, one.request.ranks, one.request.nodes, _a_gpu(one) / _a_gpu(alone), one)
             for one in plans
         ]
     return points
 
 
-def _counts() -> list[int]:
-    return [2**power for power in range(LARGEST.bit_length())]
+def _a_gpu(plan: Plan) -> float:
+    """Tokens per second and GPU."""
+    return plan.tokens_per_second / plan.request.ranks
 
 
-def _scaled(plan: Plan, ranks: int, kind: Kind) -> PlanRequest | None:
-    request = plan.request
-    node = request.gpus if request.gpus > 1 else _NODE
-    gpus = min(ranks, node)
-    if ranks % gpus:
-        return None
-    micro_batch = request.setup.micro_batch
+def _plans(plan: Plan, kind: Kind) -> list[Plan]:
+    made = []
+    node = plan.request.gpus if plan.request.gpus > 1 else _NODE
+    for ranks in _counts(node):
+        with suppress(UserError):  # what training would refuse on so many
+            made.append(estimate(_scaled(plan, ranks, node, kind)))
+    return made
+
+
+def _counts(node: int) -> list[int]:
+    """1, 2, 4 … GPUs of a node that has `node`, then 1, 2, 4 … nodes."""
+    powers = [2**power for power in range(LARGEST.bit_length())]
+    return [n for n in powers if n < node] + [node * n for n in powers if node * n <= LARGEST]
+
+
+def _scaled(plan: Plan, ranks: int, node: int, kind: Kind) -> PlanRequest:
+    request, micro_batch = plan.request, plan.request.setup.micro_batch
+    batch = request.global_batch
     if kind == "weak":
-        batch = request.global_batch // request.ranks * ranks
-    else:
-        batch = request.global_batch
-        if batch % ranks:
-            return None
+        batch = batch // request.ranks * ranks
+    elif batch % ranks == 0:
         share = batch // ranks
         micro_batch = max(size for size in range(1, min(share, micro_batch) + 1) if share % size == 0)
-        if request.zero_stage == 1 and request.precision != "fp32" and share != micro_batch:
-            return None  # DeepSpeed would add up micro batches in 16 bits
+    gpus = min(ranks, node)
     return replace(request, gpus=gpus, nodes=ranks // gpus, global_batch=batch, micro_batch=micro_batch)
 
 
 def to_csv(points: Sequence[Point]) -> str:
     """A line a point."""
     text = io.StringIO()
+    text.write(f"# {LABEL}\n")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([f"# {LABEL}"])
     writer.writerow(
         ["kind", "gpus", "nodes", "global_batch", "micro_batch", "step_seconds", "exposed_seconds",
          "tokens_per_second", "efficiency", "gib_a_gpu", "fits", "gpu_hours"]
@@ -134,7 +138,8 @@ def draw(points: Sequence[Point], title: str) -> Figure:
 
 def _finish(ax: Axes, title: str) -> None:
     ax.set_xscale("log", base=2)
-    ax.set_xticks(_counts()[::2], [f"{count:,}" for count in _counts()[::2]])
+    ticks = [4**power for power in range(6)]
+    ax.set_xticks(ticks, [f"{count:,}" for count in ticks])
     ax.set_title(title, fontsize=10)
     ax.set_xlabel("GPUs")
     ax.grid(alpha=0.25)

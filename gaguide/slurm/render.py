@@ -98,5 +98,6 @@ def _container(request: Request, repository: Path) -> tuple[str, ...]:
     """Apptainer before the program; it passes SLURM_* on, and binds the home and current folders itself."""
     if request.container is None:
         return ()
-    nvidia = ("--nv",) if request.gpus_per_node else ()
+    # GPUs may have been asked for in sbatch's own words: --gres=gpu:a100:4.
+    nvidia = ("--nv",) if request.gpus_per_node or any("gpu" in each for each in request.options) else ()
     return ("apptainer", "exec", *nvidia, "--bind", str(repository), str(request.container.resolve()))

@@ -78,6 +78,7 @@ def test_faults_of_options_and_files_are_told_together(tmp_path: Path) -> None:
     )  # fmt: skip
     assert told == {"--gpu", "--gpus", "--precision", "--stage", "--deepspeed", "--curves"}
     assert faults() == {"--model"}
+    assert faults("--model", "gpt2", "--tokens", "inf") == {"--tokens"}
     assert faults("--model", tmp_path, "--link", "string") == {"model.name", "--link"}
 
 
@@ -95,7 +96,7 @@ def test_curves_go_to_1024_gpus_and_say_what_they_are(tmp_path: Path) -> None:
         assert run("--model", "gpt2", "--gpus", 8, "--curves", tmp_path / name).exit_code == 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     title, *lines = (tmp_path / "curves.csv").read_text("utf-8").splitlines()
-    assert "not a measurement" in title
+    assert title == "# a model's prediction, not a measurement"
     rows = list(csv.DictReader(lines))
     assert {int(row["gpus"]) for row in rows if row["kind"] == "weak"} == {2**n for n in range(11)}
 
@@ -107,6 +108,16 @@ def test_strong_scaling_never_splits_a_batch_unevenly() -> None:
     assert [point.gpus for point in strong] == [1, 2, 4, 8, 16]
     assert all(point.plan.request.global_batch == 48 for point in strong)
     assert math.isclose(strong[0].efficiency, 1) and strong[-1].efficiency < 1
+
+
+def test_curves_go_on_over_nodes_of_any_size_and_without_what_training_refuses() -> None:
+    """Six GPUs a node; stage 1, which adds up no micro batches in 16 bits, so few GPUs cannot train it."""
+    shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
+    request = PlanRequest(shape, gpus=6, nodes=4, global_batch=96, micro_batch=4, zero_stage=1)
+    points = curves(estimate(request))
+    gpus = {kind: [point.gpus for point in points if point.kind == kind] for kind in ("strong", "weak")}
+    assert gpus == {"strong": [24, 48, 96], "weak": [1, 2, 4, *(6 * 2**n for n in range(8))]}
+    assert all(0 < point.efficiency <= 1 for point in points)
 
 
 @pytest.mark.parametrize("gpu, precision", [("v100-32", "fp16"), ("h100", "bf16")])

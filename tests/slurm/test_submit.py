@@ -77,6 +77,9 @@ def test_data_is_an_array_and_evaluation_a_step(tmp_path: Path) -> None:
     )  # fmt: skip
     assert variable(script, "container")[:3] == ["apptainer", "exec", "--nv"]
     assert variable(script, "python") == ["python"] and "--ntasks-per-node=2" in directives(script)
+    typed = ("--sbatch=--gres=gpu:a100:2", "--ranks-per-node", 2, "--container", image, "--dry-run")
+    script = call("evaluate", *typed, "--model", "m", "--tasks", "demo", "--output", "o")
+    assert "--nv" in variable(script, "container"), "GPUs that are asked for by their type"
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate", "data"])
