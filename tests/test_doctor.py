@@ -55,12 +55,14 @@ def test_exit_code_and_table_follow_the_checks(monkeypatch: pytest.MonkeyPatch) 
     app = typer.Typer()
     command.register(app)
     checks = [Check("a[b]", "ok", "fine"), Check("gone", "warn", "x", "mend [it]")]
-    monkeypatch.setattr("gaguide.doctor.diagnose", lambda: checks)
-    result = CliRunner().invoke(app)
+    asked = []
+    monkeypatch.setattr("gaguide.doctor.diagnose", lambda busy: asked.append(busy) or checks)
+    result = CliRunner().invoke(app, ["--busy"])
     assert result.exit_code == 0 and "a[b]" in result.stdout and "mend [it]" in result.stdout
     checks.append(Check("broken", "fail", "x", "y"))
     result = CliRunner().invoke(app)
     assert result.exit_code == 1 and "1 would fail" in result.stdout
+    assert asked == [True, False]
 
 
 def test_a_check_that_breaks_hides_no_other() -> None:
@@ -178,6 +180,8 @@ def test_a_slurm_controller_that_does_not_answer(monkeypatch: pytest.MonkeyPatch
         ({"devices": [{"name": "V100", "gib": 16}], "bf16": False, "nccl": "2.27"}, "accelerator", "warn"),
         ({"devices": [{"name": "H100", "gib": 80}], "bf16": True, "nccl": "2.27"}, "nccl", "ok"),
         ({"devices": [{"name": "H100", "gib": 80}], "bf16": True, "nccl": "error: no"}, "nccl", "fail"),
+        ({"devices": [], "count": 8}, "accelerator", "ok"),
+        ({"devices": [], "count": 0, "cuda_build": None, "hip_build": None}, "accelerator", "warn"),
     ],
 )
 def test_accelerators(monkeypatch: pytest.MonkeyPatch, answer: dict, name: str, status: str) -> None:

@@ -20,11 +20,15 @@ def doctor(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of a table.")
     ] = False,
+    busy: Annotated[
+        bool,
+        typer.Option("--busy", help="Only count accelerators, take no memory of them: a run may need it."),
+    ] = False,
 ) -> None:
     """Check this machine and environment; the exit code is 1 if something would fail."""
     from gaguide.doctor import diagnose
 
-    checks = diagnose()
+    checks = diagnose(busy=busy)
     failed = sum(check.status == "fail" for check in checks)
     if as_json:
         typer.echo(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2))

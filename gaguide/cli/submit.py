@@ -27,7 +27,11 @@ Partition = Annotated[str | None, typer.Option(help="Partition (queue); `sinfo` 
 Account = Annotated[str | None, typer.Option(help="Account that is billed.")]
 Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
 Requeue = Annotated[
-    bool, typer.Option("--requeue/--no-requeue", help="Back into the queue after the limit or a lost host.")
+    bool,
+    typer.Option(
+        "--requeue/--no-requeue",
+        help="Back into the queue after a lost host or a preemption; training also after its time limit.",
+    ),
 ]
 Container = Annotated[Path | None, typer.Option(help="Apptainer image to run in.")]
 Python = Annotated[
@@ -199,9 +203,10 @@ def _train_faults(request: Request) -> list[Fault]:
 
     def check_deepspeed() -> None:
         # By itself: a mistake in the run's settings does not hide one here.
-        for option, value in zip(request.arguments, request.arguments[1:]):
+        for word, following in zip(request.arguments, [*request.arguments[1:], ""]):
+            option, equals, value = word.partition("=")
             if option == "--deepspeed":
-                load_deepspeed_json(Path(value))
+                load_deepspeed_json(Path(value if equals else following))
 
     for check in (check_batch, check_deepspeed):
         try:

@@ -10,14 +10,17 @@ DEADLINE_SECONDS = 13.0
 """What has not answered by then is reported as such."""
 
 
-def diagnose(deadline_seconds: float = DEADLINE_SECONDS) -> list[Check]:
-    """Look at everything; takes a few seconds and never longer than about the deadline."""
+def diagnose(deadline_seconds: float = DEADLINE_SECONDS, busy: bool = False) -> list[Check]:
+    """Look at everything; takes a few seconds and never longer than about the deadline.
+
+    busy: a run may be using the accelerators, so they are only counted.
+    """
     hub = network.Hub()
     with Probes(deadline_seconds) as probes:
         port = str(free_port())
         for rank in ("0", "1"):
             probes.start("gloo", rank, port, key=f"gloo{rank}")
-        probes.start("torch")
+        probes.start("torch", *(["busy"] if busy else []))
         probes.start("mpi")
         here = [
             *guarded("python", software.python),

@@ -27,6 +27,9 @@ def accelerator(answer: dict[str, Any]) -> Iterator[Check]:
         yield fail("accelerator", f"torch can't be imported ({answer['error']})", "install torch again")
         return
     devices = answer["devices"]
+    if answer.get("count"):
+        yield ok("accelerator", f"{answer['count']}, not touched: a run may be using them")
+        return
     if not devices:
         yield _no_device(answer)
         return

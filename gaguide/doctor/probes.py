@@ -102,12 +102,17 @@ def _gloo(path: Path, rank: str, port: str) -> None:
     dist.destroy_process_group()
 
 
-def _torch(path: Path) -> None:
-    """What torch and DeepSpeed see: accelerator and NCCL first, then (a second file) the compiled ops."""
+def _torch(path: Path, busy: str = "") -> None:
+    """What torch and DeepSpeed see: accelerator and NCCL first, then (a second file) the compiled ops.
+
+    busy: devices are counted only, which takes none of their memory.
+    """
     import torch
 
     found: dict[str, Any] = {"cuda_build": torch.version.cuda, "hip_build": torch.version.hip, "devices": []}
-    if torch.cuda.is_available():
+    if busy:
+        found["count"] = torch.cuda.device_count()
+    elif torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             found["devices"].append({"name": properties.name, "gib": properties.total_memory / 2**30})

@@ -1,8 +1,9 @@
-"""Ends the job at once, naming the rank, when a rank is killed or its host disappears.
+"""Ends the job, naming the rank on every host, when a rank is killed (at once) or its host disappears.
 
-Every rank holds a connection to rank 0, over which nothing is sent but a goodbye. The kernel of a killed
-process closes it; keep-alive probes close that of a host that has gone. So nobody waits in a collective
-for a rank that will never come, under launchers that do not look after their ranks as well.
+Every rank holds a connection to rank 0, over which nothing is sent but a goodbye, or which rank was lost.
+The kernel of a killed process closes it; keep-alive probes close that of a host that has gone, after half a
+minute. So nobody waits in a collective for a rank that will never come, under launchers that do not look
+after their ranks as well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gaguide.log import say
 
 EXIT_LOST_RANK = 1
 _CONNECT_SECONDS = 10.0
-_GOODBYE = b"."
+_GOODBYE, _LOST = b".", b"!"
 _TOKEN_BYTES = 16
 _REMEDY = "finished examples are kept: the same command goes on from them"
 
@@ -96,18 +97,33 @@ def _watch(peers: dict[socket.socket, int], names: list[str], world: World) -> N
         while selector.get_map():
             for key, _ in selector.select():
                 connection = key.data
-                try:
-                    said = connection.recv(1)
-                except OSError:
-                    said = b""
-                if said != _GOODBYE:
-                    _end(peers[connection], names, world)
+                lost = _heard(connection, peers[connection])
+                if lost is not None:
+                    _end(lost, peers, names, world)
                 selector.unregister(connection)
 
 
-def _end(lost: int, names: list[str], world: World) -> NoReturn:
-    # Rank 0 speaks; where it is rank 0 that was lost, rank 1 does.
-    if world.rank == (1 if lost == 0 else 0):
+def _heard(connection: socket.socket, rank: int) -> int | None:
+    """The rank that is lost: the one at the other end, or the one that rank 0 tells of; None is a goodbye."""
+    try:
+        said = connection.recv(1)
+        if said == _GOODBYE:
+            return None
+        if said == _LOST:
+            return int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")
+    except OSError:
+        pass
+    return rank
+
+
+def _end(lost: int, peers: dict[socket.socket, int], names: list[str], world: World) -> NoReturn:
+    if world.is_main:
+        for connection, rank in peers.items():
+            if rank != lost:
+                with suppress(OSError):
+                    connection.sendall(_LOST + lost.to_bytes(4, "big"))
+    # One rank of each host speaks; where it is rank 0 that was lost, rank 1 does.
+    if world.local_rank == 0 or world.rank == (1 if lost == 0 else 0):
         say(f"evaluate: {names[lost]} is gone; the evaluation ends; {_REMEDY}", error=True)
     os._exit(EXIT_LOST_RANK)
 

@@ -88,7 +88,7 @@ class Request:
             ("--nodes", self.nodes, 1),
             ("--gpus-per-node", self.gpus_per_node, 1),
             ("--ranks-per-node", self.ranks_per_node, 1),
-            ("--cpus-per-rank", self.cpus_per_rank, 1),
+            ("--cpus" if self.kind == "data" else "--cpus-per-rank", self.cpus_per_rank, 1),
             ("--signal-seconds", self.signal_seconds, 1),
             ("--chain", self.chain, 1),
             ("--parts", self.parts, 1),

@@ -1,8 +1,10 @@
-"""Ranks that wait for a host that is gone: gloo would wait for ever, the watchdog ends them. No training."""
+"""Ranks that wait for a host that is gone: gloo would wait for ever, a watch ends them. No training."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from gaguide.errors import EXIT_HUNG
+from gaguide.evaluate.watch import EXIT_LOST_RANK
 from tests.cluster.hosts import Hosts, hosts
 from tests.support.ranks import REPOSITORY
 
 pytestmark = pytest.mark.cluster
 
-SCRIPT = REPOSITORY / "tests" / "cluster" / "wait_script.py"
+FOLDER = REPOSITORY / "tests" / "cluster"
 TIMEOUT, BOUND = 6, 40
 
 
@@ -28,17 +31,23 @@ def fresh(tmp_path: Path) -> Iterator[Hosts]:
         yield made
 
 
-def start(made: Hosts, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """A rank on each host, both under way."""
+def start(
+    made: Hosts, folder: Path, script: str = "wait_script.py", hosts: tuple[int, ...] = (0, 1)
+) -> list[subprocess.Popen[bytes]]:
+    """Rank I on host `hosts[I]`, all under way."""
     started = []
-    for rank, host in enumerate(made):
-        variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    for rank, host in enumerate(hosts):
+        variables = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(len(hosts)),
+            "LOCAL_RANK": str(hosts[:rank].count(host)),
+        }
         variables |= {"MASTER_ADDR": made[0].address, "MASTER_PORT": "29512"}
-        words = (sys.executable, SCRIPT, folder / "run", str(TIMEOUT))
-        started.append(host.start(*words, log=folder / f"log-{rank}", cwd=REPOSITORY, **variables))
+        words = (sys.executable, FOLDER / script, folder / "run", str(TIMEOUT))
+        started.append(made[host].start(*words, log=folder / f"log-{rank}", cwd=REPOSITORY, **variables))
     until = time.monotonic() + 60
-    while not all("step 40\n" in said(folder, rank) for rank in (0, 1)):
-        assert time.monotonic() < until, said(folder, 0) + said(folder, 1)
+    while not all("step 40\n" in said(folder, rank) for rank in range(len(hosts))):
+        assert time.monotonic() < until, [said(folder, rank) for rank in range(len(hosts))]
         time.sleep(0.1)
     return started
 
@@ -78,3 +87,27 @@ def test_a_link_that_comes_back_is_forgiven(fresh: Hosts, tmp_path: Path) -> Non
         assert time.monotonic() < until, said(tmp_path, 0)
         time.sleep(0.1)
     assert [process.poll() for process in started] == [None, None]
+
+
+@pytest.mark.parametrize("fault", ["a rank", "a link", "a host"])
+def test_an_evaluation_that_loses_ranks_ends_on_every_host_and_says_why(
+    fresh: Hosts, tmp_path: Path, fault: str
+) -> None:
+    """Rank 0 on the first host, ranks 1 and 2 on the second."""
+    started = start(fresh, tmp_path, "meet_script.py", (0, 1, 1))
+    if fault == "a rank":
+        (last,) = [pid for pid in fresh[1].ranks("meet_script.py") if "RANK=2" in environ(pid)]
+        os.kill(last, signal.SIGKILL)
+    elif fault == "a link":
+        fresh.cut(1)
+    else:
+        fresh[1].power_off()
+    lost = {"a rank": ["2", "2"], "a link": ["[12]", "0"], "a host": ["[12]"]}[fault]
+    for rank, whom in enumerate(lost):
+        assert started[rank].wait(BOUND) == EXIT_LOST_RANK, said(tmp_path, rank)
+        assert re.search(rf"evaluate: rank {whom} \(process .* is gone", said(tmp_path, rank))
+    fresh.wait_for_no_ranks(5, "meet_script.py")
+
+
+def environ(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")

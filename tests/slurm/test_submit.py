@@ -115,6 +115,10 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         call(*TRAIN, "--nodes", 3)
     with pytest.raises(UserError, match=r"--signal-seconds = 180: is not before the start"):
         call(*TRAIN, "--time", "3")
+    with pytest.raises(UserError, match=r"2 problems(.|\n)*--time(.|\n)*none.json"):
+        call("train", f"--deepspeed={tmp_path / 'none.json'}", "--time", "2h")
+    with pytest.raises(UserError, match=r"--cpus = 0: is less than 1"):
+        call("data", "--source", "x", "--output", "o", "--cpus", 0)
     with pytest.raises(UserError, match=r"--part = '1/8': is not for you"):
         call("data", "--source", "x", "--output", "o", "--part", "1/8")
     with pytest.raises(UserError, match="the following arguments are required: --tasks"):
