@@ -184,8 +184,8 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     P, stage, width_bytes = shape.parameters, setup.zero_stage, WEIGHT_BYTES[setup.precision]
     part = -(-P // setup.ranks) if stage else P
     full = width_bytes == _FULL
-    # Stages 1 and 2 copy even fp32 weights; the others train them as they are.
-    master = 0 if full and stage in (0, 3) else _FULL * part
+    # ZeRO copies even fp32 weights (stage 3 means not to, but compares a device with its name).
+    master = _FULL * part if stage or not full else 0
     # Micro batches are added up in fp32; beside a disk a single one is kept as it is (config/deepspeed.py).
     beside_disk = setup.offload_optimizer == "nvme" and setup.accumulation == 1
     sums = width_bytes if beside_disk else _FULL
