@@ -96,7 +96,7 @@ def study_cautions(study: StudyRecords) -> list[str]:
         )
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason kept').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
-    for what in ("data", "tokenizer"):
+    for what in ("code", "data", "tokenizer"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
         if len(known) > 1:
             cautions.append(f"The cells have {len(known)} different fingerprints of their {what}.")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from gaguide.log import code_commit, code_fingerprint
 from gaguide.study.analysis import (
     Finder,
     GuidedWords,
@@ -36,6 +37,7 @@ def write_progress(grid: Grid) -> StudyRecords:
         {
             "collected": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+            "code": {"sha256": code_fingerprint(), "commit": code_commit() or "not in a checkout"},
             "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}",
             "evaluation": grid.evaluation,
         },
