@@ -57,7 +57,7 @@ def size_tables(study: StudyRecords) -> list[Table]:
 
 
 def _size_table(study: StudyRecords, size: str) -> Table:
-    columns, rows, with_paper, one_seed = experiments(study), [], False, False
+    columns, rows, with_paper, seeds = experiments(study), [], False, set()
     for task, metric in main_metrics(study).items():
         means = [mean_of(study, size, column, task, metric) for column in columns]
         known = [mean for mean in means if mean is not None]
@@ -69,7 +69,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
         papers = [None if mean is None else mean.paper for mean in means]
         best, paper_best = _best(ours, better, digits), _best(papers, better, 4)
         with_paper |= any(paper is not None for paper in papers)
-        one_seed |= any(mean.seeds == 1 for mean in known)
+        seeds |= {mean.seeds for mean in known}
         cells = tuple(
             Cell(ABSENT) if mean is None else Cell(
                 fixed(mean.value, digits) + _marks(study, size, column, task, metric),
@@ -81,8 +81,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
             for at, (column, mean) in enumerate(zip(columns, means, strict=True))
         )  # fmt: skip
         rows.append((_task_name(known[0]), cells))
-    note = [f"Mean over seeds; brackets: 95% interval {'over examples' if one_seed else 'over seeds'}."]
-    note.append("Bold: best of its row.")
+    note = [_interval_note(seeds), "Bold: best of its row."]
     if with_paper:
         note.append("Second number: the paper's, its best in bold too.")
     note.append(
@@ -91,6 +90,14 @@ def _size_table(study: StudyRecords, size: str) -> Table:
     parameters = next((mean.parameters for mean in study.means if mean.size == size), None)
     title = size if parameters is None else f"{size} ({parameters:,} parameters)"
     return Table(f"table-{slug(size)}", title, ("task", *columns), tuple(rows), " ".join(note))
+
+
+def _interval_note(seeds: set[int]) -> str:
+    """What the brackets are, where cells have these numbers of seeds."""
+    if seeds == {1}:
+        return "One seed; brackets: 95% interval over examples."
+    single = " (of a single model: over examples)" if 1 in seeds else ""
+    return f"Mean over seeds; brackets: 95% interval over seeds{single}."
 
 
 def _task_name(mean: Mean) -> str:

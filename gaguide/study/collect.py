@@ -21,7 +21,12 @@ from gaguide.study.analysis import (
     loss_costs,
 )
 from gaguide.study.compare import compare, find_pairs, means, verdicts
-from gaguide.study.evaluated import count_parameters, read_evaluated, results_of
+from gaguide.study.evaluated import (
+    count_parameters,
+    evaluation_fingerprints,
+    read_evaluated,
+    results_of,
+)
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import CellRecord, StudyRecords, write_study, write_tables
 from gaguide.study.state import read_state, summary
@@ -54,8 +59,7 @@ def collect(grid: Grid) -> StudyRecords:
     if not cells:
         write_tables(grid.folder, records)
         return records
-    models = {size.name: size.model or size.name for size in grid.study.sizes}
-    results = [row for one in cells for row in results_of(one, models[one.cell.size])]
+    results = [row for one in cells for row in results_of(one)]
     pairs = find_pairs(grid, cells)
     finder = Finder(AutoTokenizer.from_pretrained(str(cells[0].cell.model)))
     used = [GuidedWords.of(cell.run.guidance) for cell in grid.cells if cell.run is not None]
@@ -72,10 +76,11 @@ def collect(grid: Grid) -> StudyRecords:
 def _cell_record(grid: Grid, cell: Cell) -> CellRecord:
     state, folder = read_state(grid, cell), grid.path(cell)
     record = summary(folder)
+    fingerprints = record.get("fingerprints", {}) | evaluation_fingerprints(folder)
     model = folder / "model" if cell.run is not None else Path(cell.model or "")
     known = (model / "config.json").is_file()
     return CellRecord(
         cell.id, cell.role, cell.size, cell.experiment, cell.seed, cell.folder, state.state,
         count_parameters(str(model)) if known else None, cell.base, state.total("wall"), state.total("cpu"),
-        record.get("tokens"), state.error, record.get("versions", {}), record.get("fingerprints", {}),
+        record.get("tokens"), state.error, record.get("versions", {}), fingerprints,
     )  # fmt: skip

@@ -104,7 +104,28 @@ def test_one_seed_has_the_interval_over_examples(study: StudyRecords) -> None:
     found = mean_of(single, "pico", "original", "memo-trap", "acc")
     row = next(r for r in one if (r.size, r.experiment, r.task) == ("pico", "original", "memo-trap"))
     assert found is not None and (found.low, found.high) == (row.low, row.high)
-    assert "over examples" in size_tables(single)[0].note
+    assert "One seed; brackets: 95% interval over examples" in size_tables(single)[0].note
+    mixed = tuple(replace(mean, seeds=1) if mean.experiment == "original" else mean for mean in study.means)
+    note = size_tables(replace(study, means=mixed))[0].note
+    assert "over seeds (of a single model: over examples)" in note
+
+
+def test_one_seed_is_not_called_within_noise(study: StudyRecords) -> None:
+    single = tuple(replace(row, seeds=1, low=None, high=None) for row in study.losses)
+    text = " ".join(study_findings(replace(study, losses=single)))
+    assert "without seeds to tell it from noise." in text and "within noise" not in text
+    part = tuple(replace(row, low=None, high=None) if row.size == "tiny" else row for row in study.losses)
+    text = " ".join(study_findings(replace(study, losses=part)))
+    assert "beyond noise at pico, nano, micro, without seeds to tell it from noise at tiny." in text
+
+
+def test_cells_made_by_different_code_are_pointed_out(study: StudyRecords) -> None:
+    first, *rest = study.cells
+    cells = (
+        replace(first, fingerprints={"code": "a"}),
+        *(replace(c, fingerprints={"code": "b"}) for c in rest),
+    )
+    assert "2 different fingerprints of their code" in " ".join(study_cautions(replace(study, cells=cells)))
 
 
 def test_only_a_corrected_comparison_over_seeds_earns_a_mark(study: StudyRecords) -> None:
