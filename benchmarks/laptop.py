@@ -38,7 +38,7 @@ def wide(rows: pd.DataFrame, down: list[str], across: str, text: str = "text") -
 
 def half_width(rows: pd.DataFrame, value: str, number: str) -> pd.Series:
     """The number with half of its interval where it has one."""
-    half = (rows["high"].astype(float) - rows[value]).map(" ± {:.4f}".format)
+    half = (rows["high"].astype(float) - rows[value]).map((" ± " + number.replace("+", "")).format)
     return rows[value].map(number.format) + half.where(rows["high"].notna(), "")
 
 
@@ -86,22 +86,27 @@ def losses(study: StudyRecords) -> None:
 def moved(study: StudyRecords) -> None:
     main, rows = main_metrics(study), frame(study.comparisons)
     rows = rows[rows.metric == rows.task.map(main)]
-    rows["kind"] = rows.metric.isin(["acc", "acc_norm"]).map(
-        {True: "accuracies", False: "losses and log-odds"}
+    kind = rows.metric.isin(["acc", "acc_norm"]).map({True: "accuracies", False: "losses and log-odds"})
+    rows["across"] = kind + rows.level.map({"seed": " by seed", "seeds": " over seeds"})
+    rows["raw"], rows["corrected"], rows["rises"] = rows.p < 0.05, rows.p_holm < 0.05, rows.difference > 0
+    keys = ["experiment", "baseline", "across"]
+    counts = rows.groupby(keys, sort=False).agg(
+        holm=("corrected", "sum"), raw=("raw", "sum"), n=("raw", "size")
     )
-    rows["raw"], rows["corrected"] = rows.p < 0.05, rows.p_holm < 0.05
-    keys = ["level", "kind", "experiment", "baseline"]
-    counts = rows.groupby(keys, sort=False)
-    table = counts.agg(comparisons=("task", "size"), tested=("p", "count"), raw=("raw", "sum"),
-                       holm=("corrected", "sum"))  # fmt: skip
-    show("Comparisons of main metrics: how many p are below 0.05", table)
-    kept = rows[rows.corrected].set_index(["level", "seed", "size"])
-    columns = ["experiment", "baseline", "task", "metric", "difference", "low", "high", "p_holm"]
-    for level, title in (("seeds", "over seeds"), ("seed", "accuracies by seed")):
-        chosen = kept.loc[[level]] if level in kept.index else kept[:0]
-        if level == "seed":
-            chosen = chosen[chosen.kind == "accuracies"]
-        show(f"Below 0.05 after Holm's correction, {title}", chosen[columns].round(4))
+    counts["text"] = [f"{holm} ({raw}) of {n}" for holm, raw, n in counts.values]
+    show(
+        "Main metrics with p < 0.05 after Holm's correction (before it)",
+        wide(counts.reset_index(), keys[:2], "across"),
+    )
+    kept = rows[rows.corrected].set_index("size")
+    columns = ["experiment", "baseline", "seed", "task", "metric", "difference", "low", "high", "p_holm"]
+    show("After correction, over seeds", kept[kept.level == "seeds"][columns].round(3))
+    show("After correction, accuracies by seed",
+         kept[(kept.level == "seed") & (kept.metric == "acc")][columns].round(3))  # fmt: skip
+    by_seed = rows[(rows.level == "seed") & (rows.baseline == "finetuned")]
+    tasks = by_seed.groupby("task", sort=False)
+    per_task = tasks.agg(comparisons=("p", "size"), corrected=("corrected", "sum"), rising=("rises", "sum"))
+    show("Against finetuned, by seed: how many after correction, and how many rise", per_task)
 
 
 def scores(study: StudyRecords) -> None:

@@ -12,7 +12,15 @@ from statistics import fmean
 
 from gaguide.report.measures import ABSENT, fixed
 from gaguide.report.tables import Cell, Table
-from gaguide.study.records import HELD_OUT, Comparison, HeadAttention, LossCost, Mean, StudyRecords
+from gaguide.study.records import (
+    HELD_OUT,
+    Comparison,
+    HeadAttention,
+    LossCost,
+    Mean,
+    ScalingVerdict,
+    StudyRecords,
+)
 
 SIGNIFICANT = 0.05
 
@@ -188,9 +196,7 @@ def verdict_table(study: StudyRecords) -> Table:
                 Cell(ABSENT) if v is None else Cell(
                     v.verdict,
                     v.verdict not in ("flat", "not enough sizes"),
-                    small="" if v.slope is None else f"{fixed(v.slope, 3, '+')} "
-                    + _interval(v.slope_low, v.slope_high, 3)
-                    + (f" p {p_text(v.p_slope if v.p_slope_holm is None else v.p_slope_holm)}"),
+                    small=_verdict_print(v),
                 )
                 for v in found
             )  # fmt: skip
@@ -200,7 +206,8 @@ def verdict_table(study: StudyRecords) -> Table:
         "Scaling verdicts",
         ("task", *columns),
         tuple(rows),
-        "Small print: slope per tenfold of parameters, its 95% interval, Holm-corrected p. "
+        "Small print: slope per tenfold of parameters, its 95% interval, Holm-corrected p (of the bend where "
+        "one is claimed). "
         "Positive: bigger is better (a higher accuracy, a lower loss); inverse: bigger is worse. "
         "Bold: neither flat nor undecided.",
     )
@@ -304,6 +311,18 @@ def gain_table(study: StudyRecords) -> Table:
 
 def _interval(low: float | None, high: float | None, digits: int) -> str:
     return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"
+
+
+def _verdict_print(row: ScalingVerdict) -> str:
+    """The slope, and the p that decided: of the bend where one is claimed, else of the slope."""
+    if row.slope is None:
+        return ""
+    bent = row.verdict in ("U-shaped", "inverted U")
+    text = p_text(row.p_bend_holm if bent else row.p_slope_holm)
+    sign = " " if text.startswith("<") else " = "
+    interval = _interval(row.slope_low, row.slope_high, 3).replace(" ", "\u00a0")  # breaks before, not in it
+    slope = f"{fixed(row.slope, 3, '+')} {interval}"
+    return f"{slope}\n{'bend: ' if bent else ''}p{sign}{text}"
 
 
 def p_text(p: float | None) -> str:

@@ -155,6 +155,9 @@ def test_sentences_answer_the_studys_questions(study: StudyRecords) -> None:
 
 def test_other_tables_say_what_the_records_say(study: StudyRecords) -> None:
     assert {cell.text for _, cells in verdict_table(study).rows for cell in cells} == {"flat", "positive"}
+    bent = tuple(replace(row, verdict="U-shaped", p_bend_holm=0.01) for row in study.verdicts)
+    small = verdict_table(replace(study, verdicts=bent)).rows[0][1][0].small
+    assert small.endswith("\nbend: p = 0.010"), "the p that decided"
     shares = share_table(study, "pieces")
     assert [(cell.text, cell.best) for cell in shares.rows[0][1]] == [("70%", True), ("15%", False)]
     layers = dict(attention_table(study).rows)["pico · layer 1"]
@@ -267,7 +270,10 @@ def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRec
             fill = "figure svg [style*='fill: currentColor']"
             ink = f'getComputedStyle(document.querySelector("{fill}")).fill'
             assert browser.evaluate(ink) == "rgb(230, 233, 236)"
-            browser.open(page, dark=True, media="print")
+            # Paper does not scroll: nothing is wider than A4, 718 pixels between its margins.
+            browser.open(page, dark=True, media="print", width=718)
+            wide = "[...document.querySelectorAll('.wide, figure')].filter((e) => e.scrollWidth > 718).length"
+            assert browser.evaluate(wide) == 0
             assert browser.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
             browser.hover("summary", click=True)
             assert browser.evaluate("document.querySelector('details').open") is True

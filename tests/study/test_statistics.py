@@ -69,7 +69,7 @@ def test_t_interval_of_students_own_data() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert t_interval([0.3]) is None
+    assert t_interval([0.3]) is None and t_interval([0.6, 0.6, 0.6]) is None
     assert over_seeds([0.3]).p is None
     alike = over_seeds([0.5 - 0.4, 0.6 - 0.5])  # equal but for rounding: no spread to test against
     assert (alike.low, alike.high, alike.p) == (None, None, None)
