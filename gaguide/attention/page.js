@@ -128,16 +128,22 @@ function drawHeat(box, drawn) {
   return { svg, queries, keys, band };
 }
 
+const PAPER = [690, 840];   // pixels of an A4 page's width and, below the title, height that are surely printed
+
 // Rows as high as can be read with ease, smaller for long parts and for heat maps that would not fit side by side.
+// On paper nothing scrolls: rows that fit.
 function setSizes() {
   const models = part().models, longest = Math.max(...models.map((model) => model.keys.length));
-  let row = longest > 34 ? 16 : 22;
+  let row = longest > 34 ? 16 : 22, printed = Math.min(16, PAPER[1] / longest);
   if (field.view.value === "heatmap") {
     const each = (document.documentElement.clientWidth - 40) / models.length - 150;
     row = Math.max(13, Math.min(row, Math.floor(each / longest)));
+    printed = Math.min(printed, (PAPER[0] - 90) / longest);
   }
-  document.documentElement.style.setProperty("--row", `${row}px`);
-  document.documentElement.style.setProperty("--letters", row > 18 ? "13px" : row > 14 ? "11px" : "10px");
+  const letters = (height) => height > 18 ? "13px" : height > 14 ? "11px" : height > 11 ? "10px" : "8px";
+  const sizes = { "--row": `${row}px`, "--letters": letters(row), "--printed-row": `${printed.toFixed(2)}px`,
+    "--printed-letters": letters(printed), "--span": models.length > 3 ? "6rem" : "10rem" };
+  for (const [name, value] of Object.entries(sizes)) document.documentElement.style.setProperty(name, value);
 }
 
 function draw() {

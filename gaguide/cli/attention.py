@@ -229,7 +229,9 @@ def _print_masses(panels: list[Panel], parts: int) -> None:
     if not guided:
         return
     models = list(dict.fromkeys(panel.model for panel in guided))
-    table = Table("layer", "head", "words", *(escape(name) for name in models))
+    table = Table("layer", "head", "words")
+    for name in models:
+        table.add_column(escape(name), overflow="fold")
     for key in sorted({(panel.layer, panel.head, str(panel.pattern)) for panel in guided}):
         mass = {p.model: p.mass for p in guided if (p.layer, p.head, p.pattern) == key}
         cells = ["–" if (value := mass.get(name)) is None else f"{value:.3f}" for name in models]

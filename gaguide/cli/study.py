@@ -75,7 +75,10 @@ def run(
         options = SlurmOptions(
             gpus_per_node, time, partition, account, tuple(setup or ()), tuple(sbatch or ())
         )
-        for name, job in submit_study(grid, options).items():
+        handed = submit_study(grid, options)
+        for name, job in handed.queued.items():
+            typer.echo(f"job {job}: {name} (was in the queue already)")
+        for name, job in handed.new.items():
             typer.echo(f"job {job}: {name}")
         typer.echo(f"logs: {grid.folder / 'slurm'}; then: gaguide study status|collect {file}")
         return

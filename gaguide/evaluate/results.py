@@ -14,6 +14,7 @@ from gaguide import __version__
 from gaguide.evaluate.load import TaskData
 from gaguide.evaluate.metrics import Metric, ScoredExample, near_ties, worst
 from gaguide.evaluate.paper import Published, reported_accuracy
+from gaguide.log import code_fingerprint
 
 WORST = 5
 """Examples of each task in results.json on which the model was wrong and sure."""
@@ -60,6 +61,7 @@ class Results:
             "tokens": dict(self.tokens),
             "resumed": self.resumed,
             "versions": versions(),
+            "code": code_fingerprint(),
         }
 
 

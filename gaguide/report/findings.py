@@ -50,6 +50,7 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
     Also runs whose "after" was measured before their last step.
     """
     checks: list[tuple[str, Callable[[RunRecord], Any]]] = [
+        ("code", lambda run: run.fingerprints.get("code")),
         ("training data", lambda run: run.fingerprints.get("data")),
         ("tokenizer, so their losses are on different scales", lambda run: run.fingerprints.get("tokenizer")),
         ("order of the data", lambda run: run.fingerprints.get("order")),

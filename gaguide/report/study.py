@@ -12,7 +12,15 @@ from statistics import fmean
 
 from gaguide.report.measures import ABSENT, fixed
 from gaguide.report.tables import Cell, Table
-from gaguide.study.records import HELD_OUT, Comparison, HeadAttention, LossCost, Mean, StudyRecords
+from gaguide.study.records import (
+    HELD_OUT,
+    Comparison,
+    HeadAttention,
+    LossCost,
+    Mean,
+    ScalingVerdict,
+    StudyRecords,
+)
 
 SIGNIFICANT = 0.05
 
@@ -57,7 +65,7 @@ def size_tables(study: StudyRecords) -> list[Table]:
 
 
 def _size_table(study: StudyRecords, size: str) -> Table:
-    columns, rows, with_paper, one_seed = experiments(study), [], False, False
+    columns, rows, with_paper, seeds = experiments(study), [], False, set()
     for task, metric in main_metrics(study).items():
         means = [mean_of(study, size, column, task, metric) for column in columns]
         known = [mean for mean in means if mean is not None]
@@ -69,7 +77,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
         papers = [None if mean is None else mean.paper for mean in means]
         best, paper_best = _best(ours, better, digits), _best(papers, better, 4)
         with_paper |= any(paper is not None for paper in papers)
-        one_seed |= any(mean.seeds == 1 for mean in known)
+        seeds |= {mean.seeds for mean in known}
         cells = tuple(
             Cell(ABSENT) if mean is None else Cell(
                 fixed(mean.value, digits) + _marks(study, size, column, task, metric),
@@ -81,8 +89,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
             for at, (column, mean) in enumerate(zip(columns, means, strict=True))
         )  # fmt: skip
         rows.append((_task_name(known[0]), cells))
-    note = [f"Mean over seeds; brackets: 95% interval {'over examples' if one_seed else 'over seeds'}."]
-    note.append("Bold: best of its row.")
+    note = [_interval_note(seeds), "Bold: best of its row."]
     if with_paper:
         note.append("Second number: the paper's, its best in bold too.")
     note.append(
@@ -91,6 +98,14 @@ def _size_table(study: StudyRecords, size: str) -> Table:
     parameters = next((mean.parameters for mean in study.means if mean.size == size), None)
     title = size if parameters is None else f"{size} ({parameters:,} parameters)"
     return Table(f"table-{slug(size)}", title, ("task", *columns), tuple(rows), " ".join(note))
+
+
+def _interval_note(seeds: set[int]) -> str:
+    """What the brackets are, where cells have these numbers of seeds."""
+    if seeds == {1}:
+        return "One seed; brackets: 95% interval over examples."
+    single = " (of a single model: over examples)" if 1 in seeds else ""
+    return f"Mean over seeds; brackets: 95% interval over seeds{single}."
 
 
 def _task_name(mean: Mean) -> str:
@@ -181,9 +196,7 @@ def verdict_table(study: StudyRecords) -> Table:
                 Cell(ABSENT) if v is None else Cell(
                     v.verdict,
                     v.verdict not in ("flat", "not enough sizes"),
-                    small="" if v.slope is None else f"{fixed(v.slope, 3, '+')} "
-                    + _interval(v.slope_low, v.slope_high, 3)
-                    + (f" p {p_text(v.p_slope if v.p_slope_holm is None else v.p_slope_holm)}"),
+                    small=_verdict_print(v),
                 )
                 for v in found
             )  # fmt: skip
@@ -193,7 +206,8 @@ def verdict_table(study: StudyRecords) -> Table:
         "Scaling verdicts",
         ("task", *columns),
         tuple(rows),
-        "Small print: slope per tenfold of parameters, its 95% interval, Holm-corrected p. "
+        "Small print: slope per tenfold of parameters, its 95% interval, Holm-corrected p (of the bend where "
+        "one is claimed). "
         "Positive: bigger is better (a higher accuracy, a lower loss); inverse: bigger is worse. "
         "Bold: neither flat nor undecided.",
     )
@@ -297,6 +311,18 @@ def gain_table(study: StudyRecords) -> Table:
 
 def _interval(low: float | None, high: float | None, digits: int) -> str:
     return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"
+
+
+def _verdict_print(row: ScalingVerdict) -> str:
+    """The slope, and the p that decided: of the bend where one is claimed, else of the slope."""
+    if row.slope is None:
+        return ""
+    bent = row.verdict in ("U-shaped", "inverted U")
+    text = p_text(row.p_bend_holm if bent else row.p_slope_holm)
+    sign = " " if text.startswith("<") else " = "
+    interval = _interval(row.slope_low, row.slope_high, 3).replace(" ", "\u00a0")  # breaks before, not in it
+    slope = f"{fixed(row.slope, 3, '+')} {interval}"
+    return f"{slope}\n{'bend: ' if bent else ''}p{sign}{text}"
 
 
 def p_text(p: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from gaguide.report.measures import fixed
 from gaguide.report.study import (
@@ -13,7 +14,7 @@ from gaguide.report.study import (
     main_metrics,
     sizes,
 )
-from gaguide.study.records import Comparison, StudyRecords
+from gaguide.study.records import Comparison, LossCost, StudyRecords
 
 
 def study_findings(study: StudyRecords) -> list[str]:
@@ -44,11 +45,23 @@ def _losses(study: StudyRecords) -> list[str]:
         if not rows:
             continue
         parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({row.relative:+.2%})" for row in rows]
-        beyond = [row.size for row in rows if row.low is not None and row.high is not None
-                  and not row.low <= 0 <= row.high]  # fmt: skip
-        noise = f"beyond noise at {', '.join(beyond)}" if beyond else "within noise at every size"
-        sentences.append(f"{column}: held-out loss against finetuned {', '.join(parts)}; {noise}.")
+        sentences.append(f"{column}: held-out loss against finetuned {', '.join(parts)}; {_noise(rows)}.")
     return sentences
+
+
+def _noise(rows: Sequence[LossCost]) -> str:
+    """At which sizes the interval over seeds leaves 0 out; one seed has none, and says nothing of noise."""
+    tested = [(row.size, row.low, row.high) for row in rows if row.low is not None and row.high is not None]
+    beyond = [size for size, low, high in tested if not low <= 0 <= high]
+    parts = [f"beyond noise at {', '.join(beyond)}"] if beyond else []
+    if tested and not beyond:
+        parts = ["within noise at " + ("every size" if len(tested) == len(rows) else
+                                       ", ".join(size for size, *_ in tested))]  # fmt: skip
+    untested = [row.size for row in rows if row.low is None]
+    if untested:
+        where = "" if len(untested) == len(rows) else f" at {', '.join(untested)}"
+        parts.append(f"without seeds to tell it from noise{where}")
+    return ", ".join(parts)
 
 
 def _tasks(study: StudyRecords) -> list[str]:
@@ -96,7 +109,7 @@ def study_cautions(study: StudyRecords) -> list[str]:
         )
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason kept').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
-    for what in ("data", "tokenizer"):
+    for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
         if len(known) > 1:
             cautions.append(f"The cells have {len(known)} different fingerprints of their {what}.")

@@ -189,7 +189,8 @@ def _provenance(study: StudyRecords) -> str:
                  Cell(ABSENT if cell.parameters is None else f"{cell.parameters:,}"),
                  Cell(ABSENT if cell.tokens is None else f"{cell.tokens:,}"),
                  Cell(ABSENT if cell.wall_seconds is None else duration(cell.wall_seconds)),
-                 Cell(_words(cell.fingerprints)), Cell(_words(cell.versions))),
+                 Cell(_words({name: text[:12] for name, text in cell.fingerprints.items()})),
+                 Cell(_words(cell.versions))),
             )
             for cell in study.cells
         ),

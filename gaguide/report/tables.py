@@ -10,7 +10,10 @@ from html import escape
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell; `beside` is a second number in it (the paper's), `small` what stands below in small print."""
+    """One cell; `beside` is a second number in it (the paper's), `small` what stands below in small print.
+
+    Its lines are kept in HTML, joined elsewhere.
+    """
 
     text: str
     best: bool = False
@@ -38,9 +41,10 @@ def html_table(table: Table) -> str:
         for name, cells in table.rows
     )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    many = ' class="many"' if len(table.header) > 8 else ""  # printed in smaller letters
     return (
         f'<section id="{escape(table.name)}"><h2>{escape(table.title)}</h2>'
-        '<div class="wide" tabindex="0"><table>'
+        f'<div class="wide" tabindex="0"><table{many}>'
         f'<thead><tr><th scope="col" class="first">{escape(table.header[0])}</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{note}</section>"
     )

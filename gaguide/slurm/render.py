@@ -78,12 +78,15 @@ def _directives(template: str, given: Mapping[str, str | None]) -> str:
     if "no-requeue" in given:
         merged.pop("requeue", None)
     merged |= given
-    # Slurm splits the line as a shell would.
-    block = [
+    return "\n".join([*lines[: at[0]], *block(merged), *lines[at[-1] + 1 :]]) + "\n"
+
+
+def block(options: Mapping[str, str | None]) -> list[str]:
+    """The lines of a script that give sbatch these options; it splits them as a shell would."""
+    return [
         _DIRECTIVE + name + (f"={_quoted(value)}" if value is not None else "")
-        for name, value in merged.items()
+        for name, value in options.items()
     ]
-    return "\n".join([*lines[: at[0]], *block, *lines[at[-1] + 1 :]]) + "\n"
 
 
 def _quoted(value: str) -> str:

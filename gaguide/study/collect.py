@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from gaguide.log import code_commit, code_fingerprint
 from gaguide.study.analysis import (
     Finder,
     GuidedWords,
@@ -20,7 +21,12 @@ from gaguide.study.analysis import (
     loss_costs,
 )
 from gaguide.study.compare import compare, find_pairs, means, verdicts
-from gaguide.study.evaluated import count_parameters, read_evaluated, results_of
+from gaguide.study.evaluated import (
+    count_parameters,
+    evaluation_fingerprints,
+    read_evaluated,
+    results_of,
+)
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import CellRecord, StudyRecords, write_study, write_tables
 from gaguide.study.state import read_state, summary
@@ -36,6 +42,7 @@ def write_progress(grid: Grid) -> StudyRecords:
         {
             "collected": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+            "code": {"sha256": code_fingerprint(), "commit": code_commit() or "not in a checkout"},
             "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}",
             "evaluation": grid.evaluation,
         },
@@ -52,8 +59,7 @@ def collect(grid: Grid) -> StudyRecords:
     if not cells:
         write_tables(grid.folder, records)
         return records
-    models = {size.name: size.model or size.name for size in grid.study.sizes}
-    results = [row for one in cells for row in results_of(one, models[one.cell.size])]
+    results = [row for one in cells for row in results_of(one)]
     pairs = find_pairs(grid, cells)
     finder = Finder(AutoTokenizer.from_pretrained(str(cells[0].cell.model)))
     used = [GuidedWords.of(cell.run.guidance) for cell in grid.cells if cell.run is not None]
@@ -70,10 +76,11 @@ def collect(grid: Grid) -> StudyRecords:
 def _cell_record(grid: Grid, cell: Cell) -> CellRecord:
     state, folder = read_state(grid, cell), grid.path(cell)
     record = summary(folder)
+    fingerprints = record.get("fingerprints", {}) | evaluation_fingerprints(folder)
     model = folder / "model" if cell.run is not None else Path(cell.model or "")
     known = (model / "config.json").is_file()
     return CellRecord(
         cell.id, cell.role, cell.size, cell.experiment, cell.seed, cell.folder, state.state,
         count_parameters(str(model)) if known else None, cell.base, state.total("wall"), state.total("cpu"),
-        record.get("tokens"), state.error, record.get("versions", {}), record.get("fingerprints", {}),
+        record.get("tokens"), state.error, record.get("versions", {}), fingerprints,
     )  # fmt: skip

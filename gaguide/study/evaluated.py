@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ BETTER: Mapping[str, Better] = {
 }  # fmt: skip
 """Which way is good; a metric that is not here has no better and worse."""
 _ACCURACIES = ("acc", "acc_norm")
+_PAPER_MODELS = {124_439_808: "gpt2", 354_823_168: "gpt2-medium"}  # by parameters, GPT-2's own vocabulary
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,25 @@ def read_evaluated(grid: Grid) -> list[Evaluated]:
     ]
 
 
+def evaluation_fingerprints(folder: Path) -> dict[str, str]:
+    """Of a cell's tasks, as it was evaluated on them, and of the code that did it; none before."""
+    path = folder / "evaluation" / "results.json"
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text("utf-8"))
+    tasks = {name: [task["sha256"], task["source"], task["count"]] for name, task in record["tasks"].items()}
+    digest = hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
+    return {"tasks": digest} | ({"evaluation code": record["code"]} if "code" in record else {})
+
+
 def count_parameters(model: str) -> int:
     """Parameters of a model folder or hub model, from its configuration."""
     return shape_of(AutoConfig.from_pretrained(model, trust_remote_code=False)).parameters
 
 
-def results_of(one: Evaluated, model: str) -> list[Result]:
-    """The rows of a cell in results.parquet; `model` is the size's name in the paper's tables."""
-    cell = one.cell
+def results_of(one: Evaluated) -> list[Result]:
+    """The rows of a cell in results.parquet."""
+    cell, model = one.cell, _paper_model(one)
     key = (cell.id, cell.size, one.parameters, cell.experiment, cell.seed)
     rows = [
         Result(
@@ -111,6 +124,16 @@ def results_of(one: Evaluated, model: str) -> list[Result]:
         Result(*key, HELD_OUT, "validation", metric, BETTER.get(metric), value)
         for metric, value in one.held_out.items()
     ]
+
+
+def _paper_model(one: Evaluated) -> str:
+    """The paper's name of the model, by its size, whatever folder it lies in; "" if it is none of them.
+
+    The paper fine-tuned the published weights: a model that began here from random ones is another.
+    """
+    run = one.cell.run
+    scratch = one.cell.base is not None or (run is not None and run.model.init == "scratch")
+    return "" if scratch else _PAPER_MODELS.get(one.parameters, "")
 
 
 def _held_out(grid: Grid, cell: Cell) -> dict[str, float]:

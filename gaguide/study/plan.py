@@ -57,19 +57,20 @@ def plan_cells(grid: Grid, gpu: str) -> Iterator[CellPlan]:
 def print_plan(grid: Grid, gpu: str) -> None:
     """The table of `--dry-run`, and its sums."""
     table = Table(title=f"{grid.study.name} on {gpu}: a model, not a measurement")
-    for name in ("cell", "", "ranks", "tokens", "GiB a rank", "of", "tokens/s", "GPU-hours"):
-        table.add_column(name, justify="left" if name in ("cell", "") else "right")
+    table.add_column("cell", overflow="fold")
+    for name in ("ranks", "tokens", "GiB a rank", "tokens/s", "GPU-hours"):
+        table.add_column(name, justify="right")
     planned = list(plan_cells(grid, gpu))
     for one in planned:
-        tokens = "?" if one.tokens is None else f"{one.tokens:,}"
-        row = [one.cell.id, "done" if one.done else "", str(one.cell.ranks), tokens]
+        tokens = "?" if one.tokens is None else f"{one.tokens / 1e6:,.4g}M"
+        row = [one.cell.id + (" (done)" if one.done else ""), str(one.cell.ranks), tokens]
         plan = one.plan
         if plan is None:
             table.add_row(*row, one.problem)
             continue
-        needed = f"{plan.needed / _GIB:.1f}" + ("" if plan.fits else " !")
-        hours = "?" if plan.gpu_hours is None else f"{plan.gpu_hours:.3g}"
-        table.add_row(*row, needed, f"{plan.capacity / _GIB:.0f}", f"{plan.tokens_per_second:,.0f}", hours)
+        needed = f"{plan.needed / _GIB:.1f} of {plan.capacity / _GIB:.0f}" + ("" if plan.fits else " !")
+        hours = "?" if plan.gpu_hours is None else _hours(plan.gpu_hours)
+        table.add_row(*row, needed, f"{plan.tokens_per_second:,.0f}", hours)
     console = Console()
     console.print(table)
     for line in _sums(grid, planned):
@@ -82,11 +83,15 @@ def _sums(grid: Grid, planned: list[CellPlan]) -> Iterator[str]:
     plans = [one.plan for one in planned if not one.done and one.plan is not None]
     hours = [plan.gpu_hours for plan in plans if plan.gpu_hours is not None]
     if hours:
-        yield f"training left: {sum(hours):,.3g} GPU-hours, evaluation and starts not counted"
+        yield f"training left: {_hours(sum(hours))} GPU-hours, evaluation and starts not counted"
     if len(hours) < len(plans):
         yield "? give data_tokens, or build the data: an epoch has an unknown number of tokens"
     if any(not plan.fits for plan in plans):
         yield "! more than the GPU has: gaguide plan finds settings that fit"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _manifest(grid: Grid) -> Manifest | None:

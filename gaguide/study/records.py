@@ -102,7 +102,8 @@ class Comparison:
     """An experiment against a baseline of the same size on the same examples.
 
     level `seed`: one seed, `test` is mcnemar or bootstrap; level `seeds`: the mean difference over seeds,
-    t-test. `p_holm` is corrected over the tasks of one size, seed, experiment, baseline and metric.
+    t-test. `p_holm` is corrected over the tasks' main metrics of one size, seed, experiment and baseline;
+    each further metric, and held-out loss, is a family of its own.
     """
 
     level: Literal["seed", "seeds"]

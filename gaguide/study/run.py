@@ -38,6 +38,7 @@ from gaguide.study.state import (
 )
 
 _TAIL_LINES = 12
+_REPEATED = 3.0  # seconds in which a second signal says the same as the first, as training takes it
 
 
 @dataclass
@@ -160,11 +161,20 @@ class Runner:
 
     @contextmanager
     def _stops_cleanly(self) -> Iterator[None]:
-        """While inside, a signal ends the commands; they go on from their checkpoints the next time."""
+        """While inside, a signal ends the commands; they go on from their checkpoints the next time.
+
+        A second one kills them, if it comes some seconds later: Slurm tells a job's shell and its processes
+        of the end, and the shell tells them again.
+        """
+        first: float | None = None
 
         def stop(number: int, _: object) -> None:
-            # Kill at the second signal.
-            how = signal.SIGKILL if self._stopping.is_set() else signal.SIGTERM
+            nonlocal first
+            now = time.monotonic()
+            if first is not None and now - first < _REPEATED:
+                return
+            how = signal.SIGTERM if first is None else signal.SIGKILL
+            first = now if first is None else first
             self._stopping.set()
             for process in list(self._processes):
                 _end(process, how)

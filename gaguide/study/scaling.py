@@ -54,7 +54,7 @@ def fit_trend(
     x = np.log10(np.asarray(parameters, float))
     y = np.asarray(scores, float)
     sizes = len(np.unique(x))
-    if sizes < SIZES_FOR_LINE or len(y) <= SIZES_FOR_LINE - 1:
+    if sizes < SIZES_FOR_LINE:
         return Trend()
     if np.ptp(y) == 0:
         return Trend(0.0, 0.0, 0.0, 1.0, p_bend=1.0 if sizes >= SIZES_FOR_BEND else None)

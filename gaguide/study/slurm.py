@@ -6,6 +6,8 @@ local study. Before its time limit the cell saves and the job goes back into the
 
 from __future__ import annotations
 
+import getpass
+import json
 import shlex
 import shutil
 import subprocess
@@ -16,12 +18,13 @@ from pathlib import Path
 import yaml
 
 from gaguide.errors import Fault, UserError
-from gaguide.log import write_text
+from gaguide.log import write_json, write_text
 from gaguide.slurm import Request
-from gaguide.slurm.render import directives
+from gaguide.slurm.render import block, directives
 from gaguide.study.grid import REPOSITORY, Cell, Grid
 from gaguide.study.state import read_state
 
+_JOBS = "jobs.json"
 _BODY = """\
 # One cell of the study {study}; made by gaguide study run --slurm.
 {setup}
@@ -31,8 +34,12 @@ work=$!
 trap 'kill -TERM "$work"' TERM
 until wait "$work"; code=$?; ! kill -0 "$work" 2>/dev/null; do :; done
 wait "$work" 2>/dev/null; code=$?
-# 130: it was told to stop, and goes on from its checkpoint.
-[[ $code == 130 ]] && scontrol requeue "$SLURM_JOB_ID" && sleep 60
+# 130: it was told to stop, and goes on from its checkpoint; not where a person has cancelled the job.
+state() {{ scontrol show job --oneliner "$SLURM_JOB_ID"; }}
+if [[ $code == 130 && "$(state)" == *JobState=RUNNING* && "$(state)" == *Requeue=1* ]]; then
+    echo "job $SLURM_JOB_ID: stopped; back into the queue"
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+fi
 exit "$code"
 """
 
@@ -49,8 +56,16 @@ class SlurmOptions:
     options: tuple[str, ...] = ()
 
 
-def submit_study(grid: Grid, options: SlurmOptions) -> dict[str, str]:
-    """Hand in the cells that are not done; job number by cell id. Raises a `UserError` before the first."""
+@dataclass(frozen=True)
+class Handed:
+    """Job number by cell id: of what was handed in now, and of what is in the queue from an earlier time."""
+
+    new: dict[str, str]
+    queued: dict[str, str]
+
+
+def submit_study(grid: Grid, options: SlurmOptions) -> Handed:
+    """Hand in the cells that are neither done nor in the queue. Raises a `UserError` before the first."""
     requests = {cell.id: _request(cell, options) for cell in grid.cells}
     faults = [fault for request in requests.values() for fault in request.faults()]
     if shutil.which("sbatch") is None:
@@ -63,14 +78,30 @@ def submit_study(grid: Grid, options: SlurmOptions) -> dict[str, str]:
     tree = {**grid.study.model_dump(mode="json"), "output": str(grid.folder)}
     study = folder / "study.yaml"
     write_text(study, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    jobs: dict[str, str] = {}
+    queued = _queued(folder / _JOBS)
+    new: dict[str, str] = {}
     for cell in grid.cells:
-        if read_state(grid, cell).state in ("done", "running"):
+        if cell.id in queued or read_state(grid, cell).state in ("done", "running"):
             continue
         path = folder / f"{cell.id}.sbatch"
         write_text(path, job_script(grid, cell, requests[cell.id], study))
-        jobs[cell.id] = _sbatch(path, jobs.get(cell.base or ""), jobs)
-    return jobs
+        new[cell.id] = _sbatch(path, (queued | new).get(cell.base or ""), new)
+        write_json(folder / _JOBS, queued | new)
+    return Handed(new, queued)
+
+
+def _queued(file: Path) -> dict[str, str]:
+    """The jobs of this study that an earlier command handed in and that Slurm still holds."""
+    known: dict[str, str] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if not known:
+        return {}
+    command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        problem = f"squeue failed: {done.stderr.strip() or 'no message'}"
+        raise UserError(Fault("--slurm", problem, "try again, so that no cell is handed in twice"))
+    held = set(done.stdout.split())
+    return {cell: job for cell, job in known.items() if job in held}
 
 
 def job_script(grid: Grid, cell: Cell, request: Request, study: Path) -> str:
@@ -80,7 +111,6 @@ def job_script(grid: Grid, cell: Cell, request: Request, study: Path) -> str:
         "signal": f"B:TERM@{request.signal_seconds}",
         "open-mode": "append",
     }
-    head = [f"#SBATCH --{name}" + ("" if value is None else f"={value}") for name, value in lines.items()]
     command = [request.python, "-c", "from gaguide.cli import main; main()", "study", "run", str(study)]
     command += ["--cell", cell.id, "--ranks", str(cell.ranks)]
     body = _BODY.format(
@@ -89,7 +119,7 @@ def job_script(grid: Grid, cell: Cell, request: Request, study: Path) -> str:
         repository=shlex.quote(str(REPOSITORY)),
         command=shlex.join(command),
     )
-    return "\n".join(["#!/bin/bash", *head, body])
+    return "\n".join(["#!/bin/bash", *block(lines), body])
 
 
 def _request(cell: Cell, options: SlurmOptions) -> Request:

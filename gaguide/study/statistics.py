@@ -77,21 +77,22 @@ def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], seed: i
 def over_seeds(differences: Sequence[float]) -> Paired:
     """The mean over seeds with a t-interval and a one-sample t-test against 0; both None for one seed.
 
-    Also where all seeds differ by the same amount, as accuracies of few examples can: a spread of zero says
-    nothing about the next seed.
+    Also where all seeds differ by the same amount; if that is 0, p is 1.
     """
     mean = float(np.mean(differences))
     interval = t_interval(differences)
     if interval is None:
-        return Paired(mean, None, None, None)
-    if np.ptp(differences) <= _ROUNDING:
-        return Paired(mean, None, None, 1.0 if abs(mean) <= _ROUNDING else None)
+        return Paired(mean, None, None, 1.0 if len(differences) > 1 and abs(mean) <= _ROUNDING else None)
     return Paired(mean, *interval, float(stats.ttest_1samp(differences, 0.0).pvalue))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95% interval of the mean; None for a single value."""
-    if len(values) < 2:
+    """Student's 95% interval of the mean; None for a single value.
+
+    Also for equal ones, as accuracies of few examples can be: a spread of zero says nothing about the next
+    seed.
+    """
+    if len(values) < 2 or np.ptp(values) <= _ROUNDING:
         return None
     mean, error = float(np.mean(values)), float(stats.sem(values))
     half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * error

@@ -1,4 +1,4 @@
-"""A study at a glance: one line a size and column, and what failed."""
+"""A study at a glance: a line for each column, sizes across, and what failed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ _MARKS = {"done": "✓", "failed": "✗", "running": "…", "pending": "·", "bl
 
 
 def print_status(grid: Grid) -> None:
-    """A table of sizes × columns with a mark for each seed, the clock, and the errors."""
+    """A table of columns × sizes with a mark for each seed, the clock, and the errors."""
     states = {cell.id: read_state(grid, cell) for cell in grid.cells}
-    columns = list(dict.fromkeys(cell.experiment for cell in grid.cells))
-    table = Table("", *columns, title=f"{grid.study.name} · {grid.folder}")
+    table = Table("", title=f"{grid.study.name} · {grid.folder}")
     for size in grid.study.sizes:
+        table.add_column(escape(size.name), overflow="fold")
+    for column in dict.fromkeys(cell.experiment for cell in grid.cells):
         marks = [
             " ".join(
                 _MARKS[states[cell.id].state]
                 for cell in grid.cells
                 if (cell.size, cell.experiment) == (size.name, column)
             )
-            for column in columns
+            for size in grid.study.sizes
         ]
-        table.add_row(size.name, *marks)
+        table.add_row(escape(column), *marks)
     console = Console()
     console.print(table)
     counts = Counter(state.state for state in states.values())

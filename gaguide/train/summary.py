@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from gaguide.dist import World
-from gaguide.log import read_metrics, write_json
+from gaguide.log import code_commit, code_fingerprint, read_metrics, write_json
 from gaguide.train.job import Job
 
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "tokenizers", "pyarrow")
@@ -30,15 +30,22 @@ def write_summary(job: Job, world: World) -> None:
             "zero_stage": job.zero_stage,
             "validation": {"before": _measured(validations[0]), "after": _measured(validations[-1])},
             "best_checkpoint": _best(job),
-            "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+            "versions": _versions(),
             "fingerprints": {
                 "run": job.fingerprint,
+                "code": code_fingerprint(),
                 "data": job.corpus.fingerprint,
                 "tokenizer": job.corpus.tokenizer_fingerprint,
                 "order": job.corpus.order.fingerprint,
             },
         },
     )
+
+
+def _versions() -> dict[str, str]:
+    commit = code_commit()
+    found = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+    return found if commit is None else found | {"commit": commit}
 
 
 def _measured(record: dict[str, Any]) -> dict[str, Any]:

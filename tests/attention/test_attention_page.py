@@ -185,3 +185,7 @@ def test_print_is_on_white_and_without_controls(browser: Browser, page: Path) ->
     assert browser.evaluate("getComputedStyle(document.querySelector('form')).display") == "none"
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.evaluate("getComputedStyle(document.querySelector('svg')).display") == "block"
+    # Paper does not scroll: 40 tokens and "(earlier)" fit into A4, 718 pixels between its margins.
+    browser.open(page, "#view=heatmap&part=1", width=718, media="print")
+    cut = "[...document.querySelectorAll('.panel')].filter((p) => p.scrollWidth > p.clientWidth).length"
+    assert browser.evaluate(cut) == 0

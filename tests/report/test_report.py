@@ -105,9 +105,10 @@ def test_findings_say_rise_and_cost(pair: list[Path]) -> None:
 def test_runs_that_differ_in_more_than_guidance_are_pointed_out(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", "a")
     assert cautions(read_runs([first, write_run(tmp_path / "b", "b")])) == []
-    other = write_run(tmp_path / "c", "c", loss=(7.9, 4.8), tokens=5,
-                      fingerprints={"data": "d2", "tokenizer": "t2", "order": "o1"})  # fmt: skip
+    prints = {"data": "d2", "tokenizer": "t2", "order": "o1", "code": "c2"}
+    other = write_run(tmp_path / "c", "c", loss=(7.9, 4.8), tokens=5, fingerprints=prints)
     found = " ".join(cautions(read_runs([first, other])))
+    assert "same code" not in found, "the first run does not say by what code it was made"
     for what in ("training data", "tokenizer", "training tokens", "loss before"):
         assert what in found
     assert "order" not in found

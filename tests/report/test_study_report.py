@@ -104,7 +104,28 @@ def test_one_seed_has_the_interval_over_examples(study: StudyRecords) -> None:
     found = mean_of(single, "pico", "original", "memo-trap", "acc")
     row = next(r for r in one if (r.size, r.experiment, r.task) == ("pico", "original", "memo-trap"))
     assert found is not None and (found.low, found.high) == (row.low, row.high)
-    assert "over examples" in size_tables(single)[0].note
+    assert "One seed; brackets: 95% interval over examples" in size_tables(single)[0].note
+    mixed = tuple(replace(mean, seeds=1) if mean.experiment == "original" else mean for mean in study.means)
+    note = size_tables(replace(study, means=mixed))[0].note
+    assert "over seeds (of a single model: over examples)" in note
+
+
+def test_one_seed_is_not_called_within_noise(study: StudyRecords) -> None:
+    single = tuple(replace(row, seeds=1, low=None, high=None) for row in study.losses)
+    text = " ".join(study_findings(replace(study, losses=single)))
+    assert "without seeds to tell it from noise." in text and "within noise" not in text
+    part = tuple(replace(row, low=None, high=None) if row.size == "tiny" else row for row in study.losses)
+    text = " ".join(study_findings(replace(study, losses=part)))
+    assert "beyond noise at pico, nano, micro, without seeds to tell it from noise at tiny." in text
+
+
+def test_cells_made_by_different_code_are_pointed_out(study: StudyRecords) -> None:
+    first, *rest = study.cells
+    cells = (
+        replace(first, fingerprints={"code": "a"}),
+        *(replace(c, fingerprints={"code": "b"}) for c in rest),
+    )
+    assert "2 different fingerprints of their code" in " ".join(study_cautions(replace(study, cells=cells)))
 
 
 def test_only_a_corrected_comparison_over_seeds_earns_a_mark(study: StudyRecords) -> None:
@@ -134,6 +155,9 @@ def test_sentences_answer_the_studys_questions(study: StudyRecords) -> None:
 
 def test_other_tables_say_what_the_records_say(study: StudyRecords) -> None:
     assert {cell.text for _, cells in verdict_table(study).rows for cell in cells} == {"flat", "positive"}
+    bent = tuple(replace(row, verdict="U-shaped", p_bend_holm=0.01) for row in study.verdicts)
+    small = verdict_table(replace(study, verdicts=bent)).rows[0][1][0].small
+    assert small.endswith("\nbend: p = 0.010"), "the p that decided"
     shares = share_table(study, "pieces")
     assert [(cell.text, cell.best) for cell in shares.rows[0][1]] == [("70%", True), ("15%", False)]
     layers = dict(attention_table(study).rows)["pico · layer 1"]
@@ -246,7 +270,10 @@ def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRec
             fill = "figure svg [style*='fill: currentColor']"
             ink = f'getComputedStyle(document.querySelector("{fill}")).fill'
             assert browser.evaluate(ink) == "rgb(230, 233, 236)"
-            browser.open(page, dark=True, media="print")
+            # Paper does not scroll: nothing is wider than A4, 718 pixels between its margins.
+            browser.open(page, dark=True, media="print", width=718)
+            wide = "[...document.querySelectorAll('.wide, figure')].filter((e) => e.scrollWidth > 718).length"
+            assert browser.evaluate(wide) == 0
             assert browser.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
             browser.hover("summary", click=True)
             assert browser.evaluate("document.querySelector('details').open") is True

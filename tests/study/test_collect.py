@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from gaguide.data.embedded import train_embedded_tokenizer
+from gaguide.log import code_fingerprint
 from gaguide.study.collect import collect
+from gaguide.study.evaluated import Evaluated, results_of
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
 from gaguide.study.records import HELD_OUT, StudyRecords, read_study
@@ -57,6 +61,8 @@ def test_the_files_hold_what_was_collected(found: tuple[Grid, StudyRecords]) -> 
     tiny = next(cell for cell in records.cells if cell.size == "tiny" and cell.role == "tuned")
     assert tiny.parameters == 600 * 128 + 256 * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128
     assert (tiny.wall_seconds, tiny.cpu_seconds, tiny.fingerprints["data"]) == (2.0, 1.5, "d")
+    assert len({cell.fingerprints["tasks"] for cell in records.cells if cell.role != "base"}) == 1
+    assert records.provenance["code"]["sha256"] == tiny.fingerprints["evaluation code"] == code_fingerprint()
 
 
 def test_columns_are_compared_on_the_same_examples_and_seed(found: tuple[Grid, StudyRecords]) -> None:
@@ -94,6 +100,26 @@ def test_gain_is_found_where_the_words_are(found: tuple[Grid, StudyRecords]) -> 
     pico = [row for row in records.changes if (row.size, row.baseline) == ("pico", "finetuned")]
     helped = [row for row in pico if (row.correct or 0) > (row.baseline_correct or 0)]
     assert len(helped) == 20 and all(row.contains == ["contrast"] for row in helped)
+
+
+def test_the_papers_numbers_stand_beside_published_weights_only(found: tuple[Grid, StudyRecords]) -> None:
+    grid, _ = found
+    metrics = {"acc": {"value": 0.7, "stderr": 0.1, "low": 0.5, "high": 0.9}}
+    task = {"kind": "classification", "metrics": metrics, "count": 9, "chance": 0.5,
+            "paper": {"gpt2": {"original": 0.7382, "finetuned": 0.7372}}}  # fmt: skip
+
+    def paper(role: str, parameters: int, init: str = "pretrained") -> float | None:
+        cell = next(cell for cell in grid.cells if cell.role == role)
+        run = cell.run and cell.run.model_copy(
+            update={"model": cell.run.model.model_copy(update={"init": init})}
+        )
+        one = Evaluated(replace(cell, run=run, base=None), grid.folder, parameters, {"memo-trap": task}, {})
+        return results_of(one)[0].paper
+
+    assert (paper("original", 124_439_808), paper("tuned", 124_439_808)) == (0.7382, 0.7372)
+    assert paper("tuned", 124_439_808, "scratch") is None and paper("original", 354_823_168) is None
+    base = next(cell for cell in grid.cells if cell.role == "original")  # trained here first
+    assert results_of(Evaluated(base, grid.folder, 124_439_808, {"memo-trap": task}, {}))[0].paper is None
 
 
 def test_attention_loss_and_scaling(found: tuple[Grid, StudyRecords]) -> None:

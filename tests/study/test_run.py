@@ -87,7 +87,7 @@ def test_jobs_of_slurm_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.M
     made = grid(tmp_path)
     jobs = submit_study(made, SlurmOptions(gpus=4, time="01:00:00", setup=("module load cuda",)))
     lines = calls.read_text().splitlines()
-    assert list(jobs.values()) == ["1", "2", "3", "4"]
+    assert list(jobs.new.values()) == ["1", "2", "3", "4"]
     assert "--dependency" not in lines[0] and all("--dependency=afterok:1" in line for line in lines[1:])
     script = Path(lines[-1].split()[-1])
     text = script.read_text()
@@ -102,6 +102,12 @@ def test_jobs_of_slurm_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.M
     assert again.cell(named[2]).experiment == "1-negation"
     with pytest.raises(UserError, match="--time"):
         submit_study(made, SlurmOptions(time="soon"))
+    # Again while the base's job and another are in the queue: only the others are handed in.
+    (tools / "squeue").write_text("#!/bin/bash\necho 1\necho 3\n")
+    (tools / "squeue").chmod(0o755)
+    again_handed = submit_study(made, SlurmOptions(gpus=4))
+    assert list(again_handed.queued.values()) == ["1", "3"] and len(again_handed.new) == 2
+    assert all("--dependency=afterok:1" in line for line in calls.read_text().splitlines()[4:])
 
 
 @pytest.mark.stress

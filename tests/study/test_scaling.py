@@ -90,6 +90,22 @@ def test_one_seed_is_tested_over_examples() -> None:
     assert trend.high - trend.low < blind.high - blind.low  # type: ignore[operator]
 
 
+def test_clustered_errors_are_those_of_the_textbook() -> None:
+    # Three examples at three sizes, clustered by example. x = −1, 0, 1, slope Σxy/Σx² with Σx² = 6; of each
+    # example the sum of x × residual; their squares × G/(G − 1) × (N − 1)/(N − K), here 3/2 × 8/7; t with
+    # G − 1 = 2 degrees of freedom.
+    answers = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])  # a row for each example
+    slope = float((answers * [-1, 0, 1]).sum()) / 6
+    residuals = answers - answers.mean() - slope * np.array([-1, 0, 1])
+    error = math.sqrt(((residuals * [-1, 0, 1]).sum(1) ** 2).sum() * 1.5 * 8 / 7) / 6
+    sizes = [10**6, 10**7, 10**8] * 3
+    trend = fit_trend(
+        sizes, answers.ravel().tolist(), "high", clusters=[at for at in range(3) for _ in "abc"]
+    )
+    assert trend.slope == pytest.approx(slope) == pytest.approx(1 / 3)
+    assert trend.low == pytest.approx(slope - 4.302653 * error, abs=1e-5)
+
+
 def test_chance_is_mostly_called_flat() -> None:
     rng = np.random.default_rng(2)
     called = [verdict(fit_trend(*_noise(rng), "high")) for _ in range(100)]

@@ -36,6 +36,13 @@ def test_mcnemar_interval_is_agresti_and_mins() -> None:
     assert (found.low, found.high) == pytest.approx((10 / 102 - half, 10 / 102 + half))
 
 
+def test_mcnemar_mid_p_by_hand() -> None:
+    # 0 of 5 changes for the worse: exact 2/2^5 = 0.0625; the mid-p takes off half of each tail's last term,
+    # 2 (1/2)^5 / 2 = 0.03125.
+    found = mcnemar(*outcomes(10, 5, 0, 10))
+    assert (found.p_exact, found.p) == (pytest.approx(0.0625), pytest.approx(0.03125))
+
+
 def test_mcnemar_without_a_changed_example_says_nothing() -> None:
     found = mcnemar(*outcomes(5, 0, 0, 5))
     assert (found.p, found.p_exact, found.difference) == (1.0, 1.0, 0.0)
@@ -62,7 +69,7 @@ def test_t_interval_of_students_own_data() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert t_interval([0.3]) is None
+    assert t_interval([0.3]) is None and t_interval([0.6, 0.6, 0.6]) is None
     assert over_seeds([0.3]).p is None
     alike = over_seeds([0.5 - 0.4, 0.6 - 0.5])  # equal but for rounding: no spread to test against
     assert (alike.low, alike.high, alike.p) == (None, None, None)
@@ -78,6 +85,14 @@ def test_bootstrap_agrees_with_the_normal_interval_where_that_holds() -> None:
     assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.2 * error)
     assert found.p is not None and found.p < 0.01
     assert paired_bootstrap(baseline, baseline).p is None
+
+
+def test_bootstrap_of_two_differences_by_hand() -> None:
+    # Resampled means of −1 and 3 are −1, 1, 1, 3 with probability 1/4 each: a quarter is not above 0, so
+    # p = 2/4, and the middle 95% reaches from −1 to 3.
+    found = paired_bootstrap([0.0, 5.0], [1.0, 2.0])
+    assert (found.difference, found.low, found.high) == (1.0, -1.0, 3.0)
+    assert found.p == pytest.approx(0.5, abs=4 * 2 * math.sqrt(0.25 * 0.75 / 4999))
 
 
 def test_bootstrap_keeps_its_level() -> None:
