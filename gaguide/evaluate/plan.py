@@ -84,7 +84,7 @@ def encode_examples(
 
 
 def _encode_example(encoder: Encoder, task: TaskData, example: Example) -> list[Encoded]:
-    where = f"{task.source}: example {example.id}"
+    where = f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
     if example.pieces:
         return encode_pieces(encoder, example.pieces, where)
     if task.kind == "numeric":
