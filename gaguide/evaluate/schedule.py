@@ -132,12 +132,11 @@ def _batch(rows: Sequence[Row], cost: CostModel) -> Batch:
 def _group(
     examples: Sequence[Sequence[TokenSequence]], batch_tokens: int, cost: CostModel
 ) -> list[list[Row]]:
-    """Rows by group; a group is one example, or several that share enough to stand in one row."""
+    """Rows by group; a group is one example and its duplicates, or several that share enough for one row."""
     groups: list[list[Row]] = []
     held: list[TokenSequence] = []  # the row being filled, from one or more examples
     tokens = 0
-    ordered = sorted((sorted(sequences) for sequences in examples), key=lambda sequences: sequences[0])
-    for sequences in ordered:
+    for sequences in _duplicates_together(examples):
         rows = _rows_of(sequences, cost)
         if len(rows) > 1:
             groups.append([build_row(row) for row in rows])
@@ -157,8 +156,16 @@ def _group(
     return groups
 
 
+def _duplicates_together(examples: Sequence[Sequence[TokenSequence]]) -> list[list[TokenSequence]]:
+    """The sorted sequences of each example, in order; those of equal examples as if they were one."""
+    equal: dict[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], list[TokenSequence]] = {}
+    for sequences in map(sorted, examples):
+        equal.setdefault(tuple((one.input_ids, one.target_ids) for one in sequences), []).extend(sequences)
+    return sorted(map(sorted, equal.values()), key=lambda sequences: sequences[0])
+
+
 def _rows_of(sequences: Sequence[TokenSequence], cost: CostModel) -> list[list[TokenSequence]]:
-    """One example's sorted sequences, put together where that is cheaper than apart."""
+    """Sorted sequences, put together where that is cheaper than apart."""
     rows: list[list[TokenSequence]] = []
     tokens = 0
     for sequence in sequences:

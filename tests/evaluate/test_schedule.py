@@ -48,6 +48,14 @@ def test_demonstrations_that_all_examples_share_are_computed_once_per_row() -> N
     assert tokens == 400 + 40 * 3
 
 
+def test_duplicates_of_an_example_whose_sequences_are_apart_are_computed_once() -> None:
+    example = [tuple(range(1000 * side, 1000 * side + 200)) for side in (1, 2)]
+    once, thrice = (make_batches(_sequences([example] * count), 2048, _COST) for count in (1, 3))
+    assert [[len(row) for row in batch.rows] for batch in once] == [[200, 200]]
+    assert [[len(row) for row in batch.rows] for batch in thrice] == [[200, 200]]
+    assert thrice[0].examples == {0, 1, 2}
+
+
 def test_strangers_are_not_put_into_one_row() -> None:
     examples = [[tuple(range(100 * at, 100 * at + 50))] for at in range(10)]
     batches = make_batches(_sequences(examples), 2048, _COST)
