@@ -70,7 +70,9 @@ class Scorer:
         try:
             with self._no_gradients():
                 return compute(rows)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             if len(rows) == 1 or self.whole:
                 error.add_note("lower --batch-tokens")
                 raise
@@ -100,9 +102,9 @@ class Scorer:
         try:
             with self._no_gradients():
                 differences = [self._difference(row) for row in smallest]
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            if out_of_memory(error):
+                raise
             differences = [math.inf]
         largest = max(differences)
         # A NaN on both sides is the model's own doing and no reason to compute it twice.
@@ -148,6 +150,11 @@ class Scorer:
             flat, reads = _flat_reads(some, logits_BTV.shape[1])
             scores |= _read(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
         return scores
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device had too little memory; a CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _portions(rows: Sequence[Row]) -> list[list[Row]]:
