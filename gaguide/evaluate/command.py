@@ -12,6 +12,8 @@ from typing import NoReturn
 from gaguide.dist import World, barrier, start, stop
 from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
 
+_LONGEST_WAIT_MINUTES = 7 * 24 * 60
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, or EXIT_USER_ERROR on every rank after a user's mistake."""
@@ -19,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     joined = False
     try:
         arguments = parser().parse_args(argv)
-        start(world)
+        # Who has fewer or faster batches waits for the others; `watched` notices a rank that is lost.
+        start(world, timeout_minutes=_LONGEST_WAIT_MINUTES)
         joined = True
         _evaluate(arguments, world)
         return 0
