@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path, help="folder with the data files of named tasks, instead of the hub"
     )
     parser.add_argument(
-        "--batch-tokens", type=int, help="padded tokens of a batch (2048 on a CPU, 16384 on a GPU)"
+        "--batch-tokens", type=int, help="padded tokens of a batch (512 on a CPU, 16384 on a GPU)"
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     parser.add_argument("--limit", type=int, help="only the first N examples of each task")

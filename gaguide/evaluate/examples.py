@@ -321,7 +321,7 @@ def _csv_records(text: str, path: Path) -> list[Record]:
     ]
     records, line = [], reader.line_num + 1
     for row in reader:
-        extra: Any = row.pop(None, ())  # type: ignore[call-overload]
+        extra: Any = row.pop(None, ())
         if any(extra):
             header = len(reader.fieldnames or ())
             problem = f"has {header + len(extra)} cells, the header {header}"

@@ -22,7 +22,7 @@ from gaguide.evaluate.paper import published
 from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.progress import Progress
 from gaguide.evaluate.results import Results, TaskResult, versions
-from gaguide.evaluate.schedule import Batch, assign
+from gaguide.evaluate.schedule import Batch, Budget, assign
 from gaguide.evaluate.score import Scorer, Scores
 from gaguide.evaluate.sharded import ShardedModel, sharding_config
 from gaguide.evaluate.write import write_results
@@ -86,7 +86,7 @@ def evaluate_all(
     data, folders = _read_all(names, tasks, output, world, settings)
     for warning in (text for task in data for text in task.warnings):
         _tell(world, f"warning: {warning}")
-    budget = settings.batch_tokens or default_batch_tokens(world.device)
+    budget = Budget.of(settings.batch_tokens, world.device.type)
     works = plan_work(data, folders, world, budget)
     outputs = [None] * len(names) if output is None else output_folders(output, names)
     results = []
@@ -318,11 +318,6 @@ def _settings_json(settings: EvaluateSettings, world: World, shares: bool) -> di
         for name, path in (("data", settings.data), ("deepspeed", settings.deepspeed))
     }
     return values | {"device": world.device.type, "shared_prefixes": shares}
-
-
-def default_batch_tokens(device: torch.device) -> int:
-    """Padded tokens of a batch where nobody says how many."""
-    return 16_384 if device.type == "cuda" else 2_048
 
 
 def _share_cores(world: World) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
 
 from gaguide.evaluate.rows import TokenSequence, build_row
-from gaguide.evaluate.schedule import CostModel, make_batches
+from gaguide.evaluate.schedule import Budget, CostModel, make_batches
 from gaguide.evaluate.score import Scorer, Scores
 from tests.support.models import tiny_model
 from tests.support.ranks import rank_environment
@@ -51,7 +51,7 @@ def _alone(model: torch.nn.Module, examples: list[list[TokenSequence]]) -> Score
 
 
 def _score(scorer: Scorer, examples: list[list[TokenSequence]], batch_tokens: int = 128) -> Scores:
-    batches = make_batches(examples, batch_tokens, _COST)
+    batches = make_batches(examples, Budget(batch_tokens), _COST)
     scorer.check([row for batch in batches for row in batch.rows])
     scores: Scores = {}
     for batch in batches:
