@@ -1,4 +1,4 @@
-"""Every log-probability and accuracy equals those of lm-evaluation-harness 0.4.13 itself (extra: lm-eval)."""
+"""Every log-probability and accuracy equals those of lm-evaluation-harness 0.4.13 itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra: lm-eval)")
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra: test)")
 
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
