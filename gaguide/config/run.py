@@ -238,7 +238,7 @@ class EvaluateSection(_Section):
     shots: NonNegativeInt | None = None
     """Demonstrations before every prompt; null takes what the tasks say."""
     batch_tokens: PositiveInt | None = None
-    """Padded tokens of a batch; null takes 2,048 on a CPU, 16,384 on a GPU."""
+    """Padded tokens of a batch; null takes 16,384 on a GPU, 512 on a CPU (see docs/evaluation.md)."""
 
     @model_validator(mode="after")
     def _tasks_and_steps(self) -> EvaluateSection:

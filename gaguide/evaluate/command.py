@@ -12,6 +12,8 @@ from typing import NoReturn
 from gaguide.dist import World, barrier, start, stop
 from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
 
+_LONGEST_WAIT_MINUTES = 7 * 24 * 60
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, or EXIT_USER_ERROR on every rank after a user's mistake."""
@@ -19,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     joined = False
     try:
         arguments = parser().parse_args(argv)
-        start(world)
+        # Who has fewer or faster batches waits for the others; `watched` notices a rank that is lost.
+        start(world, timeout_minutes=_LONGEST_WAIT_MINUTES)
         joined = True
         _evaluate(arguments, world)
         return 0
@@ -92,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path, help="folder with the data files of named tasks, instead of the hub"
     )
     parser.add_argument(
-        "--batch-tokens", type=int, help="padded tokens of a batch (2048 on a CPU, 16384 on a GPU)"
+        "--batch-tokens", type=int, help="padded tokens of a batch (512 on a CPU, 16384 on a GPU)"
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     parser.add_argument("--limit", type=int, help="only the first N examples of each task")

@@ -14,7 +14,8 @@ from gaguide.errors import Fault, UserError
 from gaguide.evaluate.finished import Finished
 from gaguide.evaluate.load import ModelFolder, TaskData, read_tasks
 from gaguide.evaluate.plan import Work, attempt, plan_work
-from gaguide.evaluate.runner import agree_on_sharing, default_batch_tokens, score_all, task_results
+from gaguide.evaluate.runner import agree_on_sharing, score_all, task_results
+from gaguide.evaluate.schedule import Budget
 from gaguide.evaluate.score import Scorer
 from gaguide.log import say
 from gaguide.train.evaluating import Evaluation
@@ -47,7 +48,7 @@ def make_evaluation(job: Job, world: World) -> Evaluation | None:
         raise UserError(Fault("evaluate.tasks", problem, "evaluate it after training", section.tasks))
     for warning in (text for task in data for text in task.warnings if world.is_main):
         say(f"warning: {warning}")
-    (work,) = plan_work(data, [folder], world, section.batch_tokens or default_batch_tokens(world.device))
+    (work,) = plan_work(data, [folder], world, Budget.of(section.batch_tokens, world.device.type))
     return DuringTraining(data, work, world)
 
 

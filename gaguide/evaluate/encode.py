@@ -80,15 +80,16 @@ class Encoder:
             raise UserError(
                 Fault("--model", f"the tokenizer {problem}", "set bos_token in tokenizer_config.json")
             )
-        ids = self.tokenizer.encode(continuation, add_special_tokens=False)
+        ids = self.tokenizer.encode(continuation, add_special_tokens=False, verbose=False)
         if ids and ids[0] == self.prefix_id:
             return ids[:1], ids[1:]
         return [self.prefix_id], ids
 
     def _encode(self, text: str) -> list[int]:
+        # verbose: a warning of texts longer than the model, which are cut here.
         if self._prefix_text is not None and text.startswith(self._prefix_text):
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        return self.tokenizer.encode(text)
+            return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return self.tokenizer.encode(text, verbose=False)
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:

@@ -12,16 +12,21 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, suggestion
 from gaguide.evaluate.task import Kind, Task
 
 MOST_FAULTS = 200
 """Faults told per file; the rest are counted."""
+MOST_LINES = 20
+"""Lines that a warning names; the rest are counted."""
+_SHOWN = 60
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 ALIASES = {
     "prompt": ("prompt", "query", "question", "text", "input"),
@@ -40,7 +45,8 @@ class Example:
     """One example. `prompts` holds one text, or two for the logodds kinds.
 
     number: the answer of a numeric example; pieces: (input ids, target ids) of a block of tokens, whose
-    documents may be apart, in place of texts.
+    documents may be apart, in place of texts; delimiter: what every continuation begins with and no class
+    has, so that `acc_norm` does not count it; line: where it stands in its file, from 1.
     """
 
     id: str
@@ -49,6 +55,8 @@ class Example:
     answer_index: int | None = None
     number: float | None = None
     pieces: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    delimiter: str = ""
+    line: int = field(default=0, compare=False)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -91,7 +99,7 @@ def read_records(path: Path) -> list[Record]:
     if faults:
         raise UserError(shortened(faults, path))
     if path.suffix == ".csv":
-        return _csv_records("\n".join(lines))
+        return _csv_records("\n".join(lines), path)
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -101,7 +109,7 @@ def read_records(path: Path) -> list[Record]:
             if not isinstance(columns, dict):
                 raise ValueError("not an object")
             records.append(Record(number, columns))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             faults.append(
                 Fault(f"{path}:{number}", f"is not a JSON object ({error})", "one JSON object per line")
             )
@@ -114,6 +122,7 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
     """Examples of `records`; raises `UserError` with every fault, each naming `source` and the line."""
     if not records:
         raise UserError(Fault(source, "holds no example", "give a file with at least one row"))
+    _check_names(task, source)
     columns = _Columns(task, records[0].columns)
     kind = task.kind or _infer_kind(columns, source)
     examples, faults = [], []
@@ -121,14 +130,15 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
     ids: dict[str, int] = {}
     warned: dict[str, list[int]] = {}
     for at, record in enumerate(records):
-        example_id = str(columns.get(record, "id")) if numbered else str(at)
         try:
+            example_id = _text(str(columns.get(record, "id")), "id") if numbered else str(at)
             if example_id in ids:
                 raise _RowError(
                     f"id {example_id!r} stands in line {ids[example_id]} too", "give each example its own id"
                 )
             ids[example_id] = record.line
             example = _example(kind, columns, record, example_id, task.delimiter)
+            example = replace(example, line=record.line)
         except _RowError as bad:
             faults.append(Fault(f"{source}:{record.line}", *bad.args))
             continue
@@ -138,10 +148,27 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
     if faults:
         raise UserError(shortened(faults, source))
     warnings = [
-        f"{source}: {len(lines)} of {len(records)} examples: {text} (first in line {lines[0]})"
+        f"{source}: {len(lines)} of {len(records)} examples: {text} ({_lines(lines)})"
         for text, lines in warned.items()
     ]
     return ParsedExamples(kind, tuple(examples), tuple(warnings))
+
+
+def _check_names(task: Task, source: str) -> None:
+    faults = [
+        Fault(f"task {task.name}: columns.{name}", "is no column of ours", suggestion(name, ALIASES), source)
+        for name in task.columns
+        if name not in ALIASES
+    ]
+    if faults:
+        raise UserError(faults)
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    """`line 2`, `lines 2, 5`: where a warning applies, as far as a person would read on."""
+    listed = ", ".join(map(str, numbers[:MOST_LINES]))
+    more = f" and {len(numbers) - MOST_LINES} more" if len(numbers) > MOST_LINES else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {listed}{more}"
 
 
 class _Columns:
@@ -203,12 +230,17 @@ def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, del
         if kind == "absolute_logodds" and "answer_index" not in columns.names:
             return Example(example_id, prompts, continuations)
     answer = _answer(columns.get(record, "answer_index"), len(classes))
-    return Example(example_id, prompts, continuations, answer)
+    return Example(example_id, prompts, continuations, answer, delimiter=delimiter)
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise _RowError(f"{name} is {type(value).__name__}, not text", "give a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        problem = "holds half a surrogate pair, which is no character"
+        raise _RowError(f"{name} {problem}", "mend the escapes \\ud800 … \\udfff") from None
     return value
 
 
@@ -221,44 +253,50 @@ def _classes(value: Any) -> list[str]:
         raise _RowError(f"has {len(value)} class(es)", "give at least two, or use kind sequence_prob")
     if "" in value:
         raise _RowError("has an empty class", "give each class a text")
-    return list(value)
+    return [_text(item, "a class") for item in value]
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _answer(value: Any, classes: int) -> int:
-    if isinstance(value, bool):
-        number = None
-    elif isinstance(value, (int, float)):
-        number = int(value) if float(value).is_integer() else None
-    else:
-        text = str(value).strip()
-        number = int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else None
+    number = None
+    if isinstance(value, float):
+        number = int(value) if value.is_integer() else None
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
+        number = int(value)
     if number is None:
-        raise _RowError(f"answer_index is {value!r}, not a whole number", "count the classes from 0")
+        raise _RowError(f"answer_index is {_short(value)}, not a whole number", "count the classes from 0")
     if not 0 <= number < classes:
-        raise _RowError(
-            f"answer_index is {number}, but there are {classes} classes", "count the classes from 0"
-        )
+        problem = f"answer_index is {_short(number)}, but there are {classes} classes"
+        raise _RowError(problem, "count the classes from 0")
     return number
+
+
+def _short(value: Any) -> str:
+    """`value` as a fault shows it; the digits of huge numbers cannot even be printed."""
+    huge = isinstance(value, int) and value.bit_length() > 64
+    text = "a huge number" if huge else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _number(value: Any) -> float:
     try:
         number = float(value.replace(",", "") if isinstance(value, str) else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise _RowError(f"the answer is {value!r}, no number", "give one, such as 12 or 3.5")
+        raise _RowError(f"the answer is {_short(value)}, no number", "give one, such as 12 or 3.5")
     return number
 
 
@@ -273,16 +311,26 @@ def _doubts(example: Example) -> Iterator[str]:
         yield "two classes are the same text"
 
 
-def _csv_records(text: str) -> list[Record]:
+def _csv_records(text: str, path: Path) -> list[Record]:
     csv.field_size_limit(1 << 30)
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    records, line = [], 1
-    _ = reader.fieldnames  # reads the header, which may span lines
-    line = reader.line_num + 1
+    names = [name for name in reader.fieldnames or () if name]  # reading the header, which may span lines
+    faults = [
+        Fault(f"{path}:1", f"names the column {name!r} twice", "give each column its own name")
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    records, line = [], reader.line_num + 1
     for row in reader:
+        extra: Any = row.pop(None, ())
+        if any(extra):
+            header = len(reader.fieldnames or ())
+            problem = f"has {header + len(extra)} cells, the header {header}"
+            faults.append(Fault(f"{path}:{line}", problem, "put texts that hold commas into double quotes"))
         # An unnamed first column is pandas' index.
         records.append(Record(line, {key: value for key, value in row.items() if key}))
         line = reader.line_num + 1
+    if faults:
+        raise UserError(shortened(faults, path))
     return records
 
 

@@ -175,6 +175,9 @@ def _generated(task: Task) -> list[Record]:
             Fault(f"task {task.name}: count", "is not positive", "say how many examples", task.count)
         )
     rows = generate(task.generator, task.count, task.seed)
+    if len(rows) < task.count:
+        problem = f"the generator has {len(rows)} different examples"
+        raise UserError(Fault(f"task {task.name}: count", problem, "ask for fewer", task.count))
     return [Record(at, row) for at, row in enumerate(rows, start=1)]
 
 

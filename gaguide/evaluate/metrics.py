@@ -1,11 +1,12 @@
 """From log-probabilities to metrics with intervals. Pure, no torch.
 
 classification: `acc` takes the most probable class (the first wins a tie), `acc_norm` divides by the
-characters of a class first, `class_loss` is the negative logarithm of the right class's share among the
-classes. sequence_prob: `loss` is the mean negative log-likelihood of a completion, `perplexity` that of a
-token. logodds kinds: how the log-odds of the two classes change from the other prompt to the prompt.
-numeric: `acc` counts generated numbers that are the answer, `answered` those that are numbers at all,
-`abs_error` is their mean distance from it. perplexity: `loss` and `perplexity` of a token of held-out text.
+characters of a class first (a task's delimiter is not counted), `class_loss` is the negative logarithm of the
+right class's share among the classes. sequence_prob: `loss` is the mean negative log-likelihood of a
+completion, `perplexity` that of a token. logodds kinds: how the log-odds of the two classes change from the
+other prompt to the prompt. numeric: `acc` counts generated numbers that are the answer, `answered` those that
+are numbers at all, `abs_error` is their mean distance from it. perplexity: `loss` and `perplexity` of a token
+of held-out text.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def score_example(
         return ScoredExample(example, values, tokens, signed)
     answer = example.answer_index
     assert answer is not None
-    per_character = [value / len(text) for value, text in zip(values, example.continuations, strict=True)]
+    lengths = [len(text) - len(example.delimiter) for text in example.continuations]
+    per_character = [value / length for value, length in zip(values, lengths, strict=True)]
     others = [value for at, value in enumerate(values) if at != answer]
     return ScoredExample(
         example, values, tokens,

@@ -15,7 +15,7 @@ from gaguide.evaluate.examples import Example, shortened
 from gaguide.evaluate.generate import prompt_row
 from gaguide.evaluate.load import ModelFolder, TaskData
 from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, CostModel, make_batches, make_prompt_batches
+from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches, make_prompt_batches
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Work:
 
 
 def plan_work(
-    data: Sequence[TaskData], folders: Sequence[ModelFolder], world: World, batch_tokens: int
+    data: Sequence[TaskData], folders: Sequence[ModelFolder], world: World, budget: Budget
 ) -> list[Work]:
     """The work of each model; checkpoints with one tokenizer and shape share theirs."""
     encoded: dict[tuple[str, int], list[list[Encoded]]] = {}
@@ -46,7 +46,7 @@ def plan_work(
             encoded[tokens] = found or []
         cost = CostModel.of(folder.config)
         if (*tokens, cost) not in batches and not faults:
-            batches[*tokens, cost] = _batches(data, encoded[tokens], batch_tokens, cost)
+            batches[*tokens, cost] = _batches(data, encoded[tokens], budget, cost)
         if not faults:
             works.append(Work(folder, encoded[tokens], batches[*tokens, cost]))
     if faults:
@@ -84,7 +84,7 @@ def encode_examples(
 
 
 def _encode_example(encoder: Encoder, task: TaskData, example: Example) -> list[Encoded]:
-    where = f"{task.source}: example {example.id}"
+    where = f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
     if example.pieces:
         return encode_pieces(encoder, example.pieces, where)
     if task.kind == "numeric":
@@ -106,7 +106,7 @@ def _encode(data: Sequence[TaskData], folder: ModelFolder, world: World) -> list
 
 
 def _batches(
-    data: Sequence[TaskData], encoded: Sequence[Sequence[Encoded]], batch_tokens: int, cost: CostModel
+    data: Sequence[TaskData], encoded: Sequence[Sequence[Encoded]], budget: Budget, cost: CostModel
 ) -> list[Batch]:
     kinds = [task.kind for task in data for _ in task.examples]
     scored, prompts = [], []
@@ -116,7 +116,7 @@ def _batches(
         else:
             keyed = enumerate(pairs)
             scored.append([TokenSequence(pair.input_ids, pair.target_ids, (at, nth)) for nth, pair in keyed])
-    return make_batches(scored, batch_tokens, cost) + make_prompt_batches(prompts, batch_tokens, cost)
+    return make_batches(scored, budget, cost) + make_prompt_batches(prompts, budget, cost)
 
 
 def attempt(make: Callable[[], T]) -> tuple[T | None, tuple[Fault, ...]]:

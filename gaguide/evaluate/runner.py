@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gaguide.dist import World, all_gather, broadcast, raise_together
+from gaguide.dist import World, all_gather, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.encode import Encoded
 from gaguide.evaluate.finished import Finished, fingerprint, forget
@@ -22,7 +22,7 @@ from gaguide.evaluate.paper import published
 from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.progress import Progress
 from gaguide.evaluate.results import Results, TaskResult, versions
-from gaguide.evaluate.schedule import Batch, assign
+from gaguide.evaluate.schedule import Batch, Budget, assign
 from gaguide.evaluate.score import Scorer, Scores
 from gaguide.evaluate.sharded import ShardedModel, sharding_config
 from gaguide.evaluate.write import write_results
@@ -83,16 +83,17 @@ def evaluate_all(
     started = time.monotonic()
     _share_cores(world)
     names = [str(model) for model in models]
-    data, folders = _read_all(names, tasks, world, settings)
+    data, folders = _read_all(names, tasks, output, world, settings)
     for warning in (text for task in data for text in task.warnings):
         _tell(world, f"warning: {warning}")
-    budget = settings.batch_tokens or default_batch_tokens(world.device)
+    budget = Budget.of(settings.batch_tokens, world.device.type)
     works = plan_work(data, folders, world, budget)
     outputs = [None] * len(names) if output is None else output_folders(output, names)
     results = []
     for work, folder in zip(works, outputs, strict=True):
         results.append(_evaluate_one(work, data, folder, world, settings, started))
         started = time.monotonic()
+    barrier()  # rank 0 has written; a host that shares its disk must not remove before
     if world.local_rank == 0:
         forget(folder for folder in outputs if folder is not None)
     return results
@@ -175,18 +176,35 @@ def output_folders(output: Path, models: Sequence[str]) -> list[Path]:
     shortest = min(map(len, parts))
     first = next((n for n in range(shortest) if len({part[n] for part in parts}) > 1), shortest - 1)
     last = next((n for n in range(shortest) if len({part[-1 - n] for part in parts}) > 1), 0)
-    return [
-        output / ("-".join(part[min(first, len(part) - 1 - last) : len(part) - last]) or part[-1])
-        for part in parts
+    short = [
+        "-".join(part[min(first, len(part) - 1 - last) : len(part) - last]) or part[-1] for part in parts
     ]
+    if len(set(short)) < len(short):  # a/b and a-b
+        short = [f"{at}-{name}" for at, name in enumerate(short, start=1)]
+    return [output / name for name in short]
+
+
+def _check_output(output: Path | None) -> None:
+    """Raise `UserError` where `output` is no folder that can be written to; it need not exist."""
+    if output is None:
+        return
+    nearest = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(Fault("--output", f"{nearest} is no folder", "give another folder", str(output)))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            Fault("--output", f"{nearest} cannot be written to", "give another folder", str(output))
+        )
 
 
 def _read_all(
-    models: Sequence[str], tasks: Sequence[str], world: World, settings: EvaluateSettings
+    models: Sequence[str], tasks: Sequence[str], output: Path | None, world: World, settings: EvaluateSettings
 ) -> tuple[list[TaskData], list[ModelFolder]]:
     """Tasks, read by rank 0 for all, and the models' folders, which every rank must find."""
     faults = list(attempt(settings.check)[1])
-    twice = sorted({name for name in models if models.count(name) > 1})
+    faults += attempt(partial(raise_together, partial(_check_output, output)))[1]
+    places = [str(Path(name).resolve()) if Path(name).exists() else name for name in models]
+    twice = [name for at, name in enumerate(models) if places[at] in places[:at]]
     faults += [Fault("--model", "is given twice", "give each model once", name) for name in twice]
     folders: list[ModelFolder] = []
     for model in models:
@@ -300,11 +318,6 @@ def _settings_json(settings: EvaluateSettings, world: World, shares: bool) -> di
         for name, path in (("data", settings.data), ("deepspeed", settings.deepspeed))
     }
     return values | {"device": world.device.type, "shared_prefixes": shares}
-
-
-def default_batch_tokens(device: torch.device) -> int:
-    """Padded tokens of a batch where nobody says how many."""
-    return 16_384 if device.type == "cuda" else 2_048
 
 
 def _share_cores(world: World) -> None:

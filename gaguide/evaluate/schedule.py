@@ -21,6 +21,28 @@ _LEAST_TOKENS = 512
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Padded tokens. `batch`: of rows that are put together; `row`: to which a row may grow by sharing its
+    prefix, where that is more."""
+
+    batch: int
+    row: int = 0
+
+    @classmethod
+    def of(cls, batch_tokens: int | None, device_type: str) -> Budget:
+        """What was asked for, or what suits the device."""
+        if batch_tokens is not None:
+            return cls(batch_tokens)
+        # On a CPU larger activations are fetched anew from the kernel at every layer: measured, half as fast.
+        return cls(16_384) if device_type == "cuda" else cls(512, 2_048)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that holds more than one example."""
+        return max(self.batch, self.row)
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Predicted floating-point operations of a forward pass over rows of a model of this shape."""
 
@@ -69,23 +91,21 @@ class Batch:
         return frozenset(read.key[0] for row in self.rows for read in row.reads)
 
 
-def make_batches(
-    examples: Sequence[Sequence[TokenSequence]], batch_tokens: int, cost: CostModel
-) -> list[Batch]:
-    """Batches of at most about `batch_tokens` padded tokens, longest rows first.
+def make_batches(examples: Sequence[Sequence[TokenSequence]], budget: Budget, cost: CostModel) -> list[Batch]:
+    """Batches within `budget`, longest rows first.
 
-    `examples[i]` are the sequences of one example. An example whose rows exceed `batch_tokens` is a batch
-    by itself.
+    `examples[i]` are the sequences of one example. An example whose rows exceed `budget` is a batch by
+    itself.
     """
-    groups = _group(examples, batch_tokens, cost)
+    groups = _group(examples, budget.longest, cost)
     total = sum(len(row) for rows in groups for row in rows)
-    budget = min(batch_tokens, max(_LEAST_TOKENS, total // _LEAST_BATCHES))
+    most = min(budget.batch, max(_LEAST_TOKENS, total // _LEAST_BATCHES))
     groups.sort(key=lambda rows: (-max(map(len, rows)), rows[0].reads[0].key))
     batches: list[Batch] = []
     rows: list[Row] = []
     for group in groups:
         longest = max(map(len, rows + group))
-        if rows and (len(rows) + len(group)) * longest > budget:
+        if rows and (len(rows) + len(group)) * longest > most:
             batches.append(_batch(rows, cost))
             rows = []
         rows = rows + group
@@ -94,12 +114,12 @@ def make_batches(
     return batches
 
 
-def make_prompt_batches(prompts: Sequence[Row], batch_tokens: int, cost: CostModel) -> list[Batch]:
+def make_prompt_batches(prompts: Sequence[Row], budget: Budget, cost: CostModel) -> list[Batch]:
     """Batches of prompts to continue, longest first."""
     batches: list[Batch] = []
     rows: list[Row] = []
     for row in sorted(prompts, key=lambda row: (-len(row), row.reads[0].key)):
-        if rows and (len(rows) + 1) * (len(rows[0]) + len(row.reads)) > batch_tokens:
+        if rows and (len(rows) + 1) * (len(rows[0]) + len(row.reads)) > budget.longest:
             batches.append(_prompt_batch(rows, cost))
             rows = []
         rows.append(row)
@@ -129,15 +149,12 @@ def _batch(rows: Sequence[Row], cost: CostModel) -> Batch:
     return Batch(tuple(rows), body + cost.logits(sum(row.scored for row in rows)))
 
 
-def _group(
-    examples: Sequence[Sequence[TokenSequence]], batch_tokens: int, cost: CostModel
-) -> list[list[Row]]:
-    """Rows by group; a group is one example, or several that share enough to stand in one row."""
+def _group(examples: Sequence[Sequence[TokenSequence]], longest: int, cost: CostModel) -> list[list[Row]]:
+    """Rows by group; a group is one example and its duplicates, or several that share enough for one row."""
     groups: list[list[Row]] = []
     held: list[TokenSequence] = []  # the row being filled, from one or more examples
     tokens = 0
-    ordered = sorted((sorted(sequences) for sequences in examples), key=lambda sequences: sequences[0])
-    for sequences in ordered:
+    for sequences in _duplicates_together(examples):
         rows = _rows_of(sequences, cost)
         if len(rows) > 1:
             groups.append([build_row(row) for row in rows])
@@ -146,7 +163,7 @@ def _group(
         if held:
             added = added_tokens(held[-1].input_ids, sequences)
             limit = cost.longest_row(shared_length(held[0].input_ids, sequences[-1].input_ids))
-            fits = tokens + added <= min(limit, batch_tokens)
+            fits = tokens + added <= min(limit, longest)
             if fits and cost.row(tokens + added) < cost.row(tokens) + cost.row(alone):
                 held, tokens = held + sequences, tokens + added
                 continue
@@ -157,8 +174,16 @@ def _group(
     return groups
 
 
+def _duplicates_together(examples: Sequence[Sequence[TokenSequence]]) -> list[list[TokenSequence]]:
+    """The sorted sequences of each example, in order; those of equal examples as if they were one."""
+    equal: dict[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], list[TokenSequence]] = {}
+    for sequences in map(sorted, examples):
+        equal.setdefault(tuple((one.input_ids, one.target_ids) for one in sequences), []).extend(sequences)
+    return sorted(map(sorted, equal.values()), key=lambda sequences: sequences[0])
+
+
 def _rows_of(sequences: Sequence[TokenSequence], cost: CostModel) -> list[list[TokenSequence]]:
-    """One example's sorted sequences, put together where that is cheaper than apart."""
+    """Sorted sequences, put together where that is cheaper than apart."""
     rows: list[list[TokenSequence]] = []
     tokens = 0
     for sequence in sequences:

@@ -70,7 +70,9 @@ class Scorer:
         try:
             with self._no_gradients():
                 return compute(rows)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             if len(rows) == 1 or self.whole:
                 error.add_note("lower --batch-tokens")
                 raise
@@ -100,9 +102,9 @@ class Scorer:
         try:
             with self._no_gradients():
                 differences = [self._difference(row) for row in smallest]
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            if out_of_memory(error):
+                raise
             differences = [math.inf]
         largest = max(differences)
         # A NaN on both sides is the model's own doing and no reason to compute it twice.
@@ -122,7 +124,7 @@ class Scorer:
 
     def _shared(self, rows: Sequence[Row]) -> Scores:
         hidden_BTD = self.model.base_model(
-            **inputs(rows, self.device), use_cache=False, return_dict=True
+            **inputs(rows, self.device, self.model.dtype), use_cache=False, return_dict=True
         ).last_hidden_state
         flat, reads = _flat_reads(rows, hidden_BTD.shape[1])
         hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
@@ -133,7 +135,7 @@ class Scorer:
         return self._whole(rows) if self.whole else self._shared(rows)
 
     def _whole(self, rows: Sequence[Row]) -> Scores:
-        given = inputs(rows, self.device)
+        given = inputs(rows, self.device, self.model.dtype)
         flat, reads = _flat_reads(rows, given["input_ids"].shape[1])
         kept_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
         kept_BT.view(-1)[flat] = True
@@ -144,10 +146,15 @@ class Scorer:
         """Each sequence as a row of its own, through the whole model; right for any causal model."""
         scores: Scores = {}
         for some in _portions(rows):
-            logits_BTV = self.model(**inputs(some, self.device), use_cache=False).logits
+            logits_BTV = self.model(**inputs(some, self.device, self.model.dtype), use_cache=False).logits
             flat, reads = _flat_reads(some, logits_BTV.shape[1])
             scores |= _read(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
         return scores
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device had too little memory; a CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _portions(rows: Sequence[Row]) -> list[list[Row]]:
@@ -166,9 +173,13 @@ def _portions(rows: Sequence[Row]) -> list[list[Row]]:
     return portions
 
 
-def inputs(rows: Sequence[Row], device: torch.device) -> dict[str, torch.Tensor]:
+def inputs(
+    rows: Sequence[Row], device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Model inputs [B, T] of rows, padded on the right; with a mask [B, 1, T, T] if any row branches.
 
+    The mask is what is added to the attention scores, 0 or minus infinity, in the model's `dtype`: a Boolean
+    one would be turned into that in every layer.
     B may exceed their number. Without branches causal attention hides the padding from what is read.
     """
     longest = max(map(len, rows))
@@ -188,7 +199,7 @@ def inputs(rows: Sequence[Row], device: torch.device) -> dict[str, torch.Tensor]
     return {
         "input_ids": ids_BT.to(device),
         "position_ids": positions_BT.to(device),
-        "attention_mask": mask_BTT[:, None],
+        "attention_mask": torch.where(mask_BTT, 0.0, -math.inf).to(dtype)[:, None],
     }
 
 

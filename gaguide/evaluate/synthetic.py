@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Row = dict[str, Any]
+_MOST_REPEATS = 10_000
+"""Rows in a row that were there before: a generator has no more."""
 
 # (subject, property that holds, property that does not)
 _FACTS = [
@@ -66,16 +68,20 @@ _CONTRASTS = [
 
 
 def generate(generator: str, count: int, seed: int) -> list[Row]:
-    """`count` different rows of a generator, the same for the same seed on every machine."""
+    """`count` different rows of a generator, the same for the same seed on every machine; fewer where it
+    has no more."""
     # A string seed is hashed with SHA-512 by Python, unlike hash(), which differs between processes.
     rng = random.Random(f"{generator}-{seed}")
     rows: list[Row] = []
     seen: set[str] = set()
+    repeats = 0
     for row in GENERATORS[generator](rng):
-        if repr(row) not in seen:
+        new = repr(row) not in seen
+        repeats = 0 if new else repeats + 1
+        if new:
             seen.add(repr(row))
             rows.append(row)
-        if len(rows) == count:
+        if len(rows) == count or repeats == _MOST_REPEATS:
             break
     return rows
 

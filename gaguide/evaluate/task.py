@@ -51,7 +51,7 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(min_length=1)
     kind: Kind | None = None
     group: str | None = None
     description: str = ""

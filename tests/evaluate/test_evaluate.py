@@ -98,6 +98,32 @@ def test_a_folder_without_tokenizer_or_weights(broken: str, gpt2_folder: Path, t
         _evaluate(folder, "synthetic-order", None)
 
 
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_an_output_that_is_no_folder_is_told_before_the_weights(
+    output: str, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output = .*file is no folder"):
+        _evaluate(gpt2_folder, "demo", tmp_path / output)
+
+
+def test_continuations_that_no_model_takes_are_told_with_their_lines(
+    gpt2_folder: Path, tmp_path: Path
+) -> None:
+    rows = [("A is", [" b", " c"]), ("exam", ["ple", " c"]), ("A is", [" b" * 129, " c"])]
+    path = tmp_path / "quiz.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": p, "classes": c, "answer_index": 0}) + "\n" for p, c in rows)
+    )
+    with pytest.raises(UserError) as caught:
+        _evaluate(gpt2_folder, path, None)
+    told = [(fault.field, fault.problem) for fault in caught.value.faults]
+    assert told == [
+        (f"{path}:2", "continuation 0 adds no token to its prompt"),
+        (f"{path}:3", "continuation 0 is longer than the model's 128 positions"),
+    ]
+
+
 def test_settings_out_of_range_are_told_together(gpt2_folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         _evaluate(gpt2_folder, "demo", None, batch_tokens=0, limit=-1, dtype="fp64", data=Path("/nowhere"))

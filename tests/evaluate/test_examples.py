@@ -55,7 +55,7 @@ def test_a_task_may_map_columns_and_put_a_delimiter(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", {"q": "A is", "c": {"text": ["b", "c"]}, "l": 0, "id": "x7"})
     columns = {"prompt": "q", "classes": "c.text", "answer_index": "l"}
     parsed = _parse(path, kind="classification", columns=columns, delimiter=" ")
-    assert parsed.examples == (Example("x7", ("A is",), (" b", " c"), 0),)
+    assert parsed.examples == (Example("x7", ("A is",), (" b", " c"), 0, delimiter=" "),)
 
 
 def test_csv_with_rows_over_several_lines(tmp_path: Path) -> None:
@@ -121,6 +121,50 @@ def test_lines_that_are_not_utf8_or_not_json(tmp_path: Path) -> None:
     assert [fault.field for fault in caught.value.faults] == [f"{path}:2", f"{path}:3"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"prompt": "half \ud83c of it"}, "prompt holds half a surrogate pair"),
+        ({"classes": [" b", " \udf0a"]}, "a class holds half a surrogate pair"),
+        ({"id": "\ud83c"}, "id holds half a surrogate pair"),
+        ({"id": None}, "no column 'id'"),
+        ({"classes": "{[1]: 2}"}, "not a list of strings"),
+        ({"classes": "[" * 100_000}, "not a list of strings"),
+        ({"answer_index": 10**400}, "a huge number, but there are 2"),
+        ({"answer_index": "9" * 5000}, "'99999.*…, not a whole number"),
+    ],
+)
+def test_texts_and_numbers_that_break_parsers(tmp_path: Path, columns: dict, problem: str) -> None:
+    path = _jsonl(tmp_path / "a.jsonl", _GOOD | {"id": "a"}, _GOOD | {"id": "b"} | columns)
+    with pytest.raises(UserError, match=problem) as caught:
+        _parse(path)
+    assert [fault.field for fault in caught.value.faults] == [f"{path}:2"]
+
+
+def test_a_line_nested_too_deep_and_an_answer_beyond_all_numbers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a.jsonl:1: is not a JSON object"):
+        _parse(_jsonl(tmp_path / "a.jsonl", "[" * 100_000))
+    with pytest.raises(UserError, match="the answer is a huge number"):
+        _parse(_jsonl(tmp_path / "b.jsonl", {"prompt": "A", "number": 10**400}))
+
+
+def test_csv_rows_whose_commas_are_not_quoted_and_columns_named_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,completion,prompt\nyes, no, so\nA, b\nHello, big, world, here\n"a, b", c,,\n')
+    with pytest.raises(UserError) as caught:
+        _parse(path)
+    told = [(fault.field, fault.problem) for fault in caught.value.faults]
+    assert told == [
+        (f"{path}:1", "names the column 'prompt' twice"),
+        (f"{path}:4", "has 4 cells, the header 3"),
+    ]
+
+
+def test_a_name_that_no_column_has_is_not_mapped_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"columns\.promt.*\n.*did you mean 'prompt'"):
+        _parse(_jsonl(tmp_path / "a.jsonl", _GOOD), columns={"promt": "prompt"})
+
+
 def test_an_empty_file_and_unknown_columns(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no example"):
         _parse(_jsonl(tmp_path / "a.jsonl"))
@@ -134,7 +178,9 @@ def test_classes_without_a_leading_space_are_a_warning(tmp_path: Path) -> None:
     )
     parsed = _parse(path)
     assert len(parsed.warnings) == 1
-    assert "2 of 3 examples" in parsed.warnings[0] and "first in line 2" in parsed.warnings[0]
+    assert "2 of 3 examples" in parsed.warnings[0] and "(lines 2, 3)" in parsed.warnings[0]
+    many = _parse(_jsonl(tmp_path / "b.jsonl", *[_GOOD | {"classes": ["b", "c"]}] * 25))
+    assert many.warnings[0].endswith("19, 20 and 5 more)")
 
 
 def test_many_faults_are_counted(tmp_path: Path) -> None:

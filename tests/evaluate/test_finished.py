@@ -16,14 +16,14 @@ from gaguide.dist import World
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
 from gaguide.evaluate.finished import FOLDER, Finished, fingerprint
 from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, CostModel, make_batches
+from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
 from gaguide.evaluate.score import Scorer
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
 
 def _batches(count: int = 12) -> list[Batch]:
     examples = [[TokenSequence((at, 5, 6), (7,), (at, 0))] for at in range(count)]
-    return make_batches(examples, 12, CostModel(2, 32, 64))
+    return make_batches(examples, Budget(12), CostModel(2, 32, 64))
 
 
 def test_a_line_cut_off_by_a_kill_and_scores_of_other_batches_are_left_out(tmp_path: Path) -> None:

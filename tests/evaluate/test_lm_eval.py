@@ -1,4 +1,4 @@
-"""Every log-probability and accuracy equals those of lm-evaluation-harness 0.4.13 itself (extra: lm-eval)."""
+"""Every log-probability and accuracy equals those of lm-evaluation-harness 0.4.13 itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra: lm-eval)")
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra: test)")
 
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
@@ -46,22 +46,27 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _compare(
-    model: Path, file: Path, limit: int | None, tmp_path: Path, shots: list[dict] | None = None
+    model: Path,
+    file: Path,
+    limit: int | None,
+    tmp_path: Path,
+    shots: list[dict] | None = None,
+    delimiter: str = "",
 ) -> dict:
     """Compare both on `file`; returns the harness's own results."""
     config = {
         "task": "compared", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(file)}},
         "output_type": "multiple_choice", "test_split": "train", "doc_to_text": "prompt",
-        "doc_to_choice": "classes", "doc_to_target": "answer_index", "target_delimiter": "",
+        "doc_to_choice": "classes", "doc_to_target": "answer_index", "target_delimiter": delimiter,
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }  # fmt: skip
-    task = file
+    task = tmp_path / "ours.yaml"
+    ours_config: dict = {"name": "compared", "file": str(file), "delimiter": delimiter}
     if shots:
         config |= {"num_fewshot": len(shots), "fewshot_config": {"sampler": "first_n", "samples": shots}}
         (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
-        task = tmp_path / "ours.yaml"
-        ours_config = {"name": "compared", "file": str(file), "fewshot": {"count": 1, "file": "shots.jsonl"}}
-        task.write_text(json.dumps(ours_config))
+        ours_config |= {"fewshot": {"count": 1, "file": "shots.jsonl"}}
+    task.write_text(json.dumps(ours_config))
     (tmp_path / "compared.yaml").write_text(json.dumps(config))  # JSON is YAML
     theirs = simple_evaluate(
         HFLM(pretrained=str(model), dtype="float32", batch_size=8, device="cpu"),
@@ -80,6 +85,10 @@ def _compare(
         first, second = sorted(wanted)[:-3:-1]
         if first - second > 2e-4:  # nearer than that, rounding decides
             assert scored.correct == bool(sample["acc"])
+        by_length = [value / len(text) for value, text in zip(wanted, sample["doc"]["classes"], strict=True)]
+        first, second = sorted(by_length)[:-3:-1]
+        if first - second > 2e-4:
+            assert scored.correct_norm == bool(sample["acc_norm"])
     harness = theirs["results"]["compared"]
     for name in ("acc", "acc_norm"):
         assert ours.metrics[name].value == pytest.approx(harness[f"{name},none"], abs=1e-9)
@@ -101,9 +110,12 @@ def test_memo_trap_equals(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) ->
     _compare(gpt2_folder, file, 150, tmp_path)
 
 
-def test_a_demonstration_gives_the_same_prompts(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
+def test_a_demonstration_and_a_delimiter_give_the_same_prompts(
+    gpt2_folder: Path, sets: Path, tmp_path: Path
+) -> None:
+    # A delimiter this long moves `acc_norm` wherever its characters are counted.
     shots = [{"prompt": "Q: Is 3 odd? A:", "classes": [" no", " yes"], "answer_index": 1}]
-    _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path, shots)
+    _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path, shots, delimiter=" = ... = ")
 
 
 def test_the_results_file_has_the_harnesss_form(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:

@@ -25,6 +25,12 @@ def test_accuracy_takes_the_first_of_equals_and_the_normalised_one_counts_charac
     assert (metrics["acc"].value, metrics["acc_norm"].value) == (0.0, 0.5)
 
 
+def test_the_normalised_accuracy_counts_no_delimiter() -> None:
+    example = Example("0", ("prompt",), (" = a", " = bcd"), 1, delimiter=" = ")
+    scored = score_example("classification", example, [-2.0, -5.4], [1, 2])  # 2 against 1.8 a character
+    assert (scored.predicted, scored.predicted_norm) == (0, 1)
+
+
 def test_class_loss_is_the_cross_entropy_over_the_classes() -> None:
     scored = score_example("classification", _choice(0, "a", "b"), [math.log(0.03), math.log(0.01)], [1, 1])
     assert scored.value == pytest.approx(-math.log(0.75))

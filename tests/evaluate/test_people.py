@@ -78,6 +78,7 @@ def test_several_models_have_folders_by_what_tells_them_apart(
         ("runs/a/model", "runs/b/model"): ["a", "b"],
         ("gpt2", "gpt2-medium"): ["gpt2", "gpt2-medium"],
         ("x/s0/run/model", "x/s1/other/model"): ["s0-run", "s1-other"],
+        ("a/b", "a-b"): ["1-a-b", "2-a-b"],
     }
     for models, wanted in names.items():
         assert output_folders(Path("out"), models) == [Path("out") / name for name in wanted]
@@ -87,8 +88,9 @@ def test_several_models_have_folders_by_what_tells_them_apart(
     text = _shown(print_comparison, ["one", "two"], several)
     for results in several:
         assert f"{results.tasks['synthetic-flip'].metrics['logodds'].value:.4f}" in text
-    with pytest.raises(UserError, match="is given twice"):
-        evaluate_all([gpt2_folder, gpt2_folder], ["demo"], None, World(), EvaluateSettings())
+    for twin in (gpt2_folder, f"{gpt2_folder}/", gpt2_folder / ".." / gpt2_folder.name):
+        with pytest.raises(UserError, match="is given twice"):
+            evaluate_all([gpt2_folder, twin], ["demo"], None, World(), EvaluateSettings())
 
 
 def test_eval_list_and_validate(gpt2_folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, CostModel, assign, make_batches
+from gaguide.evaluate.schedule import Batch, Budget, CostModel, assign, make_batches
 
 _COST = CostModel(layers=12, width=768, vocabulary=50257)
 _EXAMPLE = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=30).map(tuple), min_size=1, max_size=4)
@@ -23,7 +23,7 @@ def _sequences(examples: list[list[tuple[int, ...]]]) -> list[list[TokenSequence
 def test_each_pair_is_read_once_and_no_example_is_split(
     examples: list[list[tuple[int, ...]]], batch_tokens: int
 ) -> None:
-    batches = make_batches(_sequences(examples), batch_tokens, _COST)
+    batches = make_batches(_sequences(examples), Budget(batch_tokens), _COST)
     reads = [read for batch in batches for row in batch.rows for read in row.reads]
     assert sorted(read.key for read in reads) == [
         (at, nth) for at, pairs in enumerate(examples) for nth in range(len(pairs))
@@ -36,27 +36,35 @@ def test_each_pair_is_read_once_and_no_example_is_split(
 def test_batches_keep_to_their_tokens_unless_one_example_exceeds_them(
     examples: list[list[tuple[int, ...]]], batch_tokens: int
 ) -> None:
-    for batch in make_batches(_sequences(examples), batch_tokens, _COST):
+    for batch in make_batches(_sequences(examples), Budget(batch_tokens), _COST):
         assert len(batch.rows) * max(map(len, batch.rows)) <= batch_tokens or len(batch.examples) == 1
 
 
 def test_demonstrations_that_all_examples_share_are_computed_once_per_row() -> None:
     shots = tuple(range(400))
     examples = [[(*shots, 1000 + at, 7), (*shots, 1000 + at, 8)] for at in range(40)]
-    batches = make_batches(_sequences(examples), 2048, _COST)
+    batches = make_batches(_sequences(examples), Budget(2048), _COST)
     tokens = sum(len(row) for batch in batches for row in batch.rows)
     assert tokens == 400 + 40 * 3
 
 
+def test_duplicates_of_an_example_whose_sequences_are_apart_are_computed_once() -> None:
+    example = [tuple(range(1000 * side, 1000 * side + 200)) for side in (1, 2)]
+    once, thrice = (make_batches(_sequences([example] * count), Budget(2048), _COST) for count in (1, 3))
+    assert [[len(row) for row in batch.rows] for batch in once] == [[200, 200]]
+    assert [[len(row) for row in batch.rows] for batch in thrice] == [[200, 200]]
+    assert thrice[0].examples == {0, 1, 2}
+
+
 def test_strangers_are_not_put_into_one_row() -> None:
     examples = [[tuple(range(100 * at, 100 * at + 50))] for at in range(10)]
-    batches = make_batches(_sequences(examples), 2048, _COST)
+    batches = make_batches(_sequences(examples), Budget(2048), _COST)
     assert all(len(row) == 50 for batch in batches for row in batch.rows)
 
 
 def test_batches_do_not_depend_on_the_order_of_examples_within_ties() -> None:
     examples = [[(1, 2, at % 5)] for at in range(50)]
-    once, again = (make_batches(_sequences(examples), 64, _COST) for _ in range(2))
+    once, again = (make_batches(_sequences(examples), Budget(64), _COST) for _ in range(2))
     assert once == again
 
 

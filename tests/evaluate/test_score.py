@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
 
 from gaguide.evaluate.rows import TokenSequence, build_row
-from gaguide.evaluate.schedule import CostModel, make_batches
+from gaguide.evaluate.schedule import Budget, CostModel, make_batches
 from gaguide.evaluate.score import Scorer, Scores
 from tests.support.models import tiny_model
+from tests.support.ranks import rank_environment
 
 _CPU = torch.device("cpu")
 _COST = CostModel(layers=3, width=32, vocabulary=64)
@@ -46,7 +51,7 @@ def _alone(model: torch.nn.Module, examples: list[list[TokenSequence]]) -> Score
 
 
 def _score(scorer: Scorer, examples: list[list[TokenSequence]], batch_tokens: int = 128) -> Scores:
-    batches = make_batches(examples, batch_tokens, _COST)
+    batches = make_batches(examples, Budget(batch_tokens), _COST)
     scorer.check([row for batch in batches for row in batch.rows])
     scores: Scores = {}
     for batch in batches:
@@ -110,6 +115,39 @@ def test_rows_out_of_memory_are_halved_and_that_is_said(monkeypatch: pytest.Monk
     monkeypatch.setattr(scorer, "_shared", small_memory)
     assert scorer.score(rows) == pytest.approx(wanted, abs=1e-5)
     assert len(said) == 3 and "8 rows" in said[0]
+
+
+_LITTLE_MEMORY = """
+import json, re, resource, sys
+from pathlib import Path
+import torch
+from gaguide.evaluate.rows import TokenSequence, build_row
+from gaguide.evaluate.score import Scorer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=64)).eval()
+ids = [torch.randint(50257, (60,)).tolist() for _ in range(16)]
+rows = [build_row([TokenSequence(tuple(row), tuple(row[1:]) + (7,), (at, 0))]) for at, row in enumerate(ids)]
+wanted = Scorer(model, torch.device("cpu")).score(rows[-1:])
+said = []
+scorer = Scorer(model, torch.device("cpu"), say=said.append)
+held = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (held + (160 << 20), resource.RLIM_INFINITY))
+scores = scorer.score(rows)
+print(json.dumps([len(scores), abs(scores[15, 0] - wanted[15, 0]), said]))
+"""
+
+
+def test_a_cpu_without_memory_halves_too() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _LITTLE_MEMORY], env=rank_environment(), capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    count, difference, said = json.loads(ended.stdout.splitlines()[-1])
+    assert count == 16 and difference < 1e-4
+    assert "out of memory with 16 rows of 60 tokens: halved" in said
 
 
 def test_small_batches_give_equal_bits_with_one_and_two_threads() -> None:

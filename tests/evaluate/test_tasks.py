@@ -112,6 +112,12 @@ def test_generated_sets_depend_on_the_seed_alone(name: str) -> None:
     assert len({repr(row) for row in rows}) == 40
 
 
+def test_a_generator_without_more_rows_ends(tmp_path: Path) -> None:
+    (tmp_path / "many.yaml").write_text("name: many\ngenerator: flip\ncount: 100000\n")
+    with pytest.raises(UserError, match=r"the generator has \d+ different examples"):
+        read_tasks([str(tmp_path / "many.yaml")], None, None)
+
+
 def test_the_demo_group_is_whole_and_balanced() -> None:
     tasks = read_tasks(["demo"], None, None)
     assert len(tasks) == len(groups()["demo"]) >= 5
