@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 
 def say(text: str) -> None:
-    """A line for the person at the keyboard, at once (launchers pass output on through pipes)."""
-    print(text, flush=True)
+    """A line for the person at the keyboard, at once (launchers pass output on through pipes).
+
+    A console that is gone, or a log on a full disk, ends no run.
+    """
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 class StepLine:
