@@ -58,10 +58,12 @@ class PreemptedError(Exception):
 
     def __init__(self, step: int, total_steps: int, reason: str) -> None:
         self.step = step
-        super().__init__(
-            f"stopped after step {step} of {total_steps} ({reason}); the checkpoint is saved, and the same "
-            "command goes on from it"
-        )
+        told = f"stopped after step {step} of {total_steps} ({reason}); the checkpoint is saved, and the "
+        if step == 0:
+            told = (
+                f"stopped before the first of {total_steps} steps ({reason}); there is nothing to save, the "
+            )
+        super().__init__(f"{told}same command goes on from it" if step else f"{told}same command begins anew")
 
 
 def suggestion(name: str, known: Iterable[str], limit: int = 12) -> str:

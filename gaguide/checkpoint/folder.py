@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gaguide.checkpoint.store import read_checkpoint
+from gaguide.checkpoint.store import held_out_loss, read_checkpoint
 from gaguide.checkpoint.verify import MANIFEST, folder_size
 from gaguide.errors import Fault, UserError
+from gaguide.log import say
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,34 @@ def describe_checkpoints(folder: Path) -> list[Described]:
 
 
 def choose(folder: Path, step: str) -> Described:
-    """The checkpoint of a step, or `latest`, or `best`; a `UserError` where it is not there or damaged."""
-    found = describe_checkpoints(folder)
-    known = ", ".join(str(each.step) for each in found)
-    if step in ("latest", "best"):
-        chosen = next((each for each in found if getattr(each, step)), None)
-        problem = f"no whole checkpoint is the {step}" + (
-            ": no held-out loss was measured with one" if step == "best" else ""
-        )
+    """The checkpoint of a step; for `latest`, `best` the newest, best whole one: says what it passes over.
+
+    Raises a `UserError` where there is none, or none that is whole. Reads the files of no more than it must.
+    """
+    paths = _folders(folder)
+    if step == "latest":
+        candidates = paths[::-1]
+    elif step == "best":
+        losses = {path: held_out_loss(path) for path in paths}
+        measured = [(loss, path) for path, loss in losses.items() if loss is not None]
+        candidates = [path for _, path in sorted(measured)]
     else:
-        chosen = next((each for each in found if str(each.step) == step), None)
-        problem = "no such checkpoint"
-    if chosen is None and step == "latest" and found:
-        chosen = found[-1]  # damaged, as all of them: say how
-    if chosen is None:
-        raise UserError(Fault("--step", problem, f"there are: {known}", step))
-    if chosen.problems:
-        raise UserError(
-            Fault("--step", "; ".join(chosen.problems), f"take another; there are: {known}", step)
-        )
-    return chosen
+        candidates = [path for path in paths if str(_step(path)) == step]
+    known = ", ".join(str(_step(path)) for path in paths)
+    passed_over: list[Described] = []
+    for path in candidates:
+        found = _describe(path)
+        if not found.problems:
+            for other in passed_over:
+                say(f"checkpoint {other.path} is passed over: {'; '.join(other.problems)}")
+            return found
+        passed_over.append(found)
+    if passed_over:
+        problem, remedy = "; ".join(passed_over[0].problems), f"take another; there are: {known}"
+    else:
+        problem = "no held-out loss was measured with one" if step == "best" else "no such checkpoint"
+        remedy = f"there are: {known}"
+    raise UserError(Fault("--step", problem, remedy, step))
 
 
 def _folders(folder: Path) -> list[Path]:

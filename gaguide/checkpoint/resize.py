@@ -1,4 +1,4 @@
-"""Going on from a checkpoint of another number of ranks or another ZeRO stage.
+"""Going on from a checkpoint of other ranks, another ZeRO stage or another offload.
 
 DeepSpeed's universal checkpoints fail from stage 2 to stage 3 and need a converted copy on disk. Here each
 rank takes its part of every parameter's weight and moments out of the saved files, and puts it where its
@@ -13,7 +13,34 @@ from typing import Any
 import torch
 
 from gaguide.checkpoint.state import MOMENTS, WEIGHT, SavedState
+from gaguide.config import offload_device
 from gaguide.errors import Fault, UserError
+
+# Settings of ZeRO, with DeepSpeed's defaults, by which its files are cut: how parameters are padded, and
+# split into sub groups.
+_CUTS: dict[int, dict[str, Any]] = {
+    1: {"parameter_alignment": False},
+    2: {"parameter_alignment": False},
+    3: {"sub_group_size": 1_000_000_000},
+}
+
+
+def state_layout(engine: Any, deepspeed: dict[str, Any]) -> dict[str, Any]:
+    """What shapes the engine's files beside the number of ranks, as plain JSON.
+
+    DeepSpeed loads a state that was written in the same layout; another one it takes for its own in silence,
+    or fails on it.
+    """
+    zero = deepspeed.get("zero_optimization", {})
+    stage = int(zero.get("stage", 0))
+    return {
+        "zero_stage": stage,
+        "offload_optimizer": offload_device(deepspeed, "optimizer"),
+        "offload_param": offload_device(deepspeed, "param"),
+        # DeepSpeed's AdamW on the CPU counts its steps otherwise than torch's.
+        "cpu_adam": hasattr(getattr(engine.optimizer, "optimizer", None), "ds_opt_adam"),
+        **{name: zero.get(name, default) for name, default in _CUTS.get(stage, {}).items()},
+    }
 
 
 def load_resized(engine: Any, folder: Path, zero_stage: int) -> None:
@@ -25,8 +52,9 @@ def load_resized(engine: Any, folder: Path, zero_stage: int) -> None:
         raise UserError(
             Fault(
                 "output",
-                "holds checkpoints of other ranks or another ZeRO stage; with NVMe they cannot change",
-                "go on with the same ranks and stage, or without NVMe in both runs",
+                "holds checkpoints of other ranks, another ZeRO stage or another offload; with NVMe none of "
+                "these can change",
+                "go on with the same ranks and DeepSpeed JSON, or without NVMe in both runs",
                 str(folder.parent.parent),
             )
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,26 +29,36 @@ class Checkpoint:
     """A complete checkpoint: the optimizer step it was saved after and what it belongs to.
 
     `identity` names everything that must be the same for the run to go on (data order, model, guidance …);
-    `zero_stage` and `world_size` shape DeepSpeed's files; `files` maps each to its sha256.
+    `world_size` and `layout` (of which `zero_stage` is a part) shape DeepSpeed's files; `files` maps each to
+    its sha256.
     """
 
     step: int
     identity: dict[str, Any]
     world_size: int
-    zero_stage: int
+    layout: dict[str, Any]
     files: dict[str, str]
     lm_loss: float | None = None
     """Held-out language-model loss at that step, where it was measured."""
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage that wrote it."""
+        return int(self.layout["zero_stage"])
 
 
 def read_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """A checkpoint's manifest (None where it is unreadable) and what is wrong with its files, in words."""
     try:
         checkpoint = Checkpoint(**json.loads((folder / MANIFEST).read_text("utf-8")))
-        if not checkpoint.files or not isinstance(checkpoint.identity, dict):
-            raise ValueError("it lists no files or no identity")
+        if (
+            not checkpoint.files
+            or not isinstance(checkpoint.identity, dict)
+            or not checkpoint.zero_stage >= 0
+        ):
+            raise ValueError("it lists no files, no identity or no layout")
         checkpoint.files.items()
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, [f"its manifest cannot be read ({error})"]
     return checkpoint, verify_files(folder, checkpoint.files)
 
@@ -85,7 +96,7 @@ class CheckpointStore:
         self,
         step: int,
         identity: dict[str, Any],
-        zero_stage: int,
+        layout: dict[str, Any],
         lm_loss: float | None,
         write: Callable[[Path], Written],
     ) -> None:
@@ -101,7 +112,7 @@ class CheckpointStore:
         written = write(hidden)
         hashes = self._together(hidden, lambda: _sealed(written, hidden))
         merged = {name: digest for part in hashes for name, digest in part.items()}
-        checkpoint = Checkpoint(step, identity, self.world.size, zero_stage, merged, lm_loss)
+        checkpoint = Checkpoint(step, identity, self.world.size, layout, merged, lm_loss)
         self._together(hidden, lambda: self._publish(hidden, checkpoint))
 
     def _make(self, hidden: Path) -> None:
@@ -122,7 +133,28 @@ class CheckpointStore:
             write_text(self.folder / "best", self.path(best[0]).name + "\n")
         for old in [old for old in self.steps() if old <= checkpoint.step][: -self.keep]:
             if old not in best:
-                shutil.rmtree(self.path(old))
+                self._remove(self.path(old))
+
+    def _remove(self, old: Path) -> None:
+        """Hidden first: a process that is killed here leaves no part of a checkpoint to be seen."""
+        hidden = self.folder / f".removing-{old.name}"
+        try:
+            old.rename(hidden)
+            shutil.rmtree(hidden)
+        except OSError as error:
+            say(f"the old checkpoint {old.name} could not be removed whole ({error.strerror or error})")
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed while it saved or removed has left."""
+        for left in [*self.folder.glob(".saving-step-*"), *self.folder.glob(".removing-step-*")]:
+            shutil.rmtree(left, ignore_errors=True)
+
+    def note_loss(self, step: int, lm_loss: float) -> None:
+        """Write the held-out loss into the manifest of a checkpoint that was saved before it was measured."""
+        if self.world.is_main and held_out_loss(self.path(step)) is None:
+            manifest = self.path(step) / MANIFEST
+            with suppress(OSError):  # a full disk: the checkpoint is whole without it
+                write_json(manifest, json.loads(manifest.read_text("utf-8")) | {"lm_loss": lm_loss})
 
     def _together(self, hidden: Path, part: Callable[[], T]) -> list[T]:
         """Run a part of a save on every rank; one rank's full or broken disk ends the save on all."""
@@ -162,7 +194,8 @@ class CheckpointStore:
     def newest(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The newest whole checkpoint of this run, on every rank; damaged ones are named and set aside.
 
-        Raises a `UserError` where the folder holds checkpoints of another run.
+        To be called where no other process uses the folder: half-written ones are removed. Raises a
+        `UserError` where the folder holds checkpoints of another run.
         """
         found, fault = broadcast(self._search(identity) if self.world.is_main else (None, None))
         if fault is not None:
@@ -170,6 +203,7 @@ class CheckpointStore:
         return found
 
     def _search(self, identity: dict[str, Any]) -> tuple[Checkpoint | None, Fault | None]:
+        self._sweep()
         for step in reversed(self.steps()):
             checkpoint, problems = read_checkpoint(self.path(step))
             if checkpoint is None or problems:

@@ -21,7 +21,10 @@ def hash_file(path: Path, flush: bool = False) -> str:
 
 
 def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
-    """What is wrong with the files, in words; empty where all is well."""
+    """What is wrong with the files, in words; empty where all is well.
+
+    A file that a manifest does not list is a fault where DeepSpeed would read it.
+    """
     problems = []
     for name, expected in hashes.items():
         path = folder / name
@@ -29,7 +32,8 @@ def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
             problems.append(f"{name} is missing")
         elif hash_file(path) != expected:
             problems.append(f"{name} is damaged")
-    return problems
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*.pt")}
+    return problems + [f"{name} is not of this checkpoint" for name in sorted(found - hashes.keys())]
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.config.batch import BatchPlan
-from gaguide.config.ds_keys import fault, section_faults, top_level_faults
+from gaguide.config.ds_keys import fault, read_sections, top_level_faults
 from gaguide.config.offload import offload_device, offload_faults, with_nvme_path
 from gaguide.errors import Fault, UserError
 
@@ -37,11 +37,11 @@ class RunSide:
 
 
 def load_deepspeed_json(path: Path) -> dict[str, Any]:
-    """The file's object; a `UserError` where it is missing or not a JSON object."""
+    """The file's object; a `UserError` where it is missing, not a JSON object, or says a key twice."""
     if not path.is_file():
         raise UserError(Fault("--deepspeed", "no such file", "choose one of ds_configs/", str(path)))
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         raise UserError(Fault("--deepspeed", f"is not JSON: {error}", "mend the file", str(path))) from None
     if not isinstance(config, dict):
@@ -49,14 +49,25 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file; of a key that stands there twice Python would take the second in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = sorted(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"{', '.join(twice)} stands there twice")
+    return found
+
+
 def resolve_deepspeed(
     config: dict[str, Any], batch: BatchPlan, run: RunSide, device: Precisions
 ) -> dict[str, Any]:
     """The config as DeepSpeed gets it: `auto` resolved, batch and clipping filled in, all faults at once.
 
-    `auto` for bf16 or autocast is on where the accelerator computes in bf16 (else the run is in fp32); for
-    `nvme_path` it is a folder in the run's output; for ZeRO's bucket sizes it follows the model's width.
-    Micro batches are added up in fp32.
+    `auto` for bf16 or autocast is on where the accelerator computes in bf16, for fp16 where it has that and
+    not bf16 (else the run is in fp32); for `nvme_path` it is a folder in the run's output; for three of
+    ZeRO's sizes it follows the model's width; elsewhere it is DeepSpeed's default. Micro batches are added
+    up in fp32.
     """
     owned = {
         "train_batch_size": batch.global_batch,
@@ -68,17 +79,22 @@ def resolve_deepspeed(
     if faults:
         raise UserError(faults)
     resolved = {key: value for key, value in config.items() if key not in owned} | owned
-    zero = dict(config.get("zero_optimization", {}))
+    zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
-    resolved["zero_optimization"] = with_nvme_path(_sized(zero, run.width), run.output / "nvme")
+    resolved["zero_optimization"] = _sized(zero, run.width)
     resolved["bf16"] = _switched(config.get("bf16", {}), device.auto_bf16 and stage > 0)
+    if "fp16" in config:
+        auto_fp16 = device.fp16 and stage > 0 and not resolved["bf16"].get("enabled")
+        resolved["fp16"] = _switched(config["fp16"], auto_fp16)
     if "torch_autocast" in config:
         resolved["torch_autocast"] = _switched(config["torch_autocast"], device.auto_bf16)
     resolved.setdefault("steps_per_print", 10**9)  # our own step line says more
-    faults = section_faults(resolved)
-    if not faults:
-        faults = offload_faults(resolved, stage, batch.world_size)
-        faults += _precision_faults(resolved, stage, batch, device)
+    resolved, faults = read_sections(resolved)
+    if faults:
+        raise UserError(faults)
+    resolved["zero_optimization"] = with_nvme_path(resolved["zero_optimization"], run.output / "nvme")
+    faults = offload_faults(resolved, stage, batch.world_size)
+    faults += _precision_faults(resolved, stage, batch, device)
     if faults:
         raise UserError(faults)
     for monitor in ("tensorboard", "csv_monitor"):

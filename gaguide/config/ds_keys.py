@@ -34,37 +34,65 @@ class AutocastSection(_Section):
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
 
 
-SWITCHES: dict[str, type] = {
-    "wall_clock_breakdown": bool,
-    "memory_breakdown": bool,
-    "dump_state": bool,
-    "steps_per_print": int,
-    "zero_force_ds_cpu_optimizer": bool,
-}
-"""Top-level keys with a plain value."""
+_SWITCHES = ("wall_clock_breakdown", "memory_breakdown", "dump_state", "zero_force_ds_cpu_optimizer")
+"""Top-level keys that are true or false."""
 
-ELSEWHERE = {
+_ELSEWHERE = {
     "optimizer": "the run's YAML owns it: remove it and set train.learning_rate and its neighbours",
     "scheduler": "the run's YAML owns it: remove it and set train.schedule",
     "activation_checkpointing": "the run's YAML owns it: remove it and set train.gradient_checkpointing",
     "amp": "DeepSpeed has removed it: use bf16, fp16 or torch_autocast",
+    "zero_allow_untested_optimizer": "AdamW is tested with ZeRO: remove it",
+    "flops_profiler": "would count guided attention wrongly: remove it, metrics.jsonl has mfu",
 }
 """Keys of DeepSpeed that have another place here."""
 
-# Keys that DeepSpeed knows and that would change what is trained, or that it has deprecated.
-_REFUSED = {
-    "zero_optimization.zenflow": "updates lag behind the gradients: runs would not resume exactly",
-    "zero_optimization.elastic_checkpoint": "DeepSpeed has deprecated it",
-    "zero_optimization.legacy_stage1": "DeepSpeed has removed it",
-    "zero_optimization.cpu_offload": "deprecated: write offload_optimizer: {device: cpu}",
-    "zero_optimization.cpu_offload_param": "deprecated: write offload_param: {device: cpu}",
-    "zero_optimization.cpu_offload_use_pin_memory": "deprecated: write pin_memory in the offload section",
-    "zero_optimization.zero_quantized_weights": "changes what is trained and is not tested here",
-    "zero_optimization.zero_quantized_gradients": "changes what is trained and is not tested here",
-    "zero_optimization.offload_optimizer.super_offload": "needs its own optimizer and is not supported",
-    "bf16.bf16_master_weights_and_grads": "would lose the fp32 weights that are exported",
-    "bf16.bf16_optimizer_states": "would lose the fp32 weights that are exported",
-    "fp16.fp16_master_weights_and_grads": "would lose the fp32 weights that are exported",
+_NOT_PASSED_ON = {
+    "autotuning", "checkpoint", "comet", "communication_data_type", "compile", "compression_training",
+    "curriculum_learning", "data_efficiency", "dataloader_drop_last", "disable_allgather", "eigenvalue",
+    "elasticity", "gradient_predivide_factor", "graph_harvesting", "hybrid_engine", "nebula", "pipeline",
+    "prescale_gradients", "progressive_layer_drop", "seq_parallel_communication_data_type",
+    "sparse_attention", "sparse_gradients", "tensor_parallel", "timers", "weight_quantization",
+}  # fmt: skip
+"""Keys of DeepSpeed that would change what is trained, or that nothing here uses."""
+
+# Keys inside sections that change what is trained or lose what is saved: the value that does not, and why.
+_CHANGES = "changes what is trained and is not tested here"
+_LOSES_MASTERS = "would lose the fp32 weights that are exported"
+_DEPRECATED = "deprecated: write"
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "zero_optimization.zenflow": (None, "updates lag behind the gradients: runs would not resume exactly"),
+    "zero_optimization.elastic_checkpoint": (False, "DeepSpeed has deprecated it"),
+    "zero_optimization.legacy_stage1": (False, "DeepSpeed has removed it"),
+    "zero_optimization.cpu_offload": (False, f"{_DEPRECATED} offload_optimizer: {{device: cpu}}"),
+    "zero_optimization.cpu_offload_param": (False, f"{_DEPRECATED} offload_param: {{device: cpu}}"),
+    "zero_optimization.cpu_offload_use_pin_memory": (
+        False,
+        f"{_DEPRECATED} pin_memory in the offload section",
+    ),
+    "zero_optimization.zero_quantized_weights": (False, _CHANGES),
+    "zero_optimization.zero_quantized_nontrainable_weights": (False, _CHANGES),
+    "zero_optimization.zero_quantized_gradients": (False, _CHANGES),
+    "zero_optimization.load_from_fp32_weights": (True, "a resumed run would start from rounded weights"),
+    "zero_optimization.compute_grad_norm": (
+        True,
+        "without the norm nothing is clipped, and gradients that are not finite reach the weights",
+    ),
+    "zero_optimization.round_robin_gradients": (
+        False,
+        "its order of parameters is lost when the state is dealt out anew",
+    ),
+    "zero_optimization.pipeline_loading_checkpoint": (False, "DeepSpeed fails on it below stage 3"),
+    "zero_optimization.stage3_module_granularity_threshold": (0, "is not tested here"),
+    "zero_optimization.offload_optimizer.ratio": (1.0, "is not tested here"),
+    "zero_optimization.offload_optimizer.super_offload": (
+        False,
+        "needs its own optimizer and is not supported",
+    ),
+    "bf16.check_grad_overflow": (True, "gradients that are not finite would reach the weights"),
+    "bf16.bf16_master_weights_and_grads": (False, _LOSES_MASTERS),
+    "bf16.bf16_optimizer_states": (False, _LOSES_MASTERS),
+    "fp16.fp16_master_weights_and_grads": (False, _LOSES_MASTERS),
 }
 
 
@@ -98,9 +126,11 @@ def top_level_faults(config: dict[str, Any], owned: dict[str, Any]) -> list[Faul
     faults = []
     sections = [*section_models(), "data_types"]
     for key, value in config.items():
-        if key in ELSEWHERE:
-            problem, _, remedy = ELSEWHERE[key].partition(": ")
+        if key in _ELSEWHERE:
+            problem, _, remedy = _ELSEWHERE[key].partition(": ")
             faults.append(fault(key, problem, remedy))
+        elif key in _NOT_PASSED_ON:
+            faults.append(fault(key, "DeepSpeed knows it, here it is not supported", "remove it"))
         elif key in owned:
             if value not in ("auto", owned[key]):
                 remedy = 'remove it or write "auto"'
@@ -108,43 +138,64 @@ def top_level_faults(config: dict[str, Any], owned: dict[str, Any]) -> list[Faul
         elif key in sections:
             if not isinstance(value, dict):
                 faults.append(fault(key, "is no object", "write {…}", value))
-        elif key in SWITCHES:
-            if type(value) is not SWITCHES[key]:
-                faults.append(fault(key, f"is no {SWITCHES[key].__name__}", "mend the value", value))
+        elif key == "steps_per_print":
+            if type(value) is not int or value < 1:
+                faults.append(fault(key, "is no number of steps", "write 1 or more, or remove it", value))
+        elif key in _SWITCHES:
+            if type(value) is not bool:
+                faults.append(fault(key, "is no truth value", "write true or false", value))
         else:
-            known = [*sections, *SWITCHES, *owned]
+            known = [*sections, *_SWITCHES, "steps_per_print", *owned]
             faults.append(fault(key, "no such key", suggestion(key, known), value))
     return faults
 
 
-def section_faults(config: dict[str, Any]) -> list[Fault]:
-    """Unknown or ill-typed keys inside sections, at any depth, and keys that are not supported here."""
+def read_sections(config: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """The config with its sections as DeepSpeed reads them, and the faults in them at any depth.
+
+    DeepSpeed takes `"false"` for false, 5e8 for a whole number, and `auto` for its default: whoever asks the
+    config afterwards has to see the same.
+    """
     faults: list[Fault] = []
+    read = dict(config)
     for name, model in section_models().items():
         if name in config:
-            faults += _model_faults(name, model, config[name])
-    for path, why in _REFUSED.items():
-        value: Any = config
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value:
+            read[name], found = _read_section(name, model, _without_auto(config[name]))
+            faults += found
+    for path, (harmless, why) in _REFUSED.items():
+        value = _at(config, path)
+        if value not in (None, "auto", harmless):
             faults.append(fault(path, why, "remove it", value))
     if config.get("data_types", {}) not in ({}, {"grad_accum_dtype": "fp32"}):
         remedy = "remove it: gradients are accumulated in fp32"
         faults.append(
             fault("data_types", "only fp32 accumulation is supported", remedy, config["data_types"])
         )
-    return faults
+    return read, faults
 
 
-def _model_faults(section: str, model: type[BaseModel], value: dict[str, Any]) -> list[Fault]:
+def _at(config: Any, path: str) -> Any:
+    """The value at a dotted path; None where there is none."""
+    for part in path.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _without_auto(section: Any) -> Any:
+    if not isinstance(section, dict):
+        return section
+    return {key: _without_auto(value) for key, value in section.items() if value != "auto"}
+
+
+def _read_section(
+    section: str, model: type[BaseModel], value: dict[str, Any]
+) -> tuple[dict[str, Any], list[Fault]]:
     try:
-        model(**value)
+        return model(**value).model_dump(mode="json", by_alias=True, exclude_unset=True), []
     except ValidationError as error:
-        return [_told(section, model, detail) for detail in error.errors()]
+        return value, [_told(section, model, detail) for detail in error.errors()]
     except AssertionError as error:
-        return [fault(section, str(error), "see DeepSpeed's configuration page")]
-    return []
+        return value, [fault(section, str(error), "see DeepSpeed's configuration page")]
 
 
 def _told(section: str, model: type[BaseModel], detail: Any) -> Fault:

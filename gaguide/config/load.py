@@ -16,6 +16,21 @@ EMBEDDED = Path(__file__).parent / "embedded.yaml"
 """The run that needs nothing but this package; it is what `launch/train.py` does without `--config`."""
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """Of a key that stands twice in a mapping, YAML's loader would take the second in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     """`--section.field VALUE` and `--section.field=VALUE` as {dotted field: text}."""
     overrides: dict[str, str] = {}
@@ -79,7 +94,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        tree = yaml.load(path.read_text("utf-8"), _EachKeyOnce)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
         raise UserError(Fault("--config", problem, "give the path of a run's YAML file", str(path))) from None
@@ -117,7 +132,7 @@ def _fault(detail: Any, tree: dict[str, Any]) -> Fault:
     if detail["type"] == "extra_forbidden":
         return Fault(field, "no such field", _known(path), detail["input"])
     if detail["type"] == "missing":
-        return Fault(field, "is missing", f"give it: {_described(path)}")
+        return Fault(field, "is missing", f"give it: {_described(path)}".removesuffix(": "))
     if not path or isinstance(_lookup(tree, path), dict):
         return Fault(field, detail["msg"].removeprefix("Value error, "), "mend this section")
     return Fault(field, _lower(detail["msg"]), _described(path) or "mend the value", _lookup(tree, path))

@@ -41,11 +41,11 @@ def needed_ops(deepspeed: dict[str, Any]) -> tuple[str, ...]:
 
 
 def with_nvme_path(zero: dict[str, Any], default: Path) -> dict[str, Any]:
-    """The ZeRO section with `nvme_path` filled where something goes to disk and it is absent or auto."""
+    """The ZeRO section with `nvme_path` filled where something goes to disk and no path is given."""
     filled = dict(zero)
     for name in ("offload_optimizer", "offload_param"):
         section = zero.get(name) or {}
-        if section.get("device") == "nvme" and section.get("nvme_path", "auto") == "auto":
+        if section.get("device") == "nvme" and section.get("nvme_path") is None:
             filled[name] = section | {"nvme_path": str(default)}
     return filled
 

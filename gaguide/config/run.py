@@ -252,7 +252,7 @@ class RunConfig(_Section):
 
     name: str = "run"
     """Name in reports."""
-    output: str
+    output: Annotated[str, Field(min_length=1)]
     """Folder of everything the run writes."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, data order and dropout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -12,12 +13,15 @@ def say(text: str, error: bool = False) -> None:
     """A line for the person at the keyboard, at once (launchers pass output on through pipes).
 
     When nobody listens any more (a launcher or its ssh has died, a terminal was closed) the work must still
-    be saved: what is said from then on is lost, what is recorded is not.
+    be saved: what is said from then on is lost, what is recorded is not. A log on a full disk ends no run
+    either; what it did not take follows when there is room.
     """
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except OSError:
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            return
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -46,7 +46,7 @@ class MetricsFile:
         self._owing = b""
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record; it is on its way to disk when this returns.
+        """Write one record; it is the system's, and on its way to disk, when this returns.
 
         Where the disk is full the record is kept, said aloud and tried again with the next: no line is ever
         cut, and a run does not die between two checkpoints for want of one. `flush` is strict.
@@ -69,6 +69,11 @@ class MetricsFile:
             self._file.truncate(end)  # a line of which only a part was taken
             raise
         self._owing = b""
+
+    def sync(self) -> None:
+        """`flush`, and all records are on disk when this returns: a power cut takes none of them."""
+        self.flush()
+        os.fsync(self._file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

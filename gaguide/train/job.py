@@ -52,6 +52,12 @@ class Job:
         run, batch, shape = self.run, self.batch, self.model.config.get_text_config()
         if run.model.trust_remote_code:
             warn(f"model.trust_remote_code: Python code that came with {run.model.name} is run", stacklevel=2)
+        for field, steps in (
+            ("train.warmup_steps", run.train.warmup_steps),
+            ("guidance.warmup_steps", run.guidance.warmup_steps),
+        ):
+            if steps > self.total_steps:
+                warn(f"{field} {steps}: the run ends before, after {self.total_steps} steps", stacklevel=2)
         guided = "no guidance"
         if self.plan is not None:
             heads = self.plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)

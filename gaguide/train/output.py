@@ -26,16 +26,13 @@ def claim_output(output: Path, world: World) -> BaseFileLock:
             return
         try:
             lock.acquire(timeout=0)
+            mark.touch()
         except Timeout:
-            raise UserError(
-                Fault(
-                    "output",
-                    "another run is writing there",
-                    "wait for it, or name another folder",
-                    str(output),
-                )
-            ) from None
-        mark.touch()
+            problem, remedy = "another run is writing there", "wait for it, or name another folder"
+            raise UserError(Fault("output", problem, remedy, str(output))) from None
+        except OSError as error:
+            problem = f"cannot be written to ({error.strerror or error})"
+            raise UserError(Fault("output", problem, "make room, or name another", str(output))) from None
 
     def look() -> None:
         if not mark.exists():

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -79,8 +78,7 @@ class Preemption:
             self._asked = None
         return bool(self._flag.item())
 
-    def stop(self, step: int, total_steps: int, save: Callable[[], None]) -> None:
-        """Save on all ranks and raise `PreemptedError` with the reason of the first rank that has one."""
-        save()
+    def stop(self, step: int, total_steps: int) -> NoReturn:
+        """Raise `PreemptedError` on all ranks, with the reason of the first rank that has one."""
         reason = next(each for each in all_gather(self._reason) if each)
         raise PreemptedError(step, total_steps, reason)

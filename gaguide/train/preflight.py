@@ -61,7 +61,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
         deepspeed = check(lambda: complete_json(file, split, run, model))
     if deepspeed is not None:
         resolved, parameters = deepspeed, bare.num_parameters() if bare is not None else 0
-        check(lambda: check_monitors(resolved))
+        check(lambda: check_monitors(resolved, world))
         check(lambda: offload_is_ready(resolved, parameters, world))
     if model is not None and bare is not None and plan is not None:
         shape, guided, architecture = model.config.get_text_config(), plan, bare

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,28 +24,28 @@ from gaguide.checkpoint import (
     export_model,
     write_engine,
 )
-from gaguide.checkpoint.resize import load_resized
-from gaguide.config import dump_config
+from gaguide.checkpoint.resize import load_resized, state_layout
 from gaguide.data import rank_micro_batches
 from gaguide.data.background import BackgroundBuild
 from gaguide.data.manifest import is_complete
 from gaguide.dist import World, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
-from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, write_text
+from gaguide.log import say
 from gaguide.model import build_model
 from gaguide.train.device import large_tensors_apart, peak_memory
 from gaguide.train.engine import make_engine
 from gaguide.train.evaluating import Evaluation, undisturbed
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
-from gaguide.train.monitor import write_to_monitors
+from gaguide.train.monitor import place_wandb
 from gaguide.train.offload import restore_offloaded, save_swapped
 from gaguide.train.output import claim_output
 from gaguide.train.preempt import Preemption
+from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
 from gaguide.train.schedule import learning_rate
 from gaguide.train.skips import SkippedSteps
-from gaguide.train.step import StepNumbers, train_step
+from gaguide.train.step import train_step
 from gaguide.train.summary import write_summary
 from gaguide.train.validate import validate
 from gaguide.train.watchdog import Watchdog
@@ -114,6 +112,8 @@ def _optimize(
 ) -> Path:
     """All steps; returns the last checkpoint."""
     watchdog.mark(0, "building the model", patience=4)
+    if world.is_main:
+        place_wandb(job.deepspeed, job.output, job.run.name)
     with large_tensors_apart():
         model = raise_together(lambda: build_model(job.model, job.run.seed))
         engine = make_engine(job, model, world)
@@ -153,12 +153,10 @@ class Trainer:
         self.store = CheckpointStore(
             job.output / "checkpoints", world, job.run.checkpoint.keep, job.run.checkpoint.keep_best
         )
+        self.records = RunRecords(job, world, engine)
+        self.layout = state_layout(engine, job.deepspeed)
         self.done = 0
         self.validated: tuple[int, float | None] = (-1, None)
-        self.metrics: MetricsFile | None = None
-        self.validations: MetricsFile | None = None
-        self.evaluations: MetricsFile | None = None
-        self.clock = _Clock()
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, or validate the untrained model and begin."""
@@ -168,36 +166,29 @@ class Trainer:
             self._load(found)
             self.done = found.step
             self.skips.forget()
-        if self.world.is_main:
-            output = self.job.output
-            write_text(output / "config.yaml", dump_config(self.job.run))
-            write_json(output / "deepspeed.json", self.job.deepspeed)
-            # Step 0 is the untrained model: a run that begins makes that record anew.
-            self.metrics = MetricsFile(output / "metrics.jsonl", self.done)
-            self.validations = MetricsFile(output / "validation.jsonl", self.done if found else -1)
-            if self.evaluation is not None:
-                self.evaluations = MetricsFile(output / "evaluations.jsonl", self.done if found else -1)
-            if found:
-                records = read_metrics(output / "metrics.jsonl")
-                self.clock.total = records[-1]["seconds"] if records else 0.0
-                say(f"resuming after step {self.done} of {self.job.total_steps}")
-        if found is None:
-            self._validate(0)
-            self._evaluate(0)
+        raise_together(lambda: self.records.open(self.done, resumed=found is not None))
+        stop = self._asked_to_stop()
+        if not stop and self.done < self.job.total_steps:  # what follows the last step is in `finish`
+            stop = self._measure_what_is_due()
+            step, loss = self.validated
+            if step > 0 and loss is not None:
+                self.store.note_loss(step, loss)
+        if stop:
+            self.preemption.stop(self.done, self.job.total_steps)
 
     def _load(self, found: Checkpoint) -> None:
-        """The state of a checkpoint, whatever ranks and stage wrote it."""
+        """The state of a checkpoint, whatever ranks, stage and offload wrote it."""
         folder = self.store.path(found.step)
-        if (found.world_size, found.zero_stage) == (self.world.size, self.job.zero_stage):
+        if (found.world_size, found.layout) == (self.world.size, self.layout):
             loaded, _ = self.engine.load_checkpoint(str(folder), STATE_TAG)
             if loaded is None:
                 raise RuntimeError(f"DeepSpeed found nothing to load in {folder}")
         else:
             if self.world.is_main:
                 say(
-                    f"the checkpoint of step {found.step} is of {found.world_size} ranks at ZeRO stage "
-                    f"{found.zero_stage}: its state is dealt out anew to {self.world.size} at stage "
-                    f"{self.job.zero_stage}"
+                    f"the checkpoint of step {found.step} is of {found.world_size} ranks at "
+                    f"{_told(found.layout)}: its state is dealt out anew to {self.world.size} at "
+                    f"{_told(self.layout)}"
                 )
             load_resized(self.engine, folder / STATE_TAG, found.zero_stage)
         restore_offloaded(self.engine, folder / STATE_TAG, self.world)
@@ -212,36 +203,57 @@ class Trainer:
         logged = step % run.train.log_every == 0 or step in (1, self.job.total_steps)
         rate = learning_rate(run.train, step, self.job.total_steps)
         self._set_guidance_weight(step)
-        with self.clock.running(self._tokens_per_step):
+        with self.records.clock.running(self._tokens_per_step):
             numbers = train_step(self.engine, self.guidance, self._micro_batches(step), rate, logged)
         self.done = step
         stop = self.preemption.agreed()
         dropped = self.skips.dropped(step)
         if numbers is not None:
-            self._log(step, numbers, rate)
+            known = {
+                "lr": rate,
+                "skipped_steps": self.skips.total,
+                "guidance_weight": None if self.guidance is None else self.guidance.weight,
+                "peak_memory": peak_memory(self.engine.device),  # over all ranks
+            }
+            self.records.step(step, numbers, known)
         if dropped:
             self._tell_dropped(step, rate)
         if step == self.job.total_steps:
             return  # what follows the last step is in `finish`
-        if run.validation.every and step % run.validation.every == 0:
-            self._validate(step)
-        if run.evaluate.every and step % run.evaluate.every == 0:
-            self._evaluate(step)
-        if run.checkpoint.every and step % run.checkpoint.every == 0:
+        stop = stop or self._measure_what_is_due()
+        if stop or (run.checkpoint.every and step % run.checkpoint.every == 0):
             self._save()
         if stop:
-            self.preemption.stop(step, self.job.total_steps, self._save)
+            self.preemption.stop(step, self.job.total_steps)
+
+    def _measure_what_is_due(self) -> bool:
+        """Validate and evaluate where that is due after the steps done, and has not been done yet.
+
+        Returns whether a signal has come meanwhile: then what is left of it is done after the resume.
+        """
+        for every, name, measure in (
+            (self.job.run.validation.every, VALIDATION, self._validate),
+            (self.job.run.evaluate.every, EVALUATIONS, self._evaluate),
+        ):
+            due = self.done == 0 or (every and self.done % every == 0)
+            if due and not broadcast(self.records.has(name, self.done)):
+                measure(self.done)
+                if self._asked_to_stop():
+                    return True
+        return False
+
+    def _asked_to_stop(self) -> bool:
+        """Between two steps, where no step carries the question; a collective."""
+        self.preemption.ask()
+        return self.preemption.agreed()
 
     def _tell_dropped(self, step: int, rate: float) -> None:
         """Record which blocks the dropped step held; ends the run where it is one too many."""
-        record = self.job.output / "skipped.jsonl"
         if self.world.is_main:
             self.skips.tell(step)
-            size = self.job.batch.global_batch
-            ids = self.job.corpus.order.at(np.arange((step - 1) * size, step * size))
-            with suppress(OSError):  # a full disk: the next checkpoint tells all ranks of it
-                MetricsFile(record, step - 1).append({"step": step, "lr": rate, "blocks": ids.tolist()})
-        self.skips.raise_if_too_many(rate, max(self.store.steps(), default=None), record)
+        self.records.dropped(step, rate)
+        last = max(self.store.steps(), default=None)
+        self.skips.raise_if_too_many(rate, last, self.job.output / "skipped.jsonl")
 
     def _set_guidance_weight(self, step: int) -> None:
         section = self.job.run.guidance
@@ -287,56 +299,24 @@ class Trainer:
             self.watchdog.mark(step, "forward and backward")
             yield inputs
 
-    def _log(self, step: int, numbers: StepNumbers, rate: float) -> None:
-        peak = peak_memory(self.engine.device)  # over all ranks
-        if self.metrics is None:
-            return
-        per_second = self.clock.tokens_per_second()
-        record = {
-            "step": step,
-            **asdict(numbers),
-            "lr": rate,
-            "skipped_steps": self.skips.total,
-            "guidance_weight": None if self.guidance is None else self.guidance.weight,
-            "epoch": self.job.epoch(step),
-            "tokens": step * self._tokens_per_step,
-            "tokens_per_second": per_second,
-            "mfu": self.job.utilisation(per_second, self.world.size, self.engine.device),
-            "peak_memory": peak,
-            "seconds": self.clock.total,
-            "seconds_left": (self.job.total_steps - step) * self._tokens_per_step / per_second,
-        }
-        self.metrics.append(record)
-        write_to_monitors(self.engine, record, step * self.job.batch.global_batch)
-        say(StepLine(self.job.total_steps).format(record))
-
     def _validate(self, step: int) -> None:
         mark = partial(self.watchdog.mark, step, "validating")
         measured = validate(self.engine, self.guidance, self.job, self.world, mark)
         self.validated = (step, measured.lm_loss)
-        if self.validations is not None:
-            self.validations.append({"step": step, **measured.as_record()})
-            attention = (
-                "" if measured.guided_attention is None else f", attention {measured.guided_attention:.3f}"
-            )
-            say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")
+        self.records.validated(step, measured)
 
     def _evaluate(self, step: int) -> None:
         if self.evaluation is None:
             return
         with undisturbed(self.engine.module, self.guidance):
             record = self.evaluation(self.engine.module, partial(self.watchdog.mark, step, "evaluating"))
-        if self.evaluations is not None:
-            self.evaluations.append({"step": step, **record})
-            firsts = {name: next(iter(task["metrics"].items())) for name, task in record["tasks"].items()}
-            shown = ", ".join(f"{name} {metric} {of['value']:.4f}" for name, (metric, of) in firsts.items())
-            say(f"evaluated after step {step}: {shown}")
+        self.records.evaluated(step, record)
 
     def _save(self) -> None:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
         step, loss = self.validated
         loss = loss if step == self.done else None
-        self.store.save(self.done, self.job.identity, self.job.zero_stage, loss, self._write_state)
+        self.store.save(self.done, self.job.identity, self.layout, loss, self._write_state)
 
     def _write_state(self, folder: Path) -> Written:
         written = write_engine(self.engine, folder)
@@ -346,42 +326,17 @@ class Trainer:
             for part in (self.job.model.config, self.job.corpus.tokenizer):
                 written.attempt(part.save_pretrained, folder / MODEL)
             written.files += [path for path in (folder / MODEL).rglob("*") if path.is_file()]
-            for records in (self.metrics, self.validations):
-                # Records that a full disk did not take are tried again; after a checkpoint none are owing.
-                written.attempt(records.flush) if records is not None else None
+            # Records that a full disk did not take are tried again; after a checkpoint none are owing.
+            written.attempt(self.records.sync)
         return written
+
+
+def _told(layout: dict[str, Any]) -> str:
+    places = {part: layout[f"offload_{part}"] for part in ("optimizer", "param")}
+    offload = [f"{part} on {place}" for part, place in places.items() if place != "none"]
+    return ", ".join([f"ZeRO stage {layout['zero_stage']}", *offload])
 
 
 def _seed_dropout(*numbers: int) -> None:
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-class _Clock:
-    """Seconds spent in steps, without validation and saving; `total` counts on after a resume."""
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        self._seconds = 0.0
-        self._tokens = 0
-        self._started = 0.0
-        self._step_tokens = 0
-
-    def running(self, tokens: int) -> _Clock:
-        self._step_tokens = tokens
-        return self
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        seconds = time.perf_counter() - self._started
-        self.total += seconds
-        self._seconds += seconds
-        self._tokens += self._step_tokens
-
-    def tokens_per_second(self) -> float:
-        """Over the steps since the last call."""
-        rate = self._tokens / self._seconds
-        self._seconds, self._tokens = 0.0, 0
-        return rate

@@ -51,7 +51,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self.timeout:
-            self.beats.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # as where a beat is written
+                self.beats.mkdir(parents=True, exist_ok=True)
         self._thread.start()
         return self
 

@@ -1,7 +1,8 @@
 """Run on every rank by test_resize.py: runs that go on from copies of others' checkpoints, in one launch.
 
-Arguments: shards, folder, names. A name is a precision and a stage (`fp32-2`): that run, whole; or
-`fp32-2-on-1>fp32-3`: what follows of the run in that folder, from its step 3.
+Arguments: shards, folder, names. A name is a precision and a stage (`fp32-2`; `+cpu`: the optimizer on the
+CPU; `+parts`: in many sub groups): that run, whole; or `fp32-2-on-1>fp32-3`: what follows of the run in that
+folder, from its step 3.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 
 HALVES = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}, "fp32": {}}
+EXTRAS = {"": {}, "cpu": {"offload_optimizer": {"device": "cpu"}}, "parts": {"sub_group_size": 5000}}
 SETTINGS = {
     "data.block_length": "32",
     "model.dropout": "0.0",
@@ -34,8 +36,11 @@ SETTINGS = {
 
 def run(world: World, shards: str, output: Path, kind: str) -> None:
     """Train `kind` (`fp32-2`: precision and stage) in `output`, from what is there to the end."""
+    kind, _, extra = kind.partition("+")
     precision, stage = kind.split("-")
-    settings = {"zero_optimization": {"stage": int(stage)}} | HALVES[precision]
+    settings = {"zero_optimization": {"stage": int(stage)} | EXTRAS[extra]} | HALVES[precision]
+    if extra == "cpu":
+        settings["zero_force_ds_cpu_optimizer"] = False  # torch's, which need not be compiled
     ds_json = output.parent / f"{output.name}-rank{world.rank}.json"
     ds_json.write_text(json.dumps(settings))
     overrides = SETTINGS | {"data.shards": shards, "output": str(output)}

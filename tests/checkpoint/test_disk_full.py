@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,21 @@ def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
     for line in (output / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 
+    # Not a byte is left: the next start says so before it trains.
+    with suppress(OSError), (small_disk / "ballast").open("wb") as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    done = run_ranks(TRAIN, arguments)
+    (small_disk / "ballast").unlink()
+    assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
+    assert "cannot be written to (No space left on device)" in done.stdout, done.stdout
+
     # Room is made, and the run keeps fewer: it goes on to the last step, here on one rank instead of two.
     for name in steps[1:-1]:
         subprocess.run(["rm", "-r", str(output / "checkpoints" / name)], check=True)
     shorter = ["1" if text == "9" else text for text in arguments]
     done = run_ranks(TRAIN, shorter, ranks=1)
-    assert "its state is dealt out anew to 1 at stage 2" in done.stdout, done.stdout
+    assert "its state is dealt out anew to 1 at ZeRO stage 2" in done.stdout, done.stdout
     assert f"resuming after step {newest} of 12" in done.stdout, done.stdout
     assert done.returncode == 0, done.stdout
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(1, 13))

@@ -43,7 +43,13 @@ def check(folder: Path, source: str, target: str, ranks: int) -> None:
             assert mine[curve] == close, (source, target, ranks, mine["step"], curve)
 
 
-PAIRS = [("fp32-2-on-2", "fp32-3"), ("fp32-2-on-2", "fp32-0"), ("bf16-3-on-2", "bf16-1")]
+PAIRS = [
+    ("fp32-2-on-2", "fp32-3"),
+    ("fp32-2-on-2", "fp32-0"),
+    ("bf16-3-on-2", "bf16-1"),
+    ("fp32-2-on-2", "fp32-2+cpu"),
+    ("bf16-3-on-2", "bf16-3+parts"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +58,16 @@ def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("resize")
     names = ["fp32-2", "bf16-3", *(f"{source}>{target}" for source, target in PAIRS)]
     printed = go_on(embedded_shards, folder, 2, names)
-    assert printed.count("its state is dealt out anew to 2 at stage") == len(PAIRS)
+    assert (
+        "of 2 ranks at ZeRO stage 2: its state is dealt out anew to 2 at ZeRO stage 2, optimizer on cpu"
+        in printed
+    )
+    assert printed.count("its state is dealt out anew to 2 at ZeRO stage") == len(PAIRS)
     return folder
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_stages_turn_into_each_other(runs: Path, source: str, target: str) -> None:
+def test_stages_and_offloads_turn_into_each_other(runs: Path, source: str, target: str) -> None:
     """A change of ranks is in test_disk_full.py, all pairs are in the stress suite."""
     check(runs, source, target, 2)
 
@@ -99,6 +109,12 @@ def test_nothing_of_a_damaged_checkpoint_is_unpickled(runs: Path, tmp_path: Path
         checkpoints, ["export", str(tmp_path / "step-00000006"), "--output", str(tmp_path / "model")]
     )
     assert isinstance(done.exception, UserError) and "is damaged" in str(done.exception)
+    shutil.copytree(runs / "fp32-2-on-2" / "checkpoints" / "step-00000003", tmp_path / "step-00000003")
+    torch.save(_Touch(str(canary)), victim.parents[2] / "step-00000003" / "state" / f"x_{victim.name}")
+    done = command.invoke(checkpoints, ["export", str(tmp_path), "--output", str(tmp_path / "model")])
+    assert isinstance(done.exception, UserError) and "is damaged" in str(done.exception)
+    done = command.invoke(checkpoints, ["verify", str(tmp_path / "step-00000003")])
+    assert f"x_{victim.name} is not of this checkpoint" in done.stdout
     assert not canary.exists() and not (tmp_path / "model").exists()
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from gaguide.checkpoint import CheckpointStore, Written
+from gaguide.checkpoint.folder import choose
 from gaguide.config import EMBEDDED, load_config
 from gaguide.dist import World
 from gaguide.errors import UserError
@@ -21,7 +25,7 @@ def write(folder: Path) -> Written:
 
 
 def save(store: CheckpointStore, step: int, loss: float | None) -> None:
-    store.save(step, {"seed": 0}, 2, loss, write)
+    store.save(step, {"seed": 0}, {"zero_stage": 2}, loss, write)
 
 
 def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
@@ -46,10 +50,57 @@ def test_a_failed_save_leaves_nothing_and_says_what_to_do(tmp_path: Path) -> Non
         return Written([folder / "state"], "No space left on device")
 
     with pytest.raises(UserError, match=r"No space left on device.*of step 1, is whole"):
-        store.save(2, {"seed": 0}, 2, None, half)
+        store.save(2, {"seed": 0}, {"zero_stage": 2}, None, half)
     assert sorted(path.name for path in store.folder.iterdir()) == ["latest", "step-00000001"]
     found = store.newest({"seed": 0})
     assert found is not None and dataclasses.asdict(found)["step"] == 1
+
+
+def test_no_part_of_a_checkpoint_is_ever_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Old ones are hidden before they are removed; the next start removes what a kill has left."""
+    store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=1)
+    save(store, 1, None)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", busy_unless_missing)
+        save(store, 2, None)
+    assert "step-00000001 could not be removed whole (Device or resource busy)" in capsys.readouterr().out
+    (store.folder / ".saving-step-00000003").mkdir()
+    assert store.steps() == [2] and (store.folder / ".removing-step-00000001" / "state").exists()
+    found = store.newest({"seed": 0})
+    assert found is not None and found.step == 2
+    assert not list(store.folder.glob(".*"))
+
+
+def busy_unless_missing(folder: Path, **_: object) -> None:
+    if folder.exists():
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(folder))
+
+
+def test_what_is_exported_is_whole_and_what_is_passed_over_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=4)
+    for step, loss in {1: 3.0, 2: 1.0, 3: 2.0, 4: None}.items():
+        save(store, step, loss)
+    assert [choose(tmp_path, step).step for step in ("latest", "best", "1")] == [4, 2, 1]
+    for step in (2, 4):
+        (store.path(step) / "state").write_bytes(b"another")
+    assert [choose(tmp_path, step).step for step in ("latest", "best")] == [3, 3]
+    assert capsys.readouterr().out.count("is passed over: state is damaged") == 2
+    for step, problem in (("2", "state is damaged"), ("7", "no such checkpoint.*there are: 1, 2, 3, 4")):
+        with pytest.raises(UserError, match=f"(?s){problem}"):
+            choose(tmp_path, step)
+
+
+def test_a_loss_that_is_measured_later_is_noted(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=1, keep_best=1)
+    save(store, 1, None)
+    store.note_loss(1, 2.5)
+    store.note_loss(1, 9.0)
+    found = store.newest({"seed": 0})
+    assert found is not None and found.lm_loss == 2.5 and store.best() == [1]
 
 
 @pytest.mark.parametrize(("validation", "every", "refused"), [(0, 2, True), (3, 4, True), (4, 2, False)])

@@ -62,7 +62,13 @@ def test_malformed_arguments_are_named(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a: [", "is not YAML"), ("- 1", "holds no sections"), (None, "cannot be read")]
+    ("content", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1", "holds no sections"),
+        (None, "cannot be read"),
+        ("train: {steps: 1}\nseed: 0\ntrain: {steps: 2}", "train stands there twice"),
+    ],
 )
 def test_unreadable_files(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "run.yaml"

@@ -87,6 +87,40 @@ def test_monitors_write_into_the_runs_folder_unless_told_where() -> None:
     assert (config["csv_monitor"]["job_name"], config["tensorboard"]["job_name"]) == ("test", "x")
 
 
+def test_what_deepspeed_would_read_is_what_the_run_reads() -> None:
+    """Text for a truth value, a float for a whole number, `auto` where DeepSpeed's default stands for it."""
+    offload = {"device": "auto", "buffer_count": "4"}
+    config = resolved(
+        {
+            "zero_optimization": {"stage": 3, "reduce_bucket_size": 5e8, "offload_optimizer": offload},
+            "bf16": {"enabled": "false"},
+            "tensorboard": {"enabled": "auto"},
+        }
+    )
+    zero = config["zero_optimization"]
+    assert (zero["reduce_bucket_size"], type(zero["reduce_bucket_size"])) == (500_000_000, int)
+    assert zero["offload_optimizer"] == {"buffer_count": 4} and needed_ops(config) == ()
+    assert precision(config) == "fp32" and "auto" not in json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [(GPU, "bf16"), (CPU, "fp32"), (Precisions(auto_bf16=False, bf16=False, fp16=True), "fp16")],
+)
+def test_both_halves_may_say_auto(device: Precisions, expected: str) -> None:
+    """As the JSONs of other trainers do: bf16 where the device computes in it, else fp16, else neither."""
+    auto = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto", "loss_scale": "auto"}}
+    assert precision(resolved({"zero_optimization": {"stage": 2}} | auto, device)) == expected
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """DeepSpeed refuses it too; Python's json takes the second in silence."""
+    path = tmp_path / "twice.json"
+    path.write_text('{"bf16": {"enabled": true}, "zero_optimization": {"stage": 1, "stage": 2}}')
+    with pytest.raises(UserError, match="stage stands there twice"):
+        load_deepspeed_json(path)
+
+
 NVME = {"device": "nvme", "nvme_path": "/scratch"}
 
 
@@ -109,6 +143,19 @@ NVME = {"device": "nvme", "nvme_path": "/scratch"}
         ({"torch_autocast": {"enabled": True, "dtype": "fp8"}}, "torch_autocast.dtype"),
         ({"fp16": {"enabled": True, "loss_scale": "x"}}, "fp16.loss_scale"),
         ({"activation_checkpointing": {}}, "train.gradient_checkpointing"),
+        ({"zero_allow_untested_optimizer": True}, "remove it"),
+        ({"communication_data_type": "fp16"}, "DeepSpeed knows it, here it is not supported"),
+        ({"steps_per_print": 0}, "1 or more"),
+        # Values of the wrong kind, and settings that would break what is promised.
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}, "offload_optimizer"),
+        ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "would not resume exactly"),
+        ({"zero_optimization": {"stage": 2, "load_from_fp32_weights": False}}, "rounded weights"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "nothing is clipped"),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "is lost"),
+        (
+            {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True, "check_grad_overflow": False}},
+            "would reach the weights",
+        ),
         # Contradictions.
         ({"gradient_clipping": 0.5}, "the run says 1.0"),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "below stage 1"),

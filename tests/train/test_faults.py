@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gaguide.checkpoint.store import held_out_loss
 from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
 from gaguide.log import read_metrics
 from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
@@ -107,10 +108,14 @@ def assert_same_curve(output: Path, reference: Path) -> None:
         assert all(mine[curve] == other[curve] for curve in CURVES), (mine, other)
 
 
+# A stop leaves what is due to be measured to the resume.
+MEASURED = {"validation.every": "1"}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("faults") / "undisturbed"
-    with job(TRAIN, arguments(embedded_shards, output)) as running:
+    with job(TRAIN, arguments(embedded_shards, output, **MEASURED)) as running:
         code, printed = running.wait()
     assert code == 0, printed
     return output
@@ -121,7 +126,7 @@ def test_a_run_survives_what_a_cluster_does_to_it(
 ) -> None:
     """A signal to one rank, kill -9 of a rank that saves, kill -9 of the launcher: the same curve."""
     output = tmp_path / "disturbed"
-    command = arguments(embedded_shards, output)
+    command = arguments(embedded_shards, output, **MEASURED)
 
     with job(TRAIN, command) as running:
         running.wait_for(lambda: steps_done(output) >= 3)
@@ -156,7 +161,39 @@ def test_a_run_survives_what_a_cluster_does_to_it(
         code, printed = running.wait()
     assert code == 0, printed
     assert_same_curve(output, undisturbed)
+    ours, theirs = (read_metrics(folder / "validation.jsonl") for folder in (output, undisturbed))
+    assert ours == theirs and len(ours) == 61
     assert (output / "model" / "model.safetensors").exists()
+    assert not list((output / "checkpoints").glob(".*"))
+
+
+def test_what_a_signal_cuts_short_is_made_up_for(embedded_shards: Path, tmp_path: Path) -> None:
+    """One before the first step, one in a step after which a validation is due; then to the end."""
+    output = tmp_path / "early"
+    command = arguments(embedded_shards, output, **MEASURED, **{"train.steps": "4"})
+
+    def start(script: Path, **environment: str) -> tuple[int, str]:
+        done = subprocess.run(
+            launch_command(script, command, 1, "python"),
+            env=rank_environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    code, printed = start(HERE / "signal_script.py", SIGNAL_IN="validate:1")
+    assert code == EXIT_PREEMPTED and "stopped before the first of 4 steps (SIGTERM)" in printed, printed
+    assert steps_done(output) == newest_checkpoint(output) == 0
+    code, printed = start(HERE / "signal_script.py", SIGNAL_IN="train_step:2")
+    assert code == EXIT_PREEMPTED and "stopped after step 2 of 4 (SIGTERM)" in printed, printed
+    assert [record["step"] for record in read_metrics(output / "validation.jsonl")] == [0, 1]
+    assert held_out_loss(output / "checkpoints" / "step-00000002") is None
+    code, printed = start(TRAIN)
+    assert code == 0, printed
+    validations = read_metrics(output / "validation.jsonl")
+    assert [record["step"] for record in validations] == [0, 1, 2, 3, 4]
+    assert held_out_loss(output / "checkpoints" / "step-00000002") == validations[2]["lm_loss"]
 
 
 def test_a_rank_that_hangs_is_named_with_its_place(embedded_shards: Path, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
         '{"comms_logger": {"verbos": true}}': "comms_logger.verbos",
         '{"data_types": {"grad_accum_dtype": "bf16"}}': "only fp32 accumulation",
         '{"zero_optimization": {"stage": 0}, "bf16": {"enabled": true}}': "no fp32 weights",
-        '{"wall_clock_breakdown": 3}': "is no bool",
-        '{"compile": {}}': "no such key",
+        '{"wall_clock_breakdown": 3}': "is no truth value",
+        '{"compiling": {}}': "no such key",
         "[" * 100_000: "is not JSON",
     }.items():
         wrong = tmp_path / "wrong.json"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +17,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gaguide.config import dump_config, load_config
+from gaguide.dist import World
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from gaguide.log.console import StepLine
 from gaguide.train.device import peak_flops
+from gaguide.train.monitor import check_monitors, tame_monitors, write_to_monitors
 from gaguide.train.ops import load_op
 from tests.support.ranks import DS_CONFIGS, run_ranks
 
@@ -31,8 +37,14 @@ def shipped(name: str, **changes: Any) -> dict[str, Any]:
 def variants(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("variants")
     monitors = {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True}}
+    if find_spec("wandb"):
+        monitors["wandb"] = {"enabled": True}
+    monitored = {"train.peak_tflops": "0.1", "checkpoint.every": "2"}
+    again = {"name": "zero2", "output": str(folder / "zero2")} | monitored
+    csv_alone = shipped("zero2", csv_monitor={"enabled": True})
     spec = {
-        "zero2": {"ds": shipped("zero2", **monitors), "run": {"train.peak_tflops": "0.1"}},
+        "zero2": {"ds": shipped("zero2", **monitors), "run": monitored},
+        "zero2-from-2": {"ds": csv_alone, "run": again, "forget": "step-00000004"},
         "one-batch": {"ds": shipped("zero2"), "run": {"train.micro_batch": "2"}},
         "offload": {"ds": shipped("zero2_offload")},
         "autocast": {"ds": shipped("zero0", torch_autocast={"enabled": True, "dtype": "bfloat16"})},
@@ -43,7 +55,11 @@ def variants(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     }
     (folder / "spec.json").write_text(json.dumps(spec))
     # No compiler and an empty cache: DeepSpeed's op cannot be built.
-    environment = {"CXX": "/nowhere/c++", "TORCH_EXTENSIONS_DIR": str(folder / "ops")}
+    environment = {
+        "CXX": "/nowhere/c++",
+        "TORCH_EXTENSIONS_DIR": str(folder / "ops"),
+        "WANDB_MODE": "offline",
+    }
     arguments = [str(embedded_shards), str(folder), str(folder / "spec.json")]
     done = run_ranks(SCRIPT, arguments, environment=environment)
     assert done.returncode == 0, done.stdout
@@ -91,6 +107,8 @@ def test_frozen_parts_keep_their_weights_and_the_others_move(variants: tuple[Pat
 
 
 def test_monitors_get_the_runs_own_numbers(variants: tuple[Path, str]) -> None:
+    """CSV goes on as one table where the run is resumed from step 2; TensorBoard is of the first start."""
+    assert "resuming after step 2 of 4" in variants[1]
     records = read_metrics(variants[0] / "zero2" / "metrics.jsonl")
     place = variants[0] / "zero2" / "monitor" / "zero2"
     events = EventAccumulator(str(place)).Reload()
@@ -100,8 +118,43 @@ def test_monitors_get_the_runs_own_numbers(variants: tuple[Path, str]) -> None:
         assert rows[0] == ["step", name]
         assert [int(row[0]) for row in rows[1:]] == [4, 8, 12, 16]  # sequences
         assert [float(row[1]) for row in rows[1:]] == [record[name] for record in records]
+        alike = 2 if name in ("tokens_per_second", "mfu") else 4
         shown = [event.value for event in events.Scalars(f"Train/{name}")]
-        assert shown == pytest.approx([record[name] for record in records])
+        assert shown[:alike] == pytest.approx([record[name] for record in records[:alike]])
+
+
+@pytest.mark.skipif(
+    find_spec("wandb") is None, reason="wandb is not installed (pip install 'gaguide[monitor]')"
+)
+def test_wandb_gets_them_too(variants: tuple[Path, str]) -> None:
+    """Offline, into the run's folder and under its name; its file holds numbers as JSON text."""
+    (path,) = (variants[0] / "zero2" / "monitor" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = path.read_bytes()
+    assert b"zero2" in content
+    for record in read_metrics(variants[0] / "zero2" / "metrics.jsonl"):
+        for name in ("lm_loss", "guidance_loss"):
+            assert json.dumps(record[name]).encode() in content, (name, record["step"])
+
+
+def test_wandb_without_a_login_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match="nobody is logged in to Weights & Biases"):
+        check_monitors({"wandb": {"enabled": True}}, World())
+
+
+def test_a_monitor_that_cannot_write_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def full(events: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    engine = SimpleNamespace(monitor=SimpleNamespace(enabled=True, write_events=full))
+    tame_monitors(engine, 0)
+    for samples in (4, 8):
+        write_to_monitors(engine, {"loss": 1.0}, samples)
+    assert capsys.readouterr().out.count("cannot write (No space left on device)") == 1
 
 
 def test_every_record_tells_memory_utilisation_and_time_left(variants: tuple[Path, str]) -> None:

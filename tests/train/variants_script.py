@@ -1,9 +1,11 @@
 """Run on every rank by test_variants.py and test_offload.py: short runs. Arguments: shards, output, SPEC.
 
-SPEC is a JSON file: name → {"ds": a DeepSpeed JSON's object, "run": overrides of the settings below}.
+SPEC is a JSON file: name → {"ds": a DeepSpeed JSON's object, "run": overrides of the settings below,
+"forget": a checkpoint to remove before}.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,6 +47,9 @@ def main(shards: str, output: str, spec: str) -> None:
         ds_json.write_text(json.dumps(wanted["ds"]))
         place = {"data.shards": shards, "output": f"{output}/{name}", "model.name": str(shape), "name": name}
         run = load_config(EMBEDDED, SETTINGS | place | wanted.get("run", {}))
+        if "forget" in wanted and world.is_main:
+            shutil.rmtree(Path(run.output) / "checkpoints" / wanted["forget"])
+        barrier()
         train(prepare(run, ds_json, world), world)
     stop()
 

@@ -1,0 +1,36 @@
+"""Time spent in steps, and the rate that comes of it."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """Seconds spent in steps, without validation and saving; `total` counts on after a resume."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._seconds = 0.0
+        self._tokens = 0
+        self._started = 0.0
+        self._step_tokens = 0
+
+    def running(self, tokens: int) -> Clock:
+        """A context around a step of so many tokens."""
+        self._step_tokens = tokens
+        return self
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self._started
+        self.total += seconds
+        self._seconds += seconds
+        self._tokens += self._step_tokens
+
+    def tokens_per_second(self) -> float:
+        """Over the steps since the last call."""
+        rate = self._tokens / self._seconds
+        self._seconds, self._tokens = 0.0, 0
+        return rate
