@@ -164,6 +164,7 @@ def bare(size: str, shards: Path, answer: Path) -> None:
     from transformers import GPT2LMHeadModel
 
     from gaguide.data import BlockStore
+    from gaguide.model import checkpoint_activations
     from gaguide.train.device import peak_resident
 
     case = CASES[size]
@@ -180,7 +181,7 @@ def bare(size: str, shards: Path, answer: Path) -> None:
     torch.set_default_dtype(torch.bfloat16)
     model = GPT2LMHeadModel(scratch_config(SIZES[size], 50257, 50256))
     torch.set_default_dtype(torch.float32)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model)
     adam = DeepSpeedCPUAdam if offload else torch.optim.AdamW
     optimizer = adam(model.parameters(), lr=5e-5, **({} if offload else {"fused": True}))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)

@@ -1,7 +1,7 @@
 """Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed; costs of training."""
 
 from gaguide.model.flops import TokenFlops, flops_per_token
-from gaguide.model.load import ModelSource, build_model, find_model, skeleton
+from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
 from gaguide.model.memory import Memory, MemorySetup, estimate_memory
 from gaguide.model.shape import ModelShape, shape_of
 from gaguide.model.sizes import SIZES, scratch_config
@@ -14,6 +14,7 @@ __all__ = [
     "ModelSource",
     "TokenFlops",
     "build_model",
+    "checkpoint_activations",
     "estimate_memory",
     "find_model",
     "flops_per_token",

@@ -116,6 +116,16 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
     return model.train()
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each layer's activations in backward, non-reentrantly.
+
+    Reentrant checkpointing would drop the gradient of guidance in silence.
+    """
+    # transformers 5.24 has renamed it, and warns of the old name.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+
+
 def _has_weights(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from gaguide.config import offload_device
 from gaguide.dist import World
+from gaguide.model import checkpoint_activations
 from gaguide.train.freeze import freeze
 from gaguide.train.job import Job
 from gaguide.train.offload import cpu_optimizer_ready
@@ -23,8 +24,7 @@ def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
     # inference uses it, and a compile that was killed leaves a lock on which every later start hangs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if job.run.train.gradient_checkpointing:
-        # Reentrant checkpointing would drop the guidance gradient.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     freeze(model, job.frozen)
     cpu_adam = cpu_optimizer_ready(job.deepspeed, world)
     settings = dict(job.deepspeed)

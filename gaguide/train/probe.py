@@ -22,7 +22,7 @@ from gaguide.dist import World, all_gather, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import guide
 from gaguide.log import say
-from gaguide.model import Memory, MemorySetup, build_model, estimate_memory, shape_of
+from gaguide.model import Memory, MemorySetup, build_model, checkpoint_activations, estimate_memory, shape_of
 from gaguide.train.device import available_memory
 from gaguide.train.job import Job
 from gaguide.train.preflight import complete_json
@@ -147,7 +147,7 @@ class _Trial:
         model: Any = build_model(job.model, job.run.seed)
         model = model.to(device=device, dtype=dtype)
         if job.run.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         ids = torch.zeros(size, job.run.data.block_length, dtype=torch.int64, device=device)
         with guide(model, job.plan) if job.plan else nullcontext() as guidance:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
