@@ -56,14 +56,26 @@ class Case:
 
 CASES = {
     "gpt2-large": Case(
-        "zero2", 2, 1, MemorySetup(1, LENGTH, 2, 2, checkpointing=True, guided_heads=4, guided_layers=36)
+        "zero2",
+        2,
+        1,
+        MemorySetup(
+            1, LENGTH, 2, 2, checkpointing=True, guided_heads=4, guided_layers=36, fused_attention=False
+        ),
     ),
     "gpt2-xl": Case(
         "zero3_nvme",
         1,
         2,
         MemorySetup(
-            1, LENGTH, 3, checkpointing=True, guided_heads=4, guided_layers=48, offload_optimizer="nvme"
+            1,
+            LENGTH,
+            3,
+            checkpointing=True,
+            guided_heads=4,
+            guided_layers=48,
+            offload_optimizer="nvme",
+            fused_attention=False,
         ),
     ),
 }

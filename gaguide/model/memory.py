@@ -39,7 +39,8 @@ class MemorySetup:
     passes in a step. guided_heads: in each guided layer; guided_layers: how many those are. row_block: query
     rows that guidance makes at once. fused_attention: False where SDPA writes the attention matrix (on a CPU
     with dropout). bucket, gather: elements of ZeRO's reduce bucket and of stage 3's prefetch bucket.
-    kept_parameters: most that stage 3 keeps gathered from one use to the next. overlap: a second bucket.
+    kept_parameters: most that stage 3 keeps gathered from one use to the next. sub_group: what it updates at
+    once (`sub_group_size`). overlap: a second bucket.
     """
 
     micro_batch: int
@@ -58,6 +59,7 @@ class MemorySetup:
     bucket: int = 50_000_000
     gather: int = 50_000_000
     kept_parameters: int = 500_000_000
+    sub_group: int = 100_000_000
     overlap: bool = False
 
     @property
@@ -216,16 +218,20 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
         "gathered": gathered,
         "update": update,
     }
-    return states | _offloaded(states, setup, sums * part)
+    # Weight, both moments and gradient of a sub group: it is closed by the parameter that passes its size.
+    swap = 4 * _FULL * min(part, setup.sub_group + shape.head_matrix)
+    return states | _offloaded(states, setup, sums * part, swap if setup.offload_optimizer == "nvme" else 0)
 
 
-def _offloaded(states: dict[str, int], setup: MemorySetup, gradients: int) -> dict[str, int]:
-    """Parts that offload moves, and where to; the host holds gradients of its own, of so many bytes."""
+def _offloaded(
+    states: dict[str, int], setup: MemorySetup, gradients: int, swap_buffers: int
+) -> dict[str, int]:
+    """Parts that offload moves, and where to; the host holds gradients and swap buffers, of so many bytes."""
     moved = {"host": 0, "disk": 0}
     if setup.offload_optimizer != "none":
         place = "host" if setup.offload_optimizer == "cpu" else "disk"
         moved[place] += states["master_weights"] + states["optimizer"]
-        moved["host"] += gradients
+        moved["host"] += gradients + swap_buffers
         moved |= {"master_weights": 0, "optimizer": 0, "update": 0}
         if setup.zero_stage > 1:
             moved |= {

@@ -41,6 +41,7 @@ def with_deepspeed(
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         gather=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
         kept_parameters=_kept(zero),
+        sub_group=int(zero.get("sub_group_size", 1_000_000_000)),
     )
 
 

@@ -42,6 +42,7 @@ class PlanRequest:
     bucket: int = 50_000_000
     gather: int = 50_000_000
     kept_parameters: int = 500_000_000
+    sub_group: int = 100_000_000
 
     @property
     def ranks(self) -> int:
@@ -73,6 +74,7 @@ class PlanRequest:
             bucket=self.bucket,
             gather=self.gather,
             kept_parameters=self.kept_parameters,
+            sub_group=self.sub_group,
             overlap=self.zero_stage == 3 if self.overlap is None else self.overlap,
         )
 

@@ -110,6 +110,7 @@ def estimate(job: Job, size: int, world: World) -> Memory:
         fused_attention=world.device.type == "cuda" or not shape.dropout,
         offload_optimizer=offload_device(job.deepspeed, "optimizer"),  # type: ignore[arg-type]
         offload_parameters=offload_device(job.deepspeed, "param"),  # type: ignore[arg-type]
+        sub_group=int(job.deepspeed["zero_optimization"].get("sub_group_size", 1_000_000_000)),
     )
     return estimate_memory(shape, setup)
 
