@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -11,16 +12,26 @@ from typing import Any
 def say(text: str, error: bool = False) -> None:
     """A line for the person at the keyboard, at once (launchers pass output on through pipes).
 
-    When nobody listens any more (a launcher or its ssh has died, a terminal was closed) the work must still
-    be saved: what is said from then on is lost, what is recorded is not.
+    When nobody listens any more (a launcher's ssh has died, a terminal was closed) the work must still be
+    saved: what is said from then on is lost, what is recorded is not, and `heard` knows.
     """
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except OSError:
+    except OSError as error:
+        _Listener.gone = _Listener.gone or error.errno in (errno.EPIPE, errno.EIO)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+class _Listener:
+    gone = False
+
+
+def heard() -> bool:
+    """False once the reader of what this process says has gone away."""
+    return not _Listener.gone
 
 
 class StepLine:
