@@ -125,7 +125,7 @@ def test_the_launcher_of_one_host_is_killed(two: Hosts, tmp_path: Path, host: in
 
 @pytest.mark.parametrize("at", [0, 2])
 def test_the_command_and_its_ssh_are_killed(tmp_path: Path, expected_long: dict[int, float], at: int) -> None:
-    """On a host of the run, and on a login host without ranks: nobody is left who could read what ranks print."""
+    """On a host of the run, and on a login host without ranks, where only their ssh saw it."""
     with hosts(3, tmp_path) as made:
         run = Run(made, tmp_path, at)
         for pid, line in made[at].processes("train.py").items():
