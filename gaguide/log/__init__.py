@@ -1,10 +1,10 @@
 """Records of a run: metrics.jsonl, the step line on the console, and which code made them."""
 
 from gaguide.log.code import code_commit, code_fingerprint
-from gaguide.log.console import StepLine, say
+from gaguide.log.console import StepLine, heard, say
 from gaguide.log.records import MetricsFile, read_metrics, write_bytes, write_json, write_text
 
 __all__ = [
-    "MetricsFile", "StepLine", "code_commit", "code_fingerprint", "read_metrics", "say", "write_bytes",
-    "write_json", "write_text",
+    "MetricsFile", "StepLine", "code_commit", "code_fingerprint", "heard", "read_metrics", "say",
+    "write_bytes", "write_json", "write_text",
 ]  # fmt: skip

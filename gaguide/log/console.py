@@ -22,9 +22,19 @@ def say(text: str, error: bool = False) -> None:
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             return
+        _Listener.gone = _Listener.gone or problem.errno in (errno.EPIPE, errno.EIO)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+class _Listener:
+    gone = False
+
+
+def heard() -> bool:
+    """False once the reader of what this process says has gone away."""
+    return not _Listener.gone
 
 
 class StepLine:

@@ -21,7 +21,7 @@ from pathlib import Path
 from gaguide.dist import World
 from gaguide.dist.launcher import launchers
 from gaguide.errors import EXIT_HUNG
-from gaguide.log import say
+from gaguide.log import heard, say
 from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
 
 _LOOK_SECONDS = 0.5
@@ -87,9 +87,14 @@ class Watchdog:
                 self._end()
 
     def _look_for_launchers(self) -> None:
-        if self._launched and launchers().gone():
+        if not self._launched:
+            return
+        if launchers().gone():
             self._launched = False
             self.lost_launcher("its launcher has died")
+        elif not heard():  # a launcher on a host without ranks, seen by its ssh only
+            self._launched = False
+            self.lost_launcher("nobody reads what it prints any more")
 
     def _beat(self) -> None:
         since, step, doing, _ = self._mark

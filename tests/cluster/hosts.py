@@ -178,10 +178,10 @@ class Hosts:
     def __iter__(self) -> Iterator[Host]:
         return iter(self.hosts)
 
-    def hostfile(self, slots: int = 1) -> Path:
-        """A hostfile of DeepSpeed's over all hosts."""
+    def hostfile(self, slots: int = 1, count: int | None = None) -> Path:
+        """A hostfile of DeepSpeed's over the first `count` hosts, or all."""
         path = self.folder / "hostfile"
-        path.write_text("".join(f"{host.name} slots={slots}\n" for host in self.hosts))
+        path.write_text("".join(f"{host.name} slots={slots}\n" for host in self.hosts[:count]))
         return path
 
     def cut(self, at: int) -> None:

@@ -40,13 +40,13 @@ def expected_long(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
 
 
 class Run:
-    """`deepspeed --hostfile` over both hosts, under way."""
+    """`deepspeed --hostfile` over the first two hosts, under way; the command runs on host `at`."""
 
-    def __init__(self, made: Hosts, folder: Path) -> None:
+    def __init__(self, made: Hosts, folder: Path, at: int = 0) -> None:
         self.hosts, self.folder, self.output, self.log = made, folder, folder / "run", folder / "log"
-        command = ["deepspeed", "--hostfile", made.hostfile(), TRAIN, *arguments(self.output, *LONG)]
+        command = ["deepspeed", "--hostfile", made.hostfile(count=2), TRAIN, *arguments(self.output, *LONG)]
         more = {"DS_ENV_FILE": deepspeed_env(folder), "PDSH_SSH_ARGS_APPEND": PATIENCE}
-        self.process = made[0].start(*command, log=self.log, cwd=REPOSITORY, **more)
+        self.process = made[at].start(*command, log=self.log, cwd=REPOSITORY, **more)
         self._wait_for_steps(14)
 
     def _wait_for_steps(self, count: int) -> None:
@@ -123,17 +123,17 @@ def test_the_launcher_of_one_host_is_killed(two: Hosts, tmp_path: Path, host: in
     run.says(r"train: stopped after step \d+ of 40 \(its launcher has died\)")
 
 
-def test_the_command_and_its_ssh_are_killed(
-    two: Hosts, tmp_path: Path, expected_long: dict[int, float]
-) -> None:
-    """As when its terminal's host goes down: nobody is left who could read what ranks print."""
-    run = Run(two, tmp_path)
-    for pid, line in two[0].processes("train.py").items():
-        if re.match(r"\S*(pdsh|ssh) |.*bin/deepspeed --hostfile", line):
-            os.kill(pid, signal.SIGKILL)
-    run.ends(60)
-    assert run.saved() == len(losses(run.output)) < 40, run.said()
-    run.goes_on(expected_long)
+@pytest.mark.parametrize("at", [0, 2])
+def test_the_command_and_its_ssh_are_killed(tmp_path: Path, expected_long: dict[int, float], at: int) -> None:
+    """On a host of the run, and on a login host without ranks, where only their ssh saw it."""
+    with hosts(3, tmp_path) as made:
+        run = Run(made, tmp_path, at)
+        for pid, line in made[at].processes("train.py").items():
+            if re.match(r"\S*(pdsh|ssh) |.*bin/deepspeed --hostfile", line):
+                os.kill(pid, signal.SIGKILL)
+        run.ends(60)
+        assert run.saved() == len(losses(run.output)) < 40, run.said()
+        run.goes_on(expected_long)
 
 
 def test_ctrl_c(two: Hosts, tmp_path: Path) -> None:
