@@ -31,7 +31,7 @@ _BODY = """\
 export PYTHONPATH={repository}${{PYTHONPATH:+:$PYTHONPATH}}
 {command} &
 work=$!
-trap 'kill -TERM "$work"' TERM
+trap 'kill -TERM "$work" 2>/dev/null' TERM
 until wait "$work"; code=$?; ! kill -0 "$work" 2>/dev/null; do :; done
 wait "$work" 2>/dev/null; code=$?
 # 130: it was told to stop, and goes on from its checkpoint; not where a person has cancelled the job.
