@@ -12,7 +12,7 @@ from typing import NoReturn
 from gaguide.dist import World, barrier, start, stop
 from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
 
-_LONGEST_WAIT_MINUTES = 7 * 24 * 60
+_LONGEST_WAIT_MINUTES = 24 * 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
