@@ -12,9 +12,9 @@ from typing import Any
 def say(text: str, error: bool = False) -> None:
     """A line for the person at the keyboard, at once (launchers pass output on through pipes).
 
-    When nobody listens any more (a launcher or its ssh has died, a terminal was closed) the work must still
-    be saved: what is said from then on is lost, what is recorded is not. A log on a full disk ends no run
-    either; what it did not take follows when there is room.
+    When nobody listens any more (a launcher's ssh has died, a terminal was closed) the work must still be
+    saved: what is said from then on is lost, what is recorded is not, and `heard` knows. A log on a full
+    disk ends no run either; what it did not take follows when there is room.
     """
     stream = sys.stderr if error else sys.stdout
     try:
