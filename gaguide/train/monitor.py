@@ -48,8 +48,11 @@ def _wandb_has_a_place() -> bool:
     """Whether W&B has a key, or does not need one; nothing is sent."""
     import wandb
 
-    offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
-    return offline or wandb.login(prompt=False, verify=False)
+    try:
+        offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
+        return offline or wandb.login(prompt=False, verify=False)
+    finally:
+        wandb.teardown()  # or what `place_wandb` sets would be ignored: the environment is read once
 
 
 def place_wandb(deepspeed: Mapping[str, Any], output: Path, name: str) -> None:

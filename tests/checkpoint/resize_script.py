@@ -1,8 +1,8 @@
 """Run on every rank by test_resize.py: runs that go on from copies of others' checkpoints, in one launch.
 
 Arguments: shards, folder, names. A name is a precision and a stage (`fp32-2`; `+cpu`: the optimizer on the
-CPU; `+parts`: in many sub groups): that run, whole; or `fp32-2-on-1>fp32-3`: what follows of the run in that
-folder, from its step 3.
+CPU; `+parts`: in many sub groups; `+untied`: a model whose output layer is not its embeddings): that run,
+whole; or `fp32-2-on-1>fp32-3`: what follows of the run in that folder, from its step 3.
 """
 
 from __future__ import annotations
@@ -12,13 +12,24 @@ import shutil
 import sys
 from pathlib import Path
 
+from transformers import GPT2Config
+
 from gaguide.config import EMBEDDED, load_config
 from gaguide.dist import World, barrier, start, stop
 from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 
 HALVES = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}, "fp32": {}}
-EXTRAS = {"": {}, "cpu": {"offload_optimizer": {"device": "cpu"}}, "parts": {"sub_group_size": 5000}}
+EXTRAS = {
+    "": {},
+    "cpu": {"offload_optimizer": {"device": "cpu"}},
+    "parts": {"sub_group_size": 5000},
+    "untied": {},
+}
+UNTIED = GPT2Config(
+    vocab_size=2048, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
+    tie_word_embeddings=False,
+)  # fmt: skip
 SETTINGS = {
     "data.block_length": "32",
     "model.dropout": "0.0",
@@ -44,12 +55,16 @@ def run(world: World, shards: str, output: Path, kind: str) -> None:
     ds_json = output.parent / f"{output.name}-rank{world.rank}.json"
     ds_json.write_text(json.dumps(settings))
     overrides = SETTINGS | {"data.shards": shards, "output": str(output)}
+    if extra == "untied":
+        overrides["model.name"] = str(output.parent / "untied")
     train(prepare(load_config(EMBEDDED, overrides), ds_json, world), world)
 
 
 def main(shards: str, folder: str, names: str) -> None:
     world = World.from_environment()
     start(world)
+    if world.is_main:
+        UNTIED.save_pretrained(Path(folder) / "untied")
     for name in names.split(","):
         source, _, target = name.partition(">")
         output = Path(folder) / f"{name.replace('>', '-to-')}-on-{world.size}"

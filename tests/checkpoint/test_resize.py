@@ -7,12 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from gaguide.cli.checkpoint import checkpoints
+from gaguide.data import BlockStore
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from tests.support.ranks import run_ranks
@@ -49,6 +52,7 @@ PAIRS = [
     ("bf16-3-on-2", "bf16-1"),
     ("fp32-2-on-2", "fp32-2+cpu"),
     ("bf16-3-on-2", "bf16-3+parts"),
+    ("fp32-3+untied-on-2", "fp32-2+untied"),
 ]
 
 
@@ -56,7 +60,7 @@ PAIRS = [
 def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on two ranks and what follows of them at other stages, all in one launch."""
     folder = tmp_path_factory.mktemp("resize")
-    names = ["fp32-2", "bf16-3", *(f"{source}>{target}" for source, target in PAIRS)]
+    names = ["fp32-2", "bf16-3", "fp32-3+untied", *(f"{source}>{target}" for source, target in PAIRS)]
     printed = go_on(embedded_shards, folder, 2, names)
     assert (
         "of 2 ranks at ZeRO stage 2: its state is dealt out anew to 2 at ZeRO stage 2, optimizer on cpu"
@@ -95,6 +99,26 @@ def test_checkpoints_are_listed_verified_and_exported(runs: Path, tmp_path: Path
     assert (
         json.loads((runs / "fp32-2-on-2" / "summary.json").read_text())["best_checkpoint"] == "step-00000006"
     )
+
+
+@pytest.mark.parametrize("name", ["fp32-3+untied-on-2", "fp32-3+untied-on-2-to-fp32-2+untied-on-2"])
+def test_an_output_layer_of_its_own_is_exported(
+    runs: Path, embedded_shards: Path, tmp_path: Path, name: str
+) -> None:
+    """Beside the embeddings, from which training has moved it apart; with it, the loss that was recorded."""
+    output = tmp_path / "model"
+    done = CliRunner().invoke(checkpoints, ["export", str(runs / name), "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    ours, theirs = (load_file(path / "model.safetensors") for path in (output, runs / name / "model"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not torch.equal(ours["lm_head.weight"], ours["transformer.wte.weight"])
+    model = AutoModelForCausalLM.from_pretrained(output).eval()
+    assert model.lm_head.weight is not model.transformer.wte.weight
+    held_out = BlockStore(embedded_shards, "validation", 32)
+    ids = torch.from_numpy(held_out.read(np.arange(4) * len(held_out) // 4))
+    recorded = read_metrics(runs / name / "validation.jsonl")[-1]
+    assert recorded["step"] == 6
+    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(recorded["lm_loss"], rel=1e-5)
 
 
 def test_nothing_of_a_damaged_checkpoint_is_unpickled(runs: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gaguide.checkpoint.folder import describe_checkpoints
 from gaguide.checkpoint.store import held_out_loss
 from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
 from gaguide.log import read_metrics
 from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
-from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment
+from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
 HERE = Path(__file__).parent
 CURVES = ("loss", "lm_loss", "guidance_loss", "grad_norm", "lr", "tokens", "skipped_steps")
@@ -194,6 +195,30 @@ def test_what_a_signal_cuts_short_is_made_up_for(embedded_shards: Path, tmp_path
     validations = read_metrics(output / "validation.jsonl")
     assert [record["step"] for record in validations] == [0, 1, 2, 3, 4]
     assert held_out_loss(output / "checkpoints" / "step-00000002") == validations[2]["lm_loss"]
+
+
+def test_a_second_job_on_the_folder_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
+    """On all its ranks, before it touches anything; the first goes on undisturbed."""
+    output = tmp_path / "one"
+    command = arguments(embedded_shards, output, **{"train.steps": "100000", "checkpoint.every": "5"})
+    with job(TRAIN, command) as first:
+        first.wait_for(lambda: newest_checkpoint(output) > 0)
+        began = (output / "metrics.jsonl").stat().st_ino
+        second = run_ranks(TRAIN, command)
+        assert second.returncode == EXIT_USER_ERROR, second.stdout
+        assert second.stdout.count("another run is writing there") == 1, second.stdout
+        assert str(output) in second.stdout and "Traceback" not in second.stdout
+        assert "resuming" not in second.stdout and first.process.poll() is None
+        seen = steps_done(output)
+        first.wait_for(lambda: steps_done(output) > seen + 6)
+        first.ranks()[0].send_signal(signal.SIGUSR1)
+        code, printed = first.wait()
+    assert code == EXIT_PREEMPTED and "could not be" not in printed, printed
+    records = read_metrics(output / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    assert (output / "metrics.jsonl").stat().st_ino == began
+    assert newest_checkpoint(output) == len(records)
+    assert all(not found.problems for found in describe_checkpoints(output))
 
 
 def test_a_rank_that_hangs_is_named_with_its_place(embedded_shards: Path, tmp_path: Path) -> None:
