@@ -29,7 +29,7 @@ def saving(output: Path) -> bool:
 
 @pytest.mark.stress
 def test_fifty_kills(embedded_shards: Path, tmp_path: Path) -> None:
-    """A random rank, or the launcher and all ranks, at a random moment; every other time inside a save."""
+    """One rank or both, at a random moment: soon after the start, inside a save, after one, in turn."""
     reference, output = tmp_path / "reference", tmp_path / "killed"
     with job(TRAIN, settings(embedded_shards, reference)) as running:
         code, printed = running.wait(600)
@@ -42,11 +42,11 @@ def test_fifty_kills(embedded_shards: Path, tmp_path: Path) -> None:
             begun = "resuming after step" if kept else "step "
             running.wait_for(lambda begun=begun: begun in running.log.read_text())
             assert not kept or f"resuming after step {kept} of {STEPS}" in running.log.read_text(), trial
-            if trial % 2:
+            if trial % 3 == 1:
                 running.wait_for(lambda: saving(output))
-                time.sleep(random_moment.uniform(0, 0.02))
-            else:
-                time.sleep(random_moment.uniform(0, 0.3))
+            elif trial % 3 == 2:
+                running.wait_for(lambda kept=kept: newest_checkpoint(output) > kept)
+            time.sleep(random_moment.uniform(0, 0.02 if trial % 3 == 1 else 0.3))
             ranks = running.ranks()
             inside += saving(output)
             victims = [random_moment.choice([0, 1])] if random_moment.random() < 0.7 else [0, 1]
