@@ -56,6 +56,8 @@ def export_model(
     hidden = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     model.save_pretrained(hidden, max_shard_size="5GB")
+    for path in hidden.glob("*.safetensors"):  # safetensors lets their owner read them, and nobody else
+        path.chmod((hidden / "config.json").stat().st_mode)
     tokenizer.save_pretrained(hidden)
     if check:
         names = state.keys() - tied

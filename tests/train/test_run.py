@@ -99,6 +99,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_made_again(
         assert [record["lm_loss"] for record in ours] == [record["lm_loss"] for record in reference]
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (output, finished)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    # Whoever may read one file of the model may read all.
+    assert len({path.stat().st_mode for path in (output / "model").iterdir()}) == 1
 
 
 def test_another_runs_folder_is_refused_by_naming_what_differs(finished: Path, embedded_shards: Path) -> None:
