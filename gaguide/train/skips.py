@@ -6,6 +6,7 @@ so that one bad batch never reaches the weights.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +23,39 @@ def drop_bad_gradients(engine: Any) -> None:
     """Make the engine drop every step whose gradient is not finite, where it would not by itself.
 
     From ZeRO stage 1 on it drops a step whose gradient norm is not finite, in any precision. At stage 0
-    `plain_norm` takes the gradients away, which DeepSpeed's clipping is made to bear.
+    `clip_plain` takes the gradients away, and clips in place of DeepSpeed, which would take the norm again.
     """
     scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # `SkippedSteps` ends the run, in words
     if not engine.zero_optimization():
-        clip = engine.clip_fp32_gradients
-        engine.clip_fp32_gradients = lambda: clip() if _gradients(engine) else None
+        engine.clip_fp32_gradients = lambda: None
 
 
-def plain_norm(engine: Any) -> torch.Tensor | None:
-    """The gradient's norm before a step at ZeRO stage 0, where DeepSpeed keeps none; else None.
+def clip_plain(engine: Any) -> float | None:
+    """At ZeRO stage 0, where DeepSpeed keeps no norm: clip the gradients before a step; their norm, or None.
 
     A gradient that is not finite is cleared: the optimizer passes over parameters without one. With loss
     scaling it is left, for the scaler to find.
     """
     if engine.zero_optimization() or not engine.is_gradient_accumulation_boundary():
         return None
-    gradients = _gradients(engine)
-    if not gradients:
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    if not parameters:
         return None
-    # DeepSpeed has averaged them over ranks in backward, so every rank finds the same.
-    norm = torch.nn.utils.get_total_norm(gradients)
     scaler = getattr(engine, "torch_autocast_z0_gradscaler", None)
-    if not torch.isfinite(norm):
+    # DeepSpeed has averaged them over ranks in backward, so every rank finds the same.
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm / scaler.get_scale() if scaler else norm
+    value, limit = float(norm), engine.gradient_clipping()
+    if not math.isfinite(value):
         engine.skipped_steps += 1
         if not scaler:
-            for parameter in engine.module.parameters():
+            for parameter in parameters:
                 parameter.grad = None
-    return norm / scaler.get_scale() if scaler else norm
-
-
-def _gradients(engine: Any) -> list[torch.Tensor]:
-    return [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    elif 0 < limit < value:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return value
 
 
 class SkippedSteps:

@@ -11,7 +11,7 @@ import torch
 from gaguide.dist import all_reduce_sum
 from gaguide.guidance import Guidance
 from gaguide.train.inputs import Inputs
-from gaguide.train.skips import plain_norm
+from gaguide.train.skips import clip_plain
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def train_step(
         engine.backward(lm_loss if guidance_loss is None else lm_loss + guidance_loss)
         if logged:
             sums.add(lm_loss, guidance_loss)
-        norm = plain_norm(engine)
+        norm = clip_plain(engine)
         engine.step()
     if not logged:
         return None
