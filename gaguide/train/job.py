@@ -43,6 +43,11 @@ class Job:
         return Path(self.run.output).expanduser()
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens that an optimizer step sees on all ranks."""
+        return self.batch.global_batch * self.run.data.block_length
+
+    @property
     def zero_stage(self) -> int:
         """ZeRO stage of the DeepSpeed JSON."""
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))

@@ -74,7 +74,7 @@ class RunRecords:
         if not self.world.is_main:
             return
         job = self.job
-        tokens = job.batch.global_batch * job.run.data.block_length
+        tokens = job.tokens_per_step
         per_second = self.clock.tokens_per_second()
         record = {
             "step": step,

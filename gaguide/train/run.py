@@ -203,7 +203,7 @@ class Trainer:
         logged = step % run.train.log_every == 0 or step in (1, self.job.total_steps)
         rate = learning_rate(run.train, step, self.job.total_steps)
         self._set_guidance_weight(step)
-        with self.records.clock.running(self._tokens_per_step):
+        with self.records.clock.running(self.job.tokens_per_step):
             numbers = train_step(self.engine, self.guidance, self._micro_batches(step), rate, logged)
         self.done = step
         stop = self.preemption.agreed()
@@ -268,10 +268,6 @@ class Trainer:
             self._validate(self.job.total_steps)
             self._evaluate(self.job.total_steps)
             self._save()
-
-    @property
-    def _tokens_per_step(self) -> int:
-        return self.job.batch.global_batch * self.job.run.data.block_length
 
     def _micro_batches(self, step: int) -> Iterator[Inputs]:
         """This rank's micro batches; seeds dropout, so that a resumed step drops the same."""
