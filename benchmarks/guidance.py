@@ -1,6 +1,7 @@
 """What guidance costs: step time and peak memory beside the unguided step and the dense way.
 
-    python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7] [--device cpu]
+    python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7]
+                                  [--device cpu] [--dtype fp32]
     python benchmarks/guidance.py memory [--lengths 512,1024,2048,4096,8192]
 
 The contenders run a whole training step (forward, backward, fused AdamW) of a GPT-2 of gpt2's width:
@@ -8,7 +9,7 @@ The contenders run a whole training step (forward, backward, fused AdamW) of a G
   ours-N     N heads of every layer guided by gaguide
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
 Times alternate in one process; peak memory is that of one child process for each contender (CPU: resident
-set, less what the process held before the first step; GPU: allocated).
+set, less what the process held before the first step; GPU: allocated). On a GPU the default is bf16.
 """
 
 from __future__ import annotations
@@ -31,26 +32,29 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gaguide.guidance import DEFAULT_WEIGHT, Assignment, GuidancePlan, TokenSet, guide
+from gaguide.model import align_head
 
 WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contrast set in English
 
 
-def model_of(layers: int, length: int, attention: str, device: str) -> GPT2LMHeadModel:
+def model_of(layers: int, length: int, attention: str, device: str, dtype: str) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(n_layer=layers, n_positions=length, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
     model = GPT2LMHeadModel(config)
     model.set_attn_implementation(attention)
     model.loss_type = "ForCausalLM"
-    return model.to(device).train()
+    if device == "cuda" and dtype == "bf16":
+        align_head(model)  # as training does
+    return model.to(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).train()
 
 
 def contender(
-    name: str, layers: int, batch: int, length: int, device: str, stack: ExitStack
+    name: str, layers: int, batch: int, length: int, device: str, dtype: str, stack: ExitStack
 ) -> Callable[[], None]:
     """A function that runs one training step of the named contender."""
     kind, _, heads = name.partition("-")
     plan = GuidancePlan((Assignment(TokenSet("words", WORDS), tuple(range(int(heads or 1)))),))
-    model = model_of(layers, length, "eager" if kind == "dense" else "sdpa", device)
+    model = model_of(layers, length, "eager" if kind == "dense" else "sdpa", device, dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     ids_BT = torch.randint(0, 50257, (batch, length), generator=torch.Generator().manual_seed(1)).to(device)
     guidance = stack.enter_context(guide(model, plan)) if kind == "ours" else None
@@ -86,7 +90,7 @@ def time_steps(arguments: argparse.Namespace) -> None:
     names = arguments.contenders.split(",")
     console = Console()
     with ExitStack() as stack:
-        shape = (arguments.layers, arguments.batch, arguments.length, arguments.device)
+        shape = (arguments.layers, arguments.batch, arguments.length, arguments.device, arguments.dtype)
         steps = {name: contender(name, *shape, stack) for name in names}
         for step in steps.values():
             step()
@@ -111,7 +115,7 @@ def time_steps(arguments: argparse.Namespace) -> None:
         paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds["unguided"])]
         table.add_row(
             name,
-            f"{statistics.median(seconds[name]):.3f} s",
+            f"{statistics.median(seconds[name]):.4f} s",
             f"{statistics.median(seconds[name]) / base:.3f}",
             f"{statistics.median(paired):.3f}",
             f"{memory[name] / 2**20:.0f} MiB",
@@ -126,16 +130,16 @@ def peak_resident() -> int:
     return int(kilobytes) * 1024
 
 
-def peak_memory(name: str, layers: int, batch: int, length: int, device: str) -> int:
+def peak_memory(name: str, layers: int, batch: int, length: int, device: str, dtype: str) -> int:
     """Bytes, from a child process that runs two steps of one contender."""
-    child = [sys.executable, __file__, "child", name, *map(str, (layers, batch, length)), device]
+    child = [sys.executable, __file__, "child", name, *map(str, (layers, batch, length)), device, dtype]
     return int(json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout))
 
 
-def child(name: str, layers: str, batch: str, length: str, device: str) -> None:
+def child(name: str, layers: str, batch: str, length: str, device: str, dtype: str) -> None:
     before = psutil.Process().memory_info().rss
     with ExitStack() as stack:
-        step = contender(name, int(layers), int(batch), int(length), device, stack)
+        step = contender(name, int(layers), int(batch), int(length), device, dtype, stack)
         step()
         step()
     if device == "cuda":
@@ -154,7 +158,7 @@ def memory_by_length(arguments: argparse.Namespace) -> None:
         for name in ("unguided", "ours-4", "dense-4"):
             if name == "dense-4" and length > arguments.dense_up_to:
                 continue
-            peaks[name] = peak_memory(name, 2, 1, length, arguments.device)
+            peaks[name] = peak_memory(name, 2, 1, length, arguments.device, arguments.dtype)
         above = {name: f"{(peak - peaks['unguided']) / 2**20:+.0f} MiB" for name, peak in peaks.items()}
         table.add_row(
             str(length),
@@ -179,9 +183,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--contenders", default="unguided,ours-1,ours-4,dense-1,dense-4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"))
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--dense-up-to", type=int, default=4096)
     arguments = parser.parse_args()
+    arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
     (memory_by_length if arguments.what == "memory" else time_steps)(arguments)
 
 

@@ -1,14 +1,16 @@
 """Training speed beside the Hugging Face Trainer and the plain loop, each child alternating in one run.
 
     python benchmarks/train.py --shards DIR [--rounds 2] [--steps 4] [--length 512] [--micro-batch 1]
-                               [--contenders plain,ours-1,guided-1,trainer,ours-2,guided-2] [--output FILE]
+                               [--json zero2] [--ranks 2] [--output FILE]
+                               [--contenders plain,ours-alone,guided-alone,trainer,ours,guided]
 
 Contenders, all gpt2's shape from random weights, without dropout, same blocks and rate, clipping at 1:
-  plain      nanoGPT's loop on one process: memory-mapped tokens, fused AdamW, no DeepSpeed
-  ours-N     gaguide's own step (records included) on N ranks, ours-1 under ZeRO-0, ours-2 under --json
-  guided-N   the same with experiment 4-transition
-  trainer    transformers' Trainer on two ranks with the JSON of ours-2
-A global batch is two micro batches for all of them (plain and ours-1 add up two). Every core is used: two
+  plain         nanoGPT's loop on one process: memory-mapped tokens, fused AdamW, on a GPU a padded vocabulary
+  ours-alone    gaguide's own step (records included) on one process under ZeRO-0
+  guided-alone  the same with experiment 4-transition
+  trainer       transformers' Trainer with --json on --ranks (two by default, one where there is one GPU)
+  ours, guided  gaguide with --json on --ranks
+A global batch is two micro batches for all of them (on one rank they are added up). Every core is used: two
 threads for one process, one for each of two ranks. Each round starts every contender anew; the first two
 steps of a child are not counted. Peak memory is the largest rank's resident set (CPU) or allocation (GPU).
 """
@@ -36,19 +38,19 @@ WARMUP = 2
 RATE = 1e-4
 
 
-def ranks_of(contender: str) -> int:
-    return 2 if contender == "trainer" or contender.endswith("-2") else 1
+def alone(contender: str) -> bool:
+    return contender == "plain" or contender.endswith("-alone")
 
 
 def launch(contender: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One child (or two ranks) from start to end; its answer is rank 0's JSON."""
-    ranks, cores = ranks_of(contender), os.cpu_count() or 1
+    ranks, cores = 1 if alone(contender) else settings["ranks"], os.cpu_count() or 1
     answer = folder / f"{contender}.json"
     answer.unlink(missing_ok=True)
     child = [str(Path(__file__)), "child", contender, json.dumps(settings), str(answer)]
     launcher = str(Path(sys.executable).parent / "deepspeed")
     command = [sys.executable, *child]
-    if ranks > 1:
+    if not alone(contender):
         command = [launcher, "--num_accelerators", str(ranks), "--master_port", "29777", *child]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),
@@ -99,7 +101,7 @@ def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) ->
     return prepare(run, ROOT / "ds_configs" / f"{stage}.json", world), world
 
 
-def ours(settings: dict[str, Any], guided: bool, ranks: int) -> list[float]:
+def ours(settings: dict[str, Any], guided: bool, stage: str) -> list[float]:
     """gaguide's Trainer, step by step; seconds of every counted step."""
     from gaguide.model import build_model
     from gaguide.train.engine import make_engine
@@ -108,7 +110,7 @@ def ours(settings: dict[str, Any], guided: bool, ranks: int) -> list[float]:
     from gaguide.train.watchdog import Watchdog
 
     with tempfile.TemporaryDirectory() as folder:
-        job, world = make_job(settings, guided, settings["json"] if ranks > 1 else "zero0", folder)
+        job, world = make_job(settings, guided, stage, folder)
         engine = make_engine(job, build_model(job.model, job.run.seed), world)
         preemption = Preemption(world)
         watchdog = Watchdog(job.output, world, job.run.train.hang_timeout, preemption.wish)
@@ -125,7 +127,7 @@ def ours(settings: dict[str, Any], guided: bool, ranks: int) -> list[float]:
 
 def plain(settings: dict[str, Any]) -> list[float]:
     """nanoGPT's loop: random windows of memory-mapped tokens, micro batches added up, clip, fused AdamW."""
-    from gaguide.model import build_model
+    from gaguide.model import align_head, build_model
 
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job(settings, False, "zero0", folder)
@@ -136,6 +138,8 @@ def plain(settings: dict[str, Any]) -> list[float]:
         data = np.memmap(tokens, dtype=np.uint16, mode="r")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)
+        if device.type == "cuda":
+            align_head(model)
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         others = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
@@ -179,10 +183,12 @@ def trainer(settings: dict[str, Any]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job(settings, False, settings["json"], folder)
         ds_json = dict(job.deepspeed)
-        ids = torch.from_numpy(job.corpus.blocks.read(np.arange(64)))
+        sequences = 2 * settings["micro_batch"] * (settings["steps"] + WARMUP)
+        ids = torch.from_numpy(job.corpus.blocks.read(np.arange(sequences) % len(job.corpus.blocks)))
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=settings["micro_batch"],
+            gradient_accumulation_steps=2 // settings["ranks"],
             max_steps=settings["steps"] + WARMUP,
             learning_rate=RATE,
             lr_scheduler_type="constant",
@@ -209,13 +215,13 @@ def child(contender: str, settings_json: str, answer: str, *_: str) -> None:
     from gaguide.train.device import peak_memory
 
     settings = json.loads(settings_json)
-    kind, _, ranks = contender.partition("-")
-    if kind == "plain":
+    if contender == "plain":
         seconds = plain(settings)
-    elif kind == "trainer":
+    elif contender == "trainer":
         seconds = trainer(settings)
     else:
-        seconds = ours(settings, kind == "guided", int(ranks))
+        stage = "zero0" if alone(contender) else settings["json"]
+        seconds = ours(settings, contender.startswith("guided"), stage)
     world = World.from_environment()
     memory = peak_memory(world.device)
     if world.is_main:
@@ -230,7 +236,7 @@ def show(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> No
     )
     medians = {name: [statistics.median(run["seconds"]) for run in runs] for name, runs in found.items()}
     for name, rounds in medians.items():
-        peer = "trainer" if ranks_of(name) > 1 else "plain"
+        peer = "plain" if alone(name) else "trainer"
         ratio = ""
         if peer in medians and peer != name:
             ratio = f"{statistics.median(theirs / mine for mine, theirs in zip(rounds, medians[peer])):.3f}"
@@ -238,8 +244,8 @@ def show(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> No
         memory = max(run["memory"] for run in found[name])
         table.add_row(
             name,
-            str(ranks_of(name)),
-            f"{median:.3f} s",
+            "1" if alone(name) else str(settings["ranks"]),
+            f"{median:.4f} s",
             f"{tokens / median:,.0f}",
             peer,
             ratio,
@@ -260,13 +266,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--micro-batch", type=int, default=1)
-    parser.add_argument("--json", default="zero2", help="a name in ds_configs/, for two ranks")
-    parser.add_argument("--contenders", default="plain,ours-1,guided-1,trainer,ours-2,guided-2")
+    parser.add_argument("--json", default="zero2", help="a name in ds_configs/, where not alone")
+    parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, torch.cuda.device_count() or 2))
+    parser.add_argument("--contenders", default="plain,ours-alone,guided-alone,trainer,ours,guided")
     parser.add_argument(
         "--output", type=Path, help="keep all times in this JSON file, and add to what it has"
     )
     arguments = parser.parse_args()
-    settings = {key: getattr(arguments, key) for key in ("shards", "steps", "length", "micro_batch", "json")}
+    settings = {
+        key: getattr(arguments, key) for key in ("shards", "steps", "length", "micro_batch", "json", "ranks")
+    }
     found: dict[str, list[dict[str, Any]]] = {}
     if arguments.output and arguments.output.exists():
         found = json.loads(arguments.output.read_text())

@@ -43,6 +43,15 @@ class _Layer:
     heads: tuple[GuidedHead, ...]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A layer's guided heads in the last forward pass, in order of the heads."""
+
+    loss_h: torch.Tensor
+    mass_h: torch.Tensor
+    queries_h: torch.Tensor
+
+
 class Guidance:
     """Losses of the guided heads in the model's last forward pass; made by `guide`."""
 
@@ -54,35 +63,46 @@ class Guidance:
         self.measure_only = measure_only
         self.enabled = True
         """False lets forward passes run unguided and unmeasured, at no cost."""
-        self._losses: _PerHead = {}
-        self._masses: _PerHead = {}
-        self._queries: _PerHead = {}
+        self._measured: dict[int, _Measured] = {}
         self._inputs: _Inputs | None = None
+        self._head_weights = torch.tensor([heads[key].weight for key in sorted(heads)], dtype=torch.float64)
 
     def loss(self) -> torch.Tensor:
         """Eq. (4) times the plan's weight, a scalar of the guidance dtype with gradients to q and k.
 
         A constant zero when the plan is only measured.
         """
-        total = sum(self.heads[key].weight * loss for key, loss in self.per_head().items())
+        losses_N = torch.cat([layer.loss_h for layer in self._layers()])
+        # Where the model is: the copy of a few numbers need not be waited for.
+        self._head_weights = self._head_weights.to(losses_N, non_blocking=True)
+        total = (losses_N * self._head_weights).sum()
         if self.measure_only:
-            return torch.zeros_like(total)  # type: ignore[arg-type]
-        return self.weight * total  # type: ignore[return-value]
+            return torch.zeros_like(total)
+        return self.weight * total
 
     def per_head(self) -> _PerHead:
         """(layer, head) → that head's loss before any weight, of the last forward pass."""
-        return dict(sorted(self._read(self._losses).items()))
+        return self._by_head([layer.loss_h for layer in self._layers()])
 
     def attention(self) -> _PerHead:
         """(layer, head) → attention mass on its targets, averaged over the queries that can see one.
 
         In [0, 1]; NaN where no query of the batch sees a target.
         """
-        return dict(sorted(self._read(self._masses).items()))
+        return self._by_head([layer.mass_h for layer in self._layers()])
 
     def queries(self) -> _PerHead:
         """(layer, head) → how many queries of the last forward pass can see a target."""
-        return dict(sorted(self._read(self._queries).items()))
+        return self._by_head([layer.queries_h for layer in self._layers()])
+
+    def attention_sums(self) -> torch.Tensor:
+        """[2, N], fp64, of the N heads in order of (layer, head): mass summed over queries, and the queries.
+
+        Sums over batches and ranks give a mean that counts every query once.
+        """
+        masses_N = torch.cat([layer.mass_h for layer in self._layers()]).double()
+        queries_N = torch.cat([layer.queries_h for layer in self._layers()]).double()
+        return torch.stack([masses_N.nan_to_num() * queries_N, queries_N])
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -98,14 +118,18 @@ class Guidance:
         """Mean of `attention()` over the heads that saw a target (NaN where none did)."""
         return torch.stack(list(self.attention().values())).nanmean()
 
-    def _read(self, values: _PerHead) -> _PerHead:
-        if values.keys() != self.heads.keys():
+    def _layers(self) -> list[_Measured]:
+        """The guided layers of the last forward pass, in order."""
+        if self._measured.keys() != {layer for layer, _ in self.heads}:
             raise RuntimeError("no guided forward pass has run inside this `with guide(...)` block")
-        return values
+        return [self._measured[layer] for layer in sorted(self._measured)]
+
+    def _by_head(self, values_h: list[torch.Tensor]) -> _PerHead:
+        return dict(zip(sorted(self.heads), (value for layer in values_h for value in layer.unbind())))
 
     def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward of the whole model: forget the last pass, take note of this one's inputs."""
-        self._losses, self._masses, self._queries, self._inputs = {}, {}, {}, None
+        self._measured, self._inputs = {}, None
         ids_BT = kwargs.get("input_ids", args[0] if args else None)
         if not self.enabled:
             return
@@ -124,11 +148,7 @@ class Guidance:
 
     def _record(self, layer: _Layer, loss_h: torch.Tensor, mass_h: torch.Tensor, terms: RowTerms) -> None:
         if self._inputs is not None and not self._inputs.closed:
-            queries_h = terms.queries_h
-            for slot, head in enumerate(layer.split.guided):
-                self._losses[layer.index, head] = loss_h[slot]
-                self._masses[layer.index, head] = mass_h[slot].detach()
-                self._queries[layer.index, head] = queries_h[slot]
+            self._measured[layer.index] = _Measured(loss_h, mass_h.detach(), terms.queries_h)
 
 
 class _Inputs:
@@ -280,7 +300,7 @@ def _attention(
     terms = inputs.terms(layer, mask_BQK, guidance_dtype(q_BHTD.dtype))
     scale = q_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     split = layer.split
-    q, k, v = split.guided_of(q_BHTD), split.guided_keys_of(k_BGTD), split.guided_keys_of(v_BGTD)
+    (q, k, v), (rest_q, rest_k, rest_v) = split.divide(q_BHTD, k_BGTD, v_BGTD)
     if layer.guidance.measure_only:
         layer.guidance._record(layer, *measure_attention(q, k, terms, mask_BQK, scale), terms)
         return sdpa_attention_forward(
@@ -292,9 +312,9 @@ def _attention(
         return guided_BhTD.transpose(1, 2).contiguous(), None
     rest_BTHD, _ = sdpa_attention_forward(
         split.as_module,  # type: ignore[arg-type]
-        split.rest_of(q_BHTD),
-        split.rest_keys_of(k_BGTD),
-        split.rest_keys_of(v_BGTD),
+        rest_q,
+        rest_k,
+        rest_v,
         attention_mask,
         dropout,
         scaling,

@@ -51,7 +51,7 @@ def fused_attention(device: torch.device, dtype: torch.dtype, width: int) -> Att
 @cache
 def _proven(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
     try:
-        from gaguide.guidance.triton_kernel import MAX_WIDTH, triton_attention
+        from gaguide.guidance.triton_attention import MAX_WIDTH, triton_attention
     except ImportError:
         return None  # not every build of torch brings Triton
     if width > MAX_WIDTH:

@@ -62,7 +62,7 @@ def measure_guided(
     the loss is the model's own. Every rank passes its own batches and gets the result over all of them.
     Under ZeRO-3 all ranks must pass equally many: a batch that is not counted fills up a rank's list.
     """
-    heads = list(guidance.heads) if guidance else []
+    heads = sorted(guidance.heads) if guidance else []
     # Loss × predicted tokens, predicted tokens, sequences, then mass × queries and queries of each head.
     sums = torch.zeros(3 + 2 * len(heads), dtype=torch.float64, device=model.device)
     was_training = model.training
@@ -79,10 +79,7 @@ def measure_guided(
                     [loss * tokens, loss.new_tensor(tokens), loss.new_tensor(len(ids_BT))]
                 )
                 if guidance:
-                    queries = torch.stack(list(guidance.queries().values())).double()
-                    masses = torch.stack(list(guidance.attention().values())).double()
-                    sums[3 : 3 + len(heads)] += masses.nan_to_num() * queries
-                    sums[3 + len(heads) :] += queries
+                    sums[3:] += guidance.attention_sums().flatten()
     finally:
         model.train(was_training)
     loss_sum, tokens_sum, sequences, *by_head = all_reduce_sum(sums).tolist()

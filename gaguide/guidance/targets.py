@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -38,10 +39,17 @@ class RowTerms:
     constant_h: torch.Tensor
     seen_BhT: torch.Tensor
 
-    @property
+    @cached_property
     def queries_h(self) -> torch.Tensor:
         """Number of queries that can see a target, by head."""
         return self.seen_BhT.sum((0, 2))
+
+    @cached_property
+    def offsets_h(self) -> torch.Tensor:
+        """Each head's distance, int32; -1 for a head with columns."""
+        distances = dict(self.offsets)
+        offsets = [distances.get(slot, -1) for slot in range(self.columns_BhT.shape[1])]
+        return torch.tensor(offsets, dtype=torch.int32).to(self.columns_BhT.device, non_blocking=True)
 
     def loss(self, distances_BhT: torch.Tensor) -> torch.Tensor:
         """Loss by head [h] from each row's sum of (H - t c)^2 over visible keys."""

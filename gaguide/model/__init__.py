@@ -1,6 +1,7 @@
 """Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed; costs of training."""
 
 from gaguide.model.flops import TokenFlops, flops_per_token
+from gaguide.model.head import align_head
 from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
 from gaguide.model.memory import Memory, MemorySetup, estimate_memory
 from gaguide.model.shape import ModelShape, shape_of
@@ -13,6 +14,7 @@ __all__ = [
     "ModelShape",
     "ModelSource",
     "TokenFlops",
+    "align_head",
     "build_model",
     "checkpoint_activations",
     "estimate_memory",

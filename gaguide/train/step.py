@@ -74,10 +74,7 @@ class _Sums:
         self.values[1] += lm_loss.detach()
         if self.guidance is not None and guidance_loss is not None:
             self.values[2] += guidance_loss.detach()
-            masses = torch.stack(list(self.guidance.attention().values())).double()
-            queries = torch.stack(list(self.guidance.queries().values())).double()
-            self.values[3 : 3 + self.heads] += masses.nan_to_num() * queries
-            self.values[3 + self.heads :] += queries
+            self.values[3:] += self.guidance.attention_sums().flatten()
 
     def reduce(self, grad_norm: float | None) -> StepNumbers:
         count, lm_loss, guidance_loss, *heads = all_reduce_sum(self.values).tolist()

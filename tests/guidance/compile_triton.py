@@ -9,22 +9,27 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gaguide.guidance import triton_kernel as kernels
+from gaguide.guidance import triton_kernels as kernels
+from gaguide.guidance.triton_attention import block_size
 
 SHARED_BYTES = 160 * 1024
-FP32 = {"columns", "factors", "logsum", "squares", "distances", "masses", "gains", "deltas"}
+FP32 = {
+    *("columns", "factors", "weights", "seen", "logsum", "squares", "masses", "losses", "seen_masses"),
+    *("grads", "gains", "deltas"),
+}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def main(arch: str, dtype: str, width: str, features: str) -> None:
-    block, more = kernels.block_size(DTYPES[dtype], int(width)), features != "plain"
+    block, more = block_size(DTYPES[dtype], int(width)), features != "plain"
     shape = {"R": block, "C": block, "D": int(width), "HAS_MASK": more, "DROPS": more, "PRECISION": "ieee"}
+    shape["HAS_OFFSETS"] = more
     if dtype != "fp32":
         shape["PRECISION"] = "tf32"
     scalars = {"scale": "fp32", "dropout": "fp32", "seed": "i64", "offsets": "*i32"}
     scalars["mask"] = "*u8" if more else f"*{dtype}"
-    for kernel in (kernels._forward, kernels._backward_queries, kernels._backward_keys):
-        signature = {}
+    for name in ("forward", "backward_queries", "backward_keys"):
+        kernel, signature = getattr(kernels, name), {}
         for name in kernel.arg_names:
             if name in shape:
                 signature[name] = "constexpr"
@@ -34,7 +39,7 @@ def main(arch: str, dtype: str, width: str, features: str) -> None:
                 signature[name] = f"*{dtype}"
             else:
                 signature[name] = scalars.get(name, "i32")
-        source = ASTSource(kernel, signature, shape)
+        source = ASTSource(kernel, signature, {key: shape[key] for key in kernel.arg_names if key in shape})
         compiled = triton.compile(source, target=GPUTarget("cuda", int(arch), 32))
         assert "cubin" in compiled.asm
         assert compiled.metadata.shared <= SHARED_BYTES, (kernel, compiled.metadata.shared)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,35 @@ import torch
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
 from gaguide.guidance.kernel import row_block_attention
-from gaguide.guidance.targets import row_terms
+from gaguide.guidance.targets import RowTerms, row_terms
 from tests.guidance.dense import dense_maps
 from tests.guidance.test_kernel import case, compare
 from tests.support.models import tiny_model
 
 pytest.importorskip("triton", reason="needs triton (extra: test)")
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Triton's interpreter has no matrix product in bf16.
+HALVES = [torch.float16, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float16]
+
+
+def on(device: torch.device, x: object) -> object:
+    """A tensor, or the tensors of row terms, on `device`; anything else as it is."""
+    if isinstance(x, RowTerms):
+        return replace(x, **{field.name: on(device, getattr(x, field.name)) for field in fields(x)})
+    return x.to(device) if isinstance(x, torch.Tensor) else x
+
 
 @pytest.fixture(scope="module")
 def triton_attention() -> backend.Attention:
-    from gaguide.guidance.triton_kernel import triton_attention
+    """The kernels for tensors of the CPU: they run on a GPU where there is one, else interpreted."""
+    from gaguide.guidance.triton_attention import triton_attention
 
-    return triton_attention
+    def attention(*arguments: object) -> tuple[torch.Tensor, ...]:
+        home = arguments[0].device
+        return tuple(x.to(home) for x in triton_attention(*(on(DEVICE, x) for x in arguments)))
+
+    return attention
 
 
 @pytest.mark.parametrize(
@@ -43,11 +60,12 @@ def test_fp32_equals_dense_float64(triton_attention, reduction: str, kind: str, 
     compare(torch.float32, 1e-6, reduction, kind, triton_attention, made)
 
 
-def test_half_precision_and_strided_views(triton_attention) -> None:
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype) -> None:
     """q, k and v as transformers hand them over: views [B, T, h, D] seen as [B, h, T, D], and keys shared."""
     q, k, v, targets, valid_BT, _ = case(3, 2, 3, 50, 16, "none", 0.1)
     terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
-    q, k, v = (x.half() for x in (q, k, v))  # the interpreter has no matrix product in bf16
+    q, k, v = (x.to(dtype) for x in (q, k, v))
     views = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]
     shared = [views[0], views[1][:, :1].expand_as(q), views[2][:, :1].expand_as(q)]
     out, loss_h, mass_h = triton_attention(*shared, terms, None, 0.25, 0.0, 0)
@@ -58,13 +76,14 @@ def test_half_precision_and_strided_views(triton_attention) -> None:
     wide = [exact[0], exact[1][:, :1].expand_as(q), exact[2][:, :1].expand_as(q)]
     want_out, want_loss_h, want_mass_h = row_block_attention(*wide, terms, None, 0.25, 0.0, 0)
     want = torch.autograd.grad(want_out.square().sum() + want_loss_h.sum(), exact[:2])
-    assert out.dtype == torch.float16
+    assert out.dtype == dtype
     assert loss_h.dtype == torch.float32
     torch.testing.assert_close(loss_h, want_loss_h, rtol=1e-5, atol=0)
     torch.testing.assert_close(mass_h, want_mass_h, rtol=1e-5, atol=0)
-    torch.testing.assert_close(out.float(), want_out, rtol=2e-3, atol=2e-3)
+    near = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out.float(), want_out, rtol=near, atol=near)
     for ours, theirs in zip(got, want):
-        torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=0.003 * float(theirs.abs().max()))
+        torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=1.5 * near * float(theirs.abs().max()))
 
 
 def test_dropout_acts_on_the_output_and_is_the_same_in_backward(triton_attention) -> None:
@@ -122,20 +141,22 @@ def test_a_guided_model_gives_the_same_through_either_kernel(
 
 
 def test_the_kernel_is_used_only_after_it_has_agreed(triton_attention) -> None:
-    cpu = torch.device("cpu")
-    assert backend.fused_attention(cpu, torch.float32, 16) is None
-    assert backend.disagreement(triton_attention, cpu, torch.float32, 16) < 1e-6
+    from gaguide.guidance.triton_attention import triton_attention as plain
+
+    assert backend.fused_attention(torch.device("cpu"), torch.float32, 16) is None
+    for dtype in (torch.float32, *HALVES):
+        assert backend.disagreement(plain, DEVICE, dtype, 16) < 10 * torch.finfo(dtype).eps
 
     def wrong(*arguments):
         out, loss_h, mass_h = triton_attention(*arguments)
         return out, 1.01 * loss_h, mass_h
 
-    assert backend.disagreement(wrong, cpu, torch.float32, 16) > 1e-3
+    assert backend.disagreement(wrong, DEVICE, torch.float32, 16) > 1e-3
     backend._proven.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend._proven(cpu, torch.float32, 16) is triton_attention
-    assert backend._proven(cpu, torch.float32, 512) is None, "wider than the kernels take"
+        assert backend._proven(DEVICE, torch.float32, 16) is plain
+    assert backend._proven(DEVICE, torch.float32, 512) is None, "wider than the kernels take"
     backend._proven.cache_clear()
 
 

@@ -1,0 +1,132 @@
+"""The guided heads' attention and loss on a GPU: what kernel.py computes, in three launches a layer.
+
+On a GPU the row blocks of kernel.py are dozens of small launches and write each block of H to memory; in the
+kernels of triton_kernels.py H lives in registers.
+
+Shapes: B batch, h guided heads, T positions, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from gaguide.guidance import triton_kernels as kernels
+from gaguide.guidance.targets import RowTerms
+
+MAX_WIDTH = 256
+"""Widest head that the kernels take."""
+
+
+def block_size(dtype: torch.dtype, width: int) -> int:
+    """Queries and keys of a block, such that 160 KiB of shared memory hold what they need."""
+    row_bytes = dtype.itemsize * _power_of_2(width)
+    if dtype.itemsize == 2 and row_bytes <= 256:
+        return 64
+    return 32 if row_bytes <= 512 else 16
+
+
+def triton_attention(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `kernel.row_block_attention` computes from the same arguments, for fp32, fp16 and bf16."""
+    return _TritonAttention.apply(*arguments)
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BhTD: torch.Tensor,
+        k_BhTD: torch.Tensor,
+        v_BhTD: torch.Tensor,
+        terms: RowTerms,
+        mask_BQK: torch.Tensor | None,
+        scale: float,
+        dropout: float,
+        seed: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        B, h, T, _ = q_BhTD.shape
+        q_BhTD, k_BhTD, v_BhTD = (_rows_apart(x) for x in (q_BhTD, k_BhTD, v_BhTD))
+        out_BhTD = _laid_out(v_BhTD)
+        # log-sum-exp, sum H^2, sum H c, then what is added up over rows: loss, mass where a target is seen.
+        rows_5BhT = torch.empty((5, B, h, T), dtype=torch.float32, device=q_BhTD.device)
+        mask = q_BhTD if mask_BQK is None else mask_BQK.contiguous().view(torch.uint8)
+        targets = (terms.columns_BhT.contiguous(), terms.offsets_h, terms.scale_BhT.contiguous())
+        rows = (terms.weight_BhT.contiguous(), terms.seen_BhT.contiguous())
+        numbers = (*_strides(q_BhTD, k_BhTD, v_BhTD), _mask_stride(mask_BQK), scale, dropout, seed)
+        shape = _shape(q_BhTD, terms, mask_BQK, dropout)
+        kernels.forward[_grid(q_BhTD, shape["R"])](
+            q_BhTD, k_BhTD, v_BhTD, mask, *targets, *rows, out_BhTD, *rows_5BhT, *numbers,
+            *q_BhTD.shape[1:], **shape,
+        )  # fmt: skip
+        loss_h, mass_h = rows_5BhT[3:].sum((1, 3))
+        ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BhTD, rows_5BhT[:3], mask, *targets, rows[0])
+        ctx.mask_stride, ctx.numbers, ctx.shape = _mask_stride(mask_BQK), (scale, dropout, seed), shape
+        mass_h = mass_h / terms.queries_h
+        ctx.mark_non_differentiable(mass_h)
+        return out_BhTD, loss_h + terms.constant_h, mass_h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q_BhTD, k_BhTD, v_BhTD, out_BhTD, rows_3BhT, mask, *targets, weight_BhT = ctx.saved_tensors
+        logsum_BhT, squares_BhT, masses_BhT = rows_3BhT
+        shape: dict[str, Any] = ctx.shape
+        do_BhTD = _rows_apart(grads[0].to(v_BhTD.dtype))
+        gains_BhT, deltas_BhT = torch.empty_like(rows_3BhT[:2])
+        dq, dk, dv = (_laid_out(x) for x in (q_BhTD, k_BhTD, v_BhTD))
+        given = (q_BhTD, k_BhTD, v_BhTD, do_BhTD, mask, *targets, logsum_BhT, gains_BhT, deltas_BhT)
+        rows = (out_BhTD, grads[1].float().contiguous(), weight_BhT, squares_BhT, masses_BhT)
+        strides = _strides(q_BhTD, k_BhTD, v_BhTD, do_BhTD)
+        numbers = (*strides, ctx.mask_stride, *ctx.numbers, *q_BhTD.shape[1:])
+        kernels.backward_queries[_grid(q_BhTD, shape["R"])](*given, *rows, dq, *numbers, **shape)
+        kernels.backward_keys[_grid(q_BhTD, shape["C"])](*given, dk, dv, *numbers, **shape)
+        return (dq, dk, dv, None, None, None, None, None)
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _rows_apart(x_BhTD: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied where the numbers of a row do not lie side by side."""
+    return x_BhTD if x_BhTD.stride(-1) == 1 else x_BhTD.contiguous()
+
+
+def _laid_out(x_BhTD: torch.Tensor) -> torch.Tensor:
+    """An empty tensor of that shape and dtype that lies in memory as [B, T, h, D]."""
+    B, h, T, D = x_BhTD.shape
+    return torch.empty((B, T, h, D), dtype=x_BhTD.dtype, device=x_BhTD.device).transpose(1, 2)
+
+
+def _strides(*tensors: torch.Tensor) -> list[int]:
+    return [x_BhTD.stride(dim) for x_BhTD in tensors for dim in range(3)]
+
+
+def _mask_stride(mask_BQK: torch.Tensor | None) -> int:
+    """From one sequence's mask to the next; 0 where all share one."""
+    return 0 if mask_BQK is None or mask_BQK.shape[0] == 1 else mask_BQK.shape[1] * mask_BQK.shape[2]
+
+
+def _grid(x_BhTD: torch.Tensor, block: int) -> tuple[int, int]:
+    B, h, T, _ = x_BhTD.shape
+    return -(-T // block), B * h  # triton.cdiv takes as long as a launch
+
+
+def _shape(
+    q_BhTD: torch.Tensor, terms: RowTerms, mask_BQK: torch.Tensor | None, dropout: float
+) -> dict[str, Any]:
+    """What the kernels are compiled for."""
+    width = q_BhTD.shape[-1]
+    block = block_size(q_BhTD.dtype, width)
+    exact = q_BhTD.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    return {
+        "R": block,
+        "C": block,
+        "D": max(16, _power_of_2(width)),
+        "HAS_MASK": mask_BQK is not None,
+        "DROPS": dropout > 0,
+        "HAS_OFFSETS": bool(terms.offsets),
+        "PRECISION": "ieee" if exact else "tf32",
+    }
