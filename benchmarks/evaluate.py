@@ -1,14 +1,17 @@
 """The evaluator against lm-evaluation-harness 0.4.13 at its best batch size, and against a bare forward pass.
 
     python benchmarks/evaluate.py time CASE --model DIR --data DIR [--prompts N] [--repeats R]
+    python benchmarks/evaluate.py bare CASE --model DIR --data DIR [--prompts N] [--repeats R]
     python benchmarks/evaluate.py memory CASE --model DIR --data DIR [--prompts N]
 
 Needs the extra test. Both score the same requests with the same model object, alternating; texts are
-encoded within the time of both, tasks are built and weights loaded before. The bare forward pass is that of
-the model over the distinct tokens (what each example adds to the ones before it) without any mask or score,
-with logits at as many positions as are scored; "body alone" leaves the output layer out. CASE: memo-trap;
-disjoint (22 shots, every prompt its own); shared (22 shots, the same for all); disjoint-1 and shared-1 (the
-same with choices of one token, which the harness scores in one pass); choices (10 of them).
+encoded within the time of both, tasks are built and weights loaded before. `bare` leaves the harness out and
+lets the others take turns batch by batch, so that a machine whose speed changes is as fast for each. The
+bare forward pass is that of the model over the distinct tokens (what each example adds to the ones before
+it) without any mask or score, with logits at as many positions as are scored; "body alone" leaves the output
+layer out. CASE: memo-trap; disjoint (22 shots, every prompt its own); shared (22 shots, the same for all);
+disjoint-1 and shared-1 (the same with choices of one token, which the harness scores in one pass); choices
+(10 of them).
 DIR of the data: the folder that holds inverse_scaling/ and prize_csv/.
 """
 
@@ -25,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,14 @@ def questions(case: str, data: Path, count: int) -> list[Question]:
 
 def ours(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[float]]:
     """gaguide's scores, from texts."""
+    scores: dict[tuple[int, int], float] = {}
+    for some in our_batches(model, tokenizer, asked):
+        scores |= some
+    return [[scores[at, nth] for nth in range(len(classes))] for at, (_, classes) in enumerate(asked)]
+
+
+def our_batches(model: Any, tokenizer: Any, asked: list[Question]) -> Iterator[dict[tuple[int, int], float]]:
+    """The scores of one batch after the other."""
     encoder = Encoder(tokenizer, model.config.max_position_embeddings)
     examples = []
     for at, (prompt, classes) in enumerate(asked):
@@ -86,10 +97,8 @@ def ours(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[float]]
     batches = make_batches(examples, BUDGET, CostModel.of(model.config))
     scorer = Scorer(model, model.device)
     scorer.check([row for batch in batches for row in batch.rows])
-    scores: dict[tuple[int, int], float] = {}
     for batch in batches:
-        scores |= scorer.score(batch.rows)
-    return [[scores[at, nth] for nth in range(len(classes))] for at, (_, classes) in enumerate(asked)]
+        yield scorer.score(batch.rows)
 
 
 def harness(model: Any, tokenizer: Any, asked: list[Question], batch_size: int) -> list[list[float]]:
@@ -125,8 +134,8 @@ def distinct_lengths(model: Any, tokenizer: Any, asked: list[Question]) -> tuple
 
 
 @torch.inference_mode()
-def bare(model: Any, lengths: list[int], scored: int = 0) -> None:
-    """The body over rows of these lengths in padded batches; logits at `scored` positions."""
+def bare(model: Any, lengths: list[int], scored: int = 0) -> Iterator[None]:
+    """The body over rows of these lengths, a padded batch a step; logits at `scored` positions in all."""
     share = scored / sum(lengths)
     limit = model.config.max_position_embeddings
     rows = [min(limit, length - at) for length in lengths for at in range(0, length, limit)]
@@ -138,6 +147,7 @@ def bare(model: Any, lengths: list[int], scored: int = 0) -> None:
             hidden_ND = body.last_hidden_state.flatten(0, 1)
             model.get_output_embeddings()(hidden_ND[: math.ceil(share * sum(rows[:count]))])
         rows = rows[count:]
+        yield
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -147,6 +157,19 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
+def in_turns(works: dict[str, Iterator[Any]]) -> dict[str, float]:
+    """Seconds of each work; they go on by turns, a step each, until all have ended."""
+    seconds = dict.fromkeys(works, 0.0)
+    left = dict(works)
+    while left:
+        for name, work in list(left.items()):
+            began = time.perf_counter()
+            if next(work, in_turns) is in_turns:
+                del left[name]
+            seconds[name] += time.perf_counter() - began
+    return seconds
+
+
 def load(folder: Path) -> tuple[Any, Any]:
     """The model in fp32 and its tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -154,55 +177,84 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 def time_case(arguments: argparse.Namespace) -> None:
-    """Alternate the contenders; the harness's batch size is the fastest on a quarter of the prompts."""
-    case = arguments.case
-    asked = questions(case, arguments.data, arguments.prompts or PROMPTS.get(case, LONG_PROMPTS))
+    """Alternate the harness, gaguide and the bare forward; say how they compare."""
+    asked, model, tokenizer, lengths, scored, title = read_case(arguments)
+    best, tried = best_batch_size(model, tokenizer, asked, arguments.case)
+    contenders: dict[str, Callable[[], Any]] = {
+        f"lm-eval, batch {best}": lambda: harness(model, tokenizer, asked, best),
+        "gaguide": lambda: ours(model, tokenizer, asked),
+        "bare forward": lambda: list(bare(model, lengths, scored)),
+        "bare forward, body alone": lambda: list(bare(model, lengths)),
+    }
+    rounds, found = [], {}
+    for _ in range(arguments.repeats):
+        rounds.append({})
+        for name, work in contenders.items():
+            rounds[-1][name], found[name] = timed(work)
+    show_times(f"{title}; {tried}", rounds)
+    show_differences(found[f"lm-eval, batch {best}"], found["gaguide"])
+
+
+def bare_case(arguments: argparse.Namespace) -> None:
+    """gaguide and the bare forward, batch by batch in turns."""
+    asked, model, tokenizer, lengths, scored, title = read_case(arguments)
+    rounds = [
+        in_turns(
+            {
+                "gaguide": our_batches(model, tokenizer, asked),
+                "bare forward": bare(model, lengths, scored),
+                "bare forward, body alone": bare(model, lengths),
+            }
+        )
+        for _ in range(arguments.repeats)
+    ]
+    show_times(title, rounds)
+
+
+def read_case(arguments: argparse.Namespace) -> tuple[list[Question], Any, Any, list[int], int, str]:
+    """The requests, model and tokenizer, the distinct lengths and scored positions, and a title."""
+    asked = questions(
+        arguments.case, arguments.data, arguments.prompts or PROMPTS.get(arguments.case, LONG_PROMPTS)
+    )
     model, tokenizer = load(arguments.model)
+    lengths, scored = distinct_lengths(model, tokenizer, asked)
+    title = f"{arguments.case}: {len(asked)} prompts, {sum(lengths)} distinct tokens, {scored} scored"
+    return asked, model, tokenizer, lengths, scored, title
+
+
+def best_batch_size(model: Any, tokenizer: Any, asked: list[Question], case: str) -> tuple[int, str]:
+    """The harness's fastest on a quarter of the prompts, and the times of all that were tried."""
     few = asked[: max(3, len(asked) // 4)]
     sizes = {
         size: timed(lambda size=size: harness(model, tokenizer, few, size))[0]  # type: ignore[misc]
         for size in BATCH_SIZES.get(case, LONG_BATCH_SIZES)
     }
-    best = min(sizes, key=sizes.__getitem__)
-    lengths, scored = distinct_lengths(model, tokenizer, asked)
-    contenders: dict[str, Callable[[], Any]] = {
-        f"lm-eval, batch {best}": lambda: harness(model, tokenizer, asked, best),
-        "gaguide": lambda: ours(model, tokenizer, asked),
-        "bare forward": lambda: bare(model, lengths, scored),
-        "bare forward, body alone": lambda: bare(model, lengths),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    found = {}
-    for _ in range(arguments.repeats):
-        for name, work in contenders.items():
-            took, found[name] = timed(work)
-            seconds[name].append(took)
-    theirs, mine = found[f"lm-eval, batch {best}"], found["gaguide"]
+    tried = ", ".join(f"{size}: {took:.1f} s" for size, took in sizes.items())
+    return min(sizes, key=sizes.__getitem__), f"lm-eval on {len(few)}: {tried}"
+
+
+def show_times(title: str, rounds: list[dict[str, float]]) -> None:
+    """Medians of the contenders, and every contender's time by gaguide's, round by round."""
+    table = Table("contender", "median", "all rounds", "this / gaguide", "median of the rounds", title=title)
+    middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    for name, median in middle.items():
+        ratios = [one[name] / one["gaguide"] for one in rounds]
+        table.add_row(
+            name,
+            f"{median:.2f} s",
+            ", ".join(f"{one[name]:.2f}" for one in rounds),
+            f"{median / middle['gaguide']:.3f}",
+            f"{statistics.median(ratios):.3f} ({', '.join(f'{ratio:.3f}' for ratio in ratios)})",
+        )
+    Console(width=150).print(table)
+
+
+def show_differences(theirs: list[list[float]], mine: list[list[float]]) -> None:
+    """How far the scores of both lie apart."""
     pairs = [pair for a, b in zip(theirs, mine, strict=True) for pair in zip(a, b, strict=True)]
     same = sum(a.index(max(a)) == b.index(max(b)) for a, b in zip(theirs, mine, strict=True))
-    tried = ", ".join(f"{size}: {took:.1f} s" for size, took in sizes.items())
-    counted = f"{len(asked)} prompts, {sum(lengths)} distinct tokens, {scored} scored"
-    table = Table(
-        "contender", "median", "all rounds", "lm-eval's time / this",
-        title=f"{case}: {counted}; lm-eval on {len(few)}: {tried}",
-    )  # fmt: skip
-    base = statistics.median(seconds[f"lm-eval, batch {best}"])
-    for name, rounds in seconds.items():
-        median = statistics.median(rounds)
-        table.add_row(
-            name, f"{median:.2f} s", ", ".join(f"{one:.2f}" for one in rounds), f"{base / median:.2f}"
-        )
-    console = Console(width=130)
-    console.print(table)
-    console.print(
-        f"largest difference of a log-probability {max(abs(a - b) for a, b in pairs):.1e}; "
-        f"same predictions {same}/{len(asked)}"
-    )
-    for name in contenders:
-        ratios = [one / other for one, other in zip(seconds["gaguide"], seconds[name], strict=True)]
-        if name != "gaguide":
-            shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-            console.print(f"gaguide / {name}: median of the rounds {statistics.median(ratios):.3f} ({shown})")
+    largest = max(abs(a - b) for a, b in pairs)
+    print(f"largest difference of a log-probability {largest:.1e}; same predictions {same}/{len(mine)}")
 
 
 def memory_case(arguments: argparse.Namespace) -> None:
@@ -247,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("time", "memory", "child"))
+    parser.add_argument("what", choices=("time", "bare", "memory", "child"))
     parser.add_argument(
         "case", choices=("memo-trap", "disjoint", "shared", "disjoint-1", "shared-1", "choices")
     )
@@ -257,7 +309,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--contender", default="gaguide", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    {"time": time_case, "memory": memory_case, "child": child_case}[arguments.what](arguments)
+    cases = {"time": time_case, "bare": bare_case, "memory": memory_case, "child": child_case}
+    cases[arguments.what](arguments)
 
 
 if __name__ == "__main__":

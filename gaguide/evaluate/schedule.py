@@ -57,8 +57,8 @@ class CostModel:
         return cls(config.num_hidden_layers, config.hidden_size, config.vocab_size)
 
     def row(self, tokens: int) -> float:
-        """The body over one row. Attention with a mask costs about twice its operations."""
-        return self.layers * tokens * (24.0 * self.width**2 + 8.0 * self.width * tokens)
+        """The body over one row; attention with a mask computes every pair of its tokens."""
+        return self.layers * tokens * (24.0 * self.width**2 + 4.0 * self.width * tokens)
 
     def logits(self, positions: int) -> float:
         """The output layer at `positions` positions."""
@@ -70,7 +70,7 @@ class CostModel:
         A longer row spreads the prefix over more sequences, but each token then looks over more strangers;
         the least cost per sequence is where another sequence costs as much as the average one so far.
         """
-        linear = 24.0 * self.width / 8.0  # the linear layers' cost of a token, counted in tokens looked at
+        linear = 24.0 * self.width / 4.0  # the linear layers' cost of a token, counted in tokens looked at
         return shared + int(math.sqrt(linear * shared + shared**2))
 
 

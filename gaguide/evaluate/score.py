@@ -2,7 +2,7 @@
 
 Logits are made only at positions that a score reads, and turned into log-probabilities in fp32. Where a
 model cannot take rows with branches (its attention does not follow the mask, or its output is more than a
-linear layer), which is found out on the smallest rows, sequences are computed separately instead.
+linear layer), which is found out on a small row, sequences are computed separately instead.
 Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from gaguide.evaluate.causal import causal_beginning
 from gaguide.evaluate.generate import generate
 from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row, shared_length
 
@@ -86,10 +87,11 @@ class Scorer:
         return torch.no_grad() if self.whole else torch.inference_mode()
 
     def check(self, rows: Sequence[Row]) -> float:
-        """Largest difference between shared and separate computation on the smallest rows of each sort.
+        """Largest difference between shared and separate computation on the smallest row.
 
-        Sets `shares` to False where it is beyond the tolerance of the model's dtype, where the model does
-        not take such inputs at all, or where a row is deeper than its sliding window.
+        One with branches, if there is any: others ask less of the model. Sets `shares` to False where the
+        difference is beyond the tolerance of the model's dtype, where the model does not take such inputs at
+        all, or where a row is deeper than its sliding window.
         """
         if not rows:
             return 0.0
@@ -97,25 +99,24 @@ class Scorer:
         if window and max(max(row.depths) for row in rows) >= window:
             self.shares = False
             return math.inf
-        sorts = ([row for row in rows if row.branches], [row for row in rows if not row.branches])
-        smallest = [min(sort, key=lambda row: (len(row), row.reads[0].key)) for sort in sorts if sort]
+        smallest = min(rows, key=lambda row: (not row.branches, len(row), row.reads[0].key))
         try:
             with self._no_gradients():
-                differences = [self._difference(row) for row in smallest]
+                difference = self._difference(smallest)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             if out_of_memory(error):
                 raise
-            differences = [math.inf]
-        largest = max(differences)
+            difference = math.inf
         # A NaN on both sides is the model's own doing and no reason to compute it twice.
-        self.shares = not largest > _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE)
-        return largest
+        self.shares = not difference > _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE)
+        return difference
 
     def _difference(self, row: Row) -> float:
-        """On three sequences of the row and without most of what they share: a check need not be costly."""
-        places = sorted({0, len(row.reads) // 2, len(row.reads) - 1})
-        ids = {row.reads[at]: row.sequence(row.reads[at]) for at in places}
-        common = min(shared_length(ids[row.reads[0]], other) for other in ids.values())
+        """On two or three sequences of a row, without most of what they share: a check need not be costly."""
+        first, last = row.reads[0], row.reads[-1]
+        beside = (read for read in row.reads if row.ends[read.positions[-1]] != len(row))
+        ids = {read: row.sequence(read) for read in (first, next(beside, first), last)}
+        common = min(shared_length(ids[first], other) for other in ids.values())
         longest_target = max(len(read.target_ids) for read in ids)
         cut = max(0, common - max(_CHECKED_PREFIX, longest_target))
         part = build_row([TokenSequence(ids[read][cut:], read.target_ids, read.key) for read in ids])
@@ -123,9 +124,9 @@ class Scorer:
         return max(abs(shared[key] - separate[key]) for key in shared)
 
     def _shared(self, rows: Sequence[Row]) -> Scores:
-        hidden_BTD = self.model.base_model(
-            **inputs(rows, self.device, self.model.dtype), use_cache=False, return_dict=True
-        ).last_hidden_state
+        given = inputs(rows, self.device, self.model.dtype)
+        with causal_beginning(rows, given.get("attention_mask")):
+            hidden_BTD = self.model.base_model(**given, use_cache=False, return_dict=True).last_hidden_state
         flat, reads = _flat_reads(rows, hidden_BTD.shape[1])
         hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
         head = self.model.get_output_embeddings()
@@ -139,7 +140,8 @@ class Scorer:
         flat, reads = _flat_reads(rows, given["input_ids"].shape[1])
         kept_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
         kept_BT.view(-1)[flat] = True
-        logits_NV = self.model(**given, use_cache=False, logits_to_keep=kept_BT.to(self.device)).logits
+        with causal_beginning(rows, given.get("attention_mask")):
+            logits_NV = self.model(**given, use_cache=False, logits_to_keep=kept_BT.to(self.device)).logits
         return _read(logits_NV, torch.nn.Identity(), reads)
 
     def _separate(self, rows: Sequence[Row]) -> Scores:

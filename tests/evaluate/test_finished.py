@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from gaguide.dist import World
@@ -84,7 +86,18 @@ def test_models_that_were_done_are_not_computed_again(
     assert not list(tmp_path.rglob(FOLDER))
 
 
-def test_a_killed_rank_is_named_and_what_was_finished_is_kept(gpt2_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "victim"),
+    [
+        ("deepspeed", 1),
+        *(pytest.param(name, 0, marks=pytest.mark.stress) for name in ("deepspeed", "torchrun", "mpirun")),
+    ],
+)
+def test_a_killed_rank_is_named_and_what_was_finished_is_kept(
+    launcher: str, victim: int, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    if launcher == "mpirun" and shutil.which("mpirun") is None:
+        pytest.skip("mpirun is not installed")
     rows = [
         {"prompt": f"Line {at} of the {at * 7 % 64}th file is not", "classes": [" the same", f" {at}"],
          "answer_index": at % 2}
@@ -92,26 +105,42 @@ def test_a_killed_rank_is_named_and_what_was_finished_is_kept(gpt2_folder: Path,
     ]  # fmt: skip
     task, output = tmp_path / "long.jsonl", tmp_path / "out"
     task.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["--model", str(gpt2_folder), "--tasks", str(task), "--output", str(output)]
+    arguments = ["--model", str(gpt2_folder), "--tasks", str(task), "--batch-tokens", "512", "--output"]
     job = subprocess.Popen(
-        launch_command(EVALUATE, [*arguments, "--batch-tokens", "512"], 2),
+        launch_command(EVALUATE, [*arguments, str(output)], 2, launcher),
         env=rank_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
         ranks = _ranks_at_work(job.pid, output)
-        killed = ranks[1]
+        killed = ranks[victim]
         killed.send_signal(signal.SIGKILL)
         said, _ = job.communicate(timeout=60)
     finally:
         job.kill()
     assert job.returncode != 0
-    assert re.search(rf"evaluate: rank 1 \(process {killed.pid} on \S+\) is gone", said), said
+    assert re.search(rf"evaluate: rank {victim} \(process {killed.pid} on \S+\) is gone", said), said
     assert not (output / "results.json").exists()
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks.values())
+    interrupted = tmp_path / "interrupted"
+    shutil.copytree(output, interrupted)
     settings = EvaluateSettings(batch_tokens=512)
     resumed = evaluate(gpt2_folder, [str(task)], output, World(), settings)
     assert 0 < resumed.resumed < 1
     assert _values(resumed) == _values(evaluate(gpt2_folder, [str(task)], None, World(), settings))
+    if victim == 0:
+        _assert_three_ranks_go_on(launcher, [*arguments, str(interrupted)], output)
+
+
+def _assert_three_ranks_go_on(launcher: str, arguments: list[str], wanted: Path) -> None:
+    """From what is in the folder that `arguments` end in, to the results of one rank."""
+    ended = subprocess.run(
+        launch_command(EVALUATE, arguments, 3, launcher),
+        env=rank_environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    many, one = (Path(folder) for folder in (arguments[-1], wanted))
+    assert 0 < json.loads((many / "results.json").read_text())["resumed"] < 1
+    assert pq.read_table(many / "examples.parquet").equals(pq.read_table(one / "examples.parquet"))
 
 
 def _ranks_at_work(launcher: int, output: Path) -> dict[int, psutil.Process]:
@@ -122,8 +151,10 @@ def _ranks_at_work(launcher: int, output: Path) -> dict[int, psutil.Process]:
         if len(files) == 2 and all(len(file.read_text().splitlines()) > 2 for file in files):
             found = {}
             for process in psutil.Process(launcher).children(recursive=True):
-                if "evaluate.py" in " ".join(process.cmdline()) and "RANK" in process.environ():
-                    found[int(process.environ()["RANK"])] = process
+                given = process.environ()
+                rank = given.get("RANK", given.get("OMPI_COMM_WORLD_RANK"))
+                if "evaluate.py" in " ".join(process.cmdline()) and rank is not None:
+                    found[int(rank)] = process
             return found
         time.sleep(0.05)
     raise AssertionError("the ranks did not begin")

@@ -175,3 +175,18 @@ def test_the_check_computes_few_sequences_of_a_row_that_holds_many() -> None:
     )
     assert scorer.check([row]) < 1e-4
     assert 0 < sum(tokens) < 4 * len(prompt)
+
+
+def test_the_check_takes_sequences_that_branch_though_most_of_the_row_are_duplicates() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25)
+    prompt = tuple(range(2, 22))
+    ids = [*[prompt] * 5, *[(*prompt, *(at for _ in range(6))) for at in (30, 31)]]
+    row = build_row([TokenSequence(one, one[-2:], (at, 0)) for at, one in enumerate(ids)])
+    scorer = Scorer(model.eval(), _CPU)
+    assert scorer.check([row]) > 1e-3
+    assert not scorer.shares

@@ -1,0 +1,50 @@
+"""Attention of rows that branch late: the tokens before the first branch need no mask, and half the work.
+
+Kernels skip what causal attention hides, but compute every pair where a mask is given. A row of a long prompt
+and the last tokens of its continuations is nearly all prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from gaguide.evaluate.rows import Row
+
+_WORTH_TOKENS = 256
+"""With fewer tokens before the first branch a second call of the kernel costs what it saves."""
+
+
+def causal_beginning(rows: Sequence[Row], mask_B1TT: torch.Tensor | None) -> AbstractContextManager[Any]:
+    """While it holds, torch's attention with just this mask of `rows` is causal up to their first branch."""
+    first_branch = min(min(row.ends) for row in rows)
+    if mask_B1TT is None or first_branch < _WORTH_TOKENS:
+        return nullcontext()
+    return _CausalBeginning(mask_B1TT, first_branch)
+
+
+class _CausalBeginning(TorchFunctionMode):
+    def __init__(self, mask_B1TT: torch.Tensor, tokens: int) -> None:
+        super().__init__()
+        self._mask_B1TT, self._tokens = mask_B1TT, tokens
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        mask_B1TT = kwargs.get("attn_mask")
+        if function is not scaled_dot_product_attention or mask_B1TT is not self._mask_B1TT:
+            return function(*args, **kwargs)
+        (query_BHTD, key_BHTD, value_BHTD), end = args, self._tokens
+        before_BHTD = function(
+            *(one[:, :, :end] for one in args), **kwargs | {"attn_mask": None, "is_causal": True}
+        )
+        after_BHTD = function(
+            query_BHTD[:, :, end:], key_BHTD, value_BHTD, **kwargs | {"attn_mask": mask_B1TT[:, :, end:]}
+        )
+        return torch.cat((before_BHTD, after_BHTD), dim=2)
