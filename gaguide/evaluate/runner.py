@@ -23,7 +23,7 @@ from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.progress import Progress
 from gaguide.evaluate.results import Results, TaskResult, versions
 from gaguide.evaluate.schedule import Batch, Budget, assign
-from gaguide.evaluate.score import Scorer, Scores
+from gaguide.evaluate.score import Scorer, Scores, sum_in_one_order
 from gaguide.evaluate.sharded import ShardedModel, sharding_config
 from gaguide.evaluate.write import write_results
 from gaguide.log import say
@@ -81,6 +81,7 @@ def evaluate_all(
     model's weights are loaded.
     """
     started = time.monotonic()
+    sum_in_one_order()
     _share_cores(world)
     names = [str(model) for model in models]
     data, folders = _read_all(names, tasks, output, world, settings)

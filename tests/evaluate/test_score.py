@@ -165,6 +165,34 @@ def test_small_batches_give_equal_bits_with_one_and_two_threads() -> None:
         assert found[0] == found[1], f"{length} tokens"
 
 
+_GPT2_WIDTH = """
+import torch
+from gaguide.evaluate.rows import TokenSequence, build_row
+from gaguide.evaluate.score import Scorer, sum_in_one_order
+from transformers import GPT2Config, GPT2LMHeadModel
+
+sum_in_one_order()
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_layer=1, n_embd=768, n_head=12)).eval()
+ids = torch.randint(64, (300,)).tolist()
+rows = [build_row([TokenSequence(tuple(ids[:length]), (5, 6, 7), (0, 0))]) for length in (40, 120, 300)]
+for row in rows:
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(Scorer(model, torch.device("cpu")).score([row]))
+    assert found[0] == found[1], (len(row), found)
+"""
+
+
+def test_a_model_of_gpt2s_width_gives_equal_bits_with_one_and_two_threads() -> None:
+    """In a process of its own: MKL is told before its first product."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _GPT2_WIDTH], env=rank_environment(), capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_check_computes_few_sequences_of_a_row_that_holds_many() -> None:
     model, prompt = tiny_model("gpt2", attn_implementation="sdpa"), tuple(range(2, 62))
     row = build_row([TokenSequence((*prompt, at), (at,), (at, 0)) for at in range(2, 60)])
