@@ -86,6 +86,11 @@ def large_tensors_apart() -> Iterator[None]:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
 
 
+def give_back_free_memory() -> None:
+    """Return the heap's free pages to the system (glibc; elsewhere nothing happens)."""
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that this rank may still take: free on its GPU, or its share of what the host has left."""
     if device.type == "cuda":

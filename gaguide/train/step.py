@@ -10,6 +10,7 @@ import torch
 
 from gaguide.dist import all_reduce_sum
 from gaguide.guidance import Guidance
+from gaguide.train.device import give_back_free_memory
 from gaguide.train.inputs import Inputs
 from gaguide.train.skips import clip_plain
 
@@ -52,6 +53,9 @@ def train_step(
         if logged:
             sums.add(lm_loss, guidance_loss)
         norm = clip_plain(engine)
+        if engine.is_gradient_accumulation_boundary() and engine.zero_use_cpu_optimizer():
+            # Its states come into the host's memory, where backward left holes.
+            give_back_free_memory()
         engine.step()
     if not logged:
         return None
