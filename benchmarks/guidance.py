@@ -32,7 +32,7 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gaguide.guidance import DEFAULT_WEIGHT, Assignment, GuidancePlan, TokenSet, guide
-from gaguide.model import align_head
+from gaguide.model import align_head, fuse_activations
 
 WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contrast set in English
 
@@ -43,8 +43,9 @@ def model_of(layers: int, length: int, attention: str, device: str, dtype: str) 
     model = GPT2LMHeadModel(config)
     model.set_attn_implementation(attention)
     model.loss_type = "ForCausalLM"
+    fuse_activations(model)  # as training does
     if device == "cuda" and dtype == "bf16":
-        align_head(model)  # as training does
+        align_head(model)
     return model.to(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).train()
 
 

@@ -99,7 +99,7 @@ def child(case: dict[str, Any], folder: Path) -> None:
     from transformers import GPT2LMHeadModel
 
     from gaguide.dist import World, start, stop
-    from gaguide.model import SIZES, scratch_config
+    from gaguide.model import SIZES, fuse_activations, scratch_config
     from gaguide.train.engine import make_engine
 
     world = World.from_environment()
@@ -111,6 +111,7 @@ def child(case: dict[str, Any], folder: Path) -> None:
     config.attn_pdrop = config.resid_pdrop = config.embd_pdrop = 0.0
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).train()
+    fuse_activations(model)
     model.loss_type, model.config.use_cache = "ForCausalLM", False
     engine = make_engine(job_of(case, world.size), model, world)
     after_init = resident() - baseline

@@ -5,7 +5,8 @@
                                [--contenders plain,ours-alone,guided-alone,trainer,ours,guided]
 
 Contenders, all gpt2's shape from random weights, without dropout, same blocks and rate, clipping at 1:
-  plain         nanoGPT's loop on one process: memory-mapped tokens, fused AdamW, on a GPU a padded vocabulary
+  plain         nanoGPT's loop on one process: memory-mapped tokens, fused AdamW and GELU, on a GPU a padded
+                vocabulary
   ours-alone    gaguide's own step (records included) on one process under ZeRO-0
   guided-alone  the same with experiment 4-transition
   trainer       transformers' Trainer with --json on --ranks (two by default, one where there is one GPU)
@@ -166,9 +167,7 @@ def plain(settings: dict[str, Any]) -> list[float]:
 
 def trainer(settings: dict[str, Any]) -> list[float]:
     """transformers' Trainer with the same JSON, model, blocks and logging of every step."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    from gaguide.model import build_model
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -204,9 +203,9 @@ def trainer(settings: dict[str, Any]) -> list[float]:
         )
         clock = Clock()
         rows = [{"input_ids": row, "labels": row} for row in ids]
-        Trainer(
-            model=build_model(job.model, 0), args=arguments, train_dataset=rows, callbacks=[clock]
-        ).train()
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(job.model.config, attn_implementation="sdpa")
+        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[clock]).train()
         return [after - before for before, after in zip(clock.at, clock.at[1:])][WARMUP:]
 
 

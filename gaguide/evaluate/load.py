@@ -19,6 +19,7 @@ from gaguide.evaluate.fewshot import with_demonstrations
 from gaguide.evaluate.heldout import read_held_out
 from gaguide.evaluate.synthetic import GENERATORS, generate
 from gaguide.evaluate.task import Fewshot, Kind, LocatedTask, Task, locate_tasks
+from gaguide.model import fuse_activations
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,10 +112,12 @@ def find_model_folder(name: str) -> ModelFolder:
 
 
 def pretrained_model(folder: ModelFolder, dtype: str) -> Any:
-    """The model as transformers loads it, which picks SDPA where the architecture has it."""
-    return _from_pretrained(
+    """The model as transformers loads it, which picks SDPA where the architecture has it, fused."""
+    model = _from_pretrained(
         AutoModelForCausalLM, "model", folder.name, config=folder.config, dtype=DTYPES[dtype]
     )
+    fuse_activations(model)
+    return model
 
 
 def load_model(folder: ModelFolder, dtype: str, device: torch.device) -> Any:

@@ -1,7 +1,7 @@
 """Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed; costs of training."""
 
+from gaguide.model.fast import align_head, fuse_activations
 from gaguide.model.flops import TokenFlops, flops_per_token
-from gaguide.model.head import align_head
 from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
 from gaguide.model.memory import Memory, MemorySetup, estimate_memory
 from gaguide.model.shape import ModelShape, shape_of
@@ -20,6 +20,7 @@ __all__ = [
     "estimate_memory",
     "find_model",
     "flops_per_token",
+    "fuse_activations",
     "scratch_config",
     "shape_of",
     "skeleton",

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from gaguide.config import ModelSection
 from gaguide.errors import Fault, UserError, suggestion
+from gaguide.model.fast import fuse_activations
 from gaguide.model.sizes import SIZES, scratch_config
 
 _DROPOUTS = (
@@ -79,7 +80,7 @@ def skeleton(source: ModelSource) -> PreTrainedModel:
 
 
 def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
-    """The model with its weights, fp32, SDPA, in train mode; random weights depend on `seed` alone.
+    """The model with its weights, fp32, SDPA, in train mode, fused; random weights depend on `seed` alone.
 
     Raises a `UserError` where the weights are damaged or do not fit.
     """
@@ -113,6 +114,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
     model.loss_type = "ForCausalLM"
     # Packed sequences need none, and with a cache transformers ignores position ids.
     model.config.use_cache = False
+    fuse_activations(model)
     return model.train()
 
 

@@ -24,9 +24,9 @@ WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "autocast
 _PRODUCT_BYTES: dict[Precision, int] = WEIGHT_BYTES | {"autocast": 2}
 _FULL = 4  # bytes of what is always fp32: master weights, moments, accumulated gradients, loss
 
-# How many tensors as wide as the MLP its activation saves, its output included. transformers computes
-# gelu_new in single operations; a gated MLP keeps gate, up, the activated gate and their product.
-_MLP_KEPT = {"gelu_new": 5, "gelu_fast": 5, "silu": 4, "swish": 4, "relu": 1}
+# How many tensors as wide as the MLP its activation saves, its output included; a gated MLP keeps gate, up,
+# the activated gate and their product.
+_MLP_KEPT = {"silu": 4, "swish": 4, "relu": 1}
 _MLP_KEPT_OTHER = 2
 _RMS_NORM = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
@@ -133,8 +133,8 @@ class Memory:
 def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
     """What one block saves for backward without checkpointing.
 
-    GPT-2 saves 8 tensors of its width (both norms' inputs and outputs, q, k, v, attention's output) and 5 of
-    its MLP's width: 28 × width × bytes a token (Korthikanti et al.: 17 elements with fused activations).
+    GPT-2 saves 8 tensors of its width (both norms' inputs and outputs, q, k, v, attention's output) and 2 of
+    its MLP's width: 16 × width × bytes a token, as in Korthikanti et al. without dropout's masks.
     """
     width_bytes = _PRODUCT_BYTES[setup.precision]
     query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
@@ -148,10 +148,8 @@ def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
         per_token += 2 * shape.width * 4
     else:
         per_token += 4 * width_bytes  # mean and deviation of two layer norms
-    if (
-        setup.precision == "autocast"
-    ):  # norms' inputs stay in fp32; CUDA takes powers, as in gelu_new, in fp32
-        per_token += 4 * shape.width + (8 * shape.mlp_width if shape.activation == "gelu_new" else 0)
+    if setup.precision == "autocast":  # norms' inputs stay in fp32
+        per_token += 4 * shape.width
     if setup.fused_attention:
         per_token += 4 * shape.heads  # log-sum-exp
     else:  # scores after softmax and after dropout, and dropout's mask, in fp32; scaled q, k

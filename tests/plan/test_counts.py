@@ -15,7 +15,14 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
-from gaguide.model import MemorySetup, estimate_memory, flops_per_token, scratch_config, shape_of
+from gaguide.model import (
+    MemorySetup,
+    estimate_memory,
+    flops_per_token,
+    fuse_activations,
+    scratch_config,
+    shape_of,
+)
 from gaguide.model.memory import Precision, activation_bytes_per_layer, guidance_saves
 from gaguide.model.sizes import SIZES
 
@@ -156,6 +163,7 @@ def saved_bytes(config: PretrainedConfig, setup: MemorySetup) -> int:
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setup.precision]
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).train()
+    fuse_activations(model)
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps their addresses from being used again
 
