@@ -1,6 +1,7 @@
 # make demo   a trained, evaluated, pictured result from nothing, in minutes on two CPU cores
 # make test   the tests
 # make test-stress  what takes too long for every change: many seeded faults
+# make test-gpu  every DeepSpeed JSON on a GPU, and resumed; the guidance kernels
 # make test-cluster  hosts and a Slurm made on this machine (root; installs what it needs by apt-get)
 # make check  formatting, lint, types
 # Each makes .venv first. PYTHON chooses the interpreter, RANKS the ranks of the demo, PORT where they meet,
@@ -17,7 +18,7 @@ DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) -
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-.PHONY: demo test test-stress test-cluster check clean
+.PHONY: demo test test-stress test-gpu test-cluster check clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -38,6 +39,10 @@ test: $(VENV)/.installed-test
 
 test-stress: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m stress
+
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest tests/guidance
 
 test-cluster: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m cluster tests/cluster $(CLUSTER)

@@ -90,8 +90,9 @@ def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor)
 def time_steps(arguments: argparse.Namespace) -> None:
     names = arguments.contenders.split(",")
     console = Console()
+    shape = (arguments.layers, arguments.batch, arguments.length, arguments.device, arguments.dtype)
+    memory = {name: peak_memory(name, *shape) for name in names}  # before this process takes any of a GPU's
     with ExitStack() as stack:
-        shape = (arguments.layers, arguments.batch, arguments.length, arguments.device, arguments.dtype)
         steps = {name: contender(name, *shape, stack) for name in names}
         for step in steps.values():
             step()
@@ -101,7 +102,6 @@ def time_steps(arguments: argparse.Namespace) -> None:
                 began = time.perf_counter()
                 steps[name]()
                 seconds[name].append(time.perf_counter() - began)
-    memory = {name: peak_memory(name, *shape) for name in names}
     base, base_memory = statistics.median(seconds["unguided"]), memory["unguided"]
     table = Table(
         "contender",

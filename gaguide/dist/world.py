@@ -118,3 +118,7 @@ def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory; a CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

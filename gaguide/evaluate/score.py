@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from gaguide.dist import out_of_memory
 from gaguide.evaluate.causal import causal_beginning
 from gaguide.evaluate.generate import generate
 from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row, shared_length
@@ -162,11 +163,6 @@ def sum_in_one_order() -> None:
     3,072 numbers for up to 384 tokens. Measured, its strict mode costs 4%.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # MKL reads it once
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether a device had too little memory; a CPU's allocator has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _portions(rows: Sequence[Row]) -> list[list[Row]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
-from gaguide.dist import World, raise_together, start, stop
+from gaguide.dist import World, out_of_memory, raise_together, start, stop
 from gaguide.dist.launcher import launchers
 from gaguide.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Fault, PreemptedError, UserError
 from gaguide.log import say
@@ -49,6 +49,13 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
         if is_main:
             say(f"train: {stopped}", error=True)
         return EXIT_PREEMPTED
+    except RuntimeError as error:
+        fault = _too_little_memory(error)
+        if fault is None:
+            raise
+        # One rank may be here alone: it speaks for itself, and the launcher ends the others.
+        say(f"train: {UserError(fault)}", error=True)
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:  # before the first step, where nothing is lost
         return 128 + signal.SIGINT
     finally:
@@ -80,6 +87,18 @@ def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvalua
     if world.is_main:
         say(job.describe(world))
     train(job, world, evaluation)
+
+
+def _too_little_memory(error: RuntimeError) -> Fault | None:
+    if not out_of_memory(error):
+        return None
+    reason = str(error).partition(". ")[0]
+    problem = f"rank {os.environ.get('RANK', '0')} ran out of memory ({reason})"
+    remedy = (
+        "lower train.micro_batch (or write auto), set train.gradient_checkpointing: true, or take a JSON "
+        "that splits or offloads more (ds_configs/README.md); the last checkpoint is whole"
+    )
+    return Fault("train.micro_batch", problem, remedy)
 
 
 class _Parser(argparse.ArgumentParser):

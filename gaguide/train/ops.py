@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import time
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from gaguide.errors import Fault, UserError
 from gaguide.log.console import say
 
 _BUILDERS = {"cpu_adam": "CPUAdamBuilder", "async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
+_BUILD_ERRORS = (RuntimeError, ImportError, OSError, ValueError, subprocess.SubprocessError, AttributeError)
+_ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 _SECONDS_FOR_ANOTHER_HOST = 240.0
 
 
@@ -63,11 +67,27 @@ def load_op(name: str, several_hosts: bool = False) -> Any:
     if not any(extension_cache().glob(f"**/{name}/{name}.so")) and os.environ.get("LOCAL_RANK", "0") == "0":
         say(f"compiling DeepSpeed's {name}: a minute or two, once for this machine")
     try:
-        with redirect_stdout(StringIO()):  # torch reports its own steps
+        with redirect_stdout(StringIO()), _plain_architectures():  # torch reports its own steps
             return builder.load(verbose=False)
-    except (RuntimeError, ImportError, OSError, subprocess.SubprocessError, AttributeError) as error:
+    except _BUILD_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(_unbuilt(name, reason)) from None
+
+
+@contextmanager
+def _plain_architectures() -> Iterator[None]:
+    """Inside, TORCH_CUDA_ARCH_LIST names none by a letter, as 9.0a: DeepSpeed cannot read those.
+
+    The ops that are compiled here hold no code for a GPU.
+    """
+    named = os.environ.get(_ARCHITECTURES)
+    if named is not None:
+        os.environ[_ARCHITECTURES] = re.sub(r"(?<=\d)[a-z]", "", named)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ[_ARCHITECTURES] = named
 
 
 def cpu_adam_or_fallback(several_hosts: bool) -> bool:

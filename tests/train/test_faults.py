@@ -234,6 +234,19 @@ def test_a_rank_that_hangs_is_named_with_its_place(embedded_shards: Path, tmp_pa
     assert newest_checkpoint(output) == 10
 
 
+def test_a_rank_without_memory_says_what_to_lower(embedded_shards: Path, tmp_path: Path) -> None:
+    """The rank speaks for itself: the other, in the midst of a reduction, sees only that it is gone."""
+    command = arguments(
+        embedded_shards, tmp_path / "full", **{"train.global_batch": "256", "checkpoint.every": "2"}
+    )
+    with job(HERE / "memory_script.py", command) as running:
+        code, printed = running.wait()
+    assert code == EXIT_USER_ERROR
+    assert "train.micro_batch: rank 1 ran out of memory" in printed and "gradient_checkpointing" in printed
+    assert "[rank1]: Traceback" not in printed, printed
+    assert newest_checkpoint(tmp_path / "full") == 2
+
+
 def bad_gradients(shards: Path, output: Path, stage: str, **more: str) -> str:
     """One bad step, then three in a row, which is one too many."""
     settings = {"train.max_skipped_steps": "3", "checkpoint.every": "5", "model.dropout": "0"} | more
