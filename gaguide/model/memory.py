@@ -201,7 +201,8 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     if stage == 2 and not full:
         update = 2 * _FULL * min(part, shape.head_matrix)
     gathered = 0
-    if stage == 3 and setup.ranks > 1:  # kept for backward, at use, fetched ahead
+    if stage == 3 and (setup.ranks > 1 or setup.offload_parameters != "none"):
+        # Kept for backward, at use, fetched ahead.
         at_use = max(shape.block_parameters, shape.head_matrix)
         gathered = width_bytes * min(P, setup.kept_parameters + at_use + setup.gather)
     if setup.precision == "autocast":  # the matrices in 16 bits, for forward and backward
