@@ -159,12 +159,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def in_turns(works: dict[str, Iterator[Any]]) -> dict[str, float]:
     """Seconds of each work; they go on by turns, a step each, until all have ended."""
-    seconds = dict.fromkeys(works, 0.0)
+    seconds, ended = dict.fromkeys(works, 0.0), object()
     left = dict(works)
     while left:
         for name, work in list(left.items()):
             began = time.perf_counter()
-            if next(work, in_turns) is in_turns:
+            if next(work, ended) is ended:
                 del left[name]
             seconds[name] += time.perf_counter() - began
     return seconds

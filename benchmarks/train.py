@@ -199,6 +199,7 @@ def trainer(settings: dict[str, Any]) -> list[float]:
             disable_tqdm=True,
             deepspeed=ds_json,
             bf16=job.precision == "bf16",
+            fp16=job.precision == "fp16",
             use_cpu=not torch.cuda.is_available(),
         )
         clock = Clock()
@@ -265,7 +266,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--micro-batch", type=int, default=1)
-    parser.add_argument("--json", default="zero2", help="a name in ds_configs/, where not alone")
+    jsons = sorted(path.stem for path in (ROOT / "ds_configs").glob("zero[123]*.json"))
+    parser.add_argument(
+        "--json", default="zero2", choices=jsons, help="where not alone (autocast is unknown to the Trainer)"
+    )
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, torch.cuda.device_count() or 2))
     parser.add_argument("--contenders", default="plain,ours-alone,guided-alone,trainer,ours,guided")
     parser.add_argument(

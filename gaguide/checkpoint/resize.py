@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gaguide.checkpoint.state import MOMENTS, WEIGHT, SavedState
-from gaguide.config import offload_device
+from gaguide.config import SUB_GROUP_SIZE, offload_device
 from gaguide.errors import Fault, UserError
 
 # Settings of ZeRO, with DeepSpeed's defaults, by which its files are cut: how parameters are padded, and
@@ -21,7 +21,7 @@ from gaguide.errors import Fault, UserError
 _CUTS: dict[int, dict[str, Any]] = {
     1: {"parameter_alignment": False},
     2: {"parameter_alignment": False},
-    3: {"sub_group_size": 1_000_000_000},
+    3: {"sub_group_size": SUB_GROUP_SIZE},
 }
 
 

@@ -9,7 +9,13 @@ from gaguide.config.deepspeed import (
     resolve_deepspeed,
 )
 from gaguide.config.load import EMBEDDED, dump_config, load_config, parse_overrides
-from gaguide.config.offload import needed_ops, nvme_folders, offload_device
+from gaguide.config.offload import (
+    SUB_GROUP_SIZE,
+    needed_ops,
+    nvme_folders,
+    offload_device,
+    sub_group_size,
+)
 from gaguide.config.run import (
     CheckpointSection,
     DataSection,
@@ -24,6 +30,7 @@ from gaguide.config.run import (
 
 __all__ = [
     "EMBEDDED",
+    "SUB_GROUP_SIZE",
     "BatchPlan",
     "CheckpointSection",
     "DataSection",
@@ -47,4 +54,5 @@ __all__ = [
     "plan_batch",
     "precision",
     "resolve_deepspeed",
+    "sub_group_size",
 ]

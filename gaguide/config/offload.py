@@ -10,6 +10,8 @@ from gaguide.errors import Fault
 
 # Parameter, gradient and the two moments pass through the swap buffers at once.
 _ADAM_BUFFERS = 4
+SUB_GROUP_SIZE = 1_000_000_000
+"""DeepSpeed's default."""
 
 
 def offload_device(deepspeed: dict[str, Any], what: str) -> str:
@@ -78,3 +80,8 @@ def offload_faults(config: dict[str, Any], stage: int, world_size: int) -> list[
     if "zero_force_ds_cpu_optimizer" in config and offload_device(config, "optimizer") == "none":
         faults.append(fault("zero_force_ds_cpu_optimizer", "no optimizer is offloaded", "remove it"))
     return faults
+
+
+def sub_group_size(deepspeed: dict[str, Any]) -> int:
+    """Parameters that ZeRO-3's optimizer updates at once: the JSON's, or DeepSpeed's default."""
+    return int(deepspeed.get("zero_optimization", {}).get("sub_group_size", SUB_GROUP_SIZE))

@@ -1,4 +1,4 @@
-"""The launchers above this rank: a mistake of DeepSpeed's command line that it only warns of, and their death.
+"""The launchers above this rank: a mistake in DeepSpeed's command line that it only warns of, and their end.
 
 `deepspeed` with a hostfile that is not there trains on this host alone. Killed, it leaves pdsh and all ranks
 running on every host.
@@ -24,7 +24,7 @@ _MARKS = ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")
 
 
 def check_hostfile() -> None:
-    """Raise a `UserError` if the `deepspeed` command that started this rank names a hostfile that is missing."""
+    """Raise a `UserError` if the `deepspeed` command above this rank names a hostfile that is missing."""
     with suppress(psutil.Error, OSError):
         for process in psutil.Process().parents():
             name = hostfile_of(process.cmdline())

@@ -1,7 +1,7 @@
 """Which interface of this host the other hosts reach.
 
-gloo listens on the address of the host's own name. Where that is loopback (Debian writes `127.0.1.1 NAME` into
-/etc/hosts) the other hosts are told to connect to themselves, and everybody waits.
+gloo listens on the address of the host's own name. Where that is loopback (Debian writes `127.0.1.1 NAME`
+into /etc/hosts) the other hosts are told to connect to themselves, and everybody waits.
 """
 
 from __future__ import annotations

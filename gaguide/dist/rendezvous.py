@@ -1,4 +1,4 @@
-"""Where the ranks meet (MASTER_ADDR, MASTER_PORT) under launchers that do not say: Slurm's srun, and mpirun."""
+"""Where ranks meet (MASTER_ADDR, MASTER_PORT) under launchers that do not say: Slurm's srun, and mpirun."""
 
 from __future__ import annotations
 

@@ -16,14 +16,19 @@ from torch.overrides import TorchFunctionMode
 
 from gaguide.evaluate.rows import Row
 
-_WORTH_TOKENS = 256
+WORTH_TOKENS = 256
 """With fewer tokens before the first branch a second call of the kernel costs what it saves."""
 
 
-def causal_beginning(rows: Sequence[Row], mask_B1TT: torch.Tensor | None) -> AbstractContextManager[Any]:
-    """While it holds, torch's attention with just this mask of `rows` is causal up to their first branch."""
+def causal_beginning(
+    rows: Sequence[Row], mask_B1TT: torch.Tensor | None, worth_tokens: int = WORTH_TOKENS
+) -> AbstractContextManager[Any]:
+    """While it holds, torch's attention with just this mask of `rows` is causal up to their first branch.
+
+    Only where that lies `worth_tokens` or more behind the beginning.
+    """
     first_branch = min(min(row.ends) for row in rows)
-    if mask_B1TT is None or first_branch < _WORTH_TOKENS:
+    if mask_B1TT is None or first_branch < worth_tokens:
         return nullcontext()
     return _CausalBeginning(mask_B1TT, first_branch)
 
@@ -40,6 +45,8 @@ class _CausalBeginning(TorchFunctionMode):
         mask_B1TT = kwargs.get("attn_mask")
         if function is not scaled_dot_product_attention or mask_B1TT is not self._mask_B1TT:
             return function(*args, **kwargs)
+        if len(args) != 3 or args[0].shape[2] != mask_B1TT.shape[2]:
+            return function(*args, **kwargs)  # a model that calls it in a way of its own
         (query_BHTD, key_BHTD, value_BHTD), end = args, self._tokens
         before_BHTD = function(
             *(one[:, :, :end] for one in args), **kwargs | {"attn_mask": None, "is_causal": True}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gaguide.dist import out_of_memory
-from gaguide.evaluate.causal import causal_beginning
+from gaguide.evaluate.causal import WORTH_TOKENS, causal_beginning
 from gaguide.evaluate.generate import generate
 from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row, shared_length
 
@@ -122,20 +122,20 @@ class Scorer:
         longest_target = max(len(read.target_ids) for read in ids)
         cut = max(0, common - max(_CHECKED_PREFIX, longest_target))
         part = build_row([TokenSequence(ids[read][cut:], read.target_ids, read.key) for read in ids])
-        shared, separate = self._together([part]), self._separate([part])
+        shared, separate = self._together([part], _CHECKED_PREFIX // 2), self._separate([part])
         return max(abs(shared[key] - separate[key]) for key in shared)
 
-    def _shared(self, rows: Sequence[Row]) -> Scores:
+    def _shared(self, rows: Sequence[Row], causal_tokens: int) -> Scores:
         given = inputs(rows, self.device, self.model.dtype)
-        with causal_beginning(rows, given.get("attention_mask")):
+        with causal_beginning(rows, given.get("attention_mask"), causal_tokens):
             hidden_BTD = self.model.base_model(**given, use_cache=False, return_dict=True).last_hidden_state
         flat, reads = _flat_reads(rows, hidden_BTD.shape[1])
         hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
         head = self.model.get_output_embeddings()
         return _read(hidden_ND, head, reads)
 
-    def _together(self, rows: Sequence[Row]) -> Scores:
-        return self._whole(rows) if self.whole else self._shared(rows)
+    def _together(self, rows: Sequence[Row], causal_tokens: int = WORTH_TOKENS) -> Scores:
+        return self._whole(rows) if self.whole else self._shared(rows, causal_tokens)
 
     def _whole(self, rows: Sequence[Row]) -> Scores:
         given = inputs(rows, self.device, self.model.dtype)

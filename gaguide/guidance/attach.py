@@ -167,6 +167,8 @@ class _Inputs:
         # Layers share the model's mask object; holding it keeps its id from being used again.
         if id(attention_mask) not in self._masks:
             mask = attention_mask[:, 0]
+            if mask.stride(0) == 0:
+                mask = mask[:1]  # one for all sequences, which a kernel would copy for each
             self._masks[id(attention_mask)] = attention_mask, mask if mask.dtype == torch.bool else mask >= 0
         return self._masks[id(attention_mask)][1]
 
@@ -299,17 +301,34 @@ def _attention(
     mask_BQK = inputs.visible(attention_mask)
     terms = inputs.terms(layer, mask_BQK, guidance_dtype(q_BHTD.dtype))
     scale = q_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    split = layer.split
-    (q, k, v), (rest_q, rest_k, rest_v) = split.divide(q_BHTD, k_BGTD, v_BGTD)
     if layer.guidance.measure_only:
+        q, k = layer.split.measured(q_BHTD, k_BGTD)
         layer.guidance._record(layer, *measure_attention(q, k, terms, mask_BQK, scale), terms)
         return sdpa_attention_forward(
             module, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scaling, **kwargs
         )
+    return _guided_layer(layer, terms, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scale, kwargs), None
+
+
+def _guided_layer(
+    layer: _Layer,
+    terms: RowTerms,
+    q_BHTD: torch.Tensor,
+    k_BGTD: torch.Tensor,
+    v_BGTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float,
+    scale: float,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Output [B, T, H, D]: guided heads here, the rest by SDPA."""
+    split, inputs = layer.split, layer.guidance._inputs
+    mask_BQK = None if inputs is None else inputs.visible(attention_mask)
+    (q, k, v), (rest_q, rest_k, rest_v) = split.divide(q_BHTD, k_BGTD, v_BGTD)
     guided_BhTD, loss_h, mass_h = guided_attention(q, k, v, terms, mask_BQK, scale, dropout)
     layer.guidance._record(layer, loss_h, mass_h, terms)
     if not split.rest:
-        return guided_BhTD.transpose(1, 2).contiguous(), None
+        return guided_BhTD.transpose(1, 2).contiguous()
     rest_BTHD, _ = sdpa_attention_forward(
         split.as_module,  # type: ignore[arg-type]
         rest_q,
@@ -317,10 +336,10 @@ def _attention(
         rest_v,
         attention_mask,
         dropout,
-        scaling,
+        scale,
         **kwargs,
     )
-    return split.join(guided_BhTD.transpose(1, 2), rest_BTHD), None
+    return split.join(guided_BhTD.transpose(1, 2), rest_BTHD)
 
 
 def _refuse(q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, kwargs: dict[str, Any]) -> None:

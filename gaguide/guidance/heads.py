@@ -31,6 +31,11 @@ class HeadSplit:
         """What SDPA reads of an attention module, for the rest: causal, keys already one a head."""
         return SimpleNamespace(is_causal=True)
 
+    def measured(self, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The guided heads' queries and keys [B, h, T, D], for measuring alone."""
+        keys = tuple(head // self.groups for head in self.guided)
+        return _take(q_BHTD, self.guided, 1), _take(k_BGTD, keys, 1)
+
     def divide(
         self, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

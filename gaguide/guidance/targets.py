@@ -73,6 +73,18 @@ def row_terms(
     valid_BT: bool, False on padding. mask_BQK: bool, True where a query may see a key (B or 1 rows);
     None means causal.
     """
+    with torch.autocast(valid_BT.device.type, enabled=False):  # which would count in 16 bits
+        return _row_terms(targets, valid_BT, mask_BQK, reduction, target_kind, dtype)
+
+
+def _row_terms(
+    targets: Sequence[Target],
+    valid_BT: torch.Tensor,
+    mask_BQK: torch.Tensor | None,
+    reduction: Reduction,
+    target_kind: TargetKind,
+    dtype: torch.dtype,
+) -> RowTerms:
     B, T = valid_BT.shape
     columns = [
         torch.zeros_like(valid_BT) if isinstance(target, Offset) else target.marked_BT & valid_BT

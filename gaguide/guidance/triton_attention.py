@@ -51,17 +51,20 @@ class _TritonAttention(torch.autograd.Function):
         out_BhTD = _laid_out(v_BhTD)
         # log-sum-exp, sum H^2, sum H c, then what is added up over rows: loss, mass where a target is seen.
         rows_5BhT = torch.empty((5, B, h, T), dtype=torch.float32, device=q_BhTD.device)
+        # Without a mask the kernels never read that pointer: any tensor does.
         mask = q_BhTD if mask_BQK is None else mask_BQK.contiguous().view(torch.uint8)
         targets = (terms.columns_BhT.contiguous(), terms.offsets_h, terms.scale_BhT.contiguous())
-        rows = (terms.weight_BhT.contiguous(), terms.seen_BhT.contiguous())
+        weight_BhT = terms.weight_BhT.contiguous()
         numbers = (*_strides(q_BhTD, k_BhTD, v_BhTD), _mask_stride(mask_BQK), scale, dropout, seed)
         shape = _shape(q_BhTD, terms, mask_BQK, dropout)
         kernels.forward[_grid(q_BhTD, shape["R"])](
-            q_BhTD, k_BhTD, v_BhTD, mask, *targets, *rows, out_BhTD, *rows_5BhT, *numbers,
-            *q_BhTD.shape[1:], **shape,
+            q_BhTD, k_BhTD, v_BhTD, mask, *targets, weight_BhT, terms.seen_BhT.contiguous(),
+            out_BhTD, *rows_5BhT, *numbers, *q_BhTD.shape[1:], **shape,
         )  # fmt: skip
         loss_h, mass_h = rows_5BhT[3:].sum((1, 3))
-        ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BhTD, rows_5BhT[:3], mask, *targets, rows[0])
+        # As [B, T, h, D], which is contiguous: what is packed and unpacked meanwhile keeps its layout.
+        out_BThD = out_BhTD.transpose(1, 2)
+        ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_5BhT[:3], mask, *targets, weight_BhT)
         ctx.mask_stride, ctx.numbers, ctx.shape = _mask_stride(mask_BQK), (scale, dropout, seed), shape
         mass_h = mass_h / terms.queries_h
         ctx.mark_non_differentiable(mass_h)
@@ -70,14 +73,14 @@ class _TritonAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q_BhTD, k_BhTD, v_BhTD, out_BhTD, rows_3BhT, mask, *targets, weight_BhT = ctx.saved_tensors
+        q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_3BhT, mask, *targets, weight_BhT = ctx.saved_tensors
         logsum_BhT, squares_BhT, masses_BhT = rows_3BhT
         shape: dict[str, Any] = ctx.shape
         do_BhTD = _rows_apart(grads[0].to(v_BhTD.dtype))
         gains_BhT, deltas_BhT = torch.empty_like(rows_3BhT[:2])
         dq, dk, dv = (_laid_out(x) for x in (q_BhTD, k_BhTD, v_BhTD))
         given = (q_BhTD, k_BhTD, v_BhTD, do_BhTD, mask, *targets, logsum_BhT, gains_BhT, deltas_BhT)
-        rows = (out_BhTD, grads[1].float().contiguous(), weight_BhT, squares_BhT, masses_BhT)
+        rows = (out_BThD.contiguous(), grads[1].float().contiguous(), weight_BhT, squares_BhT, masses_BhT)
         strides = _strides(q_BhTD, k_BhTD, v_BhTD, do_BhTD)
         numbers = (*strides, ctx.mask_stride, *ctx.numbers, *q_BhTD.shape[1:])
         kernels.backward_queries[_grid(q_BhTD, shape["R"])](*given, *rows, dq, *numbers, **shape)

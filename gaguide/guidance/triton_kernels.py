@@ -68,7 +68,7 @@ def _targets(columns, offset, rows_R, columns_C, T, HAS_OFFSETS: tl.constexpr):
 
 @triton.jit
 def _keep(seed, rows_R, columns_C, T, dropout):
-    """Dropout's factor of each entry, the same in forward and backward."""
+    """Dropout's factor of each entry, the same in forward and backward (beyond 2^31 entries it repeats)."""
     random_RC = tl.rand(seed, rows_R[:, None] * T + columns_C[None, :])
     return tl.where(random_RC >= dropout, 1.0 / (1.0 - dropout), 0.0)
 

@@ -1,6 +1,6 @@
 """Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed; costs of training."""
 
-from gaguide.model.fast import align_head, fuse_activations
+from gaguide.model.fast import adapt_to, align_head, fuse_activations
 from gaguide.model.flops import TokenFlops, flops_per_token
 from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
 from gaguide.model.memory import Memory, MemorySetup, estimate_memory
@@ -14,6 +14,7 @@ __all__ = [
     "ModelShape",
     "ModelSource",
     "TokenFlops",
+    "adapt_to",
     "align_head",
     "build_model",
     "checkpoint_activations",

@@ -3,7 +3,7 @@
 Model states follow Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3 and figure 1) as DeepSpeed
 0.19 keeps them: fp32 master weights and AdamW's two moments, split from stage 1 on; gradients from stage 2;
 weights at stage 3. Activations follow Korthikanti et al. 2022 (arXiv:2205.05198, section 4) in method; the
-counts are what transformers' layers save for backward, which is more than Megatron's fused ones.
+counts are what transformers' layers save for backward, with GELU as one operation (fast.py).
 
 These are tensor bytes. A GPU's context, kernels' workspaces and the allocator's fragments come on top
 (`gaguide.plan` adds an allowance for them).

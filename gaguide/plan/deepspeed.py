@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from gaguide.config import BatchPlan, RunConfig, offload_device, plan_batch
+from gaguide.config import BatchPlan, RunConfig, offload_device, plan_batch, sub_group_size
 from gaguide.config.deepspeed import Precisions, RunSide, precision, resolve_deepspeed
 from gaguide.errors import UserError
 from gaguide.model.memory import Offload, Precision
@@ -41,7 +41,7 @@ def with_deepspeed(
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         gather=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
         kept_parameters=_kept(zero),
-        sub_group=int(zero.get("sub_group_size", 1_000_000_000)),
+        sub_group=sub_group_size(resolved),
     )
 
 

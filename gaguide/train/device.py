@@ -76,7 +76,8 @@ def large_tensors_apart() -> Iterator[None]:
     """Inside, each large tensor of the CPU gets memory of its own, which goes back when it is freed (glibc).
 
     Otherwise only tensors above 32 MiB do, and a model that is converted and cut up anew leaves gigabytes of
-    holes between what stays. Outside, in training, holes are used again, and faster than fresh pages.
+    holes between what stays. Outside, in training, holes are used again, and faster than fresh pages; only
+    before an offloaded optimizer's step they are given back.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
     mallopt(_M_MMAP_THRESHOLD, 2**20)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from gaguide.config import offload_device
 from gaguide.dist import World
-from gaguide.model import align_head, checkpoint_activations
+from gaguide.model import adapt_to, checkpoint_activations
 from gaguide.train.freeze import freeze
 from gaguide.train.job import Job
 from gaguide.train.offload import cpu_optimizer_ready
@@ -25,8 +25,7 @@ def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if job.run.train.gradient_checkpointing:
         checkpoint_activations(model)
-    if world.device.type == "cuda" and job.precision != "fp32":
-        align_head(model)
+    adapt_to(model, world.device, job.precision)
     freeze(model, job.frozen)
     cpu_adam = cpu_optimizer_ready(job.deepspeed, world)
     settings = dict(job.deepspeed)

@@ -17,12 +17,20 @@ from typing import Any, Literal
 
 import torch
 
-from gaguide.config import divisors, load_deepspeed_json, offload_device, plan_batch
+from gaguide.config import divisors, load_deepspeed_json, offload_device, plan_batch, sub_group_size
 from gaguide.dist import World, all_gather, broadcast, raise_together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import guide
 from gaguide.log import say
-from gaguide.model import Memory, MemorySetup, build_model, checkpoint_activations, estimate_memory, shape_of
+from gaguide.model import (
+    Memory,
+    MemorySetup,
+    adapt_to,
+    build_model,
+    checkpoint_activations,
+    estimate_memory,
+    shape_of,
+)
 from gaguide.train.device import available_memory
 from gaguide.train.job import Job
 from gaguide.train.preflight import complete_json
@@ -110,7 +118,7 @@ def estimate(job: Job, size: int, world: World) -> Memory:
         fused_attention=world.device.type == "cuda" or not shape.dropout,
         offload_optimizer=offload_device(job.deepspeed, "optimizer"),  # type: ignore[arg-type]
         offload_parameters=offload_device(job.deepspeed, "param"),  # type: ignore[arg-type]
-        sub_group=int(job.deepspeed["zero_optimization"].get("sub_group_size", 1_000_000_000)),
+        sub_group=sub_group_size(job.deepspeed),
     )
     return estimate_memory(shape, setup)
 
@@ -147,6 +155,7 @@ class _Trial:
         held = torch.empty(reserve, dtype=torch.uint8, device=device)
         model: Any = build_model(job.model, job.run.seed)
         model = model.to(device=device, dtype=dtype)
+        adapt_to(model, device, job.precision)
         if job.run.train.gradient_checkpointing:
             checkpoint_activations(model)
         ids = torch.zeros(size, job.run.data.block_length, dtype=torch.int64, device=device)

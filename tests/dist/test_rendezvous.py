@@ -18,7 +18,12 @@ from gaguide.dist.world import World
 from gaguide.errors import UserError
 from tests.support.ranks import REPOSITORY
 
-SLURM = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1234", "SLURM_PROCID": "1", "SLURM_JOB_NODELIST": "n[07-08,10],x"}
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_JOB_ID": "1234",
+    "SLURM_PROCID": "1",
+    "SLURM_JOB_NODELIST": "n[07-08,10],x",
+}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,9 @@ def test_srun_meets_on_the_steps_first_host() -> None:
     assert rendezvous(SLURM | {"SLURM_PROCID": "5"}, 5, 6) == met, "the same on all ranks"
     assert rendezvous(SLURM | {"SLURM_STEP_NODELIST": "n[08,10]"}, 1, 6)["MASTER_ADDR"] == "n08"
     assert rendezvous(SLURM | {"SLURM_STEP_ID": "1"}, 1, 6)["MASTER_PORT"] != met["MASTER_PORT"]
-    assert rendezvous(SLURM | {"MASTER_ADDR": "ib0"}, 1, 6) == met | {"MASTER_ADDR": "ib0"}, "what is given stays"
+    assert rendezvous(SLURM | {"MASTER_ADDR": "ib0"}, 1, 6) == met | {"MASTER_ADDR": "ib0"}, (
+        "what is given stays"
+    )
 
 
 def test_srun_with_pmi_tells_local_ranks_its_own_way() -> None:

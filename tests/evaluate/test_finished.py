@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -151,10 +152,13 @@ def _ranks_at_work(launcher: int, output: Path) -> dict[int, psutil.Process]:
         if len(files) == 2 and all(len(file.read_text().splitlines()) > 2 for file in files):
             found = {}
             for process in psutil.Process(launcher).children(recursive=True):
-                given = process.environ()
-                rank = given.get("RANK", given.get("OMPI_COMM_WORLD_RANK"))
-                if "evaluate.py" in " ".join(process.cmdline()) and rank is not None:
-                    found[int(rank)] = process
+                with suppress(psutil.Error):  # one that has just ended
+                    if "evaluate.py" not in " ".join(process.cmdline()):
+                        continue
+                    given = process.environ()
+                    rank = given.get("RANK", given.get("OMPI_COMM_WORLD_RANK"))
+                    if rank is not None:
+                        found[int(rank)] = process
             return found
         time.sleep(0.05)
     raise AssertionError("the ranks did not begin")

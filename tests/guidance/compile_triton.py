@@ -28,8 +28,8 @@ def main(arch: str, dtype: str, width: str, features: str) -> None:
         shape["PRECISION"] = "tf32"
     scalars = {"scale": "fp32", "dropout": "fp32", "seed": "i64", "offsets": "*i32"}
     scalars["mask"] = "*u8" if more else f"*{dtype}"
-    for name in ("forward", "backward_queries", "backward_keys"):
-        kernel, signature = getattr(kernels, name), {}
+    for kernel in (kernels.forward, kernels.backward_queries, kernels.backward_keys):
+        signature = {}
         for name in kernel.arg_names:
             if name in shape:
                 signature[name] = "constexpr"

@@ -118,6 +118,17 @@ def test_any_shape_equals_dense(seed, B, h, T, D, row_block, padding, density, r
     compare(torch.float64, 1e-10, reduction, kind, partial(row_block_attention, row_block=row_block), made)
 
 
+def test_terms_are_counted_in_the_guidance_dtype_under_autocast() -> None:
+    """700 keys marked: a count in bf16 would be 696 or 704."""
+    valid_BT = torch.ones(1, 800, dtype=torch.bool)
+    valid_BT[:, :100] = False
+    mask_BQK = torch.ones(800, 800, dtype=torch.bool).tril() & valid_BT[:, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = row_terms([Columns(valid_BT)], valid_BT, mask_BQK, "mean", "normalized", torch.float32)
+    assert terms.scale_BhT.dtype == torch.float32
+    assert 1 / terms.scale_BhT[0, 0, 798] == pytest.approx(699, rel=1e-6)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

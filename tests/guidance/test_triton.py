@@ -14,7 +14,9 @@ import torch
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
 from gaguide.guidance.kernel import row_block_attention
+from gaguide.guidance.patterns import Offset
 from gaguide.guidance.targets import RowTerms, row_terms
+from gaguide.model import checkpoint_activations
 from tests.guidance.dense import dense_maps
 from tests.guidance.test_kernel import case, compare
 from tests.support.models import tiny_model
@@ -61,9 +63,12 @@ def test_fp32_equals_dense_float64(triton_attention, reduction: str, kind: str, 
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("seed", [3, 4], ids=["marked keys", "an offset"])
+def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype, seed: int) -> None:
     """q, k and v as transformers hand them over: views [B, T, h, D] seen as [B, h, T, D], and keys shared."""
-    q, k, v, targets, valid_BT, _ = case(3, 2, 3, 50, 16, "none", 0.1)
+    h = 2 if seed == 3 else 3  # `case` gives the third an offset
+    q, k, v, targets, valid_BT, _ = case(seed, 2, h, 150, 16, "none", 0.1)
+    assert any(isinstance(target, Offset) for target in targets) == (seed == 4)
     terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
     q, k, v = (x.to(dtype) for x in (q, k, v))
     views = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]
@@ -138,6 +143,49 @@ def test_a_guided_model_gives_the_same_through_either_kernel(
     for got, want in zip(run(), plain):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
     assert calls
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_its_first_use_may_lie_in_a_checkpointed_layer(
+    triton_attention, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """The comparison with the row blocks must neither count as the layer's own nor be recomputed."""
+    monkeypatch.setattr(backend, "fused_attention", lambda *_: backend._proven(DEVICE, torch.float32, 8))
+    plan = GuidancePlan((Assignment(TokenSet("words", frozenset(range(5, 30))), (0, 2)),))
+    ids_BT = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        backend._proven.cache_clear()
+        model = tiny_model("gpt2", dropout).to(DEVICE).train()
+        if checkpointing:
+            checkpoint_activations(model)
+        torch.manual_seed(0)
+        with guide(model, plan) as guidance:
+            out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False)
+            (out.loss + guidance.loss()).backward()
+        assert backend._proven(DEVICE, torch.float32, 8) is not None
+        return [parameter.grad for parameter in model.parameters()]
+
+    for ours, theirs in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    backend._proven.cache_clear()
+
+
+def test_saved_tensors_may_be_packed_and_unpacked(triton_attention) -> None:
+    """As offloading them to the host does, which may give them another layout."""
+    q, k, v, targets, valid_BT, _ = case(3, 2, 2, 70, 16, "none", 0.1)
+    terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        leaves = [x.float().requires_grad_() for x in (q, k, v)]
+        out, loss_h, _ = triton_attention(*leaves, terms, None, 0.25, 0.0, 0)
+        return torch.autograd.grad(out.square().sum() + loss_h.sum(), leaves)
+
+    want = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x.contiguous()):
+        got = gradients()
+    for ours, theirs in zip(got, want):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_the_kernel_is_used_only_after_it_has_agreed(triton_attention) -> None:
