@@ -168,7 +168,7 @@ def deepspeed_json(case: dict[str, Any]) -> dict[str, Any]:
 def job_of(case: dict[str, Any], ranks: int) -> Any:
     """What `make_engine` reads of a job."""
     from gaguide.config import plan_batch
-    from gaguide.config.deepspeed import Precisions, RunSide, resolve_deepspeed
+    from gaguide.config.deepspeed import Precisions, RunSide, precision, resolve_deepspeed
     from gaguide.config.run import TrainSection
 
     batch = plan_batch(case["batch"] * case["accumulation"] * ranks, case["batch"], ranks)
@@ -178,7 +178,8 @@ def job_of(case: dict[str, Any], ranks: int) -> Any:
     resolved = resolve_deepspeed(
         deepspeed_json(case), batch, RunSide(1.0, Path()), Precisions(True, True, False)
     )
-    return SimpleNamespace(run=SimpleNamespace(train=train), deepspeed=resolved, frozen=())
+    run = SimpleNamespace(train=train)
+    return SimpleNamespace(run=run, deepspeed=resolved, precision=precision(resolved), frozen=())
 
 
 def guide_of(model: Any, case: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ WORTH_TOKENS = 256
 
 
 def causal_beginning(
-    rows: Sequence[Row], mask_B1TT: torch.Tensor | None, worth_tokens: int = WORTH_TOKENS
+    rows: Sequence[Row], mask_B1TT: torch.Tensor | None, worth_tokens: int
 ) -> AbstractContextManager[Any]:
     """While it holds, torch's attention with just this mask of `rows` is causal up to their first branch.
 

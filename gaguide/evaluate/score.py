@@ -41,7 +41,7 @@ class Scorer:
     """Scores batches of rows with a model in eval mode on `device`; `shares`: prefixes are shared.
 
     whole: call the model only as a whole, as ZeRO-3 needs it, where also all ranks must call it equally
-    often: `passes` counts, `idle` fills up, and nothing is halved.
+    often: `passes` counts, `idle` fills up, and nothing is halved. causal_tokens: see `causal_beginning`.
     """
 
     model: Any
@@ -49,6 +49,7 @@ class Scorer:
     shares: bool = True
     say: Callable[[str], None] = print
     whole: bool = False
+    causal_tokens: int = WORTH_TOKENS
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Scores of all reads of `rows`. Rows that do not fit into memory are halved, which is said."""
@@ -134,15 +135,16 @@ class Scorer:
         head = self.model.get_output_embeddings()
         return _read(hidden_ND, head, reads)
 
-    def _together(self, rows: Sequence[Row], causal_tokens: int = WORTH_TOKENS) -> Scores:
-        return self._whole(rows) if self.whole else self._shared(rows, causal_tokens)
+    def _together(self, rows: Sequence[Row], causal_tokens: int | None = None) -> Scores:
+        compute = self._whole if self.whole else self._shared
+        return compute(rows, causal_tokens or self.causal_tokens)
 
-    def _whole(self, rows: Sequence[Row]) -> Scores:
+    def _whole(self, rows: Sequence[Row], causal_tokens: int) -> Scores:
         given = inputs(rows, self.device, self.model.dtype)
         flat, reads = _flat_reads(rows, given["input_ids"].shape[1])
         kept_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
         kept_BT.view(-1)[flat] = True
-        with causal_beginning(rows, given.get("attention_mask")):
+        with causal_beginning(rows, given.get("attention_mask"), causal_tokens):
             logits_NV = self.model(**given, use_cache=False, logits_to_keep=kept_BT.to(self.device)).logits
         return _read(logits_NV, torch.nn.Identity(), reads)
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -357,6 +358,11 @@ def _refuse(q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, kwargs: dict[str, Any]) 
             "guidance needs whole sequences: call the model with use_cache=False, not with cached keys"
         )
 
+
+if Version(torch.__version__) < Version("2.13"):
+    # torch 2.11's compiler gave wrong gradients here; 2.13 is the oldest seen to give right ones. Left out of
+    # the graph the guided layers run as written.
+    _guided_layer = torch.compiler.disable(_guided_layer)
 
 AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, sdpa_mask)

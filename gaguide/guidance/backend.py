@@ -76,7 +76,7 @@ def disagreement(kernel: Attention, device: torch.device, dtype: torch.dtype, wi
     """
     with _apart(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        B, h, T = 2, 2, 150
+        B, h, T = 1, 2, 100  # more than one block of queries and of keys
         q, k, v, weight = (torch.randn(B, h, T, width).to(device, dtype) for _ in range(4))
         marked_BhT = (torch.rand(B, h, T) < 0.1).to(device, torch.float32)
         ones_BhT = torch.ones_like(marked_BhT)

@@ -52,7 +52,7 @@ class MemorySetup:
     checkpointing: bool = False
     guided_heads: int = 0
     guided_layers: int = 0
-    row_block: int = 256
+    row_block: int = 128
     fused_attention: bool = True
     offload_optimizer: Offload = "none"
     offload_parameters: Offload = "none"

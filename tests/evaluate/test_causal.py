@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from gaguide.evaluate import causal
 from gaguide.evaluate.rows import Row, TokenSequence, build_row
 from gaguide.evaluate.score import Scorer
 from tests.support.models import CONFIGS, LAYERS, tiny_model
@@ -42,13 +41,12 @@ def _rows() -> list[Row]:
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_the_tokens_before_the_first_branch_need_no_mask(
-    kind: str, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(causal, "_WORTH_TOKENS", 16)
+def test_the_tokens_before_the_first_branch_need_no_mask(kind: str, whole: bool) -> None:
     model, rows = tiny_model(kind, attn_implementation="sdpa"), _rows()
+    scorer = Scorer(model, torch.device("cpu"), whole=whole)
+    scorer.causal_tokens = 16
     with _Calls() as calls:
-        scores = Scorer(model, torch.device("cpu"), whole=whole).score(rows)
+        scores = scorer.score(rows)
     longest = max(map(len, rows))
     assert calls.seen == [(41, True), (longest - 41, False)] * LAYERS  # the shorter prompt, and one token
     alone = Scorer(model, torch.device("cpu"), shares=False).score(rows)

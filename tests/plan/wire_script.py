@@ -16,7 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gaguide.config import plan_batch
-from gaguide.config.deepspeed import Precisions, RunSide, resolve_deepspeed
+from gaguide.config.deepspeed import Precisions, RunSide, precision, resolve_deepspeed
 from gaguide.config.run import TrainSection
 from gaguide.dist import World, start, stop
 from gaguide.train.engine import make_engine
@@ -28,12 +28,12 @@ def one_step(case: dict[str, Any], world: World) -> dict[str, list[list[int]]]:
     """{operation: [[bytes, calls], …]} of the second step."""
     batch = plan_batch(world.size * case["accumulation"], 1, world.size)
     logger = {"comms_logger": {"enabled": True, "prof_all": True, "verbose": False, "debug": False}}
+    deepspeed = resolve_deepspeed(
+        case["json"] | logger, batch, RunSide(1.0, Path()), Precisions(True, True, False)
+    )
+    train = TrainSection(global_batch=batch.global_batch, steps=1)
     job = SimpleNamespace(
-        run=SimpleNamespace(train=TrainSection(global_batch=batch.global_batch, steps=1)),
-        deepspeed=resolve_deepspeed(
-            case["json"] | logger, batch, RunSide(1.0, Path()), Precisions(True, True, False)
-        ),
-        frozen=(),
+        run=SimpleNamespace(train=train), deepspeed=deepspeed, precision=precision(deepspeed), frozen=()
     )
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**MODEL)).train()
