@@ -58,6 +58,8 @@ class Watchdog:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
+        # A thread that lives on while the interpreter ends can abort it; one that hangs is not waited for.
+        self._thread.join(timeout=5)
         faulthandler.cancel_dump_traceback_later()
         with contextlib.suppress(OSError):
             (self.beats / f"rank-{self.world.rank:05}.json").unlink(missing_ok=True)
