@@ -1,8 +1,7 @@
-"""Training speed beside the Hugging Face Trainer and the plain loop, each child alternating in one run.
+"""Training speed beside the Hugging Face Trainer and the plain loop, step by step in turns.
 
-    python benchmarks/train.py --shards DIR [--rounds 2] [--steps 4] [--length 512] [--micro-batch 1]
-                               [--json zero2] [--ranks 2] [--output FILE]
-                               [--contenders plain,ours-alone,guided-alone,trainer,ours,guided]
+    python benchmarks/train.py --shards DIR [--steps 12] [--length 512] [--micro-batch 1] [--json zero2]
+                               [--ranks 2] [--groups alone,ranks] [--no-memory] [--output FILE]
 
 Contenders, all gpt2's shape from random weights, without dropout, same blocks and rate, clipping at 1:
   plain         nanoGPT's loop on one process: memory-mapped tokens, fused AdamW and GELU, on a GPU a padded
@@ -12,8 +11,10 @@ Contenders, all gpt2's shape from random weights, without dropout, same blocks a
   trainer       transformers' Trainer with --json on --ranks (two by default, one where there is one GPU)
   ours, guided  gaguide with --json on --ranks
 A global batch is two micro batches for all of them (on one rank they are added up). Every core is used: two
-threads for one process, one for each of two ranks. Each round starts every contender anew; the first two
-steps of a child are not counted. Peak memory is the largest rank's resident set (CPU) or allocation (GPU).
+threads for one process, one for each of two ranks. The contenders of a group, the first three and the last
+three, live in the same processes and take turns step by step, so that a machine whose speed changes is as
+slow for one as for the other; the first two turns are not counted. Peak memory is that of two steps in
+processes without the others: the largest rank's resident set (CPU) or allocation (GPU).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +39,22 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 WARMUP = 2
 RATE = 1e-4
+GROUPS = {"alone": ("plain", "ours-alone", "guided-alone"), "ranks": ("trainer", "ours", "guided")}
 
 
 def alone(contender: str) -> bool:
     return contender == "plain" or contender.endswith("-alone")
 
 
-def launch(contender: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One child (or two ranks) from start to end; its answer is rank 0's JSON."""
-    ranks, cores = 1 if alone(contender) else settings["ranks"], os.cpu_count() or 1
-    answer = folder / f"{contender}.json"
+def launch(names: Sequence[str], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One child (or its ranks) from start to end; its answer is rank 0's JSON."""
+    ranks, cores = 1 if alone(names[0]) else settings["ranks"], os.cpu_count() or 1
+    answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
-    child = [str(Path(__file__)), "child", contender, json.dumps(settings), str(answer)]
+    child = [str(Path(__file__)), "child", ",".join(names), json.dumps(settings), str(answer)]
     launcher = str(Path(sys.executable).parent / "deepspeed")
     command = [sys.executable, *child]
-    if not alone(contender):
+    if not alone(names[0]):
         command = [launcher, "--num_accelerators", str(ranks), "--master_port", "29777", *child]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),
@@ -63,7 +66,7 @@ def launch(contender: str, settings: dict[str, Any], folder: Path) -> dict[str, 
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
-        raise SystemExit(f"{contender} ended with code {done.returncode}\n{done.stdout[-3000:]}")
+        raise SystemExit(f"{', '.join(names)} ended with code {done.returncode}\n{done.stdout[-3000:]}")
     return dict(json.loads(answer.read_text()))
 
 
@@ -102,8 +105,8 @@ def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) ->
     return prepare(run, ROOT / "ds_configs" / f"{stage}.json", world), world
 
 
-def ours(settings: dict[str, Any], guided: bool, stage: str) -> list[float]:
-    """gaguide's Trainer, step by step; seconds of every counted step."""
+def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
+    """gaguide's Trainer, a step at a time."""
     from gaguide.model import build_model
     from gaguide.train.engine import make_engine
     from gaguide.train.preempt import Preemption
@@ -115,18 +118,15 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> list[float]:
         engine = make_engine(job, build_model(job.model, job.run.seed), world)
         preemption = Preemption(world)
         watchdog = Watchdog(job.output, world, job.run.train.hang_timeout, preemption.wish)
-        seconds = []
         with watchdog, preemption, _guided(engine.module, job) as guidance:
             trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
             trainer.resume()
             for step in range(1, job.total_steps):
-                began = time.perf_counter()
                 trainer.step(step)
-                seconds.append(time.perf_counter() - began)
-        return seconds[WARMUP:]
+                yield
 
 
-def plain(settings: dict[str, Any]) -> list[float]:
+def plain(settings: dict[str, Any]) -> Iterator[None]:
     """nanoGPT's loop: random windows of memory-mapped tokens, micro batches added up, clip, fused AdamW."""
     from gaguide.model import align_head, build_model
 
@@ -146,14 +146,12 @@ def plain(settings: dict[str, Any]) -> list[float]:
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=RATE, fused=True)
         half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        generator, seconds = torch.Generator().manual_seed(0), []
-        for _ in range(settings["steps"] + WARMUP):
-            began = time.perf_counter()
+        generator = torch.Generator().manual_seed(0)
+        while True:
             for _ in range(2):
                 at = torch.randint(len(data) - T, (B,), generator=generator)
-                ids_BT = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in at]).to(
-                    device
-                )
+                ids_BT = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in at])
+                ids_BT = ids_BT.to(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
                     loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss / 2
                 loss.backward()
@@ -161,23 +159,22 @@ def plain(settings: dict[str, Any]) -> list[float]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             loss.item()
-            seconds.append(time.perf_counter() - began)
-        return seconds[WARMUP:]
+            yield
 
 
-def trainer(settings: dict[str, Any]) -> list[float]:
-    """transformers' Trainer with the same JSON, model, blocks and logging of every step."""
+def trainer(settings: dict[str, Any], turn: Callable[[], None]) -> None:
+    """transformers' Trainer with the same JSON, model, blocks and logging of every step.
+
+    `turn` is called between two steps, before the first and after the last.
+    """
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.at: list[float] = []
-
+    class Turns(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.at.append(time.perf_counter())
+            turn()
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            self.at.append(time.perf_counter())
+            turn()
 
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job(settings, False, settings["json"], folder)
@@ -202,26 +199,51 @@ def trainer(settings: dict[str, Any]) -> list[float]:
             fp16=job.precision == "fp16",
             use_cpu=not torch.cuda.is_available(),
         )
-        clock = Clock()
         rows = [{"input_ids": row, "labels": row} for row in ids]
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(job.model.config, attn_implementation="sdpa")
-        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[clock]).train()
-        return [after - before for before, after in zip(clock.at, clock.at[1:])][WARMUP:]
+        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Turns()]).train()
 
 
-def child(contender: str, settings_json: str, answer: str, *_: str) -> None:
+def in_turns(names: Sequence[str], settings: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of every counted step of these contenders, which take turns in this process."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    works = {name: work(name, settings) for name in names if name != "trainer"}
+
+    def turn() -> None:
+        for name, steps in works.items():
+            began = time.perf_counter()
+            next(steps)
+            seconds[name].append(time.perf_counter() - began)
+
+    if "trainer" in names:
+        resumed = [0.0]
+
+        def between() -> None:
+            if resumed[0]:
+                seconds["trainer"].append(time.perf_counter() - resumed[0])
+            if len(seconds["trainer"]) < settings["steps"] + WARMUP:
+                turn()
+            resumed[0] = time.perf_counter()
+
+        trainer(settings, between)
+    else:
+        for _ in range(settings["steps"] + WARMUP):
+            turn()
+    return {name: taken[WARMUP:] for name, taken in seconds.items()}
+
+
+def work(name: str, settings: dict[str, Any]) -> Iterator[None]:
+    if name == "plain":
+        return plain(settings)
+    return ours(settings, name.startswith("guided"), "zero0" if alone(name) else settings["json"])
+
+
+def child(names: str, settings_json: str, answer: str, *_: str) -> None:
     from gaguide.dist import World, stop
     from gaguide.train.device import peak_memory
 
-    settings = json.loads(settings_json)
-    if contender == "plain":
-        seconds = plain(settings)
-    elif contender == "trainer":
-        seconds = trainer(settings)
-    else:
-        stage = "zero0" if alone(contender) else settings["json"]
-        seconds = ours(settings, contender.startswith("guided"), stage)
+    seconds = in_turns(names.split(","), json.loads(settings_json))
     world = World.from_environment()
     memory = peak_memory(world.device)
     if world.is_main:
@@ -229,19 +251,17 @@ def child(contender: str, settings_json: str, answer: str, *_: str) -> None:
     stop()
 
 
-def show(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> None:
+def show(seconds: dict[str, list[float]], memory: dict[str, int], settings: dict[str, Any]) -> None:
     tokens = 2 * settings["micro_batch"] * settings["length"]
     table = Table(
-        "contender", "ranks", "median step", "tokens/s", "against", "median of rounds' ratios", "peak memory"
+        "contender", "ranks", "median step", "tokens/s", "against", "median of turns' ratios", "peak memory"
     )
-    medians = {name: [statistics.median(run["seconds"]) for run in runs] for name, runs in found.items()}
-    for name, rounds in medians.items():
+    for name, taken in seconds.items():
         peer = "plain" if alone(name) else "trainer"
         ratio = ""
-        if peer in medians and peer != name:
-            ratio = f"{statistics.median(theirs / mine for mine, theirs in zip(rounds, medians[peer])):.3f}"
-        median = statistics.median(rounds)
-        memory = max(run["memory"] for run in found[name])
+        if peer in seconds and peer != name:
+            ratio = f"{statistics.median(theirs / mine for mine, theirs in zip(taken, seconds[peer])):.3f}"
+        median = statistics.median(taken)
         table.add_row(
             name,
             "1" if alone(name) else str(settings["ranks"]),
@@ -249,7 +269,7 @@ def show(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> No
             f"{tokens / median:,.0f}",
             peer,
             ratio,
-            f"{memory / 2**20:,.0f} MiB",
+            f"{memory[name] / 2**20:,.0f} MiB" if name in memory else "",
         )
     Console(width=110).print(table)
 
@@ -262,8 +282,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", required=True)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--micro-batch", type=int, default=1)
     jsons = sorted(path.stem for path in (ROOT / "ds_configs").glob("zero[123]*.json"))
@@ -271,24 +290,22 @@ def main() -> None:
         "--json", default="zero2", choices=jsons, help="where not alone (autocast is unknown to the Trainer)"
     )
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, torch.cuda.device_count() or 2))
-    parser.add_argument("--contenders", default="plain,ours-alone,guided-alone,trainer,ours,guided")
-    parser.add_argument(
-        "--output", type=Path, help="keep all times in this JSON file, and add to what it has"
-    )
+    parser.add_argument("--groups", default="alone,ranks")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--output", type=Path, help="write all times to this JSON file")
     arguments = parser.parse_args()
-    settings = {
-        key: getattr(arguments, key) for key in ("shards", "steps", "length", "micro_batch", "json", "ranks")
-    }
-    found: dict[str, list[dict[str, Any]]] = {}
-    if arguments.output and arguments.output.exists():
-        found = json.loads(arguments.output.read_text())
+    keys = ("shards", "steps", "length", "micro_batch", "json", "ranks")
+    settings = {key: getattr(arguments, key) for key in keys}
+    seconds: dict[str, list[float]] = {}
+    memory: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(arguments.rounds):
-            for name in arguments.contenders.split(","):
-                found.setdefault(name, []).append(launch(name, settings, Path(folder)))
-                if arguments.output:
-                    arguments.output.write_text(json.dumps(found, indent=1))
-    show(found, settings)
+        for group in arguments.groups.split(","):
+            seconds |= launch(GROUPS[group], settings, Path(folder))["seconds"]
+            for name in GROUPS[group] if arguments.memory else ():
+                memory[name] = launch([name], settings | {"steps": 0}, Path(folder))["memory"]
+            if arguments.output:
+                arguments.output.write_text(json.dumps({"seconds": seconds, "memory": memory}, indent=1))
+    show(seconds, memory, settings)
 
 
 if __name__ == "__main__":
