@@ -97,7 +97,10 @@ def save_swapped(engine: Any, folder: Path, world: World) -> list[Path]:
 def restore_offloaded(engine: Any, folder: Path, world: World) -> None:
     """After DeepSpeed's own loading of `folder`: what it does not bring back of an offloaded optimizer."""
     if _swaps(engine):
+        # Small parameters stay gathered on every rank: from partitions that are only now what they were.
+        engine.optimizer.checkpoint_event_prologue()
         _restore_swapped(engine, folder, world)
+        engine.optimizer.checkpoint_event_epilogue()
     adam = getattr(engine.optimizer, "optimizer", None)
     if hasattr(adam, "ds_opt_adam"):
         _replay_step_counts(adam)
