@@ -32,7 +32,7 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gaguide.guidance import DEFAULT_WEIGHT, Assignment, GuidancePlan, TokenSet, guide
-from gaguide.model import align_head, fuse_activations
+from gaguide.model import adapt_to, fuse_activations
 
 WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contrast set in English
 
@@ -44,8 +44,7 @@ def model_of(layers: int, length: int, attention: str, device: str, dtype: str) 
     model.set_attn_implementation(attention)
     model.loss_type = "ForCausalLM"
     fuse_activations(model)  # as training does
-    if device == "cuda" and dtype == "bf16":
-        align_head(model)
+    adapt_to(model, torch.device(device), dtype)
     return model.to(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).train()
 
 

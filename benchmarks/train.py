@@ -128,7 +128,7 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
 
 def plain(settings: dict[str, Any]) -> Iterator[None]:
     """nanoGPT's loop: random windows of memory-mapped tokens, micro batches added up, clip, fused AdamW."""
-    from gaguide.model import align_head, build_model
+    from gaguide.model import adapt_to, build_model
 
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job(settings, False, "zero0", folder)
@@ -139,8 +139,7 @@ def plain(settings: dict[str, Any]) -> Iterator[None]:
         data = np.memmap(tokens, dtype=np.uint16, mode="r")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)
-        if device.type == "cuda":
-            align_head(model)
+        adapt_to(model, device, job.precision)
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         others = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
@@ -217,14 +216,15 @@ def in_turns(names: Sequence[str], settings: dict[str, Any]) -> dict[str, list[f
             seconds[name].append(time.perf_counter() - began)
 
     if "trainer" in names:
-        resumed = [0.0]
+        resumed = 0.0
 
         def between() -> None:
-            if resumed[0]:
-                seconds["trainer"].append(time.perf_counter() - resumed[0])
+            nonlocal resumed
+            if resumed:
+                seconds["trainer"].append(time.perf_counter() - resumed)
             if len(seconds["trainer"]) < settings["steps"] + WARMUP:
                 turn()
-            resumed[0] = time.perf_counter()
+            resumed = time.perf_counter()
 
         trainer(settings, between)
     else:

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -123,28 +123,29 @@ class Scorer:
         longest_target = max(len(read.target_ids) for read in ids)
         cut = max(0, common - max(_CHECKED_PREFIX, longest_target))
         part = build_row([TokenSequence(ids[read][cut:], read.target_ids, read.key) for read in ids])
-        shared, separate = self._together([part], _CHECKED_PREFIX // 2), self._separate([part])
+        # So that the causal way, which a short prefix would not be worth, is checked too.
+        shared = replace(self, causal_tokens=_CHECKED_PREFIX // 2)._together([part])
+        separate = self._separate([part])
         return max(abs(shared[key] - separate[key]) for key in shared)
 
-    def _shared(self, rows: Sequence[Row], causal_tokens: int) -> Scores:
+    def _shared(self, rows: Sequence[Row]) -> Scores:
         given = inputs(rows, self.device, self.model.dtype)
-        with causal_beginning(rows, given.get("attention_mask"), causal_tokens):
+        with causal_beginning(rows, given.get("attention_mask"), self.causal_tokens):
             hidden_BTD = self.model.base_model(**given, use_cache=False, return_dict=True).last_hidden_state
         flat, reads = _flat_reads(rows, hidden_BTD.shape[1])
         hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
         head = self.model.get_output_embeddings()
         return _read(hidden_ND, head, reads)
 
-    def _together(self, rows: Sequence[Row], causal_tokens: int | None = None) -> Scores:
-        compute = self._whole if self.whole else self._shared
-        return compute(rows, causal_tokens or self.causal_tokens)
+    def _together(self, rows: Sequence[Row]) -> Scores:
+        return self._whole(rows) if self.whole else self._shared(rows)
 
-    def _whole(self, rows: Sequence[Row], causal_tokens: int) -> Scores:
+    def _whole(self, rows: Sequence[Row]) -> Scores:
         given = inputs(rows, self.device, self.model.dtype)
         flat, reads = _flat_reads(rows, given["input_ids"].shape[1])
         kept_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
         kept_BT.view(-1)[flat] = True
-        with causal_beginning(rows, given.get("attention_mask"), causal_tokens):
+        with causal_beginning(rows, given.get("attention_mask"), self.causal_tokens):
             logits_NV = self.model(**given, use_cache=False, logits_to_keep=kept_BT.to(self.device)).logits
         return _read(logits_NV, torch.nn.Identity(), reads)
 

@@ -66,7 +66,7 @@ class Guidance:
         """False lets forward passes run unguided and unmeasured, at no cost."""
         self._measured: dict[int, _Measured] = {}
         self._inputs: _Inputs | None = None
-        self._head_weights = torch.tensor([heads[key].weight for key in sorted(heads)], dtype=torch.float64)
+        self._head_weights = torch.tensor([head.weight for head in heads.values()], dtype=torch.float64)
 
     def loss(self) -> torch.Tensor:
         """Eq. (4) times the plan's weight, a scalar of the guidance dtype with gradients to q and k.
@@ -126,7 +126,7 @@ class Guidance:
         return [self._measured[layer] for layer in sorted(self._measured)]
 
     def _by_head(self, values_h: list[torch.Tensor]) -> _PerHead:
-        return dict(zip(sorted(self.heads), (value for layer in values_h for value in layer.unbind())))
+        return dict(zip(self.heads, (value for layer in values_h for value in layer.unbind())))
 
     def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward of the whole model: forget the last pass, take note of this one's inputs."""
@@ -308,24 +308,25 @@ def _attention(
         return sdpa_attention_forward(
             module, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scaling, **kwargs
         )
-    return _guided_layer(layer, terms, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scale, kwargs), None
+    out_BTHD = _guided_layer(
+        layer, terms, mask_BQK, (q_BHTD, k_BGTD, v_BGTD), attention_mask, dropout, scale, kwargs
+    )
+    return out_BTHD, None
 
 
 def _guided_layer(
     layer: _Layer,
     terms: RowTerms,
-    q_BHTD: torch.Tensor,
-    k_BGTD: torch.Tensor,
-    v_BGTD: torch.Tensor,
+    mask_BQK: torch.Tensor | None,
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     attention_mask: torch.Tensor | None,
     dropout: float,
     scale: float,
     kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    """Output [B, T, H, D]: guided heads here, the rest by SDPA."""
-    split, inputs = layer.split, layer.guidance._inputs
-    mask_BQK = None if inputs is None else inputs.visible(attention_mask)
-    (q, k, v), (rest_q, rest_k, rest_v) = split.divide(q_BHTD, k_BGTD, v_BGTD)
+    """Output [B, T, H, D]: guided heads here, with mask_BQK; the rest by SDPA, with attention_mask."""
+    split = layer.split
+    (q, k, v), (rest_q, rest_k, rest_v) = split.divide(*qkv)
     guided_BhTD, loss_h, mass_h = guided_attention(q, k, v, terms, mask_BQK, scale, dropout)
     layer.guidance._record(layer, loss_h, mass_h, terms)
     if not split.rest:

@@ -62,7 +62,7 @@ def measure_guided(
     the loss is the model's own. Every rank passes its own batches and gets the result over all of them.
     Under ZeRO-3 all ranks must pass equally many: a batch that is not counted fills up a rank's list.
     """
-    heads = sorted(guidance.heads) if guidance else []
+    heads = list(guidance.heads) if guidance else []
     # Loss × predicted tokens, predicted tokens, sequences, then mass × queries and queries of each head.
     sums = torch.zeros(3 + 2 * len(heads), dtype=torch.float64, device=model.device)
     was_training = model.training

@@ -73,18 +73,6 @@ def row_terms(
     valid_BT: bool, False on padding. mask_BQK: bool, True where a query may see a key (B or 1 rows);
     None means causal.
     """
-    with torch.autocast(valid_BT.device.type, enabled=False):  # which would count in 16 bits
-        return _row_terms(targets, valid_BT, mask_BQK, reduction, target_kind, dtype)
-
-
-def _row_terms(
-    targets: Sequence[Target],
-    valid_BT: torch.Tensor,
-    mask_BQK: torch.Tensor | None,
-    reduction: Reduction,
-    target_kind: TargetKind,
-    dtype: torch.dtype,
-) -> RowTerms:
     B, T = valid_BT.shape
     columns = [
         torch.zeros_like(valid_BT) if isinstance(target, Offset) else target.marked_BT & valid_BT
@@ -136,13 +124,14 @@ def _visible(
     else:
         visible_BT = mask_BQK.sum(-1).to(columns_BhT.dtype).expand(B, T)
         # Row blocks: a float copy of the whole mask would be the T x T tensor that we set out to avoid.
-        count_BhT = torch.cat(
-            [
-                (mask_BQK[:, at : at + rows].to(columns_BhT.dtype) @ columns_BhT.mT).mT
-                for at in range(0, T, rows)
-            ],
-            -1,
-        )
+        with torch.autocast(columns_BhT.device.type, enabled=False):  # which would count in 16 bits
+            count_BhT = torch.cat(
+                [
+                    (mask_BQK[:, at : at + rows].to(columns_BhT.dtype) @ columns_BhT.mT).mT
+                    for at in range(0, T, rows)
+                ],
+                -1,
+            )
     for slot, distance in offsets:
         shifted_BT = _shifted(valid_BT, distance)
         if mask_BQK is not None and distance < T:

@@ -55,7 +55,8 @@ class _TritonAttention(torch.autograd.Function):
         mask = q_BhTD if mask_BQK is None else mask_BQK.contiguous().view(torch.uint8)
         targets = (terms.columns_BhT.contiguous(), terms.offsets_h, terms.scale_BhT.contiguous())
         weight_BhT = terms.weight_BhT.contiguous()
-        numbers = (*_strides(q_BhTD, k_BhTD, v_BhTD), _mask_stride(mask_BQK), scale, dropout, seed)
+        mask_stride = _mask_stride(mask_BQK)
+        numbers = (*_strides(q_BhTD, k_BhTD, v_BhTD), mask_stride, scale, dropout, seed)
         shape = _shape(q_BhTD, terms, mask_BQK, dropout)
         kernels.forward[_grid(q_BhTD, shape["R"])](
             q_BhTD, k_BhTD, v_BhTD, mask, *targets, weight_BhT, terms.seen_BhT.contiguous(),
@@ -65,7 +66,7 @@ class _TritonAttention(torch.autograd.Function):
         # As [B, T, h, D], which is contiguous: what is packed and unpacked meanwhile keeps its layout.
         out_BThD = out_BhTD.transpose(1, 2)
         ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_5BhT[:3], mask, *targets, weight_BhT)
-        ctx.mask_stride, ctx.numbers, ctx.shape = _mask_stride(mask_BQK), (scale, dropout, seed), shape
+        ctx.numbers, ctx.shape = (mask_stride, scale, dropout, seed), shape
         mass_h = mass_h / terms.queries_h
         ctx.mark_non_differentiable(mass_h)
         return out_BhTD, loss_h + terms.constant_h, mass_h
@@ -82,7 +83,7 @@ class _TritonAttention(torch.autograd.Function):
         given = (q_BhTD, k_BhTD, v_BhTD, do_BhTD, mask, *targets, logsum_BhT, gains_BhT, deltas_BhT)
         rows = (out_BThD.contiguous(), grads[1].float().contiguous(), weight_BhT, squares_BhT, masses_BhT)
         strides = _strides(q_BhTD, k_BhTD, v_BhTD, do_BhTD)
-        numbers = (*strides, ctx.mask_stride, *ctx.numbers, *q_BhTD.shape[1:])
+        numbers = (*strides, *ctx.numbers, *q_BhTD.shape[1:])
         kernels.backward_queries[_grid(q_BhTD, shape["R"])](*given, *rows, dq, *numbers, **shape)
         kernels.backward_keys[_grid(q_BhTD, shape["C"])](*given, dk, dv, *numbers, **shape)
         return (dq, dk, dv, None, None, None, None, None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -79,7 +80,7 @@ def large_tensors_apart() -> Iterator[None]:
     holes between what stays. Outside, in training, holes are used again, and faster than fresh pages; only
     before an offloaded optimizer's step they are given back.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    mallopt = _glibc("mallopt")
     mallopt(_M_MMAP_THRESHOLD, 2**20)
     try:
         yield
@@ -88,8 +89,13 @@ def large_tensors_apart() -> Iterator[None]:
 
 
 def give_back_free_memory() -> None:
-    """Return the heap's free pages to the system (glibc; elsewhere nothing happens)."""
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+    """Return the heap's free pages to the system."""
+    _glibc("malloc_trim")(0)
+
+
+def _glibc(name: str) -> Callable[..., Any]:
+    """A function of glibc's own; where there is another C library, one that does nothing."""
+    return getattr(ctypes.CDLL(None), name, lambda *_: None)
 
 
 def available_memory(device: torch.device) -> int:

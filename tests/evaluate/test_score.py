@@ -107,10 +107,10 @@ def test_rows_out_of_memory_are_halved_and_that_is_said(monkeypatch: pytest.Monk
     scorer = Scorer(model, _CPU, say=said.append)
     whole = scorer._shared
 
-    def small_memory(rows: list, causal_tokens: int) -> Scores:
+    def small_memory(rows: list) -> Scores:
         if len(rows) > 2:
             raise torch.OutOfMemoryError
-        return whole(rows, causal_tokens)
+        return whole(rows)
 
     monkeypatch.setattr(scorer, "_shared", small_memory)
     assert scorer.score(rows) == pytest.approx(wanted, abs=1e-5)
