@@ -1,11 +1,18 @@
-"""What each rank last said of itself, and who is to blame when nobody gets on. Pure apart from its files."""
+"""What each rank last said of itself, and who is to blame when nobody gets on. Pure apart from its files.
+
+OUTPUT/.heartbeats/ holds a file of each rank, and in end/ the call of the first rank that ends the job.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+_END, _CALL = "end", "called"
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,46 @@ def read_beats(folder: Path) -> list[Beat]:
     return beats
 
 
+def forget_beats(folder: Path) -> None:
+    """Remove what the ranks of an earlier run have left; before the first beat."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / _END).mkdir(parents=True, exist_ok=True)
+
+
+def call_end(folder: Path, rank: int) -> bool:
+    """Call all ranks to end; False where another has done so before."""
+    call = folder / _END / _CALL
+    try:
+        call.parent.mkdir(parents=True, exist_ok=True)
+        with call.open("x") as file:
+            file.write(str(rank))
+    except FileExistsError:
+        return False
+    except OSError:  # nobody is reached by way of this disk: each rank ends by its own clock
+        return True
+    return True
+
+
+def end_called(folder: Path) -> bool:
+    """Whether a rank has called; a network file system looks afresh when a folder is listed."""
+    with contextlib.suppress(OSError):
+        return any(path.name == _CALL for path in (folder / _END).iterdir())
+    return False
+
+
+def caller(folder: Path) -> int | None:
+    """The rank that called."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / _END / _CALL).read_text())
+    return None
+
+
+def withdraw_call(folder: Path) -> None:
+    """The rank that called goes on after all."""
+    with contextlib.suppress(OSError):
+        (folder / _END / _CALL).unlink(missing_ok=True)
+
+
 def verdict(beats: Sequence[Beat], world_size: int, now: float, silent_after: float) -> str:
     """Which ranks hold the others up, and where they are, in one sentence."""
     silent = [beat for beat in beats if now - beat.time > silent_after]
@@ -62,6 +109,8 @@ def verdict(beats: Sequence[Beat], world_size: int, now: float, silent_after: fl
         first = min(beat.step for beat in beats)
         busy = [beat for beat in beats if beat.step == first]
     if busy and (len(busy) < len(beats) or world_size == 1):
+        longest = max(beat.seconds for beat in busy)
+        busy = [beat for beat in busy if 2 * beat.seconds > longest]  # others are ahead, and compute
         return "; ".join(
             f"{_name(beat)} hangs at step {beat.step}, {beat.doing}, since {beat.seconds:.0f} s "
             f"in {beat.place}"

@@ -9,11 +9,15 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from gaguide.dist import World, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
+from gaguide.train.heartbeat import forget_beats
+
+HEARTBEATS = ".heartbeats"
 
 
 def claim_output(output: Path, world: World) -> BaseFileLock:
     """Lock `output` for this run until the lock is released or the process ends (a collective).
 
+    The heartbeats of an earlier run are removed: its ranks are not to be taken for silent ones of this.
     Raises a `UserError` on all ranks where another run holds it, or where a host sees another folder under
     the same name: its part of every checkpoint would be missing.
     """
@@ -26,6 +30,7 @@ def claim_output(output: Path, world: World) -> BaseFileLock:
             return
         try:
             lock.acquire(timeout=0)
+            forget_beats(output / HEARTBEATS)
             mark.touch()
         except Timeout:
             problem, remedy = "another run is writing there", "wait for it, or name another folder"

@@ -20,9 +20,19 @@ from pathlib import Path
 
 from gaguide.dist import World
 from gaguide.dist.launcher import launchers
-from gaguide.errors import EXIT_HUNG
+from gaguide.errors import EXIT_HUNG, PreemptedError, UserError
 from gaguide.log import heard, say
-from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
+from gaguide.train.heartbeat import (
+    Beat,
+    call_end,
+    caller,
+    end_called,
+    read_beats,
+    verdict,
+    withdraw_call,
+    write_beat,
+)
+from gaguide.train.output import HEARTBEATS
 
 _LOOK_SECONDS = 0.5
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
@@ -40,12 +50,14 @@ class Watchdog:
     ) -> None:
         self.output, self.world, self.timeout = output, world, timeout
         self.lost_launcher = lost_launcher
-        self.beats = output / ".heartbeats"
+        self.beats = output / HEARTBEATS
         self.interval = min(30.0, max(0.5, timeout / 10)) if timeout else 30.0
+        self._hearing = self.interval + _LOOK_SECONDS  # a call is heard within so many seconds
         self._launched = True
         self._mark = (time.monotonic(), 0, "starting", 1.0)
         self._armed = 0.0
         self._stopped = threading.Event()
+        self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._main_thread = threading.main_thread().ident or 0
 
@@ -56,7 +68,10 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        # A collective breaks when the others have ended before this rank's thread had heard of it.
+        if error is not None and not isinstance(error, (UserError, PreemptedError)) and self._called():
+            self._end(error)
         self._stopped.set()
         # A thread that lives on while the interpreter ends can abort it; one that hangs is not waited for.
         self._thread.join(timeout=5)
@@ -80,13 +95,21 @@ class Watchdog:
             self._look_for_launchers()
             if not self.timeout:
                 continue
-            since, _, _, patience = self._mark
             now = time.monotonic()
             if now - beaten > self.interval:
                 beaten = now
                 self._beat()
-            if now - since > patience * self.timeout:
+                if self._called():
+                    self._end()
+            if self._overdue():
                 self._end()
+
+    def _overdue(self) -> bool:
+        since, _, _, patience = self._mark
+        return time.monotonic() - since > patience * self.timeout
+
+    def _called(self) -> bool:
+        return self.timeout > 0 and end_called(self.beats)
 
     def _look_for_launchers(self) -> None:
         if not self._launched:
@@ -98,7 +121,7 @@ class Watchdog:
             self._launched = False
             self.lost_launcher("nobody reads what it prints any more")
 
-    def _beat(self) -> None:
+    def _beat(self) -> Beat:
         since, step, doing, _ = self._mark
         place, waiting = where(self._main_thread)
         beat = Beat(
@@ -113,30 +136,57 @@ class Watchdog:
         )
         with contextlib.suppress(OSError):  # a full or broken disk: what matters is to end in time
             write_beat(self.beats, beat)
+        return beat
 
-    def _end(self) -> None:
-        self._beat()
-        # Ranks come here one after another; the last ones have to have said where they are.
-        time.sleep(2 * self.interval)
-        since, step, doing, patience = self._mark
-        if self._stopped.is_set() or time.monotonic() - since < patience * self.timeout:
-            return  # it went on at last
-        told = verdict(read_beats(self.beats), self.world.size, time.time(), 4 * self.interval)
+    def _end(self, error: BaseException | None = None) -> None:
+        """End this process together with the other ranks, unless the one that called goes on at last.
+
+        error: what the main thread ends with, as others have ended before it; then nothing is waited for.
+        """
+        with self._ending:
+            beat = self._beat()
+            own = call_end(self.beats, self.world.rank)
+            stacks = self._write_stacks(error)
+            if error is None:
+                # Until all have heard of it, said where they are, and written their stacks.
+                time.sleep(2 * self._hearing)
+                went_on = not self._overdue() if own else not end_called(self.beats)
+                if self._stopped.is_set() or went_on:
+                    if own:
+                        withdraw_call(self.beats)
+                    return
+            message, host = self._message(beat)
+            # One rank of each host speaks, as each host may have a console of its own.
+            if own or (self.world.local_rank == 0 and host != self.world.host):
+                say(message, error=True)
+            with contextlib.suppress(OSError), stacks.open("a") as file:
+                file.write(f"\n{message}\n")
+            os._exit(EXIT_HUNG)
+
+    def _message(self, own: Beat) -> tuple[str, str]:
+        """What the rank that called says, or another in its name; and that rank's host."""
+        beats = read_beats(self.beats)
+        called = caller(self.beats)
+        first = next((beat for beat in beats if beat.rank == called), own)
+        told = verdict(beats, self.world.size, time.time(), 4 * self._hearing)
         message = (
-            f"train: nothing has moved for {time.monotonic() - since:.0f} s (train.hang_timeout "
-            f"{self.timeout:g}) on rank {self.world.rank}, step {step}, {doing}: {told}\n"
+            f"train: nothing has moved for {first.seconds:.0f} s (train.hang_timeout {self.timeout:g}) "
+            f"on rank {first.rank}, step {first.step}, {first.doing}: {told}\n"
             f"    → stacks of all ranks: {self.output / 'hang'}; the same command goes on from the newest "
             "checkpoint"
         )
-        if self.world.local_rank == 0:
-            say(message, error=True)
+        return message, first.host
+
+    def _write_stacks(self, error: BaseException | None) -> Path:
+        path = self.output / "hang" / f"rank-{self.world.rank:05}.txt"
         with contextlib.suppress(OSError):
-            (self.output / "hang").mkdir(exist_ok=True)
-            with (self.output / "hang" / f"rank-{self.world.rank:05}.txt").open("w") as file:
-                file.write(message + "\n")
+            path.parent.mkdir(exist_ok=True)
+            with path.open("w") as file:
+                if error is not None:
+                    file.writelines(traceback.format_exception(error))
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-        os._exit(EXIT_HUNG)
+        return path
 
 
 def where(thread: int) -> tuple[str, bool]:

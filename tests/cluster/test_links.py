@@ -62,7 +62,7 @@ def test_both_sides_of_a_cut_link_end(fresh: Hosts, tmp_path: Path) -> None:
     for rank, process in enumerate(started):
         assert process.wait(BOUND) == EXIT_HUNG, said(tmp_path, rank)
         assert re.search(
-            rf"nothing has moved for \d+ s .*on rank {rank}, .*adding up: all 2 ranks wait",
+            r"nothing has moved for \d+ s .*on rank [01], .*adding up: all 2 ranks wait",
             said(tmp_path, rank),
         )
 

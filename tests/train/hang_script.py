@@ -1,10 +1,16 @@
-"""launch/train.py with a rank that stops in the middle of a step: HANG_RANK at step HANG_STEP."""
+"""launch/train.py with a rank that stops in the middle of a step: HANG_RANK at step HANG_STEP.
+
+HANG_OTHERS: "patient" gives the other ranks' clocks so much time that they must be called; "deaf" lets them
+not even look for a call, so that they see no more than a broken connection.
+"""
 
 import os
 import sys
+import threading
 import time
 
 import gaguide.train.run
+import gaguide.train.watchdog
 from gaguide.train.command import main
 
 read = gaguide.train.run.model_inputs
@@ -19,5 +25,18 @@ def stuck_file_system(*arguments, **keywords):
     return read(*arguments, **keywords)
 
 
+class PatientWatchdog(gaguide.train.watchdog.Watchdog):
+    def mark(self, step, doing, patience=1.0):
+        super().mark(step, doing, 1000 * patience)
+
+
+class DeafWatchdog(PatientWatchdog):
+    def _called(self):
+        return threading.current_thread() is threading.main_thread() and super()._called()
+
+
 gaguide.train.run.model_inputs = stuck_file_system
+kinds = {"patient": PatientWatchdog, "deaf": DeafWatchdog}
+if os.environ["RANK"] != os.environ["HANG_RANK"] and os.environ.get("HANG_OTHERS") in kinds:
+    gaguide.train.run.Watchdog = kinds[os.environ["HANG_OTHERS"]]
 sys.exit(main())

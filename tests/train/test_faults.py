@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +18,17 @@ from gaguide.checkpoint.folder import describe_checkpoints
 from gaguide.checkpoint.store import held_out_loss
 from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
 from gaguide.log import read_metrics
-from gaguide.train.heartbeat import Beat, read_beats, verdict, write_beat
+from gaguide.train.heartbeat import (
+    Beat,
+    call_end,
+    caller,
+    end_called,
+    forget_beats,
+    read_beats,
+    verdict,
+    withdraw_call,
+    write_beat,
+)
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
 HERE = Path(__file__).parent
@@ -221,16 +232,30 @@ def test_a_second_job_on_the_folder_is_refused(embedded_shards: Path, tmp_path: 
     assert all(not found.problems for found in describe_checkpoints(output))
 
 
-def test_a_rank_that_hangs_is_named_with_its_place(embedded_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "hanging, others", [("1", "alike"), ("0", "patient"), ("1", "patient"), ("1", "deaf")]
+)
+def test_a_rank_that_hangs_is_named_with_its_place(
+    embedded_shards: Path, tmp_path: Path, hanging: str, others: str
+) -> None:
+    """Whoever's clock runs out first, and whether or not the others have heard of it: all end alike."""
     output = tmp_path / "hung"
+    output.mkdir()
+    forget_beats(output / ".heartbeats")
+    write_beat(output / ".heartbeats", beat(7))  # of an earlier run with more ranks
+    call_end(output / ".heartbeats", 7)
     command = arguments(embedded_shards, output, **{"train.hang_timeout": "4"})
-    with job(HERE / "hang_script.py", command, HANG_RANK="1", HANG_STEP="12") as running:
+    with job(
+        HERE / "hang_script.py", command, HANG_RANK=hanging, HANG_STEP="12", HANG_OTHERS=others
+    ) as running:
         code, printed = running.wait()
+    waiting = 1 - int(hanging)
     assert code == EXIT_HUNG, printed
-    assert "rank 1 on host" in printed and "hangs at step 12, reading blocks" in printed, printed
+    assert "Traceback" not in printed and printed.count("nothing has moved") == 1, printed
+    assert re.search(rf": rank {hanging} on host \S+ hangs at step 12, reading blocks", printed), printed
     assert "stuck_file_system" in printed
-    assert "stuck_file_system" in (output / "hang" / "rank-00001.txt").read_text()
-    assert "all_reduce" in (output / "hang" / "rank-00000.txt").read_text()
+    assert "stuck_file_system" in (output / "hang" / f"rank-0000{hanging}.txt").read_text()
+    assert "all_reduce" in (output / "hang" / f"rank-0000{waiting}.txt").read_text()
     assert newest_checkpoint(output) == 10
 
 
@@ -306,6 +331,19 @@ def test_verdicts(tmp_path: Path) -> None:
     # On GPUs nobody is seen to wait: the one that is behind is named.
     told = verdict([beat(0, waiting=False), beat(1, waiting=False, step=4)], 2, 1001.0, 20)
     assert told.startswith("rank 1 on host n1 hangs at step 4")
+    # A rank that is ahead by some micro batches computes, and is not what the others wait for.
+    ahead = beat(2, waiting=False, seconds=3.0)
+    assert "rank 2" not in verdict([waiting, busy, ahead], 3, 1001.0, 20)
     write_beat(tmp_path, busy)
     (tmp_path / "rank-00007.json").write_text("{")
     assert read_beats(tmp_path) == [busy]
+
+
+def test_one_rank_calls(tmp_path: Path) -> None:
+    assert not end_called(tmp_path) and caller(tmp_path) is None
+    assert call_end(tmp_path, 3) and not call_end(tmp_path, 1)
+    assert end_called(tmp_path) and caller(tmp_path) == 3
+    withdraw_call(tmp_path)
+    assert not end_called(tmp_path) and call_end(tmp_path, 1)
+    forget_beats(tmp_path)
+    assert not end_called(tmp_path)
