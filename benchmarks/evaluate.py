@@ -9,7 +9,9 @@ encoded within the time of both, tasks are built and weights loaded before. `bar
 lets the others take turns batch by batch, so that a machine whose speed changes is as fast for each. The
 bare forward pass is that of the model over the distinct tokens (what each example adds to the ones before
 it) without any mask or score, with logits at as many positions as are scored; "body alone" leaves the output
-layer out. CASE: memo-trap; disjoint (22 shots, every prompt its own); shared (22 shots, the same for all);
+layer out. There no token looks at what others share with it; where all prompts begin alike, "in context" is
+the bare forward pass over that beginning, then over the other distinct tokens behind it, in transformers' own
+cache. CASE: memo-trap; disjoint (22 shots, every prompt its own); shared (22 shots, the same for all);
 disjoint-1 and shared-1 (the same with choices of one token, which the harness scores in one pass); choices
 (10 of them).
 DIR of the data: the folder that holds inverse_scaling/ and prize_csv/.
@@ -29,16 +31,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from gaguide.evaluate.encode import Encoder, encode_all
-from gaguide.evaluate.rows import TokenSequence, added_tokens, build_row
+from gaguide.evaluate.rows import TokenSequence, added_tokens, build_row, longest_prefix
 from gaguide.evaluate.schedule import Budget, CostModel, make_batches
 from gaguide.evaluate.score import Scorer
 
@@ -53,6 +56,7 @@ BATCH_SIZES = {"memo-trap": (8, 16, 32), "choices": (8, 16, 32)}
 LONG_BATCH_SIZES = (1, 8)
 PROMPTS = {"memo-trap": 240, "choices": 40}
 LONG_PROMPTS = 12
+LONG_PREFIX = 256
 
 
 def questions(case: str, data: Path, count: int) -> list[Question]:
@@ -90,15 +94,16 @@ def ours(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[float]]
 def our_batches(model: Any, tokenizer: Any, asked: list[Question]) -> Iterator[dict[tuple[int, int], float]]:
     """The scores of one batch after the other."""
     encoder = Encoder(tokenizer, model.config.max_position_embeddings)
+    encoder.ahead((prompt, text) for prompt, classes in asked for text in classes)
     examples = []
     for at, (prompt, classes) in enumerate(asked):
         pairs = encode_all(encoder, [(prompt, text) for text in classes], "")
         examples.append([TokenSequence(p.input_ids, p.target_ids, (at, nth)) for nth, p in enumerate(pairs)])
     batches = make_batches(examples, BUDGET, CostModel.of(model.config))
     scorer = Scorer(model, model.device)
-    scorer.check([row for batch in batches for row in batch.rows])
+    scorer.check(batches)
     for batch in batches:
-        yield scorer.score(batch.rows)
+        yield scorer.score(batch.rows, batch.prefix)
 
 
 def harness(model: Any, tokenizer: Any, asked: list[Question], batch_size: int) -> list[list[float]]:
@@ -116,9 +121,25 @@ def harness(model: Any, tokenizer: Any, asked: list[Question], batch_size: int) 
     return [[next(flat)[0] for _ in classes] for _, classes in asked]
 
 
-def distinct_lengths(model: Any, tokenizer: Any, asked: list[Question]) -> tuple[list[int], int]:
-    """Tokens that each example adds to those before it, in sorted order; the scored ones of all."""
+@dataclass(frozen=True)
+class Distinct:
+    """Tokens that each example adds to those before it in sorted order, longest first; the scored positions
+    of all examples; the tokens that all of them begin with."""
+
+    lengths: list[int]
+    scored: int
+    prefix: int
+
+    @property
+    def tokens(self) -> int:
+        """All distinct ones."""
+        return sum(self.lengths)
+
+
+def distinct(model: Any, tokenizer: Any, asked: list[Question]) -> Distinct:
+    """What the examples hold."""
     encoder = Encoder(tokenizer, model.config.max_position_embeddings)
+    encoder.ahead((prompt, text) for prompt, classes in asked for text in classes)
     examples = []
     for prompt, classes in asked:
         pairs = encode_all(encoder, [(prompt, text) for text in classes], "")
@@ -130,7 +151,8 @@ def distinct_lengths(model: Any, tokenizer: Any, asked: list[Question]) -> tuple
         lengths.append(added_tokens(before, sequences))
         scored += build_row(sequences).scored
         before = sequences[-1].input_ids
-    return sorted((length for length in lengths if length), reverse=True), scored
+    prefix = longest_prefix([one for sequences in examples for one in sequences])
+    return Distinct(sorted(filter(None, lengths), reverse=True), scored, prefix)
 
 
 @torch.inference_mode()
@@ -147,6 +169,24 @@ def bare(model: Any, lengths: list[int], scored: int = 0) -> Iterator[None]:
             hidden_ND = body.last_hidden_state.flatten(0, 1)
             model.get_output_embeddings()(hidden_ND[: math.ceil(share * sum(rows[:count]))])
         rows = rows[count:]
+        yield
+
+
+@torch.inference_mode()
+def in_context(model: Any, held: Distinct) -> Iterator[None]:
+    """The bare forward pass over what all begin with, then over the other tokens behind its cache."""
+    cache, limit = DynamicCache(config=model.config), model.config.max_position_embeddings
+    behind = held.tokens - held.prefix
+    chunks = [held.prefix, *(min(BARE_TOKENS, behind - at) for at in range(0, behind, BARE_TOKENS))]
+    for nth, count in enumerate(chunks):
+        ids_BT = torch.randint(0, model.config.vocab_size, (1, count), device=model.device)
+        first = held.prefix if nth else 0
+        positions_BT = torch.arange(first, first + count, device=model.device).clamp(max=limit - 1)[None]
+        body = model.base_model(input_ids=ids_BT, position_ids=positions_BT, cache=cache, use_cache=True)
+        hidden_ND = body.last_hidden_state[0, : math.ceil(count * held.scored / held.tokens)]
+        model.get_output_embeddings()(hidden_ND)
+        if nth:
+            cache.crop(-count)
         yield
 
 
@@ -178,13 +218,13 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 def time_case(arguments: argparse.Namespace) -> None:
     """Alternate the harness, gaguide and the bare forward; say how they compare."""
-    asked, model, tokenizer, lengths, scored, title = read_case(arguments)
+    asked, model, tokenizer, held, title = read_case(arguments)
     best, tried = best_batch_size(model, tokenizer, asked, arguments.case)
     contenders: dict[str, Callable[[], Any]] = {
         f"lm-eval, batch {best}": lambda: harness(model, tokenizer, asked, best),
         "gaguide": lambda: ours(model, tokenizer, asked),
-        "bare forward": lambda: list(bare(model, lengths, scored)),
-        "bare forward, body alone": lambda: list(bare(model, lengths)),
+        "bare forward": lambda: list(bare(model, held.lengths, held.scored)),
+        "bare forward, body alone": lambda: list(bare(model, held.lengths)),
     }
     rounds, found = [], {}
     for _ in range(arguments.repeats):
@@ -197,29 +237,29 @@ def time_case(arguments: argparse.Namespace) -> None:
 
 def bare_case(arguments: argparse.Namespace) -> None:
     """gaguide and the bare forward, batch by batch in turns."""
-    asked, model, tokenizer, lengths, scored, title = read_case(arguments)
-    rounds = [
-        in_turns(
-            {
-                "gaguide": our_batches(model, tokenizer, asked),
-                "bare forward": bare(model, lengths, scored),
-                "bare forward, body alone": bare(model, lengths),
-            }
-        )
-        for _ in range(arguments.repeats)
-    ]
+    asked, model, tokenizer, held, title = read_case(arguments)
+    rounds = []
+    for _ in range(arguments.repeats):
+        contenders: dict[str, Iterator[Any]] = {
+            "gaguide": our_batches(model, tokenizer, asked),
+            "bare forward": bare(model, held.lengths, held.scored),
+            "bare forward, body alone": bare(model, held.lengths),
+        }
+        if held.prefix >= LONG_PREFIX:
+            contenders["bare forward, in context"] = in_context(model, held)
+        rounds.append(in_turns(contenders))
     show_times(title, rounds)
 
 
-def read_case(arguments: argparse.Namespace) -> tuple[list[Question], Any, Any, list[int], int, str]:
-    """The requests, model and tokenizer, the distinct lengths and scored positions, and a title."""
+def read_case(arguments: argparse.Namespace) -> tuple[list[Question], Any, Any, Distinct, str]:
+    """The requests, model and tokenizer, what is distinct in them, and a title."""
     asked = questions(
         arguments.case, arguments.data, arguments.prompts or PROMPTS.get(arguments.case, LONG_PROMPTS)
     )
     model, tokenizer = load(arguments.model)
-    lengths, scored = distinct_lengths(model, tokenizer, asked)
-    title = f"{arguments.case}: {len(asked)} prompts, {sum(lengths)} distinct tokens, {scored} scored"
-    return asked, model, tokenizer, lengths, scored, title
+    held = distinct(model, tokenizer, asked)
+    title = f"{arguments.case}: {len(asked)} prompts, {held.tokens} distinct tokens, {held.scored} scored"
+    return asked, model, tokenizer, held, title
 
 
 def best_batch_size(model: Any, tokenizer: Any, asked: list[Question], case: str) -> tuple[int, str]:

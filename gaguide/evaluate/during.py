@@ -16,7 +16,7 @@ from gaguide.evaluate.load import ModelFolder, TaskData, read_tasks
 from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.runner import agree_on_sharing, score_all, task_results
 from gaguide.evaluate.schedule import Budget
-from gaguide.evaluate.score import Scorer
+from gaguide.evaluate.score import Scorer, Sharing
 from gaguide.log import say
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
@@ -57,7 +57,7 @@ class DuringTraining:
 
     def __init__(self, data: list[TaskData], work: Work, world: World) -> None:
         self._data, self._work, self._world = data, work, world
-        self._shares: bool | None = None
+        self._shares: Sharing | None = None
 
     def __call__(self, model: PreTrainedModel, tick: Callable[[], None]) -> Mapping[str, Any]:
         """The record: {"tasks": {NAME: {"count", "metrics": {METRIC: {"value", …}}}}}."""

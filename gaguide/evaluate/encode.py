@@ -8,7 +8,7 @@ the left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,18 @@ class Encoder:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.prefix_id: int | None = bos if bos is not None else eos
         self._prefix_text = tokenizer.decode(self.prefix_id) if self.prefix_id is not None else None
-        self._prompts: dict[str, list[int]] = {}
+        self._known: dict[str, list[int]] = {}
+
+    def ahead(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Encode the texts of `pairs` on all cores, in place of those of the last call; `pair` finds them."""
+        texts = {
+            text for prompt, after in pairs if prompt.rstrip() for text in (prompt.rstrip(), prompt + after)
+        }
+        plain = [text for text in texts if not self._begins_itself(text)]
+        found = (
+            self.tokenizer(plain, return_attention_mask=False, verbose=False)["input_ids"] if plain else []
+        )
+        self._known = dict(zip(plain, found, strict=True))
 
     def pair(self, prompt: str, continuation: str) -> Encoded:
         """Tokens of a pair; raises `EmptyContinuationError`, `LongContinuationError`, or `UserError`."""
@@ -69,9 +80,7 @@ class Encoder:
         return Encoded(tuple(kept), (0,), len(ids) - len(kept))
 
     def _split(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-        if prompt not in self._prompts:
-            self._prompts = {prompt: self._encode(prompt)}  # continuations of one prompt come in a row
-        prompt_ids = self._prompts[prompt]
+        prompt_ids = self._encode(prompt)
         return prompt_ids, self._encode(prompt + continuation)[len(prompt_ids) :]
 
     def _without_prompt(self, continuation: str) -> tuple[list[int], list[int]]:
@@ -86,10 +95,15 @@ class Encoder:
         return [self.prefix_id], ids
 
     def _encode(self, text: str) -> list[int]:
+        if text in self._known:
+            return self._known[text]
         # verbose: a warning of texts longer than the model, which are cut here.
-        if self._prefix_text is not None and text.startswith(self._prefix_text):
+        if self._begins_itself(text):
             return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return self.tokenizer.encode(text, verbose=False)
+
+    def _begins_itself(self, text: str) -> bool:
+        return self._prefix_text is not None and text.startswith(self._prefix_text)
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from gaguide.dist import World, all_gather, broadcast
 from gaguide.evaluate.schedule import Batch
-from gaguide.evaluate.score import Scores
+from gaguide.evaluate.score import Scores, Sharing
 
 FOLDER = ".unfinished"
 
@@ -26,6 +26,7 @@ def fingerprint(conditions: Mapping[str, Any], batches: Sequence[Batch]) -> str:
     """sha256 of model and settings (`conditions`, plain JSON) and of every token of `batches`."""
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode())
     for batch in batches:
+        digest.update(array("q", [len(batch.prefix), *batch.prefix, len(batch.rows)]).tobytes())
         for row in batch.rows:
             digest.update(array("q", [len(row), len(row.reads), *row.token_ids, *row.depths]).tobytes())
             for read in row.reads:
@@ -38,7 +39,7 @@ class Finished:
 
     def __init__(self, output: Path | None, name: str, batches: Sequence[Batch], world: World) -> None:
         self.scores: dict[int, Scores] = {}
-        self.shares: bool | None = None
+        self.shares: Sharing | None = None
         self._folder = None if output is None else output / FOLDER / name[:16]
         self._rank = world.rank
         self._file: TextIO | None = None
@@ -50,7 +51,7 @@ class Finished:
                 self.scores |= scores
         self.shares = broadcast(self.shares)
 
-    def add(self, at: int, scores: Scores, shares: bool) -> None:
+    def add(self, at: int, scores: Scores, shares: Sharing) -> None:
         """Keep the scores of batch `at`; they outlive this process when this returns."""
         if self._folder is None:
             return
@@ -79,9 +80,9 @@ def forget(outputs: Iterable[Path]) -> None:
         shutil.rmtree(output / FOLDER, ignore_errors=True)
 
 
-def _read(folder: Path, batches: Sequence[Batch]) -> dict[str, tuple[bool, dict[int, Scores]]]:
+def _read(folder: Path, batches: Sequence[Batch]) -> dict[str, tuple[Sharing, dict[int, Scores]]]:
     """(shares, scores by batch) of every file; a line cut off by a kill ends its file."""
-    found: dict[str, tuple[bool, dict[int, Scores]]] = {}
+    found: dict[str, tuple[Sharing, dict[int, Scores]]] = {}
     for path in sorted(folder.glob("rank-*.jsonl")):
         shares, scores = None, {}
         for line in path.read_text("utf-8").splitlines():
@@ -90,7 +91,7 @@ def _read(folder: Path, batches: Sequence[Batch]) -> dict[str, tuple[bool, dict[
             except ValueError:
                 break
             if shares is None:
-                shares = bool(record["shares"])
+                shares = Sharing(record["shares"])
             else:
                 scores[int(record["batch"])] = {
                     (example, pair): value for example, pair, value in record["scores"]

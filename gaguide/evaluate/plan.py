@@ -18,6 +18,8 @@ from gaguide.evaluate.rows import TokenSequence
 from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches, make_prompt_batches
 
 T = TypeVar("T")
+_AHEAD = 256
+"""Examples whose texts are encoded together, on all cores."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ def encode_examples(
     encoder = Encoder(folder.tokenizer, folder.positions)
     encoded: list[list[Encoded]] = []
     faults: list[Fault] = []
-    wanted = [(task, example) for task in data for example in task.examples]
-    for task, example in wanted[first::step]:
+    wanted = [(task, example) for task in data for example in task.examples][first::step]
+    for at, (task, example) in enumerate(wanted):
+        if at % _AHEAD == 0:
+            encoder.ahead(pair for _, one in wanted[at : at + _AHEAD] for pair in one.pairs)
         try:
             encoded.append(_encode_example(encoder, task, example))
         except UserError as error:

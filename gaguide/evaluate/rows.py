@@ -99,6 +99,12 @@ def build_row(sequences: Sequence[TokenSequence]) -> Row:
     return Row(tuple(token_ids), tuple(depths), tuple(ends), tuple(reads))
 
 
+def longest_prefix(sequences: Sequence[TokenSequence]) -> int:
+    """Tokens that all of the sorted `sequences` begin with, before the first one that is read."""
+    unread = min(len(one.input_ids) - len(one.target_ids) for one in sequences)
+    return min(unread, shared_length(sequences[0].input_ids, sequences[-1].input_ids))
+
+
 def added_tokens(before: Sequence[int], sequences: Sequence[TokenSequence]) -> int:
     """Tokens that sorted `sequences` add to a row whose last sequence is `before`."""
     added = 0

@@ -23,7 +23,7 @@ from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.progress import Progress
 from gaguide.evaluate.results import Results, TaskResult, versions
 from gaguide.evaluate.schedule import Batch, Budget, assign
-from gaguide.evaluate.score import Scorer, Scores, sum_in_one_order
+from gaguide.evaluate.score import Scorer, Scores, Sharing, sum_in_one_order
 from gaguide.evaluate.sharded import ShardedModel, sharding_config
 from gaguide.evaluate.write import write_results
 from gaguide.log import say
@@ -234,10 +234,12 @@ def _read_all(
 
 
 def agree_on_sharing(scorer: Scorer, batches: Sequence[Batch], world: World) -> None:
-    """Find out on all ranks whether the model takes shared prefixes."""
-    difference = scorer.check([row for batch in batches if not batch.generates for row in batch.rows])
-    if not all(all_gather(scorer.shares)):
-        scorer.shares = False
+    """Find out on all ranks what of shared prefixes the model takes."""
+    difference = scorer.check(batches)
+    scorer.shares = min(all_gather(scorer.shares))
+    if scorer.shares == Sharing.ROWS:
+        _tell(world, "this model's attention takes no kept prefix: slower, computed in each batch")
+    elif scorer.shares == Sharing.NOTHING:
         _tell(
             world,
             f"this model does not take shared prefixes (difference {difference:.2g}): slower, each by itself",
@@ -259,15 +261,15 @@ def score_all(
     shares = assign([batches[at] for at in left], world.size)
     mine = [left[place] for place in shares[world.rank]]
     progress = Progress(sum(batches[at].cost for at in mine), shown=world.is_main)
+    passes = [scorer.passes([batches[left[place]] for place in share]) for share in shares]
     scores: dict[int, Scores] = {}
     for at in mine:
         tick()
-        compute = scorer.generate if batches[at].generates else scorer.score
-        scores[at] = compute(batches[at].rows)
+        rows, prefix = batches[at].rows, batches[at].prefix
+        scores[at] = scorer.generate(rows) if batches[at].generates else scorer.score(rows, prefix)
         finished.add(at, scores[at], scorer.shares)
         progress.advance(batches[at].cost)
     if scorer.whole:
-        passes = [sum(scorer.passes(batches[left[place]].rows) for place in share) for share in shares]
         for _ in range(max(passes) - passes[world.rank]):
             tick()
             scorer.idle()
@@ -303,12 +305,15 @@ def task_results(
 
 
 def _token_counts(encoded: Sequence[Sequence[Encoded]], batches: Sequence[Batch]) -> dict[str, int]:
-    """Tokens that the pairs have, that were computed, and were with padding; pairs cut on the left."""
+    """Tokens that the pairs have, that one rank computes, also with padding; pairs cut on the left."""
+    prefixes = {batch.prefix for batch in batches if batch.prefix}
+    kept = sum(map(len, prefixes))
     return {
         "pairs": sum(len(pair.input_ids) for pairs in encoded for pair in pairs),
-        "computed": sum(len(row) for batch in batches for row in batch.rows),
-        "padded": sum(len(batch.rows) * max(map(len, batch.rows)) for batch in batches),
+        "computed": kept + sum(len(row) for batch in batches for row in batch.rows),
+        "padded": kept + sum(len(batch.rows) * max(map(len, batch.rows)) for batch in batches),
         "batches": len(batches),
+        "kept_prefixes": len(prefixes),
         "truncated_pairs": sum(pair.truncated > 0 for pairs in encoded for pair in pairs),
     }
 

@@ -6,18 +6,25 @@ computed on one rank, in the same company and hence to the same bits, whatever t
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from gaguide.evaluate.prefixes import families
 from gaguide.evaluate.rows import Row, TokenSequence, added_tokens, build_row, shared_length
 
 _LEAST_BATCHES = 32
 """An evaluation is cut into at least about so many batches, so that there is work for several ranks …"""
 _LEAST_TOKENS = 512
 """… unless they would become smaller than this."""
+_PASS_SHARE = 8
+"""A pass costs at least what this part of a full batch does, however few its tokens are."""
+_LEAST_PREFIX = 32
+"""Shorter prefixes are not kept: they cost a row little."""
+_COPIED = 1000.0
+"""Floating-point operations in the time of copying one number of a kept prefix; alike on CPUs and GPUs."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +63,42 @@ class CostModel:
         config = getattr(config, "text_config", None) or config
         return cls(config.num_hidden_layers, config.hidden_size, config.vocab_size)
 
-    def row(self, tokens: int) -> float:
-        """The body over one row; attention with a mask computes every pair of its tokens."""
-        return self.layers * tokens * (24.0 * self.width**2 + 4.0 * self.width * tokens)
+    def row(self, tokens: int, kept: int = 0) -> float:
+        """The body over one row; attention with a mask computes every pair of its tokens.
+
+        kept: tokens before the row whose keys and values are kept; a row gets a copy of them.
+        """
+        work = tokens * (24.0 * self.width**2 + 4.0 * self.width * (tokens + kept))
+        return self.layers * (work + _COPIED * self.width * kept)
 
     def logits(self, positions: int) -> float:
         """The output layer at `positions` positions."""
         return 2.0 * self.width * self.vocabulary * positions
 
-    def longest_row(self, shared: int) -> int:
-        """Tokens to which a row of sequences with `shared` common tokens may grow.
+    def longest_row(self, shared: int, kept: int = 0) -> int:
+        """Tokens to which a row of sequences with `shared` common tokens may grow, behind `kept` ones.
 
         A longer row spreads the prefix over more sequences, but each token then looks over more strangers;
         the least cost per sequence is where another sequence costs as much as the average one so far.
         """
-        linear = 24.0 * self.width / 4.0  # the linear layers' cost of a token, counted in tokens looked at
-        return shared + int(math.sqrt(linear * shared + shared**2))
+        # Both counted in tokens looked at: a token's own cost, and a row's.
+        own, once = 24.0 * self.width / 4.0 + kept, _COPIED * kept / 4.0
+        return shared + int(math.sqrt(shared**2 + own * shared + once))
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows computed in one forward pass, padded on the right to the longest; holds whole examples.
 
-    generates: the rows are prompts that are to be continued.
+    generates: the rows are prompts that are to be continued. prefix: tokens before every row, whose keys and
+    values are computed, at `prefix_cost`, once on each rank that has such batches.
     """
 
     rows: tuple[Row, ...]
     cost: float
     generates: bool = False
+    prefix: tuple[int, ...] = ()
+    prefix_cost: float = 0.0
 
     @property
     def examples(self) -> frozenset[int]:
@@ -92,25 +107,51 @@ class Batch:
 
 
 def make_batches(examples: Sequence[Sequence[TokenSequence]], budget: Budget, cost: CostModel) -> list[Batch]:
-    """Batches within `budget`, longest rows first.
+    """Batches within `budget`; those of one kept prefix together, of these the longest rows first.
 
     `examples[i]` are the sequences of one example. An example whose rows exceed `budget` is a batch by
     itself.
     """
-    groups = _group(examples, budget.longest, cost)
-    total = sum(len(row) for rows in groups for row in rows)
+    found = families(examples, partial(_saved_tokens, budget=budget, cost=cost))
+    groups = []
+    for family in found:
+        behind = [[_behind(family.shared, one) for one in sequences] for sequences in family.examples]
+        groups.append(_group(behind, family.shared, budget.longest, cost))
+    total = sum(len(row) for rows_by_group in groups for rows in rows_by_group for row in rows)
     most = min(budget.batch, max(_LEAST_TOKENS, total // _LEAST_BATCHES))
-    groups.sort(key=lambda rows: (-max(map(len, rows)), rows[0].reads[0].key))
+    batches: list[Batch] = []
+    for family, rows_by_group in zip(found, groups, strict=True):
+        prefix = family.examples[0][0].input_ids[: family.shared] if family.shared else ()
+        batches += _pack(rows_by_group, prefix, most, cost)
+    return batches
+
+
+def _saved_tokens(count: int, tokens: int, shared: int, budget: Budget, cost: CostModel) -> float:
+    """What keeping `shared` tokens saves, beside computing them once in each row; for `families`."""
+    if shared < _LEAST_PREFIX:
+        return 0.0
+    room = min(cost.longest_row(shared), budget.longest) - shared
+    rows = min(count, -(-tokens // room)) if room > 0 else count
+    return (rows - 1) * shared - budget.batch / _PASS_SHARE
+
+
+def _behind(shared: int, sequence: TokenSequence) -> TokenSequence:
+    return replace(sequence, input_ids=sequence.input_ids[shared:])
+
+
+def _pack(groups: list[list[Row]], prefix: tuple[int, ...], most: int, cost: CostModel) -> list[Batch]:
+    """Batches of up to `most` padded tokens, longest rows first."""
+    groups = sorted(groups, key=lambda rows: (-max(map(len, rows)), rows[0].reads[0].key))
     batches: list[Batch] = []
     rows: list[Row] = []
     for group in groups:
         longest = max(map(len, rows + group))
         if rows and (len(rows) + len(group)) * longest > most:
-            batches.append(_batch(rows, cost))
+            batches.append(_batch(rows, prefix, cost))
             rows = []
         rows = rows + group
     if rows:
-        batches.append(_batch(rows, cost))
+        batches.append(_batch(rows, prefix, cost))
     return batches
 
 
@@ -133,38 +174,52 @@ def _prompt_batch(rows: Sequence[Row], cost: CostModel) -> Batch:
 
 
 def assign(batches: Sequence[Batch], ranks: int) -> list[list[int]]:
-    """Batch numbers of each rank, dearest first; each batch goes to the rank that is to be free first."""
-    free = [(0.0, rank) for rank in range(ranks)]
-    given: list[list[int]] = [[] for _ in range(ranks)]
+    """Batch numbers of each rank; the dearest are given out first, each to the rank that is then done first.
+
+    A rank's batches of one prefix follow one another, so that it holds one prefix at a time.
+    """
+    busy = [0.0] * ranks
+    given: list[dict[tuple[int, ...], list[int]]] = [{} for _ in range(ranks)]
     for at in sorted(range(len(batches)), key=lambda at: (-batches[at].cost, at)):
-        busy_until, rank = heapq.heappop(free)
-        given[rank].append(at)
-        heapq.heappush(free, (busy_until + batches[at].cost, rank))
-    return given
+        batch = batches[at]
+        until = [
+            busy[rank] + batch.cost + (0.0 if batch.prefix in given[rank] else batch.prefix_cost)
+            for rank in range(ranks)
+        ]
+        rank = until.index(min(until))
+        busy[rank] = until[rank]
+        given[rank].setdefault(batch.prefix, []).append(at)
+    return [[at for part in by_prefix.values() for at in part] for by_prefix in given]
 
 
-def _batch(rows: Sequence[Row], cost: CostModel) -> Batch:
+def _batch(rows: Sequence[Row], prefix: tuple[int, ...], cost: CostModel) -> Batch:
     longest = max(map(len, rows))
-    body = len(rows) * cost.row(longest)
-    return Batch(tuple(rows), body + cost.logits(sum(row.scored for row in rows)))
+    body = len(rows) * cost.row(longest, len(prefix))
+    logits = cost.logits(sum(row.scored for row in rows))
+    return Batch(tuple(rows), body + logits, prefix=prefix, prefix_cost=cost.row(len(prefix)))
 
 
-def _group(examples: Sequence[Sequence[TokenSequence]], longest: int, cost: CostModel) -> list[list[Row]]:
-    """Rows by group; a group is one example and its duplicates, or several that share enough for one row."""
+def _group(
+    examples: Sequence[Sequence[TokenSequence]], kept: int, longest: int, cost: CostModel
+) -> list[list[Row]]:
+    """Rows by group; a group is one example and its duplicates, or several that share enough for one row.
+
+    kept: tokens before all of them whose keys and values are kept.
+    """
     groups: list[list[Row]] = []
     held: list[TokenSequence] = []  # the row being filled, from one or more examples
     tokens = 0
     for sequences in _duplicates_together(examples):
-        rows = _rows_of(sequences, cost)
+        rows = _rows_of(sequences, kept, cost)
         if len(rows) > 1:
             groups.append([build_row(row) for row in rows])
             continue
         alone = added_tokens((), sequences)
         if held:
             added = added_tokens(held[-1].input_ids, sequences)
-            limit = cost.longest_row(shared_length(held[0].input_ids, sequences[-1].input_ids))
-            fits = tokens + added <= min(limit, longest)
-            if fits and cost.row(tokens + added) < cost.row(tokens) + cost.row(alone):
+            limit = cost.longest_row(shared_length(held[0].input_ids, sequences[-1].input_ids), kept)
+            apart = cost.row(tokens, kept) + cost.row(alone, kept)
+            if tokens + added <= min(limit, longest) and cost.row(tokens + added, kept) < apart:
                 held, tokens = held + sequences, tokens + added
                 continue
             groups.append([build_row(held)])
@@ -182,7 +237,7 @@ def _duplicates_together(examples: Sequence[Sequence[TokenSequence]]) -> list[li
     return sorted(map(sorted, equal.values()), key=lambda sequences: sequences[0])
 
 
-def _rows_of(sequences: Sequence[TokenSequence], cost: CostModel) -> list[list[TokenSequence]]:
+def _rows_of(sequences: Sequence[TokenSequence], kept: int, cost: CostModel) -> list[list[TokenSequence]]:
     """Sorted sequences, put together where that is cheaper than apart."""
     rows: list[list[TokenSequence]] = []
     tokens = 0
@@ -190,7 +245,7 @@ def _rows_of(sequences: Sequence[TokenSequence], cost: CostModel) -> list[list[T
         length = len(sequence.input_ids)
         if rows:
             added = length - shared_length(rows[-1][-1].input_ids, sequence.input_ids)
-            if cost.row(tokens + added) < cost.row(tokens) + cost.row(length):
+            if cost.row(tokens + added, kept) < cost.row(tokens, kept) + cost.row(length, kept):
                 rows[-1].append(sequence)
                 tokens += added
                 continue

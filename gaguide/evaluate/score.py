@@ -1,19 +1,22 @@
 """Log-probabilities of the scored tokens of rows, by one forward pass over each batch.
 
-Logits are made only at positions that a score reads, and turned into log-probabilities in fp32. Where a
-model cannot take rows with branches (its attention does not follow the mask, or its output is more than a
-linear layer), which is found out on a small row, sequences are computed separately instead.
+Logits are made only at positions that a score reads, and turned into log-probabilities in fp32. What a
+model takes is found out on a small row: where its attention cannot be given keys and values that were kept,
+prefixes are computed in each batch, and where it cannot take rows with branches (attention that does not
+follow the mask, an output that is more than a linear layer), sequences are computed separately.
 Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +24,9 @@ import torch
 from gaguide.dist import out_of_memory
 from gaguide.evaluate.causal import WORTH_TOKENS, causal_beginning
 from gaguide.evaluate.generate import generate
-from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row, shared_length
+from gaguide.evaluate.kept import KeptPrefix
+from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row, longest_prefix
+from gaguide.evaluate.schedule import Batch
 
 Scores = dict[tuple[int, int], float]
 """(example, pair) → log-probability of the continuation, natural logarithm."""
@@ -36,9 +41,17 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.25
 
 
+class Sharing(enum.IntEnum):
+    """What is computed once: nothing, prefixes within a row, or also the prefix of many batches."""
+
+    NOTHING = 0
+    ROWS = 1
+    PREFIXES = 2
+
+
 @dataclass
 class Scorer:
-    """Scores batches of rows with a model in eval mode on `device`; `shares`: prefixes are shared.
+    """Scores batches of rows with a model in eval mode on `device`.
 
     whole: call the model only as a whole, as ZeRO-3 needs it, where also all ranks must call it equally
     often: `passes` counts, `idle` fills up, and nothing is halved. causal_tokens: see `causal_beginning`.
@@ -46,18 +59,30 @@ class Scorer:
 
     model: Any
     device: torch.device
-    shares: bool = True
+    shares: Sharing = Sharing.PREFIXES
     say: Callable[[str], None] = print
     whole: bool = False
     causal_tokens: int = WORTH_TOKENS
+    _kept: KeptPrefix | None = field(default=None, init=False)
 
-    def score(self, rows: Sequence[Row]) -> Scores:
-        """Scores of all reads of `rows`. Rows that do not fit into memory are halved, which is said."""
-        return self._halving(rows, self._together if self.shares else self._separate)
+    def score(self, rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> Scores:
+        """Scores of all reads of `rows`, which stand behind `prefix`.
 
-    def passes(self, rows: Sequence[Row]) -> int:
-        """How often `score` calls the model for these rows."""
-        return 1 if self.shares else len(_portions(rows))
+        Rows that do not fit into memory are halved, which is said.
+        """
+        if prefix and self.shares < Sharing.PREFIXES:
+            rows, prefix = [_with_prefix(rows, prefix)], ()
+        return self._halving(rows, partial(self._together, prefix=prefix) if self.shares else self._separate)
+
+    def passes(self, batches: Sequence[Batch]) -> int:
+        """How often `score` calls the model for these batches, one after the other, if no prefix is held."""
+        if not self.shares:
+            rows = [[_with_prefix(one.rows, one.prefix)] if one.prefix else one.rows for one in batches]
+            return sum(map(len, map(_portions, rows)))
+        if self.shares < Sharing.PREFIXES:
+            return len(batches)
+        prefixes = [(), *(batch.prefix for batch in batches if batch.prefix)]
+        return len(batches) + sum(one != before for before, one in pairwise(prefixes))
 
     @torch.no_grad()
     def idle(self) -> None:
@@ -89,65 +114,99 @@ class Scorer:
         # DeepSpeed's partitioned parameters cannot be tensors of inference mode.
         return torch.no_grad() if self.whole else torch.inference_mode()
 
-    def check(self, rows: Sequence[Row]) -> float:
-        """Largest difference between shared and separate computation on the smallest row.
+    def check(self, batches: Sequence[Batch]) -> float:
+        """Largest difference between shared and separate computation of a small row.
 
-        One with branches, if there is any: others ask less of the model. Sets `shares` to False where the
-        difference is beyond the tolerance of the model's dtype, where the model does not take such inputs at
-        all, or where a row is deeper than its sliding window.
+        One with branches, if there is any: others ask less of the model. Sets `shares` to what the model
+        takes: to less where the difference is beyond the tolerance of its dtype, where it does not take such
+        inputs at all, or where a row is deeper than its sliding window.
         """
+        rows = [(row, batch.prefix) for batch in batches if not batch.generates for row in batch.rows]
         if not rows:
             return 0.0
         window = getattr(self.model.config, "sliding_window", None)
-        if window and max(max(row.depths) for row in rows) >= window:
-            self.shares = False
+        if window and max(max(row.depths) + len(prefix) for row, prefix in rows) >= window:
+            self.shares = Sharing.NOTHING
             return math.inf
-        smallest = min(rows, key=lambda row: (not row.branches, len(row), row.reads[0].key))
+        shared = min(rows, key=_ease)
+        kept = min((one for one in rows if one[1]), key=_ease, default=None)
+        self.shares = Sharing.PREFIXES
+        if kept is not None:
+            difference = self._difference(self._behind_prefix, *kept)
+            if not self._tolerates(difference):
+                self.shares = Sharing.ROWS
+            elif kept[0].branches or not shared[0].branches:
+                return difference  # nothing else is asked of the model
+        # So that the causal way, which a short prefix would not be worth, is checked too.
+        way = replace(self, causal_tokens=_CHECKED_PREFIX // 2)._together
+        difference = self._difference(lambda row: way([row]), *shared)
+        if not self._tolerates(difference):
+            self.shares = Sharing.NOTHING
+        return difference
+
+    def _tolerates(self, difference: float) -> bool:
+        # A NaN on both sides is the model's own doing and no reason to compute it twice.
+        return not difference > _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE)
+
+    def _difference(self, way: Callable[[Row], Scores], row: Row, prefix: tuple[int, ...]) -> float:
+        """Between a way of computing and the separate one; infinite where the model does not take it."""
+        part = _small_part(row, prefix)
         try:
             with self._no_gradients():
-                difference = self._difference(smallest)
+                shared, separate = way(part), self._separate([part])
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             if out_of_memory(error):
                 raise
-            difference = math.inf
-        # A NaN on both sides is the model's own doing and no reason to compute it twice.
-        self.shares = not difference > _TOLERANCE.get(self.model.dtype, _HALF_TOLERANCE)
-        return difference
-
-    def _difference(self, row: Row) -> float:
-        """On two or three sequences of a row, without most of what they share: a check need not be costly."""
-        first, last = row.reads[0], row.reads[-1]
-        beside = (read for read in row.reads if row.ends[read.positions[-1]] != len(row))
-        ids = {read: row.sequence(read) for read in (first, next(beside, first), last)}
-        common = min(shared_length(ids[first], other) for other in ids.values())
-        longest_target = max(len(read.target_ids) for read in ids)
-        cut = max(0, common - max(_CHECKED_PREFIX, longest_target))
-        part = build_row([TokenSequence(ids[read][cut:], read.target_ids, read.key) for read in ids])
-        # So that the causal way, which a short prefix would not be worth, is checked too.
-        shared = replace(self, causal_tokens=_CHECKED_PREFIX // 2)._together([part])
-        separate = self._separate([part])
+            return math.inf
         return max(abs(shared[key] - separate[key]) for key in shared)
 
-    def _shared(self, rows: Sequence[Row]) -> Scores:
-        given = inputs(rows, self.device, self.model.dtype)
-        with causal_beginning(rows, given.get("attention_mask"), self.causal_tokens):
-            hidden_BTD = self.model.base_model(**given, use_cache=False, return_dict=True).last_hidden_state
-        flat, reads = _flat_reads(rows, hidden_BTD.shape[1])
-        hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
-        head = self.model.get_output_embeddings()
-        return _read(hidden_ND, head, reads)
+    def _behind_prefix(self, row: Row) -> Scores:
+        """Half of what its sequences share kept, the rest behind it."""
+        sequences = _sequences([row])
+        shared = max(1, longest_prefix(sequences) // 2)
+        behind = build_row([replace(one, input_ids=one.input_ids[shared:]) for one in sequences])
+        try:
+            return self._together([behind], sequences[0].input_ids[:shared])
+        finally:
+            self._kept = None
 
-    def _together(self, rows: Sequence[Row]) -> Scores:
-        return self._whole(rows) if self.whole else self._shared(rows)
+    def _keep(self, prefix: tuple[int, ...]) -> KeptPrefix:
+        """The keys and values of `prefix`, computed unless they are the ones that are held."""
+        if self._kept is None or self._kept.token_ids != prefix:
+            self._kept = None  # one at a time
+            kept = KeptPrefix(prefix)
+            alone = build_row([TokenSequence(prefix, prefix[-1:], (0, 0))])
+            with kept.recorded():
+                self._hidden(inputs([alone], self.device))
+            self._kept = kept
+        return self._kept
 
-    def _whole(self, rows: Sequence[Row]) -> Scores:
-        given = inputs(rows, self.device, self.model.dtype)
+    def _hidden(self, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The body's output [B, T, D]; of the whole model, if need be, logits [B, 1, V]."""
+        if self.whole:
+            return self.model(**given, use_cache=False, logits_to_keep=1).logits
+        return self.model.base_model(**given, use_cache=False, return_dict=True).last_hidden_state
+
+    def _together(self, rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> Scores:
+        """Rows as they are by one pass; and one before it for a prefix that is not held."""
+        given = inputs(rows, self.device, self.model.dtype, len(prefix))
         flat, reads = _flat_reads(rows, given["input_ids"].shape[1])
-        kept_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
-        kept_BT.view(-1)[flat] = True
-        with causal_beginning(rows, given.get("attention_mask"), self.causal_tokens):
-            logits_NV = self.model(**given, use_cache=False, logits_to_keep=kept_BT.to(self.device)).logits
-        return _read(logits_NV, torch.nn.Identity(), reads)
+        with (
+            self._keep(prefix).before(given["attention_mask"])
+            if prefix
+            else causal_beginning(rows, given.get("attention_mask"), self.causal_tokens)
+        ):
+            if self.whole:
+                wanted_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
+                wanted_BT.view(-1)[flat] = True
+                wanted_BT = wanted_BT.to(self.device)
+                logits_NV = self.model(**given, use_cache=False, logits_to_keep=wanted_BT).logits
+            else:
+                hidden_BTD = self._hidden(given)
+        if self.whole:
+            return _read(logits_NV, torch.nn.Identity(), reads)
+        hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
+        return _read(hidden_ND, self.model.get_output_embeddings(), reads)
 
     def _separate(self, rows: Sequence[Row]) -> Scores:
         """Each sequence as a row of its own, through the whole model; right for any causal model."""
@@ -168,13 +227,37 @@ def sum_in_one_order() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # MKL reads it once
 
 
-def _portions(rows: Sequence[Row]) -> list[list[Row]]:
-    """The sequences of `rows` as rows of their own, longest first, so many at a time as logits may exist."""
-    alone = [
-        build_row([TokenSequence(row.sequence(read), read.target_ids, read.key)])
+def _sequences(rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> list[TokenSequence]:
+    """All sequences of `rows`, which stand behind `prefix`."""
+    return [
+        TokenSequence((*prefix, *row.sequence(read)), read.target_ids, read.key)
         for row in rows
         for read in row.reads
     ]
+
+
+def _with_prefix(rows: Sequence[Row], prefix: tuple[int, ...]) -> Row:
+    return build_row(_sequences(rows, prefix))
+
+
+def _ease(place: tuple[Row, tuple[int, ...]]) -> tuple[bool, int, tuple[int, int]]:
+    row, _ = place
+    return not row.branches, len(row), row.reads[0].key
+
+
+def _small_part(row: Row, prefix: tuple[int, ...]) -> Row:
+    """Two or three sequences of a row, without most of what they share: a check need not be costly."""
+    first, last = row.reads[0], row.reads[-1]
+    beside = (read for read in row.reads if row.ends[read.positions[-1]] != len(row))
+    few = {first, next(beside, first), last}
+    sequences = sorted(one for one in _sequences([row], prefix) if one.key in {read.key for read in few})
+    cut = max(0, longest_prefix(sequences) - _CHECKED_PREFIX)
+    return build_row([replace(one, input_ids=one.input_ids[cut:]) for one in sequences])
+
+
+def _portions(rows: Sequence[Row]) -> list[list[Row]]:
+    """The sequences of `rows` as rows of their own, longest first, so many at a time as logits may exist."""
+    alone = [build_row([sequence]) for sequence in _sequences(rows)]
     alone.sort(key=len)
     portions = []
     while alone:
@@ -185,10 +268,11 @@ def _portions(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def inputs(
-    rows: Sequence[Row], device: torch.device, dtype: torch.dtype = torch.float32
+    rows: Sequence[Row], device: torch.device, dtype: torch.dtype = torch.float32, prefix: int = 0
 ) -> dict[str, torch.Tensor]:
     """Model inputs [B, T] of rows, padded on the right; with a mask [B, 1, T, T] if any row branches.
 
+    prefix: so many tokens stand before every row, and are not in the mask, which there then is.
     The mask is what is added to the attention scores, 0 or minus infinity, in the model's `dtype`: a Boolean
     one would be turned into that in every layer.
     B may exceed their number. Without branches causal attention hides the padding from what is read.
@@ -197,12 +281,12 @@ def inputs(
     ids_BT = torch.zeros(max(len(rows), -(-_LEAST_ROWS // longest)), longest, dtype=torch.long)
     for at, row in enumerate(rows):
         ids_BT[at, : len(row)] = torch.tensor(row.token_ids)
-    if not any(row.branches for row in rows):
+    if not prefix and not any(row.branches for row in rows):
         return {"input_ids": ids_BT.to(device)}
-    positions_BT = torch.zeros_like(ids_BT)
+    positions_BT = torch.full_like(ids_BT, prefix)
     ends_BT = torch.full_like(ids_BT, longest)  # padding sees what stands before it, so that no row is empty
     for at, row in enumerate(rows):
-        positions_BT[at, : len(row)] = torch.tensor(row.depths)
+        positions_BT[at, : len(row)] += torch.tensor(row.depths)
         ends_BT[at, : len(row)] = torch.tensor(row.ends)
     query_T1 = torch.arange(longest, device=device)[:, None]
     key_1T = torch.arange(longest, device=device)[None, :]
@@ -240,10 +324,17 @@ def _read(hidden_ND: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor],
         here = ((places >= start) & (places < start + _LOGIT_POSITIONS)).nonzero().squeeze(1)
         rows = (places[here] - start).to(logits_NV.device)
         chosen = logits_NV[rows, targets[here].to(logits_NV.device)]
-        log_probabilities[here] = (chosen - logits_NV.logsumexp(dim=-1)[rows]).double().cpu()
+        log_probabilities[here] = (chosen - _logsumexp(logits_NV)[rows]).double().cpu()
     scores: Scores = {}
     at = 0
     for read, placed in reads:
         scores[read.key] = float(log_probabilities[at : at + len(placed)].sum())
         at += len(placed)
     return scores
+
+
+def _logsumexp(logits_NV: torch.Tensor) -> torch.Tensor:
+    """As torch's over the last dimension, [N], but in place: to copy the logits costs as much again."""
+    peak_N1 = logits_NV.amax(dim=-1, keepdim=True)
+    peak_N1.masked_fill_(peak_N1.isinf(), 0.0)
+    return (logits_NV.sub_(peak_N1).exp_().sum(dim=-1, keepdim=True).log_() + peak_N1).squeeze(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another checkpoint of the same shape."""
     return save_gpt2(tmp_path_factory.mktemp("gpt2"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Examples with the same demonstrations before them, more than one row holds."""
+    shots = "".join(f"Q: Is {at} not odd? A: {'no' if at % 2 else 'yes'}.\n" for at in range(5))
+    rows = [
+        {"prompt": f"{shots}Q: Is number {at} of {at * 7 % 64} not odd? A:", "classes": [" no", " it is."],
+         "answer_index": at % 2}
+        for at in range(48)
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("demonstrated") / "demonstrated.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture(scope="session")

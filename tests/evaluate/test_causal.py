@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from gaguide.evaluate.rows import Row, TokenSequence, build_row
-from gaguide.evaluate.score import Scorer
+from gaguide.evaluate.score import Scorer, Sharing
 from tests.support.models import CONFIGS, LAYERS, tiny_model
 
 
@@ -49,7 +49,7 @@ def test_the_tokens_before_the_first_branch_need_no_mask(kind: str, whole: bool)
         scores = scorer.score(rows)
     longest = max(map(len, rows))
     assert calls.seen == [(41, True), (longest - 41, False)] * LAYERS  # the shorter prompt, and one token
-    alone = Scorer(model, torch.device("cpu"), shares=False).score(rows)
+    alone = Scorer(model, torch.device("cpu"), shares=Sharing.NOTHING).score(rows)
     assert scores == pytest.approx(alone, abs=1e-5)
 
 

@@ -44,7 +44,7 @@ def _as_srun(ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="module")
-def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def task_files(tmp_path_factory: pytest.TempPathFactory, demonstrated: Path) -> str:
     """Examples of different lengths, some longer than the model, some with shared demonstrations."""
     path = tmp_path_factory.mktemp("tasks") / "mixed.jsonl"
     shots = "Q: Is a list mutable? A: yes. Q: Is a tuple mutable? A: no. " * 3
@@ -54,21 +54,21 @@ def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for p in prompts
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return f"{path},{demonstrated}"
 
 
 @pytest.fixture(scope="module")
-def one_process(gpt2_folder: Path, task_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(gpt2_folder: Path, task_files: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of plain python with two threads."""
     output = tmp_path_factory.mktemp("one")
-    ended = _launch("python", 1, *_arguments(gpt2_folder, task_file, output), threads=2)
+    ended = _launch("python", 1, *_arguments(gpt2_folder, task_files, output), threads=2)
     assert ended.returncode == 0, ended.stderr
     assert "synthetic-negation" in ended.stdout and "chance" in ended.stdout
     return output
 
 
-def _arguments(model: Path, task_file: Path, output: Path) -> list[str]:
-    tasks = f"demo,{task_file}"
+def _arguments(model: Path, task_files: str, output: Path) -> list[str]:
+    tasks = f"demo,{task_files}"
     return [
         "--model",
         str(model),
@@ -79,7 +79,7 @@ def _arguments(model: Path, task_file: Path, output: Path) -> list[str]:
         "--batch-tokens",
         "512",
         "--limit",
-        "25",
+        "40",
     ]
 
 
@@ -94,14 +94,15 @@ def _arguments(model: Path, task_file: Path, output: Path) -> list[str]:
     ],
 )
 def test_any_number_of_ranks_gives_the_same_bits(
-    launcher: str, ranks: int, gpt2_folder: Path, task_file: Path, one_process: Path, tmp_path: Path
+    launcher: str, ranks: int, gpt2_folder: Path, task_files: str, one_process: Path, tmp_path: Path
 ) -> None:
     if launcher == "mpirun" and shutil.which("mpirun") is None:
         pytest.skip("mpirun is not installed")
-    ended = _launch(launcher, ranks, *_arguments(gpt2_folder, task_file, tmp_path))
+    ended = _launch(launcher, ranks, *_arguments(gpt2_folder, task_files, tmp_path))
     assert ended.returncode == 0, ended.stderr
     one, many = (json.loads((folder / "results.json").read_text()) for folder in (one_process, tmp_path))
     assert (one["world_size"], many["world_size"]) == (1, ranks)
+    assert one["tokens"]["kept_prefixes"] > 0
     assert one["tasks"] == many["tasks"]
     assert pq.read_table(tmp_path / "examples.parquet").equals(
         pq.read_table(one_process / "examples.parquet")

@@ -20,7 +20,7 @@ from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
 from gaguide.evaluate.finished import FOLDER, Finished, fingerprint
 from gaguide.evaluate.rows import TokenSequence
 from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer
+from gaguide.evaluate.score import Scorer, Sharing
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
 
@@ -35,13 +35,13 @@ def test_a_line_cut_off_by_a_kill_and_scores_of_other_batches_are_left_out(tmp_p
     kept = Finished(tmp_path, "name", batches, World())
     for at in (0, 1):
         scores = {read.key: -0.1 * at for row in batches[at].rows for read in row.reads}
-        kept.add(at, scores, shares=True)
-    kept.add(2, {(99, 0): -1.0}, shares=True)
+        kept.add(at, scores, shares=Sharing.ROWS)
+    kept.add(2, {(99, 0): -1.0}, shares=Sharing.ROWS)
     kept.close()
     (file,) = (tmp_path / FOLDER / "name").glob("*.jsonl")
     file.write_text(file.read_text() + '{"batch": 3, "scores": [[1,')
     again = Finished(tmp_path, "name", batches, World())
-    assert again.scores.keys() == {0, 1} and again.shares is True
+    assert again.scores.keys() == {0, 1} and again.shares is Sharing.ROWS
     assert again.scores[1] == kept_scores(batches[1], -0.1)
     assert not Finished(tmp_path, "other", batches, World()).scores
 
@@ -70,11 +70,11 @@ def test_models_that_were_done_are_not_computed_again(
     assert wanted[0] != wanted[1]
     scored, score = [], Scorer.score
 
-    def stop_in_the_second_model(self: Scorer, rows: object) -> object:
+    def stop_in_the_second_model(self: Scorer, *batch: object) -> object:
         scored.append(self)
         if len({id(one) for one in scored}) > 1:
             raise KeyboardInterrupt
-        return score(self, rows)
+        return score(self, *batch)
 
     monkeypatch.setattr(Scorer, "score", stop_in_the_second_model)
     with pytest.raises(KeyboardInterrupt):

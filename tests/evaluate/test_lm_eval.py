@@ -110,6 +110,11 @@ def test_memo_trap_equals(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) ->
     _compare(gpt2_folder, file, 150, tmp_path)
 
 
+def test_demonstrations_that_are_kept_equal(gpt2_folder: Path, demonstrated: Path, tmp_path: Path) -> None:
+    _compare(gpt2_folder, demonstrated, None, tmp_path)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["tokens"]["kept_prefixes"] == 1
+
+
 def test_a_demonstration_and_a_delimiter_give_the_same_prompts(
     gpt2_folder: Path, sets: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
 
 from gaguide.evaluate.rows import TokenSequence, build_row
-from gaguide.evaluate.schedule import Budget, CostModel, make_batches
+from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
 from gaguide.evaluate.score import Scorer, Scores
 from tests.support.models import tiny_model
 from tests.support.ranks import rank_environment
@@ -52,10 +52,10 @@ def _alone(model: torch.nn.Module, examples: list[list[TokenSequence]]) -> Score
 
 def _score(scorer: Scorer, examples: list[list[TokenSequence]], batch_tokens: int = 128) -> Scores:
     batches = make_batches(examples, Budget(batch_tokens), _COST)
-    scorer.check([row for batch in batches for row in batch.rows])
+    scorer.check(batches)
     scores: Scores = {}
     for batch in batches:
-        scores |= scorer.score(batch.rows)
+        scores |= scorer.score(batch.rows, batch.prefix)
     return scores
 
 
@@ -105,14 +105,14 @@ def test_rows_out_of_memory_are_halved_and_that_is_said(monkeypatch: pytest.Monk
     rows = [build_row(pairs) for pairs in examples]
     wanted = Scorer(model, _CPU).score(rows)
     scorer = Scorer(model, _CPU, say=said.append)
-    whole = scorer._shared
+    whole = scorer._together
 
-    def small_memory(rows: list) -> Scores:
+    def small_memory(rows: list, prefix: tuple[int, ...]) -> Scores:
         if len(rows) > 2:
             raise torch.OutOfMemoryError
-        return whole(rows)
+        return whole(rows, prefix)
 
-    monkeypatch.setattr(scorer, "_shared", small_memory)
+    monkeypatch.setattr(scorer, "_together", small_memory)
     assert scorer.score(rows) == pytest.approx(wanted, abs=1e-5)
     assert len(said) == 3 and "8 rows" in said[0]
 
@@ -203,7 +203,7 @@ def test_the_check_computes_few_sequences_of_a_row_that_holds_many() -> None:
         lambda module, args, kwargs: tokens.append((args or tuple(kwargs.values()))[0].numel()),
         with_kwargs=True,
     )
-    assert scorer.check([row]) < 1e-4
+    assert scorer.check([Batch((row,), 0.0)]) < 1e-4
     assert 0 < sum(tokens) < 4 * len(prompt)
 
 
@@ -218,5 +218,5 @@ def test_the_check_takes_sequences_that_branch_though_most_of_the_row_are_duplic
     ids = [*[prompt] * 5, *[(*prompt, *(at for _ in range(6))) for at in (30, 31)]]
     row = build_row([TokenSequence(one, one[-2:], (at, 0)) for at, one in enumerate(ids)])
     scorer = Scorer(model.eval(), _CPU)
-    assert scorer.check([row]) > 1e-3
+    assert scorer.check([Batch((row,), 0.0)]) > 1e-3
     assert not scorer.shares

@@ -15,21 +15,27 @@ from gaguide.evaluate.sharded import sharding_config
 from tests.support.ranks import DS_CONFIGS, EVALUATE, run_ranks
 
 
-def test_a_model_cut_up_among_ranks_gives_the_same_numbers(gpt2_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_model_cut_up_among_ranks_gives_the_same_numbers(
+    gpt2_folder: Path, demonstrated: Path, tmp_path: Path, kept: int
+) -> None:
+    """Without a prefix to keep all are in one batch: the other rank has no work, but must pass too."""
+    task, limit = (str(demonstrated), 48) if kept else ("synthetic-order", 13)
     config = json.loads((DS_CONFIGS / "zero3.json").read_text())
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or small tensors stay whole
     (tmp_path / "zero3.json").write_text(json.dumps(config))
-    # All examples in one batch: the other rank has no work, but must pass as often.
-    arguments = ["--model", str(gpt2_folder), "--tasks", "synthetic-order", "--output", str(tmp_path / "out")]
-    arguments += ["--deepspeed", str(tmp_path / "zero3.json"), "--limit", "13"]
+    arguments = ["--model", str(gpt2_folder), "--tasks", task, "--output", str(tmp_path / "out")]
+    arguments += ["--deepspeed", str(tmp_path / "zero3.json"), "--limit", str(limit)]
+    arguments += ["--batch-tokens", "256" if kept else "512"]
     ended = run_ranks(EVALUATE, arguments, 2, timeout=120)
     assert ended.returncode == 0, ended.stdout
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["settings"]["held_share"] == pytest.approx(0.5, abs=0.01)
-    assert results["tokens"]["batches"] == 1
+    assert results["tokens"]["kept_prefixes"] == kept
+    assert (results["tokens"]["batches"] == 1) == (not kept)
     found = pq.read_table(tmp_path / "out" / "examples.parquet").to_pylist()
-    settings = EvaluateSettings(limit=13)
-    (whole,) = evaluate(gpt2_folder, ["synthetic-order"], None, World(), settings).tasks.values()
+    settings = EvaluateSettings(limit=limit)
+    (whole,) = evaluate(gpt2_folder, [task], None, World(), settings).tasks.values()
     for row, scored in zip(found, whole.scored, strict=True):
         assert row["log_probabilities"] == pytest.approx(scored.log_probabilities, abs=1e-5)
 

@@ -1,0 +1,143 @@
+"""Scores behind a kept prefix are those of each sequence alone; a model that cannot is found out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from gaguide.evaluate.rows import TokenSequence, build_row
+from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.score import Scorer, Scores, Sharing
+from tests.support.models import CONFIGS, tiny_model
+
+_CPU = torch.device("cpu")
+_COST = CostModel(layers=3, width=32, vocabulary=64)
+
+
+def _batches(count: int = 24, prefix: int = 40) -> list[Batch]:
+    """Two tasks with demonstrations of their own, and some examples without."""
+    rng = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, 64, (count,), generator=rng).tolist())
+
+    beginnings = [ids(prefix), ids(prefix), ()]
+    examples = []
+    for at in range(3 * count):
+        prompt = (*beginnings[at % 3], *ids(4 + at % 5))
+        ends = [ids(1 + (at + nth) % 3) for nth in range(3)]
+        examples.append([TokenSequence((*prompt, *end)[:-1], end, (at, nth)) for nth, end in enumerate(ends)])
+    batches = make_batches(examples, Budget(250), _COST)
+    assert len({batch.prefix for batch in batches}) == 3
+    return batches
+
+
+def _scores(scorer: Scorer, batches: list[Batch]) -> Scores:
+    scores: Scores = {}
+    for batch in batches:
+        scores |= scorer.score(batch.rows, batch.prefix)
+    return scores
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_scores_are_those_of_each_sequence_alone(kind: str, whole: bool) -> None:
+    model, batches = tiny_model(kind, attn_implementation="sdpa"), _batches()
+    assert {min(len(batch.rows), 2) for batch in batches if batch.prefix} == {1, 2}
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    scorer = Scorer(model, _CPU, whole=whole)
+    scorer.check(batches)
+    assert scorer.shares is Sharing.PREFIXES
+    model.get_input_embeddings().register_forward_pre_hook(count)
+    scores = _scores(scorer, batches)
+    assert passes == scorer.passes(batches) == len(batches) + 2
+    scorer.shares, passes = Sharing.ROWS, 0
+    assert _scores(scorer, batches) == pytest.approx(scores, abs=1e-5)
+    assert passes == scorer.passes(batches) == len(batches)
+    scorer.shares, passes = Sharing.NOTHING, 0
+    assert _scores(scorer, batches) == pytest.approx(scores, abs=1e-5)
+    assert passes == scorer.passes(batches)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_single_tokens_behind_a_prefix(kind: str) -> None:
+    """A query of one token: models with grouped queries call attention in a third way."""
+    model, prefix = tiny_model(kind, attn_implementation="sdpa"), tuple(range(2, 42))
+    rows = [build_row([TokenSequence((at,), (at + 1,), (at, 0))]) for at in (5, 9)]
+    longer = build_row([TokenSequence((5, 6, 7), (7, 8), (1, 0)), TokenSequence((5, 9), (9, 3), (1, 1))])
+    scorer = Scorer(model, _CPU)
+    found = [scorer.score(some, prefix) for some in (rows, [longer], rows)]
+    assert found[0] == pytest.approx(found[2], abs=1e-6)
+    alone = Scorer(model, _CPU, shares=Sharing.NOTHING)
+    assert found[0] == pytest.approx(alone.score(rows, prefix), abs=1e-5)
+    assert found[1] == pytest.approx(alone.score([longer], prefix), abs=1e-5)
+
+
+def test_the_order_of_the_batches_does_not_matter() -> None:
+    """Room behind a prefix grows with the batches; what is before and in it must not depend on that."""
+    model, batches = tiny_model("gpt2", attn_implementation="sdpa"), _batches()
+    assert _scores(Scorer(model, _CPU), batches) == _scores(Scorer(model, _CPU), batches[::-1])
+
+
+def test_one_and_two_threads_give_equal_bits() -> None:
+    model, batches, found = tiny_model("gpt2", attn_implementation="sdpa"), _batches(), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(_scores(Scorer(model, _CPU), batches))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+
+
+def test_attention_of_another_kind_shares_rows_only() -> None:
+    """Eager attention follows a mask, but is not torch's: nothing can be put before its keys."""
+    model, batches = tiny_model("gpt2", attn_implementation="eager"), _batches()
+    scorer = Scorer(model, _CPU)
+    scorer.check(batches)
+    assert scorer.shares is Sharing.ROWS
+    wanted = _scores(Scorer(tiny_model("gpt2", attn_implementation="sdpa"), _CPU), batches)
+    assert _scores(scorer, batches) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_attention_that_is_torchs_in_some_layers_only_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not ask torch in every layer would miss the prefix there."""
+    model, batches = tiny_model("gpt2", attn_implementation="sdpa"), _batches()
+    calls = 0
+
+    def sometimes(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **given: object
+    ) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls % 3 or given["attn_mask"] is None:
+            return scaled_dot_product_attention(query, key, value, **given)  # type: ignore[arg-type]
+        weights = query @ key.mT / math.sqrt(query.shape[-1]) + given["attn_mask"]
+        return weights.softmax(-1) @ value
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", sometimes)
+    scorer = Scorer(model, _CPU)
+    scorer.check(batches)
+    assert scorer.shares is Sharing.ROWS
+
+
+def test_a_sliding_window_shorter_than_prefix_and_row_shares_nothing() -> None:
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        num_key_value_heads=2, sliding_window=45,
+    )  # fmt: skip
+    scorer = Scorer(AutoModelForCausalLM.from_config(config).eval(), _CPU)
+    batches = _batches()
+    assert max(max(row.depths) for batch in batches for row in batch.rows) < 45
+    scorer.check(batches)
+    assert scorer.shares is Sharing.NOTHING

@@ -1,0 +1,113 @@
+"""Families: the examples whose prefix is kept, chosen so that nested runs save most; and their batches."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gaguide.evaluate.prefixes import Family, families
+from gaguide.evaluate.rows import TokenSequence, longest_prefix
+from gaguide.evaluate.schedule import Batch, Budget, CostModel, assign, make_batches
+
+_COST = CostModel(layers=12, width=768, vocabulary=50257)
+_EXAMPLES = st.lists(
+    st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=6).map(tuple), min_size=1, max_size=2),
+    min_size=1,
+    max_size=7,
+)
+
+
+def _sequences(examples: list[list[tuple[int, ...]]], read: int = 1) -> list[list[TokenSequence]]:
+    return [
+        [TokenSequence(ids, ids[-read:], (at, nth)) for nth, ids in enumerate(pairs)]
+        for at, pairs in enumerate(examples)
+    ]
+
+
+def _saved(count: int, tokens: int, shared: int) -> float:
+    return (count - 1) * shared - 3
+
+
+def _best(ordered: list[list[TokenSequence]]) -> float:
+    """The most that any choice of runs side by side saves, tried out."""
+    best = [0.0] * (len(ordered) + 1)
+    for end in range(1, len(ordered) + 1):
+        best[end] = best[end - 1]
+        for start in range(end - 1):
+            run = sorted(itertools.chain(*ordered[start:end]))
+            best[end] = max(best[end], best[start] + _saved(end - start, 0, longest_prefix(run)))
+    return best[-1]
+
+
+@given(_EXAMPLES)
+def test_no_other_choice_of_prefixes_saves_more(examples: list[list[tuple[int, ...]]]) -> None:
+    sequences = _sequences(examples)
+    rest, *kept = families(sequences, _saved)
+    assert rest.shared == 0
+    found = [one for family in (rest, *kept) for example in family.examples for one in example]
+    assert sorted(found) == sorted(itertools.chain(*sequences))
+    for family in kept:
+        together = sorted(itertools.chain(*family.examples))
+        assert 0 < family.shared <= longest_prefix(together)
+    saved = sum(_saved(len(family.examples), 0, family.shared) for family in kept)
+    assert saved == _best(sorted(map(sorted, sequences), key=lambda one: one[0]))
+
+
+def test_the_tokens_behind_a_prefix_are_counted_once() -> None:
+    told = []
+
+    def saving(count: int, tokens: int, shared: int) -> float:
+        told.append((count, tokens, shared))
+        return 0.0
+
+    families(_sequences([[(1, 2, 3, 4), (1, 2, 3, 5)], [(1, 2, 3, 5)], [(1, 2, 6, 7, 8)]]), saving)
+    assert (
+        sorted(told) == [(2, 2, 2), (3, 5, 2)]
+        or sorted(told) == [(2, 3, 2), (3, 6, 2)]
+        or told
+        == [
+            (2, 2, 3),
+            (3, 6, 2),
+        ]
+    )
+
+
+def _task(count: int, prefix: int = 400, first: int = 0) -> list[list[tuple[int, ...]]]:
+    shots = tuple(range(first, first + prefix))
+    return [[(*shots, 5000 + at, *range(6000, 6020), nth) for nth in (1, 2)] for at in range(count)]
+
+
+def test_a_prefix_of_more_examples_than_one_row_holds_is_kept() -> None:
+    few = make_batches(_sequences(_task(10)), Budget(512, 2048), _COST)
+    assert [batch.prefix for batch in few] == [()]
+    many = make_batches(_sequences(_task(200)), Budget(512, 2048), _COST)
+    assert {batch.prefix for batch in many} == {tuple(range(400))}
+    assert sum(len(row) for batch in many for row in batch.rows) == 200 * 23
+    assert all(batch.prefix_cost == _COST.row(400) for batch in many)
+    # Longer rows than a batch hold nothing but one example.
+    assert all(len(batch.rows) * max(map(len, batch.rows)) <= 512 for batch in many)
+
+
+def test_a_rank_has_the_batches_of_a_prefix_one_after_the_other() -> None:
+    examples = _task(150) + _task(150, first=1000) + [[(9, at, at, at)] for at in range(50)]
+    batches = make_batches(_sequences(examples), Budget(512, 2048), _COST)
+    assert len({batch.prefix for batch in batches}) == 3
+    shares = assign(batches, 3)
+    assert sorted(at for share in shares for at in share) == list(range(len(batches)))
+    for share in shares:
+        runs = [prefix for prefix, _ in itertools.groupby(share, key=lambda at: batches[at].prefix)]
+        assert len(runs) == len(set(runs))
+
+
+def test_a_dear_prefix_is_computed_on_few_ranks() -> None:
+    batches = [Batch((), 1.0, prefix=(at % 2 + 1,), prefix_cost=100.0) for at in range(8)]
+    shares = assign(batches, 2)
+    assert [{batches[at].prefix for at in share} for share in shares] == [{(1,)}, {(2,)}]
+
+
+def test_examples_that_share_nothing_are_no_family() -> None:
+    examples = _sequences([[tuple(range(100 * at, 100 * at + 50))] for at in range(40)])
+    (rest,) = families(examples, lambda count, tokens, shared: (count - 1) * shared)
+    assert rest == Family(0, [sorted(one) for one in sorted(examples)])
