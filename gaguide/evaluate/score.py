@@ -33,10 +33,11 @@ Scores = dict[tuple[int, int], float]
 
 _LOGIT_POSITIONS = 1024
 """Positions whose logits exist at a time: 1,024 × 50,257 fp32 numbers are 0.2 GB."""
+_CACHED_ROWS = 16
 _LEAST_ROWS = 32
 """Matrix products get at least so many rows (of zeros, if need be): with fewer, CPU libraries add up in an
 order that depends on the number of threads, and results would differ in the last bit between launchers."""
-_CHECKED_PREFIX = 32
+_CHECKED_PREFIX = 16
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.25
 
@@ -334,7 +335,15 @@ def _read(hidden_ND: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor],
 
 
 def _logsumexp(logits_NV: torch.Tensor) -> torch.Tensor:
-    """As torch's over the last dimension, [N], but in place: to copy the logits costs as much again."""
+    """As torch's over the last dimension, [N], but in place: a copy of the logits costs as much again.
+
+    On a CPU some rows at a time, which stay in its cache from one operation to the next.
+    """
+    parts = logits_NV.split(_CACHED_ROWS) if logits_NV.device.type == "cpu" else (logits_NV,)
+    return torch.cat([_logsumexp_in_place(part_NV) for part_NV in parts])
+
+
+def _logsumexp_in_place(logits_NV: torch.Tensor) -> torch.Tensor:
     peak_N1 = logits_NV.amax(dim=-1, keepdim=True)
     peak_N1.masked_fill_(peak_N1.isinf(), 0.0)
     return (logits_NV.sub_(peak_N1).exp_().sum(dim=-1, keepdim=True).log_() + peak_N1).squeeze(-1)

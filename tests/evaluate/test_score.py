@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, Mistra
 
 from gaguide.evaluate.rows import TokenSequence, build_row
 from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer, Scores
+from gaguide.evaluate.score import Scorer, Scores, _logsumexp
 from tests.support.models import tiny_model
 from tests.support.ranks import rank_environment
 
@@ -220,3 +221,11 @@ def test_the_check_takes_sequences_that_branch_though_most_of_the_row_are_duplic
     scorer = Scorer(model.eval(), _CPU)
     assert scorer.check([Batch((row,), 0.0)]) > 1e-3
     assert not scorer.shares
+
+
+def test_log_sums_are_torchs_own_also_of_infinite_logits() -> None:
+    logits_NV = 30 * torch.randn(40, 300)
+    logits_NV[0, 3], logits_NV[1, 4], logits_NV[2, 5] = math.inf, -math.inf, math.nan
+    logits_NV[3] = -math.inf
+    wanted_N = logits_NV.logsumexp(-1)
+    torch.testing.assert_close(_logsumexp(logits_NV.clone()), wanted_N, equal_nan=True)
