@@ -6,6 +6,7 @@ computed on one rank, in the same company and hence to the same bits, whatever t
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -179,17 +180,28 @@ def assign(batches: Sequence[Batch], ranks: int) -> list[list[int]]:
     A rank's batches of one prefix follow one another, so that it holds one prefix at a time.
     """
     busy = [0.0] * ranks
+    anyone = [(0.0, rank) for rank in range(ranks)]
+    holders: dict[tuple[int, ...], list[tuple[float, int]]] = {}
     given: list[dict[tuple[int, ...], list[int]]] = [{} for _ in range(ranks)]
     for at in sorted(range(len(batches)), key=lambda at: (-batches[at].cost, at)):
         batch = batches[at]
-        until = [
-            busy[rank] + batch.cost + (0.0 if batch.prefix in given[rank] else batch.prefix_cost)
-            for rank in range(ranks)
-        ]
-        rank = until.index(min(until))
-        busy[rank] = until[rank]
+        holding = holders.setdefault(batch.prefix, [])
+        until, rank = _idlest(anyone, busy)
+        until += batch.prefix_cost
+        if holding and _idlest(holding, busy)[0] <= until:
+            until, rank = _idlest(holding, busy)
+        busy[rank] = until + batch.cost
+        if batch.prefix not in given[rank]:
+            heapq.heappush(holding, (busy[rank], rank))
         given[rank].setdefault(batch.prefix, []).append(at)
     return [[at for part in by_prefix.values() for at in part] for by_prefix in given]
+
+
+def _idlest(heap: list[tuple[float, int]], busy: Sequence[float]) -> tuple[float, int]:
+    """The least (busy until, rank) of a heap whose times may be older than those of `busy`."""
+    while heap[0][0] < busy[heap[0][1]]:
+        heapq.heapreplace(heap, (busy[heap[0][1]], heap[0][1]))
+    return heap[0]
 
 
 def _batch(rows: Sequence[Row], prefix: tuple[int, ...], cost: CostModel) -> Batch:

@@ -107,6 +107,25 @@ def test_a_dear_prefix_is_computed_on_few_ranks() -> None:
     assert [{batches[at].prefix for at in share} for share in shares] == [{(1,)}, {(2,)}]
 
 
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=40), st.integers(1, 6))
+def test_each_batch_goes_to_the_rank_that_is_then_done_first(
+    given_batches: list[tuple[int, int]], ranks: int
+) -> None:
+    batches = [
+        Batch((), float(cost), prefix=(prefix,) * bool(prefix), prefix_cost=5.0 * prefix)
+        for cost, prefix in given_batches
+    ]
+    given_to = {at: rank for rank, share in enumerate(assign(batches, ranks)) for at in share}
+    assert sorted(given_to) == list(range(len(batches)))
+    busy, held = [0.0] * ranks, [{()} for _ in range(ranks)]
+    for at in sorted(given_to, key=lambda at: (-batches[at].cost, at)):
+        prefix, dear = batches[at].prefix, batches[at].prefix_cost
+        starts = [busy[rank] + dear * (prefix not in held[rank]) for rank in range(ranks)]
+        assert starts[given_to[at]] == min(starts)
+        busy[given_to[at]] = min(starts) + batches[at].cost
+        held[given_to[at]].add(prefix)
+
+
 def test_examples_that_share_nothing_are_no_family() -> None:
     examples = _sequences([[tuple(range(100 * at, 100 * at + 50))] for at in range(40)])
     (rest,) = families(examples, lambda count, tokens, shared: (count - 1) * shared)
