@@ -37,6 +37,8 @@ _CACHED_ROWS = 16
 _LEAST_ROWS = 32
 """Matrix products get at least so many rows (of zeros, if need be): with fewer, CPU libraries add up in an
 order that depends on the number of threads, and results would differ in the last bit between launchers."""
+_MERGED_TOKENS = 2_048
+"""A prefix that cannot be kept is computed once for so many tokens behind it: each looks over all others."""
 _CHECKED_PREFIX = 16
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.25
@@ -72,18 +74,20 @@ class Scorer:
         Rows that do not fit into memory are halved, which is said.
         """
         if prefix and self.shares < Sharing.PREFIXES:
-            rows, prefix = [_with_prefix(rows, prefix)], ()
+            rows, prefix = _with_prefix(rows, prefix), ()
+        if not prefix:
+            self._kept = None  # give its memory back
         return self._halving(rows, partial(self._together, prefix=prefix) if self.shares else self._separate)
 
     def passes(self, batches: Sequence[Batch]) -> int:
         """How often `score` calls the model for these batches, one after the other, if no prefix is held."""
         if not self.shares:
-            rows = [[_with_prefix(one.rows, one.prefix)] if one.prefix else one.rows for one in batches]
+            rows = [_with_prefix(one.rows, one.prefix) for one in batches]
             return sum(map(len, map(_portions, rows)))
         if self.shares < Sharing.PREFIXES:
             return len(batches)
-        prefixes = [(), *(batch.prefix for batch in batches if batch.prefix)]
-        return len(batches) + sum(one != before for before, one in pairwise(prefixes))
+        prefixes = [(), *(batch.prefix for batch in batches)]
+        return len(batches) + sum(bool(one) and one != before for before, one in pairwise(prefixes))
 
     @torch.no_grad()
     def idle(self) -> None:
@@ -94,6 +98,7 @@ class Scorer:
 
     def generate(self, rows: Sequence[Row]) -> Scores:
         """Ids of the tokens that continue each row, in place of scores."""
+        self._kept = None
         return self._halving(rows, partial(generate, self.model, self.device))
 
     def _halving(self, rows: Sequence[Row], compute: Callable[[Sequence[Row]], Scores]) -> Scores:
@@ -136,6 +141,8 @@ class Scorer:
             difference = self._difference(self._behind_prefix, *kept)
             if not self._tolerates(difference):
                 self.shares = Sharing.ROWS
+                if not shared[0].branches:
+                    shared = _that_branches(batches) or shared
             elif kept[0].branches or not shared[0].branches:
                 return difference  # nothing else is asked of the model
         # So that the causal way, which a short prefix would not be worth, is checked too.
@@ -179,8 +186,15 @@ class Scorer:
             alone = build_row([TokenSequence(prefix, prefix[-1:], (0, 0))])
             with kept.recorded():
                 self._hidden(inputs([alone], self.device))
+            if kept.calls < self._layers:
+                raise RuntimeError("not all layers call torch's attention")
             self._kept = kept
         return self._kept
+
+    @property
+    def _layers(self) -> int:
+        config = self.model.config
+        return int((getattr(config, "text_config", None) or config).num_hidden_layers)
 
     def _hidden(self, given: dict[str, torch.Tensor]) -> torch.Tensor:
         """The body's output [B, T, D]; of the whole model, if need be, logits [B, 1, V]."""
@@ -237,8 +251,26 @@ def _sequences(rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> list[TokenS
     ]
 
 
-def _with_prefix(rows: Sequence[Row], prefix: tuple[int, ...]) -> Row:
-    return build_row(_sequences(rows, prefix))
+def _with_prefix(rows: Sequence[Row], prefix: tuple[int, ...]) -> list[Row]:
+    """Rows that hold their `prefix`, each for as many of `rows` as have `_MERGED_TOKENS`."""
+    if not prefix:
+        return list(rows)
+    merged: list[list[Row]] = []
+    tokens = 0
+    for row in rows:
+        if not merged or tokens + len(row) > _MERGED_TOKENS:
+            merged.append([])
+            tokens = 0
+        merged[-1].append(row)
+        tokens += len(row)
+    return [build_row(_sequences(some, prefix)) for some in merged]
+
+
+def _that_branches(batches: Sequence[Batch]) -> tuple[Row, tuple[int, ...]] | None:
+    """Two rows that do not branch do once they are put together behind their prefix."""
+    pairs = ((batch.rows[-2:], batch.prefix) for batch in batches if batch.prefix)
+    merged = (_with_prefix(*pair) for pair in pairs if len(pair[0]) > 1)
+    return next(((row, ()) for row, *_ in merged if row.branches), None)
 
 
 def _ease(place: tuple[Row, tuple[int, ...]]) -> tuple[bool, int, tuple[int, int]]:

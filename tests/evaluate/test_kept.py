@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHeadModel, MistralConfig
 
-from gaguide.evaluate.rows import TokenSequence, build_row
+from gaguide.evaluate.generate import prompt_row
+from gaguide.evaluate.rows import Row, TokenSequence, build_row
 from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
 from gaguide.evaluate.score import Scorer, Scores, Sharing
 from tests.support.models import CONFIGS, tiny_model
@@ -129,6 +131,74 @@ def test_attention_that_is_torchs_in_some_layers_only_is_found_out(monkeypatch: 
     scorer = Scorer(model, _CPU)
     scorer.check(batches)
     assert scorer.shares is Sharing.ROWS
+
+
+def test_attention_of_another_kind_is_found_out_where_a_prefix_changes_little() -> None:
+    """A half-precision tolerance hides a prefix that nothing looked at."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=96)
+    model = GPT2LMHeadModel._from_config(config, attn_implementation="eager", dtype=torch.bfloat16).eval()
+    scorer = Scorer(model, _CPU)
+    scorer.check(_batches())
+    assert scorer.shares is Sharing.ROWS
+
+
+def _strangers(count: int, prefix: int, tail: int) -> Batch:
+    """Rows of one sequence each: none branches by itself."""
+    rng = torch.Generator().manual_seed(0)
+
+    def row(at: int) -> Row:
+        ids = tuple(torch.randint(2, 64, (tail,), generator=rng).tolist())
+        return build_row([TokenSequence(ids, (*ids[1:], 3)[-2:], (at, 0))])
+
+    return Batch(tuple(map(row, range(count))), 1.0, prefix=tuple(range(2, 2 + prefix)))
+
+
+def test_rows_that_branch_only_together_are_checked_together() -> None:
+    """Where no prefix can be kept, rows are put together behind it; this model's do not take that either."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
+    scorer, batch = Scorer(model.eval(), _CPU), _strangers(3, prefix=40, tail=8)
+    scorer.check([batch])
+    assert scorer.shares is Sharing.NOTHING
+    assert len(_scores(scorer, [batch])) == 3
+
+
+def test_rows_behind_a_prefix_that_is_not_kept_are_halved_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch, said = tiny_model("gpt2", attn_implementation="eager"), _strangers(60, 32, 60), []
+    wanted = Scorer(model, _CPU, shares=Sharing.NOTHING).score(batch.rows, batch.prefix)
+    scorer = Scorer(model, _CPU, shares=Sharing.ROWS, say=said.append)
+    together = scorer._together
+
+    def small_memory(rows: list[Row], prefix: tuple[int, ...]) -> Scores:
+        if sum(map(len, rows)) > 3000:
+            raise torch.OutOfMemoryError
+        return together(rows, prefix)
+
+    monkeypatch.setattr(scorer, "_together", small_memory)
+    assert scorer.score(batch.rows, batch.prefix) == pytest.approx(wanted, abs=1e-4)
+    assert len(said) == 1
+
+
+def test_a_prefix_is_given_back_before_work_without_one() -> None:
+    model, batch = tiny_model("gpt2", attn_implementation="sdpa"), _strangers(3, prefix=40, tail=8)
+    scorer, passes = Scorer(model, _CPU), 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    model.get_input_embeddings().register_forward_pre_hook(count)
+    alone = replace(batch, prefix=())
+    order = [batch, batch, alone, batch]
+    for one in order:
+        scorer.score(one.rows, one.prefix)
+        assert (scorer._kept is not None) == bool(one.prefix)
+    assert passes == scorer.passes(order) == 6
+    scorer.generate([prompt_row((2, 3, 4), 0, 2)])
+    assert scorer._kept is None
 
 
 def test_a_sliding_window_shorter_than_prefix_and_row_shares_nothing() -> None:
