@@ -261,7 +261,6 @@ def score_all(
     shares = assign([batches[at] for at in left], world.size)
     mine = [left[place] for place in shares[world.rank]]
     progress = Progress(sum(batches[at].cost for at in mine), shown=world.is_main)
-    passes = [scorer.passes([batches[left[place]] for place in share]) for share in shares]
     scores: dict[int, Scores] = {}
     for at in mine:
         tick()
@@ -270,6 +269,7 @@ def score_all(
         finished.add(at, scores[at], scorer.shares)
         progress.advance(batches[at].cost)
     if scorer.whole:
+        passes = [scorer.passes([batches[left[place]] for place in share]) for share in shares]
         for _ in range(max(passes) - passes[world.rank]):
             tick()
             scorer.idle()
