@@ -1,6 +1,7 @@
 """What each rank last said of itself, and who is to blame when nobody gets on. Pure apart from its files.
 
-OUTPUT/.heartbeats/ holds a file of each rank, and in end/ the call of the first rank that ends the job.
+A run's folder in OUTPUT/.heartbeats/ holds a file of each rank, and in end/ the call of the first rank that
+ends the job.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ def read_beats(folder: Path) -> list[Beat]:
     return beats
 
 
-def forget_beats(folder: Path) -> None:
-    """Remove what the ranks of an earlier run have left; before the first beat."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / _END).mkdir(parents=True, exist_ok=True)
+def begin_beats(folder: Path) -> None:
+    """Make a run's folder, and remove those of earlier runs beside it."""
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    (folder / _END).mkdir(parents=True)
 
 
 def call_end(folder: Path, rank: int) -> bool:
@@ -86,10 +87,11 @@ def caller(folder: Path) -> int | None:
     return None
 
 
-def withdraw_call(folder: Path) -> None:
-    """The rank that called goes on after all."""
+def withdraw_call(folder: Path, rank: int) -> None:
+    """This rank, which called, goes on after all; the call of another stands."""
     with contextlib.suppress(OSError):
-        (folder / _END / _CALL).unlink(missing_ok=True)
+        if caller(folder) in (rank, None):  # None: a full disk took the file, not what is in it
+            (folder / _END / _CALL).unlink(missing_ok=True)
 
 
 def verdict(beats: Sequence[Beat], world_size: int, now: float, silent_after: float) -> str:
@@ -110,7 +112,7 @@ def verdict(beats: Sequence[Beat], world_size: int, now: float, silent_after: fl
         busy = [beat for beat in beats if beat.step == first]
     if busy and (len(busy) < len(beats) or world_size == 1):
         longest = max(beat.seconds for beat in busy)
-        busy = [beat for beat in busy if 2 * beat.seconds > longest]  # others are ahead, and compute
+        busy = [beat for beat in busy if 2 * beat.seconds >= longest]  # others are ahead, and compute
         return "; ".join(
             f"{_name(beat)} hangs at step {beat.step}, {beat.doing}, since {beat.seconds:.0f} s "
             f"in {beat.place}"

@@ -9,28 +9,28 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from gaguide.dist import World, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
-from gaguide.train.heartbeat import forget_beats
-
-HEARTBEATS = ".heartbeats"
+from gaguide.train.heartbeat import begin_beats
 
 
-def claim_output(output: Path, world: World) -> BaseFileLock:
+def claim_output(output: Path, world: World) -> tuple[BaseFileLock, Path]:
     """Lock `output` for this run until the lock is released or the process ends (a collective).
 
-    The heartbeats of an earlier run are removed: its ranks are not to be taken for silent ones of this.
+    Also gives the folder of this run's heartbeats. Those of an earlier run are removed; a rank of it that
+    lives on somewhere, hanging, has no part in this one's.
     Raises a `UserError` on all ranks where another run holds it, or where a host sees another folder under
     the same name: its part of every checkpoint would be missing.
     """
     lock = FileLock(output / ".lock")
     token = broadcast(uuid.uuid4().hex)
     mark = output / f".seen-{token}"
+    beats = output / ".heartbeats" / token[:12]
 
     def take() -> None:
         if not world.is_main:
             return
         try:
             lock.acquire(timeout=0)
-            forget_beats(output / HEARTBEATS)
+            begin_beats(beats)
             mark.touch()
         except Timeout:
             problem, remedy = "another run is writing there", "wait for it, or name another folder"
@@ -57,4 +57,4 @@ def claim_output(output: Path, world: World) -> BaseFileLock:
     finally:
         if world.is_main:
             mark.unlink(missing_ok=True)
-    return lock
+    return lock, beats

@@ -56,9 +56,9 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
 
     evaluation: called every `evaluate.every` steps; its records go to evaluations.jsonl.
     """
-    claim = claim_output(job.output, world)
+    claim, beats = claim_output(job.output, world)
     preemption = Preemption(world)
-    watchdog = Watchdog(job.output, world, job.run.train.hang_timeout, preemption.wish)
+    watchdog = Watchdog(job.output, beats, world, job.run.train.hang_timeout, preemption.wish)
     with watchdog, _building(job, world):
         watchdog.mark(0, "waiting for the first shards", patience=10)
         raise_together(lambda: len(job.corpus.held_out))  # of a source the first ones have to be made

@@ -32,7 +32,6 @@ from gaguide.train.heartbeat import (
     withdraw_call,
     write_beat,
 )
-from gaguide.train.output import HEARTBEATS
 
 _LOOK_SECONDS = 0.5
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
@@ -41,23 +40,27 @@ _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 class Watchdog:
     """Watches this rank from `start` to `stop`.
 
-    timeout: seconds that one thing may take, 0 for ever; lost_launcher: called with the reason, once, when a
-    launcher above this process has died.
+    beats: where this run's ranks say what they do; timeout: seconds that one thing may take, 0 for ever;
+    lost_launcher: called with the reason, once, when a launcher above this process has died.
     """
 
     def __init__(
-        self, output: Path, world: World, timeout: float, lost_launcher: Callable[[str], None]
+        self,
+        output: Path,
+        beats: Path,
+        world: World,
+        timeout: float,
+        lost_launcher: Callable[[str], None],
     ) -> None:
-        self.output, self.world, self.timeout = output, world, timeout
+        self.output, self.beats, self.world, self.timeout = output, beats, world, timeout
         self.lost_launcher = lost_launcher
-        self.beats = output / HEARTBEATS
         self.interval = min(30.0, max(0.5, timeout / 10)) if timeout else 30.0
         self._hearing = self.interval + _LOOK_SECONDS  # a call is heard within so many seconds
         self._launched = True
         self._mark = (time.monotonic(), 0, "starting", 1.0)
         self._armed = 0.0
         self._stopped = threading.Event()
-        self._ending = threading.Lock()
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._main_thread = threading.main_thread().ident or 0
 
@@ -69,12 +72,14 @@ class Watchdog:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        # A collective breaks when the others have ended before this rank's thread had heard of it.
-        if error is not None and not isinstance(error, (UserError, PreemptedError)) and self._called():
-            self._end(error)
+        # With these all ranks end together.
+        self._error = None if isinstance(error, (UserError, PreemptedError)) else error
         self._stopped.set()
         # A thread that lives on while the interpreter ends can abort it; one that hangs is not waited for.
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=5 if self._error is None else 60)
+        # A collective breaks when the others have ended before this rank's thread had heard of it.
+        if self._error is not None and self._called():
+            self._end()
         faulthandler.cancel_dump_traceback_later()
         with contextlib.suppress(OSError):
             (self.beats / f"rank-{self.world.rank:05}.json").unlink(missing_ok=True)
@@ -134,34 +139,36 @@ class Watchdog:
             place,
             waiting,
         )
-        with contextlib.suppress(OSError):  # a full or broken disk: what matters is to end in time
-            write_beat(self.beats, beat)
+        if self._error is None:  # else the main thread is no longer where it hung
+            with contextlib.suppress(OSError):  # a full or broken disk: what matters is to end in time
+                write_beat(self.beats, beat)
         return beat
 
-    def _end(self, error: BaseException | None = None) -> None:
-        """End this process together with the other ranks, unless the one that called goes on at last.
-
-        error: what the main thread ends with, as others have ended before it; then nothing is waited for.
-        """
-        with self._ending:
-            beat = self._beat()
-            own = call_end(self.beats, self.world.rank)
-            stacks = self._write_stacks(error)
-            if error is None:
-                # Until all have heard of it, said where they are, and written their stacks.
-                time.sleep(2 * self._hearing)
-                went_on = not self._overdue() if own else not end_called(self.beats)
-                if self._stopped.is_set() or went_on:
-                    if own:
-                        withdraw_call(self.beats)
-                    return
-            message, host = self._message(beat)
-            # One rank of each host speaks, as each host may have a console of its own.
-            if own or (self.world.local_rank == 0 and host != self.world.host):
-                say(message, error=True)
-            with contextlib.suppress(OSError), stacks.open("a") as file:
-                file.write(f"\n{message}\n")
-            os._exit(EXIT_HUNG)
+    def _end(self) -> None:
+        """End this process together with the other ranks, unless the one that called goes on at last."""
+        beat = self._beat()
+        own = call_end(self.beats, self.world.rank)
+        # Until all have heard of it, said where they are, and written their stacks. The one that called
+        # decides; the others look a moment later whether its call still stands.
+        until = time.monotonic() + 2 * self._hearing + (0 if own else 2 * _LOOK_SECONDS)
+        stacks = self._write_stacks()
+        while time.monotonic() < until and not self._stopped.wait(_LOOK_SECONDS):
+            if own and not self._overdue():
+                break
+        went_on = not self._overdue() if own else not end_called(self.beats)
+        if went_on or (self._stopped.is_set() and self._error is None):
+            if own:
+                withdraw_call(self.beats, self.world.rank)
+            return
+        message, host = self._message(beat)
+        # One rank of each host speaks, as each host may have a console of its own.
+        if own or (self.world.local_rank == 0 and host != self.world.host):
+            say(message, error=True)
+        with contextlib.suppress(OSError), stacks.open("a") as file:
+            file.write(f"\n{message}\n")
+            if self._error is not None:
+                file.writelines(["\n", *traceback.format_exception(self._error)])
+        os._exit(EXIT_HUNG)
 
     def _message(self, own: Beat) -> tuple[str, str]:
         """What the rank that called says, or another in its name; and that rank's host."""
@@ -177,14 +184,11 @@ class Watchdog:
         )
         return message, first.host
 
-    def _write_stacks(self, error: BaseException | None) -> Path:
+    def _write_stacks(self) -> Path:
         path = self.output / "hang" / f"rank-{self.world.rank:05}.txt"
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
             with path.open("w") as file:
-                if error is not None:
-                    file.writelines(traceback.format_exception(error))
-                file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         return path
 

@@ -12,7 +12,7 @@ from gaguide.train.watchdog import Watchdog
 output, timeout = Path(sys.argv[1]), float(sys.argv[2])
 world = World.from_environment()
 start(world)
-with Watchdog(output, world, timeout, lambda reason: print(reason, flush=True)) as watchdog:
+with Watchdog(output, output / "beats", world, timeout, lambda reason: print(reason, flush=True)) as watchdog:
     for step in range(1, 1_000_000):
         watchdog.mark(step, "adding up")
         all_reduce_sum(torch.ones(1))

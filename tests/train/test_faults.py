@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,19 +17,21 @@ import pytest
 
 from gaguide.checkpoint.folder import describe_checkpoints
 from gaguide.checkpoint.store import held_out_loss
+from gaguide.dist import World
 from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
 from gaguide.log import read_metrics
 from gaguide.train.heartbeat import (
     Beat,
+    begin_beats,
     call_end,
     caller,
     end_called,
-    forget_beats,
     read_beats,
     verdict,
     withdraw_call,
     write_beat,
 )
+from gaguide.train.output import claim_output
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
 HERE = Path(__file__).parent
@@ -241,9 +244,9 @@ def test_a_rank_that_hangs_is_named_with_its_place(
     """Whoever's clock runs out first, and whether or not the others have heard of it: all end alike."""
     output = tmp_path / "hung"
     output.mkdir()
-    forget_beats(output / ".heartbeats")
-    write_beat(output / ".heartbeats", beat(7))  # of an earlier run with more ranks
-    call_end(output / ".heartbeats", 7)
+    begin_beats(output / ".heartbeats" / "earlier")
+    write_beat(output / ".heartbeats" / "earlier", beat(7))  # of a run with more ranks
+    call_end(output / ".heartbeats" / "earlier", 7)
     command = arguments(embedded_shards, output, **{"train.hang_timeout": "4"})
     with job(
         HERE / "hang_script.py", command, HANG_RANK=hanging, HANG_STEP="12", HANG_OTHERS=others
@@ -334,6 +337,7 @@ def test_verdicts(tmp_path: Path) -> None:
     # A rank that is ahead by some micro batches computes, and is not what the others wait for.
     ahead = beat(2, waiting=False, seconds=3.0)
     assert "rank 2" not in verdict([waiting, busy, ahead], 3, 1001.0, 20)
+    assert "rank 1" in verdict([waiting, beat(1, waiting=False, seconds=0.0)], 2, 1001.0, 20)
     write_beat(tmp_path, busy)
     (tmp_path / "rank-00007.json").write_text("{")
     assert read_beats(tmp_path) == [busy]
@@ -343,7 +347,53 @@ def test_one_rank_calls(tmp_path: Path) -> None:
     assert not end_called(tmp_path) and caller(tmp_path) is None
     assert call_end(tmp_path, 3) and not call_end(tmp_path, 1)
     assert end_called(tmp_path) and caller(tmp_path) == 3
-    withdraw_call(tmp_path)
+    withdraw_call(tmp_path, 1)
+    assert end_called(tmp_path)  # it is another's
+    withdraw_call(tmp_path, 3)
     assert not end_called(tmp_path) and call_end(tmp_path, 1)
-    forget_beats(tmp_path)
-    assert not end_called(tmp_path)
+
+
+def test_a_rank_of_an_earlier_run_that_hangs_on_calls_nobody_of_this(tmp_path: Path) -> None:
+    claim, earlier = claim_output(tmp_path, World())
+    write_beat(earlier, beat(7))
+    claim.release()
+    claim, beats = claim_output(tmp_path, World())
+    assert call_end(earlier, 7) and not end_called(beats)
+    assert not read_beats(beats)
+    claim.release()
+
+
+def watched(output: Path, *whats: str) -> list[tuple[int, str]]:
+    """Exit code and output of a rank for each of `whats`, see watchdog_script.py."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, HERE / "watchdog_script.py", output, str(rank), what],
+            env=rank_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, what in enumerate(whats)
+    ]
+    printed = [process.communicate(timeout=60)[0] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
+
+
+def test_a_call_that_is_withdrawn_ends_nobody(tmp_path: Path) -> None:
+    """Also where the one that called was slower to write its stacks than the one that heard."""
+    assert watched(tmp_path, "late", "busy") == [(0, "went on\n")] * 2
+
+
+def test_an_error_after_a_call_that_is_withdrawn_is_told_as_any(tmp_path: Path) -> None:
+    ((code, printed),) = watched(tmp_path, "late-fails")
+    assert code == 1 and "ValueError: an error of its own" in printed, printed
+    assert "nothing has moved" not in printed
+
+
+def test_a_rank_whose_connection_breaks_while_it_waits_speaks_at_once(tmp_path: Path) -> None:
+    """The launcher gives it half a minute."""
+    ((code, printed),) = watched(tmp_path, "broken")
+    assert code == EXIT_HUNG and "nothing has moved" in printed and "Traceback" not in printed, printed
+    (said,) = read_beats(tmp_path / "beats")
+    assert "watchdog.py" not in said.place
+    assert "Connection closed by peer" in (tmp_path / "hang" / "rank-00000.txt").read_text()
