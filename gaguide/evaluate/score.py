@@ -371,8 +371,9 @@ def _logsumexp(logits_NV: torch.Tensor) -> torch.Tensor:
 
     On a CPU some rows at a time, which stay in its cache from one operation to the next.
     """
-    parts = logits_NV.split(_CACHED_ROWS) if logits_NV.device.type == "cpu" else (logits_NV,)
-    return torch.cat([_logsumexp_in_place(part_NV) for part_NV in parts])
+    # Never one row alone, whose sum torch would split among its threads.
+    parts = len(logits_NV) // _CACHED_ROWS if logits_NV.device.type == "cpu" else 1
+    return torch.cat([_logsumexp_in_place(part_NV) for part_NV in logits_NV.tensor_split(max(1, parts))])
 
 
 def _logsumexp_in_place(logits_NV: torch.Tensor) -> torch.Tensor:
