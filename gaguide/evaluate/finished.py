@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gaguide.dist import World, all_gather, broadcast
+from gaguide.evaluate.logits import Scores
 from gaguide.evaluate.schedule import Batch
-from gaguide.evaluate.score import Scores, Sharing
+from gaguide.evaluate.score import Sharing
 
 FOLDER = ".unfinished"
 

@@ -17,13 +17,14 @@ from gaguide.errors import Fault, UserError
 from gaguide.evaluate.encode import Encoded
 from gaguide.evaluate.finished import Finished, fingerprint, forget
 from gaguide.evaluate.load import DTYPES, ModelFolder, TaskData, find_model_folder, load_model, read_tasks
+from gaguide.evaluate.logits import Scores
 from gaguide.evaluate.metrics import chance_level, score_example, score_number, summarize
 from gaguide.evaluate.paper import published
 from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.progress import Progress
 from gaguide.evaluate.results import Results, TaskResult, versions
 from gaguide.evaluate.schedule import Batch, Budget, assign
-from gaguide.evaluate.score import Scorer, Scores, Sharing, sum_in_one_order
+from gaguide.evaluate.score import Scorer, Sharing, sum_in_one_order
 from gaguide.evaluate.sharded import ShardedModel, sharding_config
 from gaguide.evaluate.write import write_results
 from gaguide.log import say

@@ -1,9 +1,8 @@
 """Log-probabilities of the scored tokens of rows, by one forward pass over each batch.
 
-Logits are made only at positions that a score reads, and turned into log-probabilities in fp32. What a
-model takes is found out on a small row: where its attention cannot be given keys and values that were kept,
-prefixes are computed in each batch, and where it cannot take rows with branches (attention that does not
-follow the mask, an output that is more than a linear layer), sequences are computed separately.
+What a model takes is found out on a small row: where its attention cannot be given keys and values that were
+kept, prefixes are computed in each batch, and where it cannot take rows with branches (attention that does
+not follow the mask, an output that is more than a linear layer), sequences are computed separately.
 Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
 """
 
@@ -25,18 +24,10 @@ from gaguide.dist import out_of_memory
 from gaguide.evaluate.causal import WORTH_TOKENS, causal_beginning
 from gaguide.evaluate.generate import generate
 from gaguide.evaluate.kept import KeptPrefix
-from gaguide.evaluate.rows import Read, Row, TokenSequence, build_row, longest_prefix
+from gaguide.evaluate.logits import LEAST_ROWS, LOGIT_POSITIONS, Scores, flat_reads, inputs, read_scores
+from gaguide.evaluate.rows import Row, TokenSequence, build_row, longest_prefix
 from gaguide.evaluate.schedule import Batch
 
-Scores = dict[tuple[int, int], float]
-"""(example, pair) → log-probability of the continuation, natural logarithm."""
-
-_LOGIT_POSITIONS = 1024
-"""Positions whose logits exist at a time: 1,024 × 50,257 fp32 numbers are 0.2 GB."""
-_CACHED_ROWS = 16
-_LEAST_ROWS = 32
-"""Matrix products get at least so many rows (of zeros, if need be): with fewer, CPU libraries add up in an
-order that depends on the number of threads, and results would differ in the last bit between launchers."""
 _MERGED_TOKENS = 2_048
 """A prefix that cannot be kept is computed once for so many tokens behind it: each looks over all others."""
 _CHECKED_PREFIX = 16
@@ -93,7 +84,7 @@ class Scorer:
     def idle(self) -> None:
         """A pass that counts for nothing."""
         self.model(
-            input_ids=torch.zeros(1, _LEAST_ROWS, dtype=torch.long, device=self.device), use_cache=False
+            input_ids=torch.zeros(1, LEAST_ROWS, dtype=torch.long, device=self.device), use_cache=False
         )
 
     def generate(self, rows: Sequence[Row]) -> Scores:
@@ -205,7 +196,7 @@ class Scorer:
     def _together(self, rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> Scores:
         """Rows as they are by one pass; and one before it for a prefix that is not held."""
         given = inputs(rows, self.device, self.model.dtype, len(prefix))
-        flat, reads = _flat_reads(rows, given["input_ids"].shape[1])
+        flat, reads = flat_reads(rows, given["input_ids"].shape[1])
         with (
             self._keep(prefix).before(given["attention_mask"])
             if prefix
@@ -219,17 +210,17 @@ class Scorer:
             else:
                 hidden_BTD = self._hidden(given)
         if self.whole:
-            return _read(logits_NV, torch.nn.Identity(), reads)
+            return read_scores(logits_NV, torch.nn.Identity(), reads)
         hidden_ND = hidden_BTD.flatten(0, 1)[flat.to(self.device)]
-        return _read(hidden_ND, self.model.get_output_embeddings(), reads)
+        return read_scores(hidden_ND, self.model.get_output_embeddings(), reads)
 
     def _separate(self, rows: Sequence[Row]) -> Scores:
         """Each sequence as a row of its own, through the whole model; right for any causal model."""
         scores: Scores = {}
         for some in _portions(rows):
             logits_BTV = self.model(**inputs(some, self.device, self.model.dtype), use_cache=False).logits
-            flat, reads = _flat_reads(some, logits_BTV.shape[1])
-            scores |= _read(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
+            flat, reads = flat_reads(some, logits_BTV.shape[1])
+            scores |= read_scores(logits_BTV.flatten(0, 1)[flat.to(self.device)], torch.nn.Identity(), reads)
         return scores
 
 
@@ -294,89 +285,7 @@ def _portions(rows: Sequence[Row]) -> list[list[Row]]:
     alone.sort(key=len)
     portions = []
     while alone:
-        count = max(1, min(len(alone), _LOGIT_POSITIONS // len(alone[-1])))
+        count = max(1, min(len(alone), LOGIT_POSITIONS // len(alone[-1])))
         portions.append(alone[-count:])
         alone = alone[:-count]
     return portions
-
-
-def inputs(
-    rows: Sequence[Row], device: torch.device, dtype: torch.dtype = torch.float32, prefix: int = 0
-) -> dict[str, torch.Tensor]:
-    """Model inputs [B, T] of rows, padded on the right; with a mask [B, 1, T, T] if any row branches.
-
-    prefix: so many tokens stand before every row, and are not in the mask, which there then is.
-    The mask is what is added to the attention scores, 0 or minus infinity, in the model's `dtype`: a Boolean
-    one would be turned into that in every layer.
-    B may exceed their number. Without branches causal attention hides the padding from what is read.
-    """
-    longest = max(map(len, rows))
-    ids_BT = torch.zeros(max(len(rows), -(-_LEAST_ROWS // longest)), longest, dtype=torch.long)
-    for at, row in enumerate(rows):
-        ids_BT[at, : len(row)] = torch.tensor(row.token_ids)
-    if not prefix and not any(row.branches for row in rows):
-        return {"input_ids": ids_BT.to(device)}
-    positions_BT = torch.full_like(ids_BT, prefix)
-    ends_BT = torch.full_like(ids_BT, longest)  # padding sees what stands before it, so that no row is empty
-    for at, row in enumerate(rows):
-        positions_BT[at, : len(row)] += torch.tensor(row.depths)
-        ends_BT[at, : len(row)] = torch.tensor(row.ends)
-    query_T1 = torch.arange(longest, device=device)[:, None]
-    key_1T = torch.arange(longest, device=device)[None, :]
-    mask_BTT = (key_1T <= query_T1) & (query_T1 < ends_BT.to(device)[:, None, :])
-    return {
-        "input_ids": ids_BT.to(device),
-        "position_ids": positions_BT.to(device),
-        "attention_mask": torch.where(mask_BTT, 0.0, -math.inf).to(dtype)[:, None],
-    }
-
-
-def _flat_reads(rows: Sequence[Row], longest: int) -> tuple[torch.Tensor, list[tuple[Read, list[int]]]]:
-    """Scored positions of the flattened batch [N], sorted, and each read's places among them."""
-    wanted = sorted(
-        {at * longest + p for at, row in enumerate(rows) for read in row.reads for p in read.positions}
-    )
-    place = {position: n for n, position in enumerate(wanted)}
-    reads = [
-        (read, [place[at * longest + p] for p in read.positions])
-        for at, row in enumerate(rows)
-        for read in row.reads
-    ]
-    return torch.tensor(wanted), reads
-
-
-def _read(hidden_ND: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], reads: list[Any]) -> Scores:
-    """Sums the log-probabilities of each read; logits exist for `_LOGIT_POSITIONS` positions at a time."""
-    places = torch.tensor([place for _, at in reads for place in at])
-    targets = torch.tensor([token for read, _ in reads for token in read.target_ids])
-    log_probabilities = torch.empty(len(places), dtype=torch.float64)
-    for start in range(0, len(hidden_ND), _LOGIT_POSITIONS):
-        chunk_ND = hidden_ND[start : start + _LOGIT_POSITIONS]
-        missing = max(0, _LEAST_ROWS - len(chunk_ND))
-        logits_NV = head(torch.nn.functional.pad(chunk_ND, (0, 0, 0, missing))).float()
-        here = ((places >= start) & (places < start + _LOGIT_POSITIONS)).nonzero().squeeze(1)
-        rows = (places[here] - start).to(logits_NV.device)
-        chosen = logits_NV[rows, targets[here].to(logits_NV.device)]
-        log_probabilities[here] = (chosen - _logsumexp(logits_NV)[rows]).double().cpu()
-    scores: Scores = {}
-    at = 0
-    for read, placed in reads:
-        scores[read.key] = float(log_probabilities[at : at + len(placed)].sum())
-        at += len(placed)
-    return scores
-
-
-def _logsumexp(logits_NV: torch.Tensor) -> torch.Tensor:
-    """As torch's over the last dimension, [N], but in place: a copy of the logits costs as much again.
-
-    On a CPU some rows at a time, which stay in its cache from one operation to the next.
-    """
-    # Never one row alone, whose sum torch would split among its threads.
-    parts = len(logits_NV) // _CACHED_ROWS if logits_NV.device.type == "cpu" else 1
-    return torch.cat([_logsumexp_in_place(part_NV) for part_NV in logits_NV.tensor_split(max(1, parts))])
-
-
-def _logsumexp_in_place(logits_NV: torch.Tensor) -> torch.Tensor:
-    peak_N1 = logits_NV.amax(dim=-1, keepdim=True)
-    peak_N1.masked_fill_(peak_N1.isinf(), 0.0)
-    return (logits_NV.sub_(peak_N1).exp_().sum(dim=-1, keepdim=True).log_() + peak_N1).squeeze(-1)

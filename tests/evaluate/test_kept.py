@@ -11,9 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHeadModel, MistralConfig
 
 from gaguide.evaluate.generate import prompt_row
+from gaguide.evaluate.logits import Scores
 from gaguide.evaluate.rows import Row, TokenSequence, build_row
 from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer, Scores, Sharing
+from gaguide.evaluate.score import Scorer, Sharing
 from tests.support.models import CONFIGS, tiny_model
 
 _CPU = torch.device("cpu")

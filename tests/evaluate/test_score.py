@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
 
+from gaguide.evaluate.logits import Scores, logsumexp
 from gaguide.evaluate.rows import TokenSequence, build_row
 from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer, Scores, _logsumexp
+from gaguide.evaluate.score import Scorer
 from tests.support.models import tiny_model
 from tests.support.ranks import rank_environment
 
@@ -228,18 +229,18 @@ def test_log_sums_are_torchs_own_also_of_infinite_logits() -> None:
     logits_NV[0, 3], logits_NV[1, 4], logits_NV[2, 5] = math.inf, -math.inf, math.nan
     logits_NV[3] = -math.inf
     wanted_N = logits_NV.logsumexp(-1)
-    torch.testing.assert_close(_logsumexp(logits_NV.clone()), wanted_N, equal_nan=True)
+    torch.testing.assert_close(logsumexp(logits_NV.clone()), wanted_N, equal_nan=True)
 
 
 def test_log_sums_have_equal_bits_with_one_and_two_threads() -> None:
-    """Also those of the last positions: torch adds up a row that is by itself in parts, one for each thread."""
+    """Also those of the last positions: torch adds up a row that is by itself in a part for each thread."""
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             rng = torch.Generator().manual_seed(0)
             logits = (torch.randn(33, 50257, generator=rng) for _ in range(40))
-            found.append(torch.stack([_logsumexp(logits_NV) for logits_NV in logits]))
+            found.append(torch.stack([logsumexp(logits_NV) for logits_NV in logits]))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)
