@@ -117,7 +117,9 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
         job, world = make_job(settings, guided, stage, folder)
         engine = make_engine(job, build_model(job.model, job.run.seed), world)
         preemption = Preemption(world)
-        watchdog = Watchdog(job.output, world, job.run.train.hang_timeout, preemption.wish)
+        watchdog = Watchdog(
+            job.output, job.output / ".heartbeats", world, job.run.train.hang_timeout, preemption.wish
+        )
         with watchdog, preemption, _guided(engine.module, job) as guidance:
             trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
             trainer.resume()
