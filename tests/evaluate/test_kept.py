@@ -13,43 +13,19 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHe
 from gaguide.evaluate.generate import prompt_row
 from gaguide.evaluate.logits import Scores
 from gaguide.evaluate.rows import Row, TokenSequence, build_row
-from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.schedule import Batch, CostModel
 from gaguide.evaluate.score import Scorer, Sharing
 from tests.support.models import CONFIGS, tiny_model
+from tests.support.prefixes import prefixed_batches, scores_of
 
 _CPU = torch.device("cpu")
 _COST = CostModel(layers=3, width=32, vocabulary=64)
 
 
-def _batches(count: int = 24, prefix: int = 40) -> list[Batch]:
-    """Two tasks with demonstrations of their own, and some examples without."""
-    rng = torch.Generator().manual_seed(0)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(2, 64, (count,), generator=rng).tolist())
-
-    beginnings = [ids(prefix), ids(prefix), ()]
-    examples = []
-    for at in range(3 * count):
-        prompt = (*beginnings[at % 3], *ids(4 + at % 5))
-        ends = [ids(1 + (at + nth) % 3) for nth in range(3)]
-        examples.append([TokenSequence((*prompt, *end)[:-1], end, (at, nth)) for nth, end in enumerate(ends)])
-    batches = make_batches(examples, Budget(250), _COST)
-    assert len({batch.prefix for batch in batches}) == 3
-    return batches
-
-
-def _scores(scorer: Scorer, batches: list[Batch]) -> Scores:
-    scores: Scores = {}
-    for batch in batches:
-        scores |= scorer.score(batch.rows, batch.prefix)
-    return scores
-
-
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_scores_are_those_of_each_sequence_alone(kind: str, whole: bool) -> None:
-    model, batches = tiny_model(kind, attn_implementation="sdpa"), _batches()
+    model, batches = tiny_model(kind, attn_implementation="sdpa"), prefixed_batches()
     assert {min(len(batch.rows), 2) for batch in batches if batch.prefix} == {1, 2}
     passes = 0
 
@@ -61,13 +37,13 @@ def test_scores_are_those_of_each_sequence_alone(kind: str, whole: bool) -> None
     scorer.check(batches)
     assert scorer.shares is Sharing.PREFIXES
     model.get_input_embeddings().register_forward_pre_hook(count)
-    scores = _scores(scorer, batches)
+    scores = scores_of(scorer, batches)
     assert passes == scorer.passes(batches) == len(batches) + 2
     scorer.shares, passes = Sharing.ROWS, 0
-    assert _scores(scorer, batches) == pytest.approx(scores, abs=1e-5)
+    assert scores_of(scorer, batches) == pytest.approx(scores, abs=1e-5)
     assert passes == scorer.passes(batches) == len(batches)
     scorer.shares, passes = Sharing.NOTHING, 0
-    assert _scores(scorer, batches) == pytest.approx(scores, abs=1e-5)
+    assert scores_of(scorer, batches) == pytest.approx(scores, abs=1e-5)
     assert passes == scorer.passes(batches)
 
 
@@ -87,17 +63,17 @@ def test_single_tokens_behind_a_prefix(kind: str) -> None:
 
 def test_the_order_of_the_batches_does_not_matter() -> None:
     """Room behind a prefix grows with the batches; what is before and in it must not depend on that."""
-    model, batches = tiny_model("gpt2", attn_implementation="sdpa"), _batches()
-    assert _scores(Scorer(model, _CPU), batches) == _scores(Scorer(model, _CPU), batches[::-1])
+    model, batches = tiny_model("gpt2", attn_implementation="sdpa"), prefixed_batches()
+    assert scores_of(Scorer(model, _CPU), batches) == scores_of(Scorer(model, _CPU), batches[::-1])
 
 
 def test_one_and_two_threads_give_equal_bits() -> None:
-    model, batches, found = tiny_model("gpt2", attn_implementation="sdpa"), _batches(), []
+    model, batches, found = tiny_model("gpt2", attn_implementation="sdpa"), prefixed_batches(), []
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(_scores(Scorer(model, _CPU), batches))
+            found.append(scores_of(Scorer(model, _CPU), batches))
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]
@@ -105,17 +81,17 @@ def test_one_and_two_threads_give_equal_bits() -> None:
 
 def test_attention_of_another_kind_shares_rows_only() -> None:
     """Eager attention follows a mask, but is not torch's: nothing can be put before its keys."""
-    model, batches = tiny_model("gpt2", attn_implementation="eager"), _batches()
+    model, batches = tiny_model("gpt2", attn_implementation="eager"), prefixed_batches()
     scorer = Scorer(model, _CPU)
     scorer.check(batches)
     assert scorer.shares is Sharing.ROWS
-    wanted = _scores(Scorer(tiny_model("gpt2", attn_implementation="sdpa"), _CPU), batches)
-    assert _scores(scorer, batches) == pytest.approx(wanted, abs=1e-5)
+    wanted = scores_of(Scorer(tiny_model("gpt2", attn_implementation="sdpa"), _CPU), batches)
+    assert scores_of(scorer, batches) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_attention_that_is_torchs_in_some_layers_only_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not ask torch in every layer would miss the prefix there."""
-    model, batches = tiny_model("gpt2", attn_implementation="sdpa"), _batches()
+    model, batches = tiny_model("gpt2", attn_implementation="sdpa"), prefixed_batches()
     calls = 0
 
     def sometimes(
@@ -140,7 +116,7 @@ def test_attention_of_another_kind_is_found_out_where_a_prefix_changes_little() 
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=96)
     model = GPT2LMHeadModel._from_config(config, attn_implementation="eager", dtype=torch.bfloat16).eval()
     scorer = Scorer(model, _CPU)
-    scorer.check(_batches())
+    scorer.check(prefixed_batches())
     assert scorer.shares is Sharing.ROWS
 
 
@@ -162,7 +138,7 @@ def test_rows_that_branch_only_together_are_checked_together() -> None:
     scorer, batch = Scorer(model.eval(), _CPU), _strangers(3, prefix=40, tail=8)
     scorer.check([batch])
     assert scorer.shares is Sharing.NOTHING
-    assert len(_scores(scorer, [batch])) == 3
+    assert len(scores_of(scorer, [batch])) == 3
 
 
 def test_rows_behind_a_prefix_that_is_not_kept_are_halved_where_memory_is_short(
@@ -208,7 +184,7 @@ def test_a_sliding_window_shorter_than_prefix_and_row_shares_nothing() -> None:
         num_key_value_heads=2, sliding_window=45,
     )  # fmt: skip
     scorer = Scorer(AutoModelForCausalLM.from_config(config).eval(), _CPU)
-    batches = _batches()
+    batches = prefixed_batches()
     assert max(max(row.depths) for batch in batches for row in batch.rows) < 45
     scorer.check(batches)
     assert scorer.shares is Sharing.NOTHING
