@@ -367,7 +367,7 @@ def watched(output: Path, *whats: str) -> list[tuple[int, str]]:
     """Exit code and output of a rank for each of `whats`, see watchdog_script.py."""
     started = [
         subprocess.Popen(
-            [sys.executable, HERE / "watchdog_script.py", output, str(rank), what],
+            [sys.executable, HERE / "watchdog_script.py", output, str(rank), str(len(whats)), what],
             env=rank_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""A rank of two under a watchdog, without a collective: watchdog_script.py OUTPUT RANK WHAT.
+"""A rank under a watchdog, without a collective: watchdog_script.py OUTPUT RANK SIZE WHAT.
 
 "late" calls, and goes on; its file system is slow meanwhile. "busy" has nothing to wait for, and ends when
 the call has been withdrawn. "late-fails" goes on, too, to an error of its own. "broken" calls, and is left by
@@ -20,7 +20,7 @@ class SlowWatchdog(Watchdog):
         return super()._write_stacks()
 
 
-output, rank, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+output, rank, size, what = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 world = World(rank, 2, rank, f"n{rank}")
 kind = SlowWatchdog if what == "late" else Watchdog
 watchdog = kind(output, output / "beats", world, 3.0, print)
@@ -36,6 +36,9 @@ def until(called: bool) -> None:
         time.sleep(0.02)
 
 
+(output / f"ready-{rank}").touch()
+while len(list(output.glob("ready-*"))) < size:  # imports may take one rank seconds longer
+    time.sleep(0.02)
 with watchdog:
     watchdog.mark(1, "waiting")
     until(True)
