@@ -5,9 +5,8 @@ Also runs under torchrun, mpirun and srun, and as plain python. All the work is 
 
 from __future__ import annotations
 
-import sys
-
+from gaguide.dist import leave
 from gaguide.evaluate.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

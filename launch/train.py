@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
+from gaguide.dist import leave
 from gaguide.train.command import main
 
 if TYPE_CHECKING:
@@ -21,4 +21,4 @@ def make_evaluation(job: Job, world: World) -> Evaluation | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(make_evaluation=make_evaluation))
+    leave(main(make_evaluation=make_evaluation))

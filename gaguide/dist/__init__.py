@@ -8,7 +8,7 @@ from gaguide.dist.collectives import (
     broadcast,
     raise_together,
 )
-from gaguide.dist.world import World, out_of_memory, start, stop
+from gaguide.dist.world import World, leave, out_of_memory, start, stop
 
 __all__ = [
     "World",
@@ -17,6 +17,7 @@ __all__ = [
     "all_reduce_sum",
     "barrier",
     "broadcast",
+    "leave",
     "out_of_memory",
     "raise_together",
     "start",

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import GPT2Config
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World, barrier, start, stop
+from gaguide.dist import World, barrier, leave, start
 from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 
@@ -74,7 +74,7 @@ def main(shards: str, folder: str, names: str) -> None:
             shutil.rmtree(output / "model")
         barrier()
         run(world, shards, output, target or source)
-    stop()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from gaguide.dist import World, start
@@ -43,3 +46,24 @@ def test_faults_are_listed_once_with_remedies() -> None:
     first, second = Fault("a.b", "is wrong", "mend it", [1]), Fault("c", "too", "mend that")
     assert str(UserError([first, second, first])).count("mend it") == 1
     assert str(UserError(second)) == "c: too\n    → mend that"
+
+
+_LEAVES = """
+import atexit, sys
+from gaguide.dist import leave
+
+class Last:
+    def __del__(self):
+        print("taken down")
+
+last = Last()
+atexit.register(print, "registered")
+print("said", end=" ")
+print("told", end=" ", file=sys.stderr)
+leave(75)
+"""
+
+
+def test_a_process_leaves_with_its_code_and_all_it_said_but_is_not_taken_down() -> None:
+    ended = subprocess.run([sys.executable, "-c", _LEAVES], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (75, "said registered\n", "told ")

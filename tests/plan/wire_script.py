@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gaguide.config import plan_batch
 from gaguide.config.deepspeed import Precisions, RunSide, precision, resolve_deepspeed
 from gaguide.config.run import TrainSection
-from gaguide.dist import World, start, stop
+from gaguide.dist import World, leave, start
 from gaguide.train.engine import make_engine
 
 MODEL = {"vocab_size": 256, "n_positions": 16, "n_embd": 64, "n_layer": 3, "n_head": 2}
@@ -57,7 +57,7 @@ def main() -> None:
     counts = {name: one_step(case, world) for name, case in json.loads(paths[0].read_text("utf-8")).items()}
     if world.is_main:
         paths[1].write_text(json.dumps(counts), "utf-8")
-    stop()
+    leave(0)
 
 
 if __name__ == "__main__":

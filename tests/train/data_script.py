@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World, start, stop
+from gaguide.dist import World, leave, start
 from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 
@@ -26,7 +26,7 @@ def main(output: str, runs: str) -> None:
     for name, (config, overrides) in json.loads(runs).items():
         settings = COMMON | {"output": f"{output}/{name}"} | overrides
         train(prepare(load_config(Path(config) if config else EMBEDDED, settings), ds_json, world), world)
-    stop()
+    leave(0)
 
 
 if __name__ == "__main__":

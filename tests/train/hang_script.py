@@ -5,12 +5,12 @@ not even look for a call, so that they see no more than a broken connection.
 """
 
 import os
-import sys
 import threading
 import time
 
 import gaguide.train.run
 import gaguide.train.watchdog
+from gaguide.dist import leave
 from gaguide.train.command import main
 
 read = gaguide.train.run.model_inputs
@@ -39,4 +39,4 @@ gaguide.train.run.model_inputs = stuck_file_system
 kinds = {"patient": PatientWatchdog, "deaf": DeafWatchdog}
 if os.environ["RANK"] != os.environ["HANG_RANK"] and os.environ.get("HANG_OTHERS") in kinds:
     gaguide.train.run.Watchdog = kinds[os.environ["HANG_OTHERS"]]
-sys.exit(main())
+leave(main())

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World, start, stop
+from gaguide.dist import World, leave, start
 from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 
@@ -47,7 +47,7 @@ def main(shards: str, output: str, names: str, dropout: str) -> None:
             settings = {"zero_optimization": {"stage": int(stage[-1])}, "bf16": {"enabled": True}}
             ds_json.write_text(json.dumps(settings))
         train(prepare(load_config(EMBEDDED, overrides | changes), ds_json, world), world)
-    stop()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import sys
 
 import gaguide.train.run
+from gaguide.dist import leave
 from gaguide.train.command import main
 
 name, _, number = os.environ["SIGNAL_IN"].partition(":")
@@ -21,4 +21,4 @@ def interrupted(*arguments, **keywords):
 
 
 setattr(gaguide.train.run, name, interrupted)
-sys.exit(main())
+leave(main())

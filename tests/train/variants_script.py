@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import GPT2Config
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World, barrier, start, stop
+from gaguide.dist import World, barrier, leave, start
 from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 
@@ -51,7 +51,7 @@ def main(shards: str, output: str, spec: str) -> None:
             shutil.rmtree(Path(run.output) / "checkpoints" / wanted["forget"])
         barrier()
         train(prepare(run, ds_json, world), world)
-    stop()
+    leave(0)
 
 
 if __name__ == "__main__":
