@@ -107,7 +107,9 @@ class Browser:
         assert "errorText" not in answer, f"{path}: {answer['errorText']}"
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._note(self._next())
-        self.evaluate("1")  # what loading caused has arrived before this answer
+        # That event may have been the blank page's. What loading caused has arrived before the answer.
+        while self.evaluate("document.readyState") != "complete":
+            time.sleep(0.01)
         self.errors += [
             f"asked for {url}" for url in self._requests
             if url.split("#")[0] != address and not url.startswith(("data:", "about:"))
