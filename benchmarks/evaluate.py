@@ -91,14 +91,20 @@ def ours(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[float]]
     return [[scores[at, nth] for nth in range(len(classes))] for at, (_, classes) in enumerate(asked)]
 
 
-def our_batches(model: Any, tokenizer: Any, asked: list[Question]) -> Iterator[dict[tuple[int, int], float]]:
-    """The scores of one batch after the other."""
+def encoded(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[TokenSequence]]:
+    """The sequences of each question."""
     encoder = Encoder(tokenizer, model.config.max_position_embeddings)
     encoder.ahead((prompt, text) for prompt, classes in asked for text in classes)
     examples = []
     for at, (prompt, classes) in enumerate(asked):
         pairs = encode_all(encoder, [(prompt, text) for text in classes], "")
         examples.append([TokenSequence(p.input_ids, p.target_ids, (at, nth)) for nth, p in enumerate(pairs)])
+    return examples
+
+
+def our_batches(model: Any, tokenizer: Any, asked: list[Question]) -> Iterator[dict[tuple[int, int], float]]:
+    """The scores of one batch after the other."""
+    examples = encoded(model, tokenizer, asked)
     batches = make_batches(examples, BUDGET, CostModel.of(model.config))
     scorer = Scorer(model, model.device)
     scorer.check(batches)
@@ -138,12 +144,7 @@ class Distinct:
 
 def distinct(model: Any, tokenizer: Any, asked: list[Question]) -> Distinct:
     """What the examples hold."""
-    encoder = Encoder(tokenizer, model.config.max_position_embeddings)
-    encoder.ahead((prompt, text) for prompt, classes in asked for text in classes)
-    examples = []
-    for prompt, classes in asked:
-        pairs = encode_all(encoder, [(prompt, text) for text in classes], "")
-        examples.append(sorted(TokenSequence(p.input_ids, p.target_ids, (0, 0)) for p in pairs))
+    examples = [sorted(sequences) for sequences in encoded(model, tokenizer, asked)]
     examples.sort()
     before: tuple[int, ...] = ()
     lengths, scored = [], 0

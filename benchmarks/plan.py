@@ -179,10 +179,7 @@ def job_of(case: dict[str, Any], ranks: int) -> Any:
         deepspeed_json(case), batch, RunSide(1.0, Path()), Precisions(True, True, False)
     )
     run = SimpleNamespace(train=train)
-    stage = case["stage"]
-    return SimpleNamespace(
-        run=run, deepspeed=resolved, precision=precision(resolved), frozen=(), zero_stage=stage
-    )
+    return SimpleNamespace(run=run, deepspeed=resolved, precision=precision(resolved), frozen=())
 
 
 def guide_of(model: Any, case: dict[str, Any]) -> Any:

@@ -33,25 +33,40 @@ def causal_beginning(
     return _CausalBeginning(mask_B1TT, first_branch)
 
 
-class _CausalBeginning(TorchFunctionMode):
-    def __init__(self, mask_B1TT: torch.Tensor, tokens: int) -> None:
+class MaskedAttention(TorchFunctionMode):
+    """While it holds, torch's attention with just this mask is `attend` instead."""
+
+    def __init__(self, mask_B1TT: torch.Tensor) -> None:
         super().__init__()
-        self._mask_B1TT, self._tokens = mask_B1TT, tokens
+        self.mask_B1TT = mask_B1TT
+
+    def attend(self, function: Callable[..., Any], args: Sequence[torch.Tensor], kwargs: Any) -> torch.Tensor:
+        """The output [B, H, T, D] for queries, keys and values `args`; `function` is torch's own."""
+        raise NotImplementedError
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        mask_B1TT = kwargs.get("attn_mask")
-        if function is not scaled_dot_product_attention or mask_B1TT is not self._mask_B1TT:
+        ours = function is scaled_dot_product_attention and kwargs.get("attn_mask") is self.mask_B1TT
+        if not ours or len(args) != 3:  # a model may call it in a way of its own
             return function(*args, **kwargs)
-        if len(args) != 3 or args[0].shape[2] != mask_B1TT.shape[2]:
-            return function(*args, **kwargs)  # a model that calls it in a way of its own
+        return self.attend(function, args, kwargs)
+
+
+class _CausalBeginning(MaskedAttention):
+    def __init__(self, mask_B1TT: torch.Tensor, tokens: int) -> None:
+        super().__init__(mask_B1TT)
+        self._tokens = tokens
+
+    def attend(self, function: Callable[..., Any], args: Sequence[torch.Tensor], kwargs: Any) -> torch.Tensor:
         (query_BHTD, key_BHTD, value_BHTD), end = args, self._tokens
+        if query_BHTD.shape[2] != self.mask_B1TT.shape[2]:
+            return function(*args, **kwargs)
         before_BHTD = function(
             *(one[:, :, :end] for one in args), **kwargs | {"attn_mask": None, "is_causal": True}
         )
         after_BHTD = function(
-            query_BHTD[:, :, end:], key_BHTD, value_BHTD, **kwargs | {"attn_mask": mask_B1TT[:, :, end:]}
+            query_BHTD[:, :, end:], key_BHTD, value_BHTD, **kwargs | {"attn_mask": self.mask_B1TT[:, :, end:]}
         )
         return torch.cat((before_BHTD, after_BHTD), dim=2)

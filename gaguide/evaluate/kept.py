@@ -7,12 +7,14 @@ Legend: B rows, H heads, T tokens after the prefix, P tokens of the prefix, D wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+from gaguide.evaluate.causal import MaskedAttention
 
 
 class KeptPrefix:
@@ -86,10 +88,10 @@ class _Recorded(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
-class _Before(TorchFunctionMode):
+class _Before(MaskedAttention):
     def __init__(self, prefix: KeptPrefix, mask_B1TT: torch.Tensor) -> None:
-        super().__init__()
-        self._prefix, self._mask_B1TT, self._call = prefix, mask_B1TT, 0
+        super().__init__(mask_B1TT)
+        self._prefix, self._call = prefix, 0
         seen = mask_B1TT.new_zeros(*mask_B1TT.shape[:-1], len(prefix))
         self._whole_mask = torch.cat((seen, mask_B1TT), dim=-1)  # [B, 1, T, P + T]
 
@@ -98,16 +100,7 @@ class _Before(TorchFunctionMode):
         if error is None and self._call != self._prefix.calls:
             raise RuntimeError("attention is called less often than for the prefix")
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if (
-            function is not scaled_dot_product_attention
-            or kwargs.get("attn_mask") is not self._mask_B1TT
-            or len(args) != 3
-        ):
-            return function(*args, **kwargs)
+    def attend(self, function: Callable[..., Any], args: Sequence[torch.Tensor], kwargs: Any) -> torch.Tensor:
         key_BHTD, value_BHTD = self._prefix.joined(self._call, *args[1:])
         self._call += 1
         return function(args[0], key_BHTD, value_BHTD, **kwargs | {"attn_mask": self._whole_mask})

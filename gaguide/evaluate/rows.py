@@ -13,7 +13,7 @@ A row of one sequence is an ordinary causal row. Legend: T tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, order=True)
@@ -23,6 +23,10 @@ class TokenSequence:
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     key: tuple[int, int]
+
+    def behind(self, count: int) -> TokenSequence:
+        """Without its first `count` tokens, none of which is read."""
+        return replace(self, input_ids=self.input_ids[count:])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -116,7 +116,7 @@ def make_batches(examples: Sequence[Sequence[TokenSequence]], budget: Budget, co
     found = families(examples, partial(_saved_tokens, budget=budget, cost=cost))
     groups = []
     for family in found:
-        behind = [[_behind(family.shared, one) for one in sequences] for sequences in family.examples]
+        behind = [[one.behind(family.shared) for one in sequences] for sequences in family.examples]
         groups.append(_group(behind, family.shared, budget.longest, cost))
     total = sum(len(row) for rows_by_group in groups for rows in rows_by_group for row in rows)
     most = min(budget.batch, max(_LEAST_TOKENS, total // _LEAST_BATCHES))
@@ -134,10 +134,6 @@ def _saved_tokens(count: int, tokens: int, shared: int, budget: Budget, cost: Co
     room = min(cost.longest_row(shared), budget.longest) - shared
     rows = min(count, -(-tokens // room)) if room > 0 else count
     return (rows - 1) * shared - budget.batch / _PASS_SHARE
-
-
-def _behind(shared: int, sequence: TokenSequence) -> TokenSequence:
-    return replace(sequence, input_ids=sequence.input_ids[shared:])
 
 
 def _pack(groups: list[list[Row]], prefix: tuple[int, ...], most: int, cost: CostModel) -> list[Batch]:

@@ -163,7 +163,7 @@ class Scorer:
         """Half of what its sequences share kept, the rest behind it."""
         sequences = _sequences([row])
         shared = max(1, longest_prefix(sequences) // 2)
-        behind = build_row([replace(one, input_ids=one.input_ids[shared:]) for one in sequences])
+        behind = build_row([one.behind(shared) for one in sequences])
         try:
             return self._together([behind], sequences[0].input_ids[:shared])
         finally:
@@ -276,7 +276,7 @@ def _small_part(row: Row, prefix: tuple[int, ...]) -> Row:
     few = {first, next(beside, first), last}
     sequences = sorted(one for one in _sequences([row], prefix) if one.key in {read.key for read in few})
     cut = max(0, longest_prefix(sequences) - _CHECKED_PREFIX)
-    return build_row([replace(one, input_ids=one.input_ids[cut:]) for one in sequences])
+    return build_row([one.behind(cut) for one in sequences])
 
 
 def _portions(rows: Sequence[Row]) -> list[list[Row]]:

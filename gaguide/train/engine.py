@@ -35,7 +35,7 @@ def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
         model=model, optimizer=_optimizer(job, model, cpu_adam), config=settings
     )
     drop_bad_gradients(engine)
-    if world.size == 1 and job.zero_stage == 0:
+    if world.size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would copy all gradients twice, to reduce nothing
     return engine
 

@@ -16,6 +16,7 @@ from gaguide.evaluate.rows import TokenSequence, build_row
 from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
 from gaguide.evaluate.score import Scorer
 from tests.support.models import tiny_model
+from tests.support.prefixes import scores_of
 from tests.support.ranks import rank_environment
 
 _CPU = torch.device("cpu")
@@ -55,10 +56,7 @@ def _alone(model: torch.nn.Module, examples: list[list[TokenSequence]]) -> Score
 def _score(scorer: Scorer, examples: list[list[TokenSequence]], batch_tokens: int = 128) -> Scores:
     batches = make_batches(examples, Budget(batch_tokens), _COST)
     scorer.check(batches)
-    scores: Scores = {}
-    for batch in batches:
-        scores |= scorer.score(batch.rows, batch.prefix)
-    return scores
+    return scores_of(scorer, batches)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt-neox", "opt", "llama-grouped-query", "qwen2"])
