@@ -60,7 +60,7 @@ def show(title: str, times: dict[str, list[float]], unit: str, scale: float) -> 
 
 
 def build(arguments: argparse.Namespace) -> None:
-    from gaguide.data.embedded import embedded_corpus
+    from gaguide.data.build.demo_corpus import embedded_corpus
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -82,7 +82,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def write_source(path: Path, files: str | None, copies: int) -> int:
     """`copies` of the text of Parquet files (default: the embedded corpus, 50 times) as JSONL; its bytes."""
-    from gaguide.data.embedded import embedded_documents
+    from gaguide.data.build.python_reference import embedded_documents
 
     if files:
         import pyarrow.dataset
@@ -97,8 +97,7 @@ def write_source(path: Path, files: str | None, copies: int) -> int:
 
 
 def build_ours(source: Path, tokenizer: str, output: Path, cores: int) -> None:
-    from gaguide.data import BuildRequest
-    from gaguide.data import build as build_shards
+    from gaguide.data import BuildRequest, build_shards
 
     # As many parts as keep all cores busy to the end.
     tokens = max(100_000, source.stat().st_size // 4 // (4 * cores))
@@ -164,7 +163,7 @@ def ours_batches(folder: Path, ids: np.ndarray, length: int, batch: int) -> Iter
 
 def write_shards(folder: Path, shards: list[np.ndarray]) -> None:
     """A folder of shards with these ids, in documents of 1,000."""
-    from gaguide.data.shards import shard_name, write_shard
+    from gaguide.data.format.shards import shard_name, write_shard
 
     folder.mkdir()
     infos = []
@@ -175,7 +174,7 @@ def write_shards(folder: Path, shards: list[np.ndarray]) -> None:
 
 
 def write_benchmark_manifest(folder: Path, infos: list[object]) -> None:
-    from gaguide.data.manifest import SCHEMA_VERSION, Manifest, write_manifest
+    from gaguide.data.format.manifest import SCHEMA_VERSION, Manifest, write_manifest
 
     documents, tokens = sum(info.documents for info in infos), sum(info.tokens for info in infos)
     write_manifest(
@@ -279,8 +278,8 @@ def first(arguments: argparse.Namespace) -> None:
 def make_large_ours(folder: Path, shards: int) -> None:
     import dataclasses
 
-    from gaguide.data.manifest import read_manifest
-    from gaguide.data.shards import shard_name
+    from gaguide.data.format.manifest import read_manifest
+    from gaguide.data.format.shards import shard_name
 
     write_shards(folder, [np.zeros(SHARD_BLOCKS * 1024, np.uint16)])
     (info,) = read_manifest(folder).splits["train"]

@@ -98,9 +98,9 @@ def child(case: dict[str, Any], folder: Path) -> None:
     import torch
     from transformers import GPT2LMHeadModel
 
-    from gaguide.dist import World, start, stop
+    from gaguide.distributed import World, start, stop
+    from gaguide.engine.build import make_engine
     from gaguide.model import SIZES, fuse_activations, scratch_config
-    from gaguide.train.engine import make_engine
 
     world = World.from_environment()
     start(world)
@@ -168,8 +168,8 @@ def deepspeed_json(case: dict[str, Any]) -> dict[str, Any]:
 def job_of(case: dict[str, Any], ranks: int) -> Any:
     """What `make_engine` reads of a job."""
     from gaguide.config import plan_batch
-    from gaguide.config.deepspeed import Precisions, RunSide, precision, resolve_deepspeed
     from gaguide.config.run import TrainSection
+    from gaguide.engine.config import Precisions, RunSide, precision, resolve_deepspeed
 
     batch = plan_batch(case["batch"] * case["accumulation"] * ranks, case["batch"], ranks)
     train = TrainSection(
@@ -215,8 +215,8 @@ def measure(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 def predicted(case: dict[str, Any]) -> Any:
     """The plan of a case; the device is named for its link only, which neither memory nor bytes depend on."""
+    from gaguide.cost import PlanRequest, estimate, with_deepspeed
     from gaguide.model import SIZES, scratch_config, shape_of
-    from gaguide.plan import PlanRequest, estimate, with_deepspeed
 
     config = scratch_config(SIZES[case["size"]], 50_257, None)
     config.attn_pdrop = config.resid_pdrop = config.embd_pdrop = 0.0
@@ -269,8 +269,8 @@ def host_child(stage: int) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gaguide.dist import World, start, stop
-    from gaguide.train.engine import make_engine
+    from gaguide.distributed import World, start, stop
+    from gaguide.engine.build import make_engine
 
     world = World.from_environment()
     start(world)

@@ -37,8 +37,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gaguide.cost.memory import MemorySetup, estimate_memory
 from gaguide.log import read_metrics
-from gaguide.model import SIZES, MemorySetup, estimate_memory, scratch_config, shape_of
+from gaguide.model import SIZES, scratch_config, shape_of
 
 ROOT = Path(__file__).parents[1]
 LENGTH = 1024

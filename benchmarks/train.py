@@ -96,7 +96,7 @@ def overrides(settings: dict[str, Any], guided: bool, output: str) -> dict[str, 
 
 def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) -> tuple[Any, Any]:
     from gaguide.config import EMBEDDED, load_config
-    from gaguide.dist import World, broadcast, start
+    from gaguide.distributed import World, broadcast, start
     from gaguide.train.preflight import prepare
 
     world = World.from_environment()
@@ -107,11 +107,11 @@ def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) ->
 
 def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
     """gaguide's Trainer, a step at a time."""
+    from gaguide.engine.build import make_engine
+    from gaguide.liveness.preemption import Preemption
+    from gaguide.liveness.watchdog import Watchdog
     from gaguide.model import build_model
-    from gaguide.train.engine import make_engine
-    from gaguide.train.preempt import Preemption
     from gaguide.train.run import Trainer, _guided
-    from gaguide.train.watchdog import Watchdog
 
     with tempfile.TemporaryDirectory() as folder:
         job, world = make_job(settings, guided, stage, folder)
@@ -242,7 +242,7 @@ def work(name: str, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def child(names: str, settings_json: str, answer: str, *_: str) -> None:
-    from gaguide.dist import World, stop
+    from gaguide.distributed import World, stop
     from gaguide.train.device import peak_memory
 
     seconds = in_turns(names.split(","), json.loads(settings_json))

@@ -1,15 +1,21 @@
-"""Errors a user can mend: each names the field, the value it had, what is wrong with it and the remedy.
+"""Errors that a user can correct: each names the field, its value, the problem and the remedy.
 
-Everything else that goes wrong is a bug and keeps its traceback. Checks collect faults into a list and
-raise once, so that a person sees all of them at the first try.
+Anything else that goes wrong is a bug and keeps its traceback. Checks collect their faults in a
+`FaultCollector` and raise once, so that a person sees all of them at the first attempt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from enum import Enum
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 EXIT_USER_ERROR = 2
 """Exit code of every gaguide program, on every rank, after a `UserError`."""
@@ -21,14 +27,29 @@ EXIT_HUNG = 76
 """Exit code of every rank of a run that its watchdog ended because nothing moved any more."""
 
 
+class FaultKind(Enum):
+    """What a program may decide by; the wording of a fault is for people only."""
+
+    INVALID = "invalid"
+    """The input is wrong: trying again will not help."""
+    BUSY = "busy"
+    """Another process holds what is needed: trying again later may help."""
+
+
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: the field as the user wrote it (`data.block_length`), and the remedy."""
+    """One thing that is wrong."""
 
     field: str
+    """The field as the user wrote it, such as `data.block_length`."""
     problem: str
+    """What is wrong, as the rest of a sentence that begins with the field."""
     remedy: str
+    """What to do about it."""
     value: Any = None
+    """The value that was given; None leaves it out of the message."""
+    kind: FaultKind = FaultKind.INVALID
+    """For code that must tell faults apart."""
 
     def __str__(self) -> str:
         shown = self.field if self.value is None else f"{self.field} = {self.value!r}"
@@ -51,6 +72,61 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Fault, ...]]]:
         return UserError, (self.faults,)  # ranks send their errors to each other
+
+
+class FaultCollector:
+    """Collects faults of several checks and raises them as one `UserError`.
+
+        with FaultCollector() as faults:
+            faults.add(Fault("a", "must be positive", "give a positive number"))
+            value = faults.attempt(read, path)   # None where `read` raised a UserError
+            with faults.catching():
+                check_everything_else()
+        # leaving the block raises what was collected
+
+    An exception other than `UserError` passes through at once. A `UserError` that leaves the block is raised
+    together with what was collected before it.
+    """
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.faults)
+
+    def add(self, *faults: Fault) -> None:
+        """Record faults."""
+        self.faults.extend(faults)
+
+    @contextmanager
+    def catching(self) -> Iterator[None]:
+        """Record the faults of a `UserError` raised inside, and go on after the block."""
+        try:
+            yield
+        except UserError as error:
+            self.add(*error.faults)
+
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """`function(*args, **kwargs)`, or None where it raised a `UserError`, whose faults are recorded."""
+        with self.catching():
+            return function(*args, **kwargs)
+        return None
+
+    def raise_if_any(self) -> None:
+        """Raise a `UserError` with every fault recorded so far, if there is one."""
+        if self.faults:
+            raise UserError(self.faults)
+
+    def __enter__(self) -> FaultCollector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, UserError):
+            raise UserError([*self.faults, *error.faults]) from None
+        if error is None:
+            self.raise_if_any()
 
 
 class PreemptedError(Exception):

@@ -5,7 +5,7 @@ Also runs under torchrun, mpirun and srun, and as plain python. All the work is 
 
 from __future__ import annotations
 
-from gaguide.dist import leave
+from gaguide.distributed import leave
 from gaguide.evaluate.command import main
 
 if __name__ == "__main__":

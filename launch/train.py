@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gaguide.dist import leave
+from gaguide.distributed import leave
 from gaguide.train.command import main
 
 if TYPE_CHECKING:
-    from gaguide.dist import World
+    from gaguide.distributed import World
     from gaguide.train.evaluating import Evaluation
     from gaguide.train.job import Job
 

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from gaguide.data.embedded import embedded_corpus
+from gaguide.data.build.demo_corpus import embedded_corpus
 
 
 @pytest.fixture(scope="session")

@@ -1,41 +1,76 @@
-"""One direction of imports: a package imports only those that stand before it."""
+"""One direction of imports between packages, and no circle of files anywhere."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from tests.support.ranks import REPOSITORY
 
+PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
-    "errors", "config", "dist", "log", "data", "model", "guidance", "attention", "checkpoint", "train",
-    "evaluate", "plan", "slurm", "study", "report", "doctor", "cli",
+    "errors", "files", "config", "distributed", "log", "data", "model", "guidance", "attention", "engine",
+    "checkpoint", "cost", "liveness", "train", "evaluate", "slurm", "study", "report", "doctor", "cli",
 )  # fmt: skip
 
 
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name of every module of the package → its file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
 def imports(path: Path) -> Iterator[str]:
-    """Top-level names below `gaguide` that a module imports, at any depth of its code."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom):
+    """Modules of the package that a file imports, at any depth of its code but not for type checking only."""
+    for node in _executed(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "gaguide")
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "gaguide":
-                yield from (alias.name for alias in node.names)
-            elif node.module and node.module.startswith("gaguide."):
-                yield node.module.split(".")[1]
-        elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gaguide."))
+            if node.module and node.module.split(".")[0] == "gaguide":
+                for alias in node.names:
+                    below = f"{node.module}.{alias.name}"
+                    yield below if below in modules() else node.module
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _executed(child)
+
+
+def test_every_import_exists() -> None:
+    unknown = [
+        f"{path}: {name}" for path in modules().values() for name in imports(path) if name not in modules()
+    ]
+    assert not unknown, "\n".join(unknown)
 
 
 def test_imports_point_one_way() -> None:
-    package = REPOSITORY / "gaguide"
     wrong = []
-    for path in package.rglob("*.py"):
-        part = path.relative_to(package).parts[0].removesuffix(".py")
-        if part == "__init__":
+    for module, path in modules().items():
+        if module == "gaguide":
             continue
+        part = module.split(".")[1]
         assert part in ORDER, f"{part} has no place in the order"
         for name in imports(path):
-            if name in ORDER and ORDER.index(name) > ORDER.index(part):
-                wrong.append(f"{path.relative_to(package)} imports gaguide.{name}")
+            if name != "gaguide" and ORDER.index(name.split(".")[1]) > ORDER.index(part):
+                wrong.append(f"{module} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_circle_of_files() -> None:
+    graph = {module: set(imports(path)) - {module} for module, path in modules().items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError("circle: " + " → ".join(reversed(error.args[1]))) from None

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gaguide.config import load_config, load_deepspeed_json, parse_overrides
+from gaguide.config import load_config, parse_overrides
+from gaguide.engine.config import load_deepspeed_json
 from tests.support.ranks import REPOSITORY, rank_environment
 
 README = (REPOSITORY / "README.md").read_text("utf-8")

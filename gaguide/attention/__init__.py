@@ -4,7 +4,6 @@ from gaguide.attention.collect import AttentionMaps, collect, collecting
 from gaguide.attention.figures import save_figure
 from gaguide.attention.page import to_page
 from gaguide.attention.panels import Panel, make_panels
-from gaguide.attention.tokens import token_labels
 from gaguide.attention.views import draw_heatmaps, draw_lines
 from gaguide.attention.windows import split, window_panels
 
@@ -19,6 +18,5 @@ __all__ = [
     "save_figure",
     "split",
     "to_page",
-    "token_labels",
     "window_panels",
 ]

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from gaguide.checkpoint.writing import STATE_TAG
+from gaguide.engine.save import STATE_TAG
 
 SWAPPED = "swapped.json"
 """Beside the swap files of a rank that offloads to disk: file, length and step count of each sub group."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.checkpoint.store import held_out_loss, read_checkpoint
-from gaguide.checkpoint.verify import MANIFEST, folder_size
+from gaguide.checkpoint.verify import MANIFEST
 from gaguide.errors import Fault, UserError
+from gaguide.files import folder_size
 from gaguide.log import say
 
 

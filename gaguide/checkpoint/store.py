@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gaguide.checkpoint.verify import MANIFEST, folder_size, sync_folder, sync_folders, verify_files
-from gaguide.checkpoint.writing import Written
-from gaguide.dist import World, all_gather, broadcast
+from gaguide.checkpoint.verify import MANIFEST, verify_files
+from gaguide.distributed import World, all_gather, broadcast
+from gaguide.engine.save import Written
 from gaguide.errors import Fault, UserError
-from gaguide.log import say, write_json, write_text
+from gaguide.files import folder_size, sync_folder, sync_folders, write_json, write_text
+from gaguide.log import say
 
 T = TypeVar("T")
 

@@ -5,19 +5,11 @@ DeepSpeed's state is pickled, so nothing is loaded from a folder whose hashes do
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
+from gaguide.files import hash_file
+
 MANIFEST = "manifest.json"
-
-
-def hash_file(path: Path, flush: bool = False) -> str:
-    """sha256 of a file; `flush` brings it to disk first, as far as this host wrote it."""
-    with path.open("rb") as file:
-        if flush:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
@@ -34,24 +26,3 @@ def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
             problems.append(f"{name} is damaged")
     found = {str(path.relative_to(folder)) for path in folder.rglob("*.pt")}
     return problems + [f"{name} is not of this checkpoint" for name in sorted(found - hashes.keys())]
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folders(folder: Path) -> None:
-    """`sync_folder` for it and all folders below."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            sync_folder(path)
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files below."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -77,7 +77,7 @@ def attention(
 
 def _write(path: Path, parts: list[list[Panel]], spans: list[tuple[int, int]], view: str) -> None:
     from gaguide.attention import draw_heatmaps, draw_lines, save_figure, to_page
-    from gaguide.log import write_text
+    from gaguide.files import write_text
 
     if path.suffix.lower() == ".html":
         write_text(path, to_page(parts, spans, "Where attention heads look"))
@@ -102,8 +102,9 @@ def _panels(
     """
     import torch
 
-    from gaguide.attention import split, token_labels, window_panels
+    from gaguide.attention import split, window_panels
     from gaguide.attention.panels import check_window
+    from gaguide.data.format.token_text import token_labels
     from gaguide.guidance import GuidancePlan
 
     model, tokenizer = _load(folder)

@@ -68,8 +68,9 @@ def export(
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    from gaguide.checkpoint import MODEL, export_model
+    from gaguide.checkpoint import export_model
     from gaguide.checkpoint.folder import choose
+    from gaguide.engine.save import MODEL
     from gaguide.errors import Fault, UserError
 
     transformers_logging.disable_progress_bar()

@@ -76,7 +76,7 @@ def build_command(
 ) -> None:
     """Turn text into a folder of token shards."""
     from gaguide.data import BuildRequest
-    from gaguide.data.spread import mpi_size, parse_part
+    from gaguide.data.build.spread import mpi_size, parse_part
 
     over_mpi = mpi_size() > 1
     share = None if part is None else parse_part(part)
@@ -120,23 +120,23 @@ def _refuse_with_mpi(workers: int | None, part: str | None) -> None:
 
 
 def _build_here(request: BuildRequest, share: tuple[int, int] | None) -> Manifest | None:
-    from gaguide.data import build
-    from gaguide.data.spread import build_part
+    from gaguide.data import build_shards
+    from gaguide.data.build.spread import build_part
 
     with _progress_shown() as show:
-        return build(request, show) if share is None else build_part(request, *share, show)
+        return build_shards(request, show) if share is None else build_part(request, *share, show)
 
 
 def _build_over_mpi(request: BuildRequest) -> Manifest | None:
     """On rank 0 the manifest, on the ranks that worked for it None."""
-    from gaguide.data import build
-    from gaguide.data.spread import mpi_pool, run_in
+    from gaguide.data import build_shards
+    from gaguide.data.build.spread import mpi_pool, run_in
 
     with mpi_pool() as pool:
         if pool is None:
             return None
         with _progress_shown() as show:
-            return build(request, show, run_in(pool))
+            return build_shards(request, show, run_in(pool))
 
 
 def info_command(
@@ -144,8 +144,8 @@ def info_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Say what a folder of shards holds."""
-    from gaguide.data.blocks import CACHE_BYTES
-    from gaguide.data.folder import open_folder
+    from gaguide.data.read.blocks import CACHE_BYTES
+    from gaguide.data.read.folder import open_folder
 
     manifest = open_folder(folder, CACHE_BYTES).manifest
     if as_json:
@@ -156,7 +156,7 @@ def info_command(
 
 def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address of shards.")]) -> None:
     """Compare every shard with the manifest; exit code 2 if any is missing, truncated, damaged or foreign."""
-    from gaguide.data.verify import verify
+    from gaguide.data.read.verify import verify
 
     checked, findings = 0, []
     for _, finding in verify(folder):

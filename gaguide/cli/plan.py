@@ -16,7 +16,7 @@ from gaguide.errors import Fault, UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gaguide.plan import Plan
+    from gaguide.cost import Plan
 
 _WORDS = {
     "precision": ("fp32", "bf16", "fp16", "autocast"),
@@ -103,7 +103,7 @@ def plan(
         "guided_heads": guided_heads,
         "tokens": int(tokens) if tokens is not None and math.isfinite(tokens) else None,
     }
-    from gaguide.plan import assemble, estimate, recommend
+    from gaguide.cost import assemble, estimate, recommend
 
     faults = _words(options) + _curves_fault(curves)
     if tokens is not None and not math.isfinite(tokens):
@@ -144,8 +144,8 @@ def _curves_fault(path: Path | None) -> list[Fault]:
 
 def _write_curves(plan: Plan, model: str, path: Path) -> None:
     from gaguide.attention.figures import save_figure
-    from gaguide.log import write_text
-    from gaguide.plan.curves import curves, draw, to_csv
+    from gaguide.cost.curves import curves, draw, to_csv
+    from gaguide.files import write_text
 
     points, request = curves(plan), plan.request
     if path.suffix.lower() == ".csv":

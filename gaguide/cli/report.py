@@ -38,7 +38,7 @@ def report(
     ] = None,
 ) -> None:
     """Compare runs (loss, attention on the guided words, tasks, against the first), or report on a study."""
-    from gaguide.log import write_bytes
+    from gaguide.files import write_bytes
     from gaguide.report.outputs import render_report
 
     wanted, faults = _wanted(output or [], formats)

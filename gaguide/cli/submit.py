@@ -191,7 +191,8 @@ def _hand_in(request: Request, look: Callable[[Request], list[Fault]], logs: Pat
 
 
 def _train_faults(request: Request) -> list[Fault]:
-    from gaguide.config import load_deepspeed_json, plan_batch
+    from gaguide.config import plan_batch
+    from gaguide.engine.config import load_deepspeed_json
     from gaguide.errors import UserError
     from gaguide.train.command import read_arguments
 

@@ -10,62 +10,22 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gaguide.config.run import RunConfig
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.config.yaml_tree import apply_overrides, merge, read_yaml
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 
 EMBEDDED = Path(__file__).parent / "embedded.yaml"
 """The run that needs nothing but this package; it is what `launch/train.py` does without `--config`."""
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """Of a key that stands twice in a mapping, YAML's loader would take the second in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value} stands there twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`--section.field VALUE` and `--section.field=VALUE` as {dotted field: text}."""
-    overrides: dict[str, str] = {}
-    faults: list[Fault] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        field, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not field:
-            faults.append(Fault("arguments", "is no option", "write --section.field VALUE", word))
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                faults.append(Fault(word, "has no value", f"write {word} VALUE"))
-                continue
-            value = rest.pop(0)
-        overrides[field] = value
-    if faults:
-        raise UserError(faults)
-    return overrides
-
-
 def load_config(path: Path | None, overrides: dict[str, str]) -> RunConfig:
     """The run in `path` (None: the embedded one) with overrides, whose values are read as YAML."""
     tree = _read_with_base(path or EMBEDDED)
-    faults: list[Fault] = []
-    for field, text in overrides.items():
-        faults += _set(tree, field, text)
-    try:
-        run = RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(faults + [_fault(detail, tree) for detail in error.errors()]) from None
-    if faults:
-        raise UserError(faults)
-    return run
+    with FaultCollector() as faults:
+        faults.add(*apply_overrides(tree, overrides, _takes_text))
+        try:
+            return RunConfig.model_validate(tree)
+        except ValidationError as error:
+            raise UserError([_fault(detail, tree) for detail in error.errors()]) from None
 
 
 def dump_config(run: RunConfig) -> str:
@@ -75,54 +35,13 @@ def dump_config(run: RunConfig) -> str:
 
 def _read_with_base(path: Path, depth: int = 0) -> dict[str, Any]:
     """The file's tree over that of the file it names in `extends` (relative to itself)."""
-    tree = _read_yaml(path)
+    tree = read_yaml(path, "--config")
     base = tree.pop("extends", None)
     if base is None:
         return tree
     if not isinstance(base, str) or depth > 8:
         raise UserError(Fault("extends", "names no file, or itself", f"mend {path}", base))
-    return _merge(_read_with_base(path.parent / base, depth + 1), tree)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text("utf-8"), _EachKeyOnce)
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise UserError(Fault("--config", problem, "give the path of a run's YAML file", str(path))) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(Fault("--config", f"is not YAML: {error}", "mend the file", str(path))) from None
-    if not isinstance(tree, dict):
-        raise UserError(Fault("--config", "holds no sections", "see launch/recipes for examples", str(path)))
-    return tree
-
-
-def _set(tree: dict[str, Any], field: str, text: str) -> list[Fault]:
-    """Put one override into the tree; unknown names are left for the validation to report."""
-    *sections, leaf = field.split(".")
-    for section in sections:
-        if tree.get(section) is None:  # absent, or left empty in the file
-            tree[section] = {}
-        below = tree[section]
-        if not isinstance(below, dict):
-            return [Fault(f"--{field}", f"{section} is a value, not a section", _known([section]))]
-        tree = below
-    if _takes_text([*sections, leaf]):
-        tree[leaf] = None if text == "null" else text  # a date or 007 in a name is no date, no number
-        return []
-    try:
-        tree[leaf] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        tree[leaf] = text
-    return []
+    return merge(_read_with_base(path.parent / base, depth + 1), tree)
 
 
 def _fault(detail: Any, tree: dict[str, Any]) -> Fault:

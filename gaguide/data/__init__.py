@@ -1,12 +1,12 @@
 """The data plane: from text to shards, from shards to blocks, and the order in which blocks are seen."""
 
-from gaguide.data.blocks import BlockStore
-from gaguide.data.build import BuildRequest, Progress, build
-from gaguide.data.embedded import embedded_corpus
-from gaguide.data.manifest import Manifest, ShardInfo, read_manifest
-from gaguide.data.mixture import MixedOrder, MixedStore
-from gaguide.data.order import BlockOrder, Order, rank_micro_batches, steps_for_epochs
-from gaguide.data.tokenize import load_tokenizer, tokenizer_fingerprint
+from gaguide.data.build.build import BuildRequest, Progress, build_shards
+from gaguide.data.build.demo_corpus import embedded_corpus
+from gaguide.data.format.manifest import Manifest, ShardInfo, read_manifest
+from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
+from gaguide.data.read.blocks import BlockStore
+from gaguide.data.read.mixture import MixedOrder, MixedStore
+from gaguide.data.read.order import BlockOrder, Order, rank_micro_batches, steps_for_epochs
 
 __all__ = [
     "BlockOrder",
@@ -18,7 +18,7 @@ __all__ = [
     "Order",
     "Progress",
     "ShardInfo",
-    "build",
+    "build_shards",
     "embedded_corpus",
     "load_tokenizer",
     "rank_micro_batches",

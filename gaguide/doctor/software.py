@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from gaguide.doctor.check import Check, fail, ok, warn
-from gaguide.train.ops import extension_cache, stale_locks
+from gaguide.engine.ops import extension_cache, stale_locks
 
 _MAIN = ("torch", "deepspeed", "transformers")
 _PROGRAM = "#include <vector>\nint main() { return std::vector<int>{0}[0]; }\n"

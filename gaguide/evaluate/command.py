@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gaguide.dist import World, barrier, start, stop
+from gaguide.distributed import World, barrier, start, stop
 from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
 
 _LONGEST_WAIT_MINUTES = 24 * 60
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
     from gaguide.evaluate.table import print_comparison, print_table, print_worst
-    from gaguide.evaluate.watch import watched
+    from gaguide.liveness.peers import watched
     from gaguide.log import say
 
     settings = EvaluateSettings(

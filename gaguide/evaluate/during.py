@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gaguide.dist import World, broadcast
+from gaguide.distributed import World, broadcast
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.finished import Finished
 from gaguide.evaluate.load import ModelFolder, TaskData, read_tasks

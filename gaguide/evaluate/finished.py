@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gaguide.dist import World, all_gather, broadcast
+from gaguide.distributed import World, all_gather, broadcast
 from gaguide.evaluate.logits import Scores
 from gaguide.evaluate.schedule import Batch
 from gaguide.evaluate.score import Sharing

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from gaguide.data.files import sha256_of
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.encode import longest_input
 from gaguide.evaluate.examples import Example, ParsedExamples, Record, parse_examples, read_records
@@ -19,6 +18,7 @@ from gaguide.evaluate.fewshot import with_demonstrations
 from gaguide.evaluate.heldout import read_held_out
 from gaguide.evaluate.synthetic import GENERATORS, generate
 from gaguide.evaluate.task import Fewshot, Kind, LocatedTask, Task, locate_tasks
+from gaguide.files import hash_file
 from gaguide.model import fuse_activations
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -136,7 +136,7 @@ def _read_task(located: LocatedTask, limit: int | None, positions: int | None, s
     if task.generator is not None:
         source, records = f"generated ({task.generator}, seed {task.seed})", _generated(task)
     elif path is not None:
-        source, records, sha256 = str(path), read_records(path), sha256_of(path)
+        source, records, sha256 = str(path), read_records(path), hash_file(path)
         if task.sha256 is not None and task.sha256 != sha256:
             warnings.append(
                 f"{path}: not the release's file byte for byte "

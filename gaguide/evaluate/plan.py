@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from gaguide.data import tokenizer_fingerprint
-from gaguide.dist import World, all_gather
+from gaguide.distributed import World, all_gather
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.encode import Encoded, Encoder, encode_all, encode_pieces
 from gaguide.evaluate.examples import Example, shortened

@@ -12,11 +12,20 @@ from typing import Any
 
 import torch
 
-from gaguide.dist import World, all_gather, barrier, broadcast, raise_together
+from gaguide.distributed import World, all_gather, barrier, broadcast, raise_together
+from gaguide.engine.sharded import ShardedModel, sharding_config
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.encode import Encoded
 from gaguide.evaluate.finished import Finished, fingerprint, forget
-from gaguide.evaluate.load import DTYPES, ModelFolder, TaskData, find_model_folder, load_model, read_tasks
+from gaguide.evaluate.load import (
+    DTYPES,
+    ModelFolder,
+    TaskData,
+    find_model_folder,
+    load_model,
+    pretrained_model,
+    read_tasks,
+)
 from gaguide.evaluate.logits import Scores
 from gaguide.evaluate.metrics import chance_level, score_example, score_number, summarize
 from gaguide.evaluate.paper import published
@@ -25,7 +34,6 @@ from gaguide.evaluate.progress import Progress
 from gaguide.evaluate.results import Results, TaskResult, versions
 from gaguide.evaluate.schedule import Batch, Budget, assign
 from gaguide.evaluate.score import Scorer, Sharing, sum_in_one_order
-from gaguide.evaluate.sharded import ShardedModel, sharding_config
 from gaguide.evaluate.write import write_results
 from gaguide.log import say
 
@@ -77,8 +85,8 @@ def evaluate_all(
     """Evaluate `models`, one after the other, on `tasks` with all ranks; all get the results.
 
     Rank 0 writes them to `output`, or where there are several models into a folder of it for each. What an
-    interrupted call had finished there is not computed again. Call it on every rank, between
-    `gaguide.dist.start` and `stop` where there are several. Raises `UserError` on all ranks, before any
+    interrupted call had finished there is not computed again. Call it on every rank,
+    between `gaguide.distributed.start` and `stop` where there are several. Raises `UserError` on all ranks, before any
     model's weights are loaded.
     """
     started = time.monotonic()
@@ -167,7 +175,10 @@ def _load(folder: ModelFolder, settings: EvaluateSettings, world: World) -> Any:
     """The model on this rank's device, or cut up among all ranks where the settings say so."""
     if settings.deepspeed is None:
         return load_model(folder, settings.dtype, world.device)
-    return ShardedModel(folder, settings.dtype, sharding_config(settings.deepspeed, settings.dtype, world))
+    return ShardedModel(
+        lambda: pretrained_model(folder, settings.dtype),
+        sharding_config(settings.deepspeed, settings.dtype, world),
+    )
 
 
 def output_folders(output: Path, models: Sequence[str]) -> list[Path]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from gaguide.dist import out_of_memory
+from gaguide.distributed import out_of_memory
 from gaguide.evaluate.causal import WORTH_TOKENS, causal_beginning
 from gaguide.evaluate.generate import generate
 from gaguide.evaluate.kept import KeptPrefix

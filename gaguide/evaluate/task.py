@@ -21,7 +21,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gaguide.data.manifest import MANIFEST_FILE
+from gaguide.data.format.manifest import MANIFEST_FILE
 from gaguide.errors import Fault, UserError, suggestion
 
 Kind = Literal["classification", "sequence_prob", "logodds", "absolute_logodds", "numeric", "perplexity"]

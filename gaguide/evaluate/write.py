@@ -7,10 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gaguide.data.files import replacing
 from gaguide.evaluate.harness import harness_json
 from gaguide.evaluate.results import Results
-from gaguide.log import write_json
+from gaguide.files import replacing, write_json
 
 
 def write_results(results: Results, output: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gaguide.dist import all_reduce_sum
+from gaguide.distributed import all_reduce_sum
 from gaguide.guidance.attach import Guidance, guide
 from gaguide.guidance.plan import GuidancePlan
 

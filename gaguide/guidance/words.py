@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.data.tokenize import byte_characters
+from gaguide.data.format.tokenizer import byte_characters
 from gaguide.errors import Fault, UserError
 from gaguide.guidance.patterns import Columns
 

@@ -2,9 +2,6 @@
 
 from gaguide.log.code import code_commit, code_fingerprint
 from gaguide.log.console import StepLine, heard, say
-from gaguide.log.records import MetricsFile, read_metrics, write_bytes, write_json, write_text
+from gaguide.log.records import MetricsFile, read_metrics
 
-__all__ = [
-    "MetricsFile", "StepLine", "code_commit", "code_fingerprint", "heard", "read_metrics", "say",
-    "write_bytes", "write_json", "write_text",
-]  # fmt: skip
+__all__ = ["MetricsFile", "StepLine", "code_commit", "code_fingerprint", "heard", "read_metrics", "say"]

@@ -1,35 +1,15 @@
-"""Numbers travel as records: one JSON object a line, files that exist whole or not at all."""
+"""metrics.jsonl: numbers travel as records, one JSON object a line."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gaguide.files import without_nonfinite, write_text
 from gaguide.log.console import say
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_text`, of bytes."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, as `write_text` does; NaN and infinity become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 class MetricsFile:
@@ -88,15 +68,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(dict(record)), ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN or infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+    return json.dumps(without_nonfinite(dict(record)), ensure_ascii=False) + "\n"

@@ -1,26 +1,19 @@
-"""Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed; costs of training."""
+"""Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed."""
 
 from gaguide.model.fast import adapt_to, align_head, fuse_activations
-from gaguide.model.flops import TokenFlops, flops_per_token
 from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
-from gaguide.model.memory import Memory, MemorySetup, estimate_memory
 from gaguide.model.shape import ModelShape, shape_of
 from gaguide.model.sizes import SIZES, scratch_config
 
 __all__ = [
     "SIZES",
-    "Memory",
-    "MemorySetup",
     "ModelShape",
     "ModelSource",
-    "TokenFlops",
     "adapt_to",
     "align_head",
     "build_model",
     "checkpoint_activations",
-    "estimate_memory",
     "find_model",
-    "flops_per_token",
     "fuse_activations",
     "scratch_config",
     "shape_of",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gaguide
 from gaguide.errors import Fault, UserError
-from gaguide.log import write_text
+from gaguide.files import write_text
 from gaguide.slurm.render import render
 from gaguide.slurm.request import Kind, Request
 

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gaguide.config import RunConfig, load_deepspeed_json
-from gaguide.data.manifest import is_complete, read_manifest
+from gaguide.config import RunConfig
+from gaguide.data.format.manifest import is_complete, read_manifest
+from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError, suggestion
 from gaguide.guidance.plan import EXPERIMENTS
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig

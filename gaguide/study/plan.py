@@ -1,4 +1,4 @@
-"""What a study would take, cell by cell, before it runs: memory and GPU-hours by gaguide.plan's model."""
+"""What a study would take, cell by cell, before it runs: memory and GPU-hours by gaguide.cost's model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
-from gaguide.config import load_deepspeed_json
-from gaguide.data.embedded import VOCABULARY_SIZE
-from gaguide.data.manifest import Manifest, is_complete, read_manifest
+from gaguide.cost import Plan, PlanRequest, estimate, with_deepspeed, with_run
+from gaguide.data.build.python_reference import VOCABULARY_SIZE
+from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
+from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
-from gaguide.plan import Plan, PlanRequest, estimate, with_deepspeed, with_run
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.state import read_state
 

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gaguide.data.files import replacing
 from gaguide.errors import Fault, UserError
-from gaguide.log import read_metrics, write_json, write_text
+from gaguide.files import replacing, write_json, write_text
+from gaguide.log import read_metrics
 
 STUDY, RESULTS, MEANS = "study.json", "results.parquet", "means.jsonl"
 COMPARISONS, VERDICTS, ANALYSIS, CHANGES = (

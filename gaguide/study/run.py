@@ -22,7 +22,8 @@ from pathlib import Path
 from filelock import Timeout
 
 from gaguide.config import dump_config
-from gaguide.log import say, write_text
+from gaguide.files import write_text
+from gaguide.log import say
 from gaguide.study.commands import RUN_FILE, check_launchers, evaluate_command, train_command
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import State

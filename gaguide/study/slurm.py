@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from gaguide.errors import Fault, UserError
-from gaguide.log import write_json, write_text
+from gaguide.files import write_json, write_text
 from gaguide.slurm import Request
 from gaguide.slurm.render import block, directives
 from gaguide.study.grid import REPOSITORY, Cell, Grid

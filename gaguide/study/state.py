@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gaguide.log import write_json
+from gaguide.files import write_json
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import State
 

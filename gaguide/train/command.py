@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
-from gaguide.dist import World, out_of_memory, raise_together, start, stop
-from gaguide.dist.launcher import launchers
+from gaguide.distributed import World, out_of_memory, raise_together, start, stop
+from gaguide.distributed.launcher import launchers
 from gaguide.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Fault, PreemptedError, UserError
 from gaguide.log import say
 

@@ -13,7 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from gaguide.dist import all_reduce_max
+from gaguide.distributed import all_reduce_max
 
 # Dense Tflop/s of 16-bit matrix products and of fp32, by the makers' data sheets (no sparsity, no TF32).
 _PEAKS = {

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.guidance import Guidance
 from gaguide.train.job import Job
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gaguide.data.blocks import Blocks
+from gaguide.data.read.blocks import Blocks
 
 Inputs = dict[str, torch.Tensor]
 """Keyword arguments of a model's forward pass."""

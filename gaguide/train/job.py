@@ -11,12 +11,15 @@ from warnings import warn
 
 import torch
 
-from gaguide.config import BatchPlan, RunConfig, offload_device, precision
-from gaguide.data.corpus import Corpus
-from gaguide.dist import World
+from gaguide.config import BatchPlan, RunConfig
+from gaguide.cost.flops import flops_per_token
+from gaguide.data.read.corpus import Corpus
+from gaguide.distributed import World
+from gaguide.engine.config import precision
+from gaguide.engine.config_offload import offload_device
 from gaguide.errors import UserError
 from gaguide.guidance import GuidancePlan
-from gaguide.model import ModelSource, flops_per_token, shape_of
+from gaguide.model import ModelSource, shape_of
 from gaguide.train.device import device_peak_flops
 
 _OPTIMIZER_FIELDS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from gaguide.dist import World, barrier, broadcast, raise_together
+from gaguide.distributed import World, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
-from gaguide.train.heartbeat import begin_beats
+from gaguide.liveness.heartbeat import begin_beats
 
 
 def claim_output(output: Path, world: World) -> tuple[BaseFileLock, Path]:

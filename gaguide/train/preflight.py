@@ -12,29 +12,20 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gaguide.config import (
-    BatchPlan,
-    GuidanceSection,
-    Precisions,
-    RunConfig,
-    RunSide,
-    SourceSection,
-    load_deepspeed_json,
-    plan_batch,
-    resolve_deepspeed,
-)
+from gaguide.config import BatchPlan, GuidanceSection, RunConfig, SourceSection, plan_batch
 from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
-from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
-from gaguide.data.embedded import embedded_corpus
-from gaguide.dist import World
+from gaguide.data.build.demo_corpus import embedded_corpus
+from gaguide.data.read.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
+from gaguide.distributed import World
+from gaguide.engine.config import Precisions, RunSide, load_deepspeed_json, resolve_deepspeed
+from gaguide.engine.monitors import check_monitors
+from gaguide.engine.offload_state import offload_is_ready
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
 from gaguide.guidance.attach import attention_modules
 from gaguide.model import ModelSource, find_model, skeleton
-from gaguide.train.freeze import check_guidance_moves, frozen_parameters
+from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
-from gaguide.train.monitor import check_monitors
-from gaguide.train.offload import offload_is_ready
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """`train.micro_batch: auto`: the most sequences that a rank's memory takes in one forward pass.
 
 On a GPU sizes are tried by real forward and backward passes beside a reserve for what the optimizer holds; on
-a CPU, where running out of memory ends the process, the arithmetic of `gaguide.model.memory` decides. All
+a CPU, where running out of memory ends the process, the arithmetic of `gaguide.cost.memory` decides. All
 ranks agree on the smallest. The global batch stays what the run says.
 """
 
@@ -17,20 +17,15 @@ from typing import Any, Literal
 
 import torch
 
-from gaguide.config import divisors, load_deepspeed_json, offload_device, plan_batch, sub_group_size
-from gaguide.dist import World, all_gather, broadcast, raise_together
+from gaguide.config import divisors, plan_batch
+from gaguide.cost.memory import Memory, MemorySetup, estimate_memory
+from gaguide.distributed import World, all_gather, broadcast, raise_together
+from gaguide.engine.config import load_deepspeed_json
+from gaguide.engine.config_offload import offload_device, sub_group_size
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import guide
 from gaguide.log import say
-from gaguide.model import (
-    Memory,
-    MemorySetup,
-    adapt_to,
-    build_model,
-    checkpoint_activations,
-    estimate_memory,
-    shape_of,
-)
+from gaguide.model import adapt_to, build_model, checkpoint_activations, shape_of
 from gaguide.train.device import available_memory
 from gaguide.train.job import Job
 from gaguide.train.preflight import complete_json

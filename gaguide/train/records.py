@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from gaguide.config import dump_config
-from gaguide.dist import World
+from gaguide.distributed import World
+from gaguide.engine.monitors import tame_monitors, write_to_monitors
 from gaguide.errors import Fault, UserError
+from gaguide.files import write_json, write_text
 from gaguide.guidance import Measurement
-from gaguide.log import MetricsFile, StepLine, read_metrics, say, write_json, write_text
+from gaguide.log import MetricsFile, StepLine, read_metrics, say
 from gaguide.train.clock import Clock
 from gaguide.train.job import Job
-from gaguide.train.monitor import tame_monitors, write_to_monitors
 from gaguide.train.step import StepNumbers
 
 METRICS, VALIDATION, EVALUATIONS, SKIPPED = "metrics", "validation", "evaluations", "skipped"

@@ -15,40 +15,33 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from gaguide.checkpoint import (
-    MODEL,
-    STATE_TAG,
-    Checkpoint,
-    CheckpointStore,
-    Written,
-    export_model,
-    write_engine,
-)
-from gaguide.checkpoint.resize import load_resized, state_layout
+from gaguide.checkpoint import Checkpoint, CheckpointStore, export_model
 from gaguide.data import rank_micro_batches
-from gaguide.data.background import BackgroundBuild
-from gaguide.data.manifest import is_complete
-from gaguide.dist import World, broadcast, raise_together
+from gaguide.data.build.background import BackgroundBuild
+from gaguide.data.format.manifest import is_complete
+from gaguide.distributed import World, broadcast, raise_together
+from gaguide.engine.build import make_engine
+from gaguide.engine.monitors import place_wandb
+from gaguide.engine.nonfinite import SkippedSteps
+from gaguide.engine.offload_state import restore_offloaded, save_swapped
+from gaguide.engine.reshard import load_resized, state_layout
+from gaguide.engine.save import MODEL, STATE_TAG, Written, write_engine
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, guide, weight_factor
+from gaguide.liveness.preemption import Preemption
+from gaguide.liveness.watchdog import Watchdog
 from gaguide.log import say
 from gaguide.model import build_model
 from gaguide.train.device import large_tensors_apart, peak_memory
-from gaguide.train.engine import make_engine
 from gaguide.train.evaluating import Evaluation, undisturbed
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
-from gaguide.train.monitor import place_wandb
-from gaguide.train.offload import restore_offloaded, save_swapped
 from gaguide.train.output import claim_output
-from gaguide.train.preempt import Preemption
 from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
 from gaguide.train.schedule import learning_rate
-from gaguide.train.skips import SkippedSteps
 from gaguide.train.step import train_step
 from gaguide.train.summary import write_summary
 from gaguide.train.validate import validate
-from gaguide.train.watchdog import Watchdog
 
 
 def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:

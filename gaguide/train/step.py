@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from gaguide.dist import all_reduce_sum
+from gaguide.distributed import all_reduce_sum
+from gaguide.engine.nonfinite import clip_plain
 from gaguide.guidance import Guidance
 from gaguide.train.device import give_back_free_memory
 from gaguide.train.inputs import Inputs
-from gaguide.train.skips import clip_plain
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from gaguide.dist import World
-from gaguide.log import code_commit, code_fingerprint, read_metrics, write_json
+from gaguide.distributed import World
+from gaguide.files import write_json
+from gaguide.log import code_commit, code_fingerprint, read_metrics
 from gaguide.train.job import Job
 
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "tokenizers", "pyarrow")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.guidance import Guidance, Measurement
 from gaguide.guidance.measure import measure_guided
 from gaguide.train.inputs import Inputs, model_inputs

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gaguide.checkpoint import CheckpointStore, Written
+from gaguide.checkpoint import CheckpointStore
 from gaguide.checkpoint.folder import choose
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World
+from gaguide.distributed import World
+from gaguide.engine.save import Written
 from gaguide.errors import UserError
 from gaguide.train.preflight import prepare
 from tests.support.ranks import DS_CONFIGS

@@ -4,8 +4,8 @@ import time
 
 import torch
 
-from gaguide.dist import World, all_reduce_sum, start
-from gaguide.evaluate.watch import watched
+from gaguide.distributed import World, all_reduce_sum, start
+from gaguide.liveness.peers import watched
 
 world = World.from_environment()
 start(world)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.errors import EXIT_HUNG
-from gaguide.evaluate.watch import EXIT_LOST_RANK
+from gaguide.liveness.peers import EXIT_LOST_RANK
 from tests.cluster.hosts import Hosts, hosts
 from tests.support.ranks import REPOSITORY
 

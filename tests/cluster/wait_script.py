@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from gaguide.dist import World, all_reduce_sum, start
-from gaguide.train.watchdog import Watchdog
+from gaguide.distributed import World, all_reduce_sum, start
+from gaguide.liveness.watchdog import Watchdog
 
 output, timeout = Path(sys.argv[1]), float(sys.argv[2])
 world = World.from_environment()

@@ -8,16 +8,9 @@ from typing import Any
 
 import pytest
 
-from gaguide.config import (
-    BatchPlan,
-    Precisions,
-    RunSide,
-    load_deepspeed_json,
-    needed_ops,
-    nvme_folders,
-    precision,
-    resolve_deepspeed,
-)
+from gaguide.config import BatchPlan
+from gaguide.engine.config import Precisions, RunSide, load_deepspeed_json, precision, resolve_deepspeed
+from gaguide.engine.config_offload import needed_ops, nvme_folders
 from gaguide.errors import UserError
 from tests.support.ranks import DS_CONFIGS
 

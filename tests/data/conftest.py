@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from gaguide.data import BuildRequest, build, embedded_corpus
-from gaguide.data.embedded import embedded_documents
+from gaguide.data import BuildRequest, build_shards, embedded_corpus
+from gaguide.data.build.python_reference import embedded_documents
 from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
 
 # How long an example takes says nothing on a machine that others use too.
@@ -82,5 +82,5 @@ def jsonl(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(jsonl: Path, tokenizer_folder: Path, tmp_path: Path) -> Path:
     """A fresh folder with several shards, free to be damaged."""
     folder = tmp_path / "shards"
-    build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=8_000))
+    build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=8_000))
     return folder

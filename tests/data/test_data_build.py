@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gaguide.data import BuildRequest, Manifest, build, read_manifest
-from gaguide.data.parts import plan_parts
-from gaguide.data.sources import find_source
+from gaguide.data import BuildRequest, Manifest, build_shards, read_manifest
+from gaguide.data.build.parts import plan_parts
+from gaguide.data.build.sources import find_source
 from gaguide.errors import UserError
 
 
@@ -43,7 +43,7 @@ def make(tokenizer_folder, tmp_path):
         folder = tmp_path / f"built-{len(list(tmp_path.glob('built-*')))}"
         options = {"shard_tokens": 8_000, **options}
         names = tuple(map(str, sources))
-        return folder, build(BuildRequest(names, folder, str(tokenizer_folder), **options))
+        return folder, build_shards(BuildRequest(names, folder, str(tokenizer_folder), **options))
 
     return made
 
@@ -138,7 +138,7 @@ def test_the_result_does_not_depend_on_workers(megabytes, tokenizer_folder, tmp_
         request = BuildRequest(
             (str(megabytes),), folder, str(tokenizer_folder), rows=2500, shard_tokens=150_000, workers=workers
         )
-        build(request)
+        build_shards(request)
         folders.append(contents(folder))
     assert folders[0] == folders[1]
     assert sum(name.startswith("train-") for name in folders[0]) >= 4
@@ -217,11 +217,13 @@ def test_a_damaged_source_file_is_named(damage, make, texts, tmp_path):
 def test_a_second_build_of_the_same_is_free_and_of_another_refused(make, jsonl, tokenizer_folder):
     folder, manifest = make(jsonl)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
-    again = build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=8_000, workers=2))
+    again = build_shards(
+        BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=8_000, workers=2)
+    )
     assert again == manifest
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"} == before
     with pytest.raises(UserError, match="already holds other shards"):
-        build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=9_000))
+        build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=9_000))
 
 
 def test_two_builds_on_one_folder_refuse(make, jsonl, tokenizer_folder, tmp_path):
@@ -230,18 +232,18 @@ def test_two_builds_on_one_folder_refuse(make, jsonl, tokenizer_folder, tmp_path
     folder = tmp_path / "taken"
     folder.mkdir()
     with FileLock(folder / ".lock"), pytest.raises(UserError, match="another build"):
-        build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder)))
+        build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder)))
 
 
 def test_a_folder_with_other_files_is_left_alone(jsonl, tokenizer_folder, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"not empty \(it holds"):
-        build(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder)))
+        build_shards(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder)))
 
 
 def test_all_mistakes_in_the_options_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
-        build(
+        build_shards(
             BuildRequest((), tmp_path / "x", None, rows=0, workers=0, shard_tokens=0, validation_fraction=1)
         )
     fields = {fault.field for fault in caught.value.faults}

@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from gaguide.data import BlockStore, embedded_corpus, read_manifest
-from gaguide.data.embedded import END_OF_TEXT, embedded_documents, train_embedded_tokenizer
-from gaguide.data.verify import verify
+from gaguide.data.build.python_reference import END_OF_TEXT, embedded_documents, train_embedded_tokenizer
+from gaguide.data.read.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

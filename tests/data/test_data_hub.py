@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gaguide.data import BuildRequest, build, read_manifest
-from gaguide.data.blocks import BlockStore
+from gaguide.data import BuildRequest, build_shards, read_manifest
+from gaguide.data.read.blocks import BlockStore
 from gaguide.errors import UserError
 from tests.support.fake_hub import COMMIT, fake_hub
 
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     code = 0
     for each in eval(options):
         try:
-            build(BuildRequest((each.pop("source", source),), Path(output), tokenizer, **each))
+            build_shards(BuildRequest((each.pop("source", source),), Path(output), tokenizer, **each))
         except UserError as error:
             print(error, file=sys.stderr)
             code = 2
@@ -80,7 +80,7 @@ def test_a_pinned_revision_is_read_and_only_what_rows_need(run, dataset, texts, 
     assert manifest.documents == 40
     local = tmp_path / "local.jsonl"
     local.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:40]), encoding="utf-8")
-    build(BuildRequest((str(local),), tmp_path / "local", str(tokenizer_folder)))
+    build_shards(BuildRequest((str(local),), tmp_path / "local", str(tokenizer_folder)))
     here, there = (BlockStore(folder, "train", 16) for folder in (tmp_path / "local", output))
     assert (here.read(range(len(here))) == there.read(range(len(there)))).all()
     read = {path.rpartition("/")[2] for path in asked if path.endswith(".parquet")}
@@ -100,7 +100,7 @@ def test_a_hub_that_is_away(tokenizer_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="give their folder"):
-        build(BuildRequest(("someone/web",), tmp_path / "out", str(tokenizer_folder)))
+        build_shards(BuildRequest(("someone/web",), tmp_path / "out", str(tokenizer_folder)))
 
 
 def test_any_address_that_fsspec_knows(texts, tokenizer_folder, tmp_path):
@@ -111,4 +111,4 @@ def test_any_address_that_fsspec_knows(texts, tokenizer_folder, tmp_path):
         rows = (json.dumps({"text": text}) + "\n" for text in texts[number * 50 : number * 50 + 50])
         memory.pipe(f"/bucket/part-{number}.jsonl", "".join(rows).encode())
     request = BuildRequest(("memory://bucket/part-*.jsonl",), tmp_path / "out", str(tokenizer_folder))
-    assert build(request).documents == 100
+    assert build_shards(request).documents == 100

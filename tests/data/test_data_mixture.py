@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaguide.data import BlockStore, BuildRequest, MixedOrder, MixedStore, build, rank_micro_batches
-from gaguide.data.mixture import ROUND
+from gaguide.data import BlockStore, BuildRequest, MixedOrder, MixedStore, build_shards, rank_micro_batches
+from gaguide.data.read.mixture import ROUND
 from gaguide.errors import UserError
 
 PARTS = ((7, 0, 40, 13), (500,), (90, 90))
@@ -102,6 +102,8 @@ def test_mistakes(shards, jsonl, gpt2_folder, tmp_path):
         MixedOrder(PARTS, (1, 0, float("nan")), 1)
     with pytest.raises(UserError, match="less than 1/10,000"):
         MixedOrder(PARTS, (1, 1, 1e-5), 1)
-    build(BuildRequest((str(jsonl),), tmp_path / "other", str(gpt2_folder), rows=9, validation_fraction=0))
+    build_shards(
+        BuildRequest((str(jsonl),), tmp_path / "other", str(gpt2_folder), rows=9, validation_fraction=0)
+    )
     with pytest.raises(UserError, match=r"other.*another tokenizer than"):
         MixedStore([BlockStore(shards, "train", 64), BlockStore(tmp_path / "other", "train", 64)])

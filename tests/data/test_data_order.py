@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaguide.data.order import BlockOrder, keyed_permutation, rank_micro_batches, steps_for_epochs
+from gaguide.data.read.order import BlockOrder, keyed_permutation, rank_micro_batches, steps_for_epochs
 
 SHARDS = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any).map(tuple)
 
@@ -138,7 +138,7 @@ def test_a_thousand_times_openwebtext_needs_no_memory():
     """8.8 billion blocks: any position, in a process that may take little memory beyond numpy's own."""
     program = (
         "import numpy as np, resource\n"
-        "from gaguide.data.order import BlockOrder\n"
+        "from gaguide.data.read.order import BlockOrder\n"
         "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "order = BlockOrder((48_000,) * 184_000, 7)\n"
         "ids = order.at(np.arange(3 * 8_800_000_000, 3 * 8_800_000_000 + 4096))\n"

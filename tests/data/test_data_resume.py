@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gaguide.data import BuildRequest, build, read_manifest
+from gaguide.data import BuildRequest, build_shards, read_manifest
 from gaguide.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def test_a_cut_before_any_rename_leaves_no_trace(jsonl, tokenizer_folder, tmp_pa
     """Every atomic step of a build is cut once: pieces, records, shards, tokenizer, manifest."""
 
     def run(folder: Path) -> None:
-        build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), rows=40, shard_tokens=4_000))
+        build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), rows=40, shard_tokens=4_000))
 
     run(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
@@ -77,10 +77,10 @@ def test_a_kill_of_real_processes(megabytes, tokenizer_folder, tmp_path):
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from gaguide.data import BuildRequest, build\n"
+        "from gaguide.data import BuildRequest, build_shards\n"
         "if __name__ == '__main__':\n"
-        "    build(BuildRequest((sys.argv[1],), Path(sys.argv[3]), sys.argv[2], shard_tokens=100_000,\n"
-        "          rows=5000, workers=2))\n"
+        "    build_shards(BuildRequest((sys.argv[1],), Path(sys.argv[3]), sys.argv[2],\n"
+        "                 shard_tokens=100_000, rows=5000, workers=2))\n"
     )
     script, folder = tmp_path / "build_script.py", tmp_path / "killed"
     script.write_text(program)
@@ -102,7 +102,9 @@ def test_a_kill_of_real_processes(megabytes, tokenizer_folder, tmp_path):
     assert len(made_before) >= 3
 
     def again(output: Path) -> None:
-        build(BuildRequest((str(megabytes),), output, str(tokenizer_folder), shard_tokens=100_000, rows=5000))
+        build_shards(
+            BuildRequest((str(megabytes),), output, str(tokenizer_folder), shard_tokens=100_000, rows=5000)
+        )
 
     again(folder)
     again(tmp_path / "whole")
@@ -135,9 +137,9 @@ def of_session(stat: Path, session: int) -> bool:
 def test_an_unfinished_build_of_something_else_is_refused(jsonl, tokenizer_folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
         cut_after(patched, 3)
-        build(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder), shard_tokens=4_000))
+        build_shards(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder), shard_tokens=4_000))
     with pytest.raises(UserError, match="unfinished build of another source"):
-        build(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder), shard_tokens=5_000))
+        build_shards(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder), shard_tokens=5_000))
 
 
 def test_a_worker_that_fails_stops_the_build(texts, tokenizer_folder, tmp_path):
@@ -155,6 +157,6 @@ def test_a_worker_that_fails_stops_the_build(texts, tokenizer_folder, tmp_path):
         workers=2,
     )
     with pytest.raises(UserError, match=r"b_data\.xz"):
-        build(request)
+        build_shards(request)
     with pytest.raises(UserError, match="not finished"):
         read_manifest(tmp_path / "out")

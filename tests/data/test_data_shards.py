@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gaguide.data import BlockStore, BuildRequest, build, load_tokenizer, read_manifest
-from gaguide.data.files import sha256_of
-from gaguide.data.pieces import held_out
-from gaguide.data.shards import open_shard, write_shard
-from gaguide.data.verify import verify
+from gaguide.data import BlockStore, BuildRequest, build_shards, load_tokenizer, read_manifest
+from gaguide.data.build.pieces import held_out
+from gaguide.data.format.shards import open_shard, write_shard
+from gaguide.data.read.verify import verify
 from gaguide.errors import UserError
+from gaguide.files import hash_file
 
 
 def train_ids(folder: Path) -> list[list[list[int]]]:
@@ -130,7 +130,7 @@ def test_user_errors_name_the_remedy(shards, tmp_path):
 
 
 def test_missing_held_out_split_names_the_option(jsonl, tokenizer_folder, tmp_path):
-    build(BuildRequest((str(jsonl),), tmp_path / "s", str(tokenizer_folder), validation_fraction=0))
+    build_shards(BuildRequest((str(jsonl),), tmp_path / "s", str(tokenizer_folder), validation_fraction=0))
     with pytest.raises(UserError, match="--validation-fraction"):
         BlockStore(tmp_path / "s", "validation", 8)
 
@@ -172,7 +172,7 @@ def test_verify_names_each_damaged_file(shards, tokenizer_folder, jsonl, gpt2_fo
     (shards / names[2]).write_bytes(content)
     (shards / "train-00099.arrow").write_bytes((shards / names[3]).read_bytes())
     other = shards.parent / "other"
-    build(BuildRequest((str(jsonl),), other, str(gpt2_folder), shard_tokens=8_000))
+    build_shards(BuildRequest((str(jsonl),), other, str(gpt2_folder), shard_tokens=8_000))
     (shards / names[3]).write_bytes((other / "train-00000.arrow").read_bytes())
     (shards / "tokenizer" / "tokenizer.json").write_bytes((gpt2_folder / "tokenizer.json").read_bytes())
     found = findings(shards)
@@ -247,9 +247,9 @@ def test_a_checksum_is_computed_once_on_a_host(shards, monkeypatch):
 
     def counted(path: Path) -> str:
         read.append(path.name)
-        return sha256_of(path)
+        return hash_file(path)
 
-    monkeypatch.setattr("gaguide.data.checksums.sha256_of", counted)
+    monkeypatch.setattr("gaguide.data.read.checksums.hash_file", counted)
     for _ in range(2):
         store = BlockStore(shards, "train", 64)
         store.read(np.arange(len(store)))

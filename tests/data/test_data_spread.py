@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from gaguide.data import BuildRequest, build, read_manifest
-from gaguide.data.spread import build_part, mpi_size, parse_part, run_in
+from gaguide.data import BuildRequest, build_shards, read_manifest
+from gaguide.data.build.spread import build_part, mpi_size, parse_part, run_in
 from gaguide.errors import UserError
 from tests.data.test_data_cli import call
 from tests.data.test_data_resume import PowerCut, contents, cut_after
@@ -33,7 +33,7 @@ def request_of(jsonl: Path, tokenizer_folder: Path, tmp_path: Path):
 
 
 def test_parts_in_any_order_make_the_same_folder(request_of):
-    build(request_of("whole"))
+    build_shards(request_of("whole"))
     request = request_of("parts")
     made = []
     for number in (3, 1, 2):
@@ -46,7 +46,7 @@ def test_parts_in_any_order_make_the_same_folder(request_of):
 
 
 def test_parts_at_the_same_time(request_of):
-    build(request_of("whole"))
+    build_shards(request_of("whole"))
     request = request_of("parts")
     with ThreadPoolExecutor(3) as pool:
         made = list(pool.map(lambda number: build_part(request, number, 3), (1, 2, 3)))
@@ -55,7 +55,7 @@ def test_parts_at_the_same_time(request_of):
 
 
 def test_a_part_that_was_cut_goes_on_and_leaves_the_others_alone(request_of, monkeypatch):
-    build(request_of("whole"))
+    build_shards(request_of("whole"))
     request = request_of("parts")
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
         cut_after(patched, 4)
@@ -78,7 +78,7 @@ def test_two_at_the_same_part_and_a_whole_build_beside_parts_are_refused(request
         with pytest.raises(UserError, match="as the same part"):
             build_part(request, 1, 2)
         with pytest.raises(UserError, match="another build is writing"):
-            build(request)
+            build_shards(request)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])
@@ -111,7 +111,7 @@ def test_a_pool_that_fails_names_the_file(request_of, tmp_path, texts):
     tokenizer = request_of("x").tokenizer
     request = BuildRequest((str(tmp_path / "*a*.*[lz]"),), tmp_path / "out", tokenizer)
     with ThreadPoolExecutor(2) as pool, pytest.raises(UserError, match=r"b_data\.xz"):
-        build(request, runner=run_in(pool))
+        build_shards(request, runner=run_in(pool))
 
 
 def test_mpirun_makes_the_same_bytes(request_of, tmp_path):
@@ -121,7 +121,7 @@ def test_mpirun_makes_the_same_bytes(request_of, tmp_path):
     if mpirun is None:
         pytest.skip("needs mpirun of an MPI library")
     whole, request = request_of("whole"), request_of("mpi")
-    build(whole)
+    build_shards(whole)
     command = [
         mpirun,
         "-n",

@@ -14,11 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gaguide.data import BlockOrder, BlockStore, BuildRequest, build, load_tokenizer, tokenizer_fingerprint
+from gaguide.data import (
+    BlockOrder,
+    BlockStore,
+    BuildRequest,
+    build_shards,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 from gaguide.data import remote as remote_module
-from gaguide.data.cache import NoRoomError, ShardCache
-from gaguide.data.manifest import ShardInfo
-from gaguide.data.remote import Patience
+from gaguide.data.format.manifest import ShardInfo
+from gaguide.data.read.cache import NoRoomError, ShardCache
+from gaguide.data.read.remote import Patience
 from gaguide.errors import UserError
 from tests.data.faulty_server import FaultyServer, faulty_server
 from tests.data.test_data_cli import call
@@ -33,7 +40,7 @@ SHORT = Patience(attempts=4, first_wait=0.01, longest_wait=0.05, stall_seconds=0
 def folder(jsonl: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Several small shards that no test changes."""
     folder = tmp_path_factory.mktemp("stream") / "shards"
-    build(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=4_000))
+    build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=4_000))
     return folder
 
 

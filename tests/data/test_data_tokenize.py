@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaguide.data.tokenize import DocumentEncoder, load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from gaguide.data.format.tokenizer import (
+    DocumentEncoder,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
 from gaguide.errors import UserError
 
 
@@ -99,7 +104,7 @@ def test_another_rule_falls_back(tokenizer_folder, tmp_path):
 
 def test_unequal_ids_fall_back(tokenizer_folder, monkeypatch):
     """Should tiktoken ever cut words otherwise, the sample shows it and the reference is used."""
-    import gaguide.data.tokenize as module
+    import gaguide.data.format.tokenizer as module
 
     monkeypatch.setattr(module, "_GPT2_WORDS", r"\S+|\s+")
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -135,7 +140,7 @@ def test_vocabulary_size(gpt2):
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "not a name", "surely/not-on-any-hub"])
 def test_a_tokenizer_that_can_not_be_had(name, monkeypatch):
-    monkeypatch.setattr("gaguide.data.tokenize.hub_has_model", lambda name: False)
+    monkeypatch.setattr("gaguide.data.format.tokenizer.hub_has_model", lambda name: False)
     with pytest.raises(UserError, match="local folder"):
         load_tokenizer(name)
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gaguide.config.run import EvaluateSection
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.during import make_evaluation

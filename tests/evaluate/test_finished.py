@@ -15,7 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
 from gaguide.evaluate.finished import FOLDER, Finished, fingerprint
 from gaguide.evaluate.rows import TokenSequence

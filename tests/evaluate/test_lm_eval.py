@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.evaluate import EvaluateSettings, evaluate
 
 _SHOTS = "".join(f"Q: Is {at} not an odd number? A: {'no' if at % 2 else 'yes'}.\n" for at in range(12))

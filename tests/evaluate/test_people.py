@@ -12,7 +12,7 @@ from transformers import GPT2Config
 from typer.testing import CliRunner
 
 from gaguide.cli import app, eval
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
 from gaguide.evaluate.examples import Example

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from gaguide.dist import World
+from gaguide.distributed import World
+from gaguide.engine.sharded import sharding_config
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
-from gaguide.evaluate.sharded import sharding_config
 from tests.support.ranks import DS_CONFIGS, EVALUATE, run_ranks
 
 

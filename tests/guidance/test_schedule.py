@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.guidance import weight_factor
 from gaguide.train.job import Job

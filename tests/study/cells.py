@@ -13,7 +13,7 @@ from gaguide.evaluate.metrics import chance_level, score_example, summarize
 from gaguide.evaluate.results import Results, TaskResult
 from gaguide.evaluate.task import Task
 from gaguide.evaluate.write import write_results
-from gaguide.log import write_json
+from gaguide.files import write_json
 from gaguide.model import SIZES, scratch_config
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.state import CellState, write_state

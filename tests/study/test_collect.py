@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from gaguide.data.embedded import train_embedded_tokenizer
+from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.log import code_fingerprint
 from gaguide.study.collect import collect
 from gaguide.study.evaluated import Evaluated, results_of

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gaguide.data.embedded import train_embedded_tokenizer
+from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.errors import UserError
 from gaguide.study.file import load_study
 from gaguide.study.grid import Grid, make_grid

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World, leave, start
+from gaguide.distributed import World, leave, start
 from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 

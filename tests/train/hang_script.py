@@ -8,9 +8,9 @@ import os
 import threading
 import time
 
+import gaguide.liveness.watchdog
 import gaguide.train.run
-import gaguide.train.watchdog
-from gaguide.dist import leave
+from gaguide.distributed import leave
 from gaguide.train.command import main
 
 read = gaguide.train.run.model_inputs
@@ -25,7 +25,7 @@ def stuck_file_system(*arguments, **keywords):
     return read(*arguments, **keywords)
 
 
-class PatientWatchdog(gaguide.train.watchdog.Watchdog):
+class PatientWatchdog(gaguide.liveness.watchdog.Watchdog):
     def mark(self, step, doing, patience=1.0):
         super().mark(step, doing, 1000 * patience)
 

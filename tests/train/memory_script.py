@@ -6,7 +6,7 @@ import resource
 import psutil
 from transformers import GPT2LMHeadModel
 
-from gaguide.dist import leave
+from gaguide.distributed import leave
 from gaguide.train.command import main
 
 calls = 0

@@ -5,7 +5,7 @@ import os
 import torch
 from transformers import GPT2LMHeadModel
 
-from gaguide.dist import leave
+from gaguide.distributed import leave
 from gaguide.train.command import main
 
 calls = 0

@@ -4,7 +4,7 @@ import os
 import signal
 
 import gaguide.train.run
-from gaguide.dist import leave
+from gaguide.distributed import leave
 from gaguide.train.command import main
 
 name, _, number = os.environ["SIGNAL_IN"].partition(":")

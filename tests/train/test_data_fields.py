@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.data import BlockStore, BuildRequest, build
-from gaguide.data.embedded import embedded_documents
-from gaguide.dist import World
+from gaguide.data import BlockStore, BuildRequest, build_shards
+from gaguide.data.build.python_reference import embedded_documents
+from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide
 from gaguide.log import read_metrics
@@ -43,7 +43,7 @@ def folders(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for name, kept in parts.items():
         (home / f"{name}.jsonl").write_text("".join(kept), encoding="utf-8")
         request = BuildRequest((str(home / f"{name}.jsonl"),), home / name, tokenizer, shard_tokens=6_000)
-        build(request)
+        build_shards(request)
     return {path.name: path for path in home.iterdir()}
 
 
@@ -119,7 +119,7 @@ def test_a_source_trains_while_it_is_tokenised_and_after(runs: Path, folders: di
     left = sorted(path.name for path in made.iterdir())
     # The run may end before its build does; what is there goes on being used, and a build finishes it.
     if "manifest.json" not in left:
-        build(prepare_source(runs, made))
+        build_shards(prepare_source(runs, made))
     whole = BlockStore(folders["whole"], "train", T)
     again = BlockStore(made, "train", T)
     assert sum(whole.shard_blocks) == sum(again.shard_blocks)

@@ -17,10 +17,9 @@ import pytest
 
 from gaguide.checkpoint.folder import describe_checkpoints
 from gaguide.checkpoint.store import held_out_loss
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
-from gaguide.log import read_metrics
-from gaguide.train.heartbeat import (
+from gaguide.liveness.heartbeat import (
     Beat,
     begin_beats,
     call_end,
@@ -31,6 +30,7 @@ from gaguide.train.heartbeat import (
     withdraw_call,
     write_beat,
 )
+from gaguide.log import read_metrics
 from gaguide.train.output import claim_output
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gaguide.errors import UserError
-from gaguide.train.freeze import check_guidance_moves, freeze, frozen_parameters
+from gaguide.model.freeze import check_guidance_moves, freeze, frozen_parameters
 from tests.support.models import CONFIGS, LAYERS, tiny_model
 
 

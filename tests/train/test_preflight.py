@@ -8,7 +8,7 @@ import pytest
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.train.job import Job
 from gaguide.train.preflight import prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.config import EMBEDDED, divisors, load_config
-from gaguide.dist import World
+from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.train import probe
 from gaguide.train.preflight import prepare

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gaguide.config import dump_config, load_config
-from gaguide.dist import World
+from gaguide.distributed import World
+from gaguide.engine.monitors import check_monitors, tame_monitors, write_to_monitors
+from gaguide.engine.ops import load_op
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from gaguide.log.console import StepLine
 from gaguide.train.device import peak_flops
-from gaguide.train.monitor import check_monitors, tame_monitors, write_to_monitors
-from gaguide.train.ops import load_op
 from tests.support.ranks import DS_CONFIGS, run_ranks
 
 SCRIPT = Path(__file__).parent / "variants_script.py"

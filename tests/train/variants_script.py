@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import GPT2Config
 
 from gaguide.config import EMBEDDED, load_config
-from gaguide.dist import World, barrier, leave, start
+from gaguide.distributed import World, barrier, leave, start
 from gaguide.train.preflight import prepare
 from gaguide.train.run import train
 

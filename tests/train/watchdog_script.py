@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from gaguide.dist import World
-from gaguide.train.heartbeat import end_called
-from gaguide.train.watchdog import Watchdog
+from gaguide.distributed import World
+from gaguide.liveness.heartbeat import end_called
+from gaguide.liveness.watchdog import Watchdog
 
 
 class SlowWatchdog(Watchdog):

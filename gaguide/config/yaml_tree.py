@@ -1,0 +1,124 @@
+"""The one reader of YAML settings files and of dotted overrides: runs, studies and tasks use it.
+
+A tree is what YAML gives: nested dicts, lists and scalars. Checking it against a schema is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gaguide.errors import Fault, FaultCollector, UserError
+
+_MAX_NODES = 100_000
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses duplicate keys, of which YAML would silently take the last, and aliases that multiply."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._composed = 0
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        self._composed += 1
+        if self._composed > _MAX_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "too many values", node.start_mark)
+        return super().construct_object(node, deep)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"duplicate key {key.value!r}", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, field: str) -> dict[str, Any]:
+    """The mapping in a YAML file. `UserError` under `field`, with path and line, where there is none."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise UserError(Fault(field, problem, "give the path of a YAML file", str(path))) from None
+    except UnicodeDecodeError as error:
+        raise UserError(Fault(field, f"is not UTF-8 text ({error})", "save it as UTF-8", str(path))) from None
+    try:
+        tree = yaml.load(text, _StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(Fault(field, f"is not valid YAML: {error}", "correct the file", str(path))) from None
+    if not isinstance(tree, dict):
+        raise UserError(Fault(field, "must be a mapping of fields to values", "see the docs", str(path)))
+    return tree
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`--section.field VALUE` and `--section.field=VALUE` as {dotted field: text}; the last one wins."""
+    overrides: dict[str, str] = {}
+    with FaultCollector() as faults:
+        rest = list(arguments)
+        while rest:
+            word = rest.pop(0)
+            field, equals, value = word.removeprefix("--").partition("=")
+            if not word.startswith("--") or not field:
+                faults.add(Fault("arguments", "unexpected argument", "write --section.field VALUE", word))
+                continue
+            if not equals:
+                if not rest or rest[0].startswith("--"):
+                    faults.add(Fault(word, "expected a value", f"write {word} VALUE"))
+                    continue
+                value = rest.pop(0)
+            overrides[field] = value
+    return overrides
+
+
+def apply_overrides(
+    tree: dict[str, Any],
+    overrides: Mapping[str, str],
+    takes_text: Callable[[Sequence[str]], bool] = lambda path: False,
+) -> list[Fault]:
+    """Put overrides into `tree`, in place; values are read as YAML, or kept as text where `takes_text`.
+
+    takes_text: whether the field at a path of names is a string, so that `007` stays what it is.
+    Unknown names are left for the schema to report. Returns the faults of fields that lie inside a value.
+    """
+    return [fault for field, text in overrides.items() for fault in _set(tree, field, text, takes_text)]
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`: mappings are merged, anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(
+    tree: dict[str, Any], field: str, text: str, takes_text: Callable[[Sequence[str]], bool]
+) -> list[Fault]:
+    *sections, leaf = field.split(".")
+    for section in sections:
+        if tree.get(section) is None:  # absent, or left empty in the file
+            tree[section] = {}
+        below = tree[section]
+        if not isinstance(below, dict):
+            return [
+                Fault(f"--{field}", f"{section} is a value, not a section", f"set --{section} itself", text)
+            ]
+        tree = below
+    if takes_text([*sections, leaf]):
+        tree[leaf] = None if text == "null" else text  # a date or 007 in a name stays text
+        return []
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        tree[leaf] = text
+    return []

@@ -1,0 +1,168 @@
+"""Cutting a source into parts: the units of work that processes share, a function of the source alone.
+
+A part is expected to make about one training shard. Parquet is cut at rows and plain JSONL at bytes, small
+files are joined; a file that can only be read from its start (compressed JSONL, an archive) is one part,
+however large.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gaguide.data.build.documents import open_bytes, read_span, span_lines
+from gaguide.data.build.sources import Source, SourceFile, Span
+from gaguide.errors import Fault, UserError
+
+# English text under GPT-2's vocabulary has 4.2 to 4.7 bytes a token; less here, so that no shard is overfull.
+_BYTES_PER_TOKEN = 4
+_COMPRESSION_RATIO = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """A unit of work. limit_tokens: a training shard of it is closed before it holds more."""
+
+    index: int
+    spans: tuple[Span, ...]
+    limit_tokens: int
+
+    @property
+    def weight(self) -> int:
+        """Bytes of text expected in it."""
+        return sum(span.weight for span in self.spans)
+
+
+def plan_parts(source: Source, text_field: str, rows: int | None, shard_tokens: int) -> tuple[Part, ...]:
+    """Cut the first `rows` rows of `source` (None: all) into parts; `UserError` for unusable files."""
+    part_bytes = shard_tokens * _BYTES_PER_TOKEN
+    parts: list[Part] = []
+    gathered: list[Span] = []
+
+    def close() -> None:
+        if gathered:
+            # Twice the size for a part that was cut to size, so that denser text makes no thin second shard.
+            limit = shard_tokens * (2 if sum(span.weight for span in gathered) <= part_bytes * 1.25 else 1)
+            parts.append(Part(len(parts), tuple(gathered), limit))
+            gathered.clear()
+
+    for span in _spans(source.files, text_field, rows, part_bytes):
+        if sum(each.weight for each in gathered) + span.weight > part_bytes:
+            close()
+        gathered.append(span)
+    close()
+    return tuple(parts)
+
+
+def _spans(files: Iterable[SourceFile], text_field: str, rows: int | None, part_bytes: int) -> Iterator[Span]:
+    left = rows
+    for file in files:
+        if left == 0:
+            return
+        if file.kind == "parquet":
+            for span in _parquet_spans(file, text_field, left, part_bytes):
+                left = None if left is None else left - ((span.end or 0) - span.first)
+                yield span
+        elif file.kind == "jsonl" and file.compression is None:
+            end = file.bytes
+            if left is not None:
+                end, found = _bytes_of_rows(file, left)
+                left -= found
+            yield from _byte_spans(file, end, part_bytes)
+        else:
+            span = Span(file, rows=left, weight=file.bytes * (_COMPRESSION_RATIO if _packed(file) else 1))
+            if left is not None:
+                left -= _count_rows(span)
+            yield span
+
+
+def _packed(file: SourceFile) -> bool:
+    return file.compression is not None or file.name.endswith((".xz", ".gz", ".tgz"))
+
+
+def _byte_spans(file: SourceFile, size: int, part_bytes: int) -> Iterator[Span]:
+    pieces = max(1, -(-size // part_bytes))
+    edges = [size * number // pieces for number in range(pieces + 1)]
+    for first, end in itertools.pairwise(edges):
+        yield Span(file, first, end, weight=end - first)
+
+
+def _bytes_of_rows(file: SourceFile, rows: int) -> tuple[int, int]:
+    """Bytes that the first `rows` rows of a plain JSONL file take, and how many there are of them."""
+    at = end = found = 0
+    with open_bytes(file) as stream:
+        for line in stream:
+            if found == rows:
+                break
+            at += len(line)
+            if line.strip():
+                found, end = found + 1, at
+    return end, found
+
+
+def _count_rows(span: Span) -> int:
+    """Rows that a span will give, by reading it: only `rows` of a file without an index ask for this."""
+    if span.file.kind == "text":
+        return 1
+    if span.file.kind == "jsonl":
+        return sum(1 for _ in span_lines(span))
+    return sum(1 for _ in read_span(span, ""))
+
+
+def _parquet_spans(file: SourceFile, text_field: str, left: int | None, part_bytes: int) -> Iterator[Span]:
+    """Equal stretches of rows of about `part_bytes`, cut between row groups where one ends near by."""
+    metadata = _parquet_metadata(file, text_field)
+    total = metadata.num_rows if left is None else min(metadata.num_rows, left)
+    row_bytes = _text_bytes(metadata, text_field) / max(1, metadata.num_rows)
+    pieces = max(1, round(total * row_bytes / part_bytes))
+    group_ends = [0]
+    for number in range(metadata.num_row_groups):
+        group_ends.append(group_ends[-1] + metadata.row_group(number).num_rows)
+    edges = [0]
+    for number in range(1, pieces):
+        even = total * number // pieces
+        near = min(group_ends, key=lambda end: abs(end - even))
+        edges.append(near if abs(near - even) * pieces * 8 <= total else even)
+    for first, end in itertools.pairwise([*edges, total]):
+        if end > first:
+            yield Span(file, first, end, weight=int((end - first) * row_bytes))
+
+
+def _text_bytes(metadata: Any, text_field: str) -> int:
+    """Bytes of a column before compression, over all row groups."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_field)
+
+
+def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
+    """A file's footer; `UserError` where the file or its text column is not usable."""
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with fsspec.open(file.url, "rb") as raw:
+            parquet = pq.ParquetFile(raw)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            Fault(
+                "--source",
+                f"not a readable Parquet file ({reason})",
+                "fetch it again or leave it out",
+                file.url,
+            )
+        ) from None
+    if text_field not in schema.names:
+        remedy = f"its columns: {', '.join(schema.names)}"
+        raise UserError(Fault("--text-field", f"{file.url} has no such column", remedy, text_field))
+    kind = schema.field(text_field).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+        remedy = "name the column that holds the text"
+        raise UserError(Fault("--text-field", f"{file.url} has {kind} there, not text", remedy, text_field))
+    return metadata

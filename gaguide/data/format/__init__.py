@@ -1,0 +1,1 @@
+"""What a folder of shards is: manifest, shard files, tokenizer, token text."""

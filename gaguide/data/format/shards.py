@@ -1,0 +1,128 @@
+"""One shard: an Arrow IPC file with a row per document and a single record batch.
+
+The column `tokens` is `list<uint16>` or `list<uint32>`. Because there is one batch, its values are one flat
+array that is memory-mapped and cut into blocks of any length without a copy; its offsets are the
+document boundaries. Plain pyarrow and `datasets` read the file as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gaguide.data.format.manifest import ShardInfo
+from gaguide.errors import Fault
+from gaguide.files import hash_file, replacing
+
+COLUMN = "tokens"
+_TOKENIZER_KEY = b"gaguide.tokenizer"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open shard. tokens: [n] uint16 or uint32, memory-mapped; offsets: [documents + 1] int32."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    tokenizer_fingerprint: str
+    lease: Any = None  # what keeps the file from being evicted from a cache, for as long as this lives
+
+
+class DamagedShardError(Exception):
+    """A file is not the shard it should be; the message says in what."""
+
+
+def shard_name(split: str, index: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{index:05d}.arrow"
+
+
+def write_shard(
+    path: Path, documents: list[np.ndarray], dtype: np.dtype[Any], tokenizer_fingerprint: str
+) -> ShardInfo:
+    """Write documents (1-D id arrays, at least one) as one shard, atomically and reproducibly."""
+    lengths = np.fromiter((len(document) for document in documents), np.int64, len(documents))
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    if offsets[-1] >= 2**31:
+        raise ValueError(f"{offsets[-1]} tokens don't fit in one Arrow list array")
+    # Straight into the narrow type: no second wide copy of the whole shard.
+    values = np.empty(int(offsets[-1]), dtype)
+    np.concatenate(documents, out=values, casting="unsafe")
+    column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+    schema = pa.schema(
+        [pa.field(COLUMN, column.type)], metadata={_TOKENIZER_KEY: tokenizer_fingerprint.encode()}
+    )
+    with replacing(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(pa.record_batch([column], schema=schema))
+        digest, size = hash_file(temporary), temporary.stat().st_size
+    return ShardInfo(
+        path.name, len(documents), len(values), digest, content_digest(values, offsets), bytes=size
+    )
+
+
+def content_digest(tokens: np.ndarray, offsets: np.ndarray) -> str:
+    """SHA-256 over ids as little-endian uint32 and offsets as int64: independent of Arrow's version."""
+    digest = hashlib.sha256(offsets.astype("<i8").tobytes())
+    for start in range(0, len(tokens), 1 << 20):
+        digest.update(tokens[start : start + (1 << 20)].astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard:
+    """Map a shard and check that it is the one `info` tells of; `DamagedShardError` says what is wrong.
+
+    Sizes, counts, document boundaries and the tokenizer are compared, which costs next to nothing; all bytes
+    are compared by `verify`, and in the background of training.
+    """
+    check_size(path, info)
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = reader.num_record_batches
+        column = reader.get_batch(0).column(COLUMN) if batches == 1 else None
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+        raise DamagedShardError(f"damaged: not a readable Arrow file ({_first_line(error)})") from None
+    if column is None or not pa.types.is_list(column.type):
+        raise DamagedShardError("foreign: not in the format of a gaguide shard")
+    offsets = column.offsets.to_numpy(zero_copy_only=True)
+    tokens = column.values.to_numpy(zero_copy_only=True)
+    if (len(column), len(tokens)) != (info.documents, info.tokens):
+        raise DamagedShardError(
+            f"foreign: it holds {len(column)} documents and {len(tokens)} tokens, "
+            f"the manifest says {info.documents} and {info.tokens}"
+        )
+    if len(offsets) and (offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any()):
+        raise DamagedShardError("damaged: its document boundaries are impossible")
+    fingerprint = (reader.schema.metadata or {}).get(_TOKENIZER_KEY, b"").decode(errors="replace")
+    if fingerprint != tokenizer_fingerprint:
+        raise DamagedShardError("foreign: it was made with another tokenizer")
+    return Shard(tokens, offsets, fingerprint)
+
+
+def check_size(path: Path, info: ShardInfo) -> None:
+    """Compare a shard's presence and size with the manifest; `DamagedShardError` where they differ."""
+    if not path.is_file():
+        raise DamagedShardError("missing")
+    size = path.stat().st_size
+    if size != info.bytes:
+        kind = "truncated" if size < info.bytes else "damaged"
+        raise DamagedShardError(f"{kind}: it has {size} bytes, the manifest says {info.bytes}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shard_fault(folder: str, file: str, problem: str) -> Fault:
+    """The fault of one shard that is not what the manifest says."""
+    return Fault(
+        "data",
+        f"shard {folder}/{file} is {problem}",
+        f"see `gaguide data verify {folder}`; copy the file again, or build the folder anew",
+    )

@@ -1,0 +1,134 @@
+"""Shards of other places on this host's own disk: fetched once for all its processes, in bounded space.
+
+Files are named by their checksum, so folders that hold the same shard share it. Locks are the kernel's, which
+releases them when their holder ends: a file that is being read is locked by its readers, a file that is being
+fetched by its fetcher. What is evicted is what was used longest ago and is locked by nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from gaguide.data.format.manifest import ShardInfo
+from gaguide.data.read.host import flock, host_lock
+from gaguide.files import replacing
+
+_ROOM_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+
+
+class NoRoomError(Exception):
+    """Everything in the cache is being read, and there is no room for one more shard."""
+
+
+class ShardCache:
+    """A folder of at most `limit_bytes` of shards, shared by the processes of a host. Pickles."""
+
+    def __init__(self, folder: Path, limit_bytes: int, room_seconds: float = _ROOM_SECONDS):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.limit_bytes, self.room_seconds = folder, limit_bytes, room_seconds
+
+    def path(self, info: ShardInfo) -> Path:
+        """Where a shard lies once it was fetched."""
+        return self.folder / f"{info.sha256}.arrow"
+
+    def lease(self, info: ShardInfo) -> IO[bytes] | None:
+        """The shard's file, open and safe from eviction until it is closed; None where it is not here."""
+        path = self.path(info)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        flock(file, fcntl.LOCK_SH)
+        if not os.fstat(file.fileno()).st_nlink:  # evicted between the two lines above
+            file.close()
+            return None
+        os.utime(path)
+        return file
+
+    def fetch(self, info: ShardInfo, download: Callable[[Path], None], wait: bool = True) -> bool:
+        """Have `download` write the shard to the path that it is given, unless it is here.
+
+        With wait=False: return False where another fetches it now, or there is no room for it now. With
+        wait=True: wait for both; `NoRoomError` where room does not come. Raises what `download` raises.
+        """
+        with host_lock(self._fetch_lock(info.sha256), wait) as lock:
+            if lock is None:
+                return False
+            if self.path(info).exists():
+                return True
+            if not self._reserve(info.bytes, lock, wait):
+                return False
+            try:
+                with replacing(self.path(info)) as temporary:
+                    download(temporary)
+            finally:
+                lock.truncate(0)
+        return True
+
+    def keep(self, info: ShardInfo) -> bool:
+        """Whether the shard is here; if so, it now counts as used."""
+        try:
+            os.utime(self.path(info))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _reserve(self, size: int, lock: IO[bytes], wait: bool) -> bool:
+        """Make room, and give the lock file the size of what is to come, which counts as used space."""
+        deadline = time.monotonic() + self.room_seconds
+        while True:
+            with host_lock(self.folder / ".room"):
+                if self._make_room(size):
+                    lock.truncate(size)
+                    return True
+            if not wait:
+                return False
+            if time.monotonic() > deadline:
+                raise NoRoomError
+            time.sleep(_POLL_SECONDS)
+
+    def _make_room(self, size: int) -> bool:
+        found = []
+        for path in self.folder.glob("*.arrow"):
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, path, stat.st_size))
+        used = sum(each for _, _, each in found) + self._reserved()
+        for _, path, each in sorted(found):
+            if used + size <= self.limit_bytes:
+                break
+            used -= each if _remove_if_idle(path) else 0
+        return used + size <= self.limit_bytes
+
+    def _reserved(self) -> int:
+        """Bytes of all fetches under way; clears up after those whose process has ended."""
+        reserved = 0
+        for path in self.folder.glob("*.lock"):
+            size = path.stat().st_size
+            if not size:
+                continue
+            with host_lock(path, wait=False) as lock:
+                if lock is None:
+                    reserved += size
+                    continue
+                for left in self.folder.glob(f".tmp-*-{path.stem}.arrow"):
+                    left.unlink(missing_ok=True)
+                lock.truncate(0)
+        return reserved
+
+    def _fetch_lock(self, name: str) -> Path:
+        return self.folder / f"{name}.lock"
+
+
+def _remove_if_idle(path: Path) -> bool:
+    """Evict a file unless somebody reads it."""
+    with path.open("rb") as file:
+        if not flock(file, fcntl.LOCK_EX, wait=False):
+            return False
+        path.unlink()
+    return True

@@ -1,0 +1,263 @@
+"""Several shard folders by weight, with the same interfaces as one: pure order, any position in O(1).
+
+The stream is cut into rounds of 10,000 positions. In each round every folder has its share of the places, to
+the nearest 1/10,000; which places is a keyed permutation, so a folder's share is right in any long stretch.
+Each folder's blocks come in its own `BlockOrder`, epoch after epoch at its own pace. (Within a round a
+folder's next few blocks change places among themselves, which is one more shuffle.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gaguide.data.format.manifest import Manifest
+from gaguide.data.read.blocks import BlockStore
+from gaguide.data.read.order import BlockOrder, derived_key, keyed_permutation, remember
+from gaguide.errors import Fault, UserError
+
+ROUND = 10_000
+_ALGORITHM = "rounds-10000/1"
+_PART_SALT, _ROUND_SALT = 0x70617274, 0x726F756E
+
+
+@dataclass(frozen=True)
+class MixedOrder:
+    """Order of the blocks of a `MixedStore`.
+
+    part_blocks: each folder's `shard_blocks`; weights: the share of each, positive, in any unit;
+    window_shards, growing: of each folder's `BlockOrder`. An epoch has as many positions as all folders have
+    blocks; a folder is seen weight / its share of all blocks times in it.
+    """
+
+    part_blocks: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...]
+    seed: int
+    window_shards: int = 8
+    growing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.part_blocks or len(self.part_blocks) != len(self.weights):
+            raise ValueError("a mixture needs at least one part, and one weight for each")
+        faults = _weight_faults(self.weights)
+        if faults:
+            raise UserError(faults)
+
+    @cached_property
+    def total_blocks(self) -> int:
+        """Positions in an epoch."""
+        return sum(map(sum, self.part_blocks))
+
+    @property
+    def shard_blocks(self) -> tuple[int, ...]:
+        """Blocks of every shard, part after part."""
+        return sum(self.part_blocks, ())
+
+    @cached_property
+    def shares(self) -> tuple[int, ...]:
+        """Places of each part in a round of `ROUND`."""
+        return _shares(self.weights)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the order, for the check at resume."""
+        parts = [order.fingerprint for order in self.orders]
+        return hashlib.sha256(json.dumps([_ALGORITHM, self.seed, self.shares, parts]).encode()).hexdigest()
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Global block ids, int64, at `positions` (any shape, int64 ≥ 0) of the endless stream."""
+        part, place = self.places(positions)
+        ids = np.empty_like(place)
+        for index in np.unique(part).tolist():
+            here = part == index
+            ids[here] = self._part_start[index] + self.orders[index].at(place[here])
+        return ids
+
+    def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The part of each position, and the position in that part's own order; both int64."""
+        positions = np.asarray(positions, np.int64)
+        if positions.size and positions.min() < 0:
+            raise ValueError("positions must not be negative")
+        rounds, within = np.divmod(positions, ROUND)
+        slots = np.empty_like(within)
+        for number in np.unique(rounds).tolist():
+            here = rounds == number
+            slots[here] = remember(self._rounds, number, partial(self._round, number))[within[here]]
+        ends = np.cumsum(self.shares)
+        part = np.searchsorted(ends, slots, side="right")
+        shares = np.array(self.shares, np.int64)[part]
+        # Slots are distinct in a round, so a part's places are too, and leave none out.
+        return part, rounds * shares + slots - (ends[part] - shares)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def _round(self, number: int) -> np.ndarray:
+        key = derived_key(self.seed, _ROUND_SALT, number)
+        return keyed_permutation(np.arange(ROUND, dtype=np.int64), ROUND, key)
+
+    # What was computed last; nothing depends on it but time.
+    @cached_property
+    def _rounds(self) -> dict[int, np.ndarray]:
+        return {}
+
+    @cached_property
+    def orders(self) -> tuple[BlockOrder, ...]:
+        """Each part's own order."""
+        return tuple(
+            BlockOrder(blocks, derived_key(self.seed, _PART_SALT, index), self.window_shards, self.growing)
+            for index, blocks in enumerate(self.part_blocks)
+        )
+
+    @cached_property
+    def _part_start(self) -> list[int]:
+        return np.cumsum([0, *map(sum, self.part_blocks)]).tolist()
+
+
+def _weight_faults(weights: Sequence[float]) -> list[Fault]:
+    wrong = [weight for weight in weights if not (math.isfinite(weight) and weight > 0)]
+    if wrong:
+        remedy = "leave a folder out that is not to be seen"
+        return [Fault("weight", "must be a positive number", remedy, weight) for weight in wrong]
+    total = sum(weights)
+    return [
+        Fault("weight", f"is less than 1/{ROUND:,} of all weights", "give it more, or leave it out", weight)
+        for weight in weights
+        if weight * ROUND < total
+    ]
+
+
+def _shares(weights: Sequence[float]) -> tuple[int, ...]:
+    """`ROUND` places divided by weight; what rounding down leaves goes to the largest remainders."""
+    exact = [weight * ROUND / sum(weights) for weight in weights]
+    shares = [int(each) for each in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: (shares[index] - exact[index], index))
+    for index in by_remainder[: ROUND - sum(shares)]:
+        shares[index] += 1
+    return tuple(shares)
+
+
+class MixedStore:
+    """The blocks of several stores under one numbering: those of the first, then those of the second, …
+
+    The stores have one block length and one tokenizer; otherwise `UserError`. manifest: one for all of them.
+    """
+
+    def __init__(self, stores: Sequence[BlockStore]):
+        self.stores = tuple(stores)
+        if not self.stores:
+            raise ValueError("a mixture needs at least one store")
+        self.block_length = self.stores[0].block_length
+        if any(store.block_length != self.block_length for store in self.stores):
+            raise ValueError("the stores of a mixture need one block length")
+        self.manifest = _joined(self.stores)
+        self._starts = np.cumsum([0, *map(len, self.stores)]).astype(np.int64)
+
+    @property
+    def part_blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Each store's `shard_blocks`, for `MixedOrder`."""
+        return tuple(store.shard_blocks for store in self.stores)
+
+    @property
+    def shard_blocks(self) -> tuple[int, ...]:
+        """Blocks of every shard, store after store."""
+        return sum(self.part_blocks, ())
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """As `BlockStore.tokenizer_folder`: the stores have one tokenizer."""
+        return self.stores[0].tokenizer_folder
+
+    def look_ahead(self, order: MixedOrder, position: int) -> None:
+        """As `BlockStore.look_ahead`, for every store."""
+        for store, own, share in zip(self.stores, order.orders, order.shares):
+            store.look_ahead(own, position // ROUND * share)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, block_ids: np.ndarray) -> np.ndarray:
+        """Token ids [n, T] int64 of the blocks `block_ids` [n]; IndexError outside [0, len)."""
+        return self._gather("read", block_ids, np.int64)
+
+    def document_ids(self, block_ids: np.ndarray) -> np.ndarray:
+        """As `BlockStore.document_ids`: [n, T] int32."""
+        return self._gather("document_ids", block_ids, np.int32)
+
+    def positions(self, block_ids: np.ndarray) -> np.ndarray:
+        """As `BlockStore.positions`: [n, T] int64."""
+        return self._gather("positions", block_ids, np.int64)
+
+    def document_starts(self, block_id: int) -> np.ndarray:
+        """As `BlockStore.document_starts`."""
+        (store,), (local,) = self._locate(np.array([block_id]))
+        return self.stores[store].document_starts(int(local))
+
+    def finish_checks(self) -> None:
+        """As `BlockStore.finish_checks`, for all stores."""
+        for store in self.stores:
+            store.finish_checks()
+
+    def _gather(self, method: str, block_ids: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+        store_of, local = self._locate(block_ids)
+        result_BT = np.empty((len(local), self.block_length), dtype)
+        for index in np.unique(store_of).tolist():
+            here = store_of == index
+            result_BT[here] = getattr(self.stores[index], method)(local[here])
+        return result_BT
+
+    def _locate(self, block_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        block_ids = np.asarray(block_ids, np.int64)
+        if block_ids.size and not (block_ids.min() >= 0 and block_ids.max() < len(self)):
+            raise IndexError(f"block ids must lie in [0, {len(self)})")
+        store_of = np.searchsorted(self._starts, block_ids, side="right") - 1
+        return store_of, block_ids - self._starts[store_of]
+
+
+def _joined(stores: Sequence[BlockStore]) -> Manifest:
+    """One manifest for all stores' folders; its splits name shards as FOLDER/FILE."""
+    first = stores[0].manifest
+    faults = [
+        Fault(
+            "data",
+            f"made with another tokenizer than {stores[0].folder}",
+            "build all folders of a mixture with the model's tokenizer",
+            str(store.folder),
+        )
+        for store in stores[1:]
+        if store.manifest.tokenizer_fingerprint != first.tokenizer_fingerprint
+    ]
+    if faults:
+        raise UserError(faults)
+    manifests = [store.manifest for store in stores]
+    splits = {
+        split: tuple(
+            dataclasses.replace(shard, file=f"{store.folder}/{shard.file}")
+            for store in stores
+            for shard in store.manifest.splits.get(split, ())
+        )
+        for split in dict.fromkeys(name for manifest in manifests for name in manifest.splits)
+    }
+    dropped: Counter[str] = Counter()
+    for manifest in manifests:
+        dropped.update(manifest.dropped)
+    return dataclasses.replace(
+        first,
+        source=" + ".join(manifest.source for manifest in manifests),
+        revision=", ".join(manifest.revision for manifest in manifests if manifest.revision) or None,
+        documents=sum(manifest.documents for manifest in manifests),
+        tokens=sum(manifest.tokens for manifest in manifests),
+        dropped=dict(sorted(dropped.items())),
+        splits=splits,
+        build_id="",
+    )

@@ -1,0 +1,88 @@
+"""Checking a folder of shards against its manifest, byte for byte."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gaguide.data.format.manifest import TOKENIZER_FOLDER, Manifest, ShardInfo, read_manifest
+from gaguide.data.format.shards import DamagedShardError, content_digest, open_shard
+from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
+from gaguide.errors import UserError
+from gaguide.files import hash_file
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. problem: begins with missing, truncated, damaged or foreign."""
+
+    file: str
+    problem: str
+
+
+def verify(folder: Path | str) -> Iterator[tuple[str, Finding | None]]:
+    """Check each file of a folder or an address in turn; yields its name and what is wrong (None: nothing).
+
+    `UserError` where there is no manifest that can be read.
+    """
+    return _verify_address(str(folder)) if "://" in str(folder) else _verify_folder(Path(folder))
+
+
+def _verify_address(address: str) -> Iterator[tuple[str, Finding | None]]:
+    """Fetch every file anew, one at a time: what a host's cache holds says nothing of what lies there."""
+    from gaguide.data.read.cache import ShardCache
+    from gaguide.data.read.remote import RemoteFolder
+
+    with tempfile.TemporaryDirectory(prefix="gaguide-verify-") as scratch:
+        cache = ShardCache(Path(scratch), limit_bytes=2**62)
+        remote = RemoteFolder(address, cache)
+        for info in (shard for shards in remote.manifest.splits.values() for shard in shards):
+            try:
+                remote.open(info)
+            except UserError as error:
+                yield info.file, Finding(info.file, error.faults[0].problem)
+            else:
+                yield info.file, None
+            cache.path(info).unlink(missing_ok=True)
+        yield TOKENIZER_FOLDER, _check_tokenizer(remote.tokenizer, remote.manifest)
+
+
+def _verify_folder(folder: Path) -> Iterator[tuple[str, Finding | None]]:
+    manifest = read_manifest(folder)
+    named = [shard for shards in manifest.splits.values() for shard in shards]
+    for shard in named:
+        yield shard.file, _check_shard(folder, shard, manifest)
+    for path in sorted(folder.glob("*.arrow")):
+        if path.name not in {shard.file for shard in named}:
+            yield path.name, Finding(path.name, "foreign: the manifest does not name it")
+    yield TOKENIZER_FOLDER, _check_tokenizer(folder / TOKENIZER_FOLDER, manifest)
+
+
+def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding | None:
+    path = folder / info.file
+    try:
+        shard = open_shard(path, info, manifest.tokenizer_fingerprint)
+        if hash_file(path) == info.sha256:
+            return None
+        content = content_digest(shard.tokens, np.asarray(shard.offsets, np.int64))
+    except DamagedShardError as error:
+        return Finding(info.file, str(error))
+    if content == info.content:
+        return Finding(info.file, "damaged: bytes around the tokens differ (checksum)")
+    return Finding(info.file, "damaged: its tokens differ from the ones that were written (checksum)")
+
+
+def _check_tokenizer(folder: Path, manifest: Manifest) -> Finding | None:
+    if not folder.is_dir():
+        return Finding(TOKENIZER_FOLDER, "missing")
+    try:
+        found = tokenizer_fingerprint(load_tokenizer(folder))
+    except UserError as error:
+        return Finding(TOKENIZER_FOLDER, f"damaged: {error.faults[0].problem}")
+    if found != manifest.tokenizer_fingerprint:
+        return Finding(TOKENIZER_FOLDER, "foreign: not the tokenizer that made these shards")
+    return None

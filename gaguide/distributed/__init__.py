@@ -1,0 +1,25 @@
+"""Who this process is among the ranks (`World`) and the few collectives that gaguide needs."""
+
+from gaguide.distributed.collectives import (
+    all_gather,
+    all_reduce_max,
+    all_reduce_sum,
+    barrier,
+    broadcast,
+    raise_together,
+)
+from gaguide.distributed.world import World, leave, out_of_memory, start, stop
+
+__all__ = [
+    "World",
+    "all_gather",
+    "all_reduce_max",
+    "all_reduce_sum",
+    "barrier",
+    "broadcast",
+    "leave",
+    "out_of_memory",
+    "raise_together",
+    "start",
+    "stop",
+]

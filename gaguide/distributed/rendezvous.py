@@ -1,0 +1,118 @@
+"""Where ranks meet (MASTER_ADDR, MASTER_PORT) under launchers that do not say: Slurm's srun, and mpirun."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+
+from gaguide.distributed.network import address_for_others
+from gaguide.errors import Fault, UserError
+
+# Below Linux's ephemeral ports (32768 …), which any connection may hold for a moment.
+_FIRST_PORT, _PORTS = 15_000, 17_000
+
+
+def rendezvous(environ: Mapping[str, str], rank: int, size: int) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT, the same on all ranks; what the environment already has is kept.
+
+    `rank` and `size` are the launcher's; under mpirun this is a collective of all of them. Raises a
+    `UserError` where there is no way to know.
+    """
+    given = {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if environ.get(name)}
+    if len(given) == 2:
+        return given
+    if size == 1:
+        found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    elif "SLURM_STEP_ID" in environ and environ.get("SLURM_PROCID") == str(rank):
+        found = from_slurm(environ)
+    elif "OMPI_COMM_WORLD_RANK" in environ or "PMI_RANK" in environ:
+        found = _from_mpi(rank, size)
+    else:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in given]
+        raise UserError(
+            Fault(
+                ", ".join(missing),
+                f"not set, but there are {size} ranks",
+                "export the first host's name and a free port, the same on all ranks",
+            )
+        )
+    return found | given
+
+
+def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    """The step's first host, where rank 0 is, and a port that other jobs and steps do not share.
+
+    Needs no scontrol: it is missing in containers.
+    """
+    names = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
+    try:
+        first = expand_hosts(names)[0]
+    except (ValueError, IndexError):
+        remedy = "export MASTER_ADDR, the first host's name, before srun"
+        raise UserError(Fault("SLURM_JOB_NODELIST", "is no list of hosts", remedy, names)) from None
+    job, step = (_digits(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return {"MASTER_ADDR": first, "MASTER_PORT": str(_FIRST_PORT + (job * 31 + step) % _PORTS)}
+
+
+def expand_hosts(names: str) -> list[str]:
+    """Slurm's short form as host names in order: `a[01-02,7],b` → a01, a02, a7, b."""
+    hosts: list[str] = []
+    # Commas within brackets do not part names.
+    for word in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", names):
+        made = [""]
+        for literal, ranges in re.findall(r"([^\[\]]+)|\[([^\]]*)\]", word):
+            ends = [literal] if literal else [number for part in ranges.split(",") for number in _range(part)]
+            made = [start + end for start in made for end in ends]
+        hosts += made
+    return hosts
+
+
+def _range(part: str) -> list[str]:
+    """`08-10` → 08, 09, 10; `7` → 7."""
+    first, dash, last = part.partition("-")
+    if not first.isdigit() or (dash and not last.isdigit()):
+        raise ValueError(part)
+    if not dash:
+        return [first]
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def _from_mpi(rank: int, size: int) -> dict[str, str]:
+    """Rank 0 tells the others over MPI."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            Fault(
+                "MASTER_ADDR, MASTER_PORT",
+                f"not set by mpirun, and mpi4py can't be used to agree on them ({error})",
+                "pip install 'gaguide[mpi]', or export the first host's name and a free port: "
+                "mpirun -x MASTER_ADDR=… -x MASTER_PORT=… (Open MPI), -genv NAME VALUE (MPICH)",
+            )
+        ) from None
+    world = MPI.COMM_WORLD
+    if (world.rank, world.size) != (rank, size):
+        raise UserError(
+            Fault(
+                "mpirun",
+                f"started {size} ranks, but mpi4py sees {world.size}: it belongs to another MPI library "
+                f"({MPI.Get_library_version().splitlines()[0]})",
+                "use that library's mpirun, or pip install --force-reinstall --no-binary mpi4py mpi4py",
+            )
+        )
+    one_host = len(set(world.allgather(socket.gethostname()))) == 1
+    address = "127.0.0.1" if one_host else address_for_others()
+    found: dict[str, str] = world.bcast({"MASTER_ADDR": address, "MASTER_PORT": str(free_port())})
+    return found
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _digits(text: str) -> int:
+    return int("".join(filter(str.isdigit, text)) or 0)

@@ -1,0 +1,1 @@
+"""DeepSpeed: the only package that names it."""

@@ -1,0 +1,1 @@
+"""Whether every rank is alive: launchers, heartbeats, preemption, hang verdicts."""

@@ -1,0 +1,125 @@
+"""`gaguide plan` as a person calls it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from gaguide.cli import plan
+from gaguide.cost import PlanRequest, estimate
+from gaguide.cost.curves import curves
+from gaguide.errors import UserError
+from gaguide.model import SIZES, scratch_config, shape_of
+from tests.support.ranks import DS_CONFIGS, REPOSITORY
+
+RECIPE = REPOSITORY / "launch" / "recipes" / "gpt2-medium-4-transition.yaml"
+
+
+def run(*arguments: object) -> Result:
+    app = typer.Typer()
+    plan.register(app)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def record(*arguments: object) -> dict:  # type: ignore[type-arg]
+    result = run(*arguments, "--json")
+    assert result.exception is None, result.exception
+    return json.loads(result.stdout)
+
+
+def faults(*arguments: object) -> set[str]:
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError)
+    return {fault.field for fault in result.exception.faults}
+
+
+def test_table_names_memory_time_and_hours() -> None:
+    result = run("--model", "gpt2-xl", "--gpus", 8, "--nodes", 2, "--gpu", "a100-80", "--tokens", "1e9")
+    assert result.exit_code == 0
+    for word in ("activations", "logits", "optimizer", "fits", "GPU-hours", "not a measurement"):
+        assert word in result.stdout
+
+
+def test_json_equals_the_function_where_all_is_given() -> None:
+    answer = record(
+        "--model", "gpt2", "--gpus", 4, "--stage", 2, "--micro-batch", 4, "--global-batch", 16,
+        "--no-checkpointing", "--offload-optimizer", "none", "--tokens", "1e8",
+    )  # fmt: skip
+    shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
+    same = estimate(PlanRequest(shape, gpus=4, micro_batch=4, global_batch=16, tokens=10**8))
+    assert answer.pop("chosen") == []
+    assert answer == json.loads(json.dumps(same.as_record()))
+
+
+def test_a_run_and_a_deepspeed_file_fix_their_settings() -> None:
+    answer = record("--config", RECIPE, "--deepspeed", DS_CONFIGS / "zero3.json", "--gpus", 2)
+    assert answer["chosen"] == []
+    assert answer["request"]["zero_stage"] == 3 and answer["request"]["guided_heads"] == 4
+    assert answer["request"]["model"]["parameters"] == 354_823_168
+
+
+def test_a_folder_needs_a_configuration_only(tmp_path: Path) -> None:
+    LlamaConfig(num_hidden_layers=4, hidden_size=512, num_attention_heads=8).save_pretrained(tmp_path)
+    assert record("--model", tmp_path)["request"]["model"]["kind"] == "llama"
+
+
+def test_faults_of_options_and_files_are_told_together(tmp_path: Path) -> None:
+    told = faults(
+        "--model", "gpt2", "--gpu", "a100", "--gpus", 0, "--precision", "int8", "--stage", 7,
+        "--deepspeed", tmp_path / "none.json", "--curves", "x.txt",
+    )  # fmt: skip
+    assert told == {"--gpu", "--gpus", "--precision", "--stage", "--deepspeed", "--curves"}
+    assert faults() == {"--model"}
+    assert faults("--model", "gpt2", "--tokens", "inf") == {"--tokens"}
+    assert faults("--model", tmp_path, "--link", "string") == {"model.name", "--link"}
+
+
+def test_a_deepspeed_file_that_training_refuses_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    wrong = {"zero_optimization": {"stage": "two"}, "zero": {}, "train_batch_size": 64}
+    file.write_text(json.dumps(wrong), "utf-8")
+    assert faults("--model", "gpt2", "--deepspeed", file) == {
+        "zero (DeepSpeed JSON)", "zero_optimization.stage (DeepSpeed JSON)",
+    }  # fmt: skip
+
+
+def test_curves_go_to_1024_gpus_and_say_what_they_are(tmp_path: Path) -> None:
+    for name in ("curves.csv", "curves.png"):
+        assert run("--model", "gpt2", "--gpus", 8, "--curves", tmp_path / name).exit_code == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    title, *lines = (tmp_path / "curves.csv").read_text("utf-8").splitlines()
+    assert title == "# a model's prediction, not a measurement"
+    rows = list(csv.DictReader(lines))
+    assert {int(row["gpus"]) for row in rows if row["kind"] == "weak"} == {2**n for n in range(11)}
+
+
+def test_strong_scaling_never_splits_a_batch_unevenly() -> None:
+    shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
+    points = curves(estimate(PlanRequest(shape, gpus=4, global_batch=48, micro_batch=4)))
+    strong = [point for point in points if point.kind == "strong"]
+    assert [point.gpus for point in strong] == [1, 2, 4, 8, 16]
+    assert all(point.plan.request.global_batch == 48 for point in strong)
+    assert math.isclose(strong[0].efficiency, 1) and strong[-1].efficiency < 1
+
+
+def test_curves_go_on_over_nodes_of_any_size_and_without_what_training_refuses() -> None:
+    """Six GPUs a node; stage 1, which adds up no micro batches in 16 bits, so few GPUs cannot train it."""
+    shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
+    request = PlanRequest(shape, gpus=6, nodes=4, global_batch=96, micro_batch=4, zero_stage=1)
+    points = curves(estimate(request))
+    gpus = {kind: [point.gpus for point in points if point.kind == kind] for kind in ("strong", "weak")}
+    assert gpus == {"strong": [24, 48, 96], "weak": [1, 2, 4, *(6 * 2**n for n in range(8))]}
+    assert all(0 < point.efficiency <= 1 for point in points)
+
+
+@pytest.mark.parametrize("gpu, precision", [("v100-32", "fp16"), ("h100", "bf16")])
+def test_precision_is_what_the_gpu_has(gpu: str, precision: str) -> None:
+    assert record("--model", "gpt2", "--gpu", gpu)["request"]["precision"] == precision
