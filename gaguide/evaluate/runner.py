@@ -85,9 +85,9 @@ def evaluate_all(
     """Evaluate `models`, one after the other, on `tasks` with all ranks; all get the results.
 
     Rank 0 writes them to `output`, or where there are several models into a folder of it for each. What an
-    interrupted call had finished there is not computed again. Call it on every rank,
-    between `gaguide.distributed.start` and `stop` where there are several. Raises `UserError` on all ranks, before any
-    model's weights are loaded.
+    interrupted call had finished there is not computed again. Call it on every rank, between
+    `gaguide.distributed.start` and `stop` where there are several. Raises `UserError` on all ranks, before
+    any model's weights are loaded.
     """
     started = time.monotonic()
     sum_in_one_order()

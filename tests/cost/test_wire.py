@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.plan.wire_script import MODEL
+from tests.cost.wire_script import MODEL
 from transformers import GPT2Config
 
 from gaguide.cost import PlanRequest, estimate, with_deepspeed
