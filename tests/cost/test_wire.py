@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cost.wire_script import MODEL
 from transformers import GPT2Config
 
 from gaguide.cost import PlanRequest, estimate, with_deepspeed
 from gaguide.model import shape_of
+from tests.cost.wire_script import MODEL
 from tests.support.ranks import launch_command, rank_environment
 
 BUCKETS = {"reduce_bucket_size": 50_000, "allgather_bucket_size": 50_000}
