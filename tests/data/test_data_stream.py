@@ -22,8 +22,8 @@ from gaguide.data import (
     load_tokenizer,
     tokenizer_fingerprint,
 )
-from gaguide.data import remote as remote_module
 from gaguide.data.format.manifest import ShardInfo
+from gaguide.data.read import remote as remote_module
 from gaguide.data.read.cache import NoRoomError, ShardCache
 from gaguide.data.read.remote import Patience
 from gaguide.errors import UserError

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from gaguide.data.build.build import BUILD_FOLDER, BuildRequest, build_shards
-from gaguide.files import write_text
 from gaguide.data.format.manifest import is_complete
 from gaguide.errors import UserError
+from gaguide.files import write_text
 
 FAILURE_FILE = "failed.txt"
 _AGAIN_SECONDS = 2.0

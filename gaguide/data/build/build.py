@@ -20,15 +20,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gaguide.data.build.documents import Reason, read_span
-from gaguide.files import write_text
 from gaguide.data.build.finish import finish
-from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.data.build.parts import Part, plan_parts
 from gaguide.data.build.pieces import Job, Report, read_pieces
 from gaguide.data.build.sources import EMBEDDED, Source, find_source
-from gaguide.data.format.tokenizer import DocumentEncoder, load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from gaguide.data.build.workers import run_parts
+from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
+from gaguide.data.format.tokenizer import (
+    DocumentEncoder,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
 from gaguide.errors import Fault, UserError
+from gaguide.files import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

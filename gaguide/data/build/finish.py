@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gaguide.files import sync_folder
-from gaguide.data.format.manifest import SCHEMA_VERSION, TOKENIZER_FOLDER, Manifest, ShardInfo, write_manifest
 from gaguide.data.build.parts import Part
 from gaguide.data.build.pieces import TRAIN, VALIDATION, Job, Piece, read_pieces
-from gaguide.data.format.shards import open_shard, shard_name, write_shard
 from gaguide.data.build.sources import Source
+from gaguide.data.format.manifest import SCHEMA_VERSION, TOKENIZER_FOLDER, Manifest, ShardInfo, write_manifest
+from gaguide.data.format.shards import open_shard, shard_name, write_shard
 from gaguide.data.format.tokenizer import vocabulary_size
 from gaguide.errors import Fault, UserError
+from gaguide.files import sync_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

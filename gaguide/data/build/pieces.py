@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from gaguide.data.build.documents import Reason, Row, read_span
-from gaguide.files import write_text
-from gaguide.data.format.manifest import ShardInfo
 from gaguide.data.build.parts import Part
+from gaguide.data.format.manifest import ShardInfo
 from gaguide.data.format.shards import write_shard
 from gaguide.data.format.tokenizer import DocumentEncoder
+from gaguide.files import write_text
 
 TRAIN, VALIDATION = "train", "validation"
 _REPORT_BYTES = 1 << 20

@@ -13,7 +13,6 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 

@@ -12,10 +12,19 @@ from concurrent.futures import Executor, Future, as_completed
 from contextlib import contextmanager
 from typing import Any, cast
 
-from gaguide.data.build.build import LOCK_FILE, BuildRequest, Progress, begin, check_request, complete, plan, run
-from gaguide.data.format.manifest import Manifest
+from gaguide.data.build.build import (
+    LOCK_FILE,
+    BuildRequest,
+    Progress,
+    begin,
+    check_request,
+    complete,
+    plan,
+    run,
+)
 from gaguide.data.build.parts import Part
 from gaguide.data.build.pieces import Job, Report, read_pieces, run_part
+from gaguide.data.format.manifest import Manifest
 from gaguide.errors import Fault, UserError
 
 # Set by the launchers of Open MPI, and of MPICH and its kin.

@@ -1,0 +1,1 @@
+"""Text → shards: sources, parallel tokenising, resumable builds."""
