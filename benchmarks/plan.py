@@ -28,7 +28,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -113,7 +112,7 @@ def child(case: dict[str, Any], folder: Path) -> None:
     model = GPT2LMHeadModel(config).train()
     fuse_activations(model)
     model.loss_type, model.config.use_cache = "ForCausalLM", False
-    engine = make_engine(job_of(case, world.size), model, world)
+    engine = make_engine(model, *settings_of(case, world.size), (), world)
     after_init = resident() - baseline
     with ExitStack() as stack:
         guidance = stack.enter_context(guide_of(engine.module, case)) if case["guided"] else None
@@ -165,11 +164,11 @@ def deepspeed_json(case: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def job_of(case: dict[str, Any], ranks: int) -> Any:
-    """What `make_engine` reads of a job."""
+def settings_of(case: dict[str, Any], ranks: int) -> tuple[Any, dict[str, Any]]:
+    """The training section and the resolved DeepSpeed JSON of a case."""
     from gaguide.config import plan_batch
     from gaguide.config.run import TrainSection
-    from gaguide.engine.config import Precisions, RunSide, precision, resolve_deepspeed
+    from gaguide.engine.config import Precisions, RunSide, resolve_deepspeed
 
     batch = plan_batch(case["batch"] * case["accumulation"] * ranks, case["batch"], ranks)
     train = TrainSection(
@@ -178,8 +177,7 @@ def job_of(case: dict[str, Any], ranks: int) -> Any:
     resolved = resolve_deepspeed(
         deepspeed_json(case), batch, RunSide(1.0, Path()), Precisions(True, True, False)
     )
-    run = SimpleNamespace(train=train)
-    return SimpleNamespace(run=run, deepspeed=resolved, precision=precision(resolved), frozen=())
+    return train, resolved
 
 
 def guide_of(model: Any, case: dict[str, Any]) -> Any:
@@ -280,7 +278,7 @@ def host_child(stage: int) -> None:
         config = GPT2Config(n_layer=layers, n_embd=32, n_head=2, vocab_size=128, n_positions=8, attn_pdrop=0)
         model = GPT2LMHeadModel(config).train()
         model.loss_type = "ForCausalLM"
-        engine = make_engine(job_of(case, 1), model, world)
+        engine = make_engine(model, *settings_of(case, 1), (), world)
         ids_BT = torch.zeros(2, 4, dtype=torch.long)
         times = []
         for _ in range(30):

@@ -115,7 +115,9 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
 
     with tempfile.TemporaryDirectory() as folder:
         job, world = make_job(settings, guided, stage, folder)
-        engine = make_engine(job, build_model(job.model, job.run.seed), world)
+        engine = make_engine(
+            build_model(job.model, job.run.seed), job.run.train, job.deepspeed, job.frozen, world
+        )
         preemption = Preemption(world)
         watchdog = Watchdog(
             job.output, job.output / ".heartbeats", world, job.run.train.hang_timeout, preemption.wish

@@ -6,12 +6,9 @@ process group are needed.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection
-from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from gaguide.engine.save import STATE_TAG
-
-SWAPPED = "swapped.json"
-"""Beside the swap files of a rank that offloads to disk: file, length and step count of each sub group."""
+from gaguide.engine.fp32_state import fp32_state
 
 
 def export_model(
@@ -39,7 +33,7 @@ def export_model(
     again, compares its tensors' names and runs a forward pass before it takes its place.
     `remote_code`: the model's class may be Python code that came with it.
     """
-    state = full_state(checkpoint)
+    state = fp32_state(checkpoint)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             deepcopy(config), dtype=torch.float32, trust_remote_code=remote_code
@@ -84,36 +78,3 @@ def check_export(folder: Path, names: Collection[str]) -> None:
         logits = model.eval()(input_ids=torch.arange(8)[None]).logits
     if not torch.isfinite(logits).all():
         raise RuntimeError("the exported model computes numbers that are not finite")
-
-
-def full_state(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All parameters in fp32 by name, gathered from a checkpoint of any ZeRO stage."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    folder = checkpoint / STATE_TAG
-    if any(folder.glob(f"offloaded_tensors/*/{SWAPPED}")):
-        return _swapped_state(folder)
-    if any(folder.glob("*optim_states.pt")):
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it reports its own progress
-            return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), STATE_TAG))
-    # Stage 0: the whole model lies in rank 0's file. Its hashes hold, so unpickling it is safe.
-    states = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    return {name: tensor.float() for name, tensor in states["module"].items()}
-
-
-def _swapped_state(folder: Path) -> dict[str, torch.Tensor]:
-    """The same where the optimizer lay on disk: its fp32 weights are in swap files, mapped, not read."""
-    from deepspeed.utils import zero_to_fp32
-
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        optim_files = zero_to_fp32.get_optim_files(str(folder))
-        _, world_size, groups, _ = zero_to_fp32.parse_optim_states(optim_files, str(folder))
-        for rank, rank_groups in enumerate(groups):
-            swapped = folder / "offloaded_tensors" / f"rank{rank:02}"
-            for at, record in enumerate(json.loads((swapped / SWAPPED).read_text("utf-8"))):
-                if record["file"] is not None:
-                    path = str(swapped / record["file"])
-                    rank_groups[at] = torch.from_file(path, shared=False, size=record["numel"])
-        models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(str(folder)))
-        state = zero_to_fp32._get_fp32_state_dict_from_zero3_checkpoint(world_size, groups, models, False)
-        return dict(zero_to_fp32.to_torch_tensor(state))

@@ -7,32 +7,43 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from gaguide.config import TrainSection
 from gaguide.distributed import World
+from gaguide.engine.config import precision
 from gaguide.engine.config_offload import offload_device
 from gaguide.engine.nonfinite import drop_bad_gradients
 from gaguide.engine.offload_state import cpu_optimizer_ready
 from gaguide.model import adapt_to, checkpoint_activations
 from gaguide.model.freeze import freeze
-from gaguide.train.job import Job
 
 
-def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
-    """DeepSpeed's engine around `model`; the process group must exist."""
+def make_engine(
+    model: PreTrainedModel,
+    train: TrainSection,
+    deepspeed_config: dict[str, Any],
+    frozen: tuple[str, ...],
+    world: World,
+) -> Any:
+    """DeepSpeed's engine around `model`; the process group must exist.
+
+    `deepspeed_config` is resolved (see `gaguide.engine.config`); `frozen` names parameters that keep their
+    values.
+    """
     import deepspeed
 
     # DeepSpeed would compile its shared-memory op at the first start on a CPU. Only its tensor-parallel
     # inference uses it, and a compile that was killed leaves a lock on which every later start hangs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if job.run.train.gradient_checkpointing:
+    if train.gradient_checkpointing:
         checkpoint_activations(model)
-    adapt_to(model, world.device, job.precision)
-    freeze(model, job.frozen)
-    cpu_adam = cpu_optimizer_ready(job.deepspeed, world)
-    settings = dict(job.deepspeed)
+    adapt_to(model, world.device, precision(deepspeed_config))
+    freeze(model, frozen)
+    cpu_adam = cpu_optimizer_ready(deepspeed_config, world)
+    settings = dict(deepspeed_config)
     if offload_device(settings, "optimizer") != "none" and not cpu_adam:
         settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW on the CPU
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=_optimizer(job, model, cpu_adam), config=settings
+        model=model, optimizer=_optimizer(train, model, cpu_adam), config=settings
     )
     drop_bad_gradients(engine)
     if world.size == 1 and engine.zero_optimization_stage() == 0:
@@ -40,8 +51,7 @@ def make_engine(job: Job, model: PreTrainedModel, world: World) -> Any:
     return engine
 
 
-def _optimizer(job: Job, model: PreTrainedModel, cpu_adam: bool) -> torch.optim.Optimizer:
-    train = job.run.train
+def _optimizer(train: TrainSection, model: PreTrainedModel, cpu_adam: bool) -> torch.optim.Optimizer:
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": train.weight_decay},

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from gaguide.checkpoint.export import SWAPPED
 from gaguide.distributed import World, all_gather, raise_together
 from gaguide.engine.config_offload import needed_ops, nvme_folders, offload_device
+from gaguide.engine.fp32_state import SWAPPED
 from gaguide.engine.ops import cpu_adam_or_fallback, load_op
 from gaguide.errors import Fault, UserError
 from gaguide.files import write_json

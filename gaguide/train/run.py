@@ -109,7 +109,7 @@ def _optimize(
         place_wandb(job.deepspeed, job.output, job.run.name)
     with large_tensors_apart():
         model = raise_together(lambda: build_model(job.model, job.run.seed))
-        engine = make_engine(job, model, world)
+        engine = make_engine(model, job.run.train, job.deepspeed, job.frozen, world)
     with _guided(engine.module, job) as guidance:
         trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation)
         trainer.resume()

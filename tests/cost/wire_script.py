@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import deepspeed.comm.comm as comm
@@ -19,7 +18,7 @@ from gaguide.config import plan_batch
 from gaguide.config.run import TrainSection
 from gaguide.distributed import World, leave, start
 from gaguide.engine.build import make_engine
-from gaguide.engine.config import Precisions, RunSide, precision, resolve_deepspeed
+from gaguide.engine.config import Precisions, RunSide, resolve_deepspeed
 
 MODEL = {"vocab_size": 256, "n_positions": 16, "n_embd": 64, "n_layer": 3, "n_head": 2}
 
@@ -32,13 +31,10 @@ def one_step(case: dict[str, Any], world: World) -> dict[str, list[list[int]]]:
         case["json"] | logger, batch, RunSide(1.0, Path()), Precisions(True, True, False)
     )
     train = TrainSection(global_batch=batch.global_batch, steps=1)
-    job = SimpleNamespace(
-        run=SimpleNamespace(train=train), deepspeed=deepspeed, precision=precision(deepspeed), frozen=()
-    )
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**MODEL)).train()
     model.loss_type = "ForCausalLM"
-    engine = make_engine(job, model, world)  # type: ignore[arg-type]
+    engine = make_engine(model, train, deepspeed, (), world)
     ids_BT = torch.zeros(1, 16, dtype=torch.long)
     for _ in range(2):
         comm.comms_logger.reset_data()
