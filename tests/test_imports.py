@@ -12,8 +12,9 @@ from tests.support.ranks import REPOSITORY
 
 PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
-    "errors", "files", "config", "distributed", "log", "data", "model", "guidance", "attention", "engine",
-    "checkpoint", "cost", "liveness", "train", "evaluate", "slurm", "study", "report", "doctor", "cli",
+    "errors", "files", "html", "figures", "config", "distributed", "log", "data", "model", "guidance",
+    "attention", "engine", "checkpoint", "cost", "liveness", "train", "evaluate", "slurm", "study",
+    "report", "doctor", "cli",
 )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """Attention maps of chosen layers and heads, and pictures of them."""
 
 from gaguide.attention.collect import AttentionMaps, collect, collecting
-from gaguide.attention.figures import save_figure
 from gaguide.attention.page import to_page
 from gaguide.attention.panels import Panel, make_panels
 from gaguide.attention.views import draw_heatmaps, draw_lines
 from gaguide.attention.windows import split, window_panels
+from gaguide.figures import save_figure
 
 __all__ = [
     "AttentionMaps",

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
 
-from gaguide.attention.html import content_policy, script_data
 from gaguide.attention.panels import Panel
 from gaguide.errors import Fault, UserError
+from gaguide.html import content_policy, read_asset, render_page, script_data
 
 MAX_CELLS = 16_000_000
 """About 43 MB of HTML; beyond, browsers take seconds to open a page."""
+_PACKAGE = "gaguide.attention"
 _GUIDED_BIT, _STEPS = 0x8000, 0x7FFF
 
 
@@ -41,12 +39,13 @@ def to_page(windows: Sequence[Sequence[Panel]], spans: Sequence[tuple[int, int]]
         {"start": start, "stop": stop, "models": _models(panels)}
         for panels, (start, stop) in zip(windows, spans, strict=True)
     ]
-    source = files("gaguide.attention")
-    script = (source / "page.js").read_text("utf-8")
-    return Template((source / "page.html").read_text("utf-8")).substitute(
-        title=escape(title),
-        policy=escape(content_policy(script)),
-        style=(source / "page.css").read_text("utf-8"),
+    script = read_asset(_PACKAGE, "page.js")
+    return render_page(
+        _PACKAGE,
+        "page.html",
+        title=title,
+        policy=content_policy(script),
+        style=read_asset(_PACKAGE, "page.css"),
         data=script_data(data),
         script=script,
     )

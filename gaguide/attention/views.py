@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from gaguide.attention.figures import GUIDED, OTHER
 from gaguide.attention.panels import EARLIER, Panel
 from gaguide.errors import Fault, UserError
+from gaguide.figures import GUIDED, OTHER
 
 MAX_PANELS = 48
 _LABEL_LENGTH = 14

@@ -137,14 +137,14 @@ def _words(options: dict[str, object]) -> list[Fault]:
 
 
 def _curves_fault(path: Path | None) -> list[Fault]:
-    from gaguide.attention.figures import check_figure_path
+    from gaguide.figures import check_figure_path
 
     return [] if path is None else check_figure_path(path, "--curves", also=(".csv",))
 
 
 def _write_curves(plan: Plan, model: str, path: Path) -> None:
-    from gaguide.attention.figures import save_figure
     from gaguide.cost.curves import curves, draw, to_csv
+    from gaguide.figures import save_figure
     from gaguide.files import write_text
 
     points, request = curves(plan), plan.request

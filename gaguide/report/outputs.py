@@ -7,7 +7,7 @@ from itertools import groupby
 
 from matplotlib.figure import Figure
 
-from gaguide.attention.figures import render
+from gaguide.figures import render
 from gaguide.report.curves import draw_curves, draw_heads
 from gaguide.report.latex import to_latex
 from gaguide.report.measures import Value, interval_text, measures

@@ -15,7 +15,7 @@ from string import Template
 
 from matplotlib.figure import Figure
 
-from gaguide.attention.figures import render
+from gaguide.figures import render
 from gaguide.report.curves import INK, draw_curves, draw_heads, run_style
 from gaguide.report.findings import cautions, findings
 from gaguide.report.measures import ABSENT, Measure, Value, interval_text, measures

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from gaguide.attention import Panel, split, to_page, window_panels
-from gaguide.attention.html import content_policy, script_data
 from gaguide.attention.page import pack
 from gaguide.errors import UserError
 from gaguide.guidance import TokenSet
+from gaguide.html import content_policy, script_data
 from tests.support.browser import Browser, needs_browser
 from tests.support.models import random_ids, tiny_model
 
@@ -80,7 +80,7 @@ def test_page_is_one_file_whose_only_script_its_policy_names(page: Path) -> None
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
     assert [bool(attributes) for attributes, _ in scripts] == [True, False]
-    policy = content_policy(scripts[1][1]).replace("'", "&#x27;")
+    policy = content_policy(scripts[1][1]).replace("'", "&#39;")
     assert policy in text and "<img" not in text
 
 

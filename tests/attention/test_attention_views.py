@@ -14,11 +14,11 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from gaguide.attention import collect, draw_heatmaps, draw_lines, make_panels, save_figure
-from gaguide.attention.figures import GUIDED, render
 from gaguide.attention.panels import EARLIER, attention_mass
 from gaguide.cli import attention as command
 from gaguide.data.format.token_text import token_labels
 from gaguide.errors import UserError
+from gaguide.figures import GUIDED, render
 from gaguide.guidance import FixedOffset, TokenSet
 from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
 from tests.support.models import random_ids, tiny_model

@@ -13,9 +13,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gaguide.attention.figures import render
 from gaguide.cli import report as command
 from gaguide.errors import UserError
+from gaguide.figures import render
 from gaguide.report import (
     Measure,
     cautions,

@@ -1,12 +1,11 @@
-"""Matplotlib without its global state: figures, colours that colour-blind readers tell apart, saving.
+"""Saving matplotlib figures without its global state.
 
-A figure saved twice gives the same bytes: no dates, no random ids.
+The same figure gives the same bytes: no dates, no random ids.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from gaguide.errors import Fault, UserError
+from gaguide.files import write_bytes
 
 GUIDED = "#C04A00"
 """Guided words and the attention on them."""
@@ -30,22 +30,22 @@ _SETTINGS: Any = {
 
 
 def check_figure_path(path: Path, field: str = "--output", also: tuple[str, ...] = ()) -> list[Fault]:
-    """What is wrong with writing a figure there; `also` names further endings that are taken."""
+    """Faults of writing a figure to `path`; `also` lists further suffixes that are accepted."""
     known = FORMATS + also
     if path.suffix.lower() not in known:
-        return [Fault(field, "unknown kind of figure", f"end the name in {', '.join(known)}", str(path))]
+        return [Fault(field, "unknown kind of figure", f"use one of {', '.join(known)}", str(path))]
     if not path.parent.is_dir():
-        return [Fault(field, "the folder does not exist", "make it, or choose another", str(path))]
+        return [Fault(field, "the folder does not exist", "create it, or choose another", str(path))]
     return []
 
 
 def render(figure: Figure, suffix: str, dpi: int = 160) -> bytes:
-    """The figure as a file's bytes; the same figure gives the same bytes."""
+    """Bytes of `figure` as PNG, SVG or PDF, by `suffix`."""
     kind = suffix.lower().lstrip(".")
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     file = io.BytesIO()
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar sign in a user's text is no formula
+        text.set_parse_math(False)  # a dollar sign in a user's text does not start a formula
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
         # A script that no installed font has is drawn as boxes, which says enough.
         warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -54,13 +54,9 @@ def render(figure: Figure, suffix: str, dpi: int = 160) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write PNG, SVG or PDF by the name's suffix; the file exists whole or not at all."""
+    """Write PNG, SVG or PDF, by the suffix of `path`, atomically. Raises `UserError` for another suffix or a
+    missing folder."""
     faults = check_figure_path(path)
     if faults:
         raise UserError(faults)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(render(figure, path.suffix))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_bytes(path, render(figure, path.suffix))
