@@ -40,10 +40,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from gaguide.evaluate.encode import Encoder, encode_all
-from gaguide.evaluate.rows import TokenSequence, added_tokens, build_row, longest_prefix
-from gaguide.evaluate.schedule import Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer
+from gaguide.evaluate.encode.encoder import Encoder, encode_all
+from gaguide.evaluate.schedule.batches import Budget, CostModel, make_batches
+from gaguide.evaluate.schedule.rows import TokenSequence, added_tokens, build_row, longest_prefix
+from gaguide.evaluate.score.scorer import Scorer
 
 Question = tuple[str, list[str]]
 """A prompt and its continuations."""

@@ -46,8 +46,8 @@ def validate(
     from rich.table import Table
     from rich.text import Text
 
-    from gaguide.evaluate.load import find_model_folder, read_tasks
-    from gaguide.evaluate.plan import encode_examples
+    from gaguide.evaluate.schedule.work import encode_examples
+    from gaguide.evaluate.tasks.read import find_model_folder, read_tasks
 
     names = [name for part in tasks for name in part.split(",") if name]
     folder = None if model is None else find_model_folder(model)

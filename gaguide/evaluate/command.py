@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, world: World) -> None:
+    from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
     from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
-    from gaguide.evaluate.table import print_comparison, print_table, print_worst
     from gaguide.liveness.peers import watched
     from gaguide.log import say
 

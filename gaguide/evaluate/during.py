@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from gaguide.distributed import World, broadcast
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.finished import Finished
-from gaguide.evaluate.load import ModelFolder, TaskData, read_tasks
-from gaguide.evaluate.plan import Work, attempt, plan_work
 from gaguide.evaluate.runner import agree_on_sharing, score_all, task_results
-from gaguide.evaluate.schedule import Budget
-from gaguide.evaluate.score import Scorer, Sharing
+from gaguide.evaluate.schedule.batches import Budget
+from gaguide.evaluate.schedule.work import Work, attempt, plan_work
+from gaguide.evaluate.score.finished import Finished
+from gaguide.evaluate.score.scorer import Scorer, Sharing
+from gaguide.evaluate.tasks.read import ModelFolder, TaskData, read_tasks
 from gaguide.log import say
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job

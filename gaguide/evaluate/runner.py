@@ -15,9 +15,18 @@ import torch
 from gaguide.distributed import World, all_gather, barrier, broadcast, raise_together
 from gaguide.engine.sharded import ShardedModel, sharding_config
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.encode import Encoded
-from gaguide.evaluate.finished import Finished, fingerprint, forget
-from gaguide.evaluate.load import (
+from gaguide.evaluate.encode.encoder import Encoded
+from gaguide.evaluate.results.metrics import chance_level, score_example, score_number, summarize
+from gaguide.evaluate.results.paper import published
+from gaguide.evaluate.results.results import Results, TaskResult, versions
+from gaguide.evaluate.results.write import write_results
+from gaguide.evaluate.schedule.batches import Batch, Budget, assign
+from gaguide.evaluate.schedule.work import Work, attempt, plan_work
+from gaguide.evaluate.score.finished import Finished, fingerprint, forget
+from gaguide.evaluate.score.logits import Scores
+from gaguide.evaluate.score.progress import Progress
+from gaguide.evaluate.score.scorer import Scorer, Sharing, sum_in_one_order
+from gaguide.evaluate.tasks.read import (
     DTYPES,
     ModelFolder,
     TaskData,
@@ -26,15 +35,6 @@ from gaguide.evaluate.load import (
     pretrained_model,
     read_tasks,
 )
-from gaguide.evaluate.logits import Scores
-from gaguide.evaluate.metrics import chance_level, score_example, score_number, summarize
-from gaguide.evaluate.paper import published
-from gaguide.evaluate.plan import Work, attempt, plan_work
-from gaguide.evaluate.progress import Progress
-from gaguide.evaluate.results import Results, TaskResult, versions
-from gaguide.evaluate.schedule import Batch, Budget, assign
-from gaguide.evaluate.score import Scorer, Sharing, sum_in_one_order
-from gaguide.evaluate.write import write_results
 from gaguide.log import say
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from gaguide.evaluate.rows import Row, TokenSequence, build_row
-from gaguide.evaluate.score import Scorer, Sharing
+from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row
+from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.models import CONFIGS, LAYERS, tiny_model
 
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gaguide.errors import UserError
-from gaguide.evaluate.encode import Encoder, encode_all
+from gaguide.evaluate.encode.encoder import Encoder, encode_all
 
 
 @pytest.fixture(scope="module")

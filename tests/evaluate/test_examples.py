@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gaguide.errors import UserError
-from gaguide.evaluate.examples import Example, ParsedExamples, parse_examples, read_records
-from gaguide.evaluate.task import Task
+from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examples, read_records
+from gaguide.evaluate.tasks.task import Task
 
 _GOOD = {"prompt": "A is", "classes": "[' b', ' c']", "answer_index": 1}
 

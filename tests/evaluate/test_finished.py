@@ -17,10 +17,10 @@ import pytest
 
 from gaguide.distributed import World
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
-from gaguide.evaluate.finished import FOLDER, Finished, fingerprint
-from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer, Sharing
+from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.schedule.rows import TokenSequence
+from gaguide.evaluate.score.finished import FOLDER, Finished, fingerprint
+from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
 

@@ -10,11 +10,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHeadModel, MistralConfig
 
-from gaguide.evaluate.generate import prompt_row
-from gaguide.evaluate.logits import Scores
-from gaguide.evaluate.rows import Row, TokenSequence, build_row
-from gaguide.evaluate.schedule import Batch, CostModel
-from gaguide.evaluate.score import Scorer, Sharing
+from gaguide.evaluate.schedule.batches import Batch, CostModel
+from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row
+from gaguide.evaluate.score.generate import prompt_row
+from gaguide.evaluate.score.logits import Scores
+from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.models import CONFIGS, tiny_model
 from tests.support.prefixes import prefixed_batches, scores_of
 

@@ -16,7 +16,7 @@ from gaguide.data import BlockStore
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate
-from gaguide.evaluate.numbers import first_number
+from gaguide.evaluate.results.numbers import first_number
 from gaguide.guidance.measure import measure_guided
 from gaguide.train.inputs import model_inputs
 

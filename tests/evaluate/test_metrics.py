@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaguide.evaluate.examples import Example
-from gaguide.evaluate.metrics import chance_level, mean, perplexity, proportion, score_example, summarize
+from gaguide.evaluate.results.metrics import (
+    chance_level,
+    mean,
+    perplexity,
+    proportion,
+    score_example,
+    summarize,
+)
+from gaguide.evaluate.tasks.examples import Example
 
 
 def _choice(answer: int, *classes: str) -> Example:

@@ -15,11 +15,11 @@ from gaguide.cli import app, eval
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
-from gaguide.evaluate.examples import Example
-from gaguide.evaluate.metrics import near_ties, score_example, worst
-from gaguide.evaluate.paper import published
+from gaguide.evaluate.results.metrics import near_ties, score_example, worst
+from gaguide.evaluate.results.paper import published
+from gaguide.evaluate.results.table import escaped, print_comparison, print_table, print_worst
 from gaguide.evaluate.runner import output_folders
-from gaguide.evaluate.table import escaped, print_comparison, print_table, print_worst
+from gaguide.evaluate.tasks.examples import Example
 
 
 def _shown(show: object, *arguments: object) -> str:

@@ -7,9 +7,9 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaguide.evaluate.prefixes import Family, families
-from gaguide.evaluate.rows import TokenSequence, longest_prefix
-from gaguide.evaluate.schedule import Batch, Budget, CostModel, assign, make_batches
+from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, assign, make_batches
+from gaguide.evaluate.schedule.prefixes import Family, families
+from gaguide.evaluate.schedule.rows import TokenSequence, longest_prefix
 
 _COST = CostModel(layers=12, width=768, vocabulary=50257)
 _EXAMPLES = st.lists(

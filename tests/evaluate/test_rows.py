@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaguide.evaluate.logits import inputs
-from gaguide.evaluate.rows import TokenSequence, added_tokens, build_row, shared_length
+from gaguide.evaluate.schedule.rows import TokenSequence, added_tokens, build_row, shared_length
+from gaguide.evaluate.score.logits import inputs
 
 # Few distinct tokens, so that prefixes meet often.
 _IDS = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)

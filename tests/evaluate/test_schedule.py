@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, Budget, CostModel, assign, make_batches
+from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, assign, make_batches
+from gaguide.evaluate.schedule.rows import TokenSequence
 
 _COST = CostModel(layers=12, width=768, vocabulary=50257)
 _EXAMPLE = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=30).map(tuple), min_size=1, max_size=4)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
 
-from gaguide.evaluate.logits import Scores, logsumexp
-from gaguide.evaluate.rows import TokenSequence, build_row
-from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer
+from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.schedule.rows import TokenSequence, build_row
+from gaguide.evaluate.score.logits import Scores, logsumexp
+from gaguide.evaluate.score.scorer import Scorer
 from tests.support.models import tiny_model
 from tests.support.prefixes import scores_of
 from tests.support.ranks import rank_environment
@@ -121,8 +121,8 @@ _LITTLE_MEMORY = """
 import json, re, resource, sys
 from pathlib import Path
 import torch
-from gaguide.evaluate.rows import TokenSequence, build_row
-from gaguide.evaluate.score import Scorer
+from gaguide.evaluate.schedule.rows import TokenSequence, build_row
+from gaguide.evaluate.score.scorer import Scorer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 torch.set_num_threads(1)
@@ -167,8 +167,8 @@ def test_small_batches_give_equal_bits_with_one_and_two_threads() -> None:
 
 _GPT2_WIDTH = """
 import torch
-from gaguide.evaluate.rows import TokenSequence, build_row
-from gaguide.evaluate.score import Scorer, sum_in_one_order
+from gaguide.evaluate.schedule.rows import TokenSequence, build_row
+from gaguide.evaluate.score.scorer import Scorer, sum_in_one_order
 from transformers import GPT2Config, GPT2LMHeadModel
 
 sum_in_one_order()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gaguide.errors import UserError
-from gaguide.evaluate.load import read_tasks
-from gaguide.evaluate.synthetic import GENERATORS, generate
-from gaguide.evaluate.task import built_in_tasks, groups, locate_tasks
+from gaguide.evaluate.tasks.read import read_tasks
+from gaguide.evaluate.tasks.synthetic import GENERATORS, generate
+from gaguide.evaluate.tasks.task import built_in_tasks, groups, locate_tasks
 
 _ROW = {"prompt": "A is", "classes": [" b", " c"], "answer_index": 1}
 

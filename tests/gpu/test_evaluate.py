@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gaguide.evaluate.score import Scorer, Sharing
+from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.models import CONFIGS, tiny_model
 from tests.support.prefixes import prefixed_batches, scores_of
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.evaluate.examples import Example
-from gaguide.evaluate.load import TaskData
-from gaguide.evaluate.metrics import chance_level, score_example, summarize
-from gaguide.evaluate.results import Results, TaskResult
-from gaguide.evaluate.task import Task
-from gaguide.evaluate.write import write_results
+from gaguide.evaluate.results.metrics import chance_level, score_example, summarize
+from gaguide.evaluate.results.results import Results, TaskResult
+from gaguide.evaluate.results.write import write_results
+from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.read import TaskData
+from gaguide.evaluate.tasks.task import Task
 from gaguide.files import write_json
 from gaguide.model import SIZES, scratch_config
 from gaguide.study.grid import Cell, Grid

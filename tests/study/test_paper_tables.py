@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gaguide.evaluate.task import built_in_tasks
+from gaguide.evaluate.tasks.task import built_in_tasks
 
 PAPER = Path(__file__).parents[3] / "shared" / "paper.txt"
 COLUMNS = ("original", "finetuned", "1-negation", "3-negation", "4-transition")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gaguide.evaluate.logits import Scores
-from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches
-from gaguide.evaluate.score import Scorer
+from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.schedule.rows import TokenSequence
+from gaguide.evaluate.score.logits import Scores
+from gaguide.evaluate.score.scorer import Scorer
 
 _COST = CostModel(layers=3, width=32, vocabulary=64)
 

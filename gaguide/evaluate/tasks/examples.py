@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.errors import Fault, UserError, suggestion
-from gaguide.evaluate.task import Kind, Task
+from gaguide.evaluate.tasks.task import Kind, Task
 
 MOST_FAULTS = 200
 """Faults told per file; the rest are counted."""

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from gaguide.distributed import out_of_memory
-from gaguide.evaluate.causal import WORTH_TOKENS, causal_beginning
-from gaguide.evaluate.generate import generate
-from gaguide.evaluate.kept import KeptPrefix
-from gaguide.evaluate.logits import LEAST_ROWS, LOGIT_POSITIONS, Scores, flat_reads, inputs, read_scores
-from gaguide.evaluate.rows import Row, TokenSequence, build_row, longest_prefix
-from gaguide.evaluate.schedule import Batch
+from gaguide.evaluate.schedule.batches import Batch
+from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row, longest_prefix
+from gaguide.evaluate.score.causal import WORTH_TOKENS, causal_beginning
+from gaguide.evaluate.score.generate import generate
+from gaguide.evaluate.score.logits import LEAST_ROWS, LOGIT_POSITIONS, Scores, flat_reads, inputs, read_scores
+from gaguide.evaluate.score.prefix_cache import KeptPrefix
 
 _MERGED_TOKENS = 2_048
 """A prefix that cannot be kept is computed once for so many tokens behind it: each looks over all others."""

@@ -15,9 +15,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gaguide.evaluate.examples import Example
-from gaguide.evaluate.numbers import first_number
-from gaguide.evaluate.task import Kind
+from gaguide.evaluate.results.numbers import first_number
+from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.task import Kind
 
 _Z = 1.959963984540054
 """Quantile of the normal distribution for 95% intervals."""

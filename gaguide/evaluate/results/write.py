@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gaguide.evaluate.harness import harness_json
-from gaguide.evaluate.results import Results
+from gaguide.evaluate.results.harness import harness_json
+from gaguide.evaluate.results.results import Results
 from gaguide.files import replacing, write_json
 
 

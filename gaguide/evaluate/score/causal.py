@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from gaguide.evaluate.rows import Row
+from gaguide.evaluate.schedule.rows import Row
 
 WORTH_TOKENS = 256
 """With fewer tokens before the first branch a second call of the kernel costs what it saves."""

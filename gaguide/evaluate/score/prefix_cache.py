@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from gaguide.evaluate.causal import MaskedAttention
+from gaguide.evaluate.score.causal import MaskedAttention
 
 
 class KeptPrefix:

@@ -1,7 +1,7 @@
-"""Tasks: what is asked of a model, as declarative files, and where their data lie.
+"""Task files: what is asked of a model, as YAML, and where the data are.
 
-A task file is YAML. The prize's eleven sets and the synthetic ones stand in the folder tasks/ of this
-package; a user's own needs a name, a kind and a data file:
+The prize's eleven sets and the synthetic ones ship with this package; a task of your own needs a name, a kind
+and a data file:
 
     name: my-quiz
     kind: classification
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,6 @@ from gaguide.errors import Fault, UserError, suggestion
 
 Kind = Literal["classification", "sequence_prob", "logodds", "absolute_logodds", "numeric", "perplexity"]
 
-BUILT_IN = Path(__file__).parent / "tasks"
 DATA_SUFFIXES = (".jsonl", ".csv")
 TASK_SUFFIXES = (".yaml", ".yml")
 
@@ -94,7 +94,8 @@ class LocatedTask:
 @cache
 def built_in_tasks() -> dict[str, Task]:
     """The tasks of this package by name."""
-    return {task.name: task for task in map(read_task_file, sorted(BUILT_IN.glob("*.yaml")))}
+    with as_file(files("gaguide.evaluate.tasks")) as folder:
+        return {task.name: task for task in map(read_task_file, sorted(folder.glob("*.yaml")))}
 
 
 def groups() -> dict[str, list[str]]:

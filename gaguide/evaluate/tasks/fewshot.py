@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.examples import Example
-from gaguide.evaluate.task import Fewshot, Task
+from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.task import Fewshot, Task
 
 
 def with_demonstrations(

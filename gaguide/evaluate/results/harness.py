@@ -11,8 +11,8 @@ from typing import Any
 
 import transformers
 
-from gaguide.evaluate.results import Results, TaskResult
-from gaguide.evaluate.task import Kind
+from gaguide.evaluate.results.results import Results, TaskResult
+from gaguide.evaluate.tasks.task import Kind
 
 _HIGHER_IS_BETTER = ("acc", "acc_norm", "answered")
 _OUTPUT_TYPES: dict[Kind, str] = {"classification": "multiple_choice"}

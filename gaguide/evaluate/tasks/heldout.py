@@ -13,8 +13,8 @@ import numpy as np
 
 from gaguide.data import BlockStore
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.examples import Example
-from gaguide.evaluate.task import LocatedTask
+from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.task import LocatedTask
 
 _DEFAULT_LENGTH = 1024
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gaguide.evaluate.rows import Read, Row
+from gaguide.evaluate.schedule.rows import Read, Row
 
 
 def prompt_row(token_ids: Sequence[int], example: int, new_tokens: int) -> Row:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gaguide.evaluate.rows import Read, Row
+from gaguide.evaluate.schedule.rows import Read, Row
 
 Scores = dict[tuple[int, int], float]
 """(example, pair) → log-probability of the continuation, natural logarithm."""

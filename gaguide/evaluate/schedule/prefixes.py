@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gaguide.evaluate.rows import TokenSequence, added_tokens, longest_prefix, shared_length
+from gaguide.evaluate.schedule.rows import TokenSequence, added_tokens, longest_prefix, shared_length
 
 Example = list[TokenSequence]
 """The sequences of one example, sorted."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gaguide.distributed import World, all_gather, broadcast
-from gaguide.evaluate.logits import Scores
-from gaguide.evaluate.schedule import Batch
-from gaguide.evaluate.score import Sharing
+from gaguide.evaluate.schedule.batches import Batch
+from gaguide.evaluate.score.logits import Scores
+from gaguide.evaluate.score.scorer import Sharing
 
 FOLDER = ".unfinished"
 

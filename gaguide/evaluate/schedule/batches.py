@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gaguide.evaluate.prefixes import families
-from gaguide.evaluate.rows import Row, TokenSequence, added_tokens, build_row, shared_length
+from gaguide.evaluate.schedule.prefixes import families
+from gaguide.evaluate.schedule.rows import Row, TokenSequence, added_tokens, build_row, shared_length
 
 _LEAST_BATCHES = 32
 """An evaluation is cut into at least about so many batches, so that there is work for several ranks …"""

@@ -10,12 +10,12 @@ from typing import TypeVar
 from gaguide.data import tokenizer_fingerprint
 from gaguide.distributed import World, all_gather
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.encode import Encoded, Encoder, encode_all, encode_pieces
-from gaguide.evaluate.examples import Example, shortened
-from gaguide.evaluate.generate import prompt_row
-from gaguide.evaluate.load import ModelFolder, TaskData
-from gaguide.evaluate.rows import TokenSequence
-from gaguide.evaluate.schedule import Batch, Budget, CostModel, make_batches, make_prompt_batches
+from gaguide.evaluate.encode.encoder import Encoded, Encoder, encode_all, encode_pieces
+from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches, make_prompt_batches
+from gaguide.evaluate.schedule.rows import TokenSequence
+from gaguide.evaluate.score.generate import prompt_row
+from gaguide.evaluate.tasks.examples import Example, shortened
+from gaguide.evaluate.tasks.read import ModelFolder, TaskData
 
 T = TypeVar("T")
 _AHEAD = 256

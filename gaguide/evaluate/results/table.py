@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gaguide.evaluate.metrics import Metric, ScoredExample, near_ties, worst
-from gaguide.evaluate.results import Results, TaskResult
+from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, worst
+from gaguide.evaluate.results.results import Results, TaskResult
 
 _SHOWN_WORST = 3
 _PROMPT_END = 300

@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from gaguide import __version__
-from gaguide.evaluate.load import TaskData
-from gaguide.evaluate.metrics import Metric, ScoredExample, near_ties, worst
-from gaguide.evaluate.paper import Published, reported_accuracy
+from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, worst
+from gaguide.evaluate.results.paper import Published, reported_accuracy
+from gaguide.evaluate.tasks.read import TaskData
 from gaguide.log import code_fingerprint
 
 WORST = 5

@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.encode import longest_input
-from gaguide.evaluate.examples import Example, ParsedExamples, Record, parse_examples, read_records
-from gaguide.evaluate.fewshot import with_demonstrations
-from gaguide.evaluate.heldout import read_held_out
-from gaguide.evaluate.synthetic import GENERATORS, generate
-from gaguide.evaluate.task import Fewshot, Kind, LocatedTask, Task, locate_tasks
+from gaguide.evaluate.encode.encoder import longest_input
+from gaguide.evaluate.tasks.examples import Example, ParsedExamples, Record, parse_examples, read_records
+from gaguide.evaluate.tasks.fewshot import with_demonstrations
+from gaguide.evaluate.tasks.heldout import read_held_out
+from gaguide.evaluate.tasks.synthetic import GENERATORS, generate
+from gaguide.evaluate.tasks.task import Fewshot, Kind, LocatedTask, Task, locate_tasks
 from gaguide.files import hash_file
 from gaguide.model import fuse_activations
 

@@ -1,0 +1,1 @@
+"""Examples as tokens, by the rules of lm-evaluation-harness."""

@@ -1,0 +1,1 @@
+"""Log-probabilities as metrics, and metrics as files and tables."""

@@ -1,0 +1,1 @@
+"""Batches through a model: log-probabilities of the scored tokens."""
