@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from gaguide.data import BuildRequest, build
+from gaguide.data import BuildRequest, build_shards
 from gaguide.errors import UserError
 if __name__ == "__main__":
     source, tokenizer, output, options = sys.argv[1:]
