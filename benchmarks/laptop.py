@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gaguide.report.study import main_metrics, sizes
+from gaguide.report.study_tables import main_metrics, sizes
 from gaguide.study.records import HELD_OUT, StudyRecords, read_study
 
 

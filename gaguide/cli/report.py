@@ -1,4 +1,4 @@
-"""`gaguide report`: runs side by side, or a whole study, on the console and as files."""
+"""`gaguide report`: a comparison of runs, or a whole study, on the console and as files."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from rich.table import Table as ConsoleTable
 
-    from rich.table import Table
-
-    from gaguide.report import RunRecord, Value
-    from gaguide.report.outputs import Reported
+    from gaguide.report.document import Cell, Report, Table
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command to `app`."""
     app.command("report")(report)
 
 
@@ -34,121 +31,100 @@ def report(
     ] = None,
     formats: Annotated[
         str | None,
-        typer.Option(help="Further formats beside --output: html,md,csv,latex,png,svg; or all."),
+        typer.Option(help="Further formats of the first --output: html,md,csv,latex,png,svg; or all."),
     ] = None,
 ) -> None:
-    """Compare runs (loss, attention on the guided words, tasks, against the first), or report on a study."""
+    """Compare runs (loss, attention on the guided words, tasks) with the first, or report on a study."""
     from gaguide.files import write_bytes
-    from gaguide.report.outputs import render_report
+    from gaguide.report import render_report
 
-    wanted, faults = _wanted(output or [], formats)
-    records: Reported = []
-    try:
-        records = _read(runs)
-    except UserError as error:
-        faults += error.faults
-    if faults:
-        raise UserError(faults)
+    with FaultCollector() as faults:
+        wanted = _outputs(output or [], formats, faults)
+        made = faults.attempt(_make_report, runs)
+    assert made is not None
 
-    _print(records)
+    _print(made)
     for path, kind in wanted:
-        files = render_report(records, kind, path.stem)
+        files = render_report(made, kind, path.stem)
         if not files:
-            typer.echo(f"nothing to write as {kind}: nothing was measured yet")
+            typer.echo(f"nothing to write as {kind}: nothing has been measured yet")
         for name, content in files.items():
             write_bytes(path.parent / name, content)
             typer.echo(f"wrote {path.parent / name}")
 
 
-def _wanted(outputs: list[Path], formats: str | None) -> tuple[list[tuple[Path, str]], list[Fault]]:
-    """(path, format) of each thing to write, and what is wrong with what was asked for."""
-    from gaguide.report.outputs import FORMATS
+def _outputs(outputs: list[Path], formats: str | None, faults: FaultCollector) -> list[tuple[Path, str]]:
+    """(path, format) of each thing to write; faults of the two options are added to `faults`."""
+    from gaguide.report import FORMATS
 
     kinds = {suffix: kind for kind, suffix in FORMATS.items()}
-    faults, wanted = [], []
+    wanted = []
     for path in outputs:
         if path.suffix.lower() in kinds:
             wanted.append((path, kinds[path.suffix.lower()]))
         else:
-            ends = f"end the name in {', '.join(kinds)}"
-            faults.append(Fault("--output", "unknown kind of file", ends, str(path)))
+            remedy = f"use one of {', '.join(kinds)}"
+            faults.add(Fault("--output", "unknown kind of file", remedy, str(path)))
         if not path.parent.is_dir():
-            problem = "the folder does not exist"
-            faults.append(Fault("--output", problem, "make it, or choose another", str(path)))
+            remedy = "create it, or choose another"
+            faults.add(Fault("--output", "the folder does not exist", remedy, str(path)))
     given = list(FORMATS) if formats == "all" else formats.split(",") if formats else []
     for kind in (part.strip() for part in given):
         if kind not in FORMATS:
-            faults.append(Fault("--formats", "no such format", suggestion(kind, FORMATS), kind))
+            faults.add(Fault("--formats", "unknown format", suggestion(kind, FORMATS), kind))
         elif outputs and kind not in [other for _, other in wanted]:
             wanted.append((outputs[0].with_suffix(FORMATS[kind]), kind))
     if given and not outputs:
-        faults.append(Fault("--formats", "needs a name for its files", "add --output report.html"))
-    return wanted, faults
+        faults.add(Fault("--formats", "needs a name for its files", "add --output report.html"))
+    return wanted
 
 
-def _read(folders: list[Path]) -> Reported:
-    """The study in the only folder, or the runs. Raises `UserError` for all that can't be read."""
-    from gaguide.report import read_runs
+def _make_report(folders: list[Path]) -> Report:
+    """The report on the study in the only folder, or on the runs. Raises `UserError` for other folders."""
+    from gaguide.report import make_report, read_runs
     from gaguide.study.records import STUDY, read_study
 
     studies = [folder for folder in folders if (folder / STUDY).is_file()]
     if not studies:
-        return read_runs(folders)
+        return make_report(read_runs(folders))
     if len(folders) > 1:
-        raise UserError(Fault("STUDY", "is reported alone", "give one study, or runs", str(studies[0])))
-    return read_study(studies[0])
+        problem = "cannot be reported together with other folders"
+        raise UserError(Fault("STUDY", problem, "give one study, or runs", str(studies[0])))
+    return make_report(read_study(studies[0]))
 
 
-def _print(records: Reported) -> None:
+def _print(made: Report) -> None:
     from rich.console import Console
 
-    from gaguide.report import cautions, findings
-    from gaguide.report.study_findings import study_cautions, study_findings
-    from gaguide.study.records import StudyRecords
-
     console = Console()
-    if isinstance(records, StudyRecords):
-        said, careful = study_findings(records), study_cautions(records)
-    else:
-        console.print(_table(records))
-        said, careful = findings(records), cautions(records)
-    for sentence in said:
+    if made.summary is not None:
+        console.print(_console_table(made.summary, made.title))
+    for sentence in made.findings:
         console.print(f"• {sentence}", markup=False, highlight=False)
-    for caution in careful:
+    for caution in made.cautions:
         console.print(f"! {caution}", markup=False, highlight=False, style="yellow")
 
 
-def _table(runs: Sequence[RunRecord]) -> Table:
-    from itertools import groupby
-
+def _console_table(table: Table, title: str) -> ConsoleTable:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Table as ConsoleTable
 
-    from gaguide.report import measures
-    from gaguide.report.measures import FURTHER
-
-    table = Table(show_header=True, header_style="bold", title="Runs side by side (Δ: against the first)")
-    table.add_column("")
-    for run in runs:
-        table.add_column(escape(run.name), justify="right")
-    shown = [row for row in measures(runs) if row.section != FURTHER]  # these are in the files
-    for section, rows in groupby(shown, key=lambda row: row.section):
-        table.add_section()
-        table.add_row(f"[italic]{escape(section)}[/italic]")
-        for row in rows:
-            table.add_row(f"  {escape(row.name)}", *map(_cell, row.values))
-    return table
+    shown = ConsoleTable(header_style="bold", title=escape(f"{title} (Δ: to the first run)"))
+    shown.add_column(escape(table.header[0]))
+    for name in table.header[1:]:
+        shown.add_column(escape(name), justify="right")
+    for group, rows in table.grouped():
+        shown.add_section()
+        if group:
+            shown.add_row(f"[italic]{escape(group)}[/italic]")
+        for name, cells in rows:
+            shown.add_row(f"  {escape(name)}", *map(_console_cell, cells))
+    return shown
 
 
-def _cell(value: Value) -> str:
+def _console_cell(cell: Cell) -> str:
     from rich.markup import escape
 
-    from gaguide.report.measures import interval_text
-
-    text = escape(value.text)
-    lines = [f"[bold]{text}[/bold]" if value.best else text]
-    if value.change:
-        lines.append(f"[dim]Δ {escape(value.change)}[/dim]")
-    if interval := interval_text(value):
-        lines.append(f"[dim]{escape(interval)}[/dim]")
-    return "\n".join(lines)
+    text = escape(cell.text)
+    first = f"[bold]{text}[/bold]" if cell.best else text
+    return "\n".join([first, *(f"[dim]{escape(line)}[/dim]" for line in cell.small.splitlines())])

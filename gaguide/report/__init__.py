@@ -1,28 +1,10 @@
-"""Reports: runs side by side from their records, as tables, curves and one self-contained page."""
+"""Reports on runs and on studies from their records: tables, figures and one self-contained page.
 
-from gaguide.report.curves import draw_curves, draw_heads
-from gaguide.report.evaluation import TaskScore, read_evaluation
-from gaguide.report.findings import cautions, findings
-from gaguide.report.measures import Measure, Value, measures
-from gaguide.report.page import to_html
-from gaguide.report.records import HeadMass, RunRecord, Validation, read_runs
-from gaguide.report.text import to_csv, to_markdown
+`make_report` turns records into a `Report`, a value; `render_report` writes it in a format.
+"""
 
-__all__ = [
-    "HeadMass",
-    "Measure",
-    "RunRecord",
-    "TaskScore",
-    "Validation",
-    "Value",
-    "cautions",
-    "draw_curves",
-    "draw_heads",
-    "findings",
-    "measures",
-    "read_evaluation",
-    "read_runs",
-    "to_csv",
-    "to_html",
-    "to_markdown",
-]
+from gaguide.report.document import Report
+from gaguide.report.outputs import FORMATS, make_report, render_report
+from gaguide.report.run_records import RunRecord, read_runs
+
+__all__ = ["FORMATS", "Report", "RunRecord", "make_report", "read_runs", "render_report"]

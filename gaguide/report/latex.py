@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from gaguide.report.tables import Cell, Table
+from gaguide.report.document import Cell, Report, Table
+from gaguide.report.text import slug
 
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
@@ -16,13 +18,22 @@ _ESCAPES = {
 }  # fmt: skip
 
 
-def to_latex(tables: Sequence[Table]) -> str:
+def to_latex(report: Report) -> str:
     """Every table as a `table` environment with a caption and a label, to be \\input into a document."""
-    return "\n".join(map(_table, tables))
+    return "\n".join(_table(part) for table in report.tables for part in _split(table))
+
+
+def _split(table: Table) -> Iterator[Table]:
+    """One table for each group of rows: LaTeX does not break a table over pages."""
+    if not table.groups:
+        yield table
+        return
+    for group, rows in table.grouped():
+        yield replace(table, name=f"{table.name}-{slug(group)}", title=group, rows=rows, groups=())
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is; what a plain installation has no letter for becomes its code point."""
+    """Text that LaTeX prints as it is; a letter that a plain installation lacks becomes its code point."""
     return "".join(_ESCAPES.get(char) or _letter(char) for char in " ".join(text.split()))
 
 
@@ -60,8 +71,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _cell(cell: Cell) -> str:
     text = _bold(cell.text, cell.best)
-    if cell.beside is not None:
-        text += f" / {_bold(cell.beside, cell.beside_best)}"
+    if cell.second is not None:
+        text += f" / {_bold(cell.second, cell.second_best)}"
     return text + (rf" {{\scriptsize {latex_text(cell.small)}}}" if cell.small else "")
 
 

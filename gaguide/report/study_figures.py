@@ -1,6 +1,6 @@
-"""Figures of a study: tasks, held-out loss and guided attention against size, with intervals.
+"""Figures of a study: task scores, held-out loss and guided attention against size, with intervals.
 
-Columns keep one colour, dash pattern and marker in all figures; the first, the baseline, is grey.
+An experiment has the same colour, dash pattern and marker in all figures.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from gaguide.report.curves import INK, MARKERS, plain_axes, run_style, short
-from gaguide.report.study import attention_means, experiments, main_metrics, mean_of, sizes
+from gaguide.report.study_tables import attention_means, experiments, main_metrics, mean_of, sizes
+from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
+from gaguide.report.text import shorten
 from gaguide.study.records import HELD_OUT, Mean, StudyRecords
 
 _ACROSS = 3
 
 
 def draw_tasks(study: StudyRecords) -> Figure | None:
-    """Every task's main metric against parameters, a line for each column; None without any."""
+    """Every task's main metric against parameters, a line for each experiment; None without any."""
     tasks = main_metrics(study)
     if not tasks:
         return None
@@ -36,17 +37,17 @@ def draw_tasks(study: StudyRecords) -> Figure | None:
         if chance is not None:
             ax.axhline(chance, color=INK, alpha=0.45, linewidth=0.9, linestyle=(0, (2, 2)))
         _lines(ax, study, series, handles)
-        if metric.startswith("acc"):  # an interval over few seeds may leave what an accuracy can be
+        if metric.startswith("acc"):  # an interval over few seeds may reach beyond 0 and 1
             low, high = ax.get_ylim()
             ax.set_ylim(max(low, -0.02), min(high, 1.02))
         better = {"low": ", lower is better"}.get(next(iter(series.values()))[0].better or "", "")
         plain_axes(ax, f"{task} ({metric}{better})", "")
-    _legend(figure, handles)
+    add_legend(figure, handles, 6)
     return figure
 
 
 def draw_loss(study: StudyRecords) -> Figure | None:
-    """Held-out loss against parameters, and what each column costs against `finetuned`; None without any."""
+    """Held-out loss against parameters, and its difference from `finetuned`; None without any."""
     series = _series(study, HELD_OUT, "lm_loss")
     if not series:
         return None
@@ -55,18 +56,18 @@ def draw_loss(study: StudyRecords) -> Figure | None:
     handles: dict[str, Any] = {}
     ax = figure.add_subplot(1, 2 if costs else 1, 1)
     _lines(ax, study, series, handles)
-    plain_axes(ax, "Held-out loss (nats a token)", "")
+    plain_axes(ax, "Held-out loss (nats per token)", "")
     if costs:
         ax = figure.add_subplot(1, 2, 2)
         ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6)
-        for at, column in enumerate(experiments(study)):
+        for index, column in enumerate(experiments(study)):
             rows = {row.size: row for row in costs if row.experiment == column}
             points = [(size, rows[size].difference, rows[size].low, rows[size].high)
                       for size in sizes(study) if size in rows]  # fmt: skip
-            _line(ax, study, at, column, points, handles)
+            _line(ax, study, index, column, points, handles)
         _size_axis(ax, study)
         plain_axes(ax, "Loss added against finetuned", "")
-    _legend(figure, handles)
+    add_legend(figure, handles, 6)
     return figure
 
 
@@ -80,33 +81,33 @@ def draw_attention(study: StudyRecords) -> Figure | None:
     # By layer: the largest size that has guided heads; in an unfinished study that may not be the last.
     measured = {row.size for row in study.attention if row.guided} or {row.size for row in study.attention}
     largest = [size for size in sizes(study) if size in measured][-1]
-    for at, column in enumerate(experiments(study)):
+    for index, column in enumerate(experiments(study)):
         rows = [row for row in study.attention if row.experiment == column]
         before, after = [], []
         for size in sizes(study):
             first, last = attention_means([row for row in rows if row.size == size])
             before += [] if first is None else [(size, first, None, None)]
             after += [] if last is None else [(size, last, *_seed_range(rows, size))]
-        _line(left, study, at, column, before, {}, hollow=True)
-        _line(left, study, at, column, after, handles)
+        _line(left, study, index, column, before, {}, hollow=True)
+        _line(left, study, index, column, after, handles)
         here = [row for row in rows if row.size == largest]
         layers = sorted({row.layer for row in here})
-        for index, hollow in ((0, True), (1, False)):
+        for when, hollow in ((0, True), (1, False)):
             found = [
-                (layer, attention_means([r for r in here if r.layer == layer])[index]) for layer in layers
+                (layer, attention_means([r for r in here if r.layer == layer])[when]) for layer in layers
             ]
             known = [(layer, value) for layer, value in found if value is not None]
-            colour, dashes = run_style(at)
+            colour, dashes = series_style(index)
             right.plot([x for x, _ in known], [y for _, y in known], color=colour,
-                       linestyle="none" if hollow else dashes, marker=MARKERS[at % len(MARKERS)],
+                       linestyle="none" if hollow else dashes, marker=series_marker(index),
                        markersize=6, markerfacecolor="none" if hollow else colour, linewidth=1.4)  # fmt: skip
     for ax in (left, right):
         ax.set_ylim(-0.04, 1.04)
     _size_axis(left, study)
     plain_axes(left, "Attention on the guided words", "")
     right.set_xticks(sorted({row.layer for row in study.attention if row.size == largest}))
-    plain_axes(right, f"{short(largest)}, by layer", "layer")
-    _legend(figure, handles)
+    plain_axes(right, f"{shorten(largest)}, by layer", "layer")
+    add_legend(figure, handles, 6)
     return figure
 
 
@@ -114,7 +115,7 @@ _Point = tuple[str, float, float | None, float | None]
 
 
 def _series(study: StudyRecords, task: str, metric: str) -> dict[str, list[Mean]]:
-    """Column → its means by size, smallest first; columns without any are left out."""
+    """Experiment → its means by size, smallest first; experiments without any are left out."""
     found = {
         column: [m for size in sizes(study) if (m := mean_of(study, size, column, task, metric)) is not None]
         for column in experiments(study)
@@ -123,39 +124,39 @@ def _series(study: StudyRecords, task: str, metric: str) -> dict[str, list[Mean]
 
 
 def _lines(ax: Axes, study: StudyRecords, series: dict[str, list[Mean]], handles: dict[str, Any]) -> None:
-    for at, column in enumerate(experiments(study)):
+    for index, column in enumerate(experiments(study)):
         points = [(mean.size, mean.value, mean.low, mean.high) for mean in series.get(column, ())]
-        _line(ax, study, at, column, points, handles)
+        _line(ax, study, index, column, points, handles)
     _size_axis(ax, study)
 
 
 def _line(
-    ax: Axes, study: StudyRecords, at: int, column: str, points: Sequence[_Point], handles: dict[str, Any],
+    ax: Axes, study: StudyRecords, index: int, column: str, points: Sequence[_Point], handles: dict[str, Any],
     hollow: bool = False,
 ) -> None:  # fmt: skip
-    """One column's points and intervals; columns stand a little apart, so that each can be seen."""
+    """One experiment's points and intervals, shifted a little so that experiments do not cover each other."""
     if not points:
         return
-    colour, dashes = run_style(at)
+    colour, dashes = series_style(index)
     order, columns = sizes(study), len(experiments(study))
-    x = [order.index(size) + 0.09 * (at - (columns - 1) / 2) for size, *_ in points]
+    x = [order.index(size) + 0.09 * (index - (columns - 1) / 2) for size, *_ in points]
     for place, (_, _, low, high) in zip(x, points, strict=True):
         if low is not None and high is not None:
             ax.plot([place, place], [low, high], color=colour, linewidth=1.2, alpha=0.75)
     (line,) = ax.plot(
         x, [value for _, value, *_ in points], color=colour, linestyle="none" if hollow else dashes,
-        marker=MARKERS[at % len(MARKERS)], markersize=5.5, markerfacecolor="none" if hollow else colour,
+        marker=series_marker(index), markersize=5.5, markerfacecolor="none" if hollow else colour,
         linewidth=1.4,
     )  # fmt: skip
     handles.setdefault(column, line)
 
 
 def _size_axis(ax: Axes, study: StudyRecords) -> None:
-    """Sizes stand at equal steps, each with its parameters."""
+    """Sizes at equal steps, each with its number of parameters."""
     order = sizes(study)
     parameters = {mean.size: mean.parameters for mean in study.means}
     labels = [
-        f"{short(size, 14)}\n{millions(parameters[size])}" if size in parameters else size for size in order
+        f"{shorten(size, 14)}\n{millions(parameters[size])}" if size in parameters else size for size in order
     ]
     ax.set_xticks(range(len(order)), labels)
     ax.set_xlim(-0.5, len(order) - 0.5)
@@ -164,7 +165,7 @@ def _size_axis(ax: Axes, study: StudyRecords) -> None:
 
 
 def millions(parameters: int) -> str:
-    """A number of parameters, short: 92k, 1.1M, 1.56B."""
+    """A number of parameters with three digits: 92k, 1.06M, 1.56B."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if parameters >= unit:
             return f"{parameters / unit:.3g}{name}"
@@ -172,17 +173,10 @@ def millions(parameters: int) -> str:
 
 
 def _seed_range(rows: Sequence[Any], size: str) -> tuple[float | None, float | None]:
-    """Lowest and highest seed: heads of one seed are averaged first."""
+    """Lowest and highest mean over heads of a seed; (None, None) for fewer than two seeds."""
     by_seed: dict[int | None, list[float]] = {}
     for row in rows:
         if row.size == size and row.after is not None:
             by_seed.setdefault(row.seed, []).append(row.after)
     means = [fmean(values) for values in by_seed.values()]
     return (min(means), max(means)) if len(means) > 1 else (None, None)
-
-
-def _legend(figure: Figure, handles: dict[str, Any]) -> None:
-    figure.legend(
-        list(handles.values()), [short(name) for name in handles], loc="outside lower center",
-        ncols=min(len(handles), 6) or 1, frameon=False, fontsize=9, labelcolor=INK,
-    )  # fmt: skip

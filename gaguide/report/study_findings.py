@@ -1,12 +1,11 @@
-"""A study in sentences: does guidance raise attention, at what loss, does any task move beyond noise?"""
+"""A study in sentences: does guidance raise attention, what does it cost in loss, does any task change?"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from gaguide.report.measures import fixed
-from gaguide.report.study import (
+from gaguide.report.study_tables import (
     attention_means,
     decisive,
     experiments,
@@ -14,11 +13,12 @@ from gaguide.report.study import (
     main_metrics,
     sizes,
 )
+from gaguide.report.text import fixed
 from gaguide.study.records import Comparison, LossCost, StudyRecords
 
 
 def study_findings(study: StudyRecords) -> list[str]:
-    """What the records say, each sentence with its numbers; nothing is said of what was not measured."""
+    """Sentences with their numbers; none about what was not measured."""
     return [*_attention(study), *_losses(study), *_tasks(study), *_verdicts(study)]
 
 
@@ -50,7 +50,7 @@ def _losses(study: StudyRecords) -> list[str]:
 
 
 def _noise(rows: Sequence[LossCost]) -> str:
-    """At which sizes the interval over seeds leaves 0 out; one seed has none, and says nothing of noise."""
+    """At which sizes the interval over seeds excludes 0; a single seed has no interval."""
     tested = [(row.size, row.low, row.high) for row in rows if row.low is not None and row.high is not None]
     beyond = [size for size, low, high in tested if not low <= 0 <= high]
     parts = [f"beyond noise at {', '.join(beyond)}"] if beyond else []
@@ -99,7 +99,7 @@ def _verdicts(study: StudyRecords) -> list[str]:
 
 
 def study_cautions(study: StudyRecords) -> list[str]:
-    """Cells that are missing, sizes too small to say much, and data that differ between cells."""
+    """Missing cells, different code or data between cells, and sizes too small to say much."""
     states = Counter(cell.state for cell in study.cells)
     cautions = []
     if unfinished := {state: count for state, count in states.items() if state != "done"}:
@@ -107,7 +107,7 @@ def study_cautions(study: StudyRecords) -> list[str]:
         cautions.append(
             f"Not every cell is done ({listed} of {len(study.cells)}); numbers are of the others."
         )
-    cautions += [f"{cell.id} failed: {(cell.error or 'no reason kept').strip().splitlines()[-1]}"
+    cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}

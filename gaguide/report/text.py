@@ -1,55 +1,62 @@
-"""A report as Markdown and as CSV."""
+"""Numbers, names and rows as text, the same in every report."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from itertools import groupby
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from gaguide.report.findings import cautions, findings
-from gaguide.report.measures import Measure, Value, interval_text, measures
-from gaguide.report.records import RunRecord
-from gaguide.report.tables import plain
-
-
-def to_markdown(runs: Sequence[RunRecord]) -> str:
-    """Findings, then one table with a column for each run; best numbers in bold."""
-    lines = ["# Runs side by side", ""]
-    lines += [f"- {plain(sentence)}" for sentence in findings(runs)]
-    lines += [f"- **Careful:** {plain(caution)}" for caution in cautions(runs)]
-    lines += ["", _row(["", *(plain(run.name) for run in runs)]), _row(["---"] * (len(runs) + 1))]
-    for section, rows in groupby(measures(runs), key=lambda row: row.section):
-        lines.append(_row([f"*{plain(section)}*", *([""] * len(runs))]))
-        lines += [_row([plain(row.name), *map(_cell, row.values)]) for row in rows]
-    lines += ["", "Differences (Δ) are against the first run and not tested. Best numbers are bold.", ""]
-    return "\n".join(lines)
+ABSENT = "–"
+"""Shown for what is missing."""
 
 
-def to_csv(runs: Sequence[RunRecord]) -> str:
-    """One line for each run and measure: section, measure, run, value, low, high, count, difference."""
+def fixed(number: float, digits: int, sign: str = "") -> str:
+    """The number with `digits` decimals, never "-0.000"; `sign` is a format's sign option, such as "+"."""
+    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
+
+
+def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """`[low, high]`; empty where either is missing."""
+    return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p value with three decimals, "< 0.001" below that."""
+    return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """`75 s`, `12 min` or `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def shorten(name: str, length: int = 32) -> str:
+    """A name cut to what a legend or an axis can hold."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def slug(text: str) -> str:
+    """A name that is safe in files, links and labels."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV with a heading line; floats keep every digit, None is empty, lists are joined by `;`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["section", "measure", "run", "value", "low", "high", "count", "difference_to_first"])
-    for row in measures(runs):
-        for run, value in zip(runs, row.values, strict=True):
-            writer.writerow(_fields(row, run, value))
+    writer.writerow(columns)
+    writer.writerows([_csv_value(value) for value in row] for row in rows)
     return file.getvalue()
 
 
-def _fields(row: Measure, run: RunRecord, value: Value) -> list[object]:
-    shown: list[object] = [value.text if value.number is None else repr(value.number)]
-    rest = (value.low, value.high, value.count, value.difference)
-    return [row.section, row.name, run.name, *shown, *("" if item is None else repr(item) for item in rest)]
-
-
-def _cell(value: Value) -> str:
-    text = f"**{value.text}**" if value.best else plain(value.text)
-    if value.change:
-        text += f" (Δ {value.change})" if "(" not in value.change else f" [Δ {value.change}]"
-    interval = interval_text(value)
-    return f"{text} {interval}" if interval else text
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ";".join(f"{key}={item}" for key, item in value.items())
+    return ";".join(map(str, value)) if isinstance(value, (list, tuple)) else value

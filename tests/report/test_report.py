@@ -16,19 +16,12 @@ from typer.testing import CliRunner
 from gaguide.cli import report as command
 from gaguide.errors import UserError
 from gaguide.figures import render
-from gaguide.report import (
-    Measure,
-    cautions,
-    draw_curves,
-    draw_heads,
-    findings,
-    measures,
-    read_evaluation,
-    read_runs,
-    to_csv,
-    to_html,
-    to_markdown,
-)
+from gaguide.report import make_report, read_runs, render_report
+from gaguide.report.run_figures import draw_curves, draw_heads
+from gaguide.report.run_findings import cautions, findings
+from gaguide.report.run_measures import Measure, measures
+from gaguide.report.run_records import RunRecord
+from gaguide.report.run_scores import read_evaluation
 from tests.report.synthetic import write_run
 
 HOSTILE = "<script>alert('x')</script>|*b*&[c](d)"
@@ -44,6 +37,12 @@ def pair(tmp_path: Path) -> list[Path]:
             loss=(7.6, 4.777), scores={"memo": 0.58},
         ),
     ]  # fmt: skip
+
+
+def _written(runs: list[RunRecord], kind: str) -> str:
+    """The only file of a report on `runs` in one format."""
+    (content,) = render_report(make_report(runs), kind, "r").values()
+    return content.decode("utf-8")
 
 
 def _row(rows: list[Measure], section: str, name: str) -> Measure:
@@ -87,7 +86,9 @@ def test_a_tasks_main_metric_comes_before_the_further_ones(tmp_path: Path) -> No
         ("Tasks", "x · acc"), ("Tasks", "y · acc"), ("Tasks", "z · loss"),
         ("Tasks, further metrics", "x · class_loss"), ("Tasks, further metrics", "y · class_loss"),
     ]  # fmt: skip
-    assert "class_loss" in to_html(read_runs([folder])) and "class_loss" not in _command(folder).output
+    assert (
+        "class_loss" in _written(read_runs([folder]), "html") and "class_loss" not in _command(folder).output
+    )
 
 
 def test_what_rounds_to_zero_has_no_minus(tmp_path: Path) -> None:
@@ -134,8 +135,8 @@ def test_unfinished_unguided_and_unevaluated_runs_are_shown_as_such(tmp_path: Pa
     assert [value.text for value in _row(rows, "Attention", "after").values] == ["0.030", "–", "–"]
     assert _row(rows, "Run", "experiment").values[2].text == "not finished"
     assert "not finished" in findings(runs)[2]
-    for text in (to_html(runs), to_markdown(runs), to_csv(runs)):
-        assert "not evaluated" in text
+    for kind in ("html", "md", "csv"):
+        assert "not evaluated" in _written(runs, kind)
 
 
 def test_a_line_cut_off_by_a_crash_is_left_out(pair: list[Path]) -> None:
@@ -151,7 +152,7 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
 
 
 def test_csv_is_one_number_a_line(pair: list[Path]) -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(read_runs(pair)))))
+    rows = list(csv.DictReader(io.StringIO(_written(read_runs(pair), "csv"))))
     memo = next(row for row in rows if row["measure"].startswith("memo") and row["run"] == "guided")
     assert float(memo["value"]) == 0.58 and float(memo["difference_to_first"]) == pytest.approx(-0.03)
     assert float(memo["low"]) == pytest.approx(0.48) and memo["count"] == "100"
@@ -185,7 +186,7 @@ def test_page_is_self_contained_and_escapes_every_text(tmp_path: Path) -> None:
         versions={"<b>torch</b>": "<b>2</b>"}, fingerprints={"data": "<img src=x onerror=alert(1)>"},
     )  # fmt: skip
     (hostile / "config.yaml").write_text("name: </pre><script>alert(2)</script>\n")
-    page = _Page(to_html(read_runs([hostile, write_run(tmp_path / "b", "b")])))
+    page = _Page(_written(read_runs([hostile, write_run(tmp_path / "b", "b")]), "html"))
     assert not {"script", "i", "img", "link", "iframe"} & set(page.tags)
     for text in (HOSTILE, "<i>exp</i>", f"task {HOSTILE}", "<b>torch</b>", "</pre><script>alert(2)</script>"):
         assert text in page.text
@@ -195,7 +196,7 @@ def test_page_is_self_contained_and_escapes_every_text(tmp_path: Path) -> None:
 
 
 def test_markdown_shows_a_name_as_it_is(tmp_path: Path) -> None:
-    text = to_markdown(read_runs([write_run(tmp_path / "a", HOSTILE)]))
+    text = _written(read_runs([write_run(tmp_path / "a", HOSTILE)]), "md")
     assert "<script" not in text
     header = next(line for line in text.splitlines() if line.startswith("|"))
     assert len(re.findall(r"(?<!\\)\|", header)) == 3
@@ -227,7 +228,7 @@ def test_nothing_measured_draws_nothing(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text("name: a\n")
     runs = read_runs([folder])
     assert draw_curves(runs) is None and draw_heads(runs) is None
-    assert _Page(to_html(runs)).tags.count("svg") == 0
+    assert _Page(_written(runs, "html")).tags.count("svg") == 0
 
 
 def test_metrics_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
@@ -260,16 +261,16 @@ def test_command_names_every_mistake_at_once(pair: list[Path], tmp_path: Path) -
     assert isinstance(result.exception, UserError)
     problems = [fault.problem for fault in result.exception.faults]
     for part in (
-        "is not JSON",
-        "is no folder",
+        "is not valid JSON",
+        "is not a folder",
         "no records",
         "kind of file",
         "does not exist",
-        "no such format",
+        "unknown format",
     ):
         assert any(part in problem for problem in problems)
 
 
 def test_one_run_named_twice_is_refused(pair: list[Path]) -> None:
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         read_runs([pair[0], pair[0] / ".." / pair[0].name])

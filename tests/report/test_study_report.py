@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 from gaguide.cli import report as command
 from gaguide.errors import UserError
 from gaguide.report.latex import latex_text
-from gaguide.report.outputs import render_report, runs_to_latex
-from gaguide.report.records import read_runs
-from gaguide.report.study import (
+from gaguide.report.outputs import make_report, render_report
+from gaguide.report.run_records import read_runs
+from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks, millions
+from gaguide.report.study_findings import study_cautions, study_findings
+from gaguide.report.study_tables import (
     attention_table,
     decisive,
     is_significant,
@@ -30,9 +32,6 @@ from gaguide.report.study import (
     sizes,
     verdict_table,
 )
-from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks, millions
-from gaguide.report.study_findings import study_cautions, study_findings
-from gaguide.report.study_page import study_tables, study_to_csv, study_to_html, study_to_markdown
 from gaguide.study.records import HELD_OUT, StudyRecords, read_study
 from tests.report.synthetic import write_run
 from tests.study.sample import sample_study
@@ -81,9 +80,9 @@ def test_a_table_for_each_size_has_the_papers_shape(study: StudyRecords) -> None
             numbers = [float(cell.text) for cell in cells]
             best = max(numbers) if "acc" in name else min(numbers)
             assert [cell.best for cell in cells] == [number == best for number in numbers]
-    papers = [cell.beside for _, cells in tables[3].rows for cell in cells]
+    papers = [cell.second for _, cells in tables[3].rows for cell in cells]
     assert papers == ["0.7382"] * 4 + [None] * 4
-    assert not any(cell.beside for _, cells in tables[0].rows for cell in cells)
+    assert not any(cell.second for _, cells in tables[0].rows for cell in cells)
 
 
 def test_best_of_the_papers_numbers_is_marked_apart_from_ours(study: StudyRecords) -> None:
@@ -94,7 +93,7 @@ def test_best_of_the_papers_numbers_is_marked_apart_from_ours(study: StudyRecord
     )
     name, cells = size_tables(replace(study, means=means))[0].rows[0]
     assert "memo-trap" in name
-    assert [cell.beside_best for cell in cells] == [False, True, False, True]
+    assert [cell.second_best for cell in cells] == [False, True, False, True]
 
 
 def test_one_seed_has_the_interval_over_examples(study: StudyRecords) -> None:
@@ -166,7 +165,7 @@ def test_other_tables_say_what_the_records_say(study: StudyRecords) -> None:
 
 
 def test_csv_keeps_every_digit(study: StudyRecords) -> None:
-    tables = study_to_csv(study)
+    tables = make_report(study).csv_files()
     rows = list(csv.DictReader(io.StringIO(tables["results"])))
     assert [float(row["value"]) for row in rows] == [row.value for row in study.results]
     assert {row["prompt"] for row in csv.DictReader(io.StringIO(tables["changes"]))} == {HOSTILE}
@@ -192,15 +191,18 @@ def test_figures_have_a_line_for_each_column_and_their_intervals(study: StudyRec
 
 def test_an_empty_study_is_reported_as_such(study: StudyRecords) -> None:
     empty = StudyRecords("new", {}, {}, tuple(replace(cell, state="pending") for cell in study.cells))
-    assert study_tables(empty) == [] and study_findings(empty) == []
-    assert "48 pending of 48" in study_to_html(empty)
-    assert render_report(empty, "png", "r") == {}
+    report = make_report(empty)
+    assert report.tables == () and report.findings == ()
+    assert b"48 pending of 48" in render_report(report, "html", "r")["r.html"]
+    assert render_report(report, "png", "r") == {}
 
 
 def test_no_text_becomes_code_in_any_format(hostile: StudyRecords, tmp_path: Path) -> None:
-    page, markdown = study_to_html(hostile), study_to_markdown(hostile)
+    report = make_report(hostile)
+    page = render_report(report, "html", "s")["s.html"].decode()
+    markdown = render_report(report, "md", "s")["s.md"].decode()
     assert "<script" not in page and "<script" not in markdown
-    assert "default-src &#x27;none&#x27;" in page or "default-src 'none'" in page
+    assert "default-src &#39;none&#39;" in page
     assert not re.search(r"(?:src|href)=[\"'](?!#)", page)
     for line in markdown.splitlines():
         if line.startswith("| "):
@@ -216,9 +218,11 @@ def test_latex_escapes_what_would_be_a_command() -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex (Debian: texlive-latex-base)")
 def test_latex_compiles_whatever_the_names_are(hostile: StudyRecords, tmp_path: Path) -> None:
-    (tmp_path / "study.tex").write_bytes(render_report(hostile, "latex", "study")["study.tex"])
+    (tmp_path / "study.tex").write_bytes(render_report(make_report(hostile), "latex", "study")["study.tex"])
     runs = [write_run(tmp_path / "a", HOSTILE), write_run(tmp_path / "b", "b", scores={HOSTILE: 0.5})]
-    (tmp_path / "runs.tex").write_text(runs_to_latex(read_runs(runs)), "utf-8")
+    (tmp_path / "runs.tex").write_bytes(
+        render_report(make_report(read_runs(runs)), "latex", "runs")["runs.tex"]
+    )
     (tmp_path / "d.tex").write_text(
         "\\documentclass{article}\\begin{document}\\input{study}\\input{runs}\\end{document}"
     )
@@ -245,7 +249,7 @@ def test_command_reports_a_study(folder: Path, tmp_path: Path) -> None:
         "s-loss.svg",
     } <= names
     result = CliRunner().invoke(app, [str(folder), str(tmp_path)])
-    assert isinstance(result.exception, UserError) and "reported alone" in str(result.exception)
+    assert isinstance(result.exception, UserError) and "together with other folders" in str(result.exception)
     result = CliRunner().invoke(app, [str(folder), "--formats", "csv"])
     assert isinstance(result.exception, UserError) and "needs a name" in str(result.exception)
 
@@ -253,10 +257,10 @@ def test_command_reports_a_study(folder: Path, tmp_path: Path) -> None:
 @needs_browser
 def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRecords, tmp_path: Path) -> None:
     path = tmp_path / "study page.html"
-    path.write_bytes(render_report(hostile, "html", "s")["s.html"])
+    path.write_bytes(render_report(make_report(hostile), "html", "s")["s.html"])
     runs = tmp_path / "runs.html"
     folders = [write_run(tmp_path / "a", HOSTILE), write_run(tmp_path / "b", "b", attention=(0.02, 0.9))]
-    runs.write_bytes(render_report(read_runs(folders), "html", "r")["r.html"])
+    runs.write_bytes(render_report(make_report(read_runs(folders)), "html", "r")["r.html"])
     with Browser() as browser:
         for page in (path, runs):
             browser.open(page)

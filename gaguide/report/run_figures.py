@@ -1,42 +1,24 @@
-"""Figures of a report: loss and guided attention over the steps, and each guided head before and after.
-
-The first run, the baseline, is grey; the others have colours that colour-blind readers tell apart, and a
-dash pattern each, so that nothing rests on colour alone.
-"""
+"""Figures that compare runs: loss and guided attention over the steps, guided heads before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gaguide.report.records import RunRecord, Validation
-
-BASELINE = "#8A8A8A"
-COLOURS = ("#D55E00", "#0080C0", "#009E73", "#CC79A7", "#B8860B", "#7A6FD0")
-_DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-MARKERS = "osD^vP"
-INK = "#1A1B1C"
-"""Colour of axes and letters; a page may replace it by its own text colour."""
-
-
-def run_style(at: int) -> tuple[str, Any]:
-    """Colour and dash pattern of run number `at`; 0 is the baseline."""
-    if at == 0:
-        return BASELINE, "solid"
-    return COLOURS[(at - 1) % len(COLOURS)], _DASHES[((at - 1) // len(COLOURS) + at) % len(_DASHES)]
+from gaguide.report.run_records import RunRecord, Validation
+from gaguide.report.style import add_legend, plain_axes, series_marker, series_style
 
 
 def draw_curves(runs: Sequence[RunRecord]) -> Figure | None:
-    """Language-model loss and guided attention over optimizer steps; None where no run has any record.
+    """Language-model loss and guided attention over optimizer steps; None where no run has records.
 
-    Lines are the training batches, markers are held-out text.
+    Lines are training batches, markers are held-out text.
     """
     panels = [
-        ("lm_loss", "Language-model loss (nats a token)"),
+        ("lm_loss", "Language-model loss (nats per token)"),
         ("guided_attention", "Attention on the guided words"),
     ]
     shown = [(key, title) for key, title in panels if any(_has(run, key) for run in runs)]
@@ -46,8 +28,8 @@ def draw_curves(runs: Sequence[RunRecord]) -> Figure | None:
     handles: dict[str, Any] = {}
     for column, (key, title) in enumerate(shown, 1):
         ax = figure.add_subplot(1, len(shown), column)
-        for at, run in enumerate(runs):
-            colour, dashes = run_style(at)
+        for index, run in enumerate(runs):
+            colour, dashes = series_style(index)
             steps, values = _series(run.metrics, key)
             (line,) = ax.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.6)
             held_steps, held_values = _held_out(run, key)
@@ -57,16 +39,15 @@ def draw_curves(runs: Sequence[RunRecord]) -> Figure | None:
         if key == "guided_attention":
             ax.set_ylim(-0.02, 1.02)
         plain_axes(ax, title, "optimizer step")
-    names = list(handles)
-    figure.legend(
-        [handles[name] for name in names], [short(name) for name in names], loc="outside lower center",
-        ncols=min(len(names), 4), frameon=False, fontsize=9, labelcolor=INK,
-    )  # fmt: skip
+    add_legend(figure, handles, 4)
     return figure
 
 
 def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:
-    """Attention mass of each guided head by layer: hollow before training, filled after; None without any."""
+    """Attention mass of each guided head by layer, hollow before training and filled after.
+
+    None where no run has guided heads.
+    """
     patterns = _patterns(runs)
     if not patterns:
         return None
@@ -76,10 +57,10 @@ def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:
     handles: dict[str, Any] = {}
     for place, (head, pattern) in enumerate(patterns, 1):
         ax = figure.add_subplot(rows, columns, place)
-        for at, run in enumerate(runs):
-            colour, dashes = run_style(at)
+        for index, run in enumerate(runs):
+            colour, dashes = series_style(index)
             before, after = (_by_layer(value, head, pattern) for value in (run.before, run.after))
-            marker = MARKERS[at % len(MARKERS)]
+            marker = series_marker(index)
             ax.plot(*before, color=colour, marker=marker, markerfacecolor="none",
                     linestyle="none", markersize=6)  # fmt: skip
             if after[0]:
@@ -89,33 +70,19 @@ def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:
         ax.set_ylim(-0.04, 1.04)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain_axes(ax, f"Head {head}: {pattern}", "layer")
-    names = list(handles)
-    figure.legend(
-        [handles[name] for name in names], [short(name) for name in names], loc="outside lower center",
-        ncols=min(len(names), 4) or 1, frameon=False, fontsize=9, labelcolor=INK,
-    )  # fmt: skip
+    add_legend(figure, handles, 4)
     return figure
 
 
-def plain_axes(ax: Axes, title: str, below: str) -> None:
-    """Title and label in the page's ink, few lines."""
-    ax.set_title(title, loc="left", fontsize=10, color=INK)
-    ax.set_xlabel(below, fontsize=9, color=INK)
-    ax.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
-    ax.tick_params(colors=INK, labelsize=9, length=3)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(INK)
-
-
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the records that have a number under `key`."""
+    """Steps and values of the records with a number under `key`."""
     pairs = [(record["step"], record.get(key)) for record in records]
     known = [(step, value) for step, value in pairs if isinstance(value, (int, float))]
     return [step for step, _ in known], [value for _, value in known]
 
 
 def _held_out(run: RunRecord, key: str) -> tuple[list[float], list[float]]:
-    """Held-out values by step: every validation, or the two that summary.json keeps."""
+    """Held-out values by step: of every validation, or else the two in summary.json."""
     if run.validations:
         return _series(run.validations, key)
     ends = [(0, run.before), (run.steps, run.after)]
@@ -134,7 +101,7 @@ def _has(run: RunRecord, key: str) -> bool:
 
 
 def _patterns(runs: Sequence[RunRecord]) -> list[tuple[int, str]]:
-    """(head, pattern) of every head that some run measured."""
+    """(head, pattern) of every head that some run measured, in order."""
     validations = [value for run in runs for value in (run.before, run.after) if value is not None]
     return sorted({(mass.head, mass.pattern) for value in validations for mass in value.per_head})
 
@@ -147,8 +114,3 @@ def _by_layer(validation: Validation | None, head: int, pattern: str) -> tuple[l
         if (mass.head, mass.pattern) == (head, pattern) and mass.attention is not None
     ]
     return [layer for layer, _ in known], [attention for _, attention in known]
-
-
-def short(name: str, length: int = 32) -> str:
-    """A name cut to what a legend or an axis can hold."""
-    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""The evaluator's results.json, as rows of a report: task, metric, value, interval, number of examples."""
+"""Scores in the evaluator's results.json: task, metric, value, interval, number of examples."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from gaguide.errors import Fault, UserError
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One metric of one task; `better` says which way is good, None where that is not known.
-
-    chance: what blind guessing gets, for accuracies.
-    """
+    """One metric of one task."""
 
     task: str
+    """Name of the task."""
     metric: str
+    """Name of the metric."""
     value: float
+    """Its value, a finite number."""
     low: float | None
+    """Lower end of the 95% interval over examples."""
     high: float | None
+    """Upper end of the 95% interval over examples."""
     count: int | None
+    """Number of examples."""
     better: Literal["low", "high"] | None
+    """Which direction is good; None where neither is."""
     chance: float | None = None
+    """Accuracy of blind guessing; None for metrics other than accuracies."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes rows of different runs the same row."""
+        """(task, metric): scores of different runs with equal keys belong in one row."""
         return self.task, self.metric
 
 
@@ -45,21 +50,23 @@ _BETTER: dict[str, Literal["low", "high"]] = {
 
 
 def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
-    """The scores in a results.json, by task; None where the run was not evaluated.
+    """Scores in the results.json at `path`, by task; None where the file does not exist.
 
-    Read of it: {"tasks": {NAME: {"count", "chance", "metrics": {METRIC: {"value", "low", "high"}}}}}; a
-    metric without a finite value is left out. Raises `UserError` for a file that is something else.
+    Fields read: {"tasks": {NAME: {"count", "chance", "metrics": {METRIC: {"value", "low", "high"}}}}}.
+    A metric without a finite value is left out. Raises `UserError` for a file of another kind.
     """
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(Fault(str(path), f"is not JSON ({error})", "evaluate again")) from None
+        raise UserError(
+            Fault(str(path), f"is not valid JSON ({error})", "evaluate the model again")
+        ) from None
     tasks = content.get("tasks") if isinstance(content, Mapping) else None
     if not isinstance(tasks, Mapping):
-        problem = "is no results.json of launch/evaluate.py (it has no tasks)"
-        raise UserError(Fault(str(path), problem, "evaluate again"))
+        problem = "is not a results.json of the evaluator (it has no tasks)"
+        raise UserError(Fault(str(path), problem, "evaluate the model again"))
     return tuple(
         score
         for name, task in tasks.items()

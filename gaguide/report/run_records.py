@@ -1,7 +1,7 @@
-"""What a run folder's records say, read defensively: an unfinished run has less, never an error.
+"""The records in a run's folder. An unfinished run has fewer of them, which is not an error.
 
-Records: config.yaml, metrics.jsonl and validation.jsonl (one object a logged step), summary.json once the
-run has ended, evaluation/results.json once it was evaluated.
+Files: config.yaml, metrics.jsonl and validation.jsonl (one object per logged step), summary.json once the run
+has ended, evaluation/results.json once it was evaluated.
 """
 
 from __future__ import annotations
@@ -13,80 +13,98 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.log import read_metrics
-from gaguide.report.evaluation import TaskScore, read_evaluation
+from gaguide.report.run_scores import TaskScore, read_evaluation
 
 _RECORDS = ("summary.json", "metrics.jsonl", "config.yaml")
 
 
 @dataclass(frozen=True)
 class HeadMass:
-    """Attention mass of one head on its pattern's targets, in [0, 1]; None where no target was seen."""
+    """Attention mass of one head on its pattern's targets."""
 
     layer: int
+    """Layer, counted from 0."""
     head: int
+    """Head in the layer, counted from 0."""
     pattern: str
+    """Name of the pattern that the head is guided to or measured on."""
     attention: float | None
+    """Mean attention mass in [0, 1]; None where no target was seen."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out loss (nats a token), mean attention mass on the guided words, and each guided head's."""
+    """A measurement on held-out text."""
 
     lm_loss: float | None
+    """Language-model loss in nats per token."""
     guided_attention: float | None
+    """Attention mass on the guided words, mean over the guided heads."""
     per_head: tuple[HeadMass, ...]
+    """Attention mass of each guided head."""
     blocks: int | None
+    """Number of held-out blocks."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. `finished` is False where summary.json is missing; what it would say is then None."""
+    """One run. Fields of an unfinished one that summary.json would give are None or empty."""
 
     folder: Path
+    """The run's folder."""
     name: str
+    """The run's name, or else its folder's."""
     finished: bool
+    """Whether summary.json exists."""
     experiment: str | None
+    """Name of the guidance experiment."""
     guidance_weight: float | None
+    """Weight of the guidance loss; 0 only measures."""
     steps: int | None
+    """Optimizer steps."""
     tokens: int | None
+    """Training tokens, of all ranks together."""
     seconds: float | None
+    """Wall-clock seconds of the training."""
     world_size: int | None
+    """Number of ranks."""
     before: Validation | None
+    """Measurement before the first step."""
     after: Validation | None
+    """Measurement after the last step."""
     metrics: tuple[Mapping[str, Any], ...]
+    """Records of metrics.jsonl that have a step."""
     validations: tuple[Mapping[str, Any], ...]
+    """Records of validation.jsonl that have a step."""
     scores: tuple[TaskScore, ...] | None
+    """Task scores; None where the run was not evaluated."""
     versions: Mapping[str, str]
+    """Version by package."""
     fingerprints: Mapping[str, str]
+    """Fingerprint of the data, tokenizer, order and code."""
     config: str
+    """Text of config.yaml."""
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Training tokens a second over the whole run, all ranks together."""
+        """Training tokens per second over the whole run, all ranks together."""
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Every folder's records, in order; equal names are told apart by their folder.
+    """The records of every folder, in order; runs of one name get a part of their path added to it.
 
-    Raises one `UserError` for all folders that are no runs and all records that can't be read.
+    Raises one `UserError` for all folders without a run, folders given twice and records that cannot be read.
     """
-    runs: list[RunRecord] = []
-    faults: list[Fault] = []
-    for folder in folders:
-        try:
-            runs.append(_read_run(folder))
-        except UserError as error:
-            faults += error.faults
-    if faults:
-        raise UserError(faults)
+    with FaultCollector() as faults:
+        found = [faults.attempt(_read_run, folder) for folder in folders]
+        for path, count in Counter(folder.resolve() for folder in folders).items():
+            if count > 1:
+                faults.add(Fault("RUN", "is given twice", "give each run once", str(path)))
+    runs = [run for run in found if run is not None]
     names = Counter(run.name for run in runs)
-    paths = Counter(run.folder.resolve() for run in runs)
-    for path, count in paths.items():
-        if count > 1:
-            raise UserError(Fault("RUN", "is named twice", "name each run once", str(path)))
     return [
         replace(run, name=f"{run.name} ({_distinct(run, runs)})") if names[run.name] > 1 else run
         for run in runs
@@ -94,7 +112,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 
 def _distinct(run: RunRecord, runs: Sequence[RunRecord]) -> str:
-    """The shortest end of its path that no other run of that name has."""
+    """The shortest end of the run's path that no other run of its name has."""
     parts = run.folder.resolve().parts
     others = [other.folder.resolve().parts for other in runs if other.name == run.name and other is not run]
     for length in range(1, len(parts) + 1):
@@ -105,8 +123,8 @@ def _distinct(run: RunRecord, runs: Sequence[RunRecord]) -> str:
 
 def _read_run(folder: Path) -> RunRecord:
     if not any((folder / name).is_file() for name in _RECORDS):
-        problem = "holds no records of a run" if folder.is_dir() else "is no folder"
-        raise UserError(Fault("RUN", problem, "give the output folder of launch/train.py", str(folder)))
+        problem = "contains no records of a run" if folder.is_dir() else "is not a folder"
+        raise UserError(Fault("RUN", problem, "give the output folder of a training", str(folder)))
     summary = _read_object(folder / "summary.json")
     validation = _mapping(summary.get("validation"))
     return RunRecord(
@@ -154,14 +172,16 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(Fault(str(path), f"is not JSON ({error})", "restore it, or run again")) from None
+        raise UserError(
+            Fault(str(path), f"is not valid JSON ({error})", "restore it, or train again")
+        ) from None
     if not isinstance(value, Mapping):
-        raise UserError(Fault(str(path), "holds no JSON object", "restore it, or run again"))
+        raise UserError(Fault(str(path), "must be a JSON object", "restore it, or train again"))
     return value
 
 
 def _lines(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """The records that carry a step."""
+    """The records of a JSONL file that have a step; none where the file does not exist."""
     if not path.is_file():
         return ()
     records = [record for record in read_metrics(path) if isinstance(record, dict)]

@@ -1,16 +1,16 @@
-"""The comparison in sentences: what guidance did and what it cost, and what makes runs hard to compare."""
+"""Runs compared in sentences: what guidance did, what it cost, and why they may not be comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gaguide.report.measures import fixed
-from gaguide.report.records import RunRecord
+from gaguide.report.run_records import RunRecord
+from gaguide.report.text import fixed
 
 
 def findings(runs: Sequence[RunRecord]) -> list[str]:
-    """One sentence a run: the attention on the guided words before and after, and the cost in loss."""
+    """One sentence per run: attention on the guided words before and after, and the cost in loss."""
     sentences = []
     baseline = runs[0]
     for run in runs:
@@ -30,7 +30,7 @@ def findings(runs: Sequence[RunRecord]) -> list[str]:
         if parts:
             sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
         elif not run.finished:
-            sentences.append(f"{run.name}: not finished, nothing measured on held-out text yet.")
+            sentences.append(f"{run.name}: not finished; nothing has been measured on held-out text yet.")
     return sentences
 
 
@@ -45,9 +45,9 @@ def _cost(run: RunRecord, baseline: RunRecord) -> str:
 
 
 def cautions(runs: Sequence[RunRecord]) -> list[str]:
-    """Why differences between these runs may not be guidance's: other data, other length, other seed.
+    """Why a difference between these runs may not be due to guidance: other data, length, seed or code.
 
-    Also runs whose "after" was measured before their last step.
+    Also names runs whose last held-out measurement is older than their last step.
     """
     checks: list[tuple[str, Callable[[RunRecord], Any]]] = [
         ("code", lambda run: run.fingerprints.get("code")),

@@ -1,17 +1,15 @@
 """A study's records as tables: the paper's Tables 1 and 2, comparisons, verdicts, and the analysis.
 
-Nothing is computed here but averages over heads and the choice of what to show: the statistics stand in the
-records.
+Only averages over heads are computed here; the statistics are in the records.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from gaguide.report.measures import ABSENT, fixed
-from gaguide.report.tables import Cell, Table
+from gaguide.report.document import Cell, Table
+from gaguide.report.text import ABSENT, fixed, interval, p_value, slug
 from gaguide.study.records import (
     HELD_OUT,
     Comparison,
@@ -26,7 +24,7 @@ SIGNIFICANT = 0.05
 
 
 def sizes(study: StudyRecords) -> list[str]:
-    """The sizes that have numbers, smallest first; before any has, those of the cells."""
+    """Sizes with results, smallest first; those of the cells before there are results."""
     known = {mean.size: mean.parameters for mean in study.means}
     if not known:
         return list(dict.fromkeys(cell.size for cell in study.cells))
@@ -34,7 +32,7 @@ def sizes(study: StudyRecords) -> list[str]:
 
 
 def experiments(study: StudyRecords) -> list[str]:
-    """The columns, in the study's order."""
+    """The study's experiments, the columns of most tables, in its order."""
     return list(dict.fromkeys(cell.experiment for cell in study.cells if cell.role != "base"))
 
 
@@ -48,7 +46,7 @@ def main_metrics(study: StudyRecords) -> dict[str, str]:
 
 
 def mean_of(study: StudyRecords, size: str, experiment: str, task: str, metric: str) -> Mean | None:
-    """One row of the means; with a single seed its interval is the one over examples."""
+    """A row of the means, None where it is missing; a single seed gets the interval over examples."""
     key = (size, experiment, task, metric)
     found = next((m for m in study.means if (m.size, m.experiment, m.task, m.metric) == key), None)
     if found is None or found.seeds > 1 or found.low is not None:
@@ -60,7 +58,7 @@ def mean_of(study: StudyRecords, size: str, experiment: str, task: str, metric: 
 
 
 def size_tables(study: StudyRecords) -> list[Table]:
-    """The paper's Table 1 and Table 2, one for each size: tasks down, columns across."""
+    """The paper's Tables 1 and 2, one for each size: a row per task, a column per experiment."""
     return [table for size in sizes(study) if (table := _size_table(study, size)).rows]
 
 
@@ -81,17 +79,17 @@ def _size_table(study: StudyRecords, size: str) -> Table:
         cells = tuple(
             Cell(ABSENT) if mean is None else Cell(
                 fixed(mean.value, digits) + _marks(study, size, column, task, metric),
-                at in best,
+                index in best,
                 None if mean.paper is None else f"{mean.paper:g}",
-                at in paper_best,
-                _interval(mean.low, mean.high, digits),
+                index in paper_best,
+                interval(mean.low, mean.high, digits),
             )
-            for at, (column, mean) in enumerate(zip(columns, means, strict=True))
+            for index, (column, mean) in enumerate(zip(columns, means, strict=True))
         )  # fmt: skip
         rows.append((_task_name(known[0]), cells))
     note = [_interval_note(seeds), "Bold: best of its row."]
     if with_paper:
-        note.append("Second number: the paper's, its best in bold too.")
+        note.append("Second number: the paper's, its best in bold as well.")
     note.append(
         f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {SIGNIFICANT:g})."
     )
@@ -101,7 +99,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
 
 
 def _interval_note(seeds: set[int]) -> str:
-    """What the brackets are, where cells have these numbers of seeds."""
+    """Explains the brackets of cells with these numbers of seeds."""
     if seeds == {1}:
         return "One seed; brackets: 95% interval over examples."
     single = " (of a single model: over examples)" if 1 in seeds else ""
@@ -115,11 +113,11 @@ def _task_name(mean: Mean) -> str:
 
 
 def _best(values: Sequence[float | None], better: str | None, digits: int) -> set[int]:
-    known = {at: round(value, digits) for at, value in enumerate(values) if value is not None}
+    known = {index: round(value, digits) for index, value in enumerate(values) if value is not None}
     if better is None or len(set(known.values())) < 2:
         return set()
     target = max(known.values()) if better == "high" else min(known.values())
-    return {at for at, value in known.items() if value == target}
+    return {index for index, value in known.items() if value == target}
 
 
 def _marks(study: StudyRecords, size: str, experiment: str, task: str, metric: str) -> str:
@@ -134,7 +132,7 @@ def _marks(study: StudyRecords, size: str, experiment: str, task: str, metric: s
 def decisive(
     study: StudyRecords, size: str, experiment: str, baseline: str, task: str, metric: str
 ) -> Comparison | None:
-    """The comparison that counts: over seeds where there are several, else that of the one seed."""
+    """The comparison over seeds where there are several, else that of the only seed; None without either."""
     key = (size, experiment, baseline, task, metric)
     rows = [
         row
@@ -147,13 +145,13 @@ def decisive(
 
 
 def is_significant(row: Comparison) -> bool:
-    """Whether the corrected p (or the bare one, where there is nothing to correct for) is below 0.05."""
+    """Whether p, corrected where there is a correction, is below 0.05."""
     p = row.p if row.p_holm is None else row.p_holm
     return p is not None and p < SIGNIFICANT
 
 
 def comparison_table(study: StudyRecords) -> Table:
-    """Every decisive comparison of a task's main metric, with its test."""
+    """Every decisive comparison of each task's main metric, with its test."""
     rows = []
     for task, metric in main_metrics(study).items():
         for size in sizes(study):
@@ -177,16 +175,16 @@ def _comparison(row: Comparison) -> tuple[Cell, ...]:
     moved = ABSENT if row.helped is None or row.hurt is None else f"{row.helped} / {row.hurt}"
     return (
         Cell(fixed(row.difference, 4, "+"), is_significant(row)),
-        Cell(_interval(row.low, row.high, 4) or ABSENT),
-        Cell(p_text(row.p)),
-        Cell(p_text(row.p_holm)),
+        Cell(interval(row.low, row.high, 4) or ABSENT),
+        Cell(p_value(row.p)),
+        Cell(p_value(row.p_holm)),
         Cell(row.test),
         Cell(moved),
     )
 
 
 def verdict_table(study: StudyRecords) -> Table:
-    """How each task moves with size, under each experiment."""
+    """How each task's score moves with size, for each experiment."""
     columns, rows = experiments(study), []
     by_key = {(v.task, v.metric, v.experiment): v for v in study.verdicts}
     for task, metric in main_metrics(study).items():
@@ -196,7 +194,7 @@ def verdict_table(study: StudyRecords) -> Table:
                 Cell(ABSENT) if v is None else Cell(
                     v.verdict,
                     v.verdict not in ("flat", "not enough sizes"),
-                    small=_verdict_print(v),
+                    small=_slope_text(v),
                 )
                 for v in found
             )  # fmt: skip
@@ -214,10 +212,10 @@ def verdict_table(study: StudyRecords) -> Table:
 
 
 def loss_table(study: StudyRecords) -> Table:
-    """What guidance costs in held-out language-model loss."""
+    """The cost of guidance in held-out language-model loss."""
     rows = [(f"{row.size} · {row.experiment} against {row.baseline}", _loss(row)) for row in study.losses]
     header = ("", "loss", "baseline", "difference", "relative", "95% interval", "seeds")
-    note = "Nats a token on held-out text; differences paired by seed, t-interval over seeds."
+    note = "Nats per token on held-out text; differences paired by seed, t-interval over seeds."
     return Table("loss", "Cost in language-model loss", header, tuple(rows), note)
 
 
@@ -227,13 +225,13 @@ def _loss(row: LossCost) -> tuple[Cell, ...]:
         Cell(f"{row.baseline_loss:.4f}"),
         Cell(fixed(row.difference, 4, "+")),
         Cell(f"{row.relative:+.2%}"),
-        Cell(_interval(row.low, row.high, 4) or ABSENT),
+        Cell(interval(row.low, row.high, 4) or ABSENT),
         Cell(str(row.seeds)),
     )
 
 
 def attention_table(study: StudyRecords) -> Table:
-    """Attention of the guided (or measured) heads on their words by layer: before → after."""
+    """Attention of the guided or measured heads on their words by layer, before → after training."""
     columns, rows = experiments(study), []
     for size in sizes(study):
         found = [row for row in study.attention if row.size == size]
@@ -258,14 +256,14 @@ def _before_after(rows: Iterable[HeadAttention]) -> str:
 
 
 def attention_means(rows: Sequence[HeadAttention]) -> tuple[float | None, float | None]:
-    """Means before and after, over the heads that saw a guided word."""
+    """Means before and after training, over the heads that saw a guided word; None where none did."""
     before = [row.before for row in rows if row.before is not None]
     after = [row.after for row in rows if row.after is not None]
     return (fmean(before) if before else None), (fmean(after) if after else None)
 
 
 def share_table(study: StudyRecords, mode: str) -> Table:
-    """Share of each task's examples that contain each lexicon (the paper's 'more than fifty per cent')."""
+    """Share of each task's examples that contain each lexicon; the paper's criterion is more than half."""
     shares = [row for row in study.shares if row.mode == mode]
     lexicons = list(dict.fromkeys(row.lexicon for row in shares))
     by_key = {(row.task, row.lexicon): row for row in shares}
@@ -286,7 +284,7 @@ def share_table(study: StudyRecords, mode: str) -> Table:
 
 
 def gain_table(study: StudyRecords) -> Table:
-    """Mean gain over the baseline on examples with, and without, words that the experiment guides to."""
+    """Mean gain over the baseline on examples with and without words that the experiment guides to."""
     pairs: dict[str, dict[str, Cell]] = {}
     for row in study.gains:
         if row.metric != main_metrics(study).get(row.task):
@@ -294,7 +292,7 @@ def gain_table(study: StudyRecords) -> Table:
         name = f"{row.task} ({row.metric}) · {row.size} · {row.experiment} against {row.baseline}"
         text = ABSENT if row.gain is None else fixed(row.gain, 4, "+")
         beyond = row.low is not None and row.high is not None and not row.low <= 0 <= row.high
-        small = " ".join(filter(None, [_interval(row.low, row.high, 4), f"n = {row.examples}"]))
+        small = " ".join(filter(None, [interval(row.low, row.high, 4), f"n = {row.examples}"]))
         pairs.setdefault(name, {})[row.words] = Cell(text, beyond, small=small)
     rows = tuple((name, (cells.get("with", Cell(ABSENT)), cells.get("without", Cell(ABSENT))))
                  for name, cells in pairs.items())  # fmt: skip
@@ -305,31 +303,17 @@ def gain_table(study: StudyRecords) -> Table:
         rows,
         "Difference of the metric: for losses, below 0 is better. Brackets: bootstrap over examples, not "
         "corrected for the number of rows. "
-        "Bold: the interval leaves out 0.",
+        "Bold: the interval excludes 0.",
     )
 
 
-def _interval(low: float | None, high: float | None, digits: int) -> str:
-    return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"
-
-
-def _verdict_print(row: ScalingVerdict) -> str:
-    """The slope, and the p that decided: of the bend where one is claimed, else of the slope."""
+def _slope_text(row: ScalingVerdict) -> str:
+    """The slope and the p value that decided: of the bend where one is claimed, else of the slope."""
     if row.slope is None:
         return ""
     bent = row.verdict in ("U-shaped", "inverted U")
-    text = p_text(row.p_bend_holm if bent else row.p_slope_holm)
+    text = p_value(row.p_bend_holm if bent else row.p_slope_holm)
     sign = " " if text.startswith("<") else " = "
-    interval = _interval(row.slope_low, row.slope_high, 3).replace(" ", "\u00a0")  # breaks before, not in it
-    slope = f"{fixed(row.slope, 3, '+')} {interval}"
+    unbroken = interval(row.slope_low, row.slope_high).replace(" ", "\u00a0")
+    slope = f"{fixed(row.slope, 3, '+')} {unbroken}"
     return f"{slope}\n{'bend: ' if bent else ''}p{sign}{text}"
-
-
-def p_text(p: float | None) -> str:
-    """A p value as people write it."""
-    return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def slug(text: str) -> str:
-    """A name that is safe in files, links and labels."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

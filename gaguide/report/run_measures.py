@@ -1,4 +1,4 @@
-"""What is compared between runs: one `Measure` a row, one `Value` a run, differences to the first run."""
+"""Numbers that runs are compared by: one `Measure` per row, one `Value` per run."""
 
 from __future__ import annotations
 
@@ -6,42 +6,50 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gaguide.report.evaluation import TaskScore
-from gaguide.report.records import RunRecord
+from gaguide.report.run_records import RunRecord
+from gaguide.report.run_scores import TaskScore
+from gaguide.report.text import ABSENT, duration, fixed
 
 Better = Literal["low", "high"]
-ABSENT = "–"
 TASKS, FURTHER = "Tasks", "Tasks, further metrics"
 
 
 @dataclass(frozen=True)
 class Value:
-    """A run's value. `change`: its difference to the first run; None in the first and where one is missing.
-
-    low, high: the interval of the number; count: examples behind it. `best`: no run has a better number.
-    """
+    """One run's value of a measure."""
 
     text: str
+    """The value as it is shown."""
     number: float | None = None
+    """The number behind `text`; None where it is missing or the value is a word."""
     low: float | None = None
+    """Lower end of the number's 95% interval."""
     high: float | None = None
+    """Upper end of the number's 95% interval."""
     count: int | None = None
+    """Examples behind the number."""
     change: str | None = None
+    """Difference to the first run as it is shown; None in the first run and where a number is missing."""
     difference: float | None = None
+    """Difference to the first run."""
     best: bool = False
+    """Whether no run has a better number, and some run a worse one."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the comparison; `section` groups rows."""
+    """A row of the comparison."""
 
     section: str
+    """Heading of the group that the row belongs to."""
     name: str
+    """What is measured, with its unit."""
     values: tuple[Value, ...]
+    """One value per run."""
 
 
 def measures(runs: Sequence[RunRecord]) -> list[Measure]:
-    """Every row that any of the runs has something to say about; the first run is the baseline."""
+    """Every row for which some run has a value; the first run is the baseline."""
     rows = _about_runs(runs) + _language_model(runs) + _attention(runs) + _tasks(runs)
     return [
         row for row in rows if any(value.number is not None or value.text != ABSENT for value in row.values)
@@ -73,7 +81,7 @@ def _language_model(runs: Sequence[RunRecord]) -> list[Measure]:
     after = [run.after.lm_loss if run.after else None for run in runs]
     return [
         _numbers(section, "loss before", before, 4),
-        _numbers(section, "loss after (nats a token)", after, 4, "low", relative=True),
+        _numbers(section, "loss after (nats per token)", after, 4, "low", relative=True),
     ]
 
 
@@ -90,7 +98,7 @@ def _attention(runs: Sequence[RunRecord]) -> list[Measure]:
 
 
 def _tasks(runs: Sequence[RunRecord]) -> list[Measure]:
-    """Each task's main metric, which the evaluator lists first, then the others in a section of their own."""
+    """Each task's main metric, which the evaluator lists first, then the others in a separate section."""
     keys = dict.fromkeys(score.key for run in runs for score in run.scores or ())
     main = {task: metric for task, metric in reversed(keys)}
     first = [_task(runs, TASKS, *key) for key in keys if main[key[0]] == key[1]]
@@ -127,14 +135,17 @@ def _numbers(
     relative: bool = False,
     signed: bool = False,
 ) -> Measure:
-    """A row of numbers; `compare` adds the difference to the first run, `relative` also in percent."""
+    """A row of numbers.
+
+    compare: add the difference to the first run. relative: add it in percent too. signed: show a plus sign.
+    """
     present = [round(number, digits) for number in numbers if number is not None]
     target = None
-    # A best one needs a second to be better than; equal as printed is equal.
+    # The best needs another to be better than; numbers that are equal as printed are equal.
     if better and len(set(present)) > 1:
         target = min(present) if better == "low" else max(present)
     values = []
-    for at, number in enumerate(numbers):
+    for index, number in enumerate(numbers):
         if number is None:
             values.append(Value(ABSENT))
             continue
@@ -144,7 +155,7 @@ def _numbers(
             best=target is not None and round(number, digits) == target,
         )
         base = numbers[0]
-        if at and base is not None and (compare or relative):
+        if index and base is not None and (compare or relative):
             difference = number - base
             change = fixed(difference, digits, "+")
             if relative and base:
@@ -152,28 +163,3 @@ def _numbers(
             value = replace(value, change=change, difference=difference)
         values.append(value)
     return Measure(section, name, tuple(values))
-
-
-def fixed(number: float, digits: int, sign: str = "") -> str:
-    """The number with `digits` decimals; what rounds to zero has no minus."""
-    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def interval_text(value: Value, digits: int = 3) -> str:
-    """` [low, high], n = count`, as far as they are known; empty where nothing is."""
-    parts = []
-    if value.low is not None and value.high is not None:
-        parts.append(f"[{value.low:.{digits}f}, {value.high:.{digits}f}]")
-    if value.count is not None:
-        parts.append(f"n = {value.count:,}")
-    return ", ".join(parts)

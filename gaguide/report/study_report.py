@@ -1,0 +1,153 @@
+"""The report on a study: tables, figures, the examples that changed most, where the numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
+from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks
+from gaguide.report.study_findings import study_cautions, study_findings
+from gaguide.report.study_tables import (
+    attention_table,
+    comparison_table,
+    gain_table,
+    loss_table,
+    share_table,
+    size_tables,
+    verdict_table,
+)
+from gaguide.report.text import ABSENT, csv_text, duration
+from gaguide.study.records import Change, StudyRecords
+
+_CHANGES_SHOWN = 8
+_PROMPT_SHOWN = 240
+_RECORDS = (
+    "cells", "results", "means", "comparisons", "verdicts", "shares", "gains", "attention", "losses",
+    "changes",
+)  # fmt: skip
+
+
+def study_report(study: StudyRecords) -> Report:
+    """Everything that the study's records say."""
+    sizes = size_tables(study)
+    verdicts, losses, attention = verdict_table(study), loss_table(study), attention_table(study)
+    shares = [share_table(study, "pieces"), share_table(study, "words")]
+    gains, comparisons = gain_table(study), comparison_table(study)
+    tasks_chart = Chart(
+        "tasks",
+        "Tasks against size",
+        "Mean over seeds with its 95% interval. Dashed: chance.",
+        lambda: draw_tasks(study),
+    )
+    loss_chart = Chart(
+        "loss",
+        "Loss against size",
+        "Held-out text; bars: 95% interval over seeds.",
+        lambda: draw_loss(study),
+    )
+    attention_chart = Chart(
+        "attention",
+        "Attention against size and layer",
+        "Held-out text, mean over heads. Hollow: before training; filled: after; "
+        "bars: lowest to highest seed.",
+        lambda: draw_attention(study),
+    )
+    body: list[Part] = [
+        *sizes, tasks_chart, verdicts, loss_chart, losses, attention_chart, attention, *shares,
+        *(folded(table) for table in (gains, comparisons) if table.rows), *_changes(study),
+    ]  # fmt: skip
+    tables = [*sizes, verdicts, losses, attention, *shares, gains, comparisons]
+    return Report(
+        title=f"Study {study.name}",
+        findings=tuple(study_findings(study)),
+        cautions=tuple(study_cautions(study)),
+        summary=None,
+        tables=tuple(table for table in tables if table.rows),
+        charts=(tasks_chart, loss_chart, attention_chart),
+        body=(*(p for p in body if not isinstance(p, Table) or p.rows), _provenance(study)),
+        csv_files=lambda: _csv_files(study),
+    )
+
+
+def _csv_files(study: StudyRecords) -> dict[str, str]:
+    """Name → CSV of each of the study's tables of records, in full precision."""
+    found = {}
+    for name in _RECORDS:
+        if rows := getattr(study, name):
+            columns = [column.name for column in fields(rows[0])]
+            found[name] = csv_text(columns, ([getattr(row, key) for key in columns] for row in rows))
+    return found
+
+
+def _changes(study: StudyRecords) -> Iterator[Section]:
+    """The examples that guidance helped and hurt the most against finetuned, for each guided experiment."""
+    tables: list[Table] = []
+    for experiment in dict.fromkeys(row.experiment for row in study.changes):
+        rows = [row for row in study.changes if (row.experiment, row.baseline) == (experiment, "finetuned")]
+        ordered = sorted(rows, key=lambda row: row.change)
+        helped = [row for row in ordered if row.change < 0][:_CHANGES_SHOWN]
+        hurt = [row for row in reversed(ordered) if row.change > 0][:_CHANGES_SHOWN]
+        for what, listed in (("helped", helped), ("hurt", hurt)):
+            if listed:
+                tables.append(
+                    Table(
+                        name=f"changes-{len(tables)}",
+                        title=f"{experiment}: {what} most",
+                        header=("task · size · example", "prompt, its end", "guided words", "right in seeds",
+                                "loss"),
+                        rows=tuple(map(_change, listed)),
+                        monospace=True,
+                    )
+                )  # fmt: skip
+    if tables:
+        title = "Examples that guidance helped or hurt the most, against finetuned"
+        yield Section("changes", title, tuple(tables), folded=True)
+
+
+def _change(row: Change) -> Row:
+    prompt = row.prompt if len(row.prompt) <= _PROMPT_SHOWN else "…" + row.prompt[1 - _PROMPT_SHOWN :]
+    right = ABSENT if row.correct is None else f"{row.baseline_correct} → {row.correct} of {row.seeds}"
+    cells = (prompt, ", ".join(row.contains) or ABSENT, right, f"{row.change:+.3f}")
+    return f"{row.task} · {row.size} · {row.example}", tuple(map(Cell, cells))
+
+
+def _provenance(study: StudyRecords) -> Section:
+    """Versions, machine and code, the study file as resolved, and every cell."""
+    versions = Table(
+        name="versions",
+        title="",
+        header=("", ""),
+        rows=tuple((str(name), (Cell(_words(value)),)) for name, value in study.provenance.items()),
+        monospace=True,
+    )
+    cells = Table(
+        name="cells",
+        title="Every cell",
+        header=("cell", "state", "seed", "parameters", "tokens", "time", "fingerprints", "versions"),
+        rows=tuple(
+            (
+                cell.id,
+                (Cell(cell.state, cell.state == "failed", small=(cell.error or "").strip()[-200:]),
+                 Cell(ABSENT if cell.seed is None else str(cell.seed)),
+                 Cell(ABSENT if cell.parameters is None else f"{cell.parameters:,}"),
+                 Cell(ABSENT if cell.tokens is None else f"{cell.tokens:,}"),
+                 Cell(ABSENT if cell.wall_seconds is None else duration(cell.wall_seconds)),
+                 Cell(_words({name: text[:12] for name, text in cell.fingerprints.items()})),
+                 Cell(_words(cell.versions))),
+            )
+            for cell in study.cells
+        ),
+    )  # fmt: skip
+    file = yaml.safe_dump(dict(study.study), sort_keys=False, allow_unicode=True)
+    resolved = Section("study-file", "The study file, as resolved", (Preformatted(file),), folded=True)
+    return Section("provenance", "Where the numbers come from", (versions, resolved, folded(cells)))
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or ABSENT
+    return str(value)
