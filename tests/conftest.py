@@ -14,6 +14,13 @@ if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from gaguide.data.build.demo_corpus import embedded_corpus
+from tests.support.patience import measure_slowness
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Measure the machine once, before any test process starts; pytest-xdist's workers inherit the result."""
+    if not session.config.option.collectonly:
+        measure_slowness()
 
 
 @pytest.fixture(scope="session")

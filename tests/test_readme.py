@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gaguide.config import load_config, parse_overrides
 from gaguide.engine.config import load_deepspeed_json
+from tests.support.patience import patience
 from tests.support.ranks import REPOSITORY, rank_environment
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -50,7 +51,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=500,
+        timeout=patience(500),
     )
     assert done.returncode == 0, done.stdout
     return folder / "demo", done.stdout

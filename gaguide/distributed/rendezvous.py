@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from gaguide.distributed.network import address_for_others
 from gaguide.errors import Fault, UserError
+from gaguide.ports import free_port
 
 # Below Linux's ephemeral ports (32768 …), which any connection may hold for a moment.
 _FIRST_PORT, _PORTS = 15_000, 17_000
@@ -105,13 +106,6 @@ def _from_mpi(rank: int, size: int) -> dict[str, str]:
     address = "127.0.0.1" if one_host else address_for_others()
     found: dict[str, str] = world.bcast({"MASTER_ADDR": address, "MASTER_PORT": str(free_port())})
     return found
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _digits(text: str) -> int:

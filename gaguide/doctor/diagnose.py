@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gaguide.doctor import machine, network, software
 from gaguide.doctor.check import Check, guarded
-from gaguide.doctor.probes import Probes, free_port
+from gaguide.doctor.probes import Probes
+from gaguide.ports import free_port
 
 DEADLINE_SECONDS = 13.0
 """What has not answered by then is reported as such."""

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -154,13 +153,6 @@ def _mpi(path: Path) -> None:
     from mpi4py import MPI
 
     _write(path, {"library": MPI.Get_library_version().splitlines()[0].strip("\x00 ")})
-
-
-def free_port() -> int:
-    """A TCP port that is free on loopback now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -24,6 +23,7 @@ from filelock import Timeout
 from gaguide.config import dump_config
 from gaguide.files import write_text
 from gaguide.log import say
+from gaguide.ports import free_port
 from gaguide.study.commands import RUN_FILE, check_launchers, evaluate_command, train_command
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import State
@@ -120,7 +120,7 @@ class Runner:
     def _stage(self, stage: str, cell: Cell, folder: Path, state: CellState) -> CellState:
         """The state after a command: still running, or failed with the end of its log."""
         make = {"train": train_command, "evaluate": evaluate_command}[stage]
-        port = _free_port()
+        port = free_port()
         command = [*self.before, *make(self.grid, cell, port)]
         state = replace(state, stage=stage)
         write_state(folder, state)
@@ -209,10 +209,3 @@ def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
         os.killpg(process.pid, how)
     except ProcessLookupError:
         return
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -14,13 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.support.patience import patience, wait_until
 from tests.support.ranks import REPOSITORY
 
 _PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "pdsh": "pdsh"}
@@ -65,9 +65,9 @@ def need(programs: Mapping[str, str]) -> None:
     if missing and shutil.which("apt-get"):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": _no_questions()}
         install = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
-        if subprocess.run(install, **quiet, timeout=300).returncode:
-            subprocess.run(["apt-get", "update"], **quiet, timeout=120)
-            subprocess.run(install, **quiet, timeout=300)
+        if subprocess.run(install, **quiet, timeout=patience(300)).returncode:
+            subprocess.run(["apt-get", "update"], **quiet, timeout=patience(120))
+            subprocess.run(install, **quiet, timeout=patience(300))
     missing = [package for program, package in programs.items() if _which(program) is None]
     if missing:
         pytest.skip(f"not here, and apt-get could not install it: {', '.join(missing)}")
@@ -134,7 +134,7 @@ class Host:
         return subprocess.run(
             self.command(list(map(str, words))),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=timeout, env=environment(**more),
+            text=True, timeout=patience(timeout), env=environment(**more),
         )  # fmt: skip
 
     def processes(self, text: str) -> dict[int, str]:
@@ -196,14 +196,11 @@ class Hosts:
         """Ranks that live, by host."""
         return {host.name: host.ranks(script) for host in self.hosts if host.process.poll() is None}
 
-    def wait_for_no_ranks(self, seconds: float, script: str = "train.py") -> float:
-        """Seconds until no rank lives on any host; fails the test after `seconds`."""
-        began = time.monotonic()
-        while any(self.ranks(script).values()):
-            if time.monotonic() - began > seconds:
-                pytest.fail(f"orphans after {seconds:.0f} s: {self.ranks(script)}")
-            time.sleep(0.2)
-        return time.monotonic() - began
+    def wait_for_no_ranks(self, seconds: float, script: str = "train.py") -> None:
+        """Wait until no rank lives on any host; fails the test after `seconds`."""
+        wait_until(
+            lambda: not any(self.ranks(script).values()), seconds, lambda: f"orphans: {self.ranks(script)}"
+        )
 
 
 @contextlib.contextmanager
@@ -225,7 +222,9 @@ def hosts(count: int, folder: Path) -> Iterator[Hosts]:
         _ip("link", "set", "br0", "up", namespace=switch)
         (Path.home() / ".ssh").mkdir(mode=0o700, exist_ok=True)
         subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True, timeout=30
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"],
+            check=True,
+            timeout=patience(30),
         )
         for at in range(count):
             made.append(_host(at, count, folder, network))
@@ -287,18 +286,17 @@ def _die_with_parent() -> None:
 
 
 def _wait_for_sshd(host: Host) -> None:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        with contextlib.suppress(OSError, IndexError):
-            if host.run("ssh", "localhost", "hostname", timeout=10).stdout.strip() == host.name:
-                return
-        time.sleep(0.1)
-    pytest.fail(f"{host.name} did not start: {(host.folder / 'sshd.log').read_text()}")
+    def answers() -> bool:
+        with contextlib.suppress(OSError, IndexError, subprocess.TimeoutExpired):
+            return host.run("ssh", "localhost", "hostname", timeout=10).stdout.strip() == host.name
+        return False
+
+    wait_until(answers, 20, lambda: f"{host.name} did not start: {(host.folder / 'sshd.log').read_text()}")
 
 
 def _ip(*words: str, namespace: str | None = None) -> None:
     inside = ["-n", namespace] if namespace else []
-    done = subprocess.run(["ip", *inside, *words], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["ip", *inside, *words], capture_output=True, text=True, timeout=patience(30))
     if done.returncode:
         pytest.skip(
             f"this machine makes no network of namespaces: ip {' '.join(words)}: {done.stderr.strip()}"

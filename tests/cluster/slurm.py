@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts, need
+from tests.support.patience import patience, wait_until
 
 _PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge"}
 _CONF = """
@@ -75,7 +76,7 @@ class Slurm:
 
     def wait_for(self, job: str, *states: str, seconds: float = 200) -> dict[str, str]:
         """The job's table once it is in one of `states`; fails the test after `seconds`."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + patience(seconds)
         while True:
             table = self.state(job)
             if table["JobState"] in states:
@@ -125,7 +126,7 @@ def slurm(hosts: Hosts, folder: Path) -> Iterator[Slurm]:
             daemon.terminate()
         for daemon in daemons:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                daemon.wait(10)
+                daemon.wait(patience(10))
             daemon.kill()
 
 
@@ -136,11 +137,7 @@ def _idle(made: Slurm) -> str:
 
 
 def _until(ready, name: str, folder: Path) -> None:
-    until = time.monotonic() + 30
-    while not ready():
-        if time.monotonic() > until:
-            logs = "\n".join(
-                f"{path.name}: {path.read_text()[-800:]}" for path in folder.glob("*.[lo][ou][gt]")
-            )
-            pytest.fail(f"{name} did not start\n{logs}")
-        time.sleep(0.2)
+    def logs() -> str:
+        return "\n".join(f"{path.name}: {path.read_text()[-800:]}" for path in folder.glob("*.[lo][ou][gt]"))
+
+    wait_until(ready, 30, lambda: f"{name} did not start\n{logs()}")

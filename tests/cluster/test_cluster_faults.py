@@ -15,11 +15,12 @@ from gaguide.log import read_metrics
 from tests.cluster.conftest import arguments, losses
 from tests.cluster.hosts import Hosts, hosts
 from tests.cluster.test_hosts import deepspeed_env
+from tests.support.patience import patience, wait_until
 from tests.support.ranks import REPOSITORY, TRAIN, run_ranks
 
 pytestmark = pytest.mark.cluster
 
-LONG = ("--train.steps", "40", "--checkpoint.every", "10", "--train.hang_timeout", "15")
+LONG = ("--train.steps", "40", "--checkpoint.every", "10", "--train.hang_timeout", str(patience(15)))
 # Without this ssh waits a quarter of an hour for a host that is gone.
 PATIENCE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
@@ -50,21 +51,20 @@ class Run:
         self._wait_for_steps(14)
 
     def _wait_for_steps(self, count: int) -> None:
-        until = time.monotonic() + 150
         metrics = self.output / "metrics.jsonl"
-        while not metrics.exists() or len(read_metrics(metrics)) < count:
-            assert self.process.poll() is None and time.monotonic() < until, self.said()
-            time.sleep(0.1)
+
+        def reached() -> bool:
+            assert self.process.poll() is None, self.said()
+            return metrics.exists() and len(read_metrics(metrics)) >= count
+
+        wait_until(reached, 150, self.said)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
     def says(self, pattern: str) -> None:
         """It has said so, or does within moments: words come through ssh."""
-        until = time.monotonic() + 10
-        while not re.search(pattern, self.said()):
-            assert time.monotonic() < until, self.said()
-            time.sleep(0.1)
+        wait_until(lambda: re.search(pattern, self.said()), 10, self.said)
 
     def kill(self, host: int, pattern: str, every: bool = False) -> None:
         """kill -9 of the outermost process (or all) of a host whose command line matches."""
@@ -80,7 +80,7 @@ class Run:
     def ends(self, seconds: float) -> int:
         """The launcher's exit code; no rank may live on any host by then."""
         began = time.monotonic()
-        code = self.process.wait(seconds)
+        code = self.process.wait(patience(seconds))
         self.hosts.wait_for_no_ranks(max(1.0, seconds - (time.monotonic() - began)))
         print(f"ended after {time.monotonic() - began:.1f} s with {code}")
         return code

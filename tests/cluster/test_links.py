@@ -16,6 +16,7 @@ import pytest
 from gaguide.errors import EXIT_HUNG
 from gaguide.liveness.peers import EXIT_LOST_RANK
 from tests.cluster.hosts import Hosts, hosts
+from tests.support.patience import patience, wait_until
 from tests.support.ranks import REPOSITORY
 
 pytestmark = pytest.mark.cluster
@@ -43,12 +44,12 @@ def start(
             "LOCAL_RANK": str(hosts[:rank].count(host)),
         }
         variables |= {"MASTER_ADDR": made[0].address, "MASTER_PORT": "29512"}
-        words = (sys.executable, FOLDER / script, folder / "run", str(TIMEOUT))
+        words = (sys.executable, FOLDER / script, folder / "run", str(patience(TIMEOUT)))
         started.append(made[host].start(*words, log=folder / f"log-{rank}", cwd=REPOSITORY, **variables))
-    until = time.monotonic() + 60
-    while not all("step 40\n" in said(folder, rank) for rank in range(len(hosts))):
-        assert time.monotonic() < until, [said(folder, rank) for rank in range(len(hosts))]
-        time.sleep(0.1)
+    wait_until(
+        lambda: all("step 40\n" in said(folder, rank) for rank in range(len(hosts))),
+        failure=lambda: [said(folder, rank) for rank in range(len(hosts))],
+    )
     return started
 
 
@@ -60,7 +61,7 @@ def test_both_sides_of_a_cut_link_end(fresh: Hosts, tmp_path: Path) -> None:
     started = start(fresh, tmp_path)
     fresh.cut(1)
     for rank, process in enumerate(started):
-        assert process.wait(BOUND) == EXIT_HUNG, said(tmp_path, rank)
+        assert process.wait(patience(BOUND)) == EXIT_HUNG, said(tmp_path, rank)
         assert re.search(
             r"nothing has moved for \d+ s .*on rank [01], .*adding up: all 2 ranks wait",
             said(tmp_path, rank),
@@ -72,7 +73,7 @@ def test_the_host_that_is_left_ends_and_names_the_other(fresh: Hosts, tmp_path: 
     left = 1 - lost
     started = start(fresh, tmp_path)
     fresh[lost].power_off()
-    assert started[left].wait(BOUND) == EXIT_HUNG, said(tmp_path, left)
+    assert started[left].wait(patience(BOUND)) == EXIT_HUNG, said(tmp_path, left)
     assert f"rank {lost} on host node{lost} has given no sign of life" in said(tmp_path, left)
 
 
@@ -82,10 +83,7 @@ def test_a_link_that_comes_back_is_forgiven(fresh: Hosts, tmp_path: Path) -> Non
     time.sleep(2)
     fresh.mend(1)
     steps = said(tmp_path, 0).count("step ")
-    until = time.monotonic() + BOUND
-    while said(tmp_path, 0).count("step ") < steps + 20:
-        assert time.monotonic() < until, said(tmp_path, 0)
-        time.sleep(0.1)
+    wait_until(lambda: said(tmp_path, 0).count("step ") >= steps + 20, BOUND, lambda: said(tmp_path, 0))
     assert [process.poll() for process in started] == [None, None]
 
 
@@ -104,7 +102,7 @@ def test_an_evaluation_that_loses_ranks_ends_on_every_host_and_says_why(
         fresh[1].power_off()
     lost = {"a rank": ["2", "2"], "a link": ["[12]", "0"], "a host": ["[12]"]}[fault]
     for rank, whom in enumerate(lost):
-        assert started[rank].wait(BOUND) == EXIT_LOST_RANK, said(tmp_path, rank)
+        assert started[rank].wait(patience(BOUND)) == EXIT_LOST_RANK, said(tmp_path, rank)
         assert re.search(rf"evaluate: rank {whom} \(process .* is gone", said(tmp_path, rank))
     fresh.wait_for_no_ranks(5, "meet_script.py")
 

@@ -13,6 +13,7 @@ import pytest
 from gaguide.data import read_manifest
 from tests.cluster.conftest import arguments, losses
 from tests.cluster.hosts import Hosts, need
+from tests.support.patience import patience
 from tests.support.ranks import EVALUATE, TRAIN, run_ranks
 
 pytestmark = pytest.mark.cluster
@@ -50,7 +51,7 @@ def mpi(request: pytest.FixtureRequest, two: Hosts, tmp_path_factory: pytest.Tem
     else:
         packages.append("mpich")
     folder = tmp_path_factory.mktemp(request.param) / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=patience(60))
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = [
@@ -62,7 +63,7 @@ def mpi(request: pytest.FixtureRequest, two: Hosts, tmp_path_factory: pytest.Tem
         "--force-reinstall",
         *packages,
     ]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(install, capture_output=True, text=True, timeout=patience(200))
     if done.returncode:
         pytest.skip(f"no {', '.join(packages)} to be had: {done.stderr.strip().splitlines()[-1]}")
     return Mpi(request.param, folder / "bin" / "python", two)
@@ -96,5 +97,7 @@ def test_data_has_the_bytes_of_one_process(mpi: Mpi, trained: Path, tmp_path: Pa
     build = ["-c", "from gaguide.cli import main; main()", "data", "build", "--source", source]
     build += ["--tokenizer", trained / "model", "--shard-tokens", "8000", "--output"]
     assert "300 documents" in mpi.run(*build, tmp_path / "two")
-    subprocess.run([sys.executable, *build, str(tmp_path / "one"), "--workers", "1"], check=True, timeout=100)
+    subprocess.run(
+        [sys.executable, *build, str(tmp_path / "one"), "--workers", "1"], check=True, timeout=patience(100)
+    )
     assert read_manifest(tmp_path / "two") == read_manifest(tmp_path / "one")

@@ -13,6 +13,7 @@ from transformers import GPT2Config
 from gaguide.cost import PlanRequest, estimate, with_deepspeed
 from gaguide.model import shape_of
 from tests.cost.wire_script import MODEL
+from tests.support.patience import patience
 from tests.support.ranks import launch_command, rank_environment
 
 BUCKETS = {"reduce_bucket_size": 50_000, "allgather_bucket_size": 50_000}
@@ -41,7 +42,9 @@ def test_planned_bytes_are_those_that_deepspeed_logs(tmp_path: Path) -> None:
     (tmp_path / "cases.json").write_text(json.dumps(CASES), "utf-8")
     files = [str(tmp_path / "cases.json"), str(tmp_path / "out.json")]
     command = launch_command(Path(__file__).parent / "wire_script.py", files, 2, "torchrun")  # starts sooner
-    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=rank_environment(), capture_output=True, text=True, timeout=patience(300)
+    )
     assert done.returncode == 0, done.stderr
     logged = json.loads((tmp_path / "out.json").read_text("utf-8"))
     wrong = {}

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.support.patience import patience
+
 
 class FaultyServer:
     """Serves the files of `folder`.
@@ -72,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = self.path.removeprefix("/data/shards/")
         self.store.asked.append(name)
         if name in self.store.held:
-            self.store.held[name].wait(20)
+            self.store.held[name].wait(patience(20))
         path = self.store.folder / name
         if not path.is_file():
             self._headers(404, 0)
@@ -106,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:half])
             self.wfile.flush()
             if fault == "stalled":
-                self.store.ended.wait(20)
+                self.store.ended.wait(patience(20))
             if fault == "killed":  # a reset, not an orderly end
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True

@@ -14,6 +14,7 @@ import pytest
 
 from gaguide.data import BuildRequest, build_shards, read_manifest
 from gaguide.errors import UserError
+from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -118,7 +119,7 @@ def record_of(piece: Path) -> Path:
 
 def wait_until_alone(session: int) -> None:
     """Until no process of the killed builder's session is left: its workers must not live on."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     while time.monotonic() < deadline:
         if not any(of_session(path, session) for path in Path("/proc").glob("[0-9]*/stat")):
             return

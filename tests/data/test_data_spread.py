@@ -18,6 +18,7 @@ from gaguide.data.build.spread import build_part, mpi_size, parse_part, run_in
 from gaguide.errors import UserError
 from tests.data.test_data_cli import call
 from tests.data.test_data_resume import PowerCut, contents, cut_after
+from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -147,7 +148,7 @@ def test_mpirun_makes_the_same_bytes(request_of, tmp_path):
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("100 documents") == 1, "one rank reports"

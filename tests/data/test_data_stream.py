@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from gaguide.data.read.remote import Patience
 from gaguide.errors import UserError
 from tests.data.faulty_server import FaultyServer, faulty_server
 from tests.data.test_data_cli import call
+from tests.support.patience import patience, wait_until
 
 pytest.importorskip("aiohttp", reason="needs aiohttp, by which fsspec speaks http")
 pytest.importorskip("tenacity", reason="needs tenacity")
@@ -49,13 +50,6 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServ
     monkeypatch.setattr(remote_module, "PATIENCE", SHORT)
     with faulty_server(folder) as running:
         yield running
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def whole(store: BlockStore) -> np.ndarray:
@@ -151,7 +145,7 @@ def test_training_starts_when_the_first_shard_is_there(server, folder, node_cach
     for event in server.held.values():
         event.set()
     store.look_ahead(order, store.shard_blocks[order.shards_ahead(0)[0]])
-    wait_for(lambda: len(cached(node_cache)) == 6)
+    wait_until(lambda: len(cached(node_cache)) == 6)
     asked = [name for name in server.asked if name in needed]
     assert set(asked[:3]) == set(needed[:3])
     asked = len(server.asked)
@@ -212,7 +206,7 @@ def test_processes_of_a_host_share_one_fetch(server, folder, node_cache):
     for process in running:
         process.start()
     expected = int(whole(BlockStore(folder, "train", 64)).sum())
-    assert [results.get(timeout=60) for _ in running] == [expected] * 2
+    assert [results.get(timeout=patience(60)) for _ in running] == [expected] * 2
     for process in running:
         process.join()
     assert all(server.counts[info.file] == 1 for info in shards_of(BlockStore(folder, "train", 64)))
@@ -221,7 +215,7 @@ def test_processes_of_a_host_share_one_fetch(server, folder, node_cache):
 def fetch_for_ever(folder: Path, info: ShardInfo) -> None:
     def download(path: Path) -> None:
         path.write_bytes(b"half")
-        time.sleep(60)
+        time.sleep(10_000)
 
     ShardCache(folder, 10 * info.bytes).fetch(info, download)
 
@@ -233,7 +227,7 @@ def test_a_killed_fetcher_leaves_neither_a_lock_nor_its_space(folder, tmp_path):
         target=fetch_for_ever, args=(tmp_path / "cache", infos[0])
     )
     process.start()
-    wait_for(lambda: bool(list(cache.folder.glob(".tmp-*"))))
+    wait_until(lambda: list(cache.folder.glob(".tmp-*")))
     assert not cache.fetch(infos[0], pytest.fail, wait=False), "it is being fetched"
     with pytest.raises(NoRoomError):
         cache.fetch(ShardInfo("x", 1, 1, "x", bytes=infos[1].bytes + 1), pytest.fail)

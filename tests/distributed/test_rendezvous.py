@@ -16,6 +16,7 @@ from gaguide.distributed.network import gloo_interface
 from gaguide.distributed.rendezvous import expand_hosts, rendezvous
 from gaguide.distributed.world import World
 from gaguide.errors import UserError
+from tests.support.patience import patience
 from tests.support.ranks import REPOSITORY
 
 SLURM = {
@@ -116,7 +117,9 @@ def test_a_rank_below_a_deepspeed_with_a_missing_hostfile_refuses(tmp_path) -> N
     """A real process tree with the launcher's shape: a script named deepspeed, and below it the rank."""
     check_hostfile()
     script = tmp_path / "deepspeed"
-    module = REPOSITORY / "gaguide" / "dist" / "launcher.py"  # alone: without the seconds that torch takes
+    module = (
+        REPOSITORY / "gaguide" / "distributed" / "launcher.py"
+    )  # alone: without the seconds that torch takes
     rank = f"import runpy; runpy.run_path({str(module)!r})['check_hostfile']()"
     script.write_text(
         f"import subprocess, sys\nrank = {rank!r}\n"
@@ -132,7 +135,7 @@ def test_a_rank_below_a_deepspeed_with_a_missing_hostfile_refuses(tmp_path) -> N
         )
         for name in ("hosts", "hots")
     }
-    errors = {name: process.communicate(timeout=60)[1] for name, process in started.items()}
+    errors = {name: process.communicate(timeout=patience(60))[1] for name, process in started.items()}
     assert started["hosts"].returncode == 0, errors
     assert started["hots"].returncode and "--hostfile = 'hots': no such file" in errors["hots"]
 
@@ -150,7 +153,7 @@ def test_the_runner_above_pdsh_is_found() -> None:
 
 def test_launchers_that_have_died_are_missed(tmp_path: Path) -> None:
     """One that dies under way, and one that died while Python still started."""
-    module = REPOSITORY / "gaguide" / "dist" / "launcher.py"
+    module = REPOSITORY / "gaguide" / "distributed" / "launcher.py"
     look = f"import runpy; mine = runpy.run_path({str(module)!r})['Launchers']()"
     rank = f"{look}; print(mine.gone(), flush=True); input(); print(mine.gone(), flush=True)"
     script = tmp_path / "deepspeed"

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gaguide.evaluate.command import main
+from tests.support.patience import patience
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
 
@@ -23,7 +24,7 @@ def _launch(launcher: str, ranks: int, *arguments: str, threads: int = 1) -> sub
         env=rank_environment(threads),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
 
 
@@ -38,7 +39,7 @@ def _as_srun(ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProces
         )
         for rank in range(ranks)
     ]  # fmt: skip
-    said = [job.communicate(timeout=120) for job in jobs]
+    said = [job.communicate(timeout=patience(120)) for job in jobs]
     codes = [job.returncode for job in jobs]
     return subprocess.CompletedProcess(jobs[0].args, max(codes), *said[0])
 

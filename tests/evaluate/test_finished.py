@@ -21,6 +21,7 @@ from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_bat
 from gaguide.evaluate.schedule.rows import TokenSequence
 from gaguide.evaluate.score.finished import FOLDER, Finished, fingerprint
 from gaguide.evaluate.score.scorer import Scorer, Sharing
+from tests.support.patience import patience
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
 
@@ -115,7 +116,7 @@ def test_a_killed_rank_is_named_and_what_was_finished_is_kept(
         ranks = _ranks_at_work(job.pid, output)
         killed = ranks[victim]
         killed.send_signal(signal.SIGKILL)
-        said, _ = job.communicate(timeout=60)
+        said, _ = job.communicate(timeout=patience(60))
     finally:
         job.kill()
     assert job.returncode != 0
@@ -136,7 +137,7 @@ def _assert_three_ranks_go_on(launcher: str, arguments: list[str], wanted: Path)
     """From what is in the folder that `arguments` end in, to the results of one rank."""
     ended = subprocess.run(
         launch_command(EVALUATE, arguments, 3, launcher),
-        env=rank_environment(), capture_output=True, text=True, timeout=120,
+        env=rank_environment(), capture_output=True, text=True, timeout=patience(120),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     many, one = (Path(folder) for folder in (arguments[-1], wanted))
@@ -146,7 +147,7 @@ def _assert_three_ranks_go_on(launcher: str, arguments: list[str], wanted: Path)
 
 def _ranks_at_work(launcher: int, output: Path) -> dict[int, psutil.Process]:
     """The rank processes by number, once each has kept two batches."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while time.monotonic() < deadline:
         files = list(output.rglob("rank-*.jsonl"))
         if len(files) == 2 and all(len(file.read_text().splitlines()) > 2 for file in files):

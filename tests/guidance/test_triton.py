@@ -20,6 +20,7 @@ from gaguide.model import checkpoint_activations
 from tests.guidance.dense import dense_maps
 from tests.guidance.test_kernel import case, compare
 from tests.support.models import tiny_model
+from tests.support.patience import patience
 
 pytest.importorskip("triton", reason="needs triton (extra: test)")
 
@@ -216,7 +217,7 @@ def compiles(*options: str, cache: Path) -> None:
         env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=patience(600),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("shared") == 3

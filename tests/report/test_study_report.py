@@ -36,6 +36,7 @@ from gaguide.study.records import HELD_OUT, StudyRecords, read_study
 from tests.report.synthetic import write_run
 from tests.study.sample import sample_study
 from tests.support.browser import Browser, needs_browser
+from tests.support.patience import patience
 
 HOSTILE = '</pre><script>alert(1)</script> $x_1^2$ \\input{a} & 100% #1 {~}|*b*[c](d) naïve 日 "q" \''
 
@@ -227,7 +228,9 @@ def test_latex_compiles_whatever_the_names_are(hostile: StudyRecords, tmp_path: 
         "\\documentclass{article}\\begin{document}\\input{study}\\input{runs}\\end{document}"
     )
     call = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "d.tex"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    done = subprocess.run(
+        call, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=patience(120)
+    )
     assert done.returncode == 0, done.stdout[-2000:]
 
 

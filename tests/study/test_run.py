@@ -23,6 +23,7 @@ from gaguide.study.run import Runner
 from gaguide.study.slurm import SlurmOptions, submit_study
 from gaguide.study.state import read_state
 from tests.study.cells import finish
+from tests.support.patience import patience
 from tests.support.ranks import rank_environment
 
 STUDY: dict[str, Any] = {
@@ -118,16 +119,16 @@ def test_a_study_that_is_killed_goes_on_and_ends_in_tables(tmp_path: Path) -> No
 
     def study(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, *words], env=environment, capture_output=True, text=True, timeout=400
+            [*command, *words], env=environment, capture_output=True, text=True, timeout=patience(400)
         )
 
     first = subprocess.Popen([*command, "run", str(file), "--jobs", "2"], env=environment)
-    until = time.monotonic() + 200
+    until = time.monotonic() + patience(200)
     while not list(tmp_path.glob("out/cells/*/metrics.jsonl")):
         assert time.monotonic() < until and first.poll() is None
         time.sleep(0.1)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(60) == 130
+    assert first.wait(patience(60)) == 130
     done = study("run", str(file), "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     records = read_study(tmp_path / "out")

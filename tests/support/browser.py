@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import patience
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 EXECUTABLE = next((path for name in _NAMES if (path := shutil.which(name))), None)
 needs_browser = pytest.mark.skipif(
@@ -163,7 +165,7 @@ class Browser:
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, "the browser does not answer"

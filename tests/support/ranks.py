@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from gaguide.ports import free_port
+from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "launch" / "train.py"
@@ -15,18 +17,11 @@ EVALUATE = REPOSITORY / "launch" / "evaluate.py"
 DS_CONFIGS = REPOSITORY / "ds_configs"
 
 
-def free_port() -> str:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def launch_command(
     script: Path, arguments: Sequence[str], ranks: int, launcher: str = "deepspeed"
 ) -> list[str]:
     """The command line for local ranks: by deepspeed, torchrun or mpirun, or one process by python."""
-    port, local = free_port(), Path(sys.executable).parent
+    port, local = str(free_port()), Path(sys.executable).parent
     starts = {
         "python": [sys.executable],
         "deepspeed": [str(local / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", port],
@@ -47,7 +42,7 @@ def rank_environment(threads: int = 1) -> dict[str, str]:
         "PYTHONPATH": str(REPOSITORY),
         "HF_HUB_OFFLINE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
+        "MASTER_PORT": str(free_port()),
     }
     return os.environ | mine
 
@@ -66,5 +61,5 @@ def run_ranks(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        timeout=patience(timeout),
     )

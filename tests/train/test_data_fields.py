@@ -26,6 +26,7 @@ from gaguide.train.inputs import model_inputs
 from gaguide.train.preflight import prepare
 from tests.data.faulty_server import faulty_server
 from tests.support.models import tiny_model
+from tests.support.patience import patience
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
 SCRIPT = Path(__file__).with_name("data_script.py")
@@ -151,7 +152,7 @@ def test_killed_in_the_middle_of_a_source_the_curve_goes_on(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + patience(300)
         while not (tmp_path / "killed" / "checkpoints" / "step-00000004").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)

@@ -7,8 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from gaguide.liveness.heartbeat import (
 )
 from gaguide.log import read_metrics
 from gaguide.train.output import claim_output
+from tests.support.patience import patience, wait_until
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
 HERE = Path(__file__).parent
@@ -80,15 +80,17 @@ class Job:
 
     def wait(self, seconds: float = 120) -> tuple[int, str]:
         """The launcher's exit code and all that was printed."""
-        code = self.process.wait(seconds)
+        code = self.process.wait(patience(seconds))
         return code, self.log.read_text()
 
-    def wait_for(self, condition: object, seconds: float = 120) -> None:
-        assert callable(condition)
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
-            time.sleep(0.01)
+    def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
+        """Wait until `condition()` is true while the launcher runs."""
+
+        def reached() -> object:
+            assert self.process.poll() is None, self.log.read_text()
+            return condition()
+
+        wait_until(reached, seconds, self.log.read_text)
 
 
 @contextmanager
@@ -166,7 +168,7 @@ def test_a_run_survives_what_a_cluster_does_to_it(
         running.wait_for(lambda: steps_done(output) > kept + 2)
         ranks = running.ranks()
         running.process.kill()
-        _, alive = psutil.wait_procs(ranks.values(), timeout=60)
+        _, alive = psutil.wait_procs(ranks.values(), timeout=patience(60))
         assert not alive, "orphans"
         printed = running.log.read_text()
     assert "(its launcher has died); the checkpoint is saved" in printed
@@ -193,7 +195,7 @@ def test_what_a_signal_cuts_short_is_made_up_for(embedded_shards: Path, tmp_path
             env=rank_environment() | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=patience(120),
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -247,7 +249,7 @@ def test_a_rank_that_hangs_is_named_with_its_place(
     begin_beats(output / ".heartbeats" / "earlier")
     write_beat(output / ".heartbeats" / "earlier", beat(7))  # of a run with more ranks
     call_end(output / ".heartbeats" / "earlier", 7)
-    command = arguments(embedded_shards, output, **{"train.hang_timeout": "4"})
+    command = arguments(embedded_shards, output, **{"train.hang_timeout": str(patience(4))})
     with job(
         HERE / "hang_script.py", command, HANG_RANK=hanging, HANG_STEP="12", HANG_OTHERS=others
     ) as running:
@@ -375,7 +377,7 @@ def watched(output: Path, *whats: str) -> list[tuple[int, str]]:
         )
         for rank, what in enumerate(whats)
     ]
-    printed = [process.communicate(timeout=60)[0] for process in started]
+    printed = [process.communicate(timeout=patience(60))[0] for process in started]
     return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
 
 

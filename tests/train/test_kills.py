@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.patience import patience
 from tests.support.ranks import TRAIN
 from tests.train.test_faults import CURVES, arguments, job, newest_checkpoint, read_metrics, steps_done
 
@@ -53,8 +54,8 @@ def test_fifty_kills(embedded_shards: Path, tmp_path: Path) -> None:
             for victim in victims:
                 if victim in ranks:
                     ranks[victim].kill()
-            running.process.wait(120)
-            _, alive = psutil.wait_procs(ranks.values(), timeout=60)
+            running.process.wait(patience(120))
+            _, alive = psutil.wait_procs(ranks.values(), timeout=patience(60))
             assert not alive, f"trial {trial}: ranks live on after the launcher has ended"
         newest = newest_checkpoint(output)
         assert newest >= kept, f"trial {trial}: checkpoint {kept} is lost, the newest is {newest}"
