@@ -13,50 +13,20 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from gaguide.cost.hardware import find_gpu
 from gaguide.distributed import all_reduce_max
-
-# Dense Tflop/s of 16-bit matrix products and of fp32, by the makers' data sheets (no sparsity, no TF32).
-_PEAKS = {
-    "B200": (2250.0, 75.0),
-    "H200": (989.0, 67.0),
-    "H100 PCIe": (756.0, 51.0),
-    "H100": (989.0, 67.0),
-    "A100": (312.0, 19.5),
-    "A40": (149.7, 37.4),
-    "A30": (165.0, 10.3),
-    "A10G": (70.0, 35.0),
-    "A10": (125.0, 31.2),
-    "L40S": (362.0, 91.6),
-    "L40": (181.0, 90.5),
-    "L4": (121.0, 30.3),
-    "V100": (125.0, 15.7),
-    "T4": (65.0, 8.1),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 3090": (71.0, 35.6),
-    "RTX 6000 Ada": (364.2, 91.1),
-    "RTX A6000": (154.8, 38.7),
-    "MI300X": (1307.4, 163.4),
-}
 
 # malloc.h of glibc; by itself it moves the threshold up to 32 MiB as large blocks are freed.
 _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 
 
-def peak_flops(name: str, precision: str) -> float | None:
-    """Operations per second of the GPU called `name`, None for one that the table has not."""
-    for known in sorted(_PEAKS, key=len, reverse=True):
-        if re.search(rf"(?<![A-Za-z0-9]){re.escape(known)}(?![0-9])", name):
-            half, full = _PEAKS[known]
-            return 1e12 * (full if precision == "fp32" else half)
-    return None
-
-
 def device_peak_flops(device: torch.device, precision: str, set_tflops: float | None) -> float | None:
-    """What `train.peak_tflops` says, else the table's number for this GPU; None on a CPU."""
+    """FLOP/s for utilisation: `train.peak_tflops` where it is set, else the data sheet's; None on a CPU."""
     if set_tflops is not None:
         return set_tflops * 1e12
-    return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if gpu is None else gpu.peak(precision)
 
 
 def peak_memory(device: torch.device) -> int:

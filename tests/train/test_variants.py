@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gaguide.config import dump_config, load_config
+from gaguide.cost.hardware import find_gpu
 from gaguide.distributed import World
 from gaguide.engine.monitors import check_monitors, tame_monitors, write_to_monitors
 from gaguide.engine.ops import load_op
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from gaguide.log.console import StepLine
-from gaguide.train.device import peak_flops
 from tests.support.ranks import DS_CONFIGS, run_ranks
 
 SCRIPT = Path(__file__).parent / "variants_script.py"
@@ -191,7 +191,8 @@ def test_the_configuration_of_a_run_reads_back(variants: tuple[Path, str]) -> No
     ],
 )
 def test_peaks_of_devices(name: str, peak: float | None) -> None:
-    assert peak_flops(name, "bf16") == peak
+    gpu = find_gpu(name)
+    assert (gpu and gpu.peak("bf16")) == peak
 
 
 def test_a_lock_that_a_killed_compile_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
