@@ -1,7 +1,8 @@
 """GPUs and networks by name: data-sheet numbers, and the share of them that training reaches.
 
 Peaks are dense (no sparsity), from the vendors' data sheets; 16-bit peaks are with fp32 accumulation. fp32 is
-that of the plain cores, because torch multiplies fp32 matrices without TF32 by default. Link speeds are in bytes per second and one direction: NVLink, else PCIe.
+that of the plain cores, because torch multiplies fp32 matrices without TF32 by default. Link speeds are in
+bytes per second and one direction: NVLink, else PCIe.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MEMORY_SHARE = 0.8
 LINK_SHARE = 0.8
 """Share of a link's bandwidth that large collectives reach."""
 OVERLAP_SHARE = 0.8
-"""Largest share of overlapping communication that compute hides (not the first gather, the last reduction)."""
+"""Largest share of overlapping communication that compute hides: the ends never do."""
 RESERVED_BYTES = 1.5 * GIB
 """Allowance, not a measurement, for the GPU's context, library workspaces and NCCL buffers."""
 FRAGMENTATION = 0.05
@@ -113,7 +114,7 @@ LINKS = {
 
 
 def find_gpu(reported: str) -> Gpu | None:
-    """The GPU whose driver reports the name `reported`, such as "NVIDIA A100-SXM4-80GB"; None if it is unknown.
+    """The GPU that a driver reports as `reported`, such as "NVIDIA A100-SXM4-80GB"; None if it is unknown.
 
     Of a model that comes in several memory sizes, whose peaks are the same, the smallest one.
     """
