@@ -1,17 +1,18 @@
-"""What `gaguide plan` predicts beside what is measured: memory of a rank and bytes on the wire.
+"""Compares predictions of `gaguide plan` with measurements: memory of a rank and bytes on the wire.
 
     python benchmarks/plan.py [--only zero2-bf16-2,…] [--output FILE.json]
     python benchmarks/plan.py host
 
-Every case starts real ranks under `deepspeed` (gloo, CPU): gaguide's engine on a GPT-2, three steps.
-Memory is the process's own high-water mark (VmHWM, set back before each phase of the last step) less its
-resident set after the imports, after a tiny model has trained in the same process (so that libraries have
-made what they keep) and after the process group has met. glibc returns every block above 64 KiB to the
-kernel at once (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), so that freed tensors do not count.
-Bytes on the wire are those of DeepSpeed's comms logger over the last step, by operation.
+Each case starts real ranks under `deepspeed` (gloo, CPU): gaguide's engine on a GPT-2, three steps. Memory
+is the process's high-water mark (VmHWM, reset before each phase of the last step) minus its resident set
+after the imports, after a tiny model has trained in the same process (so that one-time allocations of the
+libraries do not count) and after the process group has met. glibc returns every block above 64 KiB to the
+kernel at once (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), so freed tensors do not count. Bytes on the
+wire are those of DeepSpeed's comms logger over the last step, by operation.
 
-`host` counts what a block costs the host: forward and backward of GPT-2s so narrow and short that the work is
-in starting operations and in DeepSpeed's hooks; processor time of 12 blocks less that of 4, by ZeRO stage.
+`host` measures what a block costs the host: forward and backward of GPT-2s so narrow and short that the
+work is launching operations and running DeepSpeed's hooks. It reports processor time of 12 blocks minus
+that of 4, by ZeRO stage.
 """
 
 from __future__ import annotations
@@ -68,13 +69,13 @@ def case_of(name: str) -> dict[str, Any]:
 
 
 def resident(field: str = "VmRSS") -> int:
-    """Bytes that this process holds now (VmRSS) or held at most (VmHWM)."""
+    """Resident bytes of this process: now (VmRSS) or at most so far (VmHWM)."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
     assert found is not None
     return int(found[1]) * 1024
 
 
-def forget_peak() -> None:
+def reset_peak() -> None:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
@@ -84,12 +85,12 @@ class Phases:
 
     def __init__(self, baseline: int) -> None:
         self.baseline, self.peaks = baseline, {}
-        forget_peak()
+        reset_peak()
 
     def end(self, phase: str) -> None:
         peak = resident("VmHWM") - self.baseline
         self.peaks[phase] = max(peak, self.peaks.get(phase, 0))
-        forget_peak()
+        reset_peak()
 
 
 def child(case: dict[str, Any], folder: Path) -> None:
@@ -140,7 +141,7 @@ def child(case: dict[str, Any], folder: Path) -> None:
 
 
 def warm_up(case: dict[str, Any]) -> None:
-    """Train a tiny model once: what oneDNN, autograd's threads and torch make once stays out of the peak."""
+    """Train a tiny model once, so that what oneDNN, autograd and torch allocate once is not in the peak."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -191,7 +192,7 @@ def guide_of(model: Any, case: dict[str, Any]) -> Any:
 
 
 def measure(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """One record a rank."""
+    """One record per rank."""
     starter = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(case["ranks"])]
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -212,13 +213,13 @@ def measure(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def predicted(case: dict[str, Any]) -> Any:
-    """The plan of a case; the device is named for its link only, which neither memory nor bytes depend on."""
-    from gaguide.cost import PlanRequest, estimate, with_deepspeed
+    """The estimate of a case. Neither memory nor bytes depend on the device, so it keeps its default."""
+    from gaguide.cost import CostRequest, estimate, with_deepspeed
     from gaguide.model import SIZES, scratch_config, shape_of
 
     config = scratch_config(SIZES[case["size"]], 50_257, None)
     config.attn_pdrop = config.resid_pdrop = config.embd_pdrop = 0.0
-    request = PlanRequest(
+    request = CostRequest(
         shape_of(config),
         gpus=case["ranks"],
         block_length=case["length"],
@@ -231,7 +232,7 @@ def predicted(case: dict[str, Any]) -> Any:
 
 
 def payload(wire: dict[str, list[list[int]]], ranks: int) -> dict[str, int]:
-    """Bytes of whole tensors by operation; the logger counts a rank's share of an all-gather."""
+    """Bytes of whole tensors by operation. The logger counts a rank's share of an all-gather."""
     names = {"all_gather_into_tensor": "all_gather", "reduce_scatter_tensor": "reduce_scatter"}
     total = {}
     for name, sizes in wire.items():
@@ -241,11 +242,11 @@ def payload(wire: dict[str, list[list[int]]], ranks: int) -> dict[str, int]:
 
 
 def row(name: str, record: dict[str, Any]) -> str:
-    """A line of the Markdown table."""
-    plan, ranks = predicted(record["case"]), record["ranks"]
+    """One row of the Markdown table."""
+    cost, ranks = predicted(record["case"]), record["ranks"]
     measured = max(max(rank["phases"].values()) for rank in ranks)
     counted = {operation: 0 for operation in ("all_reduce", "reduce_scatter", "all_gather")}
-    for one in plan.wire:
+    for one in cost.wire:
         counted[one.operation] += one.payload
     logged = payload(ranks[0]["wire"], len(ranks))
     wire = "—"
@@ -255,15 +256,15 @@ def row(name: str, record: dict[str, Any]) -> str:
             for operation in counted
             if counted[operation] or logged.get(operation, 0) > 1000
         )
-    megabytes = plan.memory.peak / 2**20, measured / 2**20
+    megabytes = cost.memory.peak / 2**20, measured / 2**20
     return (
-        f"| {name} | {plan.memory.peak_phase} | {megabytes[0]:,.0f} | {megabytes[1]:,.0f} | "
+        f"| {name} | {cost.memory.peak_phase} | {megabytes[0]:,.0f} | {megabytes[1]:,.0f} | "
         f"{megabytes[0] / megabytes[1] - 1:+.1%} | {wire} |"
     )
 
 
 def host_child(stage: int) -> None:
-    """Print seconds of a block, forward and backward, at that stage."""
+    """Print milliseconds per block, forward and backward, at `stage`."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -288,7 +289,7 @@ def host_child(stage: int) -> None:
             engine.step()
         seconds.append(statistics.median(times[10:]))
     block = 1000 * (seconds[1] - seconds[0]) / 8
-    print(f"HOST stage {stage}: {block:.2f} ms of processor time a block, forward and backward")
+    print(f"HOST stage {stage}: {block:.2f} ms of processor time per block, forward and backward")
     stop()
 
 
@@ -309,7 +310,7 @@ def main() -> None:
     if sys.argv[1:2] == ["host"]:
         host()
         return
-    if "child" in sys.argv[1:3]:  # the launcher puts --local_rank before it
+    if "child" in sys.argv[1:3]:  # the launcher inserts --local_rank before it
         at = sys.argv.index("child")
         child(json.loads(sys.argv[at + 1]), Path(sys.argv[at + 2]))
         return

@@ -1,18 +1,18 @@
-"""Planning a training before it runs: memory, time, bytes on the wire, GPU-hours, settings to take."""
+"""Cost of a training before it runs: memory, bytes on the wire, time, GPU-hours; settings that fit."""
 
-from gaguide.cost.assemble import assemble
+from gaguide.cost.assemble import assemble_request
 from gaguide.cost.deepspeed import with_deepspeed
-from gaguide.cost.estimate import Plan, estimate
+from gaguide.cost.estimate import CostEstimate, estimate
 from gaguide.cost.hardware import GPUS, LINKS
 from gaguide.cost.recommend import recommend
-from gaguide.cost.request import PlanRequest, with_run
+from gaguide.cost.request import CostRequest, with_run
 
 __all__ = [
     "GPUS",
     "LINKS",
-    "Plan",
-    "PlanRequest",
-    "assemble",
+    "CostEstimate",
+    "CostRequest",
+    "assemble_request",
     "estimate",
     "recommend",
     "with_deepspeed",

@@ -1,4 +1,4 @@
-"""The plan of a training: memory, time, bytes on the wire and GPU-hours. `estimate` is its one entry."""
+"""`estimate`: memory, time, bytes on the wire and GPU-hours of a `CostRequest`."""
 
 from __future__ import annotations
 
@@ -8,36 +8,40 @@ from typing import Any
 from gaguide.cost import hardware
 from gaguide.cost.hardware import GPUS
 from gaguide.cost.memory import Memory, estimate_memory
-from gaguide.cost.request import PlanRequest, check
-from gaguide.cost.steptime import StepTime, operations, step_time
+from gaguide.cost.request import CostRequest, check
+from gaguide.cost.steptime import StepTime, step_time, token_flops
 from gaguide.cost.wire import Collective, collectives
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a request would take. A model, not a measurement: docs/scaling.md states it and what was checked.
+class CostEstimate:
+    """What a training would cost according to the model in docs/scaling.md; nothing here is measured."""
 
-    memory: tensor bytes of a rank; needed: with the allowance for context and fragmentation, against
-    `capacity`. step: seconds by cause. steps, hours, gpu_hours: of the token budget, None without one.
-    """
-
-    request: PlanRequest
+    request: CostRequest
+    """The training that was estimated."""
     memory: Memory
+    """Tensor bytes of one rank, by part."""
     needed: float
+    """Bytes of GPU memory: the peak of `memory`, with allowances for context and fragmentation."""
     capacity: float
+    """Bytes of memory of the GPU."""
     wire: tuple[Collective, ...]
+    """Collectives of one step."""
     step: StepTime
+    """Seconds of one step, by cause."""
     tokens_per_step: int
+    """Tokens of one step, over all ranks."""
     utilisation: float
+    """Model FLOPs utilisation, between 0 and 1."""
 
     @property
     def fits(self) -> bool:
-        """Whether a rank's GPU holds it."""
+        """Whether the GPU has the memory that a rank needs."""
         return self.needed <= self.capacity
 
     @property
     def other_activations(self) -> tuple[str, int]:
-        """Bytes of activations under the other choice of checkpointing: ("with" or "without", bytes)."""
+        """Activation memory under the other choice of checkpointing: ("with" or "without", bytes)."""
         setup = self.request.setup
         other = estimate_memory(self.request.model, replace(setup, checkpointing=not setup.checkpointing))
         return "with" if other.recomputed else "without", other.activations + other.recomputed
@@ -49,26 +53,26 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all ranks together."""
+        """Throughput of all ranks together."""
         return self.tokens_per_step / self.step.total
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps of the token budget."""
+        """Optimizer steps for the token budget; None without a budget."""
         return None if self.request.tokens is None else -(-self.request.tokens // self.tokens_per_step)
 
     @property
     def hours(self) -> float | None:
-        """Hours of the token budget, without validation, checkpoints and start."""
+        """Hours for the token budget, without startup, validation and checkpoints; None without a budget."""
         return None if self.steps is None else self.steps * self.step.total / 3600
 
     @property
     def gpu_hours(self) -> float | None:
-        """Hours times ranks."""
+        """Hours times ranks; None without a budget."""
         return None if self.hours is None else self.hours * self.request.ranks
 
     def as_record(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The estimate as JSON values, the format of `gaguide plan --json`."""
         request = asdict(self.request) | {
             "ranks": self.request.ranks,
             "accumulation": self.request.accumulation,
@@ -94,14 +98,14 @@ class Plan:
         }
 
 
-def estimate(request: PlanRequest) -> Plan:
-    """The plan of `request`; a `UserError` with every fault where it makes no sense. Takes milliseconds."""
+def estimate(request: CostRequest) -> CostEstimate:
+    """The cost of `request`, in milliseconds. Raises a `UserError` with every fault of the request."""
     check(request)
     gpu = GPUS[request.gpu]
     memory, step = estimate_memory(request.model, request.setup), step_time(request)
     tokens = request.global_batch * request.block_length
     peak = gpu.peak(request.precision) * request.ranks
-    return Plan(
+    return CostEstimate(
         request=request,
         memory=memory,
         needed=memory.peak * (1 + hardware.FRAGMENTATION) + hardware.RESERVED_BYTES,
@@ -109,5 +113,5 @@ def estimate(request: PlanRequest) -> Plan:
         wire=collectives(request.model, request.setup),
         step=step,
         tokens_per_step=tokens,
-        utilisation=tokens * operations(request).model / (step.total * peak),
+        utilisation=tokens * token_flops(request).model / (step.total * peak),
     )

@@ -1,4 +1,4 @@
-"""The fastest configuration that fits: ZeRO stage, offload, checkpointing and micro batch, all tried."""
+"""`recommend`: tries every ZeRO stage, offload, checkpointing and micro batch for the fastest that fits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from gaguide.cost.estimate import Plan, estimate
-from gaguide.cost.request import PlanRequest, check
+from gaguide.cost.estimate import CostEstimate, estimate
+from gaguide.cost.hardware import GIB
+from gaguide.cost.request import CostRequest, check
 from gaguide.errors import Fault, UserError
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -16,51 +17,50 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "offload_optimizer": ("none", "cpu"),
     "checkpointing": (False, True),
 }
-FREE = (*CHOICES, "micro_batch")
-"""Settings that `recommend` may choose."""
+CHOOSABLE = (*CHOICES, "micro_batch")
+"""Settings that `recommend` can choose."""
 
 
-def recommend(request: PlanRequest, free: Collection[str] = FREE) -> list[Plan]:
-    """Plans that fit, the fastest first; equally fast ones by simplicity (lower stage, no offload).
+def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list[CostEstimate]:
+    """Estimates that fit in memory, fastest first; ties go to the lower stage, then to no offload.
 
-    free: names of settings to choose, the others stay as requested. A `UserError` where nothing fits: it
-    names what comes nearest.
+    choose: names of the settings to vary; the others stay as requested. Raises a `UserError` that names the
+    smallest configuration if none fits.
     """
-    plans = [estimate(candidate) for candidate in _candidates(request, free)]
-    fitting = sorted((plan for plan in plans if plan.fits), key=_order)
+    estimates = [estimate(candidate) for candidate in _candidates(request, choose)]
+    fitting = sorted((one for one in estimates if one.fits), key=_by_time)
     if fitting:
         return fitting
-    if not plans:
-        check(request)  # its faults are the reason
-        raise UserError(
-            Fault("--global-batch", "no setting can split it", "choose another", request.global_batch)
-        )
-    nearest = min(plans, key=lambda plan: plan.needed)
+    if not estimates:
+        check(request)  # raises what rules out every candidate
+        problem = "cannot be split by any setting"
+        raise UserError(Fault("--global-batch", problem, "choose another", request.global_batch))
+    smallest = min(estimates, key=lambda one: one.needed)
     raise UserError(
         Fault(
             "--gpu",
-            f"nothing fits: the least is {nearest.needed / 2**30:.1f} GiB a GPU (stage "
-            f"{nearest.request.zero_stage}, micro batch {nearest.request.setup.micro_batch}) of "
-            f"{nearest.capacity / 2**30:.0f}",
-            "use more GPUs, larger ones, or a shorter block",
+            f"nothing fits: the smallest configuration (stage {smallest.request.zero_stage}, micro batch "
+            f"{smallest.request.setup.micro_batch}) needs {smallest.needed / GIB:.1f} GiB per GPU of "
+            f"{smallest.capacity / GIB:.0f}",
+            "use more GPUs, larger ones, or shorter blocks",
             request.gpu,
         )
     )
 
 
-def _order(plan: Plan) -> tuple[float, int, bool, bool]:
-    request = plan.request
-    # Within a thousandth times are equal: the model knows no better.
-    coarse = float(f"{plan.step.total:.3g}")
-    return coarse, request.zero_stage, request.offload_optimizer != "none", request.checkpointing
+def _by_time(one: CostEstimate) -> tuple[float, int, bool, bool]:
+    request = one.request
+    # Times that agree to three digits are equal: the model is not more accurate than that.
+    rounded = float(f"{one.step.total:.3g}")
+    return rounded, request.zero_stage, request.offload_optimizer != "none", request.checkpointing
 
 
-def _candidates(request: PlanRequest, free: Collection[str]) -> Iterator[PlanRequest]:
-    """Every allowed combination of the free settings."""
-    names = [name for name in CHOICES if name in free]
+def _candidates(request: CostRequest, choose: Collection[str]) -> Iterator[CostRequest]:
+    """Every combination of the settings to choose that passes `check`."""
+    names = [name for name in CHOICES if name in choose]
     for values in product(*(CHOICES[name] for name in names)):
         chosen = replace(request, **dict(zip(names, values)))
-        for micro_batch in _micro_batches(request) if "micro_batch" in free else [request.micro_batch]:
+        for micro_batch in _micro_batches(request) if "micro_batch" in choose else [request.micro_batch]:
             candidate = replace(chosen, micro_batch=micro_batch)
             try:
                 check(candidate)
@@ -69,8 +69,8 @@ def _candidates(request: PlanRequest, free: Collection[str]) -> Iterator[PlanReq
             yield candidate
 
 
-def _micro_batches(request: PlanRequest) -> list[int]:
-    """Divisors of a rank's share up to 256 sequences."""
+def _micro_batches(request: CostRequest) -> list[int]:
+    """Divisors of a rank's share of the global batch, up to 256 sequences."""
     if request.ranks < 1 or request.global_batch % request.ranks:
         return [1]
     share = request.global_batch // request.ranks

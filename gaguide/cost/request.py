@@ -1,4 +1,4 @@
-"""What a plan is asked for, from arguments and from a run; and whether it makes sense."""
+"""`CostRequest`: the training whose cost is estimated, and its checks."""
 
 from __future__ import annotations
 
@@ -7,56 +7,72 @@ from dataclasses import dataclass, replace
 from gaguide.config import RunConfig, plan_batch
 from gaguide.cost.hardware import GPUS, LINKS
 from gaguide.cost.memory import MemorySetup, Offload, Precision
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.guidance import EXPERIMENTS
 from gaguide.guidance.kernel import rows_of_block
 from gaguide.model import ModelShape
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """A training to be estimated. Names of GPUs and links are those of `gaguide.cost.GPUS` and `LINKS`.
-
-    gpus: on each node, one rank each. cards: network cards of a node. micro_batch: None takes a rank's whole
-    share of the global batch. guided_heads: in each layer. tokens: budget of the whole training. Buckets are
-    elements, as in the DeepSpeed JSON.
-    """
+class CostRequest:
+    """A training whose cost is to be estimated. Bucket sizes are in elements, as in a DeepSpeed JSON."""
 
     model: ModelShape
+    """Shape of the model."""
     gpus: int = 1
+    """GPUs per node, one rank each."""
     nodes: int = 1
+    """Number of nodes."""
     gpu: str = "a100-80"
+    """GPU model, a key of `GPUS`."""
     link: str = "ib-hdr"
+    """Network between nodes, a key of `LINKS`."""
     cards: int = 1
+    """Network adapters per node."""
     block_length: int = 1024
+    """Tokens per sequence."""
     global_batch: int = 512
+    """Sequences per optimizer step, over all ranks."""
     micro_batch: int | None = None
+    """Sequences per rank in a forward pass; None is a rank's whole share of the global batch."""
     zero_stage: int = 2
+    """ZeRO stage, 0 to 3."""
     precision: Precision = "bf16"
+    """Precision of weights and matrix products."""
     checkpointing: bool = False
+    """Whether activations are recomputed in backward."""
     offload_optimizer: Offload = "none"
+    """Where optimizer state is kept."""
     offload_parameters: Offload = "none"
+    """Where weights are kept at stage 3."""
     guided_heads: int = 0
+    """Guided heads per layer, in every layer."""
     tokens: int | None = None
+    """Token budget of the whole training."""
     overlap: bool | None = None
+    """Whether communication overlaps with compute; None is yes at stage 3 only."""
     bucket: int = 50_000_000
+    """Size of ZeRO's reduce bucket."""
     gather: int = 50_000_000
+    """Size of stage 3's prefetch bucket."""
     kept_parameters: int = 500_000_000
+    """Most elements that stage 3 keeps gathered from one use to the next."""
     sub_group: int = 100_000_000
+    """Elements that stage 3 updates at a time."""
 
     @property
     def ranks(self) -> int:
-        """All ranks."""
+        """Number of ranks."""
         return self.gpus * self.nodes
 
     @property
     def accumulation(self) -> int:
-        """Forward passes of a rank in a step; valid after `check`."""
+        """Forward passes of a rank per optimizer step; valid after `check`."""
         return plan_batch(self.global_batch, self.micro_batch, self.ranks).accumulation
 
     @property
     def setup(self) -> MemorySetup:
-        """The request as `gaguide.model.estimate_memory` takes it; valid after `check`."""
+        """The request in the form that `estimate_memory` takes; valid after `check`."""
         batch = plan_batch(self.global_batch, self.micro_batch, self.ranks)
         return MemorySetup(
             micro_batch=batch.micro_batch,
@@ -79,25 +95,25 @@ class PlanRequest:
         )
 
 
-def check(request: PlanRequest) -> None:
+def check(request: CostRequest) -> None:
     """Raise a `UserError` with every fault of the request."""
-    faults = _counts(request) + _names(request) + _shape(request) + _precision(request) + _offload(request)
-    if not faults:
-        try:
-            batch = plan_batch(request.global_batch, request.micro_batch, request.ranks)
-        except UserError as error:
-            faults += error.faults
-        else:
-            if request.zero_stage == 1 and request.precision != "fp32" and batch.accumulation > 1:
-                remedy = "use stage 2, or a micro batch that needs no accumulation"
-                problem = f"at stage 1 DeepSpeed would add up micro batches in {request.precision}"
-                faults.append(Fault("micro batch", problem, remedy, batch.micro_batch))
-    if faults:
-        raise UserError(faults)
+    with FaultCollector() as faults:
+        for find in (_counts, _names, _shape, _precision, _offload):
+            faults.add(*find(request))
+        if not faults:
+            _check_batch(request)
 
 
-def with_run(request: PlanRequest, run: RunConfig) -> PlanRequest:
-    """The request with what a run's YAML says: batch, block length, checkpointing, guided heads."""
+def _check_batch(request: CostRequest) -> None:
+    batch = plan_batch(request.global_batch, request.micro_batch, request.ranks)
+    if request.zero_stage == 1 and request.precision != "fp32" and batch.accumulation > 1:
+        problem = f"at stage 1 DeepSpeed would accumulate micro batches in {request.precision}"
+        remedy = "use stage 2, or a micro batch that needs no accumulation"
+        raise UserError(Fault("micro batch", problem, remedy, batch.micro_batch))
+
+
+def with_run(request: CostRequest, run: RunConfig) -> CostRequest:
+    """`request` with batch, block length, checkpointing and guided heads of a run."""
     heads = len(EXPERIMENTS.get(run.guidance.experiment, ()))
     if run.guidance.plan:
         heads = max((len(entry.heads) for entry in run.guidance.plan), default=0)
@@ -111,44 +127,44 @@ def with_run(request: PlanRequest, run: RunConfig) -> PlanRequest:
     )
 
 
-def _counts(request: PlanRequest) -> list[Fault]:
+def _counts(request: CostRequest) -> list[Fault]:
     least = {"gpus": 1, "nodes": 1, "cards": 1, "block_length": 2, "global_batch": 1, "guided_heads": 0}
     faults = [
-        Fault(_option(name), f"is less than {bound}", f"give {bound} or more", value)
+        Fault(_option(name), f"must be at least {bound}", f"give {bound} or more", value)
         for name, bound in least.items()
         if (value := getattr(request, name)) < bound
     ]
     for name in ("micro_batch", "tokens"):
         value = getattr(request, name)
         if value is not None and value < 1:
-            faults.append(Fault(_option(name), "is less than 1", "give 1 or more", value))
+            faults.append(Fault(_option(name), "must be at least 1", "give 1 or more", value))
     return faults
 
 
-def _names(request: PlanRequest) -> list[Fault]:
+def _names(request: CostRequest) -> list[Fault]:
     faults = []
     if request.gpu not in GPUS:
-        faults.append(Fault("--gpu", "no such accelerator", "known: " + ", ".join(GPUS), request.gpu))
+        faults.append(Fault("--gpu", "unknown GPU", f"choose one of {', '.join(GPUS)}", request.gpu))
     if request.link not in LINKS:
-        faults.append(Fault("--link", "no such network", "known: " + ", ".join(LINKS), request.link))
+        faults.append(Fault("--link", "unknown network", f"choose one of {', '.join(LINKS)}", request.link))
     if request.zero_stage not in range(4):
-        faults.append(Fault("--stage", "is no ZeRO stage", "give 0, 1, 2 or 3", request.zero_stage))
+        faults.append(Fault("--stage", "must be one of 0, 1, 2, 3", "choose one of them", request.zero_stage))
     return faults
 
 
-def _shape(request: PlanRequest) -> list[Fault]:
+def _shape(request: CostRequest) -> list[Fault]:
     faults = []
     positions = request.model.positions
     if positions and request.block_length > positions:
-        problem = f"the model takes sequences up to {positions} tokens"
+        problem = f"must be at most {positions}, the positions of the model"
         faults.append(Fault("--block-length", problem, f"give {positions} or less", request.block_length))
     if request.guided_heads > request.model.heads:
-        problem = f"a layer has {request.model.heads} heads"
+        problem = f"must be at most {request.model.heads}, the heads of a layer"
         faults.append(Fault("--guided-heads", problem, "give fewer", request.guided_heads))
     return faults
 
 
-def _precision(request: PlanRequest) -> list[Fault]:
+def _precision(request: CostRequest) -> list[Fault]:
     faults, precision = [], request.precision
     gpu = GPUS.get(request.gpu)
     if gpu is not None and precision in ("bf16", "fp16") and not getattr(gpu, precision):
@@ -157,15 +173,15 @@ def _precision(request: PlanRequest) -> list[Fault]:
         faults.append(Fault("--precision", problem, f"give {other} or fp32", precision))
     if precision == "autocast" and request.zero_stage > 0:
         faults.append(
-            Fault("--precision", "autocast is for stage 0", "give bf16, fp16 or fp32", request.zero_stage)
+            Fault("--precision", "autocast needs stage 0", "give bf16, fp16 or fp32", request.zero_stage)
         )
     if precision in ("bf16", "fp16") and request.zero_stage == 0:
-        problem = "stage 0 keeps no fp32 weights that could be exported"
+        problem = "stage 0 keeps no fp32 weights to export"
         faults.append(Fault("--stage", problem, f"use stage 1 or higher with {precision}", 0))
     return faults
 
 
-def _offload(request: PlanRequest) -> list[Fault]:
+def _offload(request: CostRequest) -> list[Fault]:
     faults = []
     if request.offload_optimizer != "none" and request.zero_stage < 1:
         remedy = "use stage 1 or higher"

@@ -1,11 +1,11 @@
-"""Time of an optimizer step by a stated model; its constants are in hardware.py.
+"""Time of an optimizer step by a roofline model whose constants are in hardware.py.
 
-compute     matrix products at MATRIX_SHARE of the GPU's peak, plus elementwise work at MEMORY_SHARE of its
-            memory bandwidth (roofline: products are bound by arithmetic, the rest by memory)
-waiting     what the GPU waits for a host that starts operations more slowly than the GPU does them
-wire        each ring collective: bytes a rank sends over the slowest link it crosses at LINK_SHARE, plus one
-            latency a hop; of collectives that overlap, compute hides OVERLAP_SHARE at best
-update      AdamW's reading and writing of its rank's part; offloaded: over PCIe, host memory or NVMe instead
+compute      matrix products at MATRIX_SHARE of the GPU's peak: bound by arithmetic elementwise  everything
+else at MEMORY_SHARE of the memory bandwidth: bound by memory waiting      the GPU waits for the host where
+the host launches operations more slowly than the GPU runs them wire         each ring collective: the bytes
+a rank sends at LINK_SHARE of the slowest link on the ring, plus one
+             latency per hop; compute hides at most OVERLAP_SHARE of the collectives that overlap
+update       AdamW's reads and writes of the rank's partition; offloaded, over PCIe, host memory or NVMe
 """
 
 from __future__ import annotations
@@ -16,47 +16,52 @@ from gaguide.cost import hardware
 from gaguide.cost.flops import TokenFlops, flops_per_token
 from gaguide.cost.hardware import GPUS, LINKS
 from gaguide.cost.memory import WEIGHT_BYTES, Memory, activation_bytes_per_layer, estimate_memory
-from gaguide.cost.request import PlanRequest
+from gaguide.cost.request import CostRequest
 from gaguide.cost.wire import Collective, collectives
 
-# Passes over saved activations: written and read forward; backward reads them, writes and reads gradients.
+# Passes over saved activations: forward writes and reads them; backward reads them, writes and reads
+# gradients.
 _ACTIVATION_PASSES = 5
-# Passes over fp32 logits: logits, log-probabilities, their gradients, each written and read.
+# Passes over fp32 logits: logits, log-probabilities and their gradients, each written and read.
 _LOGIT_PASSES = 6
-# Bytes of AdamW's step a parameter, fp32: weight, gradient, two moments read; weight, moments written.
+# Bytes that AdamW moves per parameter in fp32: weight, gradient and two moments read; weight and moments
+# written.
 _UPDATE_BYTES = 28
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of an optimizer step by cause.
-
-    waiting: for the host. wire: all communication. exposed: what of it compute cannot hide.
-    """
+    """Seconds of an optimizer step, by cause."""
 
     compute: float
+    """Matrix products."""
     elementwise: float
+    """Operations bound by memory bandwidth."""
     waiting: float
+    """The GPU waits for the host."""
     wire: float
+    """All communication."""
     exposed: float
+    """Communication that compute does not hide."""
     update: float
+    """The optimizer step."""
 
     @property
     def total(self) -> float:
-        """Seconds of the step."""
+        """Seconds of the whole step."""
         return self.compute + self.elementwise + self.waiting + self.exposed + self.update
 
     @property
     def efficiency(self) -> float:
-        """Share of the step that does not wait for communication."""
+        """Scaling efficiency: the share of the step that does not wait for communication."""
         return 1 - self.exposed / self.total
 
 
-def step_time(request: PlanRequest) -> StepTime:
-    """The step of a checked request."""
+def step_time(request: CostRequest) -> StepTime:
+    """Time of one optimizer step. The request must have passed `check`."""
     setup, gpu = request.setup, GPUS[request.gpu]
     tokens = setup.tokens * setup.accumulation
-    flops = operations(request)
+    flops = token_flops(request)
     compute = tokens * flops.training / (gpu.peak(request.precision) * hardware.MATRIX_SHARE)
     touched = _ACTIVATION_PASSES * request.model.layers * activation_bytes_per_layer(request.model, setup)
     touched += _LOGIT_PASSES * 4 * setup.tokens * request.model.vocab
@@ -66,15 +71,15 @@ def step_time(request: PlanRequest) -> StepTime:
     waiting = max(0.0, host * request.model.layers * setup.accumulation - compute - elementwise)
     times = [(one, _seconds(one, request)) for one in collectives(request.model, setup)]
     hidden = sum(seconds for one, seconds in times if one.hidden)
-    open_ = sum(seconds for one, seconds in times if not one.hidden)
+    exposed_only = sum(seconds for one, seconds in times if not one.hidden)
     computing = compute + elementwise + waiting
-    exposed = open_ + max((1 - hardware.OVERLAP_SHARE) * hidden, hidden - computing)
+    exposed = exposed_only + max((1 - hardware.OVERLAP_SHARE) * hidden, hidden - computing)
     update = _update(request, estimate_memory(request.model, setup))
-    return StepTime(compute, elementwise, waiting, hidden + open_, exposed, update)
+    return StepTime(compute, elementwise, waiting, hidden + exposed_only, exposed, update)
 
 
-def operations(request: PlanRequest) -> TokenFlops:
-    """Operations per token of a checked request."""
+def token_flops(request: CostRequest) -> TokenFlops:
+    """Operations per token. The request must have passed `check`."""
     return flops_per_token(
         request.model,
         request.block_length,
@@ -83,20 +88,20 @@ def operations(request: PlanRequest) -> TokenFlops:
     )
 
 
-def _seconds(collective: Collective, request: PlanRequest) -> float:
-    """A ring's time: its slowest link, and for each call as many hops as the ring has."""
+def _seconds(collective: Collective, request: CostRequest) -> float:
+    """Time of a ring collective: its slowest link, plus one latency per hop of the ring and call."""
     gpu, link = GPUS[request.gpu], LINKS[request.link]
     bandwidth, passes = gpu.link, 2 if collective.operation == "all_reduce" else 1
     hops = (request.ranks - request.nodes) * hardware.INSIDE_LATENCY
     if request.nodes > 1:
-        # One ring for each card: together they carry what one rank sends.
+        # One ring per adapter; together they carry what one rank sends.
         bandwidth = min(bandwidth, link.bandwidth * request.cards)
         hops += request.nodes * link.latency
     sending = collective.sent(request.ranks) / (bandwidth * hardware.LINK_SHARE)
     return sending + collective.calls * passes * hops
 
 
-def _update(request: PlanRequest, memory: Memory) -> float:
+def _update(request: CostRequest, memory: Memory) -> float:
     P, gpu = request.model.parameters, GPUS[request.gpu]
     part = P / request.ranks if request.zero_stage else P
     if request.offload_optimizer == "none":

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from transformers import GPT2Config
 
+GPT2_VOCABULARY = 50_257
+"""Words of GPT-2's tokenizer, `<|endoftext|>` included."""
+
 
 @dataclass(frozen=True)
 class Size:

@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
-from gaguide.cost import Plan, PlanRequest, estimate, with_deepspeed, with_run
+from gaguide.cost import CostEstimate, CostRequest, estimate, with_deepspeed, with_run
 from gaguide.data.build.python_reference import VOCABULARY_SIZE
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
+from gaguide.model.sizes import GPT2_VOCABULARY
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.state import read_state
 
-_GPT2_VOCABULARY = 50_257
 _GIB = 2**30
 
 
@@ -29,7 +29,7 @@ class CellPlan:
 
     cell: Cell
     done: bool
-    plan: Plan | None
+    plan: CostEstimate | None
     tokens: int | None
     problem: str | None = None
 
@@ -44,7 +44,7 @@ def plan_cells(grid: Grid, gpu: str) -> Iterator[CellPlan]:
         done, tokens = read_state(grid, cell).state == "done", _tokens(grid, cell, manifest)
         try:
             shape = _shape(sizes[cell.size], grid, manifest)
-            request = PlanRequest(shape, gpus=cell.ranks, gpu=gpu, tokens=tokens)
+            request = CostRequest(shape, gpus=cell.ranks, gpu=gpu, tokens=tokens)
             request = with_deepspeed(with_run(request, cell.run), load_deepspeed_json(cell.ds_config))
             if cell.run.guidance.weight == 0:
                 request = replace(request, guided_heads=0)
@@ -108,7 +108,7 @@ def _shape(model: str, grid: Grid, manifest: Manifest | None) -> ModelShape:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(Fault("model", f"cannot be loaded ({reason})", "give a folder", model)) from None
-    vocabulary = manifest.vocab_size if manifest else _GPT2_VOCABULARY
+    vocabulary = manifest.vocab_size if manifest else GPT2_VOCABULARY
     if grid.study.data.shards == "embedded":
         vocabulary = VOCABULARY_SIZE
     return shape_of(scratch_config(SIZES[model], vocabulary, None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gaguide.cost import assemble, estimate
+from gaguide.cost import assemble_request, estimate
 from tests.support.ranks import DS_CONFIGS
 
 GIGABYTE = 1e9
@@ -14,7 +14,7 @@ def cell(model: str, ranks: int, config: str) -> str:
     """Gigabytes on each GPU; behind them those of the host's memory, or of the disk, of each rank."""
     accumulation = 1 if config == "zero1" else 2
     options = {"gpus": ranks, "micro_batch": 1, "global_batch": accumulation * ranks, "checkpointing": True}
-    request, _ = assemble(model, None, DS_CONFIGS / f"{config}.json", options)
+    request, _ = assemble_request(model, None, DS_CONFIGS / f"{config}.json", options)
     memory = estimate(request).memory
     elsewhere = memory.disk or memory.host
     if not elsewhere:

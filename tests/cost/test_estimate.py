@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.config import load_config
-from gaguide.cost import PlanRequest, estimate, recommend, with_deepspeed, with_run
+from gaguide.cost import CostRequest, estimate, recommend, with_deepspeed, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import UserError
 from gaguide.model import SIZES, scratch_config, shape_of
@@ -20,13 +20,13 @@ SMALL = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
 
 
 def test_one_rank_sends_nothing() -> None:
-    plan = estimate(PlanRequest(SMALL, global_batch=8, micro_batch=8))
+    plan = estimate(CostRequest(SMALL, global_batch=8, micro_batch=8))
     assert plan.sent_bytes == 0 and plan.step.efficiency == 1
 
 
 def test_a_step_sends_what_the_zero_paper_says() -> None:
     """2 P elements at stages 0 to 2; 3 P at stage 3 without what stage 3 may keep gathered."""
-    base = PlanRequest(XL, gpus=8, nodes=2, global_batch=16)
+    base = CostRequest(XL, gpus=8, nodes=2, global_batch=16)
     least = 15 / 16 * XL.parameters * 2
     assert estimate(replace(base, zero_stage=0, precision="fp32")).sent_bytes == pytest.approx(2 * 2 * least)
     for stage in (1, 2):  # DeepSpeed reduces everything to every rank, and gathers the weights besides
@@ -39,13 +39,13 @@ def test_a_step_sends_what_the_zero_paper_says() -> None:
 
 
 def test_accumulation_sends_gradients_each_time_at_stage_2() -> None:
-    once = estimate(PlanRequest(SMALL, gpus=2, global_batch=8, micro_batch=4)).wire
-    twice = estimate(PlanRequest(SMALL, gpus=2, global_batch=8, micro_batch=2)).wire
+    once = estimate(CostRequest(SMALL, gpus=2, global_batch=8, micro_batch=4)).wire
+    twice = estimate(CostRequest(SMALL, gpus=2, global_batch=8, micro_batch=2)).wire
     assert [one.payload for one in twice] == [2 * once[0].payload, once[1].payload]
 
 
 def test_a_slower_network_costs_time_between_nodes_only() -> None:
-    apart = PlanRequest(XL, gpus=8, nodes=4, global_batch=32)
+    apart = CostRequest(XL, gpus=8, nodes=4, global_batch=32)
     slow, fast = (estimate(replace(apart, link=link)) for link in ("10gbe", "ib-ndr"))
     assert slow.step.total > fast.step.total and slow.memory == fast.memory
     together = replace(apart, gpus=32, nodes=1)
@@ -53,14 +53,14 @@ def test_a_slower_network_costs_time_between_nodes_only() -> None:
 
 
 def test_a_budget_gives_gpu_hours() -> None:
-    plan = estimate(PlanRequest(SMALL, gpus=8, nodes=2, global_batch=64, tokens=10**9))
+    plan = estimate(CostRequest(SMALL, gpus=8, nodes=2, global_batch=64, tokens=10**9))
     assert plan.steps == -(-(10**9) // (64 * 1024))
     assert plan.gpu_hours == pytest.approx(plan.steps * plan.step.total / 3600 * 16)
     assert json.loads(json.dumps(plan.as_record()))["gpu_hours"] == plan.gpu_hours
 
 
 def test_every_fault_is_told_at_once() -> None:
-    request = PlanRequest(
+    request = CostRequest(
         SMALL, gpus=0, gpu="a100", link="carrier-pigeon", block_length=4096, zero_stage=2, guided_heads=13,
         offload_parameters="cpu", micro_batch=0,
     )  # fmt: skip
@@ -79,32 +79,32 @@ def test_every_fault_is_told_at_once() -> None:
     [
         ({"gpu": "v100-32"}, "does not compute in bf16"),
         ({"zero_stage": 0}, "stage 0 keeps no fp32 weights"),
-        ({"zero_stage": 1, "micro_batch": 1}, "would add up micro batches"),
+        ({"zero_stage": 1, "micro_batch": 1}, "would accumulate micro batches"),
         ({"global_batch": 9}, "does not divide"),
         ({"precision": "fp32", "zero_stage": 0, "offload_optimizer": "cpu"}, "needs ZeRO"),
     ],
 )
 def test_what_training_refuses_is_refused(changes: dict[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        estimate(replace(PlanRequest(SMALL, gpus=2, global_batch=8), **changes))  # type: ignore[arg-type]
+        estimate(replace(CostRequest(SMALL, gpus=2, global_batch=8), **changes))  # type: ignore[arg-type]
 
 
 def test_recommended_is_the_fastest_that_fits_and_keeps_what_is_fixed() -> None:
-    plans = recommend(PlanRequest(XL, gpus=8, gpu="a100-40", global_batch=64))
+    plans = recommend(CostRequest(XL, gpus=8, gpu="a100-40", global_batch=64))
     assert all(plan.fits for plan in plans)
     assert plans[0].step.total == pytest.approx(min(plan.step.total for plan in plans), rel=0.01)
-    fixed = recommend(PlanRequest(XL, gpus=8, gpu="a100-80", global_batch=64, zero_stage=1), {"micro_batch"})
+    fixed = recommend(CostRequest(XL, gpus=8, gpu="a100-80", global_batch=64, zero_stage=1), {"micro_batch"})
     assert {plan.request.zero_stage for plan in fixed} == {1}
 
 
 def test_nothing_fits_says_how_much_it_would_take() -> None:
-    with pytest.raises(UserError, match=r"nothing fits: the least is \d+\.\d GiB a GPU"):
-        recommend(PlanRequest(XL, gpu="v100-16", precision="fp32", zero_stage=0, global_batch=1), ())
+    with pytest.raises(UserError, match=r"nothing fits: the smallest .* needs \d+\.\d GiB per GPU"):
+        recommend(CostRequest(XL, gpu="v100-16", precision="fp32", zero_stage=0, global_batch=1), ())
 
 
 def test_more_ranks_need_less_memory_each() -> None:
     needed = [
-        estimate(PlanRequest(XL, gpus=8, nodes=nodes, global_batch=128, micro_batch=1, zero_stage=3)).needed
+        estimate(CostRequest(XL, gpus=8, nodes=nodes, global_batch=128, micro_batch=1, zero_stage=3)).needed
         for nodes in (1, 2, 4, 16)
     ]
     assert needed == sorted(needed, reverse=True) and needed[0] > needed[-1]
@@ -114,7 +114,7 @@ def test_more_ranks_need_less_memory_each() -> None:
 def test_our_deepspeed_files_are_read(path: Path) -> None:
     config = load_deepspeed_json(path)
     zero = config["zero_optimization"]
-    request = with_deepspeed(PlanRequest(SMALL, gpus=2, global_batch=8), config)
+    request = with_deepspeed(CostRequest(SMALL, gpus=2, global_batch=8), config)
     assert request.zero_stage == zero["stage"]
     if "reduce_bucket_size" in zero:
         assert request.bucket == zero["reduce_bucket_size"]
@@ -130,6 +130,6 @@ def expected_precision(path: Path) -> str:
 
 def test_a_run_gives_its_batch_and_guided_heads() -> None:
     run = load_config(REPOSITORY / "launch" / "recipes" / "gpt2-xl-4-transition.yaml", {})
-    request = with_run(PlanRequest(XL, gpus=8), run)
+    request = with_run(CostRequest(XL, gpus=8), run)
     assert request.guided_heads == 4 and request.global_batch == run.train.global_batch
     assert request.checkpointing == run.train.gradient_checkpointing

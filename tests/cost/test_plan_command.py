@@ -14,8 +14,8 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from gaguide.cli import plan
-from gaguide.cost import PlanRequest, estimate
-from gaguide.cost.curves import curves
+from gaguide.cost import CostRequest, estimate
+from gaguide.cost.curves import scaling_points
 from gaguide.errors import UserError
 from gaguide.model import SIZES, scratch_config, shape_of
 from tests.support.ranks import DS_CONFIGS, REPOSITORY
@@ -54,7 +54,7 @@ def test_json_equals_the_function_where_all_is_given() -> None:
         "--no-checkpointing", "--offload-optimizer", "none", "--tokens", "1e8",
     )  # fmt: skip
     shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
-    same = estimate(PlanRequest(shape, gpus=4, micro_batch=4, global_batch=16, tokens=10**8))
+    same = estimate(CostRequest(shape, gpus=4, micro_batch=4, global_batch=16, tokens=10**8))
     assert answer.pop("chosen") == []
     assert answer == json.loads(json.dumps(same.as_record()))
 
@@ -103,18 +103,18 @@ def test_curves_go_to_1024_gpus_and_say_what_they_are(tmp_path: Path) -> None:
 
 def test_strong_scaling_never_splits_a_batch_unevenly() -> None:
     shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
-    points = curves(estimate(PlanRequest(shape, gpus=4, global_batch=48, micro_batch=4)))
+    points = scaling_points(estimate(CostRequest(shape, gpus=4, global_batch=48, micro_batch=4)))
     strong = [point for point in points if point.kind == "strong"]
     assert [point.gpus for point in strong] == [1, 2, 4, 8, 16]
-    assert all(point.plan.request.global_batch == 48 for point in strong)
+    assert all(point.cost.request.global_batch == 48 for point in strong)
     assert math.isclose(strong[0].efficiency, 1) and strong[-1].efficiency < 1
 
 
 def test_curves_go_on_over_nodes_of_any_size_and_without_what_training_refuses() -> None:
     """Six GPUs a node; stage 1, which adds up no micro batches in 16 bits, so few GPUs cannot train it."""
     shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
-    request = PlanRequest(shape, gpus=6, nodes=4, global_batch=96, micro_batch=4, zero_stage=1)
-    points = curves(estimate(request))
+    request = CostRequest(shape, gpus=6, nodes=4, global_batch=96, micro_batch=4, zero_stage=1)
+    points = scaling_points(estimate(request))
     gpus = {kind: [point.gpus for point in points if point.kind == kind] for kind in ("strong", "weak")}
     assert gpus == {"strong": [24, 48, 96], "weak": [1, 2, 4, *(6 * 2**n for n in range(8))]}
     assert all(0 < point.efficiency <= 1 for point in points)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config
 
-from gaguide.cost import PlanRequest, estimate, with_deepspeed
+from gaguide.cost import CostRequest, estimate, with_deepspeed
 from gaguide.model import shape_of
 from tests.cost.wire_script import MODEL
 from tests.support.patience import patience
@@ -56,7 +56,7 @@ def test_planned_bytes_are_those_that_deepspeed_logs(tmp_path: Path) -> None:
 
 
 def planned_payload(case: dict[str, Any]) -> dict[str, int]:
-    request = PlanRequest(
+    request = CostRequest(
         shape_of(GPT2Config(**MODEL)), gpus=2, block_length=16, global_batch=2 * case["accumulation"],
         micro_batch=1,
     )  # fmt: skip

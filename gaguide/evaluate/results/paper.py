@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gaguide.model.sizes import SIZES
+from gaguide.model.sizes import GPT2_VOCABULARY, SIZES
 
 _REPORTED = ("gpt2", "gpt2-medium")
-_VOCABULARY = 50257
 
 Published = tuple[str, str]
 """(model, experiment) as the study's tables name them."""
@@ -27,7 +26,7 @@ def published(name: str, config: Any) -> Published | None:
         return size, "original"
     shape = getattr(config, "n_layer", None), getattr(config, "n_head", None), getattr(config, "n_embd", None)
     experiment = _experiment(Path(name).parent / "summary.json")
-    if experiment is None or getattr(config, "vocab_size", None) != _VOCABULARY:
+    if experiment is None or getattr(config, "vocab_size", None) != GPT2_VOCABULARY:
         return None
     for reported in _REPORTED:
         if (SIZES[reported].layers, SIZES[reported].heads, SIZES[reported].width) == shape:
