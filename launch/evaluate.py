@@ -1,12 +1,9 @@
-"""Evaluate a model with all ranks, e.g. `deepspeed launch/evaluate.py --model DIR --tasks demo --output OUT`.
+"""deepspeed launch/evaluate.py --model DIR… --tasks NAME|FILE|DIR… --output DIR
 
-Also runs under torchrun, mpirun and srun, and as plain python. All the work is in gaguide.evaluate.
+The same program as `python -m gaguide.evaluate`.
 """
 
-from __future__ import annotations
-
-from gaguide.distributed import leave
-from gaguide.evaluate.command import main
+from gaguide.evaluate.__main__ import run
 
 if __name__ == "__main__":
-    leave(main())
+    run()

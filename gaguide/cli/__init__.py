@@ -9,7 +9,7 @@ import typer
 from gaguide.errors import EXIT_USER_ERROR, UserError
 
 app = typer.Typer(
-    help="Attention-guided fine-tuning: data, attention views, reports, checks of this machine.",
+    help="Attention-guided fine-tuning: data, training, evaluation, attention views, studies, reports.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -18,9 +18,22 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: a user's mistake prints one message and exits with code 2, without a traceback."""
-    from gaguide.cli import attention, checkpoint, data, doctor, eval, lexicon, plan, report, study, submit
+    from gaguide.cli import (
+        attention,
+        checkpoint,
+        data,
+        doctor,
+        eval,
+        lexicon,
+        plan,
+        programs,
+        report,
+        study,
+        submit,
+    )
 
-    for module in (data, lexicon, attention, checkpoint, eval, plan, study, report, submit, doctor):
+    modules = (programs, data, lexicon, attention, checkpoint, eval, plan, study, report, submit, doctor)
+    for module in modules:
         module.register(app)
     try:
         app()

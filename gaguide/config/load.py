@@ -12,14 +12,18 @@ from pydantic import BaseModel, ValidationError
 from gaguide.config.run import RunConfig
 from gaguide.config.yaml_tree import apply_overrides, merge, read_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.shipped import RECIPES
 
 EMBEDDED = Path(__file__).parent / "embedded.yaml"
 """The run that needs nothing but this package; it is what `launch/train.py` does without `--config`."""
 
 
 def load_config(path: Path | None, overrides: dict[str, str]) -> RunConfig:
-    """The run in `path` (None: the embedded one) with overrides, whose values are read as YAML."""
-    tree = _read_with_base(path or EMBEDDED)
+    """The run in `path` with overrides, whose values are read as YAML.
+
+    path: a YAML file or the name of a shipped recipe; None for the embedded run.
+    """
+    tree = _read_with_base(EMBEDDED if path is None else RECIPES.find(path, "--config"))
     with FaultCollector() as faults:
         faults.add(*apply_overrides(tree, overrides, _takes_text))
         try:

@@ -47,8 +47,8 @@ def hostfile_of(command: Sequence[str]) -> str | None:
     named = None
     for word, following in zip(command[at + 1 :], [*command[at + 2 :], ""]):
         option, equals, value = word.partition("=")
-        if word.endswith(".py"):
-            break  # the script; what follows is its own
+        if word.endswith(".py") or word.startswith("gaguide."):
+            break  # the program; what follows are its own arguments
         if option in ("--hostfile", "-H"):
             named = value if equals else following
     return named

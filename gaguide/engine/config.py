@@ -15,6 +15,7 @@ from gaguide.config.batch import BatchPlan
 from gaguide.engine.config_offload import offload_device, offload_faults, with_nvme_path
 from gaguide.engine.config_schema import fault, read_sections, top_level_faults
 from gaguide.errors import Fault, UserError
+from gaguide.shipped import DEEPSPEED_JSONS
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ class RunSide:
 
 
 def load_deepspeed_json(path: Path) -> dict[str, Any]:
-    """The file's object; a `UserError` where it is missing, not a JSON object, or says a key twice."""
-    if not path.is_file():
-        raise UserError(Fault("--deepspeed", "no such file", "choose one of ds_configs/", str(path)))
+    """The file's object; a `UserError` where it is missing, not a JSON object, or says a key twice.
+
+    path: of the file, or the name of a shipped one (`zero2`).
+    """
+    path = DEEPSPEED_JSONS.find(path, "--deepspeed")
     try:
         config = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The command behind launch/evaluate.py: arguments, ranks, and how a user's mistake ends on all of them."""
+"""The evaluation program: its arguments, its ranks, and how a user's mistake ends on all of them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command's arguments; a wrong one is a `UserError`."""
     parser = _Parser(
-        prog="launch/evaluate.py",
+        prog="gaguide evaluate",
         description="Evaluate a causal language model on multiple-choice and probability tasks.",
         epilog="Writes results.json, results_lm_eval.json and examples.parquet into the output folder.",
         allow_abbrev=False,
@@ -101,7 +101,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="only the first N examples of each task")
     parser.add_argument("--shots", type=int, help="demonstrations before every prompt, instead of the tasks'")
     parser.add_argument(
-        "--deepspeed", type=Path, help="a DeepSpeed JSON of ZeRO stage 3: the model is cut up among the ranks"
+        "--deepspeed",
+        type=Path,
+        help="a DeepSpeed JSON of ZeRO stage 3, by path or name (zero3): ranks share the model's parameters",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser

@@ -1,4 +1,4 @@
-"""The commands of a cell: launch/train.py and launch/evaluate.py, as a person would start them. Pure."""
+"""The commands that train and evaluate a cell: `gaguide.train` and `gaguide.evaluate` as programs. Pure."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gaguide.errors import Fault, UserError
-from gaguide.study.grid import REPOSITORY, Cell, Grid
+from gaguide.study.grid import Cell, Grid
 
 RUN_FILE = "run.yaml"
-
-
-def check_launchers() -> None:
-    """Raise a `UserError` where gaguide was installed without its launch scripts."""
-    if not (REPOSITORY / "launch" / "train.py").is_file():
-        problem = "has no launch/train.py beside it"
-        remedy = "install a clone of the repository with pip install -e ."
-        raise UserError(Fault("gaguide", problem, remedy, str(REPOSITORY)))
 
 
 def train_command(grid: Grid, cell: Cell, port: int) -> list[str]:
     """Train a cell from the run file in its folder."""
     config = grid.path(cell) / RUN_FILE
     arguments = ["--deepspeed", str(cell.ds_config), "--config", str(config)]
-    return _launch(cell.ranks, port, "train.py", arguments)
+    return _launch("gaguide.train", arguments, cell.ranks, port)
 
 
 def evaluate_command(grid: Grid, cell: Cell, port: int) -> list[str]:
@@ -39,13 +30,13 @@ def evaluate_command(grid: Grid, cell: Cell, port: int) -> list[str]:
         arguments += ["--batch-tokens", str(settings.batch_tokens)]
     if settings.limit is not None:
         arguments += ["--limit", str(settings.limit)]
-    return _launch(cell.ranks, port, "evaluate.py", arguments)
+    return _launch("gaguide.evaluate", arguments, cell.ranks, port)
 
 
-def _launch(ranks: int, port: int, script: str, arguments: Sequence[str]) -> list[str]:
-    path = str(REPOSITORY / "launch" / script)
+def _launch(module: str, arguments: Sequence[str], ranks: int, port: int) -> list[str]:
+    """This interpreter's command line that runs a module on `ranks` ranks of this machine."""
     if ranks == 1:
-        return [sys.executable, path, *arguments]
+        return [sys.executable, "-m", module, *arguments]
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     launcher = [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(port)]
-    return [*launcher, path, *arguments]
+    return [*launcher, "--module", module, *arguments]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from gaguide.data.format.manifest import is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError, suggestion
 from gaguide.guidance.plan import EXPERIMENTS
+from gaguide.shipped import DEEPSPEED_JSONS
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -222,9 +224,11 @@ class _Builder:
         return self.ranks or size.ranks or self.study.ranks
 
     def _ds_path(self, size: SizeSection) -> Path:
-        """Relative to where the command runs, else to gaguide's own checkout."""
-        path = Path(size.ds_config or self.study.ds_config).expanduser()
-        return path.resolve() if path.exists() or path.is_absolute() else REPOSITORY / path
+        """The DeepSpeed JSON of a size; as given where reading it will report that it is missing."""
+        given = size.ds_config or self.study.ds_config
+        with suppress(UserError):
+            return DEEPSPEED_JSONS.find(given, "ds_config").resolve()
+        return Path(given)
 
     def _ds_content(self, path: Path) -> Any:
         if path not in self.jsons:

@@ -24,7 +24,7 @@ from gaguide.config import dump_config
 from gaguide.files import write_text
 from gaguide.log import say
 from gaguide.ports import free_port
-from gaguide.study.commands import RUN_FILE, check_launchers, evaluate_command, train_command
+from gaguide.study.commands import RUN_FILE, evaluate_command, train_command
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import State
 from gaguide.study.state import (
@@ -55,7 +55,6 @@ class Runner:
 
     def run(self, cells: Sequence[Cell]) -> dict[str, CellState]:
         """Work on these cells, bases first; returns the state of each. SIGTERM and ctrl-C end it cleanly."""
-        check_launchers()
         states = {cell.id: read_state(self.grid, cell) for cell in self.grid.cells}
         todo = [cell for cell in cells if states[cell.id].state != "done"]
         say(f"{len(cells) - len(todo)} of {len(cells)} cells are done; {self.jobs} at a time")

@@ -1,4 +1,4 @@
-"""The command behind launch/train.py: arguments, ranks, and how a user's mistake ends on all of them."""
+"""The training program: its arguments, its ranks, and how a user's mistake ends on all of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gaguide.distributed import World, out_of_memory, raise_together, start, sto
 from gaguide.distributed.launcher import launchers
 from gaguide.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Fault, PreemptedError, UserError
 from gaguide.log import say
+from gaguide.shipped import DEEPSPEED_JSONS
 
 if TYPE_CHECKING:
     from gaguide.train.evaluating import MakeEvaluation
@@ -82,7 +83,9 @@ def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvalua
     job = settle_micro_batch(job, deepspeed_json, world)
     if job.run.evaluate.every and make_evaluation is None:
         problem = "this program does not evaluate while it trains"
-        raise UserError(Fault("evaluate.every", problem, "start launch/train.py", job.run.evaluate.every))
+        raise UserError(
+            Fault("evaluate.every", problem, "start it as python -m gaguide.train", job.run.evaluate.every)
+        )
     evaluation = make_evaluation(job, world) if make_evaluation is not None else None
     if world.is_main:
         say(job.describe(world))
@@ -109,16 +112,19 @@ class _Parser(argparse.ArgumentParser):
 def read_arguments(argv: Sequence[str] | None) -> tuple[RunConfig, Path, Path | None]:
     """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line."""
     parser = _Parser(
-        prog="deepspeed launch/train.py",
+        prog="gaguide train",
         description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE.",
         epilog=f"Fields and their meaning: gaguide/config/run.py; the default run: {EMBEDDED}",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--deepspeed", type=Path, required=True, help="a DeepSpeed JSON, e.g. ds_configs/zero2.json"
+        "--deepspeed",
+        type=Path,
+        required=True,
+        help=f"a DeepSpeed JSON: its path, or one of {', '.join(DEEPSPEED_JSONS.names())}",
     )
     parser.add_argument(
-        "--config", type=Path, help="a run's YAML, e.g. launch/recipes/gpt2-4-transition.yaml"
+        "--config", type=Path, help="a run's YAML: its path, or a recipe's name such as gpt2-4-transition"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     known, overrides = parser.parse_known_args(argv)

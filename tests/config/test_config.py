@@ -66,7 +66,7 @@ def test_malformed_arguments_are_named(arguments: list[str]) -> None:
     [
         ("a: [", "is not YAML"),
         ("- 1", "holds no sections"),
-        (None, "cannot be read"),
+        (None, "must be one of gpt2.*or the path of a file"),
         ("train: {steps: 1}\nseed: 0\ntrain: {steps: 2}", "train stands there twice"),
     ],
 )

@@ -106,6 +106,8 @@ def test_gloo_is_told_an_interface_only_where_it_would_take_loopback(name_of_thi
         ("/v/bin/deepspeed --master_port 1 -H=hosts launch/train.py", "hosts"),
         ("python /v/bin/deepspeed launch/train.py --hostfile other", None),
         ("python -u -m deepspeed.launcher.launch --hostfile x launch/train.py", None),
+        ("deepspeed --module --hostfile hosts gaguide.train --x 1", "hosts"),
+        ("deepspeed --module gaguide.train --hostfile other", None),
         ("vim --hostfile x", None),
     ],
 )
