@@ -160,8 +160,8 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _check(outputs: list[Path], view: str, experiment: str | None) -> list[Fault]:
+    from gaguide.config.experiments import EXPERIMENTS
     from gaguide.figures import check_figure_path
-    from gaguide.guidance import EXPERIMENTS
 
     faults = [fault for path in outputs for fault in check_figure_path(path, also=(".html",))]
     if view not in _VIEWS:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gaguide.config import RunConfig, plan_batch
+from gaguide.config.experiments import EXPERIMENTS
 from gaguide.cost.hardware import GPUS, LINKS
 from gaguide.cost.memory import MemorySetup, Offload, Precision
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.guidance import EXPERIMENTS
 from gaguide.guidance.kernel import rows_of_block
 from gaguide.model import ModelShape
 

@@ -6,7 +6,6 @@ from gaguide.guidance.measure import HeadAttention, Measurement, measure
 from gaguide.guidance.patterns import Columns, FirstToken, FixedOffset, Offset, Pattern, TokenSet
 from gaguide.guidance.plan import (
     DEFAULT_WEIGHT,
-    EXPERIMENTS,
     Assignment,
     GuidancePlan,
     GuidedHead,
@@ -17,7 +16,6 @@ from gaguide.guidance.words import WordSet
 
 __all__ = [
     "DEFAULT_WEIGHT",
-    "EXPERIMENTS",
     "Assignment",
     "Columns",
     "FirstToken",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.config import GuidanceSection
+from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import Fault, UserError, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
 from gaguide.guidance.patterns import Pattern, TokenSet
@@ -23,14 +24,6 @@ Layers = Literal["all", "last-half"] | tuple[int, ...]
 
 DEFAULT_WEIGHT = GuidanceSection().weight
 """For `mean` and `indicator`; docs/guidance.md has the measurement that decided it."""
-
-EXPERIMENTS: dict[str, tuple[str, ...]] = {
-    "finetuned": (),
-    "1-negation": ("contrast",),
-    "3-negation": ("contrast", "contrast", "contrast"),
-    "4-transition": ("order", "contrast", "addition", "emphasis"),
-}
-"""The study's experiments: the lexicon of head 0, 1, … in every layer; `finetuned` guides none."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from statsmodels.stats.proportion import proportion_confint
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.config import GuidanceSection, RunConfig
+from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
 from gaguide.guidance import read_lexicons
 from gaguide.guidance.lexicon import Lexicon, Mode, get_lexicon, shipped_lexicons
 from gaguide.guidance.patterns import Columns
-from gaguide.guidance.plan import EXPERIMENTS
 from gaguide.study.compare import Pair
 from gaguide.study.evaluated import BETTER, Evaluated
 from gaguide.study.grid import Grid

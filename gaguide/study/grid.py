@@ -18,10 +18,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from gaguide.config import RunConfig
+from gaguide.config.experiments import EXPERIMENTS
 from gaguide.data.format.manifest import is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError, suggestion
-from gaguide.guidance.plan import EXPERIMENTS
 from gaguide.shipped import DEEPSPEED_JSONS
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gaguide.config import EMBEDDED, dump_config, load_config, parse_overrides, plan_batch
+from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
-from gaguide.guidance import EXPERIMENTS
 from tests.support.ranks import REPOSITORY
 
 RECIPES = REPOSITORY / "launch" / "recipes"

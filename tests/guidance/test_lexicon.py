@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import Metaspace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
 from gaguide.guidance import (
-    EXPERIMENTS,
     GuidancePlan,
     Lexicon,
     get_lexicon,

@@ -55,7 +55,7 @@ def test_any_patterns_on_any_heads(embedded_shards: Path, tmp_path: Path) -> Non
         ),
         ("[{pattern: contrast, heads: 9}]", "4 heads"),
         ("[{pattern: contrast, heads: []}]", "at least 1 item"),
-        ("[{pattern: contrast}]", r"plan\.0\.heads: is missing"),
+        ("[{pattern: contrast}]", r"plan\.0\.heads: is required"),
         ("[{pattern: contrast, heads: 0, layer: 1}]", "did you mean 'layers'"),
     ],
 )

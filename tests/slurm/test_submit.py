@@ -108,7 +108,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "'--nodes=4'",
     ):
         assert field in said
-    assert "no.json" in said and "partion" in said and "no such field" in said, (
+    assert "no.json" in said and "partion" in said and "unknown field" in said, (
         "what is no option of submit is one of the run"
     )
     with pytest.raises(UserError, match=r"train.global_batch = 16: does not divide by the 3 ranks"):

@@ -107,7 +107,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         grid(tmp_path, experiments=["1-negatoin"], ds_config="nowhere.json", train={"global_batch": 0})
     text = str(told.value)
     assert "did you mean '1-negation'" in text and "nowhere.json" in text and "train.global_batch" in text
-    with pytest.raises(UserError, match="size pico stands twice"):
+    with pytest.raises(UserError, match="size pico is given twice"):
         grid(tmp_path, sizes=["pico", "pico"])
 
 

@@ -151,7 +151,7 @@ def test_an_unknown_option_is_named_before_anything_starts(tmp_path: Path) -> No
     done = run_ranks(TRAIN, ["--deepspeed", str(DS_CONFIGS / "zero2.json"), "--train.stepz", "3"])
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stdout
-    assert done.stdout.count("train.stepz = 3: no such field") == 1
+    assert done.stdout.count("train.stepz = 3: unknown field") == 1
     assert "did you mean 'steps'?" in done.stdout
 
 
