@@ -1,8 +1,8 @@
 """Attention maps of chosen layers and heads, at the cost of those heads alone.
 
-The model keeps running in its scaled-dot-product attention; for a chosen layer the softmax rows of the
-chosen heads are computed beside it from the same queries and keys. They are the probabilities *before*
-dropout, in fp32, which is what guidance acts on (eager attention returns them after dropout).
+The model keeps running in its scaled-dot-product attention; for a chosen layer the softmax rows of the chosen
+heads are computed in addition, from the same queries and keys. They are the probabilities *before* dropout,
+in fp32, which is what guidance acts on (eager attention returns them after dropout).
 
 Shapes: B batch, H heads, G key/value heads, h chosen heads, Q query rows kept, T positions, D head width.
 """
@@ -12,36 +12,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from gaguide.errors import Fault, UserError
-
-_NAME = "gaguide-collect"
-_ATTRIBUTE = "_gaguide_collect"
-# Arguments of some models' attention that change the softmax; leaving them out would give wrong maps.
-_UNSUPPORTED = ("position_bias", "softcap", "s_aux", "head_mask")
+from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
+from gaguide.model.attention_hooks import attach_consumer, causal_attention_modules, suspend_observers
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention probabilities of chosen heads.
-
-    maps: layer → fp32 [B, h, Q, T] on the CPU; head `heads[i]` is slot i. Rows of padding queries that see
-        nothing are zero.
-    queries: the query rows kept, [start, stop); all of them unless a window was asked for.
-    """
+    """Attention probabilities of chosen heads."""
 
     heads: tuple[int, ...]
+    """The chosen heads, ascending; `heads[i]` is slot i of every map."""
     queries: tuple[int, int]
+    """Query rows kept, [start, stop)."""
     maps: MappingProxyType[int, torch.Tensor]
+    """Layer → fp32 [B, h, Q, T] on the CPU; rows of padding queries that see nothing are zero."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -53,10 +46,11 @@ class AttentionMaps:
         return self.maps[layer][sequence, self.heads.index(head)]
 
     def as_bertviz(self, sequence: int | None = None) -> tuple[torch.Tensor, ...]:
-        """A tuple over `layers` of [B, h, T, T], as bertviz's head_view and model_view take it.
+        """A tuple over `layers` of [B, h, T, T], the argument of bertviz's head_view and model_view.
 
-        bertviz shows one sequence: choose it by `sequence` where the batch holds several (B becomes 1). Its
-        own numbering starts at 0 again, so layer i there is `layers[i]` here, and likewise for heads.
+        bertviz shows one sequence: choose it by `sequence` where the batch has several (B becomes 1). It
+        numbers layers and heads from 0, so its layer i is `layers[i]` here, and likewise for heads. Raises
+        `ValueError` for maps of a window of queries.
         """
         chosen = slice(None) if sequence is None else slice(sequence, sequence + 1)
         for map_BhQT in self.maps.values():
@@ -65,13 +59,36 @@ class AttentionMaps:
         return tuple(map_BhQT[chosen] for map_BhQT in self.maps.values())
 
 
-@dataclass
-class _Collection:
-    """What the chosen attention modules write into during forward passes."""
+@dataclass(eq=False)
+class Collection:
+    """What `collecting` gives: the maps of the model's latest forward pass."""
 
     heads: tuple[int, ...]
+    """The chosen heads, ascending."""
     queries: tuple[int, int] | None
-    maps: dict[int, torch.Tensor]
+    """Query rows to keep, [start, stop); None keeps all."""
+    maps: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer → fp32 [B, h, Q, T] on the CPU, detached."""
+
+    changes_outputs = False
+
+    def start_pass(self, inputs: PassInputs) -> PassHandler:
+        """The handler that fills `maps`."""
+        return _CollectingPass(self)
+
+
+class _CollectingPass(PassHandler):
+    def __init__(self, collection: Collection) -> None:
+        self.collection: Collection | None = collection
+
+    def observe(self, call: AttentionCall) -> None:
+        if self.collection is not None:
+            self.collection.maps[call.layer] = _rows(
+                call.q_BHTD, call.k_BGTD, call.mask, call.scale, self.collection
+            )
+
+    def finish(self) -> None:
+        self.collection = None
 
 
 def collect(
@@ -87,9 +104,9 @@ def collect(
     attention_mask: [B, T], 1 on tokens and 0 on padding, left or right; positions then count tokens only.
     queries: keep only the query rows [start, stop), for texts whose whole maps would be too large.
 
-    Dropout is off during the pass and the model is left in the mode it came in. Raises `UserError` for a
-    model without AttentionInterface, a layer, head or window out of range, and ids or lengths that the
-    model does not take.
+    Dropout is off during the pass, and the model is left in the mode it was in. Inside a `guide` block the
+    results of the guided pass before it are kept. Raises `UserError` for a model without AttentionInterface,
+    a layer, head or window out of range, and ids or lengths that the model does not take.
     """
     input_ids_BT = input_ids_BT.to(model.device)
     _check_input(model, input_ids_BT, queries)
@@ -101,19 +118,22 @@ def collect(
             inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = 1  # the maps need no logits
-    with collecting(model, layers, heads, queries) as collection, _eval_mode(model), torch.no_grad():
+    with (
+        suspend_observers(model),
+        collecting(model, layers, heads, queries) as collection,
+        _eval_mode(model),
+        torch.no_grad(),
+    ):
         model(**inputs)
-        maps = dict(collection.maps)
-        wanted = _chosen("layers", layers, _n_layers(model), [])
-        if sorted(maps) != list(wanted):
-            missing = sorted(set(wanted) - set(maps))
-            raise UserError(
-                Fault("model", f"layers {missing} did not run causal self-attention", "choose other layers")
-            )
+    wanted = range(_n_layers(model)) if layers is None else sorted(set(layers))
+    if missing := [layer for layer in wanted if layer not in collection.maps]:
+        raise UserError(
+            Fault("model", f"layers {missing} did not run causal self-attention", "choose other layers")
+        )
     return AttentionMaps(
         collection.heads,
         queries or (0, input_ids_BT.shape[1]),
-        MappingProxyType({layer: maps[layer] for layer in sorted(maps)}),
+        MappingProxyType({layer: collection.maps[layer] for layer in wanted}),
     )
 
 
@@ -123,93 +143,58 @@ def collecting(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     queries: tuple[int, int] | None = None,
-) -> Iterator[_Collection]:
+) -> Iterator[Collection]:
     """Inside, each forward pass of `model` fills `.maps`: layer → fp32 [B, h, Q, T] of that pass, detached.
 
-    The model computes what it would anyway, in its mode; on leaving, also by an exception, it is as before.
+    The model computes what it would anyway, in its mode; the block may stand inside or around others that
+    collect, measure or guide. On leaving, also by an exception, the model is as before. Raises `UserError`
+    for a model without AttentionInterface and for layers and heads that it does not have.
     """
-    name = type(model).__name__
-    if not model._can_set_attn_implementation():
-        raise UserError(
-            Fault("model", f"{name} does not use transformers' AttentionInterface", "use a model that does")
-        )
-    modules = _attention_modules(model)
-    faults: list[Fault] = []
-    n_heads = int(model.config.get_text_config().num_attention_heads)
-    chosen_layers = _chosen("layers", layers, _n_layers(model), faults)
-    chosen_heads = _chosen("heads", heads, n_heads, faults)
-    if not faults and not set(chosen_layers) <= modules.keys():
+    modules = causal_attention_modules(model)
+    with FaultCollector() as faults:
+        n_heads = int(model.config.get_text_config().num_attention_heads)
+        chosen_layers = _chosen("layers", layers, _n_layers(model), faults)
+        chosen_heads = _chosen("heads", heads, n_heads, faults)
         missing = sorted(set(chosen_layers) - modules.keys())
-        faults.append(
-            Fault("layers", f"{name} has no causal self-attention in layers {missing}", "choose other layers")
-        )
-    if faults:
-        raise UserError(faults)
-    collection = _Collection(chosen_heads, queries, {})
-    before = model.config._attn_implementation
-    for layer in chosen_layers:
-        setattr(modules[layer], _ATTRIBUTE, collection)
-    try:
-        model.set_attn_implementation(_NAME)
+        if missing and not faults:
+            problem = f"{type(model).__name__} has no causal self-attention in layers {missing}"
+            faults.add(Fault("layers", problem, "choose other layers"))
+    collection = Collection(chosen_heads, queries)
+    with attach_consumer(model, chosen_layers, collection):
         yield collection
-    finally:
-        model.set_attn_implementation(before)
-        for layer in chosen_layers:
-            vars(modules[layer]).pop(_ATTRIBUTE, None)
-
-
-def _attention_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """Layer → its causal self-attention module (cross-attention is not causal)."""
-    return {
-        int(vars(module)["layer_idx"]): module
-        for module in model.modules()
-        if isinstance(vars(module).get("layer_idx"), int)
-        and getattr(module, "is_causal", False)
-        and hasattr(module, "config")
-    }
 
 
 def _n_layers(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().num_hidden_layers)
 
 
-def _chosen(what: str, indices: Sequence[int] | None, size: int, faults: list[Fault]) -> tuple[int, ...]:
+def _chosen(what: str, indices: Sequence[int] | None, size: int, faults: FaultCollector) -> tuple[int, ...]:
     if indices is None:
         return tuple(range(size))
-    faults += [
-        Fault(what, f"the model has {size} {what}", f"choose from 0 to {size - 1}", index)
-        for index in indices
-        if not 0 <= index < size
-    ]
+    for index in indices:
+        if not 0 <= index < size:
+            faults.add(Fault(what, f"the model has {size} {what}", f"choose from 0 to {size - 1}", index))
     if not indices:
-        faults.append(Fault(what, "none chosen", f"choose from 0 to {size - 1}"))
+        faults.add(Fault(what, "none chosen", f"choose from 0 to {size - 1}"))
     return tuple(sorted(set(indices)))
 
 
 def _check_input(model: PreTrainedModel, input_ids_BT: torch.Tensor, queries: tuple[int, int] | None) -> None:
-    faults = []
     if input_ids_BT.ndim != 2:
         raise ValueError(f"input_ids has shape {tuple(input_ids_BT.shape)}, not [batch, positions]")
     T = input_ids_BT.shape[1]
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
-    if T == 0 or (positions is not None and positions < T):
-        faults.append(Fault("text", f"the model takes 1 to {positions} tokens", "shorten the text", T))
-    elif not 0 <= int(input_ids_BT.min()) <= int(input_ids_BT.max()) < config.vocab_size:
-        faults.append(
-            Fault(
-                "text",
-                f"has token ids beyond the model's vocabulary ({config.vocab_size})",
-                "use the tokenizer that belongs to the model",
-                int(input_ids_BT.max()),
-            )
-        )
-    if queries is not None and not 0 <= queries[0] < queries[1] <= T:
-        faults.append(
-            Fault("window", f"the text has {T} tokens", f"choose a start and a stop within 0 to {T}", queries)
-        )
-    if faults:
-        raise UserError(faults)
+    with FaultCollector() as faults:
+        if T == 0 or (positions is not None and positions < T):
+            faults.add(Fault("text", f"the model takes 1 to {positions} tokens", "shorten the text", T))
+        elif not 0 <= int(input_ids_BT.min()) <= int(input_ids_BT.max()) < config.vocab_size:
+            problem = f"has token ids beyond the model's vocabulary ({config.vocab_size})"
+            remedy = "use the tokenizer that belongs to the model"
+            faults.add(Fault("text", problem, remedy, int(input_ids_BT.max())))
+        if queries is not None and not 0 <= queries[0] < queries[1] <= T:
+            remedy = f"choose a start and a stop within 0 to {T}"
+            faults.add(Fault("window", f"the text has {T} tokens", remedy, queries))
 
 
 @contextmanager
@@ -223,39 +208,13 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _attention(
-    module: nn.Module,
-    q_BHTD: torch.Tensor,
-    k_BGTD: torch.Tensor,
-    v_BGTD: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """The registered attention function: SDPA, and beside it the rows of a chosen layer's chosen heads."""
-    collection: _Collection | None = vars(module).get(_ATTRIBUTE)
-    if collection is not None:
-        present = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-        if present:
-            problem = f"its attention uses {', '.join(present)}, which attention maps do not cover"
-            raise UserError(Fault("model", problem, "look at another model"))
-        if q_BHTD.shape[2] != k_BGTD.shape[2]:
-            raise ValueError("attention maps need whole sequences: call the model with use_cache=False")
-        scale = q_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-        collection.maps[module.layer_idx] = _rows(  # type: ignore[index]
-            q_BHTD, k_BGTD, attention_mask, scale, collection
-        )
-    return sdpa_attention_forward(module, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scaling, **kwargs)
-
-
 @torch.no_grad()
 def _rows(
     q_BHTD: torch.Tensor,
     k_BGTD: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float,
-    collection: _Collection,
+    collection: Collection,
 ) -> torch.Tensor:
     """fp32 softmax rows [B, h, Q, T]; `mask` [B or 1, 1 or H, T, T] is bool or additive; None is causal."""
     heads = torch.tensor(collection.heads, device=q_BHTD.device)
@@ -273,11 +232,7 @@ def _rows(
             rows = (mask if mask.shape[1] == 1 else mask.index_select(1, heads))[:, :, start:stop, :T]
             if rows.dtype == torch.bool:
                 hidden = ~rows
-            else:  # additive: biases are small, what is hidden is near the lowest number there is
+            else:  # additive: biases are small, hidden entries are near the lowest finite value
                 s_BhQT, hidden = s_BhQT + rows.float(), rows < torch.finfo(rows.dtype).min / 2
-        # A row that sees nothing is all -inf: its softmax is NaN, its attention none.
+        # A row that sees nothing is all -inf, and its softmax NaN; its attention is zero.
         return torch.softmax(s_BhQT.masked_fill_(hidden, -torch.inf), -1).nan_to_num_(nan=0.0).cpu()
-
-
-AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)

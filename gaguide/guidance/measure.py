@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from gaguide.distributed import all_reduce_sum
 from gaguide.guidance.attach import Guidance, guide
 from gaguide.guidance.plan import GuidancePlan
+from gaguide.model.attention_hooks import suspend_observers
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,16 @@ class Measurement:
 def measure(
     model: PreTrainedModel, plan: GuidancePlan | None, batches_BT: Iterable[torch.Tensor]
 ) -> Measurement:
-    """Measure `model` under `plan` (None: loss only); see `measure_guided` for batches and ranks."""
+    """Measure `model` under `plan` (None: loss only); see `measure_guided` for batches and ranks.
+
+    Inside a `guide` block the model is measured unguided, and the results of the guided pass before are kept.
+    """
     batches = (({"input_ids": ids_BT}, True) for ids_BT in batches_BT)
-    if plan is None or plan.is_empty:
-        return measure_guided(model, None, batches)
-    with guide(model, plan, measure_only=True) as guidance:
-        return measure_guided(model, guidance, batches)
+    with suspend_observers(model):
+        if plan is None or plan.is_empty:
+            return measure_guided(model, None, batches)
+        with guide(model, plan, measure_only=True) as guidance:
+            return measure_guided(model, guidance, batches)
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from gaguide.engine.monitors import check_monitors
 from gaguide.engine.offload_state import offload_is_ready
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
-from gaguide.guidance.attach import attention_modules
 from gaguide.model import ModelSource, find_model, skeleton
+from gaguide.model.attention_hooks import attention_modules
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
 

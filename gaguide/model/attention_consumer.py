@@ -1,0 +1,111 @@
+"""What an observer or modifier of attention implements to be attached to a model (attention_hooks.py).
+
+A consumer is asked for a *pass handler* at the start of each forward pass. The handler holds all state of
+that pass and acts on each layer in four stages; each stage is completed for all handlers before the next one
+begins, so that the order of nesting does not matter:
+
+    transform_inputs   change q, k, v or the mask    (patching or scaling them; a loss on top of the model's
+    own
+                                                      attention, which taps q and k by an autograd identity)
+    observe            read q, k and v               (measuring, collecting maps)
+    produce            compute some heads' output    (guidance, whose loss shares the softmax with the output;
+                                                      attention without certain edges); SDPA computes the rest
+    transform_output   change the layer's output     (a head's output set to zero, a mean or another run's)
+
+Shapes: B batch, H heads, G key/value heads, h chosen heads, T positions, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from gaguide.model.head_split import HeadSplit
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What the model was called with, positionally or by keyword."""
+
+    ids_BT: torch.Tensor | None
+    """Token ids (int64); None where the model was called with embeddings."""
+    attention_mask: Any
+    """The caller's mask: [B, T] with 1 on tokens and 0 on padding, any other mask, or None."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """Arguments of one layer's attention in one forward pass."""
+
+    layer: int
+    """Index of the layer."""
+    module: nn.Module
+    """The layer's attention module."""
+    q_BHTD: torch.Tensor
+    """Queries, after the position encoding."""
+    k_BGTD: torch.Tensor
+    """Keys, after the position encoding; H / G query heads share each."""
+    v_BGTD: torch.Tensor
+    """Values."""
+    mask: torch.Tensor | None
+    """[B or 1, 1 or H, T, T], Boolean (True is visible) or additive; None is causal."""
+    dropout: float
+    """Probability with which attention probabilities are dropped."""
+    scaling: float | None
+    """Factor of the scores; None is D^-0.5."""
+    kwargs: dict[str, Any]
+    """Whatever else the model hands to its attention function."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scores as a number."""
+        return self.q_BHTD.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+
+
+class PassHandler:
+    """A consumer's part in one forward pass; methods that are not overridden leave the model as it is.
+
+    Layers call it during the forward pass and, under gradient checkpointing, again during backward. It must
+    then do the same operations. After `finish` it must hold no tensor with a gradient: a checkpoint's
+    recomputation keeps the handler alive, and autograd keeps the recomputation.
+    """
+
+    def transform_inputs(self, call: AttentionCall) -> AttentionCall:
+        """The arguments that the attention of this layer runs with."""
+        return call
+
+    def observe(self, call: AttentionCall) -> None:
+        """Read the arguments of this layer's attention."""
+
+    def split(self, layer: int) -> HeadSplit | None:
+        """The heads of the layer whose output `produce` computes; None for none. One handler a layer."""
+        return None
+
+    def produce(
+        self, call: AttentionCall, q_BhTD: torch.Tensor, k_BhTD: torch.Tensor, v_BhTD: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention output [B, h, T, D] of the chosen heads, whose keys and values are one per head."""
+        raise NotImplementedError
+
+    def transform_output(self, call: AttentionCall, out_BTHD: torch.Tensor) -> torch.Tensor:
+        """The layer's attention output, before the output projection."""
+        return out_BTHD
+
+    def finish(self) -> None:
+        """Called after the model's forward, also where it raised; later calls are recomputations."""
+
+
+class AttentionConsumer(Protocol):
+    """Something that observes or changes attention for as long as it is attached."""
+
+    @property
+    def changes_outputs(self) -> bool:
+        """Whether the model computes something else with it (beyond rounding)."""
+        ...
+
+    def start_pass(self, inputs: PassInputs) -> PassHandler | None:
+        """A new handler for the forward pass that begins; None to leave this pass alone."""
+        ...
