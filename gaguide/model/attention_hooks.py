@@ -357,13 +357,15 @@ def _sdpa(call: AttentionCall) -> torch.Tensor:
 
 def _produce(call: AttentionCall, handler: PassHandler, split: HeadSplit) -> torch.Tensor:
     """Output [B, T, H, D]: the chosen heads by the handler, the rest by SDPA."""
-    chosen, rest = split.divide(call.q_BHTD, call.k_BGTD, call.v_BGTD)
+    chosen, (rest_q, rest_k, rest_v) = split.divide(call.q_BHTD, call.k_BGTD, call.v_BGTD)
     chosen_BhTD = handler.produce(call, *chosen)
     if not split.rest:
         return chosen_BhTD.transpose(1, 2).contiguous()
     rest_BTHD, _ = sdpa_attention_forward(
         split.rest_module,  # type: ignore[arg-type]
-        *rest,
+        rest_q,
+        rest_k,
+        rest_v,
         call.mask,
         call.dropout,
         call.scale,
