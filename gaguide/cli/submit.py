@@ -1,247 +1,215 @@
-"""`gaguide submit train | evaluate | data`: the same command lines, as jobs of Slurm."""
+"""`gaguide submit train | evaluate | data`: runs the commands of these names as Slurm jobs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaguide.cli.options import takes
+
 if TYPE_CHECKING:
     from gaguide.errors import Fault
-    from gaguide.slurm import Kind, Request
+    from gaguide.slurm import JobKind, JobRequest
 
-_PASSED = {"allow_extra_args": True, "ignore_unknown_options": True}
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Nodes = Annotated[int, typer.Option(help="Hosts.")]
-Gpus = Annotated[int | None, typer.Option(help="GPUs of each host; one rank each.", show_default="none")]
-Ranks = Annotated[
-    int | None, typer.Option(help="Ranks on each host.", show_default="one for each GPU, else one")
-]
-Cpus = Annotated[int | None, typer.Option(help="Cores for each rank.", show_default="the cluster's")]
-Memory = Annotated[str | None, typer.Option(help="Memory of each host: 64G; 0 is all of it.")]
-Time = Annotated[str, typer.Option(help="Time limit, HOURS:MINUTES:SECONDS or DAYS-HOURS.")]
-Partition = Annotated[str | None, typer.Option(help="Partition (queue); `sinfo` lists them.")]
-Account = Annotated[str | None, typer.Option(help="Account that is billed.")]
-Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
-Requeue = Annotated[
-    bool,
-    typer.Option(
-        "--requeue/--no-requeue",
-        help="Back into the queue after a lost host or a preemption; training also after its time limit.",
-    ),
-]
-Container = Annotated[Path | None, typer.Option(help="Apptainer image to run in.")]
-Python = Annotated[
-    str | None,
-    typer.Option(help="Python on the hosts.", show_default="this one; in a container its own"),
-]
-Setup = Annotated[
-    list[str] | None,
-    typer.Option(help="Shell command before the start, e.g. 'module load cuda'. Repeatable."),
-]
-Sbatch = Annotated[
-    list[str] | None, typer.Option(help="Further option of sbatch: --sbatch=--constraint=a100.")
-]
-Name = Annotated[str | None, typer.Option("--job-name", help="Name in the queue.")]
-Logs = Annotated[Path, typer.Option(help="Folder for the job's script and logs.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the script and the command, hand in nothing.")]
+
+@dataclass(frozen=True)
+class HostOptions:
+    """Options of jobs that run on several hosts, under the names of `JobRequest`."""
+
+    nodes: Annotated[int, typer.Option(help="Number of hosts.")] = 1
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="GPUs of each host, one rank each.", show_default="none")
+    ] = None
+    ranks_per_node: Annotated[
+        int | None, typer.Option(help="Ranks on each host.", show_default="one per GPU, else one")
+    ] = None
+    cpus_per_rank: Annotated[
+        int | None, typer.Option(help="Cores of each rank.", show_default="the cluster's")
+    ] = None
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Options of all jobs, under the names of `JobRequest` apart from `sbatch` and `job_name`."""
+
+    memory: Annotated[str | None, typer.Option(help="Memory of each host, such as 64G; 0 is all of it.")] = (
+        None
+    )
+    time: Annotated[str, typer.Option(help="Time limit, HOURS:MINUTES:SECONDS or DAYS-HOURS.")] = "12:00:00"
+    partition: Annotated[str | None, typer.Option(help="Partition (queue); `sinfo` lists them.")] = None
+    account: Annotated[str | None, typer.Option(help="Account to charge.")] = None
+    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None
+    requeue: Annotated[
+        bool,
+        typer.Option(
+            "--requeue/--no-requeue",
+            help="Requeue after a lost host or a preemption; training also after its time limit.",
+        ),
+    ] = True
+    container: Annotated[Path | None, typer.Option(help="Apptainer image to run in.")] = None
+    python: Annotated[
+        str | None,
+        typer.Option(help="Python on the hosts.", show_default="this one; in a container its own"),
+    ] = None
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(help="Shell command to run first, such as 'module load cuda'. Repeatable."),
+    ] = None
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(help="Further option of sbatch: --sbatch=--constraint=a100. Repeatable."),
+    ] = None
+    job_name: Annotated[
+        str | None, typer.Option(help="Name in the queue.", show_default="gaguide-COMMAND")
+    ] = None
+    logs: Annotated[Path, typer.Option(help="Folder for the job's script and logs.")] = Path("slurm")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the script and the command without submitting.")
+    ] = False
+
+    def request(self, kind: JobKind, arguments: list[str]) -> JobRequest:
+        """The job that runs `kind` with `arguments`."""
+        from gaguide.slurm import JobRequest
+
+        given = asdict(self)
+        for name in ("logs", "dry_run"):
+            del given[name]
+        given |= {
+            "name": given.pop("job_name") or f"gaguide-{kind}",
+            "python": self.python or ("python" if self.container else sys.executable),
+            "setup": tuple(given["setup"] or ()),
+            "options": tuple(given.pop("sbatch") or ()),
+        }
+        return JobRequest(kind, arguments=tuple(arguments), **given)
+
+
+@dataclass(frozen=True)
+class TrainOptions(JobOptions, HostOptions):
+    """Options of `submit train`."""
+
+    signal_seconds: Annotated[
+        int, typer.Option(help="Seconds before the time limit at which the ranks save and end.")
+    ] = 180
+    chain: Annotated[
+        int, typer.Option(help="Jobs that run one after another, for a run longer than the time limit.")
+    ] = 1
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(JobOptions, HostOptions):
+    """Options of `submit evaluate`."""
+
+    time: Annotated[str, typer.Option(help="Time limit, HOURS:MINUTES:SECONDS or DAYS-HOURS.")] = "02:00:00"
+
+
+@dataclass(frozen=True)
+class DataOptions(JobOptions):
+    """Options of `submit data`."""
+
+    time: Annotated[str, typer.Option(help="Time limit, HOURS:MINUTES:SECONDS or DAYS-HOURS.")] = "04:00:00"
+    parts: Annotated[int, typer.Option(help="Tasks of the job array; each builds its share.")] = 8
+    cpus_per_rank: Annotated[int, typer.Option("--cpus", help="Cores, and processes, of each task.")] = 8
 
 
 def register(app: typer.Typer) -> None:
     """Add `submit` and its subcommands."""
-    jobs = typer.Typer(no_args_is_help=True, help="Hand a command in as a job of Slurm.")
+    jobs = typer.Typer(no_args_is_help=True, help="Run a command as a Slurm job.")
     for command in (train, evaluate, data):
-        jobs.command(context_settings=_PASSED)(command)
+        jobs.command(context_settings=_PASSED_ON)(command)
     app.add_typer(jobs, name="submit")
 
 
-def train(
-    context: typer.Context,
-    nodes: Nodes = 1,
-    gpus_per_node: Gpus = None,
-    ranks_per_node: Ranks = None,
-    cpus_per_rank: Cpus = None,
-    memory: Memory = None,
-    time: Time = "12:00:00",
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    requeue: Requeue = True,
-    signal_seconds: Annotated[
-        int, typer.Option(help="Seconds before the limit at which the ranks are told to save and end.")
-    ] = 180,
-    chain: Annotated[
-        int, typer.Option(help="Jobs one after another, for a run that is longer than a time limit.")
-    ] = 1,
-    container: Container = None,
-    python: Python = None,
-    setup: Setup = None,
-    sbatch: Sbatch = None,
-    job_name: Name = None,
-    logs: Logs = Path("slurm"),
-    dry_run: DryRun = False,
+@takes(TrainOptions)
+def train(options: TrainOptions, context: typer.Context) -> None:
+    """Train; all other arguments are those of `gaguide train`: --deepspeed DS.json --config RUN.yaml …"""
+    _submit(options.request("train", context.args), _train_faults, options)
+
+
+@takes(EvaluateOptions)
+def evaluate(options: EvaluateOptions, context: typer.Context) -> None:
+    """Evaluate; all other arguments are those of `gaguide evaluate`: --model DIR --tasks … --output DIR"""
+    _submit(options.request("evaluate", context.args), _evaluate_faults, options)
+
+
+@takes(DataOptions)
+def data(options: DataOptions, context: typer.Context) -> None:
+    """Build shards in a job array; all other arguments are those of `gaguide data build`."""
+    _submit(options.request("data", context.args), _data_faults, options)
+
+
+def _submit(
+    request: JobRequest, find_faults: Callable[[JobRequest], list[Fault]], options: JobOptions
 ) -> None:
-    """Train; all other arguments are launch/train.py's: --deepspeed DS.json --config RUN.yaml …"""
-    request = _request(
-        "train", context, job_name, python, container,
-        nodes=nodes, gpus_per_node=gpus_per_node, ranks_per_node=ranks_per_node, cpus_per_rank=cpus_per_rank,
-        memory=memory, time=time, partition=partition, account=account, qos=qos, requeue=requeue,
-        signal_seconds=signal_seconds, chain=chain, setup=tuple(setup or ()), options=tuple(sbatch or ()),
-    )  # fmt: skip
-    _hand_in(request, _train_faults, logs, dry_run)
-
-
-def evaluate(
-    context: typer.Context,
-    nodes: Nodes = 1,
-    gpus_per_node: Gpus = None,
-    ranks_per_node: Ranks = None,
-    cpus_per_rank: Cpus = None,
-    memory: Memory = None,
-    time: Time = "02:00:00",
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    requeue: Requeue = True,
-    container: Container = None,
-    python: Python = None,
-    setup: Setup = None,
-    sbatch: Sbatch = None,
-    job_name: Name = None,
-    logs: Logs = Path("slurm"),
-    dry_run: DryRun = False,
-) -> None:
-    """Evaluate; all other arguments are launch/evaluate.py's: --model DIR --tasks … --output DIR"""
-    request = _request(
-        "evaluate", context, job_name, python, container,
-        nodes=nodes, gpus_per_node=gpus_per_node, ranks_per_node=ranks_per_node, cpus_per_rank=cpus_per_rank,
-        memory=memory, time=time, partition=partition, account=account, qos=qos, requeue=requeue,
-        setup=tuple(setup or ()), options=tuple(sbatch or ()),
-    )  # fmt: skip
-    _hand_in(request, _evaluate_faults, logs, dry_run)
-
-
-def data(
-    context: typer.Context,
-    parts: Annotated[int, typer.Option(help="Tasks of the array; each builds its share.")] = 8,
-    cpus_per_rank: Annotated[int, typer.Option("--cpus", help="Cores, and so processes, of a task.")] = 8,
-    memory: Memory = None,
-    time: Time = "04:00:00",
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    requeue: Requeue = True,
-    container: Container = None,
-    python: Python = None,
-    setup: Setup = None,
-    sbatch: Sbatch = None,
-    job_name: Name = None,
-    logs: Logs = Path("slurm"),
-    dry_run: DryRun = False,
-) -> None:
-    """Build shards by a job array; all other arguments are `gaguide data build`'s: --source … --output DIR"""
-    request = _request(
-        "data", context, job_name, python, container,
-        parts=parts, cpus_per_rank=cpus_per_rank, memory=memory, time=time, partition=partition,
-        account=account, qos=qos, requeue=requeue, setup=tuple(setup or ()), options=tuple(sbatch or ()),
-    )  # fmt: skip
-    _hand_in(request, _data_faults, logs, dry_run)
-
-
-def _request(
-    kind: Kind,
-    context: typer.Context,
-    name: str | None,
-    python: str | None,
-    container: Path | None,
-    **given: object,
-) -> Request:
-    from gaguide.slurm import Request
-
-    python = python or ("python" if container else sys.executable)
-    arguments = tuple(context.args)
-    return Request(kind, name or f"gaguide-{kind}", arguments, python=python, container=container, **given)  # type: ignore[arg-type]
-
-
-def _hand_in(request: Request, look: Callable[[Request], list[Fault]], logs: Path, dry_run: bool) -> None:
-    """All faults of the job and of what it would run at once, before anything waits in a queue."""
+    """Submit the job, or print it. Before that, raises the faults of the request and of what it would run."""
     import shlex
 
-    from gaguide.errors import UserError
-    from gaguide.slurm import prepare, submit, waits_for
+    from gaguide.errors import FaultCollector
+    from gaguide.slurm import pending_reason, prepare, submit
 
-    faults = request.faults()
-    faults += look(request)
-    if faults:
-        raise UserError(faults)
-    prepared = prepare(request, logs)
-    if dry_run:
+    with FaultCollector() as faults:
+        faults.add(*request.faults(), *find_faults(request))
+    prepared = prepare(request, options.logs)
+    if options.dry_run:
         typer.echo(prepared.script)
         typer.echo(f"# would be written to {prepared.path}, then:")
         for at in range(prepared.chain):
             typer.echo(f"# {shlex.join(prepared.command('PREVIOUS' if at else None))}")
         return
     for job in submit(prepared):
-        waits = waits_for(job)
-        typer.echo(f"job {job}{f' waits ({waits})' if waits else ''}: squeue --job {job}; scancel {job}")
-    typer.echo(f"script {prepared.path}; its log appears beside it")
+        reason = pending_reason(job)
+        typer.echo(f"job {job}{f' waits ({reason})' if reason else ''}: squeue --job {job}; scancel {job}")
+    typer.echo(f"script {prepared.path}; its log appears in the same folder")
 
 
-def _train_faults(request: Request) -> list[Fault]:
+def _train_faults(request: JobRequest) -> list[Fault]:
     from gaguide.config import plan_batch
     from gaguide.engine.config import load_deepspeed_json
-    from gaguide.errors import UserError
+    from gaguide.errors import FaultCollector
     from gaguide.train.command import read_arguments
 
-    faults: list[Fault] = []
-
-    def check_batch() -> None:
+    faults = FaultCollector()
+    with faults.catching():
         run, _, _ = read_arguments(request.arguments)
         plan_batch(run.train.global_batch, run.train.micro_batch, request.world_size)
-
-    def check_deepspeed() -> None:
-        # By itself: a mistake in the run's settings does not hide one here.
-        for word, following in zip(request.arguments, [*request.arguments[1:], ""]):
-            option, equals, value = word.partition("=")
-            if option == "--deepspeed":
-                load_deepspeed_json(Path(value if equals else following))
-
-    for check in (check_batch, check_deepspeed):
-        try:
-            check()
-        except UserError as error:
-            faults += error.faults
-    return faults
+    # Separately, so that a fault in the run's settings does not hide one in the JSON.
+    for word, following in zip(request.arguments, [*request.arguments[1:], ""]):
+        option, equals, value = word.partition("=")
+        if option == "--deepspeed":
+            faults.attempt(load_deepspeed_json, Path(value if equals else following))
+    return faults.faults
 
 
-def _evaluate_faults(request: Request) -> list[Fault]:
-    from gaguide.errors import UserError
+def _evaluate_faults(request: JobRequest) -> list[Fault]:
+    from gaguide.errors import FaultCollector
     from gaguide.evaluate.command import parser
 
-    try:
-        parser().parse_args(request.arguments)
-    except UserError as error:
-        return list(error.faults)
-    return []
+    faults = FaultCollector()
+    faults.attempt(parser().parse_args, request.arguments)
+    return faults.faults
 
 
-def _data_faults(request: Request) -> list[Fault]:
+def _data_faults(request: JobRequest) -> list[Fault]:
     import click
 
     from gaguide.cli.data import build_command
     from gaguide.errors import Fault
 
-    alone = typer.Typer()
-    alone.command()(build_command)
+    build = typer.Typer()
+    build.command()(build_command)
     try:
-        parsed = typer.main.get_command(alone).make_context("gaguide data build", list(request.arguments))
+        parsed = typer.main.get_command(build).make_context("gaguide data build", list(request.arguments))
     except click.exceptions.ClickException as error:
         return [Fault("arguments", error.format_message(), "see gaguide data build --help")]
-    remedy = "leave it out: the job array sets it"
     given = {"--part": parsed.params["part"], "--workers": parsed.params["workers"]}
     return [
-        Fault(name, "is not for you to give here", remedy, value) for name, value in given.items() if value
+        Fault(name, "is set by the job array", "leave it out", value)
+        for name, value in given.items()
+        if value
     ]

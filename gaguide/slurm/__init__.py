@@ -1,7 +1,16 @@
-"""Jobs for Slurm: what is asked of it, the script that asks, and handing it in."""
+"""Slurm jobs: what a job asks for, the script that says so, and submitting it."""
 
 from gaguide.slurm.render import render
-from gaguide.slurm.request import Kind, Request
-from gaguide.slurm.submit import Prepared, prepare, submit, waits_for
+from gaguide.slurm.request import JobKind, JobRequest
+from gaguide.slurm.submit import PreparedJob, pending_reason, prepare, run_sbatch, submit
 
-__all__ = ["Kind", "Prepared", "Request", "prepare", "render", "submit", "waits_for"]
+__all__ = [
+    "JobKind",
+    "JobRequest",
+    "PreparedJob",
+    "pending_reason",
+    "prepare",
+    "render",
+    "run_sbatch",
+    "submit",
+]

@@ -1,43 +1,56 @@
-"""A job's script: the template of launch/slurm with its directives and variables filled in. Pure."""
+"""Renders a job's script from its template in launch/slurm.
+
+A template also works without being rendered: `sbatch launch/slurm/train.sbatch ARGUMENTS`. Its `settings`
+block, marked by comments that are Jinja line statements, holds what a person would edit, and
+settings.sbatch replaces it. Every value is quoted for the shell where it is inserted, as autoescape does
+for HTML.
+"""
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from gaguide.slurm.request import Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-_DIRECTIVE = "#SBATCH --"
+from gaguide.shipped import SLURM_TEMPLATES, root
+from gaguide.slurm.request import JobRequest
 
 
-def render(template: str, request: Request, repository: Path, folder: Path, ended: Path | None = None) -> str:
-    """The script of `request`, complete in itself: `sbatch FILE` is all it takes.
+class Verbatim(str):
+    """Text that is inserted into a script without quoting."""
 
-    repository: where launch/ is. folder: for the job's log. ended: a file that tells the later jobs of a
-    chain that nothing is left to do.
+
+def render(request: JobRequest, logs: Path, ended: Path | None = None) -> str:
+    """The complete script of `request`, ready for `sbatch FILE`.
+
+    logs: folder for the job's log. ended: file by which a job of a chain signals that nothing is left to do.
     """
-    made = _directives(template, directives(request, folder))
-    setup = [f"    {line}" for line in request.setup] or ["    :"]
-    variables = {
-        "program": shlex.quote(str(repository / "launch" / f"{request.kind}.py")),
-        "arguments": _array(request.arguments),
-        "python": shlex.quote(request.python),
-        "container": _array(_container(request, repository)),
-        "ended": shlex.quote(str(ended)) if ended else "",
-        "parts": str(request.parts),
-        "setup": "\n".join(["{", *(f"{line} || return" for line in setup), "}"]),
+    variables: dict[str, object] = {
+        "arguments": request.arguments,
+        "python": request.python,
+        "container": _container(request),
     }
-    for name, value in variables.items():
-        pattern = re.compile(rf"^{name}=.*$" if name != "setup" else r"^setup\(\) \{.*\}$", re.MULTILINE)
-        line = f"{name}={value}" if name != "setup" else f"setup() {value}"
-        made = pattern.sub(lambda _, line=line: line, made, count=1)  # type: ignore[misc]
-    return made
+    if request.kind == "train":
+        variables["ended"] = ended or Verbatim()
+    if request.kind == "data":
+        variables["parts"] = request.parts
+    return (
+        _environment()
+        .get_template("settings.sbatch")
+        .render(
+            template=f"{request.kind}.sbatch",
+            directives=[_directive(*each) for each in directives(request, logs).items()],
+            variables={Verbatim(name): value for name, value in variables.items()},
+            setup=[Verbatim(line) for line in request.setup],
+        )
+    )
 
 
-def directives(request: Request, folder: Path) -> dict[str, str | None]:
-    """sbatch's options without the dashes, None for those without a value; the rest stays the template's."""
+def directives(request: JobRequest, logs: Path) -> dict[str, str | None]:
+    """sbatch's long options by name, without dashes; None for options that take no value."""
     array = request.kind == "data"
     found: dict[str, str | None] = {
         "job-name": request.name,
@@ -45,13 +58,16 @@ def directives(request: Request, folder: Path) -> dict[str, str | None]:
         "ntasks-per-node": str(request.tasks_per_node),
         "time": request.time,
         "chdir": str(Path.cwd()),
-        "output": str(folder / ("%x-%A-%a.log" if array else "%x-%j.log")),
+        "output": str(logs / ("%x-%A-%a.log" if array else "%x-%j.log")),
+        "open-mode": "append",
         "requeue" if request.requeue else "no-requeue": None,
     }
     if array:
         found["array"] = f"1-{request.parts}"
     if request.kind == "train":
         found["signal"] = f"USR1@{request.signal_seconds}"
+    if request.kind == "cell":  # only the batch shell gets the signal: it ends the cell
+        found["signal"] = f"B:TERM@{request.signal_seconds}"
     optional = {
         "partition": request.partition,
         "account": request.account,
@@ -67,40 +83,38 @@ def directives(request: Request, folder: Path) -> dict[str, str | None]:
     return found
 
 
-def _directives(template: str, given: Mapping[str, str | None]) -> str:
-    """The template with its block of directives replaced by `given` over its own."""
-    lines = template.splitlines()
-    at = [number for number, line in enumerate(lines) if line.startswith(_DIRECTIVE)]
-    merged: dict[str, str | None] = {}
-    for number in at:
-        name, equals, value = lines[number].removeprefix(_DIRECTIVE).partition("=")
-        merged[name] = value if equals else None
-    if "no-requeue" in given:
-        merged.pop("requeue", None)
-    merged |= given
-    return "\n".join([*lines[: at[0]], *block(merged), *lines[at[-1] + 1 :]]) + "\n"
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(root() / SLURM_TEMPLATES.folder),
+        undefined=StrictUndefined,
+        finalize=_quoted,
+        line_statement_prefix="#%",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
-def block(options: Mapping[str, str | None]) -> list[str]:
-    """The lines of a script that give sbatch these options; it splits them as a shell would."""
-    return [
-        _DIRECTIVE + name + (f"={_quoted(value)}" if value is not None else "")
-        for name, value in options.items()
-    ]
+def _quoted(value: Any) -> Any:
+    """A value as a word of the shell; a tuple as an array."""
+    if isinstance(value, tuple):
+        return f"({shlex.join(value)})"
+    if isinstance(value, (str, Path)) and not isinstance(value, Verbatim):
+        return shlex.quote(str(value))
+    return value
 
 
-def _quoted(value: str) -> str:
-    return f'"{value}"' if " " in value else value
+def _directive(name: str, value: str | None) -> Verbatim:
+    # sbatch splits the line as a shell would, but knows no other expansions.
+    text = f'"{value}"' if value is not None and " " in value else value
+    return Verbatim(name if text is None else f"{name}={text}")
 
 
-def _array(words: tuple[str, ...]) -> str:
-    return f"({shlex.join(words)})"
-
-
-def _container(request: Request, repository: Path) -> tuple[str, ...]:
-    """Apptainer before the program; it passes SLURM_* on, and binds the home and current folders itself."""
+def _container(request: JobRequest) -> tuple[str, ...]:
+    """The words before the program that run it in a container; apptainer passes SLURM_* on."""
     if request.container is None:
         return ()
-    # GPUs may have been asked for in sbatch's own words: --gres=gpu:a100:4.
-    nvidia = ("--nv",) if request.gpus_per_node or any("gpu" in each for each in request.options) else ()
-    return ("apptainer", "exec", *nvidia, "--bind", str(repository), str(request.container.resolve()))
+    # GPUs may also have been requested by an option of sbatch: --gres=gpu:a100:4.
+    has_gpus = request.gpus_per_node or any("gpu" in option for option in request.options)
+    return ("apptainer", "exec", *(("--nv",) if has_gpus else ()), str(request.container.resolve()))

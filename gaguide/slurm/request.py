@@ -1,4 +1,4 @@
-"""What is asked of Slurm for one job, and what is wrong with it. Pure."""
+"""`JobRequest`: what a Slurm job asks for, and its checks."""
 
 from __future__ import annotations
 
@@ -10,46 +10,63 @@ from typing import Literal
 
 from gaguide.errors import Fault
 
-Kind = Literal["train", "evaluate", "data"]
+JobKind = Literal["train", "evaluate", "data", "cell"]
+"""What a job runs, and the name of its template in launch/slurm; `cell` is a cell of a study."""
 
 # minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]
 _TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+))?(?::(\d+))?|(?:(\d+):)?(\d+):(\d+)|(\d+))")
-# What a job needs to be gaguide's; a person can't want other values of these.
-_OURS = ("job-name", "nodes", "ntasks", "ntasks-per-node", "array", "signal", "requeue", "no-requeue",
-         "output", "open-mode", "dependency", "chdir", "wrap", "parsable", "test-only", "wait", "time",
-         "partition", "account", "qos", "gpus-per-node", "cpus-per-task", "mem")  # fmt: skip
+# Options of sbatch that a user cannot pass on, because gaguide sets them or the script depends on them.
+_OWN_OPTIONS = frozenset(
+    ("job-name", "nodes", "ntasks", "ntasks-per-node", "array", "signal", "requeue", "no-requeue",
+     "output", "open-mode", "dependency", "chdir", "wrap", "parsable", "test-only", "wait", "time",
+     "partition", "account", "qos", "gpus-per-node", "cpus-per-task", "mem")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Request:
-    """One job. None leaves the choice to the cluster.
+class JobRequest:
+    """One job. None leaves the choice to the cluster."""
 
-    `ranks_per_node`: None is one for each GPU, or one without GPUs. `time`: as sbatch takes it.
-    `signal_seconds`: how long before the limit the ranks are told to save. `chain`: jobs, one after another.
-    `parts`: tasks of the array that builds data. `container`: an Apptainer image. `setup`: shell commands
-    that the batch shell runs first. `options`: further options of sbatch, `--constraint=a100`.
-    """
-
-    kind: Kind
+    kind: JobKind
+    """What the job runs."""
     name: str
+    """The job's name in the queue."""
     arguments: tuple[str, ...]
+    """Arguments of the program that it runs."""
     nodes: int = 1
+    """Number of hosts."""
     gpus_per_node: int | None = None
+    """GPUs of each host."""
     ranks_per_node: int | None = None
+    """Ranks on each host; None is one per GPU, or one without GPUs."""
     cpus_per_rank: int | None = None
+    """Cores of each rank."""
     memory: str | None = None
+    """Memory of each host, such as 64G; 0 is all of it."""
     time: str = "12:00:00"
+    """Time limit in the format of sbatch."""
     partition: str | None = None
+    """Partition, that is, queue."""
     account: str | None = None
+    """Account that is charged."""
     qos: str | None = None
+    """Quality of service."""
     requeue: bool = True
+    """Whether the job goes back into the queue after a preemption or the loss of a host."""
     signal_seconds: int = 180
+    """Seconds before the time limit at which Slurm signals the job to save and end."""
     chain: int = 1
+    """Number of jobs that run one after another."""
     parts: int = 8
+    """Tasks of the job array that builds data."""
     container: Path | None = None
+    """Apptainer image."""
     python: str = "python"
+    """Python interpreter on the hosts, or in the container."""
     setup: tuple[str, ...] = ()
+    """Shell commands that the batch shell runs first."""
     options: tuple[str, ...] = ()
+    """Further options of sbatch, such as `--constraint=a100`."""
 
     @property
     def tasks_per_node(self) -> int:
@@ -58,59 +75,66 @@ class Request:
 
     @property
     def world_size(self) -> int:
-        """All ranks."""
+        """Number of ranks of the job."""
         return self.nodes * self.tasks_per_node
 
     def faults(self) -> list[Fault]:
-        """Everything that is wrong with it."""
-        return list(self._faults())
+        """Every fault of the request, under the names of the options of `gaguide submit`."""
+        return [*self._amount_faults(), *self._text_faults(), *self._option_faults()]
 
-    def _faults(self) -> Iterator[Fault]:
-        yield from self._amounts()
-        seconds = seconds_of(self.time)
+    def _amount_faults(self) -> Iterator[Fault]:
+        for field, value in (
+            ("--nodes", self.nodes),
+            ("--gpus-per-node", self.gpus_per_node),
+            ("--ranks-per-node", self.ranks_per_node),
+            ("--cpus" if self.kind == "data" else "--cpus-per-rank", self.cpus_per_rank),
+            ("--signal-seconds", self.signal_seconds),
+            ("--chain", self.chain),
+            ("--parts", self.parts),
+        ):
+            if value is not None and value < 1:
+                yield Fault(field, "must be at least 1", "give a larger number, or leave it out", value)
+        if self.gpus_per_node and self.ranks_per_node and self.ranks_per_node > self.gpus_per_node:
+            problem = f"must be at most {self.gpus_per_node}, the GPUs of a host"
+            yield Fault("--ranks-per-node", problem, "give at most one rank per GPU", self.ranks_per_node)
+
+    def _text_faults(self) -> Iterator[Fault]:
+        seconds = time_limit_seconds(self.time)
         if seconds is None:
-            yield Fault("--time", "is no duration", "write HOURS:MINUTES:SECONDS or DAYS-HOURS", self.time)
-        elif self.kind == "train" and seconds <= self.signal_seconds:
-            remedy = f"ask for more time, or give less than {seconds} s"
-            problem = f"is not before the start: the time limit is {seconds} s"
-            yield Fault("--signal-seconds", problem, remedy, self.signal_seconds)
+            remedy = "write HOURS:MINUTES:SECONDS or DAYS-HOURS"
+            yield Fault("--time", "is not a time limit", remedy, self.time)
+        elif self.kind in ("train", "cell") and seconds <= self.signal_seconds:
+            problem = f"must be less than the time limit, which is {seconds} s"
+            yield Fault(
+                "--signal-seconds", problem, "raise --time, or give fewer seconds", self.signal_seconds
+            )
         if not re.fullmatch(r"[\w.+-]+", self.name):
-            yield Fault("--job-name", "is no name of a file", "use letters, digits, . _ + -", self.name)
+            yield Fault("--job-name", "is not a valid file name", "use letters, digits, . _ + -", self.name)
         if self.memory is not None and not re.fullmatch(r"\d+[KMGT]?", self.memory):
-            yield Fault("--memory", "is no amount", "write 64G, or 0 for all of a host", self.memory)
+            remedy = "write it as 64G, or 0 for all memory of a host"
+            yield Fault("--memory", "is not an amount of memory", remedy, self.memory)
         if self.container is not None and not self.container.exists():
             remedy = "build it (docker/), or give the path that the hosts see"
-            yield Fault("--container", "no such file", remedy, str(self.container))
-        yield from self._given_options()
+            yield Fault("--container", "does not exist", remedy, str(self.container))
+        for field in ("partition", "account", "qos"):
+            value = getattr(self, field)
+            if value is not None and not re.fullmatch(r"[^\s\"'\\#]+", value):
+                remedy = "remove spaces, quotes, # and backslashes"
+                yield Fault(f"--{field}", "must be a single word", remedy, value)
 
-    def _amounts(self) -> Iterator[Fault]:
-        for field, value, least in (
-            ("--nodes", self.nodes, 1),
-            ("--gpus-per-node", self.gpus_per_node, 1),
-            ("--ranks-per-node", self.ranks_per_node, 1),
-            ("--cpus" if self.kind == "data" else "--cpus-per-rank", self.cpus_per_rank, 1),
-            ("--signal-seconds", self.signal_seconds, 1),
-            ("--chain", self.chain, 1),
-            ("--parts", self.parts, 1),
-        ):
-            if value is not None and value < least:
-                yield Fault(field, f"is less than {least}", "give a larger number, or leave it out", value)
-        if self.gpus_per_node and self.ranks_per_node and self.ranks_per_node > self.gpus_per_node:
-            problem = f"is more than the {self.gpus_per_node} GPUs of a node"
-            yield Fault("--ranks-per-node", problem, "at most one rank for each GPU", self.ranks_per_node)
-
-    def _given_options(self) -> Iterator[Fault]:
+    def _option_faults(self) -> Iterator[Fault]:
         for option in self.options:
             name = option.removeprefix("--").partition("=")[0]
             if not re.fullmatch(r"--[a-z][a-z0-9-]*(=\S+)?", option):
-                yield Fault("--sbatch", "is no long option of sbatch", "write it as --name=value", option)
-            elif name in _OURS:
-                yield Fault("--sbatch", "is set by gaguide submit itself", "use its own option", option)
+                yield Fault("--sbatch", "is not a long option of sbatch", "write it as --name=value", option)
+            elif name in _OWN_OPTIONS:
+                problem = "is set by gaguide"
+                yield Fault("--sbatch", problem, "use the option of gaguide submit instead", option)
 
 
-def seconds_of(time: str) -> int | None:
-    """A duration in sbatch's spelling, in seconds; None if it is none."""
-    match = _TIME.fullmatch(time)
+def time_limit_seconds(text: str) -> int | None:
+    """Seconds of a time limit in one of the formats of sbatch; None if `text` is not one."""
+    match = _TIME.fullmatch(text)
     if match is None:
         return None
     days, day_hours, day_minutes, day_seconds, hours, minutes, seconds, only = (

@@ -1,81 +1,92 @@
-"""Handing a job in: its script is kept beside its logs, and sbatch is given that file."""
+"""Submits jobs: writes the script next to the job's logs and gives it to sbatch."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import gaguide
 from gaguide.errors import Fault, UserError
 from gaguide.files import write_text
 from gaguide.slurm.render import render
-from gaguide.slurm.request import Kind, Request
-
-REPOSITORY = Path(gaguide.__file__).resolve().parents[1]
+from gaguide.slurm.request import JobRequest
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A script and where it will be; `chain` jobs run it one after another."""
+class PreparedJob:
+    """A script that is ready to be written and submitted."""
 
     script: str
+    """Text of the script."""
     path: Path
+    """Where it will be written."""
     chain: int
+    """Number of jobs that run it one after another."""
 
     def command(self, after: str | None) -> list[str]:
-        """sbatch's command line for the job that follows job `after`."""
-        dependency = [f"--dependency=afterany:{after}"] if after else []
-        return ["sbatch", "--parsable", *dependency, str(self.path)]
+        """sbatch's command line for the job that follows job `after`; None for the first."""
+        return sbatch_command(self.path, *([f"--dependency=afterany:{after}"] if after else []))
 
 
-def template(kind: Kind) -> str:
-    """The text of launch/slurm's script."""
-    path = REPOSITORY / "launch" / "slurm" / f"{kind}.sbatch"
-    try:
-        return path.read_text("utf-8")
-    except OSError:
-        remedy = "run from a clone: git clone …, pip install --editable ."
-        raise UserError(Fault("launch/slurm", "is not beside the package", remedy, str(path))) from None
-
-
-def prepare(request: Request, folder: Path) -> Prepared:
-    """The script of `request`, not yet written."""
-    folder = folder.expanduser().absolute()
-    stem = folder / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def prepare(request: JobRequest, logs: Path) -> PreparedJob:
+    """Render the script of `request`; nothing is written yet."""
+    logs = logs.expanduser().absolute()
+    stem = logs / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     ended = stem.with_name(stem.name + ".ended") if request.chain > 1 else None
-    script = render(template(request.kind), request, REPOSITORY, folder, ended)
-    return Prepared(script, stem.with_name(stem.name + ".sbatch"), request.chain)
+    return PreparedJob(render(request, logs, ended), stem.with_name(stem.name + ".sbatch"), request.chain)
 
 
-def submit(prepared: Prepared) -> list[str]:
-    """Write the script and hand it in; the jobs' numbers in their order. Raises what sbatch has to say."""
-    if shutil.which("sbatch") is None:
-        remedy = "log in where Slurm is, or look at the script with --dry-run"
-        raise UserError(Fault("sbatch", "is not on PATH: no Slurm here", remedy))
+def submit(prepared: PreparedJob) -> list[str]:
+    """Write the script and submit the jobs; returns their numbers in order.
+
+    Raises a `UserError` if there is no sbatch, the folder cannot be written, or sbatch refuses a job.
+    """
+    check_sbatch("sbatch")
     try:
         prepared.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(prepared.path, prepared.script)
     except OSError as error:
-        problem = f"cannot be written to ({error.strerror})"
+        problem = f"cannot be written ({error.strerror})"
         raise UserError(Fault("--logs", problem, "name another folder", str(prepared.path.parent))) from None
     jobs: list[str] = []
     for _ in range(prepared.chain):
-        command = prepared.command(jobs[-1] if jobs else None)
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines() or ["no message"]
-            queued = f" (already in the queue: {', '.join(jobs)}; scancel them)" if jobs else ""
-            remedy = "mend the option it names; sinfo and sacctmgr show what there is"
-            raise UserError(Fault("sbatch", f"refused the job: {'; '.join(reason)}{queued}", remedy))
-        jobs.append(done.stdout.strip().partition(";")[0])
+        jobs.append(run_sbatch(prepared.command(jobs[-1] if jobs else None), jobs))
     return jobs
 
 
-def waits_for(job: str) -> str:
-    """Slurm's word for why a job does not run yet (PartitionConfig, Priority …); "" where it has none."""
+def check_sbatch(field: str) -> None:
+    """Raise a `UserError` under `field` if sbatch is not on PATH."""
+    if shutil.which("sbatch") is None:
+        remedy = "run this on a login host of the cluster, or print the script with --dry-run"
+        raise UserError(Fault(field, "is not on PATH", remedy))
+
+
+def sbatch_command(script: Path, *options: str) -> list[str]:
+    """The command line that submits `script` and prints only the job's number."""
+    return ["sbatch", "--parsable", *options, str(script)]
+
+
+def run_sbatch(command: list[str], queued: Iterable[str] = ()) -> str:
+    """Run a command made by `sbatch_command`; returns the job's number.
+
+    Raises a `UserError` with sbatch's reason if it refuses; it names the jobs in `queued`, which were
+    submitted before.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return done.stdout.strip().partition(";")[0]
+    reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines() or ["no message"]
+    jobs = ", ".join(queued)
+    already = f" (already in the queue: {jobs}; to remove them: scancel)" if jobs else ""
+    remedy = "correct the option it names; sinfo and sacctmgr list valid values"
+    raise UserError(Fault("sbatch", f"refused the job: {'; '.join(reason)}{already}", remedy))
+
+
+def pending_reason(job: str) -> str:
+    """Slurm's reason why a job is pending, such as Priority or PartitionConfig; empty if there is none."""
     try:
         done = subprocess.run(
             ["squeue", "--noheader", f"--jobs={job}", "--format=%r"],

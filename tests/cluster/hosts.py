@@ -149,11 +149,14 @@ class Host:
         return found
 
     def ranks(self, script: str = "train.py") -> dict[int, str]:
-        """The ranks of a run here: processes whose Python runs `script` itself."""
+        """Command lines of the ranks on this host: Python processes that run `script`, or its module."""
+        names = {script, "gaguide.train"} if script == "train.py" else {script}
         return {
             pid: line
-            for pid, line in self.processes(script).items()
-            if "python" in line.split()[0] and any(Path(word).name == script for word in line.split()[1:3])
+            for pid, line in self.processes("").items()
+            if line
+            and "python" in line.split()[0]
+            and names & {Path(word).name for word in line.split()[1:4]}
         }
 
     def power_off(self) -> None:

@@ -1,4 +1,4 @@
-"""`gaguide submit`: the script it makes, its faults, what it gives sbatch. A real Slurm: tests/cluster."""
+"""`gaguide submit`: its scripts, its faults, its calls of sbatch. tests/cluster runs it on a real Slurm."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from gaguide.cli import submit
 from gaguide.errors import UserError
-from gaguide.slurm import Request
-from gaguide.slurm.request import seconds_of
+from gaguide.slurm import JobRequest, render
+from gaguide.slurm.request import time_limit_seconds
 from tests.support.ranks import DS_CONFIGS, REPOSITORY
 
 app = typer.Typer()
@@ -22,7 +22,7 @@ TRAIN = ("train", "--deepspeed", str(DS_CONFIGS / "zero2.json"))
 
 
 def call(*words: object) -> str:
-    """The command's output; raises what it raises."""
+    """The output of `gaguide submit WORDS`; raises what the command raises."""
     done = CliRunner().invoke(app, ["submit", *map(str, words)], catch_exceptions=True)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -34,7 +34,7 @@ def directives(script: str) -> set[str]:
 
 
 def variable(script: str, name: str) -> list[str]:
-    """What bash makes of a variable of the script's head: its words."""
+    """Elements of a variable in the script's settings, as bash reads them."""
     head = script.split("# ---- nothing below")[0]
     shown = f'{head}\nprintf "%s\\n" "${{{name}[@]}}"'
     return subprocess.run(
@@ -42,7 +42,7 @@ def variable(script: str, name: str) -> list[str]:
     ).stdout.splitlines()
 
 
-def test_what_is_asked_for_stands_in_the_script(tmp_path: Path) -> None:
+def test_the_script_contains_every_option(tmp_path: Path) -> None:
     script = call(
         *TRAIN, "--nodes", 2, "--gpus-per-node", 4, "--partition", "gpu", "--account", "me", "--qos", "high",
         "--time", "1-12", "--signal-seconds", 90, "--no-requeue", "--cpus-per-rank", 8, "--memory", 0,
@@ -57,13 +57,13 @@ def test_what_is_asked_for_stands_in_the_script(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "--requeue" not in directives(script)
     assert "module load cuda || return" in script
-    assert variable(script, "program") == [str(REPOSITORY / "launch" / "train.py")]
+    assert '"$python" -m gaguide.train "${arguments[@]}"' in script
     passed = ["--guidance.weight", "2", "--name", "it's a run", "--train.global_batch", "16"]
     assert variable(script, "arguments") == [*TRAIN[1:], *passed]
-    assert not list(tmp_path.iterdir()), "nothing is written by --dry-run"
+    assert not list(tmp_path.iterdir()), "--dry-run writes nothing"
 
 
-def test_data_is_an_array_and_evaluation_a_step(tmp_path: Path) -> None:
+def test_data_runs_as_an_array_and_evaluation_in_a_container(tmp_path: Path) -> None:
     script = call(
         "data", "--parts", 5, "--dry-run", "--source", "x.jsonl", "--tokenizer", "t", "--output", "o"
     )
@@ -79,18 +79,18 @@ def test_data_is_an_array_and_evaluation_a_step(tmp_path: Path) -> None:
     assert variable(script, "python") == ["python"] and "--ntasks-per-node=2" in directives(script)
     typed = ("--sbatch=--gres=gpu:a100:2", "--ranks-per-node", 2, "--container", image, "--dry-run")
     script = call("evaluate", *typed, "--model", "m", "--tasks", "demo", "--output", "o")
-    assert "--nv" in variable(script, "container"), "GPUs that are asked for by their type"
+    assert "--nv" in variable(script, "container"), "GPUs requested by type"
 
 
-@pytest.mark.parametrize("kind", ["train", "evaluate", "data"])
-def test_templates_are_bash_and_hand_arguments_on(kind: str) -> None:
-    """By hand, without `gaguide submit`."""
+@pytest.mark.parametrize("kind", ["train", "evaluate", "data", "cell"])
+def test_templates_work_without_being_rendered(kind: str) -> None:
+    """`sbatch launch/slurm/KIND.sbatch ARGUMENTS` passes its arguments on."""
     path = REPOSITORY / "launch" / "slurm" / f"{kind}.sbatch"
     subprocess.run(["bash", "-n", str(path)], check=True)
     assert 'arguments=("$@")' in path.read_text()
 
 
-def test_all_faults_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_raised_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         call(
             "train", "--nodes", 3, "--time", "2h", "--memory", "lots", "--chain", 0, "--job-name", "a/b",
@@ -109,23 +109,23 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     ):
         assert field in said
     assert "no.json" in said and "partion" in said and "unknown field" in said, (
-        "what is no option of submit is one of the run"
+        "unknown options are passed to the run"
     )
     with pytest.raises(UserError, match=r"train.global_batch = 16: does not divide by the 3 ranks"):
         call(*TRAIN, "--nodes", 3)
-    with pytest.raises(UserError, match=r"--signal-seconds = 180: is not before the start"):
+    with pytest.raises(UserError, match=r"--signal-seconds = 180: must be less than the time limit"):
         call(*TRAIN, "--time", "3")
     with pytest.raises(UserError, match=r"2 problems(.|\n)*--time(.|\n)*none.json"):
         call("train", f"--deepspeed={tmp_path / 'none.json'}", "--time", "2h")
-    with pytest.raises(UserError, match=r"--cpus = 0: is less than 1"):
+    with pytest.raises(UserError, match=r"--cpus = 0: must be at least 1"):
         call("data", "--source", "x", "--output", "o", "--cpus", 0)
-    with pytest.raises(UserError, match=r"--part = '1/8': is not for you"):
+    with pytest.raises(UserError, match=r"--part = '1/8': is set by the job array"):
         call("data", "--source", "x", "--output", "o", "--part", "1/8")
     with pytest.raises(UserError, match="the following arguments are required: --tasks"):
         call("evaluate", "--model", "m", "--output", "o")
 
 
-def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_sbatch_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch: is not on PATH"):
         call(*TRAIN, "--logs", tmp_path / "slurm")
@@ -133,7 +133,7 @@ def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.fixture()
 def sbatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An sbatch that numbers what it is given; the third job is refused."""
+    """A stand-in for sbatch: numbers jobs from 101, refuses the third; returns the log of its calls."""
     calls = tmp_path / "calls"
     program = tmp_path / "bin" / "sbatch"
     program.parent.mkdir()
@@ -147,7 +147,7 @@ def sbatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return calls
 
 
-def test_a_chain_waits_for_its_predecessors(sbatch: Path, tmp_path: Path) -> None:
+def test_each_job_of_a_chain_waits_for_the_one_before(sbatch: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     assert "job 102" in call(*TRAIN, "--chain", 2, "--logs", logs)
     first, second = sbatch.read_text().splitlines()
@@ -171,11 +171,23 @@ def test_a_chain_waits_for_its_predecessors(sbatch: Path, tmp_path: Path) -> Non
         ("", None),
     ],
 )
-def test_durations_of_sbatch(text: str, seconds: int | None) -> None:
-    assert seconds_of(text) == seconds
+def test_time_limits_are_read_as_sbatch_does(text: str, seconds: int | None) -> None:
+    assert time_limit_seconds(text) == seconds
 
 
-def test_ranks_follow_gpus_unless_told() -> None:
-    assert Request("train", "n", (), nodes=2, gpus_per_node=4).world_size == 8
-    assert Request("train", "n", (), nodes=2, ranks_per_node=3).world_size == 6
-    assert Request("train", "n", (), nodes=2).world_size == 2
+def test_there_is_one_rank_per_gpu_by_default() -> None:
+    assert JobRequest("train", "n", (), nodes=2, gpus_per_node=4).world_size == 8
+    assert JobRequest("train", "n", (), nodes=2, ranks_per_node=3).world_size == 6
+    assert JobRequest("train", "n", (), nodes=2).world_size == 2
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "data", "cell"])
+def test_values_are_quoted_for_the_shell(kind: str, tmp_path: Path) -> None:
+    """Whatever a value contains arrives unchanged and runs nothing."""
+    odd = ("it's $HOME", 'a "b" `c`', "{{ python }} #}", "x; touch evil", "zwei\nlines", "")
+    request = JobRequest(kind, "n", odd, python="/no such/python")  # type: ignore[arg-type]
+    script = render(request, tmp_path / "log folder")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert variable(script, "arguments") == "\n".join(odd).split("\n")
+    assert variable(script, "python") == ["/no such/python"]
+    assert f'--output="{tmp_path}/log folder/' in script and "#%" not in script

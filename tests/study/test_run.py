@@ -93,7 +93,7 @@ def test_jobs_of_slurm_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.M
     script = Path(lines[-1].split()[-1])
     text = script.read_text()
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
-    for wanted in ("--gpus-per-node=4", "--time=01:00:00", "--signal=B:TERM@", "module load cuda || exit"):
+    for wanted in ("--gpus-per-node=4", "--time=01:00:00", "--signal=B:TERM@", "module load cuda || return"):
         assert wanted in text
     # The study that the job reads is this one, as resolved.
     named = re.search(r"study run (\S+) --cell (\S+)", text)
