@@ -1,7 +1,7 @@
-"""Errors that a user can correct: each names the field, its value, the problem and the remedy.
+"""Errors that a user can correct. Each names the field, its value, the problem and the remedy.
 
-Anything else that goes wrong is a bug and keeps its traceback. Checks collect their faults in a
-`FaultCollector` and raise once, so that a person sees all of them at the first attempt.
+Any other exception is a bug and keeps its traceback. Checks collect their faults in a `FaultCollector`
+and raise once, so that a user sees every fault at the first attempt.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ EXIT_USER_ERROR = 2
 """Exit code of every gaguide program, on every rank, after a `UserError`."""
 
 EXIT_PREEMPTED = 75
-"""Exit code of every rank of a run that was asked to stop and saved its state: the same command goes on."""
+"""Exit code of every rank of a run that was asked to stop and saved its state; it can be resumed."""
 
 EXIT_HUNG = 76
-"""Exit code of every rank of a run that its watchdog ended because nothing moved any more."""
+"""Exit code of every rank of a run that the watchdog ended because it made no progress."""
 
 
 class FaultKind(Enum):
-    """What a program may decide by; the wording of a fault is for people only."""
+    """What code may branch on; the wording of a fault is for people only."""
 
     INVALID = "invalid"
-    """The input is wrong: trying again will not help."""
+    """The input is wrong; retrying does not help."""
     BUSY = "busy"
-    """Another process holds what is needed: trying again later may help."""
+    """Another process holds a resource that is needed; retrying later may help."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Fault:
     value: Any = None
     """The value that was given; None leaves it out of the message."""
     kind: FaultKind = FaultKind.INVALID
-    """For code that must tell faults apart."""
+    """For code that has to tell faults apart."""
 
     def __str__(self) -> str:
         shown = self.field if self.value is None else f"{self.field} = {self.value!r}"
@@ -57,11 +57,11 @@ class Fault:
 
 
 class UserError(Exception):
-    """One or more faults in what the user gave; printed without a traceback, exit code `EXIT_USER_ERROR`."""
+    """One or more faults in the user's input; printed without a traceback, exit code `EXIT_USER_ERROR`."""
 
     def __init__(self, faults: Fault | Iterable[Fault]):
         listed = [faults] if isinstance(faults, Fault) else list(faults)
-        # Values need not be hashable, so no set here.
+        # A set would not do: values need not be hashable.
         self.faults = tuple(fault for at, fault in enumerate(listed) if fault not in listed[:at])
         super().__init__(str(self))
 
@@ -71,21 +71,21 @@ class UserError(Exception):
         return f"{len(self.faults)} problems\n" + "\n".join(f"  {fault}" for fault in self.faults)
 
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Fault, ...]]]:
-        return UserError, (self.faults,)  # ranks send their errors to each other
+        return UserError, (self.faults,)  # ranks exchange their errors pickled
 
 
 class FaultCollector:
-    """Collects faults of several checks and raises them as one `UserError`.
+    """Collects the faults of several checks and raises them as one `UserError`.
 
         with FaultCollector() as faults:
             faults.add(Fault("a", "must be positive", "give a positive number"))
-            value = faults.attempt(read, path)   # None where `read` raised a UserError
+            value = faults.attempt(read, path)   # None if `read` raised a UserError
             with faults.catching():
                 check_everything_else()
         # leaving the block raises what was collected
 
-    An exception other than `UserError` passes through at once. A `UserError` that leaves the block is raised
-    together with what was collected before it.
+    An exception other than `UserError` propagates at once. A `UserError` that leaves the block is raised
+    together with the faults collected before it.
     """
 
     def __init__(self) -> None:
@@ -100,20 +100,20 @@ class FaultCollector:
 
     @contextmanager
     def catching(self) -> Iterator[None]:
-        """Record the faults of a `UserError` raised inside, and go on after the block."""
+        """Record the faults of a `UserError` raised in the block, and continue after it."""
         try:
             yield
         except UserError as error:
             self.add(*error.faults)
 
     def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """`function(*args, **kwargs)`, or None where it raised a `UserError`, whose faults are recorded."""
+        """Return `function(*args, **kwargs)`, or None after recording the faults of its `UserError`."""
         with self.catching():
             return function(*args, **kwargs)
         return None
 
     def raise_if_any(self) -> None:
-        """Raise a `UserError` with every fault recorded so far, if there is one."""
+        """Raise a `UserError` with every fault recorded so far, if there are any."""
         if self.faults:
             raise UserError(self.faults)
 
@@ -130,20 +130,30 @@ class FaultCollector:
 
 
 class PreemptedError(Exception):
-    """The run stopped early because it was asked to; its state is saved. `step`: the last one done."""
+    """The run stopped early because it was asked to; its state after the last completed `step` is saved."""
 
     def __init__(self, step: int, total_steps: int, reason: str) -> None:
         self.step = step
-        told = f"stopped after step {step} of {total_steps} ({reason}); the checkpoint is saved, and the "
-        if step == 0:
-            told = (
-                f"stopped before the first of {total_steps} steps ({reason}); there is nothing to save, the "
+        if step:
+            text = (
+                f"stopped after step {step} of {total_steps} ({reason}); the checkpoint is saved, and the "
+                "same command resumes from it"
             )
-        super().__init__(f"{told}same command goes on from it" if step else f"{told}same command begins anew")
+        else:
+            text = (
+                f"stopped before the first of {total_steps} steps ({reason}); there is nothing to save, and "
+                "the same command starts from the beginning"
+            )
+        super().__init__(text)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message, or its type's name if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def suggestion(name: str, known: Iterable[str], limit: int = 12) -> str:
-    """Remedy text for an unknown name: the nearest known one, else the list."""
+    """Remedy for an unknown name: the closest known one, else a list of at most `limit` known names."""
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     if near:

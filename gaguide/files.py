@@ -1,7 +1,7 @@
-"""Whole-or-nothing writes, durable renames, file hashes.
+"""Atomic writes, durable renames and file hashes.
 
-`replacing` and the `write_*` functions write under a temporary name in the target's folder, fsync, then
-rename: a reader, or a crash, sees the old file, no file, or the whole new one.
+`replacing` and the `write_*` functions write to a temporary file in the target's folder, fsync it and rename
+it over the target. A reader, also after a crash, sees either the old state or the complete new file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends normally it is synced and replaces `path`.
+    """Yield a temporary path in the folder of `path`; at the end of the block, fsync it and rename it to `path`.
 
-    After a kill the temporary file stays behind; its name starts with ".tmp-" and nothing reads it.
+    If the block raises, the temporary file is deleted and `path` stays as it was. A killed process leaves the
+    temporary file behind; its name starts with ".tmp-" and nothing reads it.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -34,23 +35,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, atomically."""
+    """Atomically replace the file `path` with `content`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` as UTF-8, atomically."""
+    """Atomically replace the file `path` with `text`, encoded as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON, atomically; NaN and infinity become null."""
+    """Atomically replace the file `path` with `value` as indented JSON; NaN and infinity become null."""
     write_text(path, json.dumps(without_nonfinite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def without_nonfinite(value: Any) -> Any:
-    """`value` with every NaN and infinity replaced by None, since JSON has neither."""
+    """Return `value` with every NaN and infinity replaced by None, because JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -61,7 +62,7 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def hash_file(path: Path, flush: bool = False) -> str:
-    """Hexadecimal SHA-256 of a file's bytes; `flush` fsyncs it first, as far as this host wrote it."""
+    """Hexadecimal SHA-256 of a file's bytes. With `flush`, what this host wrote to it is fsynced first."""
     with path.open("rb") as file:
         if flush:
             os.fsync(file.fileno())
@@ -69,7 +70,7 @@ def hash_file(path: Path, flush: bool = False) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that names created or renamed in it survive a power cut."""
+    """Fsync a folder, so that files created or renamed in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,12 +79,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_folders(folder: Path) -> None:
-    """`sync_folder` for `folder` and every folder below it."""
+    """Apply `sync_folder` to `folder` and to every folder below it."""
     for path in [folder, *folder.rglob("*")]:
         if path.is_dir():
             sync_folder(path)
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
+    """Total size in bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

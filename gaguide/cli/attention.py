@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, UserError, first_line, suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,7 +145,7 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             source, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             Fault(
                 "--model",

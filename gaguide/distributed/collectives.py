@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -76,7 +77,7 @@ def raise_together(check: Callable[[], T]) -> T:
 def _merge(by_rank: list[tuple[Fault, ...]]) -> list[Fault]:
     everywhere = [fault for fault in by_rank[0] if all(fault in faults for faults in by_rank)]
     alone = [
-        Fault(f"rank {rank}: {fault.field}", fault.problem, fault.remedy, fault.value)
+        replace(fault, field=f"rank {rank}: {fault.field}")
         for rank, faults in enumerate(by_rank)
         for fault in faults
         if fault not in everywhere

@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, first_line
 from gaguide.log.console import say
 
 _BUILDERS = {"cpu_adam": "CPUAdamBuilder", "async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
@@ -70,7 +70,7 @@ def load_op(name: str, several_hosts: bool = False) -> Any:
         with redirect_stdout(StringIO()), _plain_architectures():  # torch reports its own steps
             return builder.load(verbose=False)
     except _BUILD_ERRORS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(_unbuilt(name, reason)) from None
 
 

@@ -31,7 +31,7 @@ from gaguide.liveness.heartbeat import (
     withdraw_call,
     write_beat,
 )
-from gaguide.log import heard, say
+from gaguide.log import has_reader, say
 
 _LOOK_SECONDS = 0.5
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
@@ -122,7 +122,7 @@ class Watchdog:
         if launchers().gone():
             self._launched = False
             self.lost_launcher("its launcher has died")
-        elif not heard():  # a launcher on a host without ranks, seen by its ssh only
+        elif not has_reader():  # a launcher on a host without ranks, seen by its ssh only
             self._launched = False
             self.lost_launcher("nobody reads what it prints any more")
 

@@ -1,7 +1,16 @@
 """Records of a run: metrics.jsonl, the step line on the console, and which code made them."""
 
 from gaguide.log.code import code_commit, code_fingerprint
-from gaguide.log.console import StepLine, heard, say
+from gaguide.log.console import StepLine, format_duration, has_reader, say
 from gaguide.log.records import MetricsFile, read_metrics
 
-__all__ = ["MetricsFile", "StepLine", "code_commit", "code_fingerprint", "heard", "read_metrics", "say"]
+__all__ = [
+    "MetricsFile",
+    "StepLine",
+    "code_commit",
+    "code_fingerprint",
+    "format_duration",
+    "has_reader",
+    "read_metrics",
+    "say",
+]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on. Numbers for programs are in metrics.jsonl, not here."""
+"""What a person sees while a program runs. Numbers for programs go to metrics.jsonl instead."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 def say(text: str, error: bool = False) -> None:
-    """A line for the person at the keyboard, at once (launchers pass output on through pipes).
+    """Print a line for the user and flush it, since launchers forward output through pipes.
 
-    When nobody listens any more (a launcher's ssh has died, a terminal was closed) the work must still be
-    saved: what is said from then on is lost, what is recorded is not, and `heard` knows. A log on a full
-    disk ends no run either; what it did not take follows when there is room.
+    Never raises `OSError`: a run must not end because nobody reads its output. If the reader has gone (the
+    launcher's ssh died, a terminal was closed), this and later lines are discarded and `has_reader` returns
+    False. If the log's disk is full, the line stays buffered until there is space.
     """
     stream = sys.stderr if error else sys.stdout
     try:
@@ -22,29 +22,29 @@ def say(text: str, error: bool = False) -> None:
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             return
-        _Listener.gone = _Listener.gone or problem.errno in (errno.EPIPE, errno.EIO)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        _Reader.gone = _Reader.gone or problem.errno in (errno.EPIPE, errno.EIO)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
 
 
-class _Listener:
+class _Reader:
     gone = False
 
 
-def heard() -> bool:
-    """False once the reader of what this process says has gone away."""
-    return not _Listener.gone
+def has_reader() -> bool:
+    """Whether the reader of this process's output is still there, as far as `say` has noticed."""
+    return not _Reader.gone
 
 
 class StepLine:
-    """Formats one record of metrics.jsonl as a line with progress and time left."""
+    """Formats a record of metrics.jsonl as a line with progress and remaining time."""
 
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
 
     def format(self, record: Mapping[str, Any]) -> str:
-        """`step 120/300 40% │ lm 4.8123 │ …`; parts that a run has not are left out."""
+        """Return `step 120/300 40% │ lm 4.8123 │ …`; values that the record lacks are left out."""
         step = record["step"]
         parts = [
             f"step {step:>{len(str(self.total_steps))}}/{self.total_steps} {step / self.total_steps:4.0%}",
@@ -57,17 +57,17 @@ class StepLine:
         parts.append(f"lr {record['lr']:.2e}")
         if record.get("grad_norm") is not None:
             parts.append(f"norm {record['grad_norm']:.2f}")
-        parts.append(f"{_short(record['tokens_per_second'])} tok/s")
+        parts.append(f"{_with_unit(record['tokens_per_second'])} tok/s")
         if record.get("mfu") is not None:
             parts.append(f"mfu {record['mfu']:.0%}")
         if record.get("peak_memory"):
             parts.append(f"{record['peak_memory'] / 1e9:.1f} GB")
-        parts.append(f"{duration(record['seconds_left'])} left")
+        parts.append(f"{format_duration(record['seconds_left'])} left")
         return " │ ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """`45s`, `12m05s`, `3h20m`, `2d04h`."""
+def format_duration(seconds: float) -> str:
+    """Format a duration as `45s`, `12m05s`, `3h20m` or `2d04h`."""
     whole = max(0, round(seconds))
     minutes, secs = divmod(whole, 60)
     hours, mins = divmod(minutes, 60)
@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{secs:02}s" if minutes else f"{secs}s"
 
 
-def _short(number: float) -> str:
+def _with_unit(number: float) -> str:
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.1f}{unit}"

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from gaguide.config import ModelSection
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, UserError, first_line, suggestion
 from gaguide.model.fast import fuse_activations
 from gaguide.model.sizes import SIZES, scratch_config
 
@@ -72,7 +72,7 @@ def skeleton(source: ModelSource) -> PreTrainedModel:
                 trust_remote_code=source.section.trust_remote_code,
             )
     except Exception as error:  # whatever a configuration makes a model's constructor raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         remedy = "choose a causal language model of transformers that runs on SDPA"
         raise UserError(
             Fault("model.name", f"cannot be built ({reason})", remedy, source.section.name)
@@ -105,7 +105,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
                 trust_remote_code=source.section.trust_remote_code,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             remedy = "copy or download the weights again"
             raise UserError(
                 Fault("model.name", f"its weights cannot be loaded ({reason})", remedy, source.section.name)
@@ -142,7 +142,7 @@ def _pretrained_config(section: ModelSection) -> PretrainedConfig:
             )
         )
     except Exception as error:  # transformers validates configurations with errors of many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         remedy = "give a folder made by save_pretrained, or a hub id on a machine that reaches the hub"
         if "trust_remote_code" in str(error):
             remedy = (

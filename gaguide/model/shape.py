@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, first_line
 
 # Which vectors a family's blocks have beside their matrices: biases of q, k, v; of the attention's output;
 # of the MLP. A name is read from the configuration. Then vectors of a norm, and whether the MLP is gated.
@@ -138,7 +138,7 @@ def _count_skeleton(config: PretrainedConfig) -> int:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(deepcopy(config))
     except Exception as error:  # whatever a configuration makes a model's constructor raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         remedy = "choose a causal decoder of transformers"
         raise UserError(Fault("model.name", f"cannot be built ({reason})", remedy)) from None
     return sum(parameter.numel() for parameter in model.parameters())

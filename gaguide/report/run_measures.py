@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gaguide.log import format_duration
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
-from gaguide.report.text import ABSENT, duration, fixed
+from gaguide.report.text import ABSENT, fixed
 
 Better = Literal["low", "high"]
 TASKS, FURTHER = "Tasks", "Tasks, further metrics"
@@ -70,7 +71,7 @@ def _about_runs(runs: Sequence[RunRecord]) -> list[Measure]:
         row("optimizer steps", "{:,.0f}".format, lambda run: run.steps),
         row("training tokens", "{:,.0f}".format, lambda run: run.tokens),
         row("ranks", "{:,.0f}".format, lambda run: run.world_size),
-        row("time", duration, lambda run: run.seconds),
+        row("time", format_duration, lambda run: run.seconds),
         row("tokens per second", "{:,.0f}".format, lambda run: run.tokens_per_second),
     ]
 

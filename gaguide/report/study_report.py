@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from gaguide.log import format_duration
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks
 from gaguide.report.study_findings import study_cautions, study_findings
@@ -20,7 +21,7 @@ from gaguide.report.study_tables import (
     size_tables,
     verdict_table,
 )
-from gaguide.report.text import ABSENT, csv_text, duration
+from gaguide.report.text import ABSENT, csv_text
 from gaguide.study.records import Change, StudyRecords
 
 _CHANGES_SHOWN = 8
@@ -135,7 +136,7 @@ def _provenance(study: StudyRecords) -> Section:
                  Cell(ABSENT if cell.seed is None else str(cell.seed)),
                  Cell(ABSENT if cell.parameters is None else f"{cell.parameters:,}"),
                  Cell(ABSENT if cell.tokens is None else f"{cell.tokens:,}"),
-                 Cell(ABSENT if cell.wall_seconds is None else duration(cell.wall_seconds)),
+                 Cell(ABSENT if cell.wall_seconds is None else format_duration(cell.wall_seconds)),
                  Cell(_words({name: text[:12] for name, text in cell.fingerprints.items()})),
                  Cell(_words(cell.versions))),
             )

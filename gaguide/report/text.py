@@ -27,16 +27,6 @@ def p_value(p: float | None) -> str:
     return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def duration(seconds: float) -> str:
-    """`75 s`, `12 min` or `3 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def shorten(name: str, length: int = 32) -> str:
     """A name cut to what a legend or an axis can hold."""
     return name if len(name) <= length else name[: length - 1] + "…"

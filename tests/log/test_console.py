@@ -9,9 +9,9 @@ import sys
 def test_words_to_nobody_do_not_stop_the_work() -> None:
     """Both outputs are pipes whose readers are gone, as after the death of a launcher's ssh."""
     program = (
-        "import sys; from gaguide.log import heard, say\n"
+        "import sys; from gaguide.log import has_reader, say\n"
         "sys.stdin.readline(); say('a'); say('b', error=True); say('c'); print('d')\n"
-        "sys.exit(1 if heard() else 75)"
+        "sys.exit(1 if has_reader() else 75)"
     )
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     with subprocess.Popen([sys.executable, "-c", program], **pipes, text=True) as process:

@@ -18,7 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from gaguide.data.build.sources import SourceFile, Span
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, first_line
 
 
 class Reason(enum.StrEnum):
@@ -44,7 +44,7 @@ def read_span(span: Span, text_field: str) -> Iterator[Row]:
         # Stores raise their transport's own errors, of no common type.
         if "://" not in span.file.url and not isinstance(error, _UNREADABLE):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         remedy = "fetch or repair the file, then run the same command again: it goes on where it stopped"
         raise UserError(Fault("--source", f"reading it failed: {reason}", remedy, span.file.url)) from error
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, UserError, first_line, suggestion
 
 EMBEDDED = "embedded"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -167,7 +167,7 @@ def _hub_files(name: str, split: str, revision: str | None) -> tuple[list[Source
         commit = HfApi().dataset_info(name, revision=revision, timeout=20).sha or ""
         builder = datasets.load_dataset_builder(name, revision=commit)
     except Exception as error:  # the hub's clients raise their transport's own errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         remedy = (
             "check the name, --revision and the connection; without one, copy the data set's files to this "
             "machine and give their folder"

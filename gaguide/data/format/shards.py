@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from gaguide.data.format.manifest import ShardInfo
-from gaguide.errors import Fault
+from gaguide.errors import Fault, first_line
 from gaguide.files import hash_file, replacing
 
 COLUMN = "tokens"
@@ -87,7 +87,7 @@ def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard
         batches = reader.num_record_batches
         column = reader.get_batch(0).column(COLUMN) if batches == 1 else None
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-        raise DamagedShardError(f"damaged: not a readable Arrow file ({_first_line(error)})") from None
+        raise DamagedShardError(f"damaged: not a readable Arrow file ({first_line(error)})") from None
     if column is None or not pa.types.is_list(column.type):
         raise DamagedShardError("foreign: not in the format of a gaguide shard")
     offsets = column.offsets.to_numpy(zero_copy_only=True)
@@ -113,10 +113,6 @@ def check_size(path: Path, info: ShardInfo) -> None:
     if size != info.bytes:
         kind = "truncated" if size < info.bytes else "damaged"
         raise DamagedShardError(f"{kind}: it has {size} bytes, the manifest says {info.bytes}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def shard_fault(folder: str, file: str, problem: str) -> Fault:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from gaguide.data.format.tokenizer import byte_characters
+
 SPACE, NEWLINE, TAB = "␣", "↵", "⇥"
 
 
@@ -43,11 +45,4 @@ def _decode(piece: str) -> str:
         return "".join(chr(byte) if 32 <= byte < 127 else f"<{byte:02X}>" for byte in raw)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable bytes stand for themselves, the others follow from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
+_BYTES = {character: byte for byte, character in enumerate(byte_characters())}

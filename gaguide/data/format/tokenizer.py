@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def hub_has_model(name: str) -> bool:
 
 
 def _not_loaded(name: str, error: Exception) -> Fault:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if Path(name).is_dir():
         remedy = (
             "give a folder with tokenizer.json, or vocab.json and merges.txt, as save_pretrained writes it"

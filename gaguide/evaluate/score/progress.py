@@ -8,8 +8,7 @@ import time
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from gaguide.log import say
-from gaguide.log.console import duration
+from gaguide.log import format_duration, say
 
 _LINE_SECONDS = 10.0
 
@@ -41,7 +40,7 @@ class Progress:
         elif self._shown and now - self._last_line >= _LINE_SECONDS:
             self._last_line = now
             left = (now - self._started) * (self._total / self._done - 1)
-            say(f"scoring {self._done / self._total:4.0%} │ {duration(left)} left")
+            say(f"scoring {self._done / self._total:4.0%} │ {format_duration(left)} left")
 
     def close(self) -> None:
         """Take the bar away."""
