@@ -18,7 +18,7 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; at the end of the block, fsync it and rename it to `path`.
+    """Yield a temporary path in the folder of `path`; at the end of the block, fsync it and rename it.
 
     If the block raises, the temporary file is deleted and `path` stays as it was. A killed process leaves the
     temporary file behind; its name starts with ".tmp-" and nothing reads it.

@@ -17,28 +17,47 @@ _MAX_NODES = 100_000
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML would silently take the last, and aliases that multiply."""
+    """Refuses duplicate keys, of which YAML silently takes the last, and aliases that multiply or recurse."""
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._composed = 0
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        self._composed += 1
-        if self._composed > _MAX_NODES:
-            raise yaml.constructor.ConstructorError(None, None, "too many values", node.start_mark)
-        return super().construct_object(node, deep)
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _expanded_size(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"duplicate key {key.value!r}", key.start_mark
-                    )
+                    raise _error(f"duplicate key {key.value!r}", key)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """Number of values in the tree below `node` with every alias written out, at most `_MAX_NODES`.
+
+    `sizes` holds the size of every node visited, by id; None while the node is being counted.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = None
+        below = (
+            node.value if isinstance(node, yaml.SequenceNode) else (n for pair in node.value for n in pair)
+        )
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in below)
+    size = sizes[id(node)]
+    if size is None:
+        raise _error("an alias of a value that contains it", node)
+    if size > _MAX_NODES:
+        raise _error(f"more than {_MAX_NODES:,} values once aliases are written out", node)
+    return size
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def read_yaml(path: Path, field: str) -> dict[str, Any]:
@@ -118,7 +137,7 @@ def _set(
         tree[leaf] = None if text == "null" else text  # a date or 007 in a name stays text
         return []
     try:
-        tree[leaf] = yaml.safe_load(text)
+        tree[leaf] = yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         tree[leaf] = text
     return []

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from gaguide.distributed.launcher import check_hostfile
+from gaguide.distributed.network import gloo_interface
 from gaguide.distributed.rendezvous import expand_hosts, rendezvous
 from gaguide.errors import Fault, UserError
-from gaguide.distributed.network import gloo_interface
 
 # (rank, world size, local rank) as each launcher spells them, in the order they are asked.
 _LAUNCHER_VARIABLES = (
