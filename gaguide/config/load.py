@@ -1,4 +1,4 @@
-"""From YAML and dotted overrides to a checked RunConfig; every fault is reported at once."""
+"""From a YAML file and dotted overrides to a validated `RunConfig`, with every fault reported at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.shipped import RECIPES
 
 EMBEDDED = Path(__file__).parent / "embedded.yaml"
-"""The run that needs nothing but this package; it is what `launch/train.py` does without `--config`."""
+"""The run that needs nothing but this package; training without `--config` uses it."""
+
+_MAX_EXTENDS = 8
 
 
 def load_config(path: Path | None, overrides: dict[str, str]) -> RunConfig:
-    """The run in `path` with overrides, whose values are read as YAML.
+    """Read the run in `path` and apply the overrides, whose values are parsed as YAML.
 
-    path: a YAML file or the name of a shipped recipe; None for the embedded run.
+    `path` is a YAML file or the name of a shipped recipe, or None for the embedded run. Raises a `UserError`
+    with every fault of the file and of the overrides.
     """
     tree = _read_with_base(EMBEDDED if path is None else RECIPES.find(path, "--config"))
     with FaultCollector() as faults:
@@ -34,16 +37,19 @@ def load_config(path: Path | None, overrides: dict[str, str]) -> RunConfig:
 
 
 def dump_config(run: RunConfig) -> str:
-    """The run as YAML text that `load_config` reads back."""
+    """The run as YAML text that `load_config` reads back to an equal one."""
     return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _read_with_base(path: Path, depth: int = 0) -> dict[str, Any]:
-    """The file's tree over that of the file it names in `extends` (relative to itself)."""
+    """The file's tree, merged onto that of the file its `extends` names, relative to its own folder."""
     tree = read_yaml(path, "--config")
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    if not isinstance(base, str) or depth > 8:
-        raise UserError(Fault("extends", "names no file, or itself", f"mend {path}", base))
+    if not isinstance(base, str):
+        raise UserError(Fault("extends", "must be the path of a YAML file", f"correct {path}", base))
+    if depth > _MAX_EXTENDS:
+        problem = f"names more than {_MAX_EXTENDS} files in a row, or itself"
+        raise UserError(Fault("extends", problem, f"correct {path}", base))
     return merge(_read_with_base(path.parent / base, depth + 1), tree)

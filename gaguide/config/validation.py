@@ -1,55 +1,87 @@
-"""pydantic's errors as faults that name the field, its value and its description."""
+"""pydantic's errors as faults, whose remedies say what a field accepts, derived from the JSON schema."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from gaguide.errors import Fault, suggestion
 
+_WORDS = {"dicti": "a mapping", "tuple": "a list"}
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "greater than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+_NOUNS = {
+    "integer": ("an integer", "integers"),
+    "number": ("a number", "numbers"),
+    "string": ("text", "texts"),
+    "boolean": ("true or false", "true or false"),
+    "object": ("a mapping", "mappings"),
+    "null": ("null", "null"),
+}
+
 
 def validation_faults(
     error: ValidationError, schema: type[BaseModel], tree: Any, root: str = "run"
 ) -> list[Fault]:
-    """A fault for each of pydantic's errors, with the field's description as the remedy.
+    """One fault for each field that `error` reports, in the order of its errors.
 
-    tree: what was validated against `schema`. root: field of errors that belong to the whole tree.
+    `tree` is what was validated against `schema`; `root` is the field of errors that concern the whole tree.
     """
-    return [_fault(detail, schema, tree, root) for detail in error.errors()]
+    by_field: dict[tuple[str, ...], list[Any]] = {}
+    for detail in error.errors():
+        path = tuple(str(part) for part in detail["loc"] if not _is_branch(part))
+        by_field.setdefault(path, []).append(detail)
+    return [_fault(schema, path, details, tree, root) for path, details in by_field.items()]
 
 
 def takes_text(schema: type[BaseModel], path: Sequence[str]) -> bool:
-    """Whether the field at a path of names is a string."""
-    section = _section(schema, path)
-    field = section.model_fields.get(path[-1]) if section else None
-    return field is not None and field.annotation in (str, str | None)
+    """Whether the field at `path` is a string, or a string or null."""
+    found = _field_schema(schema, path) or {}
+    branches = found.get("anyOf", [found])
+    return {branch.get("type") for branch in branches} in ({"string"}, {"string", "null"}) and not any(
+        "enum" in branch or "const" in branch for branch in branches
+    )
 
 
-def _fault(detail: Any, schema: type[BaseModel], tree: Any, root: str) -> Fault:
-    path = [str(part) for part in detail["loc"] if not _is_branch(part)]
+def _fault(
+    model: type[BaseModel], path: tuple[str, ...], details: Sequence[Any], tree: Any, root: str
+) -> Fault:
+    """The fault of one field; a union gives an error for each of its branches."""
     field = ".".join(path) or root
-    if detail["type"] == "extra_forbidden":
-        section = _section(schema, path)
-        remedy = (
-            suggestion(path[-1], section.model_fields) if section else "see the list of fields in the docs"
-        )
-        return Fault(field, "unknown field", remedy, detail["input"])
-    description = _description(schema, path)
-    if detail["type"] == "missing":
-        return Fault(field, "is required", f"give it: {description}".removesuffix(": "))
-    value, problem = _lookup(tree, path), detail["msg"].removeprefix("Value error, ")
-    problem = problem[:1].lower() + problem[1:]
-    if not path or isinstance(value, dict):
-        return Fault(field, problem, "correct this section")
-    return Fault(field, problem, description or "correct the value", value)
+    first = details[0]
+    if first["type"] == "extra_forbidden":
+        return Fault(field, "unknown field", _known_names(model, path), first["input"])
+    if first["type"] == "missing":
+        return Fault(field, "is required", f"give {_accepted(model, path)}")
+    value = _lookup(tree, path)
+    if first["type"] == "value_error":
+        problem = first["msg"].removeprefix("Value error, ")
+        if not path or isinstance(value, dict):  # of a whole section
+            return Fault(field, problem, "correct this section")
+    else:
+        problem = " or ".join(dict.fromkeys(map(_problem, details))).replace(" or must be ", " or ")
+    return Fault(field, problem, f"give {_accepted(model, path)}", value)
+
+
+def _problem(detail: Any) -> str:
+    """pydantic's message in the words of settings files: "must", lists and mappings."""
+    text = re.sub(r"^(Input|Value|String|Tuple) should ", "must ", detail["msg"].partition(", unable to")[0])
+    text = re.sub(r"a valid (dictionary.*|tuple)", lambda found: _WORDS[found[1][:5]], text)
+    return text[:1].lower() + text[1:]
 
 
 def _is_branch(part: Any) -> bool:
-    """Whether a part of pydantic's location names a branch of a union or a validator, not a field."""
+    """Whether a part of pydantic's location names the branch of a union or a validator instead of a field."""
     return isinstance(part, str) and (
-        "[" in part or part in ("int", "float", "str", "tuple", "function-plain")
+        "[" in part or part in ("int", "float", "str", "tuple", "constrained-int", "function-plain")
     )
 
 
@@ -58,29 +90,77 @@ def _lookup(tree: Any, path: Iterable[str]) -> Any:
         if isinstance(tree, (list, tuple)) and part.isdigit() and int(part) < len(tree):
             tree = tree[int(part)]
         else:
-            tree = tree.get(part) if isinstance(tree, dict) else None
+            tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
 
 
-def _section(schema: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
-    """The section class with the last name of `path` as a field; None where the path leaves the schema."""
-    section: type[BaseModel] | None = schema
-    for part in path[:-1]:
-        if part.isdigit():  # an entry of a list of sections
-            continue
-        field = section.model_fields.get(part) if section else None
-        section = _model_in(field.annotation) if field else None
-    return section
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The first section class in an annotation such as `tuple[Section, ...]` or `Section | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+def _field_schema(model: type[BaseModel], path: Sequence[str]) -> dict[str, Any] | None:
+    """JSON schema of the field at `path`, whose digits index lists; None if there is no such field."""
+    schema: dict[str, Any] = _schema(model)
+    for part in path:
+        schema = _section(model, schema)
+        if part.isdigit() and schema.get("type") == "array":
+            schema = schema.get("items") or schema["prefixItems"][0]
+        elif part in schema.get("properties", {}):
+            schema = schema["properties"][part]
+        elif isinstance(schema.get("additionalProperties"), dict):
+            schema = schema["additionalProperties"]
+        else:
+            return None
+    return _resolve(model, schema)
 
 
-def _description(schema: type[BaseModel], path: Sequence[str]) -> str:
-    section = _section(schema, path)
-    field = section.model_fields.get(path[-1]) if section and path else None
-    return (field.description or "") if field else ""
+def _resolve(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    return _schema(model)["$defs"][name] if name else schema
+
+
+def _section(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
+    """The branch of `schema` that has fields or items, for `section | None`."""
+    schema = _resolve(model, schema)
+    branches = [_resolve(model, branch) for branch in schema.get("anyOf", [])]
+    return next((each for each in branches if each.get("type") in ("object", "array")), schema)
+
+
+def _known_names(model: type[BaseModel], path: Sequence[str]) -> str:
+    schema = _field_schema(model, path[:-1])
+    names = _section(model, schema).get("properties", {}) if schema else {}
+    return suggestion(path[-1], names) if names else "see the documentation"
+
+
+def _accepted(model: type[BaseModel], path: Sequence[str]) -> str:
+    schema = _field_schema(model, path)
+    return _describe(model, schema) if schema else "another value"
+
+
+def _describe(model: type[BaseModel], schema: dict[str, Any], plural: bool = False) -> str:
+    """What a JSON schema accepts, such as `an integer greater than 0, 'auto' or null`."""
+    schema = _resolve(model, schema)
+    if "anyOf" in schema:
+        texts = [_describe(model, branch, plural) for branch in schema["anyOf"]]
+        # A list is longest to read: it goes before null only.
+        return _either(
+            [text for text in texts if text != "null"] + [text for text in texts if text == "null"]
+        )
+    if "enum" in schema or "const" in schema:
+        return _either([repr(value) for value in schema.get("enum", [schema.get("const")])])
+    if schema.get("type") == "array":
+        same = schema.get("items") or schema.get("prefixItems", [{}])[0]
+        count = f"{len(schema['prefixItems'])} " if "prefixItems" in schema else ""
+        return f"a list of {count}{_describe(model, same, plural=True)}"
+    if schema.get("properties"):
+        required = schema.get("required", [])
+        return "a section" + (f" with {', '.join(required)}" if required else "")
+    noun = _NOUNS.get(schema.get("type", ""), ("a value", "values"))[plural]
+    noun = f"non-empty {noun}" if schema.get("minLength") else noun
+    bounds = " and ".join(f"{words} {schema[key]:g}" for key, words in _BOUNDS.items() if key in schema)
+    return f"{noun} {bounds}" if bounds else noun
+
+
+def _either(texts: Sequence[str]) -> str:
+    return " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

@@ -66,7 +66,7 @@ def test_every_fault_is_reported_at_once_with_its_remedy() -> None:
         ("train.global_batch", "many", "must be a valid integer", "an integer greater than 0"),
         ("train.micro_batch", "0", "must be greater than 0", "an integer greater than 0, 'auto' or null"),
         ("train.schedule", "step", "must be 'cosine', 'linear' or 'constant'", "'constant'"),
-        ("model.dropout", "1", "must be less than 1", "a number at least 0 and less than 1, or null"),
+        ("model.dropout", "1", "must be less than 1", "a number at least 0 and less than 1 or null"),
         ("train.gradient_checkpointing", "perhaps", "must be a valid boolean", "true or false"),
         ("guidance.layers", "first-half", "must be 'all' or 'last-half'", "a list of integers at least 0"),
     ],
@@ -85,7 +85,7 @@ def test_missing_field_is_named_with_what_it_accepts(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load_config(tmp_path / "run.yaml", {"train.steps": "1"})
     (fault,) = error.value.faults
-    assert (fault.field, fault.problem) == ("train.global_batch", "is missing")
+    assert (fault.field, fault.problem) == ("train.global_batch", "is required")
     assert "an integer greater than 0" in fault.remedy
 
 
