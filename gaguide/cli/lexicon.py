@@ -43,7 +43,7 @@ def show(
     from gaguide.data import load_tokenizer
     from gaguide.errors import Fault, UserError
     from gaguide.guidance import make_pattern, read_lexicons, shipped_lexicons
-    from gaguide.guidance.show import describe, mark
+    from gaguide.guidance.show import describe, mark_matches
 
     if mode not in ("pieces", "words"):
         raise UserError(Fault("--mode", "no such mode", "pieces or words", mode))
@@ -53,4 +53,4 @@ def show(
     console = Console()
     console.print(describe(name, pattern, (shipped_lexicons() | own).get(name), loaded), highlight=False)
     if text is not None:
-        console.print(mark(text, pattern, loaded))
+        console.print(mark_matches(text, pattern, loaded))

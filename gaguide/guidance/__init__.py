@@ -1,4 +1,4 @@
-"""Attention guidance: lexicons and patterns, the plan, the loss, and attaching it all to a model."""
+"""Attention guidance: lexicons and patterns, the plan, its loss, and attaching it to a model."""
 
 from gaguide.guidance.attach import Guidance, guide
 from gaguide.guidance.lexicon import Lexicon, get_lexicon, read_lexicons, shipped_lexicons

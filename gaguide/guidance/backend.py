@@ -1,4 +1,4 @@
-"""Which kernel runs guided heads: Triton's on a GPU that has shown it computes the same, else row blocks.
+"""Choice of the kernel for guided heads: Triton where it agrees with the row blocks on this GPU, else those.
 
 Shapes: B batch, h guided heads, T positions, D head width.
 """
@@ -33,8 +33,8 @@ def guided_attention(
     The loss carries gradients to q and k; the mass, the mean of sum_q H_pq c_q over rows that can see a
     target, does not. mask_BQK: bool, True where visible, a subset of the causal mask; None means causal.
     """
-    # A seed drawn from the CPU generator: checkpointing restores that generator, so a recomputed forward
-    # drops the same entries, and backward can make the mask again instead of keeping T x T bits.
+    # The seed comes from the CPU generator. Checkpointing restores that generator, so a recomputed forward
+    # drops the same entries, and backward generates the mask again instead of keeping T x T bits.
     seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
     fused = fused_attention(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1])
     kernel = row_block_attention if fused is None else fused
@@ -44,18 +44,20 @@ def guided_attention(
 def fused_attention(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
     """The Triton kernels for q of that device, dtype and head width, or None where they cannot run.
 
-    They are used once they have agreed with the row blocks on this GPU: a GPU or compiler that they were
-    never tried on costs a warning and speed, not the run.
+    Before their first use they are compared with the row blocks on this GPU. Where they fail or disagree, on
+    a GPU or with a compiler they were never tested on, a warning says so and the run continues, slower.
     """
-    return _proven(device, dtype, width) if device.type == "cuda" and dtype != torch.float64 else None
+    return (
+        _verified_kernel(device, dtype, width) if device.type == "cuda" and dtype != torch.float64 else None
+    )
 
 
 @cache
-def _proven(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
+def _verified_kernel(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
     try:
         from gaguide.guidance.triton_attention import MAX_WIDTH, triton_attention
     except ImportError:
-        return None  # not every build of torch brings Triton
+        return None  # not every build of torch includes Triton
     if width > MAX_WIDTH:
         return None
     try:
@@ -72,9 +74,10 @@ def _proven(device: torch.device, dtype: torch.dtype, width: int) -> Attention |
 def disagreement(kernel: Attention, device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Largest difference from the row blocks' results and gradients on small cases.
 
-    Relative to the largest value of each. The cases compile every variant of the kernels but dropout's.
+    Each difference is relative to the largest value of its tensor. The cases compile every variant of the
+    kernels except those with dropout.
     """
-    with _apart(), torch.random.fork_rng(devices=[]):
+    with _isolated_autograd(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         B, h, T = 1, 2, 100  # more than one block of queries and of keys
         q, k, v, weight = (torch.randn(B, h, T, width).to(device, dtype) for _ in range(4))
@@ -88,28 +91,30 @@ def disagreement(kernel: Attention, device: torch.device, dtype: torch.dtype, wi
                 columns_BhT[:, slot] = 0
             terms = RowTerms(columns_BhT, offsets, ones_BhT, ones_BhT, ones_BhT.sum((0, 2)), ones_BhT)
             given = (q, k, v, weight, terms, mask_1TT)
-            for x, y in zip(_results(kernel, *given), _results(row_block_attention, *given)):
+            for x, y in zip(
+                _outputs_and_gradients(kernel, *given), _outputs_and_gradients(row_block_attention, *given)
+            ):
                 errors.append(float((x.float() - y.float()).abs().max() / y.float().abs().max()))
     return max(errors)
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """Inside, autograd is on and nobody else's hooks see what it saves.
+def _isolated_autograd() -> Iterator[None]:
+    """Inside, autograd is enabled, and hooks on saved tensors from outside do not apply.
 
-    The kernels' first use may lie in a checkpointed layer, which would count these tensors as its own, or
-    under inference mode.
+    The first use of the kernels may be in a checkpointed layer, which would count these tensors as its own,
+    or in inference mode.
     """
 
-    def same(x: torch.Tensor) -> torch.Tensor:
+    def identity(x: torch.Tensor) -> torch.Tensor:
         return x
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(same, same)
+    hooks = torch.autograd.graph.saved_tensors_hooks(identity, identity)
     with torch.inference_mode(False), torch.enable_grad(), hooks:
         yield
 
 
-def _results(
+def _outputs_and_gradients(
     function: Attention,
     q: torch.Tensor,
     k: torch.Tensor,

@@ -1,14 +1,14 @@
-"""Attention of guided heads and its guidance loss, in row blocks: memory O(T), one softmax for both.
+"""Attention of guided heads and their guidance loss, in row blocks: O(T) memory, one softmax for both.
 
-Guided heads leave the model's fused attention and run here. Each block of query rows makes its rows of H
-once and takes from them the output H V *and* the row sums that the loss needs (see targets.py). Backward
-makes the rows again and folds the loss into the gradient that attention needs anyway:
+Guided heads leave the model's fused attention and run here. Each block of query rows computes its rows of H
+once and uses them for the output H V *and* for the row sums of the loss (see targets.py). Backward recomputes
+the rows and adds the loss to the gradient that attention needs anyway:
 
     dH = dO V^T + 2 g r_p (H - t_p c)        dS = H * (dH - delta_p)
     delta_p = dO_p . O_p + 2 g r_p (sum H^2 - t_p mass_p)
 
-so guidance adds one elementwise pass and no matrix product to a guided head's backward. H is before
-dropout (the study's Eq. 1 has none); arithmetic is fp32 for half-precision models and fp64 for fp64.
+so guidance adds one elementwise pass and no matrix product to a guided head's backward. H is before dropout
+(the study's Eq. 1 has none). Arithmetic is fp32 for fp32, fp16 and bf16 models and fp64 for fp64 models.
 
 Shapes: B batch, h guided heads, T positions, R rows of a block, C columns it can see, D head width.
 """
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from gaguide.guidance.targets import RowTerms
 
-ROW_BLOCK = 128  # measured: 256 and 64 take 10 to 30% longer at 256 to 1,024 tokens, with one thread or two
+ROW_BLOCK = 128  # measured: 64 and 256 take 10 to 30% longer at 256 to 1,024 tokens, with one thread or two
 
 
 def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -33,7 +33,7 @@ def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def rows_of_block(T: int) -> int:
-    """Query rows made at once: fewer in long sequences, so that a block does not grow with T."""
+    """Query rows of a block: fewer in long sequences, so that the size of a block does not grow with T."""
     return max(32, min(ROW_BLOCK, ROW_BLOCK * 2048 // T))
 
 
@@ -48,7 +48,7 @@ def row_block_attention(
     seed: int,
     row_block: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`guided_attention` in torch operations, for any device and dtype; `seed` is dropout's."""
+    """`guided_attention` in torch operations, for any device and dtype; `seed` is that of dropout."""
     rows = row_block or rows_of_block(q_BhTD.shape[2])
     with torch.autocast(q_BhTD.device.type, enabled=False):
         return _GuidedAttention.apply(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed, rows)
@@ -63,7 +63,7 @@ def measure_attention(
     scale: float,
     row_block: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and attention mass per head [h] without an output and without gradients."""
+    """Loss and attention mass per head [h], without the attention output and without gradients."""
     with torch.autocast(q_BhTD.device.type, enabled=False):
         rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block or rows_of_block(q_BhTD.shape[2]))
         sums = _row_sums(rows, terms)
@@ -71,7 +71,7 @@ def measure_attention(
 
 
 class _Rows:
-    """Blocks of rows of H, made from q and k in the guidance dtype."""
+    """Computes blocks of rows of H from q and k, in the guidance dtype."""
 
     def __init__(
         self,
@@ -87,15 +87,15 @@ class _Rows:
         self.k_BhTD = k_BhTD.to(dtype)
         self.mask_BQK = mask_BQK
         T = q_BhTD.shape[2]
-        # Only the square on the diagonal holds keys that come after their query.
+        # Only the square on the diagonal contains keys that come after their query.
         size = min(row_block, T)
         self.later_RR = torch.ones(size, size, dtype=torch.bool, device=q_BhTD.device).triu_(1)
         self.spans = [(start, min(start + row_block, T)) for start in range(0, T, row_block)]
 
     def softmax(self, start: int, stop: int) -> torch.Tensor:
-        """H[start:stop, :stop] as [B, h, R, C]; later columns are zero in a causal model."""
+        """H[start:stop, :stop] as [B, h, R, C]; in a causal model later columns are zero."""
         s_BhRC = self.q_BhTD[:, :, start:stop] @ self.k_BhTD[:, :, :stop].mT
-        # The lowest finite value, not -inf: a padding row that sees nothing must not become NaN.
+        # The lowest finite value instead of -inf: a padding row that sees no key must not become NaN.
         self.hide(s_BhRC, start, stop, torch.finfo(s_BhRC.dtype).min)
         return torch.softmax(s_BhRC, -1)
 
@@ -154,7 +154,7 @@ class _GuidedAttention(torch.autograd.Function):
         dq_BhTD = torch.empty_like(rows.q_BhTD)
         dk_BhTD = torch.zeros_like(rows.k_BhTD)
         dv_BhTD = torch.zeros_like(v)
-        # d loss / d row term, and what softmax's backward subtracts from every entry of a row.
+        # d loss / d row term, and the term that softmax's backward subtracts from every entry of a row.
         g_BhT = 2 * grad_loss_h[:, None] * terms.weight_BhT
         delta_BhT = (do_BhTD * out_BhTD).sum(-1) + g_BhT * h_dot_d_BhT
         for start, stop in rows.spans:
@@ -182,20 +182,21 @@ class _GuidedAttention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _RowSums:
-    """Per row: sum H^2, sum (H - t c)^2 over visible keys, sum H c; each [B, h, T]."""
-
     squares_BhT: torch.Tensor
+    """Sum of H^2."""
     distances_BhT: torch.Tensor
+    """Sum of (H - t c)^2 over visible keys."""
     mass_BhT: torch.Tensor
+    """Sum of H c."""
 
 
 def _row_sums(
     rows: _Rows, terms: RowTerms, use: Callable[[int, int, torch.Tensor], None] | None = None
 ) -> _RowSums:
-    """The row sums block by block; `use(start, stop, h_BhRC)` sees each block while it exists.
+    """Row sums, block by block; `use(start, stop, h_BhRC)` is called with each block while it exists.
 
-    The distance is summed from differences: sum H^2 - 2 t mass + t^2 n would cancel to noise, even below
-    zero, once a head looks where it should.
+    The distance is a sum over differences: sum H^2 - 2 t mass + t^2 n would cancel to noise, even below zero,
+    once a head attends to its targets.
     """
     squares, distances, masses = [], [], []
     for start, stop in rows.spans:
@@ -220,7 +221,7 @@ def _diagonal(x_BhRC: torch.Tensor, slot: int, distance: int, start: int) -> tup
 
 
 def _subtract_target(x_BhRC: torch.Tensor, factor_BhR: torch.Tensor, terms: RowTerms, start: int) -> None:
-    """x -= factor_p P_p in place, for column targets and for offsets."""
+    """Subtract factor_p P_p from x in place, for column targets and for offsets."""
     C = x_BhRC.shape[-1]
     if len(terms.offsets) < x_BhRC.shape[1]:
         x_BhRC.addcmul_(factor_BhR[..., None], terms.columns_BhT[:, :, None, :C], value=-1)

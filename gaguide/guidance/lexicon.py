@@ -1,7 +1,7 @@
-"""Named word sets: those of the study, further linguistic features, and a user's own from YAML.
+"""Lexicons, named sets of words: those of the study, further linguistic features, and a user's own from YAML.
 
-A set is read in one of two ways. `pieces`: every token whose text is a listed vocabulary piece, with or
-without the mark of a leading space, as the study did ("Cont" then also fires inside "Continue"). `words`:
+A lexicon has two modes. `pieces` matches every token whose text is a listed vocabulary piece, with or without
+the mark of a leading space, as in the study ("Cont" then also matches inside "Continue"). `words` matches
 whole words and phrases, whatever tokens spell them (see words.py).
 """
 
@@ -9,35 +9,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.config.yaml_tree import read_yaml
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.guidance.patterns import TokenSet
 from gaguide.guidance.words import WordSet
 
 Mode = Literal["pieces", "words"]
 
-# How byte-level BPE (GPT-2) and SentencePiece (Llama) write "a space stands before this piece".
+# Marks of a leading space: none, byte-level BPE (GPT-2), SentencePiece (Llama).
 _SPACE_MARKS = ("", "Ġ", "▁")
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """A named set; `pieces` and `words` keep the order and the repetitions of their source."""
+    """A named set of words."""
 
     name: str
+    """Name in run files and records."""
     pieces: tuple[str, ...]
+    """Vocabulary pieces, with the order and repetitions of their source."""
     words: tuple[str, ...]
+    """Words and phrases, with the order and repetitions of their source."""
 
     def piece_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-        """Ids of the vocabulary entries that are a listed piece, with or without the leading-space mark.
+        """Ids of the vocabulary entries that are a listed piece, with or without the mark of a leading space.
 
-        Raises a `UserError` if the vocabulary holds none of them: guidance would silently do nothing.
+        Raises a `UserError` if the vocabulary has none of them, because guidance would silently do nothing.
         """
         vocabulary = tokenizer.get_vocab()
         found = {mark + piece for piece in self.pieces for mark in _SPACE_MARKS} & vocabulary.keys()
@@ -45,14 +47,14 @@ class Lexicon:
             raise UserError(
                 Fault(
                     "guidance",
-                    f"the vocabulary ({len(vocabulary)} entries) holds no piece of lexicon {self.name!r}",
+                    f"the vocabulary ({len(vocabulary)} entries) has no piece of lexicon {self.name!r}",
                     "use mode words, a larger vocabulary or another lexicon",
                 )
             )
         return frozenset(vocabulary[piece] for piece in found)
 
     def pattern(self, tokenizer: PreTrainedTokenizerBase, mode: Mode = "pieces") -> TokenSet | WordSet:
-        """The pattern that looks at this set in a tokenizer's ids."""
+        """The pattern that matches this lexicon in the tokenizer's ids."""
         if mode == "pieces":
             return TokenSet(self.name, self.piece_ids(tokenizer))
         return WordSet.build(self.name, self.words, tokenizer)
@@ -60,44 +62,35 @@ class Lexicon:
 
 @cache
 def shipped_lexicons() -> dict[str, Lexicon]:
-    """Every lexicon that comes with gaguide, by name."""
-    folder = files("gaguide.guidance") / "lexicons"
-    texts = [entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return {name: _lexicon(name, entry) for text in texts for name, entry in yaml.safe_load(text).items()}
+    """Every lexicon of the package, by name."""
+    paths = sorted((Path(__file__).parent / "lexicons").glob("*.yaml"))
+    entries = {name: entry for path in paths for name, entry in read_yaml(path, "lexicon").items()}
+    return {name: _lexicon(name, entry) for name, entry in entries.items()}
 
 
 def read_lexicons(path: Path) -> dict[str, Lexicon]:
-    """A user's lexicons: YAML `name: [word, "a phrase", …]`, or `name: {words: […], pieces: […]}`."""
-    if not path.is_file():
-        raise UserError(
-            Fault("guidance.lexicons", "no such file", "give a YAML file of word lists", str(path))
-        )
-    try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            Fault("guidance.lexicons", f"is not YAML: {error}", "mend the file", str(path))
-        ) from None
-    if not isinstance(tree, dict) or not tree:
-        raise UserError(
-            Fault(
-                "guidance.lexicons",
-                "holds no lexicon",
-                "write lines like `greetings: [hello, good day]`",
-                str(path),
-            )
-        )
-    faults = [fault for name, entry in tree.items() for fault in _faults(path, str(name), entry)]
-    if faults:
-        raise UserError(faults)
+    """A user's lexicons: YAML `name: [word, "a phrase", …]`, or `name: {words: […], pieces: […]}`.
+
+    Raises a `UserError` with every fault of the file.
+    """
+    tree = read_yaml(path, "guidance.lexicons")
+    with FaultCollector() as faults:
+        if not tree:
+            remedy = "write lines like `greetings: [hello, good day]`"
+            faults.add(Fault("guidance.lexicons", "must have at least one lexicon", remedy, str(path)))
+        for name, entry in tree.items():
+            _check_entry(f"{path.name}: {name}", name, entry, faults)
     return {str(name): _lexicon(str(name), entry) for name, entry in tree.items()}
 
 
-def get_lexicon(name: str, field: str = "lexicon", own: dict[str, Lexicon] | None = None) -> Lexicon:
-    """The lexicon of that name, a user's `own` before the shipped; `field` is how a mistake is reported."""
+def get_lexicon(name: str, own: dict[str, Lexicon] | None = None) -> Lexicon:
+    """The lexicon called `name`; a user's `own` come before shipped ones.
+
+    Raises a `UserError` for an unknown name.
+    """
     known = shipped_lexicons() | (own or {})
     if name not in known:
-        raise UserError(Fault(field, "no such lexicon", suggestion(name, known, limit=30), name))
+        raise UserError(Fault("lexicon", "unknown lexicon", suggestion(name, known, limit=30), name))
     return known[name]
 
 
@@ -108,21 +101,16 @@ def _lexicon(name: str, entry: Any) -> Lexicon:
     return Lexicon(name, tuple(entry.get("pieces", words)), words)
 
 
-def _faults(path: Path, name: str, entry: Any) -> list[Fault]:
+def _check_entry(where: str, name: object, entry: object, faults: FaultCollector) -> None:
+    remedy = f"write `{name}: [word, …]`"
     lists = entry if isinstance(entry, dict) else {"words": entry}
-    faults = []
     if not lists or not set(lists) <= {"words", "pieces"}:
-        faults.append(
-            Fault(f"{path.name}: {name}", "is no list of words", f"write `{name}: [word, …]`", entry)
-        )
+        faults.add(Fault(where, "must be a list of words, or have the keys words and pieces", remedy, entry))
     for kind, items in lists.items():
         if not isinstance(items, list) or not items:
-            faults.append(
-                Fault(f"{path.name}: {name}.{kind}", "is no list", f"write `{name}: [word, …]`", items)
-            )
+            faults.add(Fault(f"{where}.{kind}", "must be a list with at least one item", remedy, items))
             continue
         for item in items:
-            # YAML reads an unquoted no, yes, on, off as a truth value.
+            # YAML reads an unquoted no, yes, on or off as a Boolean.
             if not isinstance(item, str) or not item.strip():
-                faults.append(Fault(f"{path.name}: {name}.{kind}", "is no word", "put it in quotes", item))
-    return faults
+                faults.add(Fault(f"{where}.{kind}", "must be text", "put it in quotes", item))

@@ -18,25 +18,33 @@ from gaguide.model.attention_hooks import suspend_observers
 
 @dataclass(frozen=True)
 class HeadAttention:
-    """Mean attention mass of one head on its pattern's targets, in [0, 1]; None if no target was seen."""
+    """Attention mass of one guided head."""
 
     layer: int
+    """Index of the layer."""
     head: int
+    """Index of the head within the layer."""
     pattern: str
+    """Name of the head's pattern."""
     attention: float | None
+    """Mean attention mass on the pattern's targets, in [0, 1]; None if no query could see a target."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Held-out loss in nats a token; guided attention averaged over heads; both over all ranks' batches."""
+    """Results over the batches of all ranks."""
 
     lm_loss: float
+    """Language-model loss, in nats per predicted token."""
     guided_attention: float | None
+    """Mean of the heads' attention mass; None without a head that could see a target."""
     per_head: tuple[HeadAttention, ...]
+    """Attention mass of every guided head, in order of (layer, head)."""
     sequences: int
+    """Number of sequences measured."""
 
     def as_record(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The measurement as plain JSON values."""
         return asdict(self)
 
 
@@ -61,14 +69,15 @@ def measure_guided(
     guidance: Guidance | None,
     batches: Iterable[tuple[dict[str, torch.Tensor], bool]],
 ) -> Measurement:
-    """Measure over (inputs, counted) pairs, in eval mode: the model's keyword arguments, on its device.
+    """Measure `model` in eval mode over pairs of its keyword arguments, on its device, and whether they
+    count.
 
-    `guidance` is that of the `with guide(...)` block around the call; inside here it only measures, so that
-    the loss is the model's own. Every rank passes its own batches and gets the result over all of them.
-    Under ZeRO-3 all ranks must pass equally many: a batch that is not counted fills up a rank's list.
+    `guidance` is that of the `with guide(...)` block around the call. It only measures here, so that the loss
+    is the model's own. Every rank passes its own batches and gets the result over all ranks. Under ZeRO-3 all
+    ranks must pass equally many batches; ones that do not count make up the difference.
     """
     heads = list(guidance.heads) if guidance else []
-    # Loss × predicted tokens, predicted tokens, sequences, then mass × queries and queries of each head.
+    # Loss × predicted tokens, predicted tokens, sequences; then mass × queries and queries of each head.
     sums = torch.zeros(3 + 2 * len(heads), dtype=torch.float64, device=model.device)
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The guidance plan: which heads of which layers look at what, and how the loss counts it.
+"""The guidance plan: which heads of which layers attend to what, and how their loss is computed.
 
 `GuidancePlan.from_experiment` gives the study's experiments; `resolve` checks a plan against a model's shape.
 """
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gaguide.config import GuidanceSection
 from gaguide.config.experiments import EXPERIMENTS
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
 from gaguide.guidance.patterns import Pattern, TokenSet
 from gaguide.guidance.words import WordSet
@@ -23,43 +23,49 @@ TargetKind = Literal["indicator", "normalized"]
 Layers = Literal["all", "last-half"] | tuple[int, ...]
 
 DEFAULT_WEIGHT = GuidanceSection().weight
-"""For `mean` and `indicator`; docs/guidance.md has the measurement that decided it."""
+"""Weight for `mean` and `indicator`; docs/guidance.md reports the measurement behind it."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One pattern for some heads of some layers; `weight` multiplies the plan's weight."""
+    """One pattern for some heads of some layers."""
 
     pattern: Pattern
+    """What the heads should attend to."""
     heads: tuple[int, ...]
+    """Heads within each of the layers."""
     layers: Layers = "all"
+    """Layer indices, `all`, or `last-half`."""
     weight: float = 1.0
+    """Factor of these heads' loss within the plan."""
 
 
 @dataclass(frozen=True)
 class GuidedHead:
-    """What one resolved head looks at, and the factor of its loss within the plan."""
+    """One head of a plan that was resolved for a model."""
 
     pattern: Pattern
+    """What the head should attend to."""
     weight: float
+    """Factor of the head's loss within the plan."""
 
 
 @dataclass(frozen=True)
 class GuidancePlan:
-    """Assignments with how their loss is counted.
-
-    reduction: `frobenius` is Eq. (2), summed over a sequence; `mean` divides by its visible query-key pairs.
-        Both average over the sequences of a batch.
-    target: `indicator` is Eq. (3); `normalized` divides a row by its number of visible targets and leaves
-        out rows that have none.
-    weight: factor of the whole guidance loss beside the language-model loss.
-    """
+    """Patterns assigned to heads, and how their loss is computed."""
 
     assignments: tuple[Assignment, ...]
+    """Which heads attend to what; each head at most once."""
     reduction: Reduction = "mean"
+    """`frobenius` is Eq. (2), the sum over a sequence; `mean` divides it by the number of visible query-key
+    pairs. Both average over the sequences of a batch."""
     target: TargetKind = "indicator"
+    """`indicator` is Eq. (3); `normalized` divides a row by its number of visible targets and excludes rows
+    without one."""
     weight: float = DEFAULT_WEIGHT
+    """Factor of the whole guidance loss, which is added to the language-model loss."""
     name: str = "custom"
+    """Name of the experiment, in records."""
 
     @classmethod
     def from_experiment(
@@ -73,13 +79,14 @@ class GuidancePlan:
         target: TargetKind = "indicator",
         weight: float = DEFAULT_WEIGHT,
     ) -> GuidancePlan:
-        """The study's experiment `name`: head j looks at pattern j in every layer (or in `layers`).
+        """The study's experiment `name`: head j attends to pattern j in every layer (or in `layers`).
 
-        mode: `pieces` as the study lists them, or whole `words` (docs/guidance.md).
+        mode: `pieces` as the study lists them, or whole `words` (docs/guidance.md). Raises `UserError` for an
+        unknown name and for a vocabulary without any piece of a lexicon.
         """
         if name not in EXPERIMENTS:
             raise UserError(
-                Fault("guidance.experiment", "no such experiment", suggestion(name, EXPERIMENTS), name)
+                Fault("guidance.experiment", "unknown experiment", suggestion(name, EXPERIMENTS), name)
             )
         patterns = {lexicon: get_lexicon(lexicon).pattern(tokenizer, mode) for lexicon in EXPERIMENTS[name]}
         assignments = tuple(
@@ -88,7 +95,8 @@ class GuidancePlan:
         return cls(assignments, reduction, target, weight, name)
 
     def patterns(self) -> list[list[Any]]:
-        """Every assignment with what its pattern really looks at, as plain JSON (for a run's identity)."""
+        """Every assignment with its pattern's content (token ids or words) as plain JSON, for a run's
+        identity."""
         return [
             [
                 a.pattern.name,
@@ -102,38 +110,35 @@ class GuidancePlan:
 
     @property
     def is_empty(self) -> bool:
-        """True where no head is guided (plain fine-tuning)."""
+        """Whether no head is guided (plain fine-tuning)."""
         return not self.assignments
 
     def with_weight(self, weight: float) -> GuidancePlan:
-        """The same plan under another overall weight."""
+        """The same plan with another weight."""
         return replace(self, weight=weight)
 
     def resolve(self, n_layers: int, n_heads: int) -> dict[tuple[int, int], GuidedHead]:
-        """(layer, head) → guided head, for a model of this shape; every fault of the plan at once."""
-        faults: list[Fault] = []
+        """(layer, head) → guided head for a model of this shape, ascending.
+
+        Raises a `UserError` with every fault: layers and heads out of range, heads assigned twice, no head.
+        """
         heads: dict[tuple[int, int], GuidedHead] = {}
-        for assignment in self.assignments:
-            layers = _layers(assignment.layers, n_layers)
-            faults += _outside("guidance.layers", layers, n_layers, "layers")
-            faults += _outside("guidance.heads", assignment.heads, n_heads, "heads in each layer")
-            for key in ((layer, head) for layer in layers for head in assignment.heads):
-                if key in heads:
-                    faults.append(
-                        Fault(
-                            "guidance",
+        with FaultCollector() as faults:
+            for assignment in self.assignments:
+                layers = _layers(assignment.layers, n_layers)
+                faults.add(*_out_of_range("guidance.layers", layers, n_layers, "layers"))
+                faults.add(*_out_of_range("guidance.heads", assignment.heads, n_heads, "heads in each layer"))
+                for key in ((layer, head) for layer in layers for head in assignment.heads):
+                    if key in heads:
+                        problem = (
                             f"layer {key[0]} head {key[1]} is guided to both {heads[key].pattern.name!r} "
-                            f"and {assignment.pattern.name!r}",
-                            "give each head one pattern",
+                            f"and {assignment.pattern.name!r}"
                         )
-                    )
-                heads[key] = GuidedHead(assignment.pattern, assignment.weight)
-        if not heads and not faults:
-            faults.append(
-                Fault("guidance", "selects no head of any layer", "name at least one layer and one head")
-            )
-        if faults:
-            raise UserError(faults)
+                        faults.add(Fault("guidance", problem, "give each head one pattern"))
+                    heads[key] = GuidedHead(assignment.pattern, assignment.weight)
+            if not heads and not faults:
+                problem, remedy = "selects no head of any layer", "name at least one layer and one head"
+                faults.add(Fault("guidance", problem, remedy))
         return dict(sorted(heads.items()))
 
 
@@ -151,7 +156,7 @@ def _layers(layers: Layers, n_layers: int) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def _outside(field: str, indices: Iterable[int], size: int, what: str) -> list[Fault]:
+def _out_of_range(field: str, indices: Iterable[int], size: int, what: str) -> list[Fault]:
     return [
         Fault(field, f"the model has {size} {what}", f"choose from 0 to {size - 1}", index)
         for index in indices

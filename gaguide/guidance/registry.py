@@ -1,9 +1,8 @@
-"""Patterns by name, as run files and the command line give them.
+"""Patterns by the names used in run files and on the command line.
 
-A name is a lexicon (`contrast`), or first-token, previous-token, self, offset-N, end-of-text (also called
-delimiter), or a pattern
-of the user's own that an installed package offers as an entry point in the group `gaguide.patterns`: a
-function of a tokenizer that returns a `Pattern`.
+A name is a lexicon (`contrast`), one of first-token, previous-token, self, offset-N and end-of-text (also
+called delimiter), or an entry point in the group `gaguide.patterns` of an installed package: a function of a
+tokenizer that returns a `Pattern`.
 """
 
 from __future__ import annotations
@@ -29,14 +28,16 @@ def make_pattern(
     own: Mapping[str, Lexicon] | None = None,
     field: str = "pattern",
 ) -> Pattern:
-    """The pattern of that name for a tokenizer; a `UserError` on `field` where there is none."""
+    """The pattern called `name`, for a tokenizer; a user's `own` lexicons come before shipped ones.
+
+    Raises a `UserError` under `field` for an unknown name and a pattern that a causal model cannot learn.
+    """
     offset = re.fullmatch(r"offset-(-?\d+)", name)
     if name == "next-token" or (offset and int(offset[1]) < 0):
         raise UserError(
             Fault(
                 field,
-                "looks at a token after the query, which a causal model cannot see: its attention there is 0 "
-                "whatever is learned",
+                "is after the query, where a causal model cannot see: its attention there is always 0",
                 "use previous-token, self or offset-N",
                 name,
             )
@@ -56,7 +57,7 @@ def make_pattern(
 
 
 def _end_of_text(tokenizer: PreTrainedTokenizerBase, field: str) -> TokenSet:
-    """The token between documents: what [SEP] is in the original work's delimiter pattern."""
+    """The token between documents; the delimiter pattern of the original work uses BERT's [SEP]."""
     if tokenizer.eos_token_id is None:
         raise UserError(
             Fault(field, "the tokenizer has no end-of-text token", "use another pattern", "end-of-text")
@@ -70,13 +71,14 @@ def _from_entry_point(
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
         known = [*_FIXED, *lexicons, *offered]
-        raise UserError(Fault(field, "no such pattern or lexicon", suggestion(name, known, limit=40), name))
+        raise UserError(Fault(field, "unknown pattern or lexicon", suggestion(name, known, limit=40), name))
     pattern = offered[name].load()(tokenizer)
     if not isinstance(pattern, Pattern):
         raise UserError(
             Fault(
                 field,
-                f"entry point {offered[name].value} returned {type(pattern).__name__}, which is no pattern",
+                f"entry point {offered[name].value} must return a pattern, but returned "
+                f"{type(pattern).__name__}",
                 "return an object with `name` and `target(ids_BT)` (gaguide.guidance.Pattern)",
                 name,
             )

@@ -1,4 +1,4 @@
-"""The guidance weight over a run, as a pure function of the step."""
+"""The guidance weight over a run, as a function of the optimizer step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ WeightSchedule = Literal["constant", "linear"]
 def weight_factor(schedule: WeightSchedule, warmup_steps: int, step: int, total_steps: int) -> float:
     """Factor in [0, 1] of the plan's weight at optimizer step `step`, counted from 1.
 
-    Linear warmup, then constant, or a linear decay that reaches 0 with the last step (the original
-    attention-guidance work decays linearly).
+    Linear warmup, then constant or a linear decay to 0 at the last step, as in the original
+    attention-guidance work.
     """
     if step <= warmup_steps:
         return step / warmup_steps

@@ -1,4 +1,4 @@
-"""A pattern shown to a person: what it stands for in a tokenizer, and what it marks in a text."""
+"""Patterns as text for a terminal: their tokens in a vocabulary, and their matches in a text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPACES = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "⏎"})
 def describe(
     name: str, pattern: Pattern, lexicon: Lexicon | None, tokenizer: PreTrainedTokenizerBase
 ) -> Text:
-    """One paragraph; a space before a piece is shown as ␣."""
+    """One paragraph with the words or vocabulary pieces of a pattern; a leading space is shown as ␣."""
     if isinstance(pattern, WordSet):
         return Text(f"{name}: {len(pattern.words)} words and phrases: {', '.join(pattern.words)}")
     if not isinstance(pattern, TokenSet):
@@ -31,13 +31,13 @@ def describe(
     return text
 
 
-def mark(text: str, pattern: Pattern, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The text with matched tokens in [brackets], bold on a terminal, and their count."""
+def mark_matches(text: str, pattern: Pattern, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """The text with matched tokens in [brackets], in bold, and their number."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids_BT = torch.tensor([encoded["input_ids"]], dtype=torch.long)
     target = pattern.target(ids_BT)
     if isinstance(target, Offset):
-        return Text(f"every token looks {target.distance} back")
+        return Text(f"every token attends to the one {target.distance} before it")
     marks = target.marked_BT[0].tolist()
     shown, done = Text(), 0
     for (start, end), marked in zip(encoded["offset_mapping"], marks):

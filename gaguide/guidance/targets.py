@@ -1,11 +1,11 @@
-"""Row terms: Eq. (2) rewritten so that neither H nor P is ever held whole.
+"""Row terms: Eq. (2) rewritten so that neither H nor P is needed as a whole.
 
 For query p with visible keys V_p, targets c and n_p = sum of c over V_p, the row's share of ||H - P||^2 is
 
     row_p = sum over q in V_p of (H_pq - t_p c_q)^2  +  const_p
 
-with t_p = 1 (indicator) or 1/n_p (normalized). The loss of a head is sum_p r_p row_p, where r_p says
-whether the row takes part and holds the reduction. Everything here depends on token ids and masks alone.
+with t_p = 1 (indicator) or 1/n_p (normalized). The loss of a head is sum_p r_p row_p; r_p is 0 for rows that
+do not count and else the factor of the reduction. Everything here depends on token ids and masks only.
 
 Shapes: B batch, h guided heads of one layer, T positions.
 """
@@ -24,39 +24,39 @@ from gaguide.guidance.plan import Reduction, TargetKind
 
 @dataclass(frozen=True)
 class RowTerms:
-    """What the loss of `h` heads needs besides q and k; float tensors in the guidance dtype.
-
-    columns_BhT: 1 where the key is a target of every query (zero for a head with an offset).
-    offsets: (slot in h, distance) of the heads whose target moves with the query.
-    weight_BhT: r_p. scale_BhT: t_p. constant_h: sum of r_p const_p.
-    seen_BhT: 1 for valid queries with at least one visible target, over which attention mass is averaged.
-    """
+    """Inputs of the loss of `h` heads other than q and k; floating-point tensors have the guidance dtype."""
 
     columns_BhT: torch.Tensor
+    """1 where the key is a target of every query; zero for a head with an offset."""
     offsets: tuple[tuple[int, int], ...]
+    """(slot in h, distance) of the heads whose target moves with the query."""
     weight_BhT: torch.Tensor
+    """r_p."""
     scale_BhT: torch.Tensor
+    """t_p."""
     constant_h: torch.Tensor
+    """Sum over rows of r_p const_p."""
     seen_BhT: torch.Tensor
+    """1 for valid queries with at least one visible target, over which attention mass is averaged."""
 
     @cached_property
     def queries_h(self) -> torch.Tensor:
-        """Number of queries that can see a target, by head."""
+        """Number of queries that can see a target, by head [h]."""
         return self.seen_BhT.sum((0, 2))
 
     @cached_property
     def offsets_h(self) -> torch.Tensor:
-        """Each head's distance, int32; -1 for a head with columns."""
+        """Distance of each head [h], int32; -1 for a head with columns."""
         distances = dict(self.offsets)
         offsets = [distances.get(slot, -1) for slot in range(self.columns_BhT.shape[1])]
         return torch.tensor(offsets, dtype=torch.int32).to(self.columns_BhT.device, non_blocking=True)
 
     def loss(self, distances_BhT: torch.Tensor) -> torch.Tensor:
-        """Loss by head [h] from each row's sum of (H - t c)^2 over visible keys."""
+        """Loss by head [h] from the rows' sums of (H - t c)^2 over visible keys."""
         return (self.weight_BhT * distances_BhT).sum((0, 2)) + self.constant_h
 
     def mean_mass(self, mass_BhT: torch.Tensor) -> torch.Tensor:
-        """Attention mass by head [h], the mean over rows that see a target; NaN where none does."""
+        """Attention mass by head [h], averaged over rows that see a target; NaN where none does."""
         return (mass_BhT * self.seen_BhT).sum((0, 2)) / self.queries_h
 
 
@@ -68,10 +68,10 @@ def row_terms(
     target_kind: TargetKind,
     dtype: torch.dtype,
 ) -> RowTerms:
-    """Terms for one target a head.
+    """Row terms of one target per head.
 
-    valid_BT: bool, False on padding. mask_BQK: bool, True where a query may see a key (B or 1 rows);
-    None means causal.
+    valid_BT: bool, False on padding. mask_BQK: bool [B or 1, T, T], True where a query may see a key; None
+    means causal.
     """
     B, T = valid_BT.shape
     columns = [
@@ -81,17 +81,17 @@ def row_terms(
     columns_BhT = torch.stack(columns, 1).to(dtype)
     offsets = tuple((slot, t.distance) for slot, t in enumerate(targets) if isinstance(t, Offset))
     visible_BT, count_BhT = _visible(columns_BhT, offsets, valid_BT, mask_BQK)
-    printed_BhT = columns_BhT.sum(-1, keepdim=True).expand(B, len(targets), T)
+    all_BhT = columns_BhT.sum(-1, keepdim=True).expand(B, len(targets), T)
     if offsets:
-        printed_BhT = printed_BhT.clone()
+        all_BhT = all_BhT.clone()
         for slot, distance in offsets:
-            printed_BhT[:, slot] = _shifted(valid_BT, distance).to(dtype)
+            all_BhT[:, slot] = _shifted(valid_BT, distance).to(dtype)
 
-    # A sequence in which a head has no target at all gives it nothing to learn.
+    # A sequence without any target of a head has nothing for it to learn.
     takes_part_BhT = valid_BT[:, None] & (count_BhT * valid_BT[:, None] > 0).any(-1, keepdim=True)
     scale_BhT = torch.ones_like(count_BhT)
-    # As printed, P also marks columns that the query cannot see, where H is zero: a constant in the loss.
-    constant_BhT = printed_BhT - count_BhT if reduction == "frobenius" else torch.zeros_like(count_BhT)
+    # In Eq. (3) P also marks columns that the query cannot see, where H is zero: a constant in the loss.
+    constant_BhT = all_BhT - count_BhT if reduction == "frobenius" else torch.zeros_like(count_BhT)
     if target_kind == "normalized":
         takes_part_BhT = takes_part_BhT & (count_BhT > 0)
         scale_BhT, constant_BhT = 1 / count_BhT.clamp(min=1), torch.zeros_like(count_BhT)
@@ -116,15 +116,15 @@ def _visible(
     mask_BQK: torch.Tensor | None,
     rows: int = 256,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per query: visible keys [B, T] and visible targets [B, h, T]."""
+    """Number of visible keys [B, T] and of visible targets [B, h, T], by query."""
     B, _, T = columns_BhT.shape
     if mask_BQK is None:
         visible_BT = torch.arange(1, T + 1, device=columns_BhT.device, dtype=columns_BhT.dtype).expand(B, T)
         count_BhT = columns_BhT.cumsum(-1)
     else:
         visible_BT = mask_BQK.sum(-1).to(columns_BhT.dtype).expand(B, T)
-        # Row blocks: a float copy of the whole mask would be the T x T tensor that we set out to avoid.
-        with torch.autocast(columns_BhT.device.type, enabled=False):  # which would count in 16 bits
+        # In row blocks: a float copy of the whole mask would be a T x T tensor for every sequence.
+        with torch.autocast(columns_BhT.device.type, enabled=False):  # it would count in 16 bits
             count_BhT = torch.cat(
                 [
                     (mask_BQK[:, at : at + rows].to(columns_BhT.dtype) @ columns_BhT.mT).mT
@@ -141,7 +141,7 @@ def _visible(
 
 
 def _shifted(valid_BT: torch.Tensor, distance: int) -> torch.Tensor:
-    """True for queries whose key `distance` positions back exists and is no padding."""
+    """True for queries whose key `distance` positions before exists and is not padding."""
     shifted_BT = torch.zeros_like(valid_BT)
     if distance < valid_BT.shape[1]:
         shifted_BT[:, distance:] = valid_BT[:, : valid_BT.shape[1] - distance]

@@ -1,7 +1,7 @@
-"""The guided heads' attention and loss on a GPU: what kernel.py computes, in three launches a layer.
+"""Attention and loss of guided heads on a GPU: the same function as kernel.py, in three launches per layer.
 
-On a GPU the row blocks of kernel.py are dozens of small launches and write each block of H to memory; in the
-kernels of triton_kernels.py H lives in registers.
+On a GPU the row blocks of kernel.py take dozens of small launches and write each block of H to memory; in the
+kernels of triton_kernels.py H stays in registers.
 
 Shapes: B batch, h guided heads, T positions, D head width.
 """
@@ -17,11 +17,11 @@ from gaguide.guidance import triton_kernels as kernels
 from gaguide.guidance.targets import RowTerms
 
 MAX_WIDTH = 256
-"""Widest head that the kernels take."""
+"""Widest head that the kernels support."""
 
 
 def block_size(dtype: torch.dtype, width: int) -> int:
-    """Queries and keys of a block, such that 160 KiB of shared memory hold what they need."""
+    """Queries and keys of a block, chosen so that a block needs at most 160 KiB of shared memory."""
     row_bytes = dtype.itemsize * _power_of_2(width)
     if dtype.itemsize == 2 and row_bytes <= 256:
         return 64
@@ -29,7 +29,7 @@ def block_size(dtype: torch.dtype, width: int) -> int:
 
 
 def triton_attention(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `kernel.row_block_attention` computes from the same arguments, for fp32, fp16 and bf16."""
+    """Same arguments and results as `kernel.row_block_attention`, for fp32, fp16 and bf16."""
     return _TritonAttention.apply(*arguments)
 
 
@@ -47,11 +47,11 @@ class _TritonAttention(torch.autograd.Function):
         seed: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         B, h, T, _ = q_BhTD.shape
-        q_BhTD, k_BhTD, v_BhTD = (_rows_apart(x) for x in (q_BhTD, k_BhTD, v_BhTD))
-        out_BhTD = _laid_out(v_BhTD)
-        # log-sum-exp, sum H^2, sum H c, then what is added up over rows: loss, mass where a target is seen.
+        q_BhTD, k_BhTD, v_BhTD = (_contiguous_rows(x) for x in (q_BhTD, k_BhTD, v_BhTD))
+        out_BhTD = _empty_output(v_BhTD)
+        # By row: log-sum-exp, sum H^2, sum H c, then, to be summed: loss, and mass where a target is seen.
         rows_5BhT = torch.empty((5, B, h, T), dtype=torch.float32, device=q_BhTD.device)
-        # Without a mask the kernels never read that pointer: any tensor does.
+        # Without a mask the kernels never read that pointer, so any tensor will do.
         mask = q_BhTD if mask_BQK is None else mask_BQK.contiguous().view(torch.uint8)
         targets = (terms.columns_BhT.contiguous(), terms.offsets_h, terms.scale_BhT.contiguous())
         weight_BhT = terms.weight_BhT.contiguous()
@@ -63,7 +63,7 @@ class _TritonAttention(torch.autograd.Function):
             out_BhTD, *rows_5BhT, *numbers, *q_BhTD.shape[1:], **shape,
         )  # fmt: skip
         loss_h, mass_h = rows_5BhT[3:].sum((1, 3))
-        # As [B, T, h, D], which is contiguous: what is packed and unpacked meanwhile keeps its layout.
+        # As [B, T, h, D], which is contiguous, so that hooks on saved tensors cannot change its layout.
         out_BThD = out_BhTD.transpose(1, 2)
         ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_5BhT[:3], mask, *targets, weight_BhT)
         ctx.numbers, ctx.shape = (mask_stride, scale, dropout, seed), shape
@@ -77,9 +77,9 @@ class _TritonAttention(torch.autograd.Function):
         q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_3BhT, mask, *targets, weight_BhT = ctx.saved_tensors
         logsum_BhT, squares_BhT, masses_BhT = rows_3BhT
         shape: dict[str, Any] = ctx.shape
-        do_BhTD = _rows_apart(grads[0].to(v_BhTD.dtype))
+        do_BhTD = _contiguous_rows(grads[0].to(v_BhTD.dtype))
         gains_BhT, deltas_BhT = torch.empty_like(rows_3BhT[:2])
-        dq, dk, dv = (_laid_out(x) for x in (q_BhTD, k_BhTD, v_BhTD))
+        dq, dk, dv = (_empty_output(x) for x in (q_BhTD, k_BhTD, v_BhTD))
         given = (q_BhTD, k_BhTD, v_BhTD, do_BhTD, mask, *targets, logsum_BhT, gains_BhT, deltas_BhT)
         rows = (out_BThD.contiguous(), grads[1].float().contiguous(), weight_BhT, squares_BhT, masses_BhT)
         strides = _strides(q_BhTD, k_BhTD, v_BhTD, do_BhTD)
@@ -90,16 +90,17 @@ class _TritonAttention(torch.autograd.Function):
 
 
 def _power_of_2(least: int) -> int:
+    """The smallest power of two that is at least `least`."""
     return 1 << (least - 1).bit_length()
 
 
-def _rows_apart(x_BhTD: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied where the numbers of a row do not lie side by side."""
+def _contiguous_rows(x_BhTD: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied if its last dimension is not contiguous."""
     return x_BhTD if x_BhTD.stride(-1) == 1 else x_BhTD.contiguous()
 
 
-def _laid_out(x_BhTD: torch.Tensor) -> torch.Tensor:
-    """An empty tensor of that shape and dtype that lies in memory as [B, T, h, D]."""
+def _empty_output(x_BhTD: torch.Tensor) -> torch.Tensor:
+    """An uninitialised tensor of the same shape and dtype with the memory layout [B, T, h, D]."""
     B, h, T, D = x_BhTD.shape
     return torch.empty((B, T, h, D), dtype=x_BhTD.dtype, device=x_BhTD.device).transpose(1, 2)
 
@@ -109,19 +110,19 @@ def _strides(*tensors: torch.Tensor) -> list[int]:
 
 
 def _mask_stride(mask_BQK: torch.Tensor | None) -> int:
-    """From one sequence's mask to the next; 0 where all share one."""
+    """Elements from one sequence's mask to the next; 0 where all sequences share one."""
     return 0 if mask_BQK is None or mask_BQK.shape[0] == 1 else mask_BQK.shape[1] * mask_BQK.shape[2]
 
 
 def _grid(x_BhTD: torch.Tensor, block: int) -> tuple[int, int]:
     B, h, T, _ = x_BhTD.shape
-    return -(-T // block), B * h  # triton.cdiv takes as long as a launch
+    return -(-T // block), B * h  # triton.cdiv would take as long as a launch
 
 
 def _shape(
     q_BhTD: torch.Tensor, terms: RowTerms, mask_BQK: torch.Tensor | None, dropout: float
 ) -> dict[str, Any]:
-    """What the kernels are compiled for."""
+    """Compile-time constants of the kernels."""
     width = q_BhTD.shape[-1]
     block = block_size(q_BhTD.dtype, width)
     exact = q_BhTD.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32

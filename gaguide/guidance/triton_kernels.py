@@ -1,16 +1,17 @@
-"""Triton kernels of the guided heads' attention and loss; triton_attention.py launches them.
+"""Triton kernels for attention and loss of guided heads; triton_attention.py launches them.
 
 The mathematics is that of kernel.py's header, three kernels a layer:
 
-    forward   a sweep over the keys gives O, the row's log-sum-exp and the loss over keys that are no targets;
-              a second one over the blocks that hold targets gives the rest (summed from differences, which
-              needs the finished softmax: sum H^2 - 2 t sum H c + t^2 n would cancel)
-    backward  one kernel owns blocks of queries (dq, and for the next the rows' g r_p and delta_p), one owns
-              blocks of keys (dk, dv): no atomics, so the same bits every time
+    forward   a sweep over the keys computes O, the row's log-sum-exp and the loss over keys that are not
+              targets; a second sweep over the blocks with targets computes the rest (a sum over differences,
+              which needs the finished softmax: sum H^2 - 2 t sum H c + t^2 n would cancel)
+    backward  one kernel computes dq by blocks of queries, and the rows' g r_p and delta_p for the next one,
+    which
+              computes dk and dv by blocks of keys: no atomics, so that results are bit-identical between runs
 
-Softmax, loss and row sums are fp32, exponents to base 2. As in flash attention, H and dS are rounded to the
-model's dtype where they meet V, K and Q in a matrix product; for fp32 models nothing is rounded unless torch
-may use tf32. What is made is laid out [B, T, h, D], as projections read and write it.
+Softmax, loss and row sums are fp32, with exponents to base 2. As in flash attention, H and dS are rounded to
+the model's dtype for matrix products with V, K and Q; for fp32 models nothing is rounded unless torch may use
+tf32. Outputs have the memory layout [B, T, h, D], which the projections read and write.
 
 Shapes: R rows (queries), C columns (keys), D the head width rounded up to a power of two.
 """
@@ -27,7 +28,7 @@ _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _load_rows(base, rows_R, stride, T, width, D: tl.constexpr):
-    """Rows of a [T, width] matrix whose last stride is 1, as [R, D]; what lies outside is 0."""
+    """Rows of a [T, width] matrix with last stride 1, as [R, D]; 0 outside of the matrix."""
     columns_D = tl.arange(0, D)
     inside_RD = (rows_R[:, None] < T) & (columns_D[None, :] < width)
     return tl.load(base + rows_R[:, None] * stride + columns_D[None, :], mask=inside_RD, other=0.0)
@@ -48,7 +49,7 @@ def _load_row_term(base, rows_R, T):
 
 @triton.jit
 def _visible(mask, rows_R, columns_C, T, HAS_MASK: tl.constexpr):
-    """Which keys the queries may see: causal, or a mask that is a subset of causal."""
+    """Keys that the queries may see: causal, or a mask that is a subset of causal."""
     visible_RC = (rows_R[:, None] >= columns_C[None, :]) & (rows_R[:, None] < T)
     if HAS_MASK:
         at_RC = mask + rows_R[:, None].to(tl.int64) * T + columns_C[None, :]
@@ -58,7 +59,7 @@ def _visible(mask, rows_R, columns_C, T, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def _targets(columns, offset, rows_R, columns_C, T, HAS_OFFSETS: tl.constexpr):
-    """c_pq as [R or 1, C]: the head's marked keys, or the key `offset` positions back where it has one."""
+    """c_pq as [R or 1, C]: the head's marked keys, or for a head with an offset the key that far before."""
     c_RC = tl.load(columns + columns_C, mask=columns_C < T, other=0.0)[None, :]
     if HAS_OFFSETS:
         behind_RC = rows_R[:, None] - columns_C[None, :] == offset
@@ -68,7 +69,7 @@ def _targets(columns, offset, rows_R, columns_C, T, HAS_OFFSETS: tl.constexpr):
 
 @triton.jit
 def _keep(seed, rows_R, columns_C, T, dropout):
-    """Dropout's factor of each entry, the same in forward and backward (beyond 2^31 entries it repeats)."""
+    """Dropout factor of each entry, the same in forward and backward; it repeats after 2^31 entries."""
     random_RC = tl.rand(seed, rows_R[:, None] * T + columns_C[None, :])
     return tl.where(random_RC >= dropout, 1.0 / (1.0 - dropout), 0.0)
 
@@ -81,8 +82,8 @@ def _attend(
 ):  # fmt: skip
     """Online softmax over the keys from `begin` to `end`.
 
-    sums: the highest score so far and, relative to it, sum e, sum of e^2 over keys that are no targets, e V.
-    HIDES: whether some of these keys may not be seen.
+    sums: the highest score so far and, relative to it, sum e, sum of e^2 over keys that are not targets, e V.
+    HIDES: whether some of these keys are hidden from some of the rows.
     """
     highest_R, total_R, others_R, out_RD = sums
     for at in range(begin, end, C):
@@ -92,7 +93,7 @@ def _attend(
         if HIDES:
             s_RC = tl.where(_visible(mask, rows_R, columns_C, T, HAS_MASK), s_RC, -float("inf"))
         higher_R = tl.maximum(highest_R, tl.max(s_RC, 1))
-        # A row that has seen nothing yet: subtract 0, so that exp(-inf) is 0 and nothing is NaN.
+        # For a row without any key so far subtract 0, so that exp(-inf) is 0 and not NaN.
         shift_R = tl.where(higher_R == -float("inf"), 0.0, higher_R)
         fade_R = tl.exp2(highest_R - shift_R)
         e_RC = tl.exp2(s_RC - shift_R[:, None])
@@ -198,7 +199,7 @@ def _add_keys(
     k_t, v_t, scale, dropout, seed, T, width, C: tl.constexpr, D: tl.constexpr, HIDES: tl.constexpr,
     HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, with what the keys from `begin` to `end` give it."""
+    """dq plus the contribution of the keys from `begin` to `end`."""
     for at in range(begin, end, C):
         columns_C = at + tl.arange(0, C)
         k_CD = _load_rows(k, columns_C, k_t, T, width, D)
@@ -219,7 +220,8 @@ def backward_queries(
     width, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, HAS_MASK: tl.constexpr, DROPS: tl.constexpr,
     HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq; also gains, the rows' 2 g r_p, and deltas, what softmax's backward subtracts from a row of dH."""
+    """dq; also gains, the rows' 2 g r_p, and deltas, which softmax's backward subtracts from each row of
+    dH."""
     pair = tl.program_id(1)
     b, head = (pair // heads).to(tl.int64), pair % heads
     start = tl.program_id(0) * R
@@ -261,7 +263,7 @@ def _add_queries(
     end, q_t, do_t, scale, dropout, seed, T, width, R: tl.constexpr, D: tl.constexpr, HIDES: tl.constexpr,
     HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(dk, dv), with what the queries from `begin` to `end` give them."""
+    """(dk, dv) plus the contributions of the queries from `begin` to `end`."""
     for at in range(begin, end, R):
         rows_R = at + tl.arange(0, R)
         q_RD = _load_rows(q, rows_R, q_t, T, width, D)

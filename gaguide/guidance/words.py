@@ -1,9 +1,9 @@
 """Whole words and phrases in token ids, for any fast tokenizer, without decoding text while training.
 
-Each word is tokenized once in the settings in which it can stand (start of text, after a space, a line
-break, an opening quote or bracket); the token sequences make a trie, and a batch is matched against it with
-one table look-up a level. A match counts only between word boundaries: "Cont" does not fire inside
-"Continue", nor "not" inside "knot", however they are tokenized.
+Each word is tokenized once in every context that can change its tokens (at the start of a text, after a
+space, a line break, an opening quote or bracket). The token sequences form a trie, and a batch is matched
+against it with one table look-up per level. A match counts only between word boundaries: "Cont" does not
+match inside "Continue", nor "not" inside "knot", however they are tokenized.
 
 Shapes: B batch, T positions, V vocabulary, E trie edges, S trie states.
 """
@@ -16,41 +16,46 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.data.format.tokenizer import byte_characters
+from gaguide.data.format.token_text import byte_values
 from gaguide.errors import Fault, UserError
 from gaguide.guidance.patterns import Columns
 
-# What may stand before a word and change the tokens that spell it.
+# Contexts before a word that can change the tokens that spell it.
 _BEFORE = ("", " ", "\n", '"', "(", " (", ' "', "“")
 _ROOT, _DEAD = 0, -1
 
 
 @dataclass(frozen=True)
 class _Spelling:
-    """Tokens that spell an entry; `open_left` when a letter before them would make it another word."""
+    """One token sequence that spells an entry."""
 
     token_ids: tuple[int, ...]
+    """The tokens."""
     open_left: bool
+    """Whether a letter directly before them would make it another word."""
     open_right: bool
+    """Whether a letter directly after them would."""
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """The trie and the boundary marks as tensors on one device.
-
-    edges_E: state × V + token id, ascending; next_E: the state each edge leads to. ends_S: 0, or 1 where a
-    spelling ends, plus 2 if it needs a boundary on its left, plus 4 on its right. starts_letter_V and
-    ends_letter_V: whether a token's text does.
-    """
+    """The trie and the word boundaries, as tensors on one device."""
 
     edges_E: torch.Tensor
+    """Edges as state × V + token id, ascending."""
     next_E: torch.Tensor
+    """The state that each edge leads to."""
     ends_S: torch.Tensor
+    """0, or 1 where a spelling ends, plus 2 if it needs a word boundary on its left, plus 4 on its right."""
     starts_letter_V: torch.Tensor
+    """Whether the token's text starts with a letter."""
     ends_letter_V: torch.Tensor
+    """Whether the token's text ends with a letter."""
     longest: int
+    """Tokens of the longest spelling."""
 
     def to(self, device: torch.device) -> _Tables:
+        """A copy on `device`."""
         return _Tables(
             self.edges_E.to(device),
             self.next_E.to(device),
@@ -66,13 +71,18 @@ class WordSet:
     """Keys whose token belongs to a listed word or phrase: every token of a match is a target."""
 
     name: str
+    """Name of the pattern."""
     words: tuple[str, ...]
+    """The words and phrases."""
     _tables: _Tables = field(repr=False, compare=False)
     _placed: dict[torch.device, _Tables] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(cls, name: str, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> WordSet:
-        """Tokenize `words` as listed, capitalised, in capitals, and with curly apostrophes."""
+        """The pattern for `words` as listed, capitalised, in capitals, and with curly apostrophes.
+
+        Raises a `UserError` for a tokenizer without offsets (a slow one).
+        """
         if not tokenizer.is_fast:
             raise UserError(
                 Fault(
@@ -87,7 +97,7 @@ class WordSet:
         return cls(name, tuple(words), _tables(spellings, texts))
 
     def target(self, ids_BT: torch.Tensor) -> Columns:
-        """Marks on every token of every match; the edges of a block count as word boundaries."""
+        """Every token of every match; the edges of a block count as word boundaries."""
         tables = self._placed.get(ids_BT.device)
         if tables is None:
             self._placed[ids_BT.device] = tables = self._tables.to(ids_BT.device)
@@ -95,10 +105,10 @@ class WordSet:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of every vocabulary entry, with its leading space; what is no whole character is U+FFFD."""
+    """Text of every vocabulary entry, with its leading space; incomplete characters become U+FFFD."""
     vocabulary = tokenizer.get_vocab()
     texts = [""] * (max(vocabulary.values()) + 1)
-    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    byte_of = byte_values()
     byte_level = "Ġ" in vocabulary
     special = set(tokenizer.all_special_ids)
     for piece, index in vocabulary.items():
@@ -126,11 +136,12 @@ def _spellings(form: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[_Spell
         ]
         if not inside:
             continue
-        # A token that also holds what stands before the word marks the boundary itself.
-        held = encoded["offset_mapping"][inside[0]][0] < first
+        # A token that includes the context before the word contains the boundary.
+        shares_context = encoded["offset_mapping"][inside[0]][0] < first
         ids = tuple(encoded["input_ids"][at] for at in inside)
-        marked = str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(("Ġ", "▁"))
-        yield _Spelling(ids, _is_letter(form[0]) and not held and not marked, _is_letter(form[-1]))
+        marks_space = str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(("Ġ", "▁"))
+        open_left = _is_letter(form[0]) and not shares_context and not marks_space
+        yield _Spelling(ids, open_left, _is_letter(form[-1]))
 
 
 def _is_letter(character: str) -> bool:
@@ -164,18 +175,18 @@ def _tables(spellings: Iterable[_Spelling], texts: list[str]) -> _Tables:
 
 
 def _match(ids_BT: torch.Tensor, tables: _Tables) -> torch.Tensor:
-    """Bool marks [B, T]."""
+    """bool [B, T], True on every token of a match."""
     B, T = ids_BT.shape
     size = tables.starts_letter_V.numel()
     ids_BT = ids_BT.clamp(max=size - 1)
     border_B1 = torch.zeros(B, 1, dtype=torch.bool, device=ids_BT.device)
-    # Whether the token before position t ends in a letter, and whether the token at t begins with one.
+    # Whether the token before position t ends with a letter, and whether the token at t starts with one.
     after_letter_BT = torch.cat([border_B1, tables.ends_letter_V[ids_BT][:, :-1]], 1)
     letter_next_BT = torch.cat([tables.starts_letter_V[ids_BT], border_B1], 1)
     state_BT = torch.full_like(ids_BT, _ROOT)
     marked_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     for depth in range(min(tables.longest, T)):
-        # state_BT[:, t] is where the tokens t … t+depth-1 lead; extend it by token t+depth.
+        # state_BT[:, t] is the state after the tokens t … t+depth-1; extend it by token t+depth.
         state_BT = _advance(state_BT[:, : T - depth], ids_BT[:, depth:], tables, size)
         ends = tables.ends_S[state_BT.clamp(min=_ROOT)] * (state_BT > _ROOT)
         found = (ends & 1).bool()

@@ -183,7 +183,7 @@ def test_an_entry_point_gives_a_pattern(gpt2, tmp_path: Path, monkeypatch: pytes
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert make_pattern("third", gpt2) == FixedOffset(3)
-    with pytest.raises(UserError, match="which is no pattern"):
+    with pytest.raises(UserError, match="must return a pattern"):
         make_pattern("broken", gpt2)
 
 
@@ -201,10 +201,12 @@ def test_own_lexicons(gpt2, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("a: [no, yes]", "put it in quotes"),
-        ("a: 3", "no list"),
-        ("[a]", "holds no lexicon"),
-        ("a: {wordz: [x]}", "no list of words"),
-        ("a: [", "not YAML"),
+        ("a: 3", "must be a list"),
+        ("[a]", "must be a mapping"),
+        ("a: {wordz: [x]}", "must be a list of words"),
+        ("a: [", "not valid YAML"),
+        ("{}", "at least one lexicon"),
+        ("a: [x]\na: [y]", "duplicate key"),
     ],
 )
 def test_bad_lexicon_files_are_explained(tmp_path: Path, content: str, message: str) -> None:
@@ -216,5 +218,5 @@ def test_bad_lexicon_files_are_explained(tmp_path: Path, content: str, message: 
 
 def test_a_vocabulary_without_the_pieces_is_an_error(sentencepiece_like) -> None:
     lexicon = Lexicon("odd", ("zzzqqq",), ("zzzqqq",))
-    with pytest.raises(UserError, match="holds no piece of lexicon 'odd'"):
+    with pytest.raises(UserError, match="has no piece of lexicon 'odd'"):
         lexicon.piece_ids(sentencepiece_like)

@@ -37,7 +37,7 @@ def test_show_prints_what_would_match(embedded_shards: Path, tmp_path: Path) -> 
     words = lexicon("show", "python", "--tokenizer", tokenizer, *own, "--text", text)
     assert "[b][name][/b] is [bound]. Continue." in words
     position = lexicon("show", "offset-2", "--tokenizer", tokenizer, "--text", text)
-    assert "every token looks 2 back" in position
+    assert "every token attends to the one 2 before it" in position
 
 
 def test_list_names_every_set() -> None:

@@ -150,12 +150,14 @@ def test_its_first_use_may_lie_in_a_checkpointed_layer(
     triton_attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison with the row blocks must neither count as the layer's own nor be recomputed."""
-    monkeypatch.setattr(backend, "fused_attention", lambda *_: backend._proven(DEVICE, torch.float32, 8))
+    monkeypatch.setattr(
+        backend, "fused_attention", lambda *_: backend._verified_kernel(DEVICE, torch.float32, 8)
+    )
     plan = GuidancePlan((Assignment(TokenSet("words", frozenset(range(5, 30))), (0, 2)),))
     ids_BT = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        backend._proven.cache_clear()
+        backend._verified_kernel.cache_clear()
         model = tiny_model("gpt2", dropout=0.2).to(DEVICE).train()
         if checkpointing:
             checkpoint_activations(model)
@@ -163,12 +165,12 @@ def test_its_first_use_may_lie_in_a_checkpointed_layer(
         with guide(model, plan) as guidance:
             out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False)
             (out.loss + guidance.loss()).backward()
-        assert backend._proven(DEVICE, torch.float32, 8) is not None
+        assert backend._verified_kernel(DEVICE, torch.float32, 8) is not None
         return [parameter.grad for parameter in model.parameters()]
 
     for ours, theirs in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
-    backend._proven.cache_clear()
+    backend._verified_kernel.cache_clear()
 
 
 def test_saved_tensors_may_be_packed_and_unpacked(triton_attention) -> None:
@@ -200,12 +202,12 @@ def test_the_kernel_is_used_only_after_it_has_agreed(triton_attention) -> None:
         return out, 1.01 * loss_h, mass_h
 
     assert backend.disagreement(wrong, DEVICE, torch.float32, 16) > 1e-3
-    backend._proven.cache_clear()
+    backend._verified_kernel.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend._proven(DEVICE, torch.float32, 16) is plain
-    assert backend._proven(DEVICE, torch.float32, 512) is None, "wider than the kernels take"
-    backend._proven.cache_clear()
+        assert backend._verified_kernel(DEVICE, torch.float32, 16) is plain
+    assert backend._verified_kernel(DEVICE, torch.float32, 512) is None, "wider than the kernels take"
+    backend._verified_kernel.cache_clear()
 
 
 def compiles(*options: str, cache: Path) -> None:

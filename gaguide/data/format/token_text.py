@@ -1,9 +1,10 @@
-"""Readable labels for tokens: what a vocabulary writes as Ġ, Ċ or ▁ becomes a visible mark."""
+"""Tokens as text: readable labels, in which spaces, line breaks and control characters are visible."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,9 +14,9 @@ SPACE, NEWLINE, TAB = "␣", "↵", "⇥"
 
 
 def token_labels(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """One label for each token id, never empty; bytes that are no whole character are shown in hex."""
+    """One label per token id, never empty; bytes of incomplete characters are shown in hexadecimal."""
     pieces = tokenizer.convert_ids_to_tokens([int(token) for token in ids])
-    # Only byte-level vocabularies write every byte as one printable character (a space as Ġ).
+    # Only byte-level vocabularies write every byte as a printable character (a space as Ġ).
     byte_level = any("Ġ" in piece for piece in tokenizer.get_vocab())
     special = set(tokenizer.all_special_tokens)
     return [
@@ -34,9 +35,9 @@ def _visible(text: str) -> str:
 
 
 def _decode(piece: str) -> str:
-    """Byte-level characters → text; a piece with other characters (an added token) stays as it is."""
+    """Text of a byte-level piece; a piece with other characters (an added token) is returned as is."""
     try:
-        raw = bytes(_BYTES[char] for char in piece)
+        raw = bytes(byte_values()[char] for char in piece)
     except KeyError:
         return piece
     try:
@@ -45,4 +46,7 @@ def _decode(piece: str) -> str:
         return "".join(chr(byte) if 32 <= byte < 127 else f"<{byte:02X}>" for byte in raw)
 
 
-_BYTES = {character: byte for byte, character in enumerate(byte_characters())}
+@cache
+def byte_values() -> dict[str, int]:
+    """The byte that each character of byte-level BPE stands for (the inverse of `byte_characters`)."""
+    return {character: byte for byte, character in enumerate(byte_characters())}
