@@ -99,7 +99,7 @@ def child(case: dict[str, Any], folder: Path) -> None:
     from transformers import GPT2LMHeadModel
 
     from gaguide.distributed import World, start, stop
-    from gaguide.engine.build import make_engine
+    from gaguide.engine.build import build_engine
     from gaguide.model import SIZES, fuse_activations, scratch_config
 
     world = World.from_environment()
@@ -113,7 +113,7 @@ def child(case: dict[str, Any], folder: Path) -> None:
     model = GPT2LMHeadModel(config).train()
     fuse_activations(model)
     model.loss_type, model.config.use_cache = "ForCausalLM", False
-    engine = make_engine(model, *settings_of(case, world.size), (), world)
+    engine = build_engine(model, *settings_of(case, world.size), world)
     after_init = resident() - baseline
     with ExitStack() as stack:
         guidance = stack.enter_context(guide_of(engine.module, case)) if case["guided"] else None
@@ -123,14 +123,14 @@ def child(case: dict[str, Any], folder: Path) -> None:
             for micro in range(case["accumulation"]):
                 torch.manual_seed(1000 * step + 10 * micro + world.rank)
                 ids_BT = torch.randint(0, 50_257, (case["batch"], case["length"]))
-                loss = engine(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+                loss = engine.lm_loss({"input_ids": ids_BT})
                 if guidance is not None:
                     loss = loss + guidance.loss()
                 phases.end("forward")
                 engine.backward(loss)
                 phases.end("backward")
-                engine.step()
-                phases.end("update")
+            engine.step(1e-5)
+            phases.end("update")
     wire = {
         name: [[size, numbers[0]] for size, numbers in by_size.items()]
         for name, by_size in comm.comms_logger.get_raw_data().items()
@@ -165,20 +165,20 @@ def deepspeed_json(case: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def settings_of(case: dict[str, Any], ranks: int) -> tuple[Any, dict[str, Any]]:
-    """The training section and the resolved DeepSpeed JSON of a case."""
+def settings_of(case: dict[str, Any], ranks: int) -> tuple[Any, Any]:
+    """The resolved DeepSpeed JSON and the training section of a case."""
     from gaguide.config import plan_batch
     from gaguide.config.run import TrainSection
-    from gaguide.engine.config import Precisions, RunSide, resolve_deepspeed
+    from gaguide.engine.config import DevicePrecisions, RunValues, resolve_deepspeed
 
     batch = plan_batch(case["batch"] * case["accumulation"] * ranks, case["batch"], ranks)
     train = TrainSection(
         global_batch=batch.global_batch, steps=1, gradient_checkpointing=case["checkpointing"]
     )
     resolved = resolve_deepspeed(
-        deepspeed_json(case), batch, RunSide(1.0, Path()), Precisions(True, True, False)
+        deepspeed_json(case), batch, RunValues(1.0, Path()), DevicePrecisions(True, True, False)
     )
-    return train, resolved
+    return resolved, train
 
 
 def guide_of(model: Any, case: dict[str, Any]) -> Any:
@@ -269,7 +269,7 @@ def host_child(stage: int) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gaguide.distributed import World, start, stop
-    from gaguide.engine.build import make_engine
+    from gaguide.engine.build import build_engine
 
     world = World.from_environment()
     start(world)
@@ -279,14 +279,14 @@ def host_child(stage: int) -> None:
         config = GPT2Config(n_layer=layers, n_embd=32, n_head=2, vocab_size=128, n_positions=8, attn_pdrop=0)
         model = GPT2LMHeadModel(config).train()
         model.loss_type = "ForCausalLM"
-        engine = make_engine(model, *settings_of(case, 1), (), world)
+        engine = build_engine(model, *settings_of(case, 1), world)
         ids_BT = torch.zeros(2, 4, dtype=torch.long)
         times = []
         for _ in range(30):
             begin = time.process_time()
-            engine.backward(engine(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss)
+            engine.backward(engine.lm_loss({"input_ids": ids_BT}))
             times.append(time.process_time() - begin)
-            engine.step()
+            engine.step(1e-5)
         seconds.append(statistics.median(times[10:]))
     block = 1000 * (seconds[1] - seconds[0]) / 8
     print(f"HOST stage {stage}: {block:.2f} ms of processor time per block, forward and backward")

@@ -107,22 +107,22 @@ def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) ->
 
 def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
     """gaguide's Trainer, a step at a time."""
-    from gaguide.engine.build import make_engine
+    from gaguide.engine.build import build_engine
     from gaguide.liveness.preemption import Preemption
     from gaguide.liveness.watchdog import Watchdog
     from gaguide.model import build_model
-    from gaguide.train.run import Trainer, _guided
+    from gaguide.train.run import guided as attached
+    from gaguide.train.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
         job, world = make_job(settings, guided, stage, folder)
-        engine = make_engine(
-            build_model(job.model, job.run.seed), job.run.train, job.deepspeed, job.frozen, world
-        )
+        model = build_model(job.model, job.run.seed)
+        engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
         preemption = Preemption(world)
         watchdog = Watchdog(
             job.output, job.output / ".heartbeats", world, job.run.train.hang_timeout, preemption.wish
         )
-        with watchdog, preemption, _guided(engine.module, job) as guidance:
+        with watchdog, preemption, attached(engine.module, job) as guidance:
             trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
             trainer.resume()
             for step in range(1, job.total_steps):
@@ -143,7 +143,7 @@ def plain(settings: dict[str, Any]) -> Iterator[None]:
         data = np.memmap(tokens, dtype=np.uint16, mode="r")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)
-        adapt_to(model, device, job.precision)
+        adapt_to(model, device, job.deepspeed.precision)
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         others = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
@@ -181,7 +181,7 @@ def trainer(settings: dict[str, Any], turn: Callable[[], None]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         job, _ = make_job(settings, False, settings["json"], folder)
-        ds_json = dict(job.deepspeed)
+        ds_json = dict(job.deepspeed.settings)
         sequences = 2 * settings["micro_batch"] * (settings["steps"] + WARMUP)
         ids = torch.from_numpy(job.corpus.blocks.read(np.arange(sequences) % len(job.corpus.blocks)))
         arguments = TrainingArguments(
@@ -198,8 +198,8 @@ def trainer(settings: dict[str, Any], turn: Callable[[], None]) -> None:
             report_to=[],
             disable_tqdm=True,
             deepspeed=ds_json,
-            bf16=job.precision == "bf16",
-            fp16=job.precision == "fp16",
+            bf16=job.deepspeed.precision == "bf16",
+            fp16=job.deepspeed.precision == "fp16",
             use_cpu=not torch.cuda.is_available(),
         )
         rows = [{"input_ids": row, "labels": row} for row in ids]

@@ -1,10 +1,11 @@
-"""Checkpoints that exist wholly or not at all, and their export as Hugging Face folders."""
+"""Checkpoints, complete whenever they are visible, and their export as Hugging Face folders."""
 
 from gaguide.checkpoint.export import export_model
-from gaguide.checkpoint.store import Checkpoint, CheckpointStore
+from gaguide.checkpoint.store import MODEL_FOLDER, Checkpoint, CheckpointStore
 from gaguide.checkpoint.verify import verify_files
 
 __all__ = [
+    "MODEL_FOLDER",
     "Checkpoint",
     "CheckpointStore",
     "export_model",

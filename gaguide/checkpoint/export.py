@@ -1,7 +1,7 @@
-"""From a DeepSpeed checkpoint to a folder that `AutoModelForCausalLM.from_pretrained` loads.
+"""Export of a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
-Weights are the fp32 masters that the optimizer held, whatever precision the run computed in. No GPU and no
-process group are needed.
+The weights are the optimizer's fp32 master weights, whatever precision the run computed in. Needs neither a
+GPU nor a process group.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def export_model(
     check: bool = False,
     remote_code: bool = False,
 ) -> None:
-    """Write model (safetensors, fp32) and tokenizer to `output`, replacing an older export whole.
+    """Write model (safetensors, fp32) and tokenizer to `output`; an older export is replaced as a whole.
 
-    `checkpoint`: a folder whose hashes have been verified; its state is pickled. `check` reads the export
-    again, compares its tensors' names and runs a forward pass before it takes its place.
-    `remote_code`: the model's class may be Python code that came with it.
+    `checkpoint` is a folder whose hashes hold, since its state is unpickled. `check` runs `check_export`
+    before the export takes its place. `remote_code` allows a model class from the model's own Python code.
+    Raises `RuntimeError` if checkpoint and configuration do not fit together.
     """
     state = fp32_state(checkpoint)
     with torch.device("meta"):
@@ -50,12 +50,12 @@ def export_model(
     hidden = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     model.save_pretrained(hidden, max_shard_size="5GB")
-    for path in hidden.glob("*.safetensors"):  # safetensors lets their owner read them, and nobody else
+    for path in hidden.glob("*.safetensors"):  # safetensors makes them readable by their owner only
         path.chmod((hidden / "config.json").stat().st_mode)
     tokenizer.save_pretrained(hidden)
     if check:
         names = state.keys() - tied
-        del state, model  # the check needs room for a whole model
+        del state, model  # the check needs memory for a whole model
         check_export(hidden, names)
     if output.exists():
         shutil.rmtree(output)
@@ -63,7 +63,7 @@ def export_model(
 
 
 def check_export(folder: Path, names: Collection[str]) -> None:
-    """Raise `RuntimeError` unless the folder holds exactly `names`, loads without gaps, and computes."""
+    """Raise `RuntimeError` unless the folder holds exactly the tensors `names` and a working model."""
     found: list[str] = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -73,7 +73,7 @@ def check_export(folder: Path, names: Collection[str]) -> None:
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     model, gaps = loaded
     if any(gaps.values()):
-        raise RuntimeError(f"the export does not load whole: {gaps}")
+        raise RuntimeError(f"the export does not load completely: {gaps}")
     with torch.inference_mode():
         logits = model.eval()(input_ids=torch.arange(8)[None]).logits
     if not torch.isfinite(logits).all():

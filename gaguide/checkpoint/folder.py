@@ -1,4 +1,4 @@
-"""Looking at a run's checkpoints from outside the run: which there are, which are whole, which is best."""
+"""The checkpoints of a finished or running run: which exist, which are complete, which is best."""
 
 from __future__ import annotations
 
@@ -14,45 +14,52 @@ from gaguide.log import say
 
 
 @dataclass(frozen=True)
-class Described:
-    """A checkpoint and what is wrong with it; numbers are None where its manifest cannot be read."""
+class CheckpointInfo:
+    """A checkpoint and its problems; numbers are None where its manifest cannot be read."""
 
     path: Path
+    """Its folder."""
     step: int
+    """The optimizer step after which it was saved."""
     size: int
+    """Bytes of all its files."""
     files: int
+    """Files that its manifest lists."""
     problems: list[str]
+    """What is wrong with it, in words; empty for a complete one."""
     world_size: int | None
+    """Ranks that saved it."""
     zero_stage: int | None
+    """ZeRO stage that saved it."""
     lm_loss: float | None
+    """Held-out loss, where it was measured."""
     latest: bool = False
+    """Whether it is the newest complete one."""
     best: bool = False
+    """Whether it is the complete one with the lowest held-out loss."""
 
     def as_record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Its fields as plain JSON; `whole` says whether it has no problems."""
         return asdict(self) | {"path": str(self.path), "whole": not self.problems}
 
 
-def describe_checkpoints(folder: Path) -> list[Described]:
-    """The checkpoints of a run's output folder, or the one that `folder` is, by step; every file is read.
-
-    Of those that are whole the newest is `latest`, the one with the lowest held-out loss `best`.
-    """
+def describe_checkpoints(folder: Path) -> list[CheckpointInfo]:
+    """The checkpoints of a run's output folder by step, or only `folder` if it is one; reads every file."""
     described = [_describe(path) for path in _folders(folder)]
     whole = [each for each in described if not each.problems]
     latest = max(whole, key=lambda each: each.step, default=None)
     losses = [(each.lm_loss, each.step) for each in whole if each.lm_loss is not None]
     best = min(losses)[1] if losses else None
     return [
-        Described(**vars(each) | {"latest": each is latest, "best": each in whole and each.step == best})
+        CheckpointInfo(**vars(each) | {"latest": each is latest, "best": each in whole and each.step == best})
         for each in described
     ]
 
 
-def choose(folder: Path, step: str) -> Described:
-    """The checkpoint of a step; for `latest`, `best` the newest, best whole one: says what it passes over.
+def choose(folder: Path, step: str) -> CheckpointInfo:
+    """The checkpoint of a step; for `latest` or `best` the newest or best complete one.
 
-    Raises a `UserError` where there is none, or none that is whole. Reads the files of no more than it must.
+    Damaged ones that are skipped on the way are reported. Raises a `UserError` if no candidate is complete.
     """
     paths = _folders(folder)
     if step == "latest":
@@ -64,19 +71,19 @@ def choose(folder: Path, step: str) -> Described:
     else:
         candidates = [path for path in paths if str(_step(path)) == step]
     known = ", ".join(str(_step(path)) for path in paths)
-    passed_over: list[Described] = []
+    skipped: list[CheckpointInfo] = []
     for path in candidates:
         found = _describe(path)
         if not found.problems:
-            for other in passed_over:
-                say(f"checkpoint {other.path} is passed over: {'; '.join(other.problems)}")
+            for other in skipped:
+                say(f"checkpoint {other.path} is skipped: {'; '.join(other.problems)}")
             return found
-        passed_over.append(found)
-    if passed_over:
-        problem, remedy = "; ".join(passed_over[0].problems), f"take another; there are: {known}"
+        skipped.append(found)
+    if skipped:
+        problem, remedy = "; ".join(skipped[0].problems), f"choose another of: {known}"
     else:
-        problem = "no held-out loss was measured with one" if step == "best" else "no such checkpoint"
-        remedy = f"there are: {known}"
+        problem = "no checkpoint has a held-out loss" if step == "best" else "does not exist"
+        remedy = f"choose one of: {known}"
     raise UserError(Fault("--step", problem, remedy, step))
 
 
@@ -87,7 +94,7 @@ def _folders(folder: Path) -> list[Path]:
     found = sorted(path for path in parent.glob("step-*") if _step(path) is not None)
     if not found:
         remedy = "give a run's output folder, or a folder checkpoints/step-NNNNNNNN"
-        raise UserError(Fault("folder", "holds no checkpoint", remedy, str(folder)))
+        raise UserError(Fault("folder", "contains no checkpoint", remedy, str(folder)))
     return found
 
 
@@ -96,10 +103,10 @@ def _step(folder: Path) -> int | None:
     return int(number) if folder.is_dir() and number != folder.name and number.isdigit() else None
 
 
-def _describe(path: Path) -> Described:
+def _describe(path: Path) -> CheckpointInfo:
     checkpoint, problems = read_checkpoint(path)
     size = folder_size(path)
     if checkpoint is None:
-        return Described(path, _step(path) or 0, size, 0, problems, None, None, None)
+        return CheckpointInfo(path, _step(path) or 0, size, 0, problems, None, None, None)
     numbers = (checkpoint.world_size, checkpoint.zero_stage, checkpoint.lm_loss)
-    return Described(path, checkpoint.step, size, len(checkpoint.files), problems, *numbers)
+    return CheckpointInfo(path, checkpoint.step, size, len(checkpoint.files), problems, *numbers)

@@ -1,8 +1,8 @@
 """The checkpoints of a run: `checkpoints/step-NNNNNNNN/`, complete whenever they are visible.
 
-Every rank writes into one hidden folder, flushes and hashes what it wrote; when all have succeeded, rank 0
-writes the manifest, renames the folder and replaces the pointers `latest` and `best`. A crash or a full
-disk at any moment leaves the older checkpoints as they were.
+Every rank writes into one hidden folder, then flushes and hashes its files. When all have succeeded, rank 0
+writes the manifest, renames the folder and replaces the pointers `latest` and `best`. A crash or a full disk
+at any moment leaves the older checkpoints as they were.
 """
 
 from __future__ import annotations
@@ -17,39 +17,43 @@ from typing import Any, TypeVar
 
 from gaguide.checkpoint.verify import MANIFEST, verify_files
 from gaguide.distributed import World, all_gather, broadcast
-from gaguide.engine.save import Written
+from gaguide.engine.layout import StateLayout
+from gaguide.engine.save import SaveResult
 from gaguide.errors import Fault, UserError
 from gaguide.files import folder_size, sync_folder, sync_folders, write_json, write_text
 from gaguide.log import say
 
 T = TypeVar("T")
 
+MODEL_FOLDER = "model"
+"""Folder of the model's configuration and the tokenizer inside a checkpoint folder."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: the optimizer step it was saved after and what it belongs to.
-
-    `identity` names everything that must be the same for the run to go on (data order, model, guidance …);
-    `world_size` and `layout` (of which `zero_stage` is a part) shape DeepSpeed's files; `files` maps each to
-    its sha256.
-    """
+    """The manifest of a checkpoint."""
 
     step: int
+    """The optimizer step after which it was saved."""
     identity: dict[str, Any]
+    """Everything that must be the same for a run to resume from it: data order, model, guidance …"""
     world_size: int
-    layout: dict[str, Any]
+    """Ranks that saved it."""
+    layout: StateLayout
+    """What else shapes the engine's files; ranks of another number or layout reshard them."""
     files: dict[str, str]
+    """SHA-256 of every file by its path relative to the checkpoint's folder."""
     lm_loss: float | None = None
-    """Held-out language-model loss at that step, where it was measured."""
+    """Held-out language-model loss after that step; None where it was not measured."""
 
     @property
     def zero_stage(self) -> int:
-        """ZeRO stage that wrote it."""
+        """ZeRO stage that saved it."""
         return int(self.layout["zero_stage"])
 
 
 def read_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """A checkpoint's manifest (None where it is unreadable) and what is wrong with its files, in words."""
+    """A checkpoint's manifest, None if it cannot be read, and the problems of its files, in words."""
     try:
         checkpoint = Checkpoint(**json.loads((folder / MANIFEST).read_text("utf-8")))
         if (
@@ -57,7 +61,7 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             or not isinstance(checkpoint.identity, dict)
             or not checkpoint.zero_stage >= 0
         ):
-            raise ValueError("it lists no files, no identity or no layout")
+            raise ValueError("files, identity or layout are missing")
         checkpoint.files.items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, [f"its manifest cannot be read ({error})"]
@@ -65,7 +69,7 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def held_out_loss(folder: Path) -> float | None:
-    """The loss in a checkpoint's manifest, without looking at its files."""
+    """The held-out loss in a checkpoint's manifest, if any; its files are not read."""
     try:
         loss = json.loads((folder / MANIFEST).read_text("utf-8"))["lm_loss"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -74,21 +78,21 @@ def held_out_loss(folder: Path) -> float | None:
 
 
 class CheckpointStore:
-    """Saves, finds and prunes the checkpoints below one folder (shared by all ranks)."""
+    """Saves, finds and prunes the checkpoints below one folder, which all ranks share."""
 
     def __init__(self, folder: Path, world: World, keep: int, keep_best: int = 0) -> None:
         self.folder, self.world, self.keep, self.keep_best = folder, world, keep, keep_best
 
     def path(self, step: int) -> Path:
-        """Folder of the checkpoint after `step`."""
+        """The folder of the checkpoint after `step`."""
         return self.folder / f"step-{step:08}"
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, ascending."""
+        """Steps that have a checkpoint, ascending."""
         return sorted(int(path.name[5:]) for path in self.folder.glob("step-*") if path.name[5:].isdigit())
 
     def best(self) -> list[int]:
-        """Steps whose held-out loss is known, lowest first; the earlier one of equals."""
+        """Steps with a known held-out loss, by loss, then by step."""
         losses = {step: held_out_loss(self.path(step)) for step in self.steps()}
         known = {step: loss for step, loss in losses.items() if loss is not None}
         return sorted(known, key=lambda step: (known[step], step))
@@ -97,24 +101,24 @@ class CheckpointStore:
         self,
         step: int,
         identity: dict[str, Any],
-        layout: dict[str, Any],
+        layout: StateLayout,
         lm_loss: float | None,
-        write: Callable[[Path], Written],
+        write: Callable[[Path], SaveResult],
     ) -> None:
-        """Save on all ranks: `write(folder)` puts this rank's state into the hidden folder.
+        """Save on all ranks; a collective. `write(folder)` writes this rank's state below `folder`.
 
-        A checkpoint of that step that is there already is kept: same step, same run, same state. Where any
-        rank could not write, all raise the same `UserError` and the hidden folder is gone.
+        An existing checkpoint of that step is kept: same run and step, so same state. If any rank cannot
+        write, all raise the same `UserError` and nothing of the checkpoint remains.
         """
         if broadcast(self.path(step).exists()):
             return
         hidden = self.folder / f".saving-step-{step:08}"
-        self._together(hidden, lambda: self._make(hidden))
-        written = write(hidden)
-        hashes = self._together(hidden, lambda: _sealed(written, hidden))
+        self._on_all_ranks(hidden, lambda: self._make(hidden))
+        result = write(hidden)
+        hashes = self._on_all_ranks(hidden, lambda: _hashes(result, hidden))
         merged = {name: digest for part in hashes for name, digest in part.items()}
         checkpoint = Checkpoint(step, identity, self.world.size, layout, merged, lm_loss)
-        self._together(hidden, lambda: self._publish(hidden, checkpoint))
+        self._on_all_ranks(hidden, lambda: self._publish(hidden, checkpoint))
 
     def _make(self, hidden: Path) -> None:
         if self.world.is_main:
@@ -137,28 +141,28 @@ class CheckpointStore:
                 self._remove(self.path(old))
 
     def _remove(self, old: Path) -> None:
-        """Hidden first: a process that is killed here leaves no part of a checkpoint to be seen."""
+        """Rename, then remove: a kill in between leaves no visible part of a checkpoint."""
         hidden = self.folder / f".removing-{old.name}"
         try:
             old.rename(hidden)
             shutil.rmtree(hidden)
         except OSError as error:
-            say(f"the old checkpoint {old.name} could not be removed whole ({error.strerror or error})")
+            say(f"the old checkpoint {old.name} could not be removed completely ({error.strerror or error})")
 
     def _sweep(self) -> None:
-        """Remove what a process that was killed while it saved or removed has left."""
-        for left in [*self.folder.glob(".saving-step-*"), *self.folder.glob(".removing-step-*")]:
-            shutil.rmtree(left, ignore_errors=True)
+        """Remove what is left of saving and removing that was killed."""
+        for leftover in [*self.folder.glob(".saving-step-*"), *self.folder.glob(".removing-step-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def note_loss(self, step: int, lm_loss: float) -> None:
-        """Write the held-out loss into the manifest of a checkpoint that was saved before it was measured."""
+        """Add the held-out loss to the manifest of a checkpoint that was saved before it was measured."""
         if self.world.is_main and held_out_loss(self.path(step)) is None:
             manifest = self.path(step) / MANIFEST
-            with suppress(OSError):  # a full disk: the checkpoint is whole without it
+            with suppress(OSError):  # a full disk: the checkpoint is complete without it
                 write_json(manifest, json.loads(manifest.read_text("utf-8")) | {"lm_loss": lm_loss})
 
-    def _together(self, hidden: Path, part: Callable[[], T]) -> list[T]:
-        """Run a part of a save on every rank; one rank's full or broken disk ends the save on all."""
+    def _on_all_ranks(self, hidden: Path, part: Callable[[], T]) -> list[T]:
+        """Results of a part of a save by rank; a disk error on any rank ends the save on all."""
         result: Any = None
         problem = None
         try:
@@ -181,22 +185,21 @@ class CheckpointStore:
         kept = self.steps()
         size = folder_size(self.path(kept[-1])) if kept else 0
         free = shutil.disk_usage(place).free
-        lasting = f"the newest checkpoint, of step {kept[-1]}, is whole" if kept else "there is none yet"
-        takes = f" (the last one takes {size / 1e6:,.1f} MB)" if size else ""
+        newest = f"the newest checkpoint, of step {kept[-1]}, is complete" if kept else "there is none yet"
+        needs = f" (the last one takes {size / 1e6:,.1f} MB)" if size else ""
         return Fault(
             "output",
-            f"the checkpoint could not be written ({problem}); {free / 1e6:,.1f} MB are free there, "
-            f"{lasting}",
-            f"make room for one more checkpoint{takes} and start the same command again, it goes on from "
+            f"the checkpoint could not be written ({problem}); {free / 1e6:,.1f} MB are free there, {newest}",
+            f"make room for one more checkpoint{needs} and start the same command again, which resumes from "
             "the newest; or lower checkpoint.keep",
             str(self.folder),
         )
 
     def newest(self, identity: dict[str, Any]) -> Checkpoint | None:
-        """The newest whole checkpoint of this run, on every rank; damaged ones are named and set aside.
+        """The newest complete checkpoint of this run, the same on every rank; None if there is none.
 
-        To be called where no other process uses the folder: half-written ones are removed. Raises a
-        `UserError` where the folder holds checkpoints of another run.
+        Damaged ones are reported and renamed, half-written ones removed, so no other process may use the
+        folder. Raises a `UserError` if the folder holds checkpoints of another run.
         """
         found, fault = broadcast(self._search(identity) if self.world.is_main else (None, None))
         if fault is not None:
@@ -211,7 +214,7 @@ class CheckpointStore:
                 aside = self.folder / f"damaged-{self.path(step).name}"
                 shutil.rmtree(aside, ignore_errors=True)
                 self.path(step).rename(aside)
-                say(f"checkpoint {self.path(step)} is set aside as {aside.name}: {'; '.join(problems)}")
+                say(f"checkpoint {self.path(step)} is renamed to {aside.name}: {'; '.join(problems)}")
                 continue
             differing = sorted(
                 name
@@ -222,15 +225,15 @@ class CheckpointStore:
                 return None, Fault(
                     "output",
                     f"holds checkpoints of another run: {', '.join(differing)} differ",
-                    "choose another output folder, or remove this one",
+                    "choose another output folder",
                     str(self.folder.parent),
                 )
             return checkpoint, None
         return None, None
 
 
-def _sealed(written: Written, hidden: Path) -> dict[str, str]:
-    """Hashes of what this rank wrote, once it is on disk."""
-    if written.problem is not None:
-        raise OSError(written.problem)
-    return written.hashes(hidden)
+def _hashes(result: SaveResult, hidden: Path) -> dict[str, str]:
+    """Hashes of this rank's files once they are on disk; raises `OSError` if they could not be written."""
+    if result.problem is not None:
+        raise OSError(result.problem)
+    return result.hashes(hidden)

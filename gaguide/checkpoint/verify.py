@@ -1,6 +1,6 @@
-"""Hashes of a checkpoint's files: written into its manifest, compared before anything in it is read.
+"""Verification of a checkpoint: the hashes in its manifest, compared before any of its files is read.
 
-DeepSpeed's state is pickled, so nothing is loaded from a folder whose hashes do not hold.
+DeepSpeed's state is pickled, so nothing is loaded from a folder whose hashes differ.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from pathlib import Path
 from gaguide.files import hash_file
 
 MANIFEST = "manifest.json"
+"""The file in a checkpoint's folder that describes it."""
 
 
 def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
-    """What is wrong with the files, in words; empty where all is well.
+    """The problems of a checkpoint's files, in words; empty if there are none.
 
-    A file that a manifest does not list is a fault where DeepSpeed would read it.
+    `hashes` has the SHA-256 of each file by relative path. A file that it lacks is a problem if DeepSpeed
+    would read it.
     """
     problems = []
     for name, expected in hashes.items():
@@ -25,4 +27,4 @@ def verify_files(folder: Path, hashes: dict[str, str]) -> list[str]:
         elif hash_file(path) != expected:
             problems.append(f"{name} is damaged")
     found = {str(path.relative_to(folder)) for path in folder.rglob("*.pt")}
-    return problems + [f"{name} is not of this checkpoint" for name in sorted(found - hashes.keys())]
+    return problems + [f"{name} does not belong to this checkpoint" for name in sorted(found - hashes.keys())]

@@ -68,9 +68,8 @@ def export(
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    from gaguide.checkpoint import export_model
+    from gaguide.checkpoint import MODEL_FOLDER, export_model
     from gaguide.checkpoint.folder import choose
-    from gaguide.engine.save import MODEL
     from gaguide.errors import Fault, UserError
 
     transformers_logging.disable_progress_bar()
@@ -78,7 +77,7 @@ def export(
         raise UserError(Fault("--output", "exists", "name another folder", str(output)))
     # Its hashes hold, so what is pickled in it may be read.
     chosen = choose(folder, step)
-    source = chosen.path / MODEL
+    source = chosen.path / MODEL_FOLDER
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     try:

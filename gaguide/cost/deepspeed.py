@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from gaguide.config import BatchPlan, RunConfig, plan_batch
 from gaguide.cost.hardware import GPUS
-from gaguide.cost.memory import Offload, Precision
+from gaguide.cost.memory import Precision
 from gaguide.cost.request import CostRequest
-from gaguide.engine.config import Precisions, RunSide, precision, resolve_deepspeed
-from gaguide.engine.config_offload import offload_device, sub_group_size
+from gaguide.engine.config import DevicePrecisions, RunValues, resolve_deepspeed
+from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
 from gaguide.errors import UserError
 
 _RUN_OWNED_KEYS = (
@@ -21,36 +20,32 @@ _RUN_OWNED_KEYS = (
 )  # fmt: skip
 
 
-def with_deepspeed(
-    request: CostRequest, config: Mapping[str, Any], run: RunConfig | None = None
-) -> CostRequest:
+def with_deepspeed(request: CostRequest, config: JsonObject, run: RunConfig | None = None) -> CostRequest:
     """`request` with stage, precision, offload and buckets of a DeepSpeed JSON; `auto` resolves as in
     training.
 
     Raises a `UserError` if training would refuse the JSON. Imports DeepSpeed, which takes seconds the first
     time.
     """
-    resolved = _resolve(dict(config), request, run)
-    zero = resolved.get("zero_optimization", {})
-    stage = int(zero.get("stage", 0))
-    kind = precision(resolved)
+    resolved = _resolve(config, request, run)
+    kind = resolved.precision
     return replace(
         request,
-        zero_stage=stage,
+        zero_stage=resolved.zero_stage,
         precision=cast(Precision, "autocast" if kind.endswith("autocast") else kind),
-        offload_optimizer=cast(Offload, offload_device(resolved, "optimizer")),
-        offload_parameters=cast(Offload, offload_device(resolved, "param")),
-        overlap=bool(zero.get("overlap_comm", stage == 3)),
-        bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
-        gather=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
-        kept_parameters=_kept_parameters(zero),
-        sub_group=sub_group_size(resolved),
+        offload_optimizer=resolved.offload_optimizer,
+        offload_parameters=resolved.offload_parameters,
+        overlap=resolved.overlaps_communication,
+        bucket=resolved.reduce_bucket_size,
+        gather=resolved.prefetch_bucket_size,
+        kept_parameters=_kept_parameters(resolved),
+        sub_group=resolved.sub_group_size,
     )
 
 
-def _resolve(config: dict[str, Any], request: CostRequest, run: RunConfig | None) -> dict[str, Any]:
+def _resolve(config: JsonObject, request: CostRequest, run: RunConfig | None) -> DeepSpeedConfig:
     gpu = GPUS.get(request.gpu)
-    device = Precisions(gpu is None or gpu.bf16, gpu is None or gpu.bf16, gpu is None or gpu.fp16)
+    device = DevicePrecisions(gpu is None or gpu.bf16, gpu is None or gpu.bf16, gpu is None or gpu.fp16)
     if run is None:  # without a run there are no batch sizes or clipping for the JSON's to agree with
         config = {key: value for key, value in config.items() if key not in _RUN_OWNED_KEYS}
     ranks = max(request.ranks, 1)
@@ -59,19 +54,18 @@ def _resolve(config: dict[str, Any], request: CostRequest, run: RunConfig | None
     if request.micro_batch is not None:
         with suppress(UserError):
             batch = plan_batch(request.global_batch, request.micro_batch, ranks)
-    side = RunSide(
+    values = RunValues(
         run.train.gradient_clipping if run else 0.0,
         Path(run.output if run else "."),
         width=request.model.width,
     )
-    return resolve_deepspeed(config, batch, side, device)
+    return resolve_deepspeed(config, batch, values, device)
 
 
-def _kept_parameters(zero: Mapping[str, Any]) -> int:
+def _kept_parameters(config: DeepSpeedConfig) -> int:
     """Elements that stage 3 keeps gathered from one use to the next.
 
     DeepSpeed keeps a parameter that is used again within the reuse distance (which counts the distance in the
     model twice), and what its prefetcher has fetched within the limit of live parameters.
     """
-    reuse = int(zero.get("stage3_max_reuse_distance", 1_000_000_000))
-    return max(reuse // 2, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))
+    return max(config.max_reuse_distance // 2, config.max_live_parameters)

@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any
 
 RENDEZVOUS_SECONDS = 6.0
-_OPS = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder")
 
 
 class Probes:
@@ -118,14 +117,9 @@ def _torch(path: Path, busy: str = "") -> None:
         found["bf16"] = torch.cuda.is_bf16_supported()
         found["nccl"] = _nccl_sum()
     _write(path, found)
-    from deepspeed.ops import op_builder
+    from gaguide.engine.ops import compatible_ops
 
-    ops = {}
-    for name in _OPS:
-        builder = getattr(op_builder, name, None)
-        if builder is not None and (name != "FusedAdamBuilder" or found["devices"]):
-            ops[builder.NAME] = bool(builder().is_compatible(verbose=False))
-    _write(path.with_name("ops.json"), ops)
+    _write(path.with_name("ops.json"), compatible_ops(gpu=bool(found["devices"])))
 
 
 def _nccl_sum() -> str:

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a job: optimizer and initialisation, with DeepSpeed's traps disarmed."""
+"""Construction of an engine: optimizer and initialisation, with DeepSpeed's pitfalls avoided."""
 
 from __future__ import annotations
 
@@ -9,53 +9,64 @@ from transformers import PreTrainedModel
 
 from gaguide.config import TrainSection
 from gaguide.distributed import World
-from gaguide.engine.config import precision
-from gaguide.engine.config_offload import offload_device
-from gaguide.engine.nonfinite import drop_bad_gradients
+from gaguide.engine.config_resolved import DeepSpeedConfig
+from gaguide.engine.engine import Engine
+from gaguide.engine.nonfinite import drop_nonfinite_gradients
 from gaguide.engine.offload_state import cpu_optimizer_ready
 from gaguide.model import adapt_to, checkpoint_activations
 from gaguide.model.freeze import freeze
 
 
-def make_engine(
+def build_engine(
     model: PreTrainedModel,
+    config: DeepSpeedConfig,
     train: TrainSection,
-    deepspeed_config: dict[str, Any],
-    frozen: tuple[str, ...],
     world: World,
-) -> Any:
-    """DeepSpeed's engine around `model`; the process group must exist.
+    frozen: tuple[str, ...] = (),
+) -> Engine:
+    """An engine around `model`, which is changed in place; a collective that needs the process group.
 
-    `deepspeed_config` is resolved (see `gaguide.engine.config`); `frozen` names parameters that keep their
-    values.
+    `frozen` names the parameters that keep their values.
     """
     import deepspeed
 
-    # DeepSpeed would compile its shared-memory op at the first start on a CPU. Only its tensor-parallel
-    # inference uses it, and a compile that was killed leaves a lock on which every later start hangs.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    from gaguide.engine.checkpoint_writer import CheckpointWriter
+
+    disable_shared_memory_op()
     if train.gradient_checkpointing:
         checkpoint_activations(model)
-    adapt_to(model, world.device, precision(deepspeed_config))
+    adapt_to(model, world.device, config.precision)
     freeze(model, frozen)
-    cpu_adam = cpu_optimizer_ready(deepspeed_config, world)
-    settings = dict(deepspeed_config)
-    if offload_device(settings, "optimizer") != "none" and not cpu_adam:
+    cpu_adam = cpu_optimizer_ready(config, world)
+    settings = dict(config.settings)
+    if config.offload_optimizer != "none" and not cpu_adam:
         settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW on the CPU
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(train, model, cpu_adam), config=settings
     )
-    drop_bad_gradients(engine)
-    if world.size == 1 and engine.zero_optimization_stage() == 0:
+    engine.checkpoint_engine = CheckpointWriter()
+    drop_nonfinite_gradients(engine)
+    if world.size == 1 and config.zero_stage == 0:
         engine.enable_backward_allreduce = False  # it would copy all gradients twice, to reduce nothing
-    return engine
+    return Engine(engine, config, world)
+
+
+def disable_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling its shared-memory op at the first start on a CPU.
+
+    Only its tensor-parallel inference uses the op, and a compile that was killed leaves a lock on which every
+    later start hangs (DeepSpeed 0.19).
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _optimizer(train: TrainSection, model: PreTrainedModel, cpu_adam: bool) -> torch.optim.Optimizer:
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     settings: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.epsilon}
     if cpu_adam:

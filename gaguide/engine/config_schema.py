@@ -1,6 +1,7 @@
-"""What a DeepSpeed JSON may say: keys and kinds of values at every depth.
+"""The schema of the DeepSpeed JSON: keys and types of values at every depth.
 
-DeepSpeed takes unknown keys at the top, in `aio` and in `torch_autocast` in silence; here they are faults.
+DeepSpeed silently accepts unknown keys at the top level, in `aio` and in `torch_autocast`; here they are
+faults.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gaguide.engine.config_resolved import JsonObject
 from gaguide.errors import Fault, suggestion
 
 
@@ -17,25 +19,33 @@ class _Section(BaseModel):
 
 
 class AioSection(_Section):
-    """DeepSpeed's `aio`: how files are read and written where something is offloaded to disk."""
+    """DeepSpeed's `aio`: asynchronous file I/O for what is offloaded to NVMe."""
 
     block_size: int = Field(1048576, ge=4096, multiple_of=512)
+    """Bytes of one read or write."""
     queue_depth: int = Field(8, ge=1)
+    """Requests in flight."""
     intra_op_parallelism: int = Field(1, ge=1)
+    """Threads that share one tensor."""
     single_submit: bool = False
+    """Submit requests one by one instead of in batches."""
     overlap_events: bool = True
+    """Submit requests while earlier ones complete."""
     use_gds: bool = False
+    """Read and write GPU memory directly (GPUDirect Storage)."""
 
 
 class AutocastSection(_Section):
     """DeepSpeed's `torch_autocast`: fp32 weights, operations in bf16 or fp16."""
 
     enabled: bool = False
+    """Whether forward passes run under torch.autocast."""
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """The dtype that eligible operations compute in."""
 
 
 _SWITCHES = ("wall_clock_breakdown", "memory_breakdown", "dump_state", "zero_force_ds_cpu_optimizer")
-"""Top-level keys that are true or false."""
+"""Top-level keys with a Boolean value."""
 
 _ELSEWHERE = {
     "optimizer": "the run's YAML owns it: remove it and set train.learning_rate and its neighbours",
@@ -43,20 +53,21 @@ _ELSEWHERE = {
     "activation_checkpointing": "the run's YAML owns it: remove it and set train.gradient_checkpointing",
     "amp": "DeepSpeed has removed it: use bf16, fp16 or torch_autocast",
     "zero_allow_untested_optimizer": "AdamW is tested with ZeRO: remove it",
-    "flops_profiler": "would count guided attention wrongly: remove it, metrics.jsonl has mfu",
+    "flops_profiler": "would miscount guided attention: remove it, metrics.jsonl has mfu",
 }
-"""Keys of DeepSpeed that have another place here."""
+"""Keys of DeepSpeed that are set elsewhere or not needed: the fault's problem and remedy."""
 
-_NOT_PASSED_ON = {
+_UNSUPPORTED = {
     "autotuning", "checkpoint", "comet", "communication_data_type", "compile", "compression_training",
     "curriculum_learning", "data_efficiency", "dataloader_drop_last", "disable_allgather", "eigenvalue",
     "elasticity", "gradient_predivide_factor", "graph_harvesting", "hybrid_engine", "nebula", "pipeline",
     "prescale_gradients", "progressive_layer_drop", "seq_parallel_communication_data_type",
     "sparse_attention", "sparse_gradients", "tensor_parallel", "timers", "weight_quantization",
 }  # fmt: skip
-"""Keys of DeepSpeed that would change what is trained, or that nothing here uses."""
+"""Keys of DeepSpeed that would change what is trained, or that gaguide does not use."""
 
-# Keys inside sections that change what is trained or lose what is saved: the value that does not, and why.
+# Keys inside sections that would change what is trained or lose what is saved: the harmless value, and why
+# any other is refused.
 _CHANGES = "changes what is trained and is not tested here"
 _LOSES_MASTERS = "would lose the fp32 weights that are exported"
 _DEPRECATED = "deprecated: write"
@@ -80,7 +91,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "zero_optimization.round_robin_gradients": (
         False,
-        "its order of parameters is lost when the state is dealt out anew",
+        "its order of parameters is lost when a checkpoint is resharded",
     ),
     "zero_optimization.pipeline_loading_checkpoint": (False, "DeepSpeed fails on it below stage 3"),
     "zero_optimization.stage3_module_granularity_threshold": (0, "is not tested here"),
@@ -97,7 +108,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 
 
 def section_models() -> dict[str, type[BaseModel]]:
-    """The model of every section, DeepSpeed's own where it has one."""
+    """The pydantic model of every section, DeepSpeed's own where it has one."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
@@ -116,48 +127,50 @@ def section_models() -> dict[str, type[BaseModel]]:
     }
 
 
-def fault(field: str, problem: str, remedy: str, value: Any = None) -> Fault:
-    """A fault of the JSON, told by the path of its key."""
+def fault(field: str, problem: str, remedy: str, value: object = None) -> Fault:
+    """A fault of the JSON; `field` is the dotted path of its key."""
     return Fault(f"{field} (DeepSpeed JSON)", problem, remedy, value)
 
 
-def top_level_faults(config: dict[str, Any], owned: dict[str, Any]) -> list[Fault]:
-    """Unknown keys, contradictions with what the run owns, and values of the wrong kind."""
+def top_level_faults(config: JsonObject, owned: JsonObject) -> list[Fault]:
+    """Unknown keys, contradictions with the values that the run owns, and values of the wrong type."""
     faults = []
     sections = [*section_models(), "data_types"]
     for key, value in config.items():
         if key in _ELSEWHERE:
             problem, _, remedy = _ELSEWHERE[key].partition(": ")
             faults.append(fault(key, problem, remedy))
-        elif key in _NOT_PASSED_ON:
-            faults.append(fault(key, "DeepSpeed knows it, here it is not supported", "remove it"))
+        elif key in _UNSUPPORTED:
+            faults.append(fault(key, "is a key of DeepSpeed that gaguide does not support", "remove it"))
         elif key in owned:
             if value not in ("auto", owned[key]):
                 remedy = 'remove it or write "auto"'
-                faults.append(fault(key, f"the run says {owned[key]}", remedy, value))
+                faults.append(fault(key, f"the run has {owned[key]}", remedy, value))
         elif key in sections:
             if not isinstance(value, dict):
-                faults.append(fault(key, "is no object", "write {…}", value))
+                faults.append(fault(key, "must be an object", "write {…}", value))
         elif key == "steps_per_print":
             if type(value) is not int or value < 1:
-                faults.append(fault(key, "is no number of steps", "write 1 or more, or remove it", value))
+                faults.append(
+                    fault(key, "must be a positive integer", "write 1 or more, or remove it", value)
+                )
         elif key in _SWITCHES:
             if type(value) is not bool:
-                faults.append(fault(key, "is no truth value", "write true or false", value))
+                faults.append(fault(key, "must be true or false", "choose one of them", value))
         else:
             known = [*sections, *_SWITCHES, "steps_per_print", *owned]
-            faults.append(fault(key, "no such key", suggestion(key, known), value))
+            faults.append(fault(key, "unknown key", suggestion(key, known), value))
     return faults
 
 
-def read_sections(config: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """The config with its sections as DeepSpeed reads them, and the faults in them at any depth.
+def read_sections(config: JsonObject) -> tuple[JsonObject, list[Fault]]:
+    """The configuration with its sections as DeepSpeed parses them, and the faults in them at any depth.
 
-    DeepSpeed takes `"false"` for false, 5e8 for a whole number, and `auto` for its default: whoever asks the
-    config afterwards has to see the same.
+    DeepSpeed reads `"false"` as false, 5e8 as an integer and `auto` as its default; whoever reads the
+    configuration afterwards must see the same values.
     """
     faults: list[Fault] = []
-    read = dict(config)
+    read: dict[str, Any] = dict(config)
     for name, model in section_models().items():
         if name in config:
             read[name], found = _read_section(name, model, _without_auto(config[name]))
@@ -169,13 +182,13 @@ def read_sections(config: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
     if config.get("data_types", {}) not in ({}, {"grad_accum_dtype": "fp32"}):
         remedy = "remove it: gradients are accumulated in fp32"
         faults.append(
-            fault("data_types", "only fp32 accumulation is supported", remedy, config["data_types"])
+            fault("data_types", "only accumulation in fp32 is supported", remedy, config["data_types"])
         )
     return read, faults
 
 
 def _at(config: Any, path: str) -> Any:
-    """The value at a dotted path; None where there is none."""
+    """The value at a dotted path; None if there is none."""
     for part in path.split("."):
         config = config.get(part) if isinstance(config, dict) else None
     return config
@@ -193,23 +206,23 @@ def _read_section(
     try:
         return model(**value).model_dump(mode="json", by_alias=True, exclude_unset=True), []
     except ValidationError as error:
-        return value, [_told(section, model, detail) for detail in error.errors()]
+        return value, [_section_fault(section, model, detail) for detail in error.errors()]
     except AssertionError as error:
         return value, [fault(section, str(error), "see DeepSpeed's configuration page")]
 
 
-def _told(section: str, model: type[BaseModel], detail: Any) -> Fault:
+def _section_fault(section: str, model: type[BaseModel], detail: Any) -> Fault:
     path = [str(part) for part in detail["loc"]]
     field = ".".join([section, *path])
     if detail["type"] != "extra_forbidden":
         return fault(field, detail["msg"], "see DeepSpeed's configuration page", detail["input"])
-    holder = _inside(model, path[:-1])
+    holder = _nested_model(model, path[:-1])
     known = [info.alias or key for key, info in holder.model_fields.items()] if holder else []
-    return fault(field, "no such key", suggestion(path[-1], known), detail["input"])
+    return fault(field, "unknown key", suggestion(path[-1], known), detail["input"])
 
 
-def _inside(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """The model of the section below `model` that `path` leads to."""
+def _nested_model(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """The model of the section at `path` below `model`; None where that is not a section."""
     for part in path:
         found = [info for key, info in model.model_fields.items() if part in (key, info.alias)]
         kinds = [found[0].annotation, *get_args(found[0].annotation)] if found else []

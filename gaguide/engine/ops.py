@@ -1,7 +1,7 @@
-"""DeepSpeed's compiled ops: AdamW on the CPU, asynchronous files. Compiled at their first use, then cached.
+"""DeepSpeed's compiled ops, AdamW on the CPU and asynchronous files: compiled at first use, then cached.
 
-A compile that was killed leaves a file `lock` in the cache on which every later start waits for ever without
-a word; it is looked for before anything is compiled.
+A compile that was killed leaves a file `lock` in the cache, on which every later start waits silently and
+forever; so the cache is searched for it before anything is compiled.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from gaguide.errors import Fault, UserError, first_line
 from gaguide.log.console import say
 
 _BUILDERS = {"cpu_adam": "CPUAdamBuilder", "async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
+_PROBED = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder")
 _BUILD_ERRORS = (RuntimeError, ImportError, OSError, ValueError, subprocess.SubprocessError, AttributeError)
 _ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 _SECONDS_FOR_ANOTHER_HOST = 240.0
 
 
 def extension_cache() -> Path:
-    """Where torch keeps compiled extensions."""
+    """The folder where torch keeps compiled extensions."""
     own = os.environ.get("TORCH_EXTENSIONS_DIR")
     if own:
         return Path(own)
-    # torch asks XDG_CACHE_HOME, else the home folder.
+    # torch uses XDG_CACHE_HOME, else the home folder.
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
 
 
 def stale_locks(cache: Path, op: str = "*") -> tuple[list[Path], list[Path]]:
-    """Locks in the cache: all, and those that no process of this host holds open."""
+    """All locks in the cache, and those of them that no process of this host holds open."""
     locks = sorted({*cache.glob(f"{op}/lock"), *cache.glob(f"*/{op}/lock")})
     held = _open_files() if locks else set()
     return locks, [lock for lock in locks if lock.exists() and str(lock.resolve()) not in held]
 
 
 def _open_files() -> set[str]:
-    """Targets of all open files that this user may see; the compiling process keeps its lock open."""
+    """Paths of all open files visible to this user; a process that compiles keeps its lock open."""
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -53,22 +54,23 @@ def _open_files() -> set[str]:
     return found
 
 
-def load_op(name: str, several_hosts: bool = False) -> Any:
-    """The op `cpu_adam` or `async_io`, compiled if need be; other ranks that compile it are waited for.
+def load_op(name: str, several_hosts: bool = False) -> ModuleType:
+    """The op `cpu_adam`, `async_io` or `pin_memory`, compiled if need be; waits for ranks that compile it.
 
-    Raises a `UserError` where it cannot be built here, or a lock lies in its way.
+    Raises a `UserError` where it cannot be built here, or a stale lock blocks it.
     """
     from deepspeed.accelerator import get_accelerator
 
     _wait_for_lock(name, several_hosts)
     builder = get_accelerator().create_op_builder(_BUILDERS[name])
     if builder is None:
-        raise UserError(_unbuilt(name, "this accelerator has none"))
+        raise UserError(_unbuilt(name, "this accelerator has no such op"))
     if not any(extension_cache().glob(f"**/{name}/{name}.so")) and os.environ.get("LOCAL_RANK", "0") == "0":
-        say(f"compiling DeepSpeed's {name}: a minute or two, once for this machine")
+        say(f"compiling DeepSpeed's {name}: this takes a minute or two, once per machine")
     try:
-        with redirect_stdout(StringIO()), _plain_architectures():  # torch reports its own steps
-            return builder.load(verbose=False)
+        with redirect_stdout(StringIO()), _plain_architectures():  # torch prints its progress
+            op: ModuleType = builder.load(verbose=False)
+            return op
     except _BUILD_ERRORS as error:
         reason = first_line(error)
         raise UserError(_unbuilt(name, reason)) from None
@@ -76,9 +78,9 @@ def load_op(name: str, several_hosts: bool = False) -> Any:
 
 @contextmanager
 def _plain_architectures() -> Iterator[None]:
-    """Inside, TORCH_CUDA_ARCH_LIST names none by a letter, as 9.0a: DeepSpeed cannot read those.
+    """Inside, no architecture in TORCH_CUDA_ARCH_LIST has a letter, as in 9.0a, which DeepSpeed cannot parse.
 
-    The ops that are compiled here hold no code for a GPU.
+    The ops compiled here contain no GPU code.
     """
     named = os.environ.get(_ARCHITECTURES)
     if named is not None:
@@ -91,7 +93,7 @@ def _plain_architectures() -> Iterator[None]:
 
 
 def cpu_adam_or_fallback(several_hosts: bool) -> bool:
-    """True where DeepSpeedCPUAdam is ready, else False, said aloud: torch's AdamW does its work."""
+    """Whether DeepSpeedCPUAdam is ready; where not, says that torch's AdamW takes its place."""
     try:
         load_op("cpu_adam", several_hosts)
         importlib.import_module("deepspeed.ops.adam")
@@ -99,7 +101,7 @@ def cpu_adam_or_fallback(several_hosts: bool) -> bool:
     except UserError as error:
         problem = error.faults[0]
         if problem.field.endswith("lock"):
-            raise  # a later start would fall back or hang, as chance has it
+            raise  # otherwise a later start would fall back or hang, by chance
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say(f"{problem.problem}: the offloaded optimizer is torch's AdamW on the CPU")
         return False
@@ -114,16 +116,24 @@ def _unbuilt(name: str, reason: str) -> Fault:
 
 
 def _wait_for_lock(name: str, several_hosts: bool) -> None:
-    """Return when no lock without an owner is there; another host's compile ends within minutes."""
+    """Return as soon as there is no stale lock; a lock of another host's compile goes within minutes."""
     until = time.monotonic() + (_SECONDS_FOR_ANOTHER_HOST if several_hosts else 0)
     while stale := stale_locks(extension_cache(), name)[1]:
         if time.monotonic() >= until:
             raise UserError(
                 Fault(
                     f"{extension_cache()}: lock",
-                    f"a compile of {name} that was killed left it; DeepSpeed would wait on it for ever",
+                    f"was left by a compile of {name} that was killed; DeepSpeed would wait on it forever",
                     f"unless another host is compiling into this folder: rm {stale[0]}",
                     str(stale[0]),
                 )
             )
         time.sleep(1)
+
+
+def compatible_ops(gpu: bool) -> dict[str, bool]:
+    """Whether each op that training may use can be built here, by name; GPU ops only where `gpu`."""
+    from deepspeed.ops import op_builder
+
+    builders = [getattr(op_builder, name, None) for name in _PROBED if gpu or name != "FusedAdamBuilder"]
+    return {each.NAME: bool(each().is_compatible(verbose=False)) for each in builders if each is not None}

@@ -1,4 +1,4 @@
-"""Time spent in steps, and the rate that comes of it."""
+"""Time spent in steps, and the resulting throughput."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """Seconds spent in steps, without validation and saving; `total` counts on after a resume."""
+    """Seconds spent in steps, validation and saving excluded; `total` continues after a resume."""
 
     def __init__(self) -> None:
         self.total = 0.0
@@ -16,7 +16,7 @@ class Clock:
         self._step_tokens = 0
 
     def running(self, tokens: int) -> Clock:
-        """A context around a step of so many tokens."""
+        """A context that times a step of `tokens` tokens."""
         self._step_tokens = tokens
         return self
 
@@ -30,7 +30,7 @@ class Clock:
         self._tokens += self._step_tokens
 
     def tokens_per_second(self) -> float:
-        """Over the steps since the last call."""
+        """Tokens per second over the steps since the last call."""
         rate = self._tokens / self._seconds
         self._seconds, self._tokens = 0.0, 0
         return rate

@@ -32,10 +32,10 @@ _REAL_RUN = (
 def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | None = None) -> int:
     """Train; returns the exit code, the same on every rank: 0, EXIT_USER_ERROR, EXIT_PREEMPTED.
 
-    make_evaluation: what evaluates while training, which this package does not know.
+    `make_evaluation` makes the evaluation during training, which this package does not import.
     """
     is_main = True
-    launchers()  # now: one that dies while we load must be missed
+    launchers()  # recorded now, so that one that dies while modules load is noticed
     try:
         world = World.from_environment()
         is_main = world.is_main
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
         fault = _too_little_memory(error)
         if fault is None:
             raise
-        # One rank may be here alone: it speaks for itself, and the launcher ends the others.
+        # One rank may be here alone: it reports its own fault, and the launcher ends the others.
         say(f"train: {UserError(fault)}", error=True)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:  # before the first step, where nothing is lost
+    except KeyboardInterrupt:  # before the first step, when there is nothing to save
         return 128 + signal.SIGINT
     finally:
         stop()
@@ -66,10 +66,12 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
 def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvaluation | None) -> None:
     import torch
 
-    # torch's own deprecations inside DeepSpeed: nothing that the person at the keyboard can mend.
+    # Deprecations of torch inside DeepSpeed, which a user cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for others
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # otherwise DeepSpeed warns that it looked for other accelerators
     from gaguide.train.preflight import prepare
     from gaguide.train.probe import settle_micro_batch
     from gaguide.train.run import train
@@ -99,7 +101,7 @@ def _too_little_memory(error: RuntimeError) -> Fault | None:
     problem = f"rank {os.environ.get('RANK', '0')} ran out of memory ({reason})"
     remedy = (
         "lower train.micro_batch (or write auto), set train.gradient_checkpointing: true, or take a JSON "
-        "that splits or offloads more (ds_configs/README.md); the last checkpoint is whole"
+        "that partitions or offloads more (ds_configs/README.md); the last checkpoint is complete"
     )
     return Fault("train.micro_batch", problem, remedy)
 

@@ -1,7 +1,7 @@
-"""Evaluation during training, as training sees it: something to call, whose records it writes.
+"""Evaluation during training, as a callable whose records training writes.
 
-What is evaluated and how is decided by `gaguide.evaluate`, which training does not know; launch/train.py
-puts both together.
+`gaguide.evaluate` decides what is evaluated and how; training does not import it, and the program that starts
+training passes the callable in.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from gaguide.guidance import Guidance
 from gaguide.train.job import Job
 
 Evaluation = Callable[[PreTrainedModel, Callable[[], None]], Mapping[str, Any]]
-"""Called by all ranks with the model and a function to be called now and then; gives a record on all."""
+"""Called by all ranks with the model and a progress callback, to be called regularly; returns a record."""
 MakeEvaluation = Callable[[Job, World], Evaluation | None]
-"""What `run.evaluate` asks for; raises `UserError` on all ranks before the first step."""
+"""Makes the evaluation that `run.evaluate` asks for; raises `UserError` on all ranks before step 1."""
 
 
 @contextmanager
 def undisturbed(model: PreTrainedModel, guidance: Guidance | None) -> Iterator[None]:
-    """Inside, the model evaluates as it would after export; training goes on as if nothing had been."""
+    """Inside, the model computes as after export; afterwards training continues undisturbed."""
     was_training, was_enabled = model.training, guidance is not None and guidance.enabled
     model.eval()
     if guidance is not None:

@@ -1,4 +1,4 @@
-"""What the model is called with: token ids, and where documents are isolated their mask and positions.
+"""The model's inputs: token ids and, where documents are isolated, their mask and positions.
 
 Shapes: M sequences, T positions.
 """
@@ -17,8 +17,8 @@ Inputs = dict[str, torch.Tensor]
 def model_inputs(blocks: Blocks, block_ids: np.ndarray, isolate: bool, device: torch.device) -> Inputs:
     """Inputs of the blocks `block_ids` [M] on `device`: input_ids [M, T] int64.
 
-    With `isolate` also attention_mask [M, 1, T, T] bool, True where key and query belong to one document and
-    the key is not later, and position_ids [M, T] int64 counted from 0 in every document.
+    `isolate` adds attention_mask [M, 1, T, T] bool, True where key and query are of the same document and the
+    key is not later, and position_ids [M, T] int64, counted from 0 in every document.
     """
     inputs = {"input_ids": torch.from_numpy(blocks.read(block_ids)).to(device)}
     if isolate:
@@ -28,6 +28,6 @@ def model_inputs(blocks: Blocks, block_ids: np.ndarray, isolate: bool, device: t
 
 
 def document_mask(document_MT: torch.Tensor) -> torch.Tensor:
-    """Which key each query may see, [M, 1, T, T] bool: of its own document, and not later."""
+    """Which keys each query may see, [M, 1, T, T] bool: those of its document that are not later."""
     same_MTT = document_MT[:, :, None] == document_MT[:, None, :]
     return same_MTT.tril_()[:, None]

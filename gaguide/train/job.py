@@ -1,4 +1,4 @@
-"""A run whose parts fit together: what training gets from preflight."""
+"""A job: a run whose parts were found and fit together, as preflight hands it to training."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from gaguide.config import BatchPlan, RunConfig
 from gaguide.cost.flops import flops_per_token
 from gaguide.data.read.corpus import Corpus
 from gaguide.distributed import World
-from gaguide.engine.config import precision
-from gaguide.engine.config_offload import offload_device
+from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import UserError
 from gaguide.guidance import GuidancePlan
 from gaguide.model import ModelSource, shape_of
@@ -29,43 +28,47 @@ _OPTIMIZER_FIELDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """A run whose parts fit together."""
+    """A run whose parts were found and fit together."""
 
     run: RunConfig
-    deepspeed: dict[str, Any]
+    """The run's settings."""
+    deepspeed: DeepSpeedConfig
+    """The DeepSpeed JSON, completed with them."""
     batch: BatchPlan
+    """How the global batch is split among ranks and micro batches."""
     corpus: Corpus
+    """The training and held-out blocks."""
     model: ModelSource
+    """The model's configuration, without weights."""
     plan: GuidancePlan | None
+    """The guided heads; None in an unguided run."""
     total_steps: int
+    """Optimizer steps of the whole run."""
     frozen: tuple[str, ...] = ()
+    """Names of the parameters that are not trained."""
 
     @property
     def output(self) -> Path:
-        """Folder of everything the run writes."""
+        """The folder of everything that the run writes."""
         return Path(self.run.output).expanduser()
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that an optimizer step sees on all ranks."""
+        """Tokens of one optimizer step, over all ranks."""
         return self.batch.global_batch * self.run.data.block_length
 
-    @property
-    def zero_stage(self) -> int:
-        """ZeRO stage of the DeepSpeed JSON."""
-        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
-
     def describe(self, world: World) -> str:
-        """What is about to happen, for the person at the keyboard."""
+        """The job in a few lines, for the console."""
         run, batch, shape = self.run, self.batch, self.model.config.get_text_config()
+        computing = f"{self.deepspeed.precision}, ZeRO {self.deepspeed.zero_stage}"
         if run.model.trust_remote_code:
-            warn(f"model.trust_remote_code: Python code that came with {run.model.name} is run", stacklevel=2)
+            warn(f"model.trust_remote_code: Python code from {run.model.name} is executed", stacklevel=2)
         for field, steps in (
             ("train.warmup_steps", run.train.warmup_steps),
             ("guidance.warmup_steps", run.guidance.warmup_steps),
         ):
             if steps > self.total_steps:
-                warn(f"{field} {steps}: the run ends before, after {self.total_steps} steps", stacklevel=2)
+                warn(f"{field} = {steps}: the run ends earlier, after {self.total_steps} steps", stacklevel=2)
         guided = "no guidance"
         if self.plan is not None:
             heads = self.plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
@@ -75,7 +78,7 @@ class Job:
         return (
             f"run {run.name} → {self.output}\n"
             f"  model     {run.model.name}, {shape.num_hidden_layers} layers, "
-            f"{shape.num_attention_heads} heads, {run.model.init}, {self.precision}, ZeRO {self.zero_stage}\n"
+            f"{shape.num_attention_heads} heads, {run.model.init}, {computing}\n"
             f"{self._describe_extras()}"
             f"  guidance  {guided}\n"
             f"  data      {self._describe_data()}\n"
@@ -87,20 +90,19 @@ class Job:
         extras = []
         if self.frozen:
             extras.append(f"{len(self.frozen)} parameters frozen")
-        for what in ("optimizer", "param"):
-            if (where := offload_device(self.deepspeed, what)) != "none":
-                extras.append(f"{what} on {where}")
+        offload = {"optimizer": self.deepspeed.offload_optimizer, "param": self.deepspeed.offload_parameters}
+        extras += [f"{part} on {place}" for part, place in offload.items() if place != "none"]
         return f"            {', '.join(extras)}\n" if extras else ""
 
     def utilisation(self, tokens_per_second: float, ranks: int, device: torch.device) -> float | None:
-        """Model FLOPs utilisation in [0, 1] of all devices together; None where their peak is not known."""
-        peak = device_peak_flops(device, self.precision, self.run.train.peak_tflops)
+        """Model FLOPs utilisation in [0, 1] over all devices; None where peak or FLOPs are unknown."""
+        peak = device_peak_flops(device, self.deepspeed.precision, self.run.train.peak_tflops)
         if peak is None:
             return None
         try:
             shape = shape_of(self.model.config)
         except UserError:
-            return None  # a model that is not counted, e.g. a mixture of experts
+            return None  # its FLOPs are not counted, e.g. those of a mixture of experts
         guided = 0
         if self.plan is not None and self.plan.weight:
             guided = len(self.plan.resolve(shape.layers, shape.heads))
@@ -113,8 +115,8 @@ class Job:
             assert corpus.work is not None
             request = corpus.work.request
             return (
-                f"blocks of {length} tokens of {corpus.work.source.description}, tokenised meanwhile by "
-                f"{request.workers} processes into {request.output}"
+                f"blocks of {length} tokens of {corpus.work.source.description}, tokenised during training "
+                f"by {request.workers} processes into {request.output}"
             )
         return f"{len(corpus.blocks):,} blocks of {length} tokens, {len(corpus.held_out):,} held out"
 
@@ -125,7 +127,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must not change between a checkpoint and the run that resumes from it, as plain JSON."""
+        """Everything that must be the same for a run to resume from a checkpoint, as plain JSON."""
         run = self.run
         guidance = run.guidance.model_dump(mode="json", exclude={"lexicons", "plan", "experiment"})
         parts = {
@@ -136,7 +138,7 @@ class Job:
             "data.isolate_documents": run.data.isolate_documents,
             "train.global_batch": run.train.global_batch,
             "number of steps": self.total_steps,
-            "precision": self.precision,
+            "precision": self.deepspeed.precision,
             "patterns": self.plan.patterns() if self.plan else [],
         }
         if self.frozen:
@@ -151,10 +153,5 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of `identity`."""
+        """SHA-256 of `identity`, hexadecimal."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def precision(self) -> str:
-        """bf16, fp16, one of them by autocast, or fp32."""
-        return precision(self.deepspeed)

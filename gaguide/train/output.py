@@ -1,4 +1,4 @@
-"""The output folder belongs to one run at a time, and all hosts must see the same one."""
+"""Exclusive use of the output folder, which all hosts must share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gaguide.liveness.heartbeat import begin_beats
 def claim_output(output: Path, world: World) -> tuple[BaseFileLock, Path]:
     """Lock `output` for this run until the lock is released or the process ends (a collective).
 
-    Also gives the folder of this run's heartbeats. Those of an earlier run are removed; a rank of it that
-    lives on somewhere, hanging, has no part in this one's.
-    Raises a `UserError` on all ranks where another run holds it, or where a host sees another folder under
-    the same name: its part of every checkpoint would be missing.
+    Returns the lock and the folder of this start's heartbeats. Those of earlier starts are removed, so that a
+    hanging rank of one of them does not disturb this one. Raises a `UserError` on all ranks if another run
+    holds the folder, or if a host sees a different folder under that name: its part of every checkpoint would
+    be missing.
     """
     lock = FileLock(output / ".lock")
     token = broadcast(uuid.uuid4().hex)
@@ -33,11 +33,13 @@ def claim_output(output: Path, world: World) -> tuple[BaseFileLock, Path]:
             begin_beats(beats)
             mark.touch()
         except Timeout:
-            problem, remedy = "another run is writing there", "wait for it, or name another folder"
+            problem, remedy = "another run is writing there", "wait for it, or choose another folder"
             raise UserError(Fault("output", problem, remedy, str(output))) from None
         except OSError as error:
             problem = f"cannot be written to ({error.strerror or error})"
-            raise UserError(Fault("output", problem, "make room, or name another", str(output))) from None
+            raise UserError(
+                Fault("output", problem, "make room, or choose another folder", str(output))
+            ) from None
 
     def look() -> None:
         if not mark.exists():
@@ -45,7 +47,7 @@ def claim_output(output: Path, world: World) -> tuple[BaseFileLock, Path]:
                 Fault(
                     "output",
                     f"host {world.host} does not see what rank 0 wrote there",
-                    "name a folder on a file system that all hosts share",
+                    "choose a folder on a file system that all hosts share",
                     str(output),
                 )
             )

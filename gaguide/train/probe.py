@@ -1,8 +1,8 @@
-"""`train.micro_batch: auto`: the most sequences that a rank's memory takes in one forward pass.
+"""`train.micro_batch: auto`: the most sequences that fit a rank's memory in one forward pass.
 
-On a GPU sizes are tried by real forward and backward passes beside a reserve for what the optimizer holds; on
-a CPU, where running out of memory ends the process, the arithmetic of `gaguide.cost.memory` decides. All
-ranks agree on the smallest. The global batch stays what the run says.
+On a GPU, sizes are tried with real forward and backward passes, next to a reserve for the optimizer's state.
+On a CPU, where running out of memory ends the process, the estimate of `gaguide.cost.memory` decides. All
+ranks agree on the smallest. The global batch does not change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -21,7 +21,7 @@ from gaguide.config import divisors, plan_batch
 from gaguide.cost.memory import Memory, MemorySetup, estimate_memory
 from gaguide.distributed import World, all_gather, broadcast, raise_together
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.engine.config_offload import offload_device, sub_group_size
+from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import guide
 from gaguide.log import say
@@ -30,20 +30,20 @@ from gaguide.train.device import available_memory
 from gaguide.train.job import Job
 from gaguide.train.preflight import complete_json
 
-# The rest is for the allocator's fragments, kernels' workspaces and what else the host runs.
+# Share of the free memory that is used; the rest is for fragmentation, workspaces and other processes.
 _USABLE = {"cuda": 0.92, "cpu": 0.85}
 
 
 def settle_micro_batch(job: Job, deepspeed_json: Path, world: World) -> Job:
-    """The job with its micro batch as a number; a collective. A resumed run keeps the one it began with."""
+    """The job with its micro batch as a number; a collective. A resumed run keeps its micro batch."""
     if job.run.train.micro_batch != "auto":
         return job
     share = job.batch.global_batch // world.size
-    size = broadcast(_kept(job, world) if world.is_main else None)
-    how = "as the run began"
+    size = broadcast(_earlier_micro_batch(job, world) if world.is_main else None)
+    how = "as in the earlier start"
     if size is None:
-        size = min(all_gather(raise_together(lambda: _most(job, divisors(share), world))))
-        how = "by trying it" if world.device.type == "cuda" else "by arithmetic"
+        size = min(all_gather(raise_together(lambda: _largest_micro_batch(job, divisors(share), world))))
+        how = "measured" if world.device.type == "cuda" else "estimated"
     batch = plan_batch(job.batch.global_batch, size, world.size)
     settings = raise_together(
         lambda: complete_json(load_deepspeed_json(deepspeed_json), batch, job.run, job.model)
@@ -54,7 +54,7 @@ def settle_micro_batch(job: Job, deepspeed_json: Path, world: World) -> Job:
 
 
 def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest of the ascending `candidates` that fits, None if none does; smaller ones then fit too."""
+    """The largest of the ascending `candidates` that fits, by bisection; None if none does."""
     low, high = 0, len(candidates)
     while low < high:
         middle = (low + high + 1) // 2
@@ -65,18 +65,17 @@ def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | Non
     return candidates[low - 1] if low else None
 
 
-def _kept(job: Job, world: World) -> int | None:
-    """The micro batch of an earlier start into the same folder by as many ranks."""
+def _earlier_micro_batch(job: Job, world: World) -> int | None:
+    """The micro batch of an earlier start into the same folder by as many ranks; None without one."""
     path = job.output / "deepspeed.json"
     if not path.is_file():
         return None
-    earlier = json.loads(path.read_text("utf-8"))
-    sizes = earlier["train_micro_batch_size_per_gpu"], earlier["gradient_accumulation_steps"]
-    same = sizes[0] * sizes[1] * world.size == job.batch.global_batch
-    return int(sizes[0]) if same else None
+    earlier = DeepSpeedConfig(json.loads(path.read_text("utf-8")))
+    sequences = earlier.micro_batch * earlier.accumulation * world.size
+    return earlier.micro_batch if sequences == job.batch.global_batch else None
 
 
-def _most(job: Job, candidates: Sequence[int], world: World) -> int:
+def _largest_micro_batch(job: Job, candidates: Sequence[int], world: World) -> int:
     device = world.device
     free = int(_USABLE[device.type] * available_memory(device))
     found = None
@@ -86,44 +85,42 @@ def _most(job: Job, candidates: Sequence[int], world: World) -> int:
         found = largest(candidates, lambda size: _needed(estimate(job, size, world)) <= free)
     if found is None:
         needed = _needed(estimate(job, candidates[0], world))
-        problem = f"not even {candidates[0]} fits: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
-        remedy = "set train.gradient_checkpointing: true, more ranks, or a JSON with offload"
+        problem = f"even {candidates[0]} does not fit: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
+        remedy = "set train.gradient_checkpointing: true, use more ranks, or a JSON with offload"
         raise UserError(Fault("train.micro_batch", problem, remedy, "auto"))
     return found
 
 
 def estimate(job: Job, size: int, world: World) -> Memory:
-    """The arithmetic for this job with a micro batch of `size`."""
+    """Estimated memory of this job with a micro batch of `size`."""
     shape = shape_of(job.model.config)
     heads = job.plan.resolve(shape.layers, shape.heads) if job.plan else {}
     layers = {layer for layer, _ in heads}
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    if job.precision in ("bf16", "fp16"):
-        precision = "bf16" if job.precision == "bf16" else "fp16"
+    precision = job.deepspeed.precision if job.deepspeed.precision in ("bf16", "fp16") else "fp32"
     setup = MemorySetup(
         micro_batch=size,
         block_length=job.run.data.block_length,
-        zero_stage=job.zero_stage,
+        zero_stage=job.deepspeed.zero_stage,
         ranks=world.size,
-        precision=precision,
+        precision=cast(Literal["fp32", "bf16", "fp16"], precision),
         accumulation=max(1, job.batch.global_batch // world.size // size),
         checkpointing=job.run.train.gradient_checkpointing,
         guided_heads=-(-len(heads) // len(layers)) if layers else 0,
         guided_layers=len(layers),
         fused_attention=world.device.type == "cuda" or not shape.dropout,
-        offload_optimizer=offload_device(job.deepspeed, "optimizer"),  # type: ignore[arg-type]
-        offload_parameters=offload_device(job.deepspeed, "param"),  # type: ignore[arg-type]
-        sub_group=sub_group_size(job.deepspeed),
+        offload_optimizer=job.deepspeed.offload_optimizer,
+        offload_parameters=job.deepspeed.offload_parameters,
+        sub_group=job.deepspeed.sub_group_size,
     )
     return estimate_memory(shape, setup)
 
 
 def _needed(memory: Memory) -> int:
-    return memory.peak + memory.host  # on a CPU device and host are one memory
+    return memory.peak + memory.host  # on a CPU, device and host share one memory
 
 
 class _Trial:
-    """Whether a size's forward and backward pass fits a GPU beside what training will hold there."""
+    """Whether a size's forward and backward pass fits a GPU next to the states of training."""
 
     def __init__(self, job: Job, free: int, world: World) -> None:
         self.job, self.world, self.free = job, world, free
@@ -142,15 +139,15 @@ class _Trial:
 
     def _pass(self, size: int, device: torch.device) -> None:
         job = self.job
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.precision, torch.float32)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.deepspeed.precision, torch.float32)
         memory = estimate(job, size, self.world)
-        # The trial holds whole weights and gradients itself; the rest of training's states is reserved.
-        own = 2 * memory.weights if job.zero_stage < 3 else 0
+        # The trial itself holds whole weights and gradients; the rest of training's states is reserved.
+        own = 2 * memory.weights if job.deepspeed.zero_stage < 3 else 0
         reserve = max(0, memory.states + memory.gradients + memory.buffers - own)
         held = torch.empty(reserve, dtype=torch.uint8, device=device)
         model: Any = build_model(job.model, job.run.seed)
         model = model.to(device=device, dtype=dtype)
-        adapt_to(model, device, job.precision)
+        adapt_to(model, device, job.deepspeed.precision)
         if job.run.train.gradient_checkpointing:
             checkpoint_activations(model)
         ids = torch.zeros(size, job.run.data.block_length, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""Learning rate as a pure function of the step, so that a checkpoint need not hold it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from gaguide.config import TrainSection
 
 
 def learning_rate(train: TrainSection, step: int, total_steps: int) -> float:
-    """Rate of optimizer step `step` (counted from 1): linear warmup, then constant, linear or cosine to 0."""
+    """Learning rate of optimizer step `step` (counted from 1) out of `total_steps`.
+
+    Linear warmup to the peak, then constant, or linear or cosine decay to 0.
+    """
     if step <= train.warmup_steps:
         return train.learning_rate * step / train.warmup_steps
     progress = (step - train.warmup_steps) / max(1, total_steps - train.warmup_steps)

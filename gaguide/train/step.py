@@ -1,71 +1,62 @@
-"""One optimizer step: forward and backward of every micro batch, and the step's numbers over all ranks."""
+"""One optimizer step: forward and backward of every micro batch, and the step's means over all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from gaguide.distributed import all_reduce_sum
-from gaguide.engine.nonfinite import clip_plain
+from gaguide.engine.engine import Engine
 from gaguide.guidance import Guidance
-from gaguide.train.device import give_back_free_memory
 from gaguide.train.inputs import Inputs
 
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """Means over the global batch; the guidance numbers are None in an unguided run.
-
-    loss = lm_loss + guidance_loss; guided_attention is the mean over heads of their mass on the targets;
-    grad_norm is that of the whole gradient before clipping.
-    """
+    """Means over the global batch of one step."""
 
     loss: float
+    """`lm_loss` + `guidance_loss`."""
     lm_loss: float
+    """Next-token cross-entropy."""
     guidance_loss: float | None
+    """Weighted guidance loss; None in an unguided run."""
     guided_attention: float | None
+    """Mean over guided heads of their attention mass on the targets; None where no query sees a target."""
     grad_norm: float | None
+    """2-norm of the whole gradient before clipping."""
 
 
 def train_step(
-    engine: Any,
+    engine: Engine,
     guidance: Guidance | None,
     micro_batches: Iterable[Inputs],
     learning_rate: float,
     logged: bool,
-) -> StepNumbers | None:
-    """Run one step on this rank's micro batches; the numbers only where `logged`, a collective."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+) -> tuple[StepNumbers | None, bool]:
+    """Run one step on this rank's micro batches; returns its numbers and whether it was dropped.
+
+    Both are the same on every rank. The numbers, which take a collective, are None unless `logged`.
+    """
     if guidance is not None and guidance.measure_only:
         guidance.enabled = logged
     sums = _Sums(guidance, engine.device)
-    norm = None
     for inputs in micro_batches:
-        lm_loss = engine(**inputs, labels=inputs["input_ids"], use_cache=False).loss
+        lm_loss = engine.lm_loss(inputs)
         active = guidance is not None and guidance.enabled
         guidance_loss = guidance.loss() if guidance is not None and active else None
-        # All micro batches hold equally many tokens, so DeepSpeed's mean over them is the mean over tokens.
+        # All micro batches hold equally many tokens, so their mean is the mean over tokens.
         engine.backward(lm_loss if guidance_loss is None else lm_loss + guidance_loss)
         if logged:
             sums.add(lm_loss, guidance_loss)
-        norm = clip_plain(engine)
-        if engine.is_gradient_accumulation_boundary() and engine.zero_use_cpu_optimizer():
-            # Its states come into the host's memory, where backward left holes.
-            give_back_free_memory()
-        engine.step()
-    if not logged:
-        return None
-    kept = engine.get_global_grad_norm()
-    norm = norm if kept is None else kept
-    return sums.reduce(None if norm is None else float(norm))
+    outcome = engine.step(learning_rate, read_norm=logged)
+    return sums.reduce(outcome.grad_norm) if logged else None, outcome.dropped
 
 
 class _Sums:
-    """Sums over micro batches and ranks, on the device until they are read."""
+    """Sums over micro batches and ranks, kept on the device until they are read."""
 
     def __init__(self, guidance: Guidance | None, device: torch.device) -> None:
         self.guidance = guidance

@@ -1,4 +1,4 @@
-"""summary.json: what a run was and what came of it, for reports."""
+"""summary.json: a run's settings and results, for reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "tokenizers", "pya
 
 
 def write_summary(job: Job, world: World) -> None:
-    """Write it from the run's own records, which also hold what happened before a resume."""
+    """Write summary.json from the run's records, which include the steps before a resume."""
     steps = read_metrics(job.output / "metrics.jsonl")
     validations = read_metrics(job.output / "validation.jsonl")
     write_json(
@@ -28,7 +28,7 @@ def write_summary(job: Job, world: World) -> None:
             "tokens": job.total_steps * job.batch.global_batch * job.run.data.block_length,
             "seconds": steps[-1]["seconds"] if steps else 0.0,
             "world_size": world.size,
-            "zero_stage": job.zero_stage,
+            "zero_stage": job.deepspeed.zero_stage,
             "validation": {"before": _measured(validations[0]), "after": _measured(validations[-1])},
             "best_checkpoint": _best(job),
             "versions": _versions(),

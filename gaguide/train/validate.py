@@ -1,14 +1,14 @@
-"""Validation: held-out loss and guided attention, on the same blocks whatever the number of ranks."""
+"""Validation: held-out loss and guided attention, on the same blocks for any number of ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
 from gaguide.distributed import World
+from gaguide.engine.engine import Engine
 from gaguide.guidance import Guidance, Measurement
 from gaguide.guidance.measure import measure_guided
 from gaguide.train.inputs import Inputs, model_inputs
@@ -16,19 +16,17 @@ from gaguide.train.job import Job
 
 
 def validate(
-    engine: Any, guidance: Guidance | None, job: Job, world: World, mark: Callable[[], None]
+    engine: Engine, guidance: Guidance | None, job: Job, world: World, mark: Callable[[], None]
 ) -> Measurement:
-    """Measure the engine's model over all ranks; every rank gets the result. `mark` is called each time."""
-    from deepspeed.runtime.torch_autocast import autocast_if_enabled
-
-    with autocast_if_enabled(engine):  # as the engine's own forward passes
+    """Measure the engine's model over all ranks; a collective. `mark` is called before every batch."""
+    with engine.autocast():
         return measure_guided(engine.module, guidance, _batches(job, world, engine.device, mark))
 
 
 def _batches(
     job: Job, world: World, device: torch.device, mark: Callable[[], None]
 ) -> Iterator[tuple[Inputs, bool]]:
-    """This rank's batches; ranks that are short of one run the first without counting it.
+    """This rank's batches, and whether each counts; a rank with one too few repeats the first, uncounted.
 
     Under ZeRO-3 a rank with fewer forward passes than the others would hang.
     """

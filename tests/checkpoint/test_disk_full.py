@@ -71,7 +71,7 @@ def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
         subprocess.run(["rm", "-r", str(output / "checkpoints" / name)], check=True)
     shorter = ["1" if text == "9" else text for text in arguments]
     done = run_ranks(TRAIN, shorter, ranks=1)
-    assert "its state is dealt out anew to 1 at ZeRO stage 2" in done.stdout, done.stdout
+    assert "its state is resharded to 1 at ZeRO stage 2" in done.stdout, done.stdout
     assert f"resuming after step {newest} of 12" in done.stdout, done.stdout
     assert done.returncode == 0, done.stdout
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(1, 13))

@@ -63,10 +63,9 @@ def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     names = ["fp32-2", "bf16-3", "fp32-3+untied", *(f"{source}>{target}" for source, target in PAIRS)]
     printed = go_on(embedded_shards, folder, 2, names)
     assert (
-        "of 2 ranks at ZeRO stage 2: its state is dealt out anew to 2 at ZeRO stage 2, optimizer on cpu"
-        in printed
+        "by 2 ranks at ZeRO stage 2: its state is resharded to 2 at ZeRO stage 2, optimizer on cpu" in printed
     )
-    assert printed.count("its state is dealt out anew to 2 at ZeRO stage") == len(PAIRS)
+    assert printed.count("its state is resharded to 2 at ZeRO stage") == len(PAIRS)
     return folder
 
 
@@ -138,7 +137,7 @@ def test_nothing_of_a_damaged_checkpoint_is_unpickled(runs: Path, tmp_path: Path
     done = command.invoke(checkpoints, ["export", str(tmp_path), "--output", str(tmp_path / "model")])
     assert isinstance(done.exception, UserError) and "is damaged" in str(done.exception)
     done = command.invoke(checkpoints, ["verify", str(tmp_path / "step-00000003")])
-    assert f"x_{victim.name} is not of this checkpoint" in done.stdout
+    assert f"x_{victim.name} does not belong to this checkpoint" in done.stdout
     assert not canary.exists() and not (tmp_path / "model").exists()
 
 

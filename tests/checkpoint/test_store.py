@@ -14,15 +14,15 @@ from gaguide.checkpoint import CheckpointStore
 from gaguide.checkpoint.folder import choose
 from gaguide.config import EMBEDDED, load_config
 from gaguide.distributed import World
-from gaguide.engine.save import Written
+from gaguide.engine.save import SaveResult
 from gaguide.errors import UserError
 from gaguide.train.preflight import prepare
 from tests.support.ranks import DS_CONFIGS
 
 
-def write(folder: Path) -> Written:
+def write(folder: Path) -> SaveResult:
     (folder / "state").write_bytes(b"numbers")
-    return Written([folder / "state"])
+    return SaveResult([folder / "state"])
 
 
 def save(store: CheckpointStore, step: int, loss: float | None) -> None:
@@ -46,11 +46,11 @@ def test_a_failed_save_leaves_nothing_and_says_what_to_do(tmp_path: Path) -> Non
     store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=1)
     save(store, 1, None)
 
-    def half(folder: Path) -> Written:
+    def half(folder: Path) -> SaveResult:
         (folder / "state").write_bytes(b"num")
-        return Written([folder / "state"], "No space left on device")
+        return SaveResult([folder / "state"], "No space left on device")
 
-    with pytest.raises(UserError, match=r"No space left on device.*of step 1, is whole"):
+    with pytest.raises(UserError, match=r"No space left on device.*of step 1, is complete"):
         store.save(2, {"seed": 0}, {"zero_stage": 2}, None, half)
     assert sorted(path.name for path in store.folder.iterdir()) == ["latest", "step-00000001"]
     found = store.newest({"seed": 0})
@@ -66,7 +66,9 @@ def test_no_part_of_a_checkpoint_is_ever_seen(
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", busy_unless_missing)
         save(store, 2, None)
-    assert "step-00000001 could not be removed whole (Device or resource busy)" in capsys.readouterr().out
+    assert (
+        "step-00000001 could not be removed completely (Device or resource busy)" in capsys.readouterr().out
+    )
     (store.folder / ".saving-step-00000003").mkdir()
     assert store.steps() == [2] and (store.folder / ".removing-step-00000001" / "state").exists()
     found = store.newest({"seed": 0})
@@ -89,8 +91,8 @@ def test_what_is_exported_is_whole_and_what_is_passed_over_is_said(
     for step in (2, 4):
         (store.path(step) / "state").write_bytes(b"another")
     assert [choose(tmp_path, step).step for step in ("latest", "best")] == [3, 3]
-    assert capsys.readouterr().out.count("is passed over: state is damaged") == 2
-    for step, problem in (("2", "state is damaged"), ("7", "no such checkpoint.*there are: 1, 2, 3, 4")):
+    assert capsys.readouterr().out.count("is skipped: state is damaged") == 2
+    for step, problem in (("2", "state is damaged"), ("7", "does not exist.*choose one of: 1, 2, 3, 4")):
         with pytest.raises(UserError, match=f"(?s){problem}"):
             choose(tmp_path, step)
 

@@ -17,8 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gaguide.config import plan_batch
 from gaguide.config.run import TrainSection
 from gaguide.distributed import World, leave, start
-from gaguide.engine.build import make_engine
-from gaguide.engine.config import Precisions, RunSide, resolve_deepspeed
+from gaguide.engine.build import build_engine
+from gaguide.engine.config import DevicePrecisions, RunValues, resolve_deepspeed
 
 MODEL = {"vocab_size": 256, "n_positions": 16, "n_embd": 64, "n_layer": 3, "n_head": 2}
 
@@ -28,21 +28,21 @@ def one_step(case: dict[str, Any], world: World) -> dict[str, list[list[int]]]:
     batch = plan_batch(world.size * case["accumulation"], 1, world.size)
     logger = {"comms_logger": {"enabled": True, "prof_all": True, "verbose": False, "debug": False}}
     deepspeed = resolve_deepspeed(
-        case["json"] | logger, batch, RunSide(1.0, Path()), Precisions(True, True, False)
+        case["json"] | logger, batch, RunValues(1.0, Path()), DevicePrecisions(True, True, False)
     )
     train = TrainSection(global_batch=batch.global_batch, steps=1)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**MODEL)).train()
     model.loss_type = "ForCausalLM"
-    engine = make_engine(model, train, deepspeed, (), world)
+    engine = build_engine(model, deepspeed, train, world)
     ids_BT = torch.zeros(1, 16, dtype=torch.long)
     for _ in range(2):
         comm.comms_logger.reset_data()
         for _ in range(case["accumulation"]):
-            engine.backward(engine(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss)
-            engine.step()
+            engine.backward(engine.lm_loss({"input_ids": ids_BT}))
+        engine.step(train.learning_rate)
     counted = comm.comms_logger.get_raw_data()
-    engine.destroy()
+    engine.close()
     return {name: [[size, found[0]] for size, found in sizes.items()] for name, sizes in counted.items()}
 
 

@@ -10,10 +10,11 @@ import time
 
 import gaguide.liveness.watchdog
 import gaguide.train.run
+import gaguide.train.trainer
 from gaguide.distributed import leave
 from gaguide.train.command import main
 
-read = gaguide.train.run.model_inputs
+read = gaguide.train.trainer.model_inputs
 calls = 0
 
 
@@ -35,7 +36,7 @@ class DeafWatchdog(PatientWatchdog):
         return threading.current_thread() is threading.main_thread() and super()._called()
 
 
-gaguide.train.run.model_inputs = stuck_file_system
+gaguide.train.trainer.model_inputs = stuck_file_system
 kinds = {"patient": PatientWatchdog, "deaf": DeafWatchdog}
 if os.environ["RANK"] != os.environ["HANG_RANK"] and os.environ.get("HANG_OTHERS") in kinds:
     gaguide.train.run.Watchdog = kinds[os.environ["HANG_OTHERS"]]

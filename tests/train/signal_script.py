@@ -4,11 +4,13 @@ import os
 import signal
 
 import gaguide.train.run
+import gaguide.train.trainer
 from gaguide.distributed import leave
 from gaguide.train.command import main
 
 name, _, number = os.environ["SIGNAL_IN"].partition(":")
-function = getattr(gaguide.train.run, name)
+module = gaguide.train.trainer if hasattr(gaguide.train.trainer, name) else gaguide.train.run
+function = getattr(module, name)
 calls = 0
 
 
@@ -20,5 +22,5 @@ def interrupted(*arguments, **keywords):
     return function(*arguments, **keywords)
 
 
-setattr(gaguide.train.run, name, interrupted)
+setattr(module, name, interrupted)
 leave(main())

@@ -8,14 +8,14 @@ import psutil
 import pytest
 import torch
 
-from gaguide.train.device import large_tensors_apart
+from gaguide.engine.heap import separate_large_tensors
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has one way only")
 def test_tensors_between_tensors_that_stay_are_given_back() -> None:
     resident = psutil.Process().memory_info
     freed, kept = [], []
-    with large_tensors_apart():
+    with separate_large_tensors():
         for _ in range(64):
             freed.append(torch.ones(2**20))  # 4 MiB
             kept.append(torch.ones(64))

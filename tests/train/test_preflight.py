@@ -68,16 +68,16 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
         job(embedded_shards, tmp_path, json=tmp_path / "missing.json")
     wrong = tmp_path / "wrong.json"
     for content, message in {
-        '{"zero_optimization": true}': "is no object",
+        '{"zero_optimization": true}': "must be an object",
         '{"zero_optimization": {"stage": "auto"}}': "zero_optimization.stage",
-        '{"bf16": null}': "is no object",
+        '{"bf16": null}': "must be an object",
         '{"tensorboard": {"enable": true}}': "tensorboard.enable",
         '{"comms_logger": {"verbos": true}}': "comms_logger.verbos",
-        '{"data_types": {"grad_accum_dtype": "bf16"}}': "only fp32 accumulation",
+        '{"data_types": {"grad_accum_dtype": "bf16"}}': "only accumulation in fp32",
         '{"zero_optimization": {"stage": 0}, "bf16": {"enabled": true}}': "no fp32 weights",
-        '{"wall_clock_breakdown": 3}': "is no truth value",
-        '{"compiling": {}}': "no such key",
-        "[" * 100_000: "is not JSON",
+        '{"wall_clock_breakdown": 3}': "must be true or false",
+        '{"compiling": {}}': "unknown key",
+        "[" * 100_000: "is not valid JSON",
     }.items():
         wrong = tmp_path / "wrong.json"
         wrong.write_text(content)
@@ -87,7 +87,7 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
     with pytest.raises(UserError) as error:
         job(embedded_shards, tmp_path, json=wrong)
     text = str(error.value)
-    assert "the run says 16" in text and "did you mean 'zero_optimization'?" in text
+    assert "the run has 16" in text and "did you mean 'zero_optimization'?" in text
     assert "train.learning_rate" in text
     wrong.write_text(
         '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}, "fp16": {"enabled": true}}'
@@ -95,7 +95,7 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
     with pytest.raises(UserError, match="are enabled together"):
         job(embedded_shards, tmp_path, json=wrong)
     wrong.write_text('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}}')
-    with pytest.raises(UserError, match="add up 4 micro batches in bf16"):
+    with pytest.raises(UserError, match="accumulate 4 micro batches in bf16"):
         job(embedded_shards, tmp_path, json=wrong, **{"train.micro_batch": "2"})
 
 

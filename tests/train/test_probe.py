@@ -47,8 +47,8 @@ def test_auto_follows_memory_and_keeps_the_global_batch(
         found = settle_micro_batch(job, ZERO2, world)
         batch = found.batch
         assert batch.micro_batch * batch.accumulation == batch.global_batch == 24
-        assert found.deepspeed["train_micro_batch_size_per_gpu"] == batch.micro_batch
-        assert found.deepspeed["gradient_accumulation_steps"] == batch.accumulation
+        assert found.deepspeed.micro_batch == batch.micro_batch
+        assert found.deepspeed.accumulation == batch.accumulation
         assert found.identity == job.identity == plain.identity
         assert f"micro batch: {batch.micro_batch} of a rank's 24 sequences" in capsys.readouterr().out
         return batch.micro_batch
@@ -56,7 +56,7 @@ def test_auto_follows_memory_and_keeps_the_global_batch(
     assert settled(1e12) == 24
     assert settled(needed[6] / 0.84) == 6
     assert settled(needed[1] / 0.84) == 1
-    with pytest.raises(UserError, match="not even 1 fits"):
+    with pytest.raises(UserError, match="even 1 does not fit"):
         settled(needed[1] / 2)
     # Resumed by as many ranks: what the run began with, whatever is free now.
     (tmp_path / "deepspeed.json").write_text(

@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gaguide.config import dump_config, load_config
 from gaguide.cost.hardware import find_gpu
 from gaguide.distributed import World
-from gaguide.engine.monitors import check_monitors, tame_monitors, write_to_monitors
+from gaguide.engine.config_resolved import DeepSpeedConfig
+from gaguide.engine.monitors import check_monitors, resume_monitors, write_monitors
 from gaguide.engine.ops import load_op
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
@@ -143,7 +144,7 @@ def test_wandb_without_a_login_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(UserError, match="nobody is logged in to Weights & Biases"):
-        check_monitors({"wandb": {"enabled": True}}, World())
+        check_monitors(DeepSpeedConfig({"wandb": {"enabled": True}}), World())
 
 
 def test_a_monitor_that_cannot_write_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,9 +152,9 @@ def test_a_monitor_that_cannot_write_ends_no_run(capsys: pytest.CaptureFixture[s
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     engine = SimpleNamespace(monitor=SimpleNamespace(enabled=True, write_events=full))
-    tame_monitors(engine, 0)
+    resume_monitors(engine, 0)
     for samples in (4, 8):
-        write_to_monitors(engine, {"loss": 1.0}, samples)
+        write_monitors(engine, {"loss": 1.0}, samples)
     assert capsys.readouterr().out.count("cannot write (No space left on device)") == 1
 
 
@@ -200,6 +201,6 @@ def test_a_lock_that_a_killed_compile_left_is_named(tmp_path: Path, monkeypatch:
     (tmp_path / "py311_cpu" / "cpu_adam").mkdir(parents=True)
     lock = tmp_path / "py311_cpu" / "cpu_adam" / "lock"
     lock.touch()
-    with pytest.raises(UserError, match="that was killed left it") as error:
+    with pytest.raises(UserError, match="was left by a compile of cpu_adam that was killed") as error:
         load_op("cpu_adam")
     assert f"rm {lock}" in str(error.value)

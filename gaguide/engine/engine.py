@@ -1,0 +1,144 @@
+"""The engine: a model in training, its optimizer and its saved state, with DeepSpeed behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from gaguide.distributed import World
+from gaguide.engine import monitors, nonfinite, offload_state, reshard
+from gaguide.engine.config_resolved import DeepSpeedConfig
+from gaguide.engine.heap import trim_heap
+from gaguide.engine.layout import StateLayout, state_layout
+from gaguide.engine.save import STATE_TAG, SaveResult
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """The effect of an optimizer step; the same on every rank."""
+
+    grad_norm: float | None
+    """2-norm of the whole gradient before clipping; None where it was not asked for or has no parameters."""
+    dropped: bool
+    """True if the gradient was not finite and the weights stayed as they were."""
+
+
+class Engine:
+    """Trains a model over all ranks; made by `gaguide.engine.build.build_engine`.
+
+    An optimizer step is `config.accumulation` times `lm_loss` and `backward`, then `step`. All ranks must
+    call every method equally often.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine, config: DeepSpeedConfig, world: World) -> None:
+        self._engine = engine
+        self.config = config
+        self.world = world
+        self.layout: StateLayout = state_layout(engine, config)
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The model; under ZeRO-3 its parameters are partitioned between forward passes."""
+        module: PreTrainedModel = self._engine.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """The device that this rank computes on."""
+        device: torch.device = self._engine.device
+        return device
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps dropped since the run began; part of the saved state."""
+        return int(self._engine.skipped_steps)
+
+    def lm_loss(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean next-token cross-entropy of a micro batch, with its graph; 0-dimensional.
+
+        `inputs` are keyword arguments of the model's forward pass, `input_ids` [M, T] among them.
+        """
+        loss: torch.Tensor = self._engine(**inputs, labels=inputs["input_ids"], use_cache=False).loss
+        return loss
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a micro batch's gradients to those of the step, each weighted by 1 / accumulation."""
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # only advances DeepSpeed's count of micro batches
+
+    def step(self, learning_rate: float, read_norm: bool = True) -> StepOutcome:
+        """Clip the accumulated gradients and update the weights.
+
+        `read_norm`: return the gradient norm, which on a GPU waits for the device. Raises `RuntimeError`
+        before `backward` of the last micro batch.
+        """
+        engine = self._engine
+        if not engine.is_gradient_accumulation_boundary():
+            raise RuntimeError("step() before backward() of the last micro batch")
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        skipped_before = engine.skipped_steps
+        norm = nonfinite.clip_at_stage_0(engine)
+        if engine.zero_use_cpu_optimizer():
+            trim_heap()  # the optimizer's state moves into host memory, where backward left holes
+        engine.step()
+        if read_norm and norm is None:
+            norm = engine.get_global_grad_norm()
+        return StepOutcome(
+            float(norm) if read_norm and norm is not None else None, engine.skipped_steps > skipped_before
+        )
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Inside, direct calls of `module` compute in the precision of training."""
+        from deepspeed.runtime.torch_autocast import autocast_if_enabled
+
+        context: AbstractContextManager[None] = autocast_if_enabled(self._engine)
+        return context
+
+    def save(self, folder: Path) -> SaveResult:
+        """Write this rank's state below `folder`; never raises a disk error, see `SaveResult`."""
+        from gaguide.engine.checkpoint_writer import write_state
+
+        result = write_state(self._engine, folder)
+        written = result.attempt(
+            offload_state.save_swapped, self._engine, folder / STATE_TAG, self.world.rank
+        )
+        result.files += written or []
+        return result
+
+    def load(self, folder: Path, world_size: int, layout: StateLayout) -> None:
+        """Load what `world_size` ranks saved below `folder` in `layout`; another layout is resharded.
+
+        The folder's hashes must hold, since its files are unpickled. Raises a `UserError` where a state on
+        NVMe would have to be resharded.
+        """
+        state = folder / STATE_TAG
+        if (world_size, layout) == (self.world.size, self.layout):
+            loaded, _ = self._engine.load_checkpoint(str(folder), STATE_TAG)
+            if loaded is None:
+                raise RuntimeError(f"DeepSpeed found nothing to load in {folder}")
+        else:
+            reshard.load_resharded(self._engine, state, int(layout["zero_stage"]))
+        offload_state.restore_offloaded(self._engine, state, self.world.rank)
+
+    def resume_monitors(self, samples: int) -> None:
+        """Continue the monitors' files after `samples` sequences; call it once, on rank 0, before writing."""
+        monitors.resume_monitors(self._engine, samples)
+
+    def write_monitors(self, record: Mapping[str, object], samples: int) -> None:
+        """Write a step's numbers to the monitors; `samples` is the number of sequences seen."""
+        monitors.write_monitors(self._engine, record, samples)
+
+    def close(self) -> None:
+        """Free the engine's memory and hooks; it cannot be used afterwards."""
+        self._engine.destroy()

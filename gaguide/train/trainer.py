@@ -1,0 +1,220 @@
+"""The training loop's state and decisions: each step, and what is due after it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gaguide.checkpoint import MODEL_FOLDER, Checkpoint, CheckpointStore
+from gaguide.data import rank_micro_batches
+from gaguide.distributed import World, broadcast, raise_together
+from gaguide.engine.engine import Engine
+from gaguide.engine.layout import describe_layout
+from gaguide.engine.save import SaveResult
+from gaguide.guidance import Guidance, weight_factor
+from gaguide.liveness.preemption import Preemption
+from gaguide.liveness.watchdog import Watchdog
+from gaguide.log import say
+from gaguide.train.device import peak_memory
+from gaguide.train.evaluating import Evaluation, undisturbed
+from gaguide.train.inputs import Inputs, model_inputs
+from gaguide.train.job import Job
+from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
+from gaguide.train.schedule import learning_rate
+from gaguide.train.skipped import SkippedSteps
+from gaguide.train.step import train_step
+from gaguide.train.validate import validate
+
+
+class Trainer:
+    """A run between two steps: how far it is, its records, its checkpoints. Every method is a collective."""
+
+    def __init__(
+        self,
+        job: Job,
+        world: World,
+        engine: Engine,
+        guidance: Guidance | None,
+        preemption: Preemption,
+        watchdog: Watchdog,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
+        self.preemption, self.watchdog, self.evaluation = preemption, watchdog, evaluation
+        self.skips = SkippedSteps(job.run.train.max_skipped_steps, job.deepspeed.precision)
+        checkpoint = job.run.checkpoint
+        self.store = CheckpointStore(job.output / "checkpoints", world, checkpoint.keep, checkpoint.keep_best)
+        self.records = RunRecords(job, world, engine)
+        self.done = 0
+        """Optimizer steps done."""
+        self.validated: tuple[int, float | None] = (-1, None)
+        """The step of the latest validation, and its held-out loss."""
+
+    def resume(self) -> None:
+        """Load the newest complete checkpoint, or validate the untrained model."""
+        self.watchdog.mark(0, "loading a checkpoint", patience=4)
+        found = self.store.newest(self.job.identity)
+        if found is not None:
+            self._load(found)
+            self.done = found.step
+        raise_together(lambda: self.records.open(self.done, resumed=found is not None))
+        stop = self._is_stop_requested()
+        if not stop and self.done < self.job.total_steps:  # after the last step, `finish` measures
+            stop = self._measure_if_due()
+            step, loss = self.validated
+            if step > 0 and loss is not None:
+                self.store.note_loss(step, loss)
+        if stop:
+            self.preemption.stop(self.done, self.job.total_steps)
+
+    def _load(self, found: Checkpoint) -> None:
+        same_files = (found.world_size, found.layout) == (self.world.size, self.engine.layout)
+        if self.world.is_main and not same_files:
+            say(
+                f"the checkpoint of step {found.step} was saved by {found.world_size} ranks at "
+                f"{describe_layout(found.layout)}: its state is resharded to {self.world.size} at "
+                f"{describe_layout(self.engine.layout)}"
+            )
+        self.engine.load(self.store.path(found.step), found.world_size, found.layout)
+
+    def steps_left(self) -> range:
+        """Optimizer steps still to do, counted from 1."""
+        return range(self.done + 1, self.job.total_steps + 1)
+
+    def step(self, step: int) -> None:
+        """Do optimizer step `step` and what is due after it. Raises `PreemptedError` if asked to stop."""
+        run = self.job.run
+        logged = step % run.train.log_every == 0 or step in (1, self.job.total_steps)
+        rate = learning_rate(run.train, step, self.job.total_steps)
+        self._set_guidance_weight(step)
+        with self.records.clock.running(self.job.tokens_per_step):
+            numbers, dropped = train_step(self.engine, self.guidance, self._micro_batches(step), rate, logged)
+        self.done = step
+        stop = self.preemption.agreed()
+        self.skips.record(step, dropped)
+        if numbers is not None:
+            context = {
+                "lr": rate,
+                "skipped_steps": self.engine.skipped_steps,
+                "guidance_weight": None if self.guidance is None else self.guidance.weight,
+                "peak_memory": peak_memory(self.engine.device),
+            }
+            self.records.step(step, numbers, context)
+        if dropped:
+            self._handle_dropped(step, rate)
+        if step == self.job.total_steps:
+            return  # `finish` validates and saves
+        stop = stop or self._measure_if_due()
+        if stop or (run.checkpoint.every and step % run.checkpoint.every == 0):
+            self._save()
+        if stop:
+            self.preemption.stop(step, self.job.total_steps)
+
+    def finish(self) -> None:
+        """Validate, evaluate and save the trained model, unless an earlier start did so."""
+        raise_together(self.job.corpus.blocks.finish_checks)  # of shards whose checksums are still compared
+        if not broadcast(self.store.path(self.job.total_steps).exists()):
+            self._validate(self.job.total_steps)
+            self._evaluate(self.job.total_steps)
+            self._save()
+
+    def _measure_if_due(self) -> bool:
+        """Validate and evaluate where that is due after the steps done and has not been done yet.
+
+        Returns whether a request to stop has come meanwhile; the rest is then measured after the resume.
+        """
+        for every, name, measure in (
+            (self.job.run.validation.every, VALIDATION, self._validate),
+            (self.job.run.evaluate.every, EVALUATIONS, self._evaluate),
+        ):
+            due = self.done == 0 or (every and self.done % every == 0)
+            if due and not broadcast(self.records.has(name, self.done)):
+                measure(self.done)
+                if self._is_stop_requested():
+                    return True
+        return False
+
+    def _is_stop_requested(self) -> bool:
+        """Whether any rank was asked to stop; for use between steps, which ask themselves."""
+        self.preemption.ask()
+        return self.preemption.agreed()
+
+    def _handle_dropped(self, step: int, rate: float) -> None:
+        """Record the blocks of the dropped step; raises a `UserError` if it is one too many."""
+        if self.world.is_main:
+            say(self.skips.describe(self.engine.skipped_steps))
+        self.records.dropped(step, rate)
+        last = max(self.store.steps(), default=None)
+        self.skips.raise_if_too_many(rate, last, self.job.output / "skipped.jsonl")
+
+    def _set_guidance_weight(self, step: int) -> None:
+        section = self.job.run.guidance
+        if self.guidance is not None:
+            factor = weight_factor(section.schedule, section.warmup_steps, step, self.job.total_steps)
+            self.guidance.weight = section.weight * factor
+
+    def _micro_batches(self, step: int) -> Iterator[Inputs]:
+        """This rank's micro batches of a step; seeds dropout, so that a repeated step drops the same."""
+        batch, corpus, run = self.job.batch, self.job.corpus, self.job.run
+        _seed_dropout(run.seed, step, self.world.rank)
+        corpus.look_ahead((step - 1) * batch.global_batch)
+
+        def block_ids() -> np.ndarray:
+            return rank_micro_batches(
+                corpus.order,
+                step - 1,
+                batch.global_batch,
+                batch.micro_batch,
+                self.world.rank,
+                self.world.size,
+            )
+
+        # A source may turn out to be unreadable while it is tokenised: then all ranks end together.
+        ids_AM = block_ids() if corpus.work is None else raise_together(block_ids)
+        for at, ids_M in enumerate(ids_AM):
+            self.watchdog.mark(step, "reading blocks")
+            inputs = model_inputs(corpus.blocks, ids_M, run.data.isolate_documents, self.engine.device)
+            if at == len(ids_AM) - 1:
+                self.preemption.ask()
+            self.watchdog.mark(step, "forward and backward")
+            yield inputs
+
+    def _validate(self, step: int) -> None:
+        mark = partial(self.watchdog.mark, step, "validating")
+        measured = validate(self.engine, self.guidance, self.job, self.world, mark)
+        self.validated = (step, measured.lm_loss)
+        self.records.validated(step, measured)
+
+    def _evaluate(self, step: int) -> None:
+        if self.evaluation is None:
+            return
+        with undisturbed(self.engine.module, self.guidance):
+            record = self.evaluation(self.engine.module, partial(self.watchdog.mark, step, "evaluating"))
+        self.records.evaluated(step, record)
+
+    def _save(self) -> None:
+        self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
+        step, loss = self.validated
+        loss = loss if step == self.done else None
+        self.store.save(self.done, self.job.identity, self.engine.layout, loss, self._write)
+
+    def _write(self, folder: Path) -> SaveResult:
+        result = self.engine.save(folder)
+        if self.world.is_main:
+            # Configuration and tokenizer: an export needs no more than this folder.
+            for part in (self.job.model.config, self.job.corpus.tokenizer):
+                result.attempt(part.save_pretrained, folder / MODEL_FOLDER)
+            result.files += [path for path in (folder / MODEL_FOLDER).rglob("*") if path.is_file()]
+            # Retries records that a full disk refused, so that none are missing once there is a checkpoint.
+            result.attempt(self.records.sync)
+        return result
+
+
+def _seed_dropout(*numbers: int) -> None:
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
