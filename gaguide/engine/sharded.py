@@ -30,7 +30,7 @@ def sharding_config(path: Path, dtype: str, world: World) -> JsonObject:
     config = load_deepspeed_json(path)
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") != 3:
-        problem = "must be of ZeRO stage 3: no other partitions a model's weights"
+        problem = "only ZeRO stage 3 partitions a model's weights"
         remedy = "give ds_configs/zero3.json, or leave --deepspeed out: each rank then holds the model"
         raise UserError(Fault("--deepspeed", problem, remedy, str(path)))
     kept = {key: value for key, value in config.items() if key not in (*_HALVES, "torch_autocast")}
