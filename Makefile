@@ -1,10 +1,11 @@
-# make demo   a trained, evaluated, pictured result from nothing, in minutes on two CPU cores
-# make test   the tests
-# make test-stress  what takes too long for every change: many seeded faults
-# make test-gpu  every DeepSpeed JSON on a GPU, and resumed; the guidance kernels
-# make test-cluster  hosts and a Slurm made on this machine (root; installs what it needs by apt-get)
-# make check  formatting, lint, types
-# Each makes .venv first. PYTHON chooses the interpreter, RANKS the ranks of the demo, PORT where they meet,
+# make demo          train twice, evaluate, report: minutes on two CPU cores, nothing needed beforehand
+# make test          all tests that two CPU cores can run
+# make test-stress   many repetitions of injected faults: minutes to hours
+# make test-gpu      every DeepSpeed JSON on a GPU, resumed as well; the guidance kernels
+# make test-cluster  hosts and a Slurm made on this machine (root; installs packages with apt-get)
+# make check         formatting, lint, types
+# make docs          the documentation site in build/site; a broken link is an error
+# Each creates .venv if it is missing. PYTHON chooses the interpreter, RANKS the demo's ranks, PORT their rendezvous,
 # TRAIN further settings of the demo's runs (TRAIN="--train.steps 50"), JOBS test processes (each may start two ranks).
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) -
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-.PHONY: demo test test-stress test-gpu test-cluster check clean
+.PHONY: demo test test-stress test-gpu test-cluster check docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -52,8 +53,11 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo build/site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """Hooks of the documentation site: pages from files outside docs/, and links that hold there.
 
-The Markdown is written for the repository, where `../ds_configs/README.md` is a file. On the site that file is
+The Markdown is written for the repository, where `../ds_configs/README.md` is a file. On the site that is
 a page of its own; a link to a file that is not a page becomes its path as text.
 """
 

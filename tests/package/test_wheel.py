@@ -178,3 +178,6 @@ def test_recipes_and_templates_are_found_by_name(installed: Installed) -> None:
     printed = installed("gaguide", "plan", *names, "--json")
     planned = json.loads(printed[printed.index("{") :])["request"]
     assert (planned["guided_heads"], planned["zero_stage"]) == (4, 2)
+    script = installed("gaguide", "submit", "train", "--dry-run", *names)
+    assert "#!/bin/bash" in script and "-m gaguide.train" in script
+    assert str(REPOSITORY) not in script
