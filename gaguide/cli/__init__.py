@@ -1,23 +1,18 @@
-"""The `gaguide` command. Each subcommand lives in its own module here and imports its package when run."""
+"""The `gaguide` command. Each subcommand has a module here, which imports the package it needs when it runs."""
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import typer
 
 from gaguide.errors import EXIT_USER_ERROR, UserError
 
-app = typer.Typer(
-    help="Attention-guided fine-tuning: data, training, evaluation, attention views, studies, reports.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
-
-def main() -> None:
-    """Entry point: a user's mistake prints one message and exits with code 2, without a traceback."""
+@cache
+def make_app() -> typer.Typer:
+    """The command with all its subcommands."""
     from gaguide.cli import (
         attention,
         checkpoint,
@@ -32,9 +27,21 @@ def main() -> None:
         submit,
     )
 
+    app = typer.Typer(
+        help="Attention-guided fine-tuning: data, training, evaluation, attention views, studies, reports.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
     modules = (programs, data, lexicon, attention, checkpoint, eval, plan, study, report, submit, doctor)
     for module in modules:
         module.register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line. A `UserError` is printed without a traceback and exits with `EXIT_USER_ERROR`."""
+    app = make_app()
     try:
         app()
     except UserError as error:

@@ -1,0 +1,48 @@
+"""Commands that only list or describe something start without torch and transformers, which take seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.ranks import REPOSITORY, rank_environment
+
+COMMANDS = (
+    "--help",
+    "lexicon --help",
+    "attention --help",
+    "checkpoint --help",
+    "data --help",
+    "data info nothing",
+    "eval --help",
+    "plan --help",
+    "report --help",
+    "study --help",
+    "study list",
+    "study status scaling",
+    "submit train --help",
+    "submit evaluate --help",
+    "submit data --help",
+    "doctor --help",
+)
+SCRIPT = """
+import sys
+from gaguide.cli import main
+
+for line in sys.argv[1:]:
+    sys.argv = ["gaguide", *line.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code in (0, 2), (line, ended.code)
+    heavy = {"torch", "transformers"} & sys.modules.keys()
+    assert not heavy, f"gaguide {line} imports {', '.join(sorted(heavy))}"
+"""
+
+
+def test_describing_commands_import_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    environment = rank_environment() | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", SCRIPT, *COMMANDS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
