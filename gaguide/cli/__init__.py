@@ -1,4 +1,4 @@
-"""The `gaguide` command. Each subcommand has a module here, which imports the package it needs when it runs."""
+"""The `gaguide` command. Each subcommand has a module here, which imports its package when it runs."""
 
 from __future__ import annotations
 
