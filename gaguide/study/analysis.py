@@ -26,7 +26,7 @@ from gaguide.study.compare import Pair
 from gaguide.study.evaluated import BETTER, Evaluated
 from gaguide.study.grid import Grid
 from gaguide.study.records import Change, Gain, HeadAttention, LexiconShare, LossCost
-from gaguide.study.state import summary
+from gaguide.study.state import read_summary
 from gaguide.study.statistics import over_seeds, paired_bootstrap
 
 _MODES: tuple[Mode, ...] = ("pieces", "words")
@@ -165,7 +165,7 @@ def changes(pairs: Pairs, finder: Finder) -> Iterator[Change]:
 def head_attention(grid: Grid) -> Iterator[HeadAttention]:
     """Where guided, or only measured, heads look before and after training, of every trained cell."""
     for cell in grid.cells:
-        record = summary(grid.path(cell)).get("validation", {})
+        record = read_summary(grid.path(cell)).get("validation", {})
         if cell.run is None or not record:
             continue
         before = {(head["layer"], head["head"]): head for head in record["before"]["per_head"]}

@@ -29,7 +29,7 @@ from gaguide.study.evaluated import (
 )
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import CellRecord, StudyRecords, write_study, write_tables
-from gaguide.study.state import read_state, summary
+from gaguide.study.state import read_state, read_summary
 
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "scipy", "statsmodels")
 
@@ -75,7 +75,7 @@ def collect(grid: Grid) -> StudyRecords:
 
 def _cell_record(grid: Grid, cell: Cell) -> CellRecord:
     state, folder = read_state(grid, cell), grid.path(cell)
-    record = summary(folder)
+    record = read_summary(folder)
     fingerprints = record.get("fingerprints", {}) | evaluation_fingerprints(folder)
     model = folder / "model" if cell.run is not None else Path(cell.model or "")
     known = (model / "config.json").is_file()

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from gaguide.model import shape_of
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import HELD_OUT, Better, Result
-from gaguide.study.state import is_complete, summary
+from gaguide.study.state import is_complete, read_summary
 
 BETTER: Mapping[str, Better] = {
     "acc": "high", "acc_norm": "high", "class_loss": "low", "loss": "low", "perplexity": "low",
@@ -139,12 +139,12 @@ def _paper_model(one: Evaluated) -> str:
 def _held_out(grid: Grid, cell: Cell) -> dict[str, float]:
     """Held-out measures after training; of an original, what a cell that starts from it measured first."""
     if cell.run is not None:
-        return _measured(summary(grid.path(cell)), "after")
+        return _measured(read_summary(grid.path(cell)), "after")
     for other in grid.cells:
         run = other.run
         starts_here = run is not None and run.model.init == "pretrained" and other.size == cell.size
         if other.role == "tuned" and starts_here and other.base == cell.base:
-            found = _measured(summary(grid.path(other)), "before")
+            found = _measured(read_summary(grid.path(other)), "before")
             if found:
                 return {HELD_OUT_METRIC: found[HELD_OUT_METRIC]}
     return {}

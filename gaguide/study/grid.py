@@ -1,8 +1,9 @@
-"""From a study to its cells: what each trains, starts from and is evaluated on, and its stable id. Pure but
-for reading the DeepSpeed JSON files and the fingerprint of the data.
+"""From a study to its cells: what each trains, which model it starts from, and its stable id.
 
-A cell's id is made of what decides its numbers. So a study whose file gains a seed, a size or a column keeps
-the cells it has, and a changed learning rate makes new ones.
+Pure, apart from reading the DeepSpeed JSON files and the fingerprint of data on this machine.
+
+A cell's id is a hash of everything that decides its numbers. So a study whose file gains a seed, a size or an
+experiment keeps the cells it has, and a changed learning rate makes new ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +20,14 @@ from pydantic import ValidationError
 
 from gaguide.config import RunConfig
 from gaguide.config.experiments import EXPERIMENTS
-from gaguide.data.format.manifest import is_complete, read_manifest
+from gaguide.config.validation import validation_faults
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.shipped import DEEPSPEED_JSONS
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 Role = Literal["base", "original", "tuned"]
 _BASE = "base"
-# Settings that change no number of a finished cell.
 _IMMATERIAL: Any = {
     "name": True,
     "output": True,
@@ -36,87 +35,123 @@ _IMMATERIAL: Any = {
     "train": {"log_every"},
     "data": {"cache_gb"},
 }
+"""Settings of a run that change none of its numbers, so they are not part of a cell's id."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell. `run` is None for an original; `model` is what is evaluated, None for a base.
-
-    folder: relative to the study's. base: id of the cell whose model it starts from or evaluates.
-    """
+    """One model of a study: what trains it, and where it is evaluated from."""
 
     id: str
+    """Unique in the study: size, experiment, seed, and a hash of what decides its numbers."""
     role: Role
+    """base: trained, not evaluated; original: evaluated, not trained; tuned: both."""
     size: str
+    """Name of its size in the study."""
     experiment: str
+    """Name of its experiment; `base` for a base."""
     seed: int | None
+    """Seed; None for a pretrained original, which no seed changes."""
     run: RunConfig | None
+    """The training; None for an original."""
     model: str | None
+    """Hub id or folder of the model that is evaluated; None for a base."""
     ds_config: Path
+    """DeepSpeed JSON."""
     ranks: int
+    """Number of ranks for training and evaluation."""
     base: str | None = None
+    """Id of the cell whose model it starts from, or evaluates."""
 
     @property
     def folder(self) -> str:
-        """Where the cell writes, below the study's folder."""
+        """The cell's folder, relative to the study's."""
         return f"cells/{self.id}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A study's cells, bases before what starts from them; `evaluation` identifies tasks and settings."""
+    """A study's cells."""
 
     study: StudyConfig
+    """The study."""
     folder: Path
+    """The study's folder."""
     cells: tuple[Cell, ...]
+    """Every cell; a base precedes the cells that start from it."""
     evaluation: str
+    """Hash of the tasks and the settings of the evaluation."""
 
     def path(self, cell: Cell) -> Path:
         """The cell's folder."""
         return self.folder / cell.folder
 
     def cell(self, cell_id: str) -> Cell:
-        """The cell of that id; a `UserError` where there is none."""
+        """The cell with that id. Raises `UserError` where there is none."""
         for cell in self.cells:
             if cell.id == cell_id:
                 return cell
         known = suggestion(cell_id, [cell.id for cell in self.cells])
-        raise UserError(Fault("--cell", "is no cell of this study", known, cell_id))
+        raise UserError(Fault("--cell", "is not a cell of this study", known, cell_id))
 
     def baselines(self, experiment: str) -> tuple[str, ...]:
-        """Columns of the study that `experiment` is compared with."""
-        columns = {column.name: column for column in self.study.experiments}
-        wanted = columns[experiment].against
+        """Experiments of the study that `experiment` is compared with."""
+        experiments = {one.name: one for one in self.study.experiments}
+        wanted = experiments[experiment].against
         names = self.study.baselines if wanted is None else wanted
-        return tuple(name for name in names if name in columns and name != experiment)
+        return tuple(name for name in names if name in experiments and name != experiment)
 
 
 def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
-    """Every cell of the study. Raises one `UserError` with the faults of all of them."""
+    """Every cell of the study; `ranks` overrides the study's. Raises one `UserError` with all faults."""
     folder = Path(study.output).expanduser().resolve()
-    builder = _Builder(study, folder, ranks)
+    builder = _GridBuilder(study, folder, ranks)
     for size in study.sizes:
         builder.add_size(size)
-    if builder.faults:
-        raise UserError(builder.faults)
+    builder.faults.raise_if_any()
     return Grid(study, folder, tuple(builder.cells), _evaluation_id(study))
 
 
-class _Builder:
-    """Collects cells and faults."""
+@dataclass(frozen=True)
+class _Training:
+    """The settings of one training, before the cell has an id."""
+
+    role: Role
+    """Role of the cell."""
+    size: SizeSection
+    """Its size."""
+    experiment: str
+    """Name of its experiment."""
+    seed: int
+    """Its seed."""
+    model: Mapping[str, Any]
+    """The run's `model`, without dropout."""
+    guidance: Mapping[str, Any]
+    """The run's `guidance`."""
+    train: Mapping[str, Any]
+    """The run's `train`, without the length where `tokens` is given."""
+    tokens: int | None
+    """Training tokens; None leaves the length to `train`."""
+    base: Cell | None
+    """The cell whose model it starts from."""
+
+
+class _GridBuilder:
+    """Collects the cells of a study and the faults in their settings."""
 
     def __init__(self, study: StudyConfig, folder: Path, ranks: int | None) -> None:
         self.study, self.folder, self.ranks = study, folder, ranks
         self.cells: list[Cell] = []
-        self.faults: list[Fault] = []
-        self.data = _data_identity(study)
-        self.jsons: dict[Path, Any] = {}
-        self.told: set[tuple[Any, str]] = set()
+        self.faults = FaultCollector()
+        self._data = _data_identity(study)
+        self._ds_contents: dict[Path, Any] = {}
+        self._reported: set[tuple[str, str]] = set()
 
     def add_size(self, size: SizeSection) -> None:
+        """Add the bases, originals and tuned cells of one size."""
         bases: dict[int, Cell | None] = {}
         if self.study.pretrain is not None:
-            bases = {seed: self._base(size, seed) for seed in self.study.seeds}
+            bases = {seed: self._add_base(size, seed) for seed in self.study.seeds}
         for experiment in self.study.experiments:
             if experiment.name == ORIGINAL and not bases:
                 self._add_original(size, None, None)
@@ -127,23 +162,40 @@ class _Builder:
                 else:
                     self._add_tuned(size, experiment, seed, bases.get(seed))
 
-    def _base(self, size: SizeSection, seed: int) -> Cell | None:
+    def _add_base(self, size: SizeSection, seed: int) -> Cell | None:
         pretrain = self.study.pretrain
         assert pretrain is not None
-        model = {"name": size.model or size.name, "init": "scratch"}
-        train = {**self.study.train, **size.train, **pretrain.train}
-        return self._add(size, _BASE, seed, model, {}, train, pretrain.tokens, None, "base")
+        return self._add_trained(
+            _Training(
+                role="base",
+                size=size,
+                experiment=_BASE,
+                seed=seed,
+                model={"name": size.model or size.name, "init": "scratch"},
+                guidance={},
+                train={**self.study.train, **size.train, **pretrain.train},
+                tokens=pretrain.tokens,
+                base=None,
+            )
+        )
 
     def _add_original(self, size: SizeSection, seed: int | None, base: Cell | None) -> None:
         model = size.model or size.name if base is None else str(self.folder / base.folder / "model")
-        parts = ["original", base.id if base else model]
         name = f"{size.name}-{ORIGINAL}" + ("" if seed is None else f"-s{seed}")
         self.cells.append(
             Cell(
-                f"{name}-{_digest(parts)}", "original", size.name, ORIGINAL, seed, None, model,
-                self._ds_path(size), self._ranks(size), base.id if base else None,
+                id=f"{name}-{_digest(['original', base.id if base else model])}",
+                role="original",
+                size=size.name,
+                experiment=ORIGINAL,
+                seed=seed,
+                run=None,
+                model=model,
+                ds_config=self._ds_path(size),
+                ranks=self._ranks(size),
+                base=base.id if base else None,
             )
-        )  # fmt: skip
+        )
 
     def _add_tuned(
         self, size: SizeSection, experiment: ExperimentSection, seed: int, base: Cell | None
@@ -154,36 +206,45 @@ class _Builder:
             base = None
         else:
             model = {"name": str(self.folder / base.folder / "model"), "init": "pretrained"}
-        train = {**self.study.train, **size.train, **experiment.train}
-        tokens = experiment.tokens or size.tokens or self.study.tokens
-        guidance = self._guidance(experiment)
-        self._add(size, experiment.name, seed, model, guidance, train, tokens, base, "tuned")
+        self._add_trained(
+            _Training(
+                role="tuned",
+                size=size,
+                experiment=experiment.name,
+                seed=seed,
+                model=model,
+                guidance=self._guidance(experiment),
+                train={**self.study.train, **size.train, **experiment.train},
+                tokens=experiment.tokens or size.tokens or self.study.tokens,
+                base=base,
+            )
+        )
 
     def _guidance(self, experiment: ExperimentSection) -> dict[str, Any]:
+        """A run's `guidance` section for an experiment."""
         if experiment.guidance is not None:
             return {**self.study.guidance, **experiment.guidance}
         if experiment.name not in EXPERIMENTS:
-            known = [ORIGINAL, *EXPERIMENTS]
-            remedy = f"{suggestion(experiment.name, known)} Or give it a guidance section"
-            self.faults.append(Fault("experiments", "is no experiment of the study", remedy, experiment.name))
+            known = suggestion(experiment.name, [ORIGINAL, *EXPERIMENTS])
+            remedy = f"{known} Or give it a guidance section"
+            self._report(Fault("experiments", "is not a built-in experiment", remedy, experiment.name))
         if experiment.name != FINETUNED:
             return {**self.study.guidance, "experiment": experiment.name}
         if self.study.measure is None:
             return {"experiment": FINETUNED}
         return {**self.study.guidance, "experiment": self.study.measure, "weight": 0}
 
-    def _add(
-        self, size: SizeSection, experiment: str, seed: int, model: dict[str, Any],
-        guidance: dict[str, Any], train: dict[str, Any], tokens: int | None, base: Cell | None, role: Role,
-    ) -> Cell | None:  # fmt: skip
+    def _add_trained(self, training: _Training) -> Cell | None:
+        """Add the cell; None where its settings have faults, which are collected."""
+        size, base = training.size, training.base
         tree: dict[str, Any] = {
-            "name": f"{size.name} {experiment} seed {seed}",
-            "output": str(self.folder),  # a cell has its own once its id is known
-            "seed": seed,
-            "model": {**model, "dropout": self.study.dropout},
+            "name": f"{size.name} {training.experiment} seed {training.seed}",
+            "output": str(self.folder),  # replaced by the cell's folder once its id is known
+            "seed": training.seed,
+            "model": {**training.model, "dropout": self.study.dropout},
             "data": self.study.data.model_dump(mode="json"),
-            "guidance": guidance,
-            "train": self._with_length(train, tokens),
+            "guidance": training.guidance,
+            "train": self._with_length(training.train, training.tokens),
             "validation": self.study.validation.model_dump(),
         }
         ds_path = self._ds_path(size)
@@ -191,30 +252,36 @@ class _Builder:
         try:
             run = RunConfig.model_validate(tree)
         except ValidationError as error:
-            self._add_faults(error, f"{size.name}, {experiment}")
+            for fault in validation_faults(error, RunConfig, tree):
+                self._report(fault, f" ({size.name}, {training.experiment})")
             return None
-        parts = [_material(run, base), ds_content, self.data]
-        cell_id = f"{size.name}-{experiment}-s{seed}-{_digest(parts)}"
+        digest = _digest([_material(run, base), ds_content, self._data])
+        cell_id = f"{size.name}-{training.experiment}-s{training.seed}-{digest}"
         output = self.folder / "cells" / cell_id
-        run = run.model_copy(update={"output": str(output)})
         cell = Cell(
-            cell_id, role, size.name, experiment, seed, run,
-            None if role == "base" else str(output / "model"), ds_path, self._ranks(size),
-            base.id if base else None,
-        )  # fmt: skip
+            id=cell_id,
+            role=training.role,
+            size=size.name,
+            experiment=training.experiment,
+            seed=training.seed,
+            run=run.model_copy(update={"output": str(output)}),
+            model=None if training.role == "base" else str(output / "model"),
+            ds_config=ds_path,
+            ranks=self._ranks(size),
+            base=base.id if base else None,
+        )
         self.cells.append(cell)
         return cell
 
-    def _add_faults(self, error: ValidationError, where: str) -> None:
-        """What is wrong in many cells alike is told of the first."""
-        for found in error.errors():
-            key = (found["loc"], found["msg"])
-            if key not in self.told:
-                self.told.add(key)
-                self.faults.append(_fault(found, where))
+    def _report(self, fault: Fault, where: str = "") -> None:
+        """Collect a fault; one that many cells share is reported for the first only."""
+        key = (fault.field, fault.problem)
+        if key not in self._reported:
+            self._reported.add(key)
+            self.faults.add(replace(fault, problem=fault.problem + where))
 
-    def _with_length(self, train: dict[str, Any], tokens: int | None) -> dict[str, Any]:
-        """The optimizer steps that a token budget pays for: rounded to the nearest, at least one."""
+    def _with_length(self, train: Mapping[str, Any], tokens: int | None) -> Mapping[str, Any]:
+        """`train` with the optimizer steps of a token budget: rounded to the nearest, at least one."""
         batch = train.get("global_batch")
         if tokens is None or not isinstance(batch, int) or batch < 1:
             return train
@@ -231,19 +298,16 @@ class _Builder:
         return Path(given)
 
     def _ds_content(self, path: Path) -> Any:
-        if path not in self.jsons:
-            try:
-                self.jsons[path] = load_deepspeed_json(path)
-            except UserError as error:
-                self.faults += error.faults
-                self.jsons[path] = None
-        return self.jsons[path]
+        if path not in self._ds_contents:
+            self._ds_contents[path] = self.faults.attempt(load_deepspeed_json, path)
+        return self._ds_contents[path]
 
 
 def _material(run: RunConfig, base: Cell | None) -> dict[str, Any]:
-    """What decides the numbers of a run; the folder of its base is replaced by the base's id.
+    """The settings that decide a run's numbers; the folder of its base is replaced by the base's id.
 
-    Without what stands at its default: a setting that a later gaguide adds leaves finished cells their ids.
+    Fields at their default are left out, so that a setting added to gaguide later keeps the ids of finished
+    cells.
     """
     tree = run.model_dump(mode="json", exclude=_IMMATERIAL, exclude_defaults=True)
     tree["guidance_weight"] = run.guidance.weight
@@ -253,10 +317,15 @@ def _material(run: RunConfig, base: Cell | None) -> dict[str, Any]:
 
 
 def _data_identity(study: StudyConfig) -> list[str]:
-    """Fingerprints of shards on this machine; another corpus under the same name makes other cells."""
+    """Fingerprints of shards on this machine: another corpus under the same name makes other cells."""
     names = [study.data.shards, *(entry.shards for entry in study.data.mixture)]
     local = [Path(name).expanduser() for name in names if name and "://" not in name]
-    return [read_manifest(path).fingerprint for path in local if path.is_dir() and is_complete(path)]
+    folders = [path for path in local if path.is_dir()]
+    if not folders:
+        return []
+    from gaguide.data.format.manifest import is_complete, read_manifest  # imports torch
+
+    return [read_manifest(path).fingerprint for path in folders if is_complete(path)]
 
 
 def _evaluation_id(study: StudyConfig) -> str:
@@ -264,12 +333,5 @@ def _evaluation_id(study: StudyConfig) -> str:
 
 
 def _digest(parts: Iterable[Any] | Mapping[str, Any]) -> str:
+    """The first ten hexadecimal digits of the SHA-256 of `parts` as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
-
-
-def _fault(found: Any, where: str) -> Fault:
-    """A fault of a cell's run, under the name of the study's field."""
-    path = ".".join(str(part) for part in found["loc"] if part != "function-plain")
-    message = found["msg"].removeprefix("Value error, ")
-    value = None if isinstance(found["input"], dict) else found["input"]
-    return Fault(path or "run", f"{message[:1].lower()}{message[1:]} ({where})", "mend the study file", value)

@@ -1,6 +1,7 @@
-"""Run a study on this machine: cells side by side, each a process of its own, finished ones skipped.
+"""Run a study on this machine: several cells at a time, each in its own process; finished ones are skipped.
 
-A cell that fails leaves its log's last lines in its state and stops no other; what starts from it is blocked.
+A cell that fails keeps the last lines of its log in its state and stops no other cell; cells that start from
+it are blocked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from gaguide.config import dump_config
+from gaguide.errors import EXIT_PREEMPTED
 from gaguide.files import write_text
 from gaguide.log import say
 from gaguide.ports import free_port
@@ -39,22 +41,27 @@ from gaguide.study.state import (
 )
 
 _TAIL_LINES = 12
-_REPEATED = 3.0  # seconds in which a second signal says the same as the first, as training takes it
+_REPEATED_SECONDS = 3.0
+"""A signal this soon after the first is taken for its repetition, as in training."""
 
 
 @dataclass
 class Runner:
-    """Works on cells. `before`: words put before every command, such as `nice -n 10`."""
+    """Trains and evaluates cells."""
 
     grid: Grid
+    """The study."""
     jobs: int = 1
+    """Number of cells at a time."""
     before: Sequence[str] = ()
+    """Words put before every command, such as `nice -n 10`."""
     finished: Callable[[Cell, CellState], None] = lambda cell, state: None
+    """Called with every cell that ends or is blocked."""
     _processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self, cells: Sequence[Cell]) -> dict[str, CellState]:
-        """Work on these cells, bases first; returns the state of each. SIGTERM and ctrl-C end it cleanly."""
+        """Train and evaluate `cells`, bases first; cell id → state. SIGTERM and ctrl-C stop it cleanly."""
         states = {cell.id: read_state(self.grid, cell) for cell in self.grid.cells}
         todo = [cell for cell in cells if states[cell.id].state != "done"]
         say(f"{len(cells) - len(todo)} of {len(cells)} cells are done; {self.jobs} at a time")
@@ -85,7 +92,7 @@ class Runner:
     def _block(self, cell: Cell) -> CellState:
         folder = self.grid.path(cell)
         folder.mkdir(parents=True, exist_ok=True)
-        state = replace(stored_state(folder), state="blocked", error=f"it starts from {cell.base}")
+        state = replace(stored_state(folder), state="blocked", error=f"its base {cell.base} failed")
         write_state(folder, state)
         self.finished(cell, state)
         return state
@@ -97,7 +104,7 @@ class Runner:
             with cell_lock(folder).acquire(timeout=0):
                 return self._stages(cell, folder)
         except Timeout:
-            return CellState("failed", error="another process works on this cell")
+            return CellState("failed", error="another process is working on this cell")
 
     def _stages(self, cell: Cell, folder: Path) -> CellState:
         state = replace(stored_state(folder), state="running", error=None)
@@ -117,7 +124,7 @@ class Runner:
         return state
 
     def _stage(self, stage: str, cell: Cell, folder: Path, state: CellState) -> CellState:
-        """The state after a command: still running, or failed with the end of its log."""
+        """Run a command and return the state after it: `running`, or `failed` with the end of the log."""
         make = {"train": train_command, "evaluate": evaluate_command}[stage]
         port = free_port()
         command = [*self.before, *make(self.grid, cell, port)]
@@ -127,11 +134,10 @@ class Runner:
         code, wall, cpu = self._process(command, log, self._environment(cell, port))
         state = state.with_stage(stage, wall, cpu)
         if code != 0:
-            # 75: training was told to stop, saved, and goes on the next time.
-            stopped = self._stopping.is_set() or code == 75
+            stopped = self._stopping.is_set() or code == EXIT_PREEMPTED
             ended = "was stopped" if stopped else f"ended with code {code}"
-            kept: State = "pending" if stopped else "failed"
-            return replace(state, state=kept, error=f"{stage} {ended}; {log}:\n{tail(log)}")
+            after: State = "pending" if stopped else "failed"
+            return replace(state, state=after, error=f"{stage} {ended}; {log}:\n{tail(log)}")
         return state
 
     def _environment(self, cell: Cell, port: int) -> dict[str, str]:
@@ -142,7 +148,7 @@ class Runner:
     def _process(
         self, command: Sequence[str], log: Path, environment: dict[str, str]
     ) -> tuple[int, float, float]:
-        """Exit code, wall seconds, and CPU seconds of the process and all that it started and awaited."""
+        """Exit code, wall seconds, and CPU seconds of the process and of all processes it waited for."""
         started = time.monotonic()
         with log.open("ab") as file:
             file.write(f"$ {shlex.join(command)}\n".encode())
@@ -161,17 +167,17 @@ class Runner:
 
     @contextmanager
     def _stops_cleanly(self) -> Iterator[None]:
-        """While inside, a signal ends the commands; they go on from their checkpoints the next time.
+        """While inside, SIGINT and SIGTERM end the commands, which resume from their checkpoints next time.
 
-        A second one kills them, if it comes some seconds later: Slurm tells a job's shell and its processes
-        of the end, and the shell tells them again.
+        A second signal kills them if it comes seconds later: Slurm signals a job's shell and its processes,
+        and the shell passes the signal on, so that the first one arrives twice.
         """
         first: float | None = None
 
         def stop(number: int, _: object) -> None:
             nonlocal first
             now = time.monotonic()
-            if first is not None and now - first < _REPEATED:
+            if first is not None and now - first < _REPEATED_SECONDS:
                 return
             how = signal.SIGTERM if first is None else signal.SIGKILL
             first = now if first is None else first
@@ -191,12 +197,12 @@ class Runner:
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal ended it."""
+        """Whether a signal stopped the run."""
         return self._stopping.is_set()
 
 
 def tail(log: Path, lines: int = _TAIL_LINES) -> str:
-    """The last lines of a log that say something."""
+    """The last lines of a log that are not blank."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode("utf-8", errors="replace")

@@ -1,7 +1,7 @@
-"""A study as jobs of Slurm: one for each cell that is not done, after the job of the base it starts from.
+"""A study as Slurm jobs: one for each cell that is not done, after the job of the base it starts from.
 
 A job runs `gaguide study run FILE --cell ID` on one node, so states, logs and evaluations are those of a
-local study. Before its time limit the cell saves and the job goes back into the queue.
+local study. Before its time limit the cell saves a checkpoint and the job is requeued.
 """
 
 from __future__ import annotations
@@ -27,26 +27,37 @@ _JOBS = "jobs.json"
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What each job asks for; `gpus`: of its node, one rank each."""
+    """What each job requests."""
 
     gpus: int | None = None
+    """GPUs of its node, one rank each; None for a job without GPUs."""
     time: str = "12:00:00"
+    """Time limit in sbatch's notation."""
     partition: str | None = None
+    """Partition; None leaves it to Slurm."""
     account: str | None = None
+    """Account; None leaves it to Slurm."""
     setup: tuple[str, ...] = ()
+    """Shell commands that run before the cell."""
     options: tuple[str, ...] = ()
+    """Further options of sbatch."""
 
 
 @dataclass(frozen=True)
-class Handed:
-    """Job number by cell id: of what was handed in now, and of what is in the queue from an earlier time."""
+class Submission:
+    """Jobs of a study, as cell id → job number."""
 
     new: dict[str, str]
+    """Jobs submitted now."""
     queued: dict[str, str]
+    """Jobs of an earlier submission that are still in the queue."""
 
 
-def submit_study(grid: Grid, options: SlurmOptions) -> Handed:
-    """Hand in the cells that are neither done nor in the queue. Raises a `UserError` before the first."""
+def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
+    """Submit the cells that are neither done nor in the queue.
+
+    Raises `UserError` with all faults before the first job, and where Slurm refuses one.
+    """
     folder = grid.folder / "slurm"
     study = folder / "study.yaml"
     requests = {cell.id: _request(cell, options, study) for cell in grid.cells}
@@ -55,7 +66,7 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Handed:
             faults.add(*request.faults())
         faults.attempt(check_sbatch, "sbatch")
     folder.mkdir(parents=True, exist_ok=True)
-    # As resolved, so that a job needs neither the overrides nor a shipped study's place.
+    # As resolved, so that a job needs neither the overrides nor the shipped study.
     tree = {**grid.study.model_dump(mode="json"), "output": str(grid.folder)}
     write_text(study, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     queued = _queued(folder / _JOBS)
@@ -69,11 +80,11 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Handed:
         after = [f"--dependency=afterok:{base}", "--kill-on-invalid-dep=yes"] if base else []
         new[cell.id] = run_sbatch(sbatch_command(path, *after), new.values())
         write_json(folder / _JOBS, queued | new)
-    return Handed(new, queued)
+    return Submission(new, queued)
 
 
 def _queued(file: Path) -> dict[str, str]:
-    """The jobs of this study that an earlier command handed in and that Slurm still holds."""
+    """Jobs in the study's list of submitted jobs that Slurm still holds."""
     known: dict[str, str] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     if not known:
         return {}
@@ -81,7 +92,7 @@ def _queued(file: Path) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         problem = f"squeue failed: {done.stderr.strip() or 'no message'}"
-        raise UserError(Fault("--slurm", problem, "try again, so that no cell is handed in twice"))
+        raise UserError(Fault("--slurm", problem, "try again; without it a cell could be submitted twice"))
     held = set(done.stdout.split())
     return {cell: job for cell, job in known.items() if job in held}
 

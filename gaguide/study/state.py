@@ -1,4 +1,4 @@
-"""How far a cell is: state.json in its folder, and a lock that whoever works on it holds."""
+"""Progress of a cell: state.json in its folder, and a lock that a process working on it holds."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ _FILE, _LOCK = "state.json", ".cell.lock"
 
 @dataclass(frozen=True)
 class CellState:
-    """`seconds`: of each stage, wall clock and CPU (all its processes). `evaluation`: what was evaluated."""
+    """Content of state.json."""
 
     state: State = "pending"
+    """State of the cell."""
     stage: str | None = None
+    """Stage that runs or failed, `train` or `evaluate`."""
     evaluation: str | None = None
+    """The grid's `evaluation` that the cell was evaluated with."""
     error: str | None = None
+    """Why it failed, with the end of its log."""
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Stage → seconds by `wall` and by `cpu` (of all its processes)."""
 
     def total(self, clock: str) -> float | None:
-        """Seconds over the stages, by `wall` or `cpu`; None before the first has ended."""
+        """Seconds of all stages, by `wall` or `cpu`; None before the first has ended."""
         found = [stage[clock] for stage in self.seconds.values()]
         return sum(found) if found else None
 
     def with_stage(self, stage: str, wall: float, cpu: float) -> CellState:
-        """The state after (another part of) a stage: an interrupted one adds up."""
+        """The state with the seconds of a stage added, which may be one part of an interrupted stage."""
         before = self.seconds.get(stage, {"wall": 0.0, "cpu": 0.0})
         spent = {"wall": round(before["wall"] + wall, 2), "cpu": round(before["cpu"] + cpu, 2)}
         return replace(self, seconds={**self.seconds, stage: spent})
@@ -45,12 +50,12 @@ def cell_lock(folder: Path) -> FileLock:
 
 
 def write_state(folder: Path, state: CellState) -> None:
-    """Replace state.json."""
+    """Replace the state.json in `folder`."""
     write_json(folder / _FILE, asdict(state))
 
 
 def read_state(grid: Grid, cell: Cell) -> CellState:
-    """The cell's state now: running only while someone works on it, done only with what it is for."""
+    """The cell's state now: `running` only while a process holds its lock, `done` only if it is complete."""
     folder = grid.path(cell)
     state = stored_state(folder)
     if state.state == "running" and not _held(folder):
@@ -61,25 +66,25 @@ def read_state(grid: Grid, cell: Cell) -> CellState:
 
 
 def stored_state(folder: Path) -> CellState:
-    """What state.json says, whoever works on it."""
+    """The state in state.json, whether or not a process is working on the cell."""
     path = folder / _FILE
     return CellState(**json.loads(path.read_text("utf-8"))) if path.is_file() else CellState()
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether training has ended; the summary is the last thing that it writes."""
+    """Whether training has ended: the summary is the last file it writes."""
     return (folder / "summary.json").is_file()
 
 
 def is_evaluated(grid: Grid, cell: Cell) -> bool:
-    """Whether the evaluation has ended, and was of the study's tasks."""
+    """Whether the evaluation has ended, and was of the study's tasks and settings."""
     folder = grid.path(cell)
     whole = (folder / "evaluation" / "results.json").is_file()
     return whole and stored_state(folder).evaluation == grid.evaluation
 
 
 def is_complete(grid: Grid, cell: Cell) -> bool:
-    """Whether the cell has everything that it is for."""
+    """Whether the cell is trained and evaluated, as far as its role asks for it."""
     trained = cell.run is None or is_trained(grid.path(cell))
     return trained and (cell.model is None or is_evaluated(grid, cell))
 
@@ -92,8 +97,8 @@ def _held(folder: Path) -> bool:
         return True
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """The cell's summary.json; empty where it was not trained."""
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary.json in a cell's folder; empty where it is not trained."""
     path = folder / "summary.json"
     found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return found

@@ -1,4 +1,4 @@
-"""A study at a glance: a line for each column, sizes across, and what failed."""
+"""Progress of a study on the console: a row for each experiment, a column for each size, and the failures."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ _MARKS = {"done": "✓", "failed": "✗", "running": "…", "pending": "·", "bl
 
 
 def print_status(grid: Grid) -> None:
-    """A table of columns × sizes with a mark for each seed, the clock, and the errors."""
+    """Print a table of experiments × sizes with a mark for each seed, the time spent, and the errors."""
     states = {cell.id: read_state(grid, cell) for cell in grid.cells}
     table = Table("", title=f"{grid.study.name} · {grid.folder}")
     for size in grid.study.sizes:
         table.add_column(escape(size.name), overflow="fold")
-    for column in dict.fromkeys(cell.experiment for cell in grid.cells):
+    for experiment in dict.fromkeys(cell.experiment for cell in grid.cells):
         marks = [
             " ".join(
                 _MARKS[states[cell.id].state]
                 for cell in grid.cells
-                if (cell.size, cell.experiment) == (size.name, column)
+                if (cell.size, cell.experiment) == (size.name, experiment)
             )
             for size in grid.study.sizes
         ]
-        table.add_row(escape(column), *marks)
+        table.add_row(escape(experiment), *marks)
     console = Console()
     console.print(table)
     counts = Counter(state.state for state in states.values())
     console.print(", ".join(f"{count} {_MARKS[state]} {state}" for state, count in counts.items()))
-    console.print(_clock(list(states.values())), highlight=False)
+    console.print(_time_spent(list(states.values())), highlight=False)
     for cell_id, state in states.items():
         if state.state == "failed" and state.error:
             console.print(f"\n[bold]{escape(cell_id)}[/bold]\n{escape(state.error)}", highlight=False)
 
 
-def _clock(states: list[CellState]) -> str:
+def _time_spent(states: list[CellState]) -> str:
     wall, cpu = (sum(state.total(clock) or 0.0 for state in states) for clock in ("wall", "cpu"))
-    return f"{wall / 60:.1f} minutes in cells, {cpu / 60:.1f} of CPU"
+    return f"{wall / 60:.1f} minutes in cells, {cpu / 60:.1f} CPU minutes"

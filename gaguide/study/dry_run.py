@@ -1,4 +1,4 @@
-"""What a study would take, cell by cell, before it runs: memory and GPU-hours by gaguide.cost's model."""
+"""Estimated cost of a study before it runs: memory and GPU-hours of each cell, by `gaguide.cost`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class CellPlan:
-    """A trained cell's plan; `problem` instead where there can be none. tokens: None while not known."""
+class CellCost:
+    """The estimated cost of training a cell."""
 
     cell: Cell
+    """The cell."""
     done: bool
-    plan: CostEstimate | None
+    """Whether it is done already."""
     tokens: int | None
+    """Training tokens; None while the data's number of tokens is unknown."""
+    estimate: CostEstimate | None
+    """The estimate; None where `problem` says why there is none."""
     problem: str | None = None
+    """Why the cost cannot be estimated."""
 
 
-def plan_cells(grid: Grid, gpu: str) -> Iterator[CellPlan]:
-    """The plan of every cell that is trained, on its ranks as GPUs of one node."""
+def estimate_cells(grid: Grid, gpu: str) -> Iterator[CellCost]:
+    """The cost of every cell that is trained, with a GPU of model `gpu` for each rank, on one node."""
     manifest = _manifest(grid)
     sizes = {size.name: size.model or size.name for size in grid.study.sizes}
     for cell in grid.cells:
@@ -48,45 +53,45 @@ def plan_cells(grid: Grid, gpu: str) -> Iterator[CellPlan]:
             request = with_deepspeed(with_run(request, cell.run), load_deepspeed_json(cell.ds_config))
             if cell.run.guidance.weight == 0:
                 request = replace(request, guided_heads=0)
-            yield CellPlan(cell, done, estimate(request), tokens)
+            yield CellCost(cell, done, tokens, estimate(request))
         except UserError as error:
             problem = "; ".join(f"{fault.field} {fault.problem}" for fault in error.faults)
-            yield CellPlan(cell, done, None, tokens, problem)
+            yield CellCost(cell, done, tokens, None, problem)
 
 
-def print_plan(grid: Grid, gpu: str) -> None:
-    """The table of `--dry-run`, and its sums."""
+def print_costs(grid: Grid, gpu: str) -> None:
+    """Print the table of `gaguide study run --dry-run`, and its sums."""
     table = Table(title=f"{grid.study.name} on {gpu}: a model, not a measurement")
     table.add_column("cell", overflow="fold")
     for name in ("ranks", "tokens", "GiB a rank", "tokens/s", "GPU-hours"):
         table.add_column(name, justify="right")
-    planned = list(plan_cells(grid, gpu))
-    for one in planned:
-        tokens = "?" if one.tokens is None else f"{one.tokens / 1e6:,.4g}M"
-        row = [one.cell.id + (" (done)" if one.done else ""), str(one.cell.ranks), tokens]
-        plan = one.plan
-        if plan is None:
-            table.add_row(*row, one.problem)
+    costs = list(estimate_cells(grid, gpu))
+    for cost in costs:
+        tokens = "?" if cost.tokens is None else f"{cost.tokens / 1e6:,.4g}M"
+        row = [cost.cell.id + (" (done)" if cost.done else ""), str(cost.cell.ranks), tokens]
+        found = cost.estimate
+        if found is None:
+            table.add_row(*row, cost.problem)
             continue
-        needed = f"{plan.needed / _GIB:.1f} of {plan.capacity / _GIB:.0f}" + ("" if plan.fits else " !")
-        hours = "?" if plan.gpu_hours is None else _hours(plan.gpu_hours)
-        table.add_row(*row, needed, f"{plan.tokens_per_second:,.0f}", hours)
+        needed = f"{found.needed / _GIB:.1f} of {found.capacity / _GIB:.0f}" + ("" if found.fits else " !")
+        hours = "?" if found.gpu_hours is None else _hours(found.gpu_hours)
+        table.add_row(*row, needed, f"{found.tokens_per_second:,.0f}", hours)
     console = Console()
     console.print(table)
-    for line in _sums(grid, planned):
+    for line in _sums(grid, costs):
         console.print(line, highlight=False)
 
 
-def _sums(grid: Grid, planned: list[CellPlan]) -> Iterator[str]:
+def _sums(grid: Grid, costs: list[CellCost]) -> Iterator[str]:
     evaluated = sum(cell.model is not None for cell in grid.cells)
-    yield f"{len(planned)} cells to train, {evaluated} to evaluate on {', '.join(grid.study.tasks)}"
-    plans = [one.plan for one in planned if not one.done and one.plan is not None]
-    hours = [plan.gpu_hours for plan in plans if plan.gpu_hours is not None]
+    yield f"{len(costs)} cells to train, {evaluated} to evaluate on {', '.join(grid.study.tasks)}"
+    estimates = [cost.estimate for cost in costs if not cost.done and cost.estimate is not None]
+    hours = [one.gpu_hours for one in estimates if one.gpu_hours is not None]
     if hours:
-        yield f"training left: {_hours(sum(hours))} GPU-hours, evaluation and starts not counted"
-    if len(hours) < len(plans):
+        yield f"training left: {_hours(sum(hours))} GPU-hours, without evaluation and starts"
+    if len(hours) < len(estimates):
         yield "? give data_tokens, or build the data: an epoch has an unknown number of tokens"
-    if any(not plan.fits for plan in plans):
+    if any(not one.fits for one in estimates):
         yield "! more than the GPU has: gaguide plan finds settings that fit"
 
 
@@ -101,7 +106,7 @@ def _manifest(grid: Grid) -> Manifest | None:
 
 
 def _shape(model: str, grid: Grid, manifest: Manifest | None) -> ModelShape:
-    """Of a named size by arithmetic, so that a plan needs no hub; else from the model's configuration."""
+    """The shape of a model: of a known size by arithmetic, without a hub, else from its configuration."""
     if model not in SIZES:
         try:
             return shape_of(AutoConfig.from_pretrained(model, trust_remote_code=False))
@@ -115,7 +120,7 @@ def _shape(model: str, grid: Grid, manifest: Manifest | None) -> ModelShape:
 
 
 def _tokens(grid: Grid, cell: Cell, manifest: Manifest | None) -> int | None:
-    """Of a cell; with `epochs`, from the data where it is built, else from what the study says of it."""
+    """A cell's training tokens; those of an epoch from the built data, else from `data_tokens`."""
     run = cell.run
     assert run is not None
     if run.train.steps is not None:
