@@ -108,6 +108,7 @@ def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) ->
 def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
     """gaguide's Trainer, a step at a time."""
     from gaguide.engine.build import build_engine
+    from gaguide.liveness.heartbeat import HeartbeatFolder
     from gaguide.liveness.preemption import Preemption
     from gaguide.liveness.watchdog import Watchdog
     from gaguide.model import build_model
@@ -120,7 +121,11 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
         engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
         preemption = Preemption(world)
         watchdog = Watchdog(
-            job.output, job.output / ".heartbeats", world, job.run.train.hang_timeout, preemption.wish
+            job.output,
+            HeartbeatFolder(job.output / ".heartbeats"),
+            world,
+            job.run.train.hang_timeout,
+            preemption.request_stop,
         )
         with watchdog, preemption, attached(engine.module, job) as guidance:
             trainer = Trainer(job, world, engine, guidance, preemption, watchdog)

@@ -1,4 +1,4 @@
-"""Addresses of this host: a free port, and the interface by which other hosts reach it.
+"""The interface by which other hosts reach this host.
 
 gloo listens on the address of the host's own name. Where that is loopback (Debian writes `127.0.1.1 NAME`
 into /etc/hosts) the other hosts are told to connect to themselves, and everybody waits.
@@ -33,13 +33,6 @@ def address_for_others() -> str:
     if own and not own[0].is_loopback:
         return str(own[0])
     return _source_towards([]) or "127.0.0.1"
-
-
-def free_port() -> int:
-    """A TCP port that is free on all interfaces of this host at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _beyond_this_host(name: str) -> bool:

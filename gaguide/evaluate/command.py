@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
     from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
-    from gaguide.liveness.peers import watched
+    from gaguide.liveness.peers import watch_evaluation
     from gaguide.log import say
 
     settings = EvaluateSettings(
@@ -54,7 +54,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
         arguments.deepspeed,
     )
     tasks = [name for part in arguments.tasks for name in part.split(",") if name]
-    with watched(world):
+    with watch_evaluation(world):
         several = evaluate_all(arguments.model, tasks, arguments.output, world, settings)
     if not world.is_main:
         return

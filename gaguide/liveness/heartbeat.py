@@ -1,7 +1,6 @@
-"""What each rank last said of itself, and who is to blame when nobody gets on. Pure apart from its files.
+"""The folder in which the ranks of a run leave signs of life and one of them may request that all end.
 
-A run's folder in OUTPUT/.heartbeats/ holds a file of each rank, and in end/ the call of the first rank that
-ends the job.
+OUTPUT/.heartbeats/RUN/ holds a file for each rank, and in end/ the request of the first rank that made one.
 """
 
 from __future__ import annotations
@@ -9,120 +8,85 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-_END, _CALL = "end", "called"
+from gaguide.liveness.verdict import Beat
+
+_REQUEST = "requested"
 
 
-@dataclass(frozen=True)
-class Beat:
-    """A rank's sign of life.
+class HeartbeatFolder:
+    """The heartbeats of one run at `path`.
 
-    time: Unix seconds when it was given; step, doing: where its training stands, and for how many `seconds`;
-    place: the line of code it is in; waiting: whether that is a wait for other ranks.
+    Reading and writing never raise `OSError`: a full or broken disk must not keep a rank from ending in
+    time.
     """
 
-    rank: int
-    host: str
-    time: float
-    step: int
-    doing: str
-    seconds: float
-    place: str
-    waiting: bool
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._request = path / "end" / _REQUEST
 
+    def create(self) -> None:
+        """Make the folder and remove those of earlier runs beside it. Raises `OSError`."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self._request.parent.mkdir(parents=True)
 
-def write_beat(folder: Path, beat: Beat) -> None:
-    """Replace the rank's file; a reader sees the old one or the new one."""
-    path = folder / f"rank-{beat.rank:05}.json"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(asdict(beat)), "utf-8")
-    temporary.replace(path)
+    def write(self, beat: Beat) -> None:
+        """Replace the rank's file; readers see the old or the new one. Not flushed: nobody needs it later."""
+        path = self._file(beat.rank)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(asdict(beat)), "utf-8")
+            temporary.replace(path)
 
+    def read(self) -> list[Beat]:
+        """The last beat of every rank that has written one, by rank."""
+        beats = []
+        for path in sorted(self.path.glob("rank-*.json")):
+            # Not of a rank that has just gone, nor of another version of this program.
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                beats.append(Beat(**json.loads(path.read_text("utf-8"))))
+        return beats
 
-def read_beats(folder: Path) -> list[Beat]:
-    """The last beat of every rank that has given one, by rank."""
-    beats = []
-    for path in sorted(folder.glob("rank-*.json")):
+    def remove(self, rank: int) -> None:
+        """Remove the file of a rank that has ended."""
+        with contextlib.suppress(OSError):
+            self._file(rank).unlink(missing_ok=True)
+
+    def request_abort(self, rank: int) -> bool:
+        """Request that all ranks end; False where another rank has done so before.
+
+        True as well where the disk fails: no rank is reached through it, and each ends by its own clock.
+        """
         try:
-            beats.append(Beat(**json.loads(path.read_text("utf-8"))))
-        except (OSError, ValueError, TypeError):  # of a rank that is gone, or of another version
-            continue
-    return beats
-
-
-def begin_beats(folder: Path) -> None:
-    """Make a run's folder, and remove those of earlier runs beside it."""
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    (folder / _END).mkdir(parents=True)
-
-
-def call_end(folder: Path, rank: int) -> bool:
-    """Call all ranks to end; False where another has done so before."""
-    call = folder / _END / _CALL
-    try:
-        call.parent.mkdir(parents=True, exist_ok=True)
-        with call.open("x") as file:
-            file.write(str(rank))
-    except FileExistsError:
-        return False
-    except OSError:  # nobody is reached by way of this disk: each rank ends by its own clock
+            self._request.parent.mkdir(parents=True, exist_ok=True)
+            with self._request.open("x") as file:
+                file.write(str(rank))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
         return True
-    return True
 
+    def is_abort_requested(self) -> bool:
+        """Whether a rank has requested an abort that it has not withdrawn."""
+        # Listed, not looked up: a network file system may cache that a name did not exist.
+        with contextlib.suppress(OSError):
+            return any(path.name == _REQUEST for path in self._request.parent.iterdir())
+        return False
 
-def end_called(folder: Path) -> bool:
-    """Whether a rank has called; a network file system looks afresh when a folder is listed."""
-    with contextlib.suppress(OSError):
-        return any(path.name == _CALL for path in (folder / _END).iterdir())
-    return False
+    def aborting_rank(self) -> int | None:
+        """The rank that requested the abort; None where there is no request or it cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(self._request.read_text())
+        return None
 
+    def withdraw_abort(self, rank: int) -> None:
+        """Remove the request of this rank; the request of another rank stays."""
+        with contextlib.suppress(OSError):
+            if self.aborting_rank() in (rank, None):  # None: a full disk took the file but not its content
+                self._request.unlink(missing_ok=True)
 
-def caller(folder: Path) -> int | None:
-    """The rank that called."""
-    with contextlib.suppress(OSError, ValueError):
-        return int((folder / _END / _CALL).read_text())
-    return None
-
-
-def withdraw_call(folder: Path, rank: int) -> None:
-    """This rank, which called, goes on after all; the call of another stands."""
-    with contextlib.suppress(OSError):
-        if caller(folder) in (rank, None):  # None: a full disk took the file, not what is in it
-            (folder / _END / _CALL).unlink(missing_ok=True)
-
-
-def verdict(beats: Sequence[Beat], world_size: int, now: float, silent_after: float) -> str:
-    """Which ranks hold the others up, and where they are, in one sentence."""
-    silent = [beat for beat in beats if now - beat.time > silent_after]
-    missing = sorted(set(range(world_size)) - {beat.rank for beat in beats})
-    if silent or missing:
-        told = [
-            f"{_name(beat)} has given no sign of life for {now - beat.time:.0f} s (stopped, killed, or its "
-            f"host or link is down); it was at step {beat.step}, {beat.doing}"
-            for beat in silent
-        ]
-        told += [f"rank {rank} never gave a sign of life" for rank in missing]
-        return "; ".join(told)
-    busy = [beat for beat in beats if not beat.waiting]
-    if len(busy) == len(beats):  # nobody is seen to wait, as on GPUs: who is behind?
-        first = min(beat.step for beat in beats)
-        busy = [beat for beat in beats if beat.step == first]
-    if busy and (len(busy) < len(beats) or world_size == 1):
-        longest = max(beat.seconds for beat in busy)
-        busy = [beat for beat in busy if 2 * beat.seconds >= longest]  # others are ahead, and compute
-        return "; ".join(
-            f"{_name(beat)} hangs at step {beat.step}, {beat.doing}, since {beat.seconds:.0f} s "
-            f"in {beat.place}"
-            for beat in busy
-        )
-    places = sorted({f"{beat.doing} in {beat.place}" for beat in beats})
-    step = min(beat.step for beat in beats)
-    remark = "a broken connection between hosts?"
-    return f"all {len(beats)} ranks wait at step {step} ({'; '.join(places)}): {remark}"
-
-
-def _name(beat: Beat) -> str:
-    return f"rank {beat.rank} on host {beat.host}"
+    def _file(self, rank: int) -> Path:
+        return self.path / f"rank-{rank:05}.json"

@@ -9,10 +9,10 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from gaguide.distributed import World, barrier, broadcast, raise_together
 from gaguide.errors import Fault, UserError
-from gaguide.liveness.heartbeat import begin_beats
+from gaguide.liveness.heartbeat import HeartbeatFolder
 
 
-def claim_output(output: Path, world: World) -> tuple[BaseFileLock, Path]:
+def claim_output(output: Path, world: World) -> tuple[BaseFileLock, HeartbeatFolder]:
     """Lock `output` for this run until the lock is released or the process ends (a collective).
 
     Returns the lock and the folder of this start's heartbeats. Those of earlier starts are removed, so that a
@@ -23,14 +23,14 @@ def claim_output(output: Path, world: World) -> tuple[BaseFileLock, Path]:
     lock = FileLock(output / ".lock")
     token = broadcast(uuid.uuid4().hex)
     mark = output / f".seen-{token}"
-    beats = output / ".heartbeats" / token[:12]
+    beats = HeartbeatFolder(output / ".heartbeats" / token[:12])
 
     def take() -> None:
         if not world.is_main:
             return
         try:
             lock.acquire(timeout=0)
-            begin_beats(beats)
+            beats.create()
             mark.touch()
         except Timeout:
             problem, remedy = "another run is writing there", "wait for it, or choose another folder"

@@ -37,7 +37,7 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
     """
     claim, beats = claim_output(job.output, world)
     preemption = Preemption(world)
-    watchdog = Watchdog(job.output, beats, world, job.run.train.hang_timeout, preemption.wish)
+    watchdog = Watchdog(job.output, beats, world, job.run.train.hang_timeout, preemption.request_stop)
     with watchdog, _background_build(job, world):
         watchdog.mark(0, "waiting for the first shards", patience=10)
         raise_together(

@@ -95,7 +95,8 @@ class Trainer:
         with self.records.clock.running(self.job.tokens_per_step):
             numbers, dropped = train_step(self.engine, self.guidance, self._micro_batches(step), rate, logged)
         self.done = step
-        stop = self.preemption.agreed()
+        self.watchdog.training_has_begun()
+        stop = self.preemption.is_stop_agreed()
         self.skips.record(step, dropped)
         if numbers is not None:
             context = {
@@ -141,8 +142,8 @@ class Trainer:
 
     def _is_stop_requested(self) -> bool:
         """Whether any rank was asked to stop; for use between steps, which ask themselves."""
-        self.preemption.ask()
-        return self.preemption.agreed()
+        self.preemption.share()
+        return self.preemption.is_stop_agreed()
 
     def _handle_dropped(self, step: int, rate: float) -> None:
         """Record the blocks of the dropped step; raises a `UserError` if it is one too many."""
@@ -180,7 +181,7 @@ class Trainer:
             self.watchdog.mark(step, "reading blocks")
             inputs = model_inputs(corpus.blocks, ids_M, run.data.isolate_documents, self.engine.device)
             if at == len(ids_AM) - 1:
-                self.preemption.ask()
+                self.preemption.share()
             self.watchdog.mark(step, "forward and backward")
             yield inputs
 

@@ -1,17 +1,18 @@
-"""launch/train.py with a rank that stops in the middle of a step: HANG_RANK at step HANG_STEP.
+"""launch/train.py with a rank that hangs in the middle of a step: HANG_RANK at step HANG_STEP.
 
-HANG_OTHERS: "patient" gives the other ranks' clocks so much time that they must be called; "deaf" lets them
-not even look for a call, so that they see no more than a broken connection.
+HANG_OTHERS: "patient" makes the other ranks' timeout so long that only the hanging rank's request ends
+them; "deaf" also hides that request from their monitor thread, so that all they see is a broken connection.
 """
 
 import os
 import threading
 import time
 
-import gaguide.liveness.watchdog
 import gaguide.train.run
 import gaguide.train.trainer
 from gaguide.distributed import leave
+from gaguide.liveness.heartbeat import HeartbeatFolder
+from gaguide.liveness.watchdog import Watchdog
 from gaguide.train.command import main
 
 read = gaguide.train.trainer.model_inputs
@@ -26,14 +27,19 @@ def stuck_file_system(*arguments, **keywords):
     return read(*arguments, **keywords)
 
 
-class PatientWatchdog(gaguide.liveness.watchdog.Watchdog):
+class PatientWatchdog(Watchdog):
     def mark(self, step, doing, patience=1.0):
         super().mark(step, doing, 1000 * patience)
 
 
+class DeafFolder(HeartbeatFolder):
+    def is_abort_requested(self):
+        return threading.current_thread() is threading.main_thread() and super().is_abort_requested()
+
+
 class DeafWatchdog(PatientWatchdog):
-    def _called(self):
-        return threading.current_thread() is threading.main_thread() and super()._called()
+    def __init__(self, output, beats, *rest):
+        super().__init__(output, DeafFolder(beats.path), *rest)
 
 
 gaguide.train.trainer.model_inputs = stuck_file_system

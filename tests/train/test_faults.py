@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,21 +15,9 @@ import pytest
 
 from gaguide.checkpoint.folder import describe_checkpoints
 from gaguide.checkpoint.store import held_out_loss
-from gaguide.distributed import World
 from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
-from gaguide.liveness.heartbeat import (
-    Beat,
-    begin_beats,
-    call_end,
-    caller,
-    end_called,
-    read_beats,
-    verdict,
-    withdraw_call,
-    write_beat,
-)
+from gaguide.liveness.heartbeat import HeartbeatFolder
 from gaguide.log import read_metrics
-from gaguide.train.output import claim_output
 from tests.support.patience import patience, wait_until
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
@@ -246,9 +233,9 @@ def test_a_rank_that_hangs_is_named_with_its_place(
     """Whoever's clock runs out first, and whether or not the others have heard of it: all end alike."""
     output = tmp_path / "hung"
     output.mkdir()
-    begin_beats(output / ".heartbeats" / "earlier")
-    write_beat(output / ".heartbeats" / "earlier", beat(7))  # of a run with more ranks
-    call_end(output / ".heartbeats" / "earlier", 7)
+    earlier = HeartbeatFolder(output / ".heartbeats" / "earlier")
+    earlier.create()
+    earlier.request_abort(7)  # by a run with more ranks
     command = arguments(embedded_shards, output, **{"train.hang_timeout": str(patience(4))})
     with job(
         HERE / "hang_script.py", command, HANG_RANK=hanging, HANG_STEP="12", HANG_OTHERS=others
@@ -317,85 +304,3 @@ def test_bad_gradients_at_every_stage(
     output = tmp_path / "bad"
     printed = bad_gradients(embedded_shards, output, stage, **{"train.gradient_clipping": clipping})
     assert_dropped_and_told(printed, output)
-
-
-def beat(rank: int, **more: object) -> Beat:
-    told = {"host": f"n{rank}", "time": 1000.0, "step": 5, "doing": "forward and backward", "seconds": 900.0}
-    return Beat(**({"rank": rank, "place": "run.py:1 f", "waiting": True} | told | more))  # type: ignore[arg-type]
-
-
-def test_verdicts(tmp_path: Path) -> None:
-    """Who is to blame, from what the ranks last said."""
-    waiting, busy = beat(0), beat(1, waiting=False, doing="reading blocks", place="blocks.py:9 read")
-    told = verdict([waiting, busy, beat(2)], 3, 1001.0, 20)
-    assert told == "rank 1 on host n1 hangs at step 5, reading blocks, since 900 s in blocks.py:9 read"
-    told = verdict([waiting, beat(1, time=100.0)], 2, 1001.0, 20)
-    assert told.startswith("rank 1 on host n1 has given no sign of life for 901 s")
-    assert "rank 1 never gave a sign of life" in verdict([waiting], 2, 1001.0, 20)
-    assert "broken connection" in verdict([beat(0), beat(1)], 2, 1001.0, 20)
-    # On GPUs nobody is seen to wait: the one that is behind is named.
-    told = verdict([beat(0, waiting=False), beat(1, waiting=False, step=4)], 2, 1001.0, 20)
-    assert told.startswith("rank 1 on host n1 hangs at step 4")
-    # A rank that is ahead by some micro batches computes, and is not what the others wait for.
-    ahead = beat(2, waiting=False, seconds=3.0)
-    assert "rank 2" not in verdict([waiting, busy, ahead], 3, 1001.0, 20)
-    assert "rank 1" in verdict([waiting, beat(1, waiting=False, seconds=0.0)], 2, 1001.0, 20)
-    write_beat(tmp_path, busy)
-    (tmp_path / "rank-00007.json").write_text("{")
-    assert read_beats(tmp_path) == [busy]
-
-
-def test_one_rank_calls(tmp_path: Path) -> None:
-    assert not end_called(tmp_path) and caller(tmp_path) is None
-    assert call_end(tmp_path, 3) and not call_end(tmp_path, 1)
-    assert end_called(tmp_path) and caller(tmp_path) == 3
-    withdraw_call(tmp_path, 1)
-    assert end_called(tmp_path)  # it is another's
-    withdraw_call(tmp_path, 3)
-    assert not end_called(tmp_path) and call_end(tmp_path, 1)
-
-
-def test_a_rank_of_an_earlier_run_that_hangs_on_calls_nobody_of_this(tmp_path: Path) -> None:
-    claim, earlier = claim_output(tmp_path, World())
-    write_beat(earlier, beat(7))
-    claim.release()
-    claim, beats = claim_output(tmp_path, World())
-    assert call_end(earlier, 7) and not end_called(beats)
-    assert not read_beats(beats)
-    claim.release()
-
-
-def watched(output: Path, *whats: str) -> list[tuple[int, str]]:
-    """Exit code and output of a rank for each of `whats`, see watchdog_script.py."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, HERE / "watchdog_script.py", output, str(rank), str(len(whats)), what],
-            env=rank_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, what in enumerate(whats)
-    ]
-    printed = [process.communicate(timeout=patience(60))[0] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
-
-
-def test_a_call_that_is_withdrawn_ends_nobody(tmp_path: Path) -> None:
-    """Also where the one that called was slower to write its stacks than the one that heard."""
-    assert watched(tmp_path, "late", "busy") == [(0, "went on\n")] * 2
-
-
-def test_an_error_after_a_call_that_is_withdrawn_is_told_as_any(tmp_path: Path) -> None:
-    ((code, printed),) = watched(tmp_path, "late-fails")
-    assert code == 1 and "ValueError: an error of its own" in printed, printed
-    assert "nothing has moved" not in printed
-
-
-def test_a_rank_whose_connection_breaks_while_it_waits_speaks_at_once(tmp_path: Path) -> None:
-    """The launcher gives it half a minute."""
-    ((code, printed),) = watched(tmp_path, "broken")
-    assert code == EXIT_HUNG and "nothing has moved" in printed and "Traceback" not in printed, printed
-    (said,) = read_beats(tmp_path / "beats")
-    assert "watchdog.py" not in said.place
-    assert "Connection closed by peer" in (tmp_path / "hang" / "rank-00000.txt").read_text()
