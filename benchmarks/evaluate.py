@@ -40,8 +40,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from gaguide.evaluate.encode.encoder import Encoder, encode_all
-from gaguide.evaluate.schedule.batches import Budget, CostModel, make_batches
+from gaguide.evaluate.encode.encoder import Encoder, encode_pairs
+from gaguide.evaluate.schedule.batches import make_batches
+from gaguide.evaluate.schedule.cost import Budget, CostModel
 from gaguide.evaluate.schedule.rows import TokenSequence, added_tokens, build_row, longest_prefix
 from gaguide.evaluate.score.scorer import Scorer
 
@@ -94,10 +95,10 @@ def ours(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[float]]
 def encoded(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[TokenSequence]]:
     """The sequences of each question."""
     encoder = Encoder(tokenizer, model.config.max_position_embeddings)
-    encoder.ahead((prompt, text) for prompt, classes in asked for text in classes)
+    encoder.encode_ahead((prompt, text) for prompt, classes in asked for text in classes)
     examples = []
     for at, (prompt, classes) in enumerate(asked):
-        pairs = encode_all(encoder, [(prompt, text) for text in classes], "")
+        pairs = encode_pairs(encoder, [(prompt, text) for text in classes], "")
         examples.append([TokenSequence(p.input_ids, p.target_ids, (at, nth)) for nth, p in enumerate(pairs)])
     return examples
 
@@ -107,7 +108,7 @@ def our_batches(model: Any, tokenizer: Any, asked: list[Question]) -> Iterator[d
     examples = encoded(model, tokenizer, asked)
     batches = make_batches(examples, BUDGET, CostModel.of(model.config))
     scorer = Scorer(model, model.device)
-    scorer.check(batches)
+    scorer.detect_sharing(batches)
     for batch in batches:
         yield scorer.score(batch.rows, batch.prefix)
 

@@ -1,4 +1,4 @@
-"""`gaguide eval list|validate`: which tasks there are, and whether data are as they should be."""
+"""`gaguide eval list|validate`: lists the built-in tasks and checks data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def register(app: typer.Typer) -> None:
 
 @tasks_app.command("list")
 def list_tasks() -> None:
-    """The tasks that are known by name: their group, kind, data and whether the study reports them."""
+    """List the built-in tasks with their group, kind, data, and whether the paper reports them."""
     from rich.console import Console
     from rich.table import Table
 
     from gaguide.evaluate import built_in_tasks
 
-    table = Table("task", "group", "kind", "examples from", "in the study")
+    table = Table("task", "group", "kind", "examples from", "in the paper")
     for name, task in built_in_tasks().items():
         data = f"generated, {task.count}" if task.generator else f"{task.file}, or hub: {task.hub}"
         table.add_row(name, task.group, task.kind, data, "yes" if task.paper else "")
@@ -34,32 +34,33 @@ def list_tasks() -> None:
 
 @tasks_app.command()
 def validate(
-    tasks: Annotated[list[str], typer.Argument(help="What `--tasks` of launch/evaluate.py takes.")],
+    tasks: Annotated[list[str], typer.Argument(help="As for --tasks of launch/evaluate.py.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the data files of named tasks.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Also encode every example for this model: its folder or hub id; reads no weights"),
+        typer.Option(help="Also encode every example for this model (folder or hub id); reads no weights."),
     ] = None,
 ) -> None:
-    """Read every example and tell every fault with its file and line; exit code 2 if there is one."""
+    """Read every example and report every fault with file and line; exit code 2 if there is one."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from gaguide.evaluate.schedule.work import encode_examples
-    from gaguide.evaluate.tasks.read import find_model_folder, read_tasks
+    from gaguide.evaluate.encode.examples import encode_examples
+    from gaguide.evaluate.model_folder import find_model_folder
+    from gaguide.evaluate.tasks.locate import split_names
+    from gaguide.evaluate.tasks.read import read_tasks
 
-    names = [name for part in tasks for name in part.split(",") if name]
     folder = None if model is None else find_model_folder(model)
-    found = read_tasks(names, data, None, None if folder is None else folder.positions)
+    found = read_tasks(split_names(tasks), data, None, None if folder is None else folder.positions)
     longest: dict[str, str] = {}
     if folder is not None:
         encoded = iter(encode_examples(found, folder))
         for task in found:
             pairs = [pair for _ in task.examples for pair in next(encoded)]
-            cut = sum(pair.truncated > 0 for pair in pairs)
+            truncated = sum(pair.truncated > 0 for pair in pairs)
             longest[task.task.name] = f"{max(len(pair.input_ids) for pair in pairs)}" + (
-                f" ({cut} cut on the left)" if cut else ""
+                f" ({truncated} truncated on the left)" if truncated else ""
             )
     table = Table("task", "kind", "examples", "longest, in tokens", "data")
     for task in found:

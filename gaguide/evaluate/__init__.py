@@ -1,16 +1,45 @@
-"""Evaluation on any number of ranks: each example once, shared prefixes once, logits only where scored."""
+"""Evaluation on any number of ranks: each example once, shared prefixes once, logits only where scored.
 
-from gaguide.evaluate.results.results import Results, TaskResult
-from gaguide.evaluate.runner import EvaluateSettings, evaluate, evaluate_all
-from gaguide.evaluate.tasks.task import Task, built_in_tasks, locate_tasks
+In the order of an evaluation:
 
-__all__ = [
-    "EvaluateSettings",
-    "Results",
-    "Task",
-    "TaskResult",
-    "built_in_tasks",
-    "evaluate",
-    "evaluate_all",
-    "locate_tasks",
-]
+    tasks/            task files and data → examples
+    encode/           examples → tokens
+    schedule/         tokens → rows → batches → ranks
+    score/            batches → log-probabilities of the scored tokens
+    results/          log-probabilities → metrics, files, tables
+
+    model_folder.py   a model's configuration and tokenizer; its weights
+    runner.py         `evaluate`, `evaluate_all`: the whole of the above
+    during.py         the same for a model in training
+    command.py        arguments, ranks, exit codes
+
+The names below are imported when they are first used, so that modules without torch start fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gaguide.evaluate.results.results import Results, TaskResult
+    from gaguide.evaluate.runner import EvaluateSettings, evaluate, evaluate_all
+    from gaguide.evaluate.tasks.task import Task, built_in_tasks
+
+__all__ = ["EvaluateSettings", "Results", "Task", "TaskResult", "built_in_tasks", "evaluate", "evaluate_all"]
+
+_HOMES = {
+    "EvaluateSettings": "runner",
+    "evaluate": "runner",
+    "evaluate_all": "runner",
+    "Results": "results.results",
+    "TaskResult": "results.results",
+    "Task": "tasks.task",
+    "built_in_tasks": "tasks.task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

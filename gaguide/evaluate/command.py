@@ -1,4 +1,4 @@
-"""The evaluation program: its arguments, its ranks, and how a user's mistake ends on all of them."""
+"""The evaluation program: arguments, ranks, exit codes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import NoReturn
 from gaguide.distributed import World, barrier, start, stop
 from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
 
-_LONGEST_WAIT_MINUTES = 24 * 60
+_MAX_WAIT_MINUTES = 24 * 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate; returns the exit code: 0, or EXIT_USER_ERROR on every rank after a user's mistake."""
+    """Evaluate; returns the exit code: 0, or `EXIT_USER_ERROR` on every rank after a `UserError`."""
     world = World.from_environment()
     joined = False
     try:
         arguments = parser().parse_args(argv)
-        # Who has fewer or faster batches waits for the others; `watched` notices a rank that is lost.
-        start(world, timeout_minutes=_LONGEST_WAIT_MINUTES)
+        # Ranks that finish early wait for the others; `watched` notices a rank that is lost.
+        start(world, timeout_minutes=_MAX_WAIT_MINUTES)
         joined = True
         _evaluate(arguments, world)
         return 0
     except UserError as error:
         if world.is_main:
             print(f"evaluate: {error}", file=sys.stderr, flush=True)
-        # Launchers stop all ranks as soon as one ends with an error: rank 0 must have spoken by then.
+        # Launchers stop all ranks as soon as one exits with an error: rank 0 must have printed by then.
         if joined:
             barrier()
         elif not world.is_main:
@@ -42,18 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
     from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
+    from gaguide.evaluate.tasks.locate import split_names
     from gaguide.liveness.peers import watch_evaluation
     from gaguide.log import say
 
     settings = EvaluateSettings(
-        arguments.batch_tokens,
-        arguments.dtype,
-        arguments.limit,
-        arguments.data,
-        arguments.shots,
-        arguments.deepspeed,
+        batch_tokens=arguments.batch_tokens,
+        dtype=arguments.dtype,
+        limit=arguments.limit,
+        data=arguments.data,
+        shots=arguments.shots,
+        deepspeed=arguments.deepspeed,
     )
-    tasks = [name for part in arguments.tasks for name in part.split(",") if name]
+    tasks = split_names(arguments.tasks)
     with watch_evaluation(world):
         several = evaluate_all(arguments.model, tasks, arguments.output, world, settings)
     if not world.is_main:
@@ -68,14 +69,14 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as `UserError`, so that one rank speaks for all."""
+    """Raises `UserError` for a wrong argument, so that only one rank prints it."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(Fault("arguments", message, f"see {self.prog} --help"))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments; a wrong one is a `UserError`."""
+    """Parser of the command's arguments; raises `UserError` for a wrong one."""
     parser = _Parser(
         prog="gaguide evaluate",
         description="Evaluate a causal language model on multiple-choice and probability tasks.",
@@ -83,27 +84,29 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--model", required=True, nargs="+", help="folder made by save_pretrained, or a hub id; several"
+        "--model", required=True, nargs="+", help="folder made by save_pretrained, or a hub id; one or more"
     )
     parser.add_argument(
         "--tasks", required=True, nargs="+",
         help="folders, .jsonl, .csv or .yaml files, task names, or the groups inverse-scaling and demo; "
-        "also with commas between them",
+        "separated by spaces or commas",
     )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument(
-        "--data", type=Path, help="folder with the data files of named tasks, instead of the hub"
+        "--data", type=Path, help="folder with the data files of named tasks (default: the hub)"
     )
     parser.add_argument(
-        "--batch-tokens", type=int, help="padded tokens of a batch (512 on a CPU, 16384 on a GPU)"
+        "--batch-tokens", type=int, help="padded tokens of a batch (default: 512 on a CPU, 16384 on a GPU)"
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     parser.add_argument("--limit", type=int, help="only the first N examples of each task")
-    parser.add_argument("--shots", type=int, help="demonstrations before every prompt, instead of the tasks'")
+    parser.add_argument(
+        "--shots", type=int, help="demonstrations before every prompt (default: as the task says)"
+    )
     parser.add_argument(
         "--deepspeed",
         type=Path,
-        help="a DeepSpeed JSON of ZeRO stage 3, by path or name (zero3): ranks share the model's parameters",
+        help="DeepSpeed JSON of ZeRO stage 3, by path or name (zero3): partition the model among the ranks",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from gaguide.evaluate.results.metric_names import Better
 from gaguide.log import format_duration
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
 from gaguide.report.text import ABSENT, fixed
 
-Better = Literal["low", "high"]
 TASKS, FURTHER = "Tasks", "Tasks, further metrics"
 
 

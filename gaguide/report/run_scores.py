@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gaguide.errors import Fault, UserError
+from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Better
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TaskScore:
     """Upper end of the 95% interval over examples."""
     count: int | None
     """Number of examples."""
-    better: Literal["low", "high"] | None
+    better: Better | None
     """Which direction is good; None where neither is."""
     chance: float | None = None
     """Accuracy of blind guessing; None for metrics other than accuracies."""
@@ -37,16 +38,6 @@ class TaskScore:
     def key(self) -> tuple[str, str]:
         """(task, metric): scores of different runs with equal keys belong in one row."""
         return self.task, self.metric
-
-
-_ACCURACIES = ("acc", "acc_norm")
-_BETTER: dict[str, Literal["low", "high"]] = {
-    "acc": "high",
-    "acc_norm": "high",
-    "class_loss": "low",
-    "loss": "low",
-    "perplexity": "low",
-}
 
 
 def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
@@ -88,8 +79,8 @@ def _score(task: str, metric: str, value: Any, record: Mapping[str, Any]) -> Tas
         _finite(fields.get("low")),
         _finite(fields.get("high")),
         None if count is None else int(count),
-        _BETTER.get(metric),
-        _finite(record.get("chance")) if metric in _ACCURACIES else None,
+        BETTER.get(metric),
+        _finite(record.get("chance")) if metric in ACCURACIES else None,
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.report.study_tables import attention_means, experiments, main_metrics, mean_of, sizes
 from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
 from gaguide.report.text import shorten
@@ -37,7 +38,7 @@ def draw_tasks(study: StudyRecords) -> Figure | None:
         if chance is not None:
             ax.axhline(chance, color=INK, alpha=0.45, linewidth=0.9, linestyle=(0, (2, 2)))
         _lines(ax, study, series, handles)
-        if metric.startswith("acc"):  # an interval over few seeds may reach beyond 0 and 1
+        if metric in ACCURACIES:  # an interval over few seeds may reach beyond 0 and 1
             low, high = ax.get_ylim()
             ax.set_ylim(max(low, -0.02), min(high, 1.02))
         better = {"low": ", lower is better"}.get(next(iter(series.values()))[0].better or "", "")

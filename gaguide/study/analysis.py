@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from gaguide.config import GuidanceSection, RunConfig
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
+from gaguide.evaluate.results.metric_names import BETTER
 from gaguide.guidance import read_lexicons
 from gaguide.guidance.lexicon import Lexicon, Mode, get_lexicon, shipped_lexicons
 from gaguide.guidance.patterns import Columns
 from gaguide.study.compare import Pair
-from gaguide.study.evaluated import BETTER, Evaluated
+from gaguide.study.evaluated import Evaluated
 from gaguide.study.grid import Grid
 from gaguide.study.records import Change, Gain, HeadAttention, LexiconShare, LossCost
 from gaguide.study.state import read_summary

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gaguide.study.evaluated import BETTER, Evaluated
+from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
+from gaguide.study.evaluated import Evaluated
 from gaguide.study.records import HELD_OUT, Comparison, Mean, Result, ScalingVerdict
 from gaguide.study.scaling import decide, fit_trend
 from gaguide.study.statistics import Paired, holm, mcnemar, over_seeds, paired_bootstrap, t_interval
 
 if TYPE_CHECKING:
     from gaguide.study.grid import Grid
-
-_ACCURACIES = ("acc", "acc_norm")
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,13 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
     for task in pair.tasks:
         now, before = pair.now.examples[task].outcomes, pair.before.examples[task].outcomes
         for metric in now:
-            if metric in _ACCURACIES:
+            if metric in ACCURACIES:
                 found = mcnemar((now[metric] > 0).tolist(), (before[metric] > 0).tolist())
             else:
                 found = paired_bootstrap(now[metric].tolist(), before[metric].tolist())
             yield Comparison(
                 "seed", cell.size, pair.now.parameters, cell.experiment, baseline, cell.seed, 1, task, metric,
-                BETTER.get(metric), "mcnemar" if metric in _ACCURACIES else "bootstrap", len(now[metric]),
+                BETTER.get(metric), "mcnemar" if metric in ACCURACIES else "bootstrap", len(now[metric]),
                 float(now[metric].mean()), float(before[metric].mean()), **_fields(found),
             )  # fmt: skip
 

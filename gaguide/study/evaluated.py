@@ -14,18 +14,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
+from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
+from gaguide.evaluate.results.paper import find_paper_model
 from gaguide.model import shape_of
 from gaguide.study.grid import Cell, Grid
-from gaguide.study.records import HELD_OUT, Better, Result
+from gaguide.study.records import HELD_OUT, Result
 from gaguide.study.state import is_complete, read_summary
-
-BETTER: Mapping[str, Better] = {
-    "acc": "high", "acc_norm": "high", "class_loss": "low", "loss": "low", "perplexity": "low",
-    "lm_loss": "low",
-}  # fmt: skip
-"""Which way is good; a metric that is not here has no better and worse."""
-_ACCURACIES = ("acc", "acc_norm")
-_PAPER_MODELS = {124_439_808: "gpt2", 354_823_168: "gpt2-medium"}  # by parameters, GPT-2's own vocabulary
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ def results_of(one: Evaluated) -> list[Result]:
         Result(
             *key, name, task["kind"], metric, BETTER.get(metric), value["value"], value["stderr"],
             value["low"], value["high"], task["count"],
-            task["chance"] if metric in _ACCURACIES else None,
+            task["chance"] if metric in ACCURACIES else None,
             task["paper"].get(model, {}).get(cell.experiment) if metric == "acc" else None,
         )
         for name, task in one.tasks.items()
@@ -133,7 +127,7 @@ def _paper_model(one: Evaluated) -> str:
     """
     run = one.cell.run
     scratch = one.cell.base is not None or (run is not None and run.model.init == "scratch")
-    return "" if scratch else _PAPER_MODELS.get(one.parameters, "")
+    return "" if scratch else find_paper_model(one.parameters) or ""
 
 
 def _held_out(grid: Grid, cell: Cell) -> dict[str, float]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gaguide.errors import Fault, UserError
+from gaguide.evaluate.results.metric_names import Better
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
 
@@ -28,7 +29,6 @@ COMPARISONS, VERDICTS, ANALYSIS, CHANGES = (
 HELD_OUT = "held-out text"
 """The task name under which held-out loss and guided attention stand beside the tasks."""
 
-Better = Literal["high", "low"]
 State = Literal["pending", "running", "done", "failed", "blocked"]
 Verdict = Literal["inverse", "positive", "U-shaped", "inverted U", "flat", "not enough sizes"]
 

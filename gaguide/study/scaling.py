@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import statsmodels.api as sm
 
+from gaguide.evaluate.results.metric_names import Better
 from gaguide.study.records import Verdict
 from gaguide.study.statistics import ALPHA, holm
 
@@ -47,7 +48,7 @@ class Trend:
 def fit_trend(
     parameters: Sequence[int],
     scores: Sequence[float],
-    better: Literal["high", "low"],
+    better: Better,
     clusters: Sequence[Hashable] | None = None,
 ) -> Trend:
     """The trend of scores over sizes, one score for each model, or for each example with its `clusters`."""
@@ -95,7 +96,7 @@ def _with_bend(
 
 
 def decide(
-    trends: Sequence[Trend], better: Sequence[Literal["high", "low"]]
+    trends: Sequence[Trend], better: Sequence[Better]
 ) -> list[tuple[Verdict, float | None, float | None]]:
     """(verdict, corrected p of the slope, corrected p of the bend) of the trends of one family of tasks."""
     slopes = holm([trend.p_slope for trend in trends])

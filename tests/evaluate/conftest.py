@@ -1,4 +1,4 @@
-"""A tiny random GPT-2 with GPT-2's real tokenizer, and the real data where they are present."""
+"""A tiny random GPT-2 with GPT-2's real tokenizer, and real data where they are present."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def save_gpt2(folder: Path, positions: int = 128, seed: int = 0) -> Path:
-    """Save a random GPT-2 of two layers into `folder`, with weights large enough that answers differ."""
+    """Save a random two-layer GPT-2 into `folder`; its weights are large enough that answers differ."""
     gpt2_tokenizer_folder(folder)
     torch.manual_seed(seed)
     config = GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=positions)
@@ -42,7 +42,7 @@ def other_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Examples with the same demonstrations before them, more than one row holds."""
+    """A data file: the same demonstrations before every prompt, more examples than fit into one row."""
     shots = "".join(f"Q: Is {at} not odd? A: {'no' if at % 2 else 'yes'}.\n" for at in range(5))
     rows = [
         {"prompt": f"{shots}Q: Is number {at} of {at * 7 % 64} not odd? A:", "classes": [" no", " it is."],
@@ -62,11 +62,11 @@ def memo_trap() -> Path:
 
 @pytest.fixture(scope="session")
 def prize_csv() -> Path:
-    """A folder of the prize's entries as CSV, one of each kind of score."""
+    """A folder of prize entries as CSV files, one of each kind of score."""
     return _present(DATA / "prize_csv")
 
 
 def _present(path: Path) -> Path:
     if not path.exists():
-        pytest.skip(f"real data are not there: {path}")
+        pytest.skip(f"real data are missing: {path}")
     return path

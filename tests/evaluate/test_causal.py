@@ -1,4 +1,4 @@
-"""Rows that branch late are computed causally up to there, to the same scores."""
+"""Rows that branch late are computed causally up to the branch, with the same scores."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def _rows() -> list[Row]:
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_the_tokens_before_the_first_branch_need_no_mask(kind: str, whole: bool) -> None:
+def test_tokens_before_the_first_branch_are_computed_without_a_mask(kind: str, whole: bool) -> None:
     model, rows = tiny_model(kind, attn_implementation="sdpa"), _rows()
-    scorer = Scorer(model, torch.device("cpu"), whole=whole)
-    scorer.causal_tokens = 16
+    scorer = Scorer(model, torch.device("cpu"), whole_model=whole)
+    scorer.min_causal_tokens = 16
     with _Calls() as calls:
         scores = scorer.score(rows)
     longest = max(map(len, rows))
-    assert calls.seen == [(41, True), (longest - 41, False)] * LAYERS  # the shorter prompt, and one token
-    alone = Scorer(model, torch.device("cpu"), shares=Sharing.NOTHING).score(rows)
+    assert calls.seen == [(41, True), (longest - 41, False)] * LAYERS  # the shorter prompt and one token
+    alone = Scorer(model, torch.device("cpu"), sharing=Sharing.NOTHING).score(rows)
     assert scores == pytest.approx(alone, abs=1e-5)
 
 

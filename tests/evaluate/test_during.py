@@ -1,4 +1,4 @@
-"""Evaluation during training: the exported model's numbers, and a training that does not notice."""
+"""Evaluation during training gives the exported model's numbers and does not change the training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
 
 
 def _job(folder: Path, **section: object) -> SimpleNamespace:
-    """What `make_evaluation` reads of a job."""
+    """The part of a job that `make_evaluation` reads."""
     return SimpleNamespace(
         run=SimpleNamespace(name="run", evaluate=EvaluateSection(**section)),
         model=SimpleNamespace(config=AutoConfig.from_pretrained(folder)),
@@ -30,7 +30,7 @@ def _job(folder: Path, **section: object) -> SimpleNamespace:
     )
 
 
-def test_records_are_those_of_the_exported_model_and_nothing_is_left_changed(gpt2_folder: Path) -> None:
+def test_records_equal_those_of_the_exported_model_and_all_state_is_restored(gpt2_folder: Path) -> None:
     evaluation = make_evaluation(_job(gpt2_folder, every=5, tasks="synthetic-order", limit=9), World())
     assert evaluation is not None
     model = AutoModelForCausalLM.from_pretrained(gpt2_folder).train()
@@ -51,7 +51,7 @@ def test_records_are_those_of_the_exported_model_and_nothing_is_left_changed(gpt
         assert found["metrics"][name]["value"] == pytest.approx(metric.value, abs=1e-5)
 
 
-def test_the_section_wants_both_and_bad_tasks_are_told_before_the_first_step(gpt2_folder: Path) -> None:
+def test_incomplete_sections_and_unknown_tasks_are_refused_before_the_first_step(gpt2_folder: Path) -> None:
     for half in ({"every": 3}, {"tasks": "demo"}):
         with pytest.raises(ValueError, match="give both"):
             EvaluateSection(**half)
@@ -62,7 +62,7 @@ def test_the_section_wants_both_and_bad_tasks_are_told_before_the_first_step(gpt
 
 @pytest.mark.stress
 @pytest.mark.parametrize("stage", [2, 3])
-def test_the_training_curve_does_not_notice(stage: int, tmp_path: Path) -> None:
+def test_the_training_curve_does_not_change(stage: int, tmp_path: Path) -> None:
     curves = {}
     for name, more in (
         ("plain", []),

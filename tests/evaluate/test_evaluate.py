@@ -1,4 +1,4 @@
-"""The evaluation as a Python call: results, files, and faults found before the weights are read."""
+"""The evaluation as a Python call: results, files, and faults that are found before weights are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _evaluate(model: Path, task: Path | str, output: Path | None, **settings: ob
     return evaluate(model, [str(task)], output, World(), EvaluateSettings(**settings))
 
 
-def test_files_hold_what_was_computed(gpt2_folder: Path, tmp_path: Path) -> None:
+def test_files_contain_what_was_computed(gpt2_folder: Path, tmp_path: Path) -> None:
     results = _evaluate(gpt2_folder, "demo", tmp_path, limit=12)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["tasks"]["synthetic-order"]["count"] == 12
@@ -46,7 +46,7 @@ def test_files_hold_what_was_computed(gpt2_folder: Path, tmp_path: Path) -> None
     assert found["acc_stderr,none"] == read["tasks"]["synthetic-order"]["metrics"]["acc"]["stderr"]
 
 
-def test_real_prompts_score_as_a_plain_forward_pass(gpt2_folder: Path, memo_trap: Path) -> None:
+def test_scores_of_real_prompts_equal_a_plain_forward_pass(gpt2_folder: Path, memo_trap: Path) -> None:
     results = _evaluate(gpt2_folder, memo_trap, None, limit=60)
     assert results.settings["shared_prefixes"] is True
     assert results.tokens["computed"] < 0.6 * results.tokens["pairs"]
@@ -71,7 +71,7 @@ def test_every_kind_of_the_prize_runs(gpt2_folder: Path, prize_csv: Path) -> Non
     }
 
 
-def test_a_tokenizer_larger_than_the_model_is_told_before_the_weights(
+def test_a_tokenizer_larger_than_the_embedding_is_refused_before_the_weights(
     gpt2_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -79,7 +79,7 @@ def test_a_tokenizer_larger_than_the_model_is_told_before_the_weights(
     (folder / "model.safetensors").write_bytes(b"not weights")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    with pytest.raises(UserError, match="50257 tokens, the model's embedding only 100"):
+    with pytest.raises(UserError, match="50257 tokens, its embedding only 100"):
         _evaluate(folder, "demo", None)
 
 
@@ -99,15 +99,15 @@ def test_a_folder_without_tokenizer_or_weights(broken: str, gpt2_folder: Path, t
 
 
 @pytest.mark.parametrize("output", ["file", "file/below"])
-def test_an_output_that_is_no_folder_is_told_before_the_weights(
+def test_an_output_that_is_not_a_folder_is_refused_before_the_weights(
     output: str, gpt2_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--output = .*file is no folder"):
+    with pytest.raises(UserError, match=r"--output = .*file is not a folder"):
         _evaluate(gpt2_folder, "demo", tmp_path / output)
 
 
-def test_continuations_that_no_model_takes_are_told_with_their_lines(
+def test_continuations_that_cannot_be_scored_are_reported_with_their_lines(
     gpt2_folder: Path, tmp_path: Path
 ) -> None:
     rows = [("A is", [" b", " c"]), ("exam", ["ple", " c"]), ("A is", [" b" * 129, " c"])]
@@ -117,14 +117,14 @@ def test_continuations_that_no_model_takes_are_told_with_their_lines(
     )
     with pytest.raises(UserError) as caught:
         _evaluate(gpt2_folder, path, None)
-    told = [(fault.field, fault.problem) for fault in caught.value.faults]
-    assert told == [
+    found = [(fault.field, fault.problem) for fault in caught.value.faults]
+    assert found == [
         (f"{path}:2", "continuation 0 adds no token to its prompt"),
         (f"{path}:3", "continuation 0 is longer than the model's 128 positions"),
     ]
 
 
-def test_settings_out_of_range_are_told_together(gpt2_folder: Path) -> None:
+def test_settings_out_of_range_are_reported_together(gpt2_folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         _evaluate(gpt2_folder, "demo", None, batch_tokens=0, limit=-1, dtype="fp64", data=Path("/nowhere"))
     assert [fault.field for fault in caught.value.faults] == [

@@ -1,4 +1,4 @@
-"""The command under real launchers: the same bytes for any number of ranks, and one message for mistakes."""
+"""The command under real launchers: equal bits on any number of ranks, one message for a user's errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _launch(launcher: str, ranks: int, *arguments: str, threads: int = 1) -> sub
 
 
 def _as_srun(ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """A process a rank with the variables that srun sets; the result of rank 0."""
+    """One process per rank with the variables that srun sets; returns the result of rank 0."""
     shared = rank_environment() | {"SLURM_STEP_ID": "0", "SLURM_NTASKS": str(ranks)}
     jobs = [
         subprocess.Popen(
@@ -127,7 +127,7 @@ def test_ranks_without_work_do_not_hang(gpt2_folder: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "results.json").read_text())["tasks"]["one"]["count"] == 1
 
 
-def test_mistakes_of_all_kinds_are_told_once_and_end_every_rank(gpt2_folder: Path, tmp_path: Path) -> None:
+def test_errors_of_all_kinds_are_printed_once_and_end_every_rank(gpt2_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "A is", "classes": [" b", " c"], "answer_index": 5}\n')
     tasks = f"memotrap,{tmp_path / 'bad.jsonl'}"
     ended = _launch(
@@ -139,7 +139,7 @@ def test_mistakes_of_all_kinds_are_told_once_and_end_every_rank(gpt2_folder: Pat
     for part in [
         "did you mean 'memo-trap'?",
         "bad.jsonl:1",
-        "no such folder",
+        "does not exist or is not a folder",
         "--dtype = 'fp8'",
     ]:
         assert part in ended.stderr
@@ -147,7 +147,7 @@ def test_mistakes_of_all_kinds_are_told_once_and_end_every_rank(gpt2_folder: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_argument_is_one_message_with_exit_code_2(
+def test_a_wrong_argument_prints_one_message_and_exits_with_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--modle", str(tmp_path), "--tasks", "demo", "--output", str(tmp_path)]) == 2

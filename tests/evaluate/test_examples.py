@@ -1,4 +1,4 @@
-"""Parsing the formats, and telling every fault with file and line at once."""
+"""Parsing of all formats; every fault is reported at once, with file and line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gaguide.errors import UserError
-from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examples, read_records
+from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examples
+from gaguide.evaluate.tasks.records import read_records
 from gaguide.evaluate.tasks.task import Task
 
 _GOOD = {"prompt": "A is", "classes": "[' b', ' c']", "answer_index": 1}
@@ -24,7 +25,7 @@ def _jsonl(path: Path, *rows: object) -> Path:
 
 
 @pytest.mark.parametrize("classes", ["[' b', ' c']", '[" b", " c"]', [" b", " c"], "(' b', ' c')"])
-def test_class_lists_in_every_form(tmp_path: Path, classes: object) -> None:
+def test_class_lists_are_parsed_in_every_form(tmp_path: Path, classes: object) -> None:
     parsed = _parse(_jsonl(tmp_path / "a.jsonl", _GOOD | {"classes": classes}))
     assert parsed.kind == "classification"
     assert parsed.examples == (Example("0", ("A is",), (" b", " c"), 1),)
@@ -47,18 +48,18 @@ def test_class_lists_are_never_evaluated(tmp_path: Path) -> None:
         {"text": "A is", "classes": [" b", " c"], "target": 1.0},
     ],
 )
-def test_columns_of_other_evaluators(tmp_path: Path, columns: dict) -> None:
+def test_columns_of_other_evaluators_are_understood(tmp_path: Path, columns: dict) -> None:
     assert _parse(_jsonl(tmp_path / "a.jsonl", columns)).examples[0].answer_index == 1
 
 
-def test_a_task_may_map_columns_and_put_a_delimiter(tmp_path: Path) -> None:
+def test_a_task_maps_columns_and_adds_a_delimiter(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", {"q": "A is", "c": {"text": ["b", "c"]}, "l": 0, "id": "x7"})
     columns = {"prompt": "q", "classes": "c.text", "answer_index": "l"}
     parsed = _parse(path, kind="classification", columns=columns, delimiter=" ")
     assert parsed.examples == (Example("x7", ("A is",), (" b", " c"), 0, delimiter=" "),)
 
 
-def test_csv_with_rows_over_several_lines(tmp_path: Path) -> None:
+def test_csv_rows_may_span_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbf,prompt,completion\n0,"two\nlines", end\n1,"x ""y""", z\n')
     parsed = _parse(path)
@@ -66,7 +67,7 @@ def test_csv_with_rows_over_several_lines(tmp_path: Path) -> None:
     assert [one.pairs for one in parsed.examples] == [[("two\nlines", " end")], [('x "y"', " z")]]
 
 
-def test_log_odds_by_columns(tmp_path: Path) -> None:
+def test_logodds_are_inferred_from_the_columns(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", _GOOD | {"other_prompt": "B is"})
     parsed = _parse(path)
     assert parsed.kind == "logodds"
@@ -75,7 +76,7 @@ def test_log_odds_by_columns(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_every_fault_is_told_with_its_line(tmp_path: Path) -> None:
+def test_every_fault_is_reported_with_its_line(tmp_path: Path) -> None:
     path = _jsonl(
         tmp_path / "a.jsonl",
         _GOOD | {"id": "a"},
@@ -96,12 +97,12 @@ def test_every_fault_is_told_with_its_line(tmp_path: Path) -> None:
     problems = "\n".join(fault.problem for fault in caught.value.faults)
     for part in [
         "is 2, but there are 2", "is -1", "'one'", "True", "1 class", "empty class", "list of strings",
-        "no column 'prompt'", "prompt is int", "'a' stands in line 1",
+        "missing column 'prompt'", "prompt is int", "duplicate id 'a', first in line 1",
     ]:  # fmt: skip
         assert part in problems
 
 
-def test_faults_of_csv_name_the_first_line_of_the_row(tmp_path: Path) -> None:
+def test_faults_in_csv_name_the_first_line_of_the_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("prompt,classes,answer_index\n\"p\nq\",\"[' a', ' b']\",0\nr,\"[' a', ' b']\",7\n")
     with pytest.raises(UserError) as caught:
@@ -109,7 +110,7 @@ def test_faults_of_csv_name_the_first_line_of_the_row(tmp_path: Path) -> None:
     assert [fault.field for fault in caught.value.faults] == [f"{path}:4"]
 
 
-def test_lines_that_are_not_utf8_or_not_json(tmp_path: Path) -> None:
+def test_lines_that_are_not_utf8_or_not_json_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xe4"}\n\xff\n')
     with pytest.raises(UserError) as caught:
@@ -124,55 +125,55 @@ def test_lines_that_are_not_utf8_or_not_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"prompt": "half \ud83c of it"}, "prompt holds half a surrogate pair"),
-        ({"classes": [" b", " \udf0a"]}, "a class holds half a surrogate pair"),
-        ({"id": "\ud83c"}, "id holds half a surrogate pair"),
-        ({"id": None}, "no column 'id'"),
+        ({"prompt": "half \ud83c of it"}, "prompt contains half a surrogate pair"),
+        ({"classes": [" b", " \udf0a"]}, "a class contains half a surrogate pair"),
+        ({"id": "\ud83c"}, "id contains half a surrogate pair"),
+        ({"id": None}, "missing column 'id'"),
         ({"classes": "{[1]: 2}"}, "not a list of strings"),
         ({"classes": "[" * 100_000}, "not a list of strings"),
         ({"answer_index": 10**400}, "a huge number, but there are 2"),
-        ({"answer_index": "9" * 5000}, "'99999.*…, not a whole number"),
+        ({"answer_index": "9" * 5000}, "'99999.*…, not an integer"),
     ],
 )
-def test_texts_and_numbers_that_break_parsers(tmp_path: Path, columns: dict, problem: str) -> None:
+def test_values_that_break_parsers_are_reported(tmp_path: Path, columns: dict, problem: str) -> None:
     path = _jsonl(tmp_path / "a.jsonl", _GOOD | {"id": "a"}, _GOOD | {"id": "b"} | columns)
     with pytest.raises(UserError, match=problem) as caught:
         _parse(path)
     assert [fault.field for fault in caught.value.faults] == [f"{path}:2"]
 
 
-def test_a_line_nested_too_deep_and_an_answer_beyond_all_numbers(tmp_path: Path) -> None:
+def test_deep_nesting_and_huge_answers_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.jsonl:1: is not a JSON object"):
         _parse(_jsonl(tmp_path / "a.jsonl", "[" * 100_000))
     with pytest.raises(UserError, match="the answer is a huge number"):
         _parse(_jsonl(tmp_path / "b.jsonl", {"prompt": "A", "number": 10**400}))
 
 
-def test_csv_rows_whose_commas_are_not_quoted_and_columns_named_twice(tmp_path: Path) -> None:
+def test_unquoted_commas_and_duplicate_columns_in_csv_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('prompt,completion,prompt\nyes, no, so\nA, b\nHello, big, world, here\n"a, b", c,,\n')
     with pytest.raises(UserError) as caught:
         _parse(path)
-    told = [(fault.field, fault.problem) for fault in caught.value.faults]
-    assert told == [
-        (f"{path}:1", "names the column 'prompt' twice"),
+    found = [(fault.field, fault.problem) for fault in caught.value.faults]
+    assert found == [
+        (f"{path}:1", "duplicate column 'prompt'"),
         (f"{path}:4", "has 4 cells, the header 3"),
     ]
 
 
-def test_a_name_that_no_column_has_is_not_mapped_in_silence(tmp_path: Path) -> None:
+def test_mapping_an_unknown_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"columns\.promt.*\n.*did you mean 'prompt'"):
         _parse(_jsonl(tmp_path / "a.jsonl", _GOOD), columns={"promt": "prompt"})
 
 
-def test_an_empty_file_and_unknown_columns(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no example"):
+def test_empty_files_and_unknown_columns_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not contain an example"):
         _parse(_jsonl(tmp_path / "a.jsonl"))
-    with pytest.raises(UserError, match="cannot tell the kind"):
+    with pytest.raises(UserError, match="cannot infer the kind"):
         _parse(_jsonl(tmp_path / "a.jsonl", {"prompt": "a", "reply": "b"}))
 
 
-def test_classes_without_a_leading_space_are_a_warning(tmp_path: Path) -> None:
+def test_classes_without_a_leading_space_cause_a_warning(tmp_path: Path) -> None:
     path = _jsonl(
         tmp_path / "a.jsonl", _GOOD, _GOOD | {"classes": ["b", "c"]}, _GOOD | {"classes": ["b", "c"]}
     )
@@ -183,14 +184,14 @@ def test_classes_without_a_leading_space_are_a_warning(tmp_path: Path) -> None:
     assert many.warnings[0].endswith("19, 20 and 5 more)")
 
 
-def test_many_faults_are_counted(tmp_path: Path) -> None:
+def test_faults_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", *[_GOOD | {"answer_index": 9}] * 250)
     with pytest.raises(UserError) as caught:
         _parse(path)
     assert len(caught.value.faults) == 201 and "50 more" in caught.value.faults[-1].problem
 
 
-def test_the_prize_files(memo_trap: Path, prize_csv: Path) -> None:
+def test_the_prize_files_are_parsed(memo_trap: Path, prize_csv: Path) -> None:
     parsed = _parse(memo_trap)
     assert len(parsed.examples) == 937
     assert parsed.examples[0].continuations == (" early.", " never.")

@@ -1,4 +1,4 @@
-"""Held-out perplexity, numbers, demonstrations: against plain forward passes and against training's loss."""
+"""Held-out perplexity, numbers and demonstrations, compared with plain forward passes and training's loss."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def embedded_model(embedded_shards: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("isolate", [False, True])
-def test_perplexity_of_shards_is_trainings_validation_loss(
+def test_perplexity_of_shards_equals_the_validation_loss_of_training(
     isolate: bool, embedded_shards: Path, embedded_model: Path, tmp_path: Path
 ) -> None:
     task = tmp_path / "heldout.yaml"
@@ -61,7 +61,7 @@ def test_perplexity_of_shards_is_trainings_validation_loss(
     assert len(found.scored) == 24 and sum(found.scored[0].target_tokens) == 47
 
 
-def test_a_folder_of_shards_is_a_task_and_needs_its_own_tokenizer(
+def test_a_folder_of_shards_is_a_task_and_requires_its_tokenizer(
     embedded_shards: Path, embedded_model: Path, gpt2_folder: Path
 ) -> None:
     (found,) = _evaluate(embedded_model, embedded_shards, limit=3).tasks.values()
@@ -70,7 +70,7 @@ def test_a_folder_of_shards_is_a_task_and_needs_its_own_tokenizer(
         _evaluate(gpt2_folder, embedded_shards)
 
 
-def test_numbers_are_those_of_greedy_decoding(gpt2_folder: Path, tmp_path: Path) -> None:
+def test_numbers_equal_those_of_greedy_decoding(gpt2_folder: Path, tmp_path: Path) -> None:
     prompts = ["Two and two is", "A dozen eggs are", "The year of the first edition was the year"]
     tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     model = AutoModelForCausalLM.from_pretrained(gpt2_folder).eval()
@@ -97,13 +97,11 @@ def test_numbers_are_those_of_greedy_decoding(gpt2_folder: Path, tmp_path: Path)
     ("text", "number"),
     [(" 1,234.5 eggs", 1234.5), ("\n\n 7.", 7), (" about -3e2", -300), (" none\n 5", None), ("1,23", 1)],
 )
-def test_the_first_number_of_the_first_line(text: str, number: float | None) -> None:
+def test_the_first_number_of_the_first_line_is_found(text: str, number: float | None) -> None:
     assert first_number(text) == number
 
 
-def test_demonstrations_are_the_same_before_every_prompt_and_are_not_asked(
-    gpt2_folder: Path, tmp_path: Path
-) -> None:
+def test_demonstrations_precede_every_prompt_and_are_not_asked(gpt2_folder: Path, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Q{at}: is it?", "classes": [" yes", " no"], "answer_index": at % 2} for at in range(9)
     ]
@@ -124,7 +122,7 @@ def test_demonstrations_are_the_same_before_every_prompt_and_are_not_asked(
     assert [one.example.prompts[0] for one in again.scored] == [row["prompt"] for row in rows]
 
 
-def test_demonstrations_from_another_file_leave_every_example(gpt2_folder: Path, tmp_path: Path) -> None:
+def test_demonstrations_from_another_file_keep_every_example(gpt2_folder: Path, tmp_path: Path) -> None:
     row = {"prompt": "Is it?", "classes": [" yes", " no"], "answer_index": 1}
     (tmp_path / "quiz.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "train.jsonl").write_text(2 * (json.dumps(row | {"prompt": "Was it?"}) + "\n"))
@@ -133,5 +131,5 @@ def test_demonstrations_from_another_file_leave_every_example(gpt2_folder: Path,
     )
     (found,) = _evaluate(gpt2_folder, tmp_path / "quiz.yaml").tasks.values()
     assert found.scored[0].example.prompts == ("Was it? no\n\nWas it? no\n\nIs it?",)
-    with pytest.raises(UserError, match="7 demonstrations are asked for, there are 2"):
+    with pytest.raises(UserError, match="asks for 7 demonstrations, but there are 2"):
         _evaluate(gpt2_folder, tmp_path / "quiz.yaml", shots=7)

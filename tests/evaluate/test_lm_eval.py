@@ -1,4 +1,4 @@
-"""Every log-probability and accuracy equals those of lm-evaluation-harness 0.4.13 itself."""
+"""Every log-probability and accuracy equals that of lm-evaluation-harness 0.4.13."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _EDGES = [
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with edge cases as JSON lines."""
+    """A folder with a data file of edge cases."""
     folder = tmp_path_factory.mktemp("sets")
     (folder / "edges.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _EDGES))
     return folder
@@ -53,7 +53,7 @@ def _compare(
     shots: list[dict] | None = None,
     delimiter: str = "",
 ) -> dict:
-    """Compare both on `file`; returns the harness's own results."""
+    """Compare gaguide with the harness on `file`; returns the harness's results."""
     config = {
         "task": "compared", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(file)}},
         "output_type": "multiple_choice", "test_split": "train", "doc_to_text": "prompt",
@@ -73,7 +73,7 @@ def _compare(
         tasks=["compared"],
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         limit=limit,
-        bootstrap_iters=1,  # 0 would leave out the standard error of a mean, too
+        bootstrap_iters=1,  # 0 would omit the standard error of a mean, too
     )
     settings = EvaluateSettings(limit=limit, batch_tokens=1000)
     (ours,) = evaluate(model, [str(task)], tmp_path / "out", World(), settings).tasks.values()
@@ -83,7 +83,7 @@ def _compare(
         wanted = [response[0][0] for response in sample["resps"]]
         assert scored.log_probabilities == pytest.approx(wanted, abs=1e-4)
         first, second = sorted(wanted)[:-3:-1]
-        if first - second > 2e-4:  # nearer than that, rounding decides
+        if first - second > 2e-4:  # closer than that, rounding decides
             assert scored.correct == bool(sample["acc"])
         by_length = [value / len(text) for value, text in zip(wanted, sample["doc"]["classes"], strict=True)]
         first, second = sorted(by_length)[:-3:-1]
@@ -96,13 +96,13 @@ def _compare(
     return theirs
 
 
-def test_edge_cases_equal(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
+def test_edge_cases_equal_the_harness(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
     assert sum(character in string.ascii_letters for character in _EDGES[9]["prompt"]) > 600  # > 128 tokens
     _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path)
 
 
-def test_memo_trap_equals(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) -> None:
-    # The release has its lists in strings, which the harness reads from data sets that were converted.
+def test_memo_trap_equals_the_harness(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) -> None:
+    # The release has lists in strings; the harness reads converted data sets.
     file = tmp_path / "converted.jsonl"
     rows = [json.loads(line) for line in memo_trap.read_text("utf-8").splitlines()]
     rows = [row | {"classes": ast.literal_eval(row["classes"])} for row in rows]
@@ -110,7 +110,9 @@ def test_memo_trap_equals(gpt2_folder: Path, memo_trap: Path, tmp_path: Path) ->
     _compare(gpt2_folder, file, 150, tmp_path)
 
 
-def test_demonstrations_that_are_kept_equal(gpt2_folder: Path, demonstrated: Path, tmp_path: Path) -> None:
+def test_cached_demonstrations_equal_the_harness(
+    gpt2_folder: Path, demonstrated: Path, tmp_path: Path
+) -> None:
     _compare(gpt2_folder, demonstrated, None, tmp_path)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["tokens"]["kept_prefixes"] == 1
 
@@ -118,12 +120,12 @@ def test_demonstrations_that_are_kept_equal(gpt2_folder: Path, demonstrated: Pat
 def test_a_demonstration_and_a_delimiter_give_the_same_prompts(
     gpt2_folder: Path, sets: Path, tmp_path: Path
 ) -> None:
-    # A delimiter this long moves `acc_norm` wherever its characters are counted.
+    # A delimiter this long changes `acc_norm` if its characters are counted.
     shots = [{"prompt": "Q: Is 3 odd? A:", "classes": [" no", " yes"], "answer_index": 1}]
     _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path, shots, delimiter=" = ... = ")
 
 
-def test_the_results_file_has_the_harnesss_form(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
+def test_the_results_file_has_the_form_of_the_harness(gpt2_folder: Path, sets: Path, tmp_path: Path) -> None:
     theirs = _compare(gpt2_folder, sets / "edges.jsonl", None, tmp_path)
     tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
     tracker.general_config_tracker.log_experiment_args("hf", "pretrained=x", "", "", False)

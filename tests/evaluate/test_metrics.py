@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand or by other formulas."""
+"""Metrics compared with values worked out by hand, by other formulas, or by statsmodels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.proportion import proportion_confint
 
 from gaguide.evaluate.results.metrics import (
     chance_level,
@@ -23,7 +24,7 @@ def _choice(answer: int, *classes: str) -> Example:
     return Example("0", ("prompt",), classes, answer)
 
 
-def test_accuracy_takes_the_first_of_equals_and_the_normalised_one_counts_characters() -> None:
+def test_accuracy_takes_the_first_of_equals_and_acc_norm_counts_characters() -> None:
     tie = score_example("classification", _choice(1, " a", " b"), [-1.0, -1.0], [1, 1])
     assert (tie.predicted, tie.correct, tie.margin) == (0, False, 0.0)
     long = score_example("classification", _choice(1, " a", " abcdefg"), [-2.0, -4.0], [1, 2])
@@ -32,7 +33,7 @@ def test_accuracy_takes_the_first_of_equals_and_the_normalised_one_counts_charac
     assert (metrics["acc"].value, metrics["acc_norm"].value) == (0.0, 0.5)
 
 
-def test_the_normalised_accuracy_counts_no_delimiter() -> None:
+def test_acc_norm_does_not_count_the_delimiter() -> None:
     example = Example("0", ("prompt",), (" = a", " = bcd"), 1, delimiter=" = ")
     scored = score_example("classification", example, [-2.0, -5.4], [1, 2])  # 2 against 1.8 a character
     assert (scored.predicted, scored.predicted_norm) == (0, 1)
@@ -62,24 +63,26 @@ def test_perplexity_is_per_token() -> None:
     assert perplexity([2.0, 4.0], [1, 2]).stderr == pytest.approx(0.0)
 
 
-def test_wilson_interval_of_a_textbook_case() -> None:
+def test_the_wilson_interval_of_a_textbook_case() -> None:
     found = proportion([True] * 8 + [False] * 2)
     assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     assert found.stderr == pytest.approx(math.sqrt(0.8 * 0.2 / 9))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200))
-def test_the_interval_holds_the_share_and_stays_within_bounds(hits: list[bool]) -> None:
+def test_the_wilson_interval_contains_the_share_and_equals_that_of_statsmodels(hits: list[bool]) -> None:
     found = proportion(hits)
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.low < found.high
+    wanted = proportion_confint(sum(hits), len(hits), method="wilson")
+    assert (found.low, found.high) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_one_example_has_no_standard_error() -> None:
     assert math.isnan(mean([1.0]).stderr)
 
 
-def test_chance_is_that_of_a_blind_choice() -> None:
+def test_chance_is_the_accuracy_of_a_random_choice() -> None:
     examples = [_choice(0, "a", "b"), _choice(0, "a", "b", "c", "d")]
     assert chance_level("classification", examples) == pytest.approx(0.375)
     assert chance_level("sequence_prob", examples) is None

@@ -1,4 +1,4 @@
-"""Rows hold every sequence once per shared prefix, and the mask lets each see exactly its own tokens."""
+"""Rows contain every shared prefix once, and the mask lets each sequence attend to exactly its own tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gaguide.evaluate.schedule.rows import TokenSequence, added_tokens, build_row, shared_length
-from gaguide.evaluate.score.logits import inputs
+from gaguide.evaluate.score.logits import model_inputs
 
-# Few distinct tokens, so that prefixes meet often.
+# Few distinct tokens, so that prefixes are often shared.
 _IDS = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
 
 
@@ -18,31 +18,31 @@ def _sequences(id_lists: list[tuple[int, ...]]) -> list[TokenSequence]:
 
 
 @given(st.lists(_IDS, min_size=1, max_size=8))
-def test_every_sequence_stands_in_the_row_and_is_read_at_its_end(id_lists: list[tuple[int, ...]]) -> None:
+def test_every_sequence_is_in_the_row_and_read_at_its_end(id_lists: list[tuple[int, ...]]) -> None:
     row = build_row(_sequences(id_lists))
-    assert {read.key for read in row.reads} == {(at, 0) for at in range(len(id_lists))}
-    for read in row.reads:
+    assert {read.key for read in row.readouts} == {(at, 0) for at in range(len(id_lists))}
+    for read in row.readouts:
         ids = id_lists[read.key[0]]
         assert row.sequence(read) == ids
         assert [row.depths[at] for at in read.positions] == list(range(len(ids)))[-len(read.target_ids) :]
 
 
 @given(st.lists(_IDS, min_size=1, max_size=8))
-def test_a_row_is_as_long_as_there_are_different_prefixes(id_lists: list[tuple[int, ...]]) -> None:
+def test_a_row_has_one_token_per_distinct_prefix(id_lists: list[tuple[int, ...]]) -> None:
     prefixes = {ids[: n + 1] for ids in id_lists for n in range(len(ids))}
     sequences = sorted(_sequences(id_lists))
     assert len(build_row(sequences)) == len(prefixes) == added_tokens((), sequences)
 
 
 @given(st.lists(st.lists(_IDS, min_size=1, max_size=5), min_size=1, max_size=3))
-def test_the_mask_shows_a_token_its_own_prefix_only(row_ids: list[list[tuple[int, ...]]]) -> None:
+def test_the_mask_shows_a_token_only_its_own_prefix(row_ids: list[list[tuple[int, ...]]]) -> None:
     rows = [build_row(_sequences(id_lists)) for id_lists in row_ids]
-    made = inputs(rows, torch.device("cpu"))
+    made = model_inputs(rows, torch.device("cpu"))
     if "attention_mask" not in made:
         assert not any(row.branches for row in rows)
         return
     for at, row in enumerate(rows):
-        for read in row.reads:
+        for read in row.readouts:
             seen = (made["attention_mask"][at, 0, read.positions[-1]] == 0).nonzero().flatten()
             assert made["input_ids"][at, seen].tolist() == list(row.sequence(read))
             assert made["position_ids"][at, seen].tolist() == list(range(len(seen)))

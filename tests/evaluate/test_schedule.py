@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, assign, make_batches
+from gaguide.evaluate.schedule.batches import Batch, make_batches
+from gaguide.evaluate.schedule.cost import Budget, CostModel
+from gaguide.evaluate.schedule.ranks import assign_batches
 from gaguide.evaluate.schedule.rows import TokenSequence
 
 _COST = CostModel(layers=12, width=768, vocabulary=50257)
@@ -20,11 +22,11 @@ def _sequences(examples: list[list[tuple[int, ...]]]) -> list[list[TokenSequence
 
 
 @given(st.lists(_EXAMPLE, min_size=1, max_size=30), st.integers(1, 400))
-def test_each_pair_is_read_once_and_no_example_is_split(
+def test_each_pair_is_read_once_and_examples_are_not_split(
     examples: list[list[tuple[int, ...]]], batch_tokens: int
 ) -> None:
     batches = make_batches(_sequences(examples), Budget(batch_tokens), _COST)
-    reads = [read for batch in batches for row in batch.rows for read in row.reads]
+    reads = [read for batch in batches for row in batch.rows for read in row.readouts]
     assert sorted(read.key for read in reads) == [
         (at, nth) for at, pairs in enumerate(examples) for nth in range(len(pairs))
     ]
@@ -33,7 +35,7 @@ def test_each_pair_is_read_once_and_no_example_is_split(
 
 
 @given(st.lists(_EXAMPLE, min_size=1, max_size=30), st.integers(40, 400))
-def test_batches_keep_to_their_tokens_unless_one_example_exceeds_them(
+def test_batches_respect_the_budget_unless_one_example_exceeds_it(
     examples: list[list[tuple[int, ...]]], batch_tokens: int
 ) -> None:
     for batch in make_batches(_sequences(examples), Budget(batch_tokens), _COST):
@@ -41,7 +43,7 @@ def test_batches_keep_to_their_tokens_unless_one_example_exceeds_them(
         assert len(batch.rows) * max(map(len, batch.rows)) <= batch_tokens or len(different) == 1
 
 
-def test_demonstrations_that_all_examples_share_are_computed_once_per_row() -> None:
+def test_shared_demonstrations_are_computed_once_per_row() -> None:
     shots = tuple(range(400))
     examples = [[(*shots, 1000 + at, 7), (*shots, 1000 + at, 8)] for at in range(40)]
     batches = make_batches(_sequences(examples), Budget(2048), _COST)
@@ -49,7 +51,7 @@ def test_demonstrations_that_all_examples_share_are_computed_once_per_row() -> N
     assert tokens == 400 + 40 * 3
 
 
-def test_duplicates_of_an_example_whose_sequences_are_apart_are_computed_once() -> None:
+def test_duplicates_of_an_example_with_several_rows_are_computed_once() -> None:
     example = [tuple(range(1000 * side, 1000 * side + 200)) for side in (1, 2)]
     once, thrice = (make_batches(_sequences([example] * count), Budget(2048), _COST) for count in (1, 3))
     assert [[len(row) for row in batch.rows] for batch in once] == [[200, 200]]
@@ -57,7 +59,7 @@ def test_duplicates_of_an_example_whose_sequences_are_apart_are_computed_once() 
     assert thrice[0].examples == {0, 1, 2}
 
 
-def test_strangers_are_not_put_into_one_row() -> None:
+def test_unrelated_examples_do_not_share_a_row() -> None:
     examples = [[tuple(range(100 * at, 100 * at + 50))] for at in range(10)]
     batches = make_batches(_sequences(examples), Budget(2048), _COST)
     assert all(len(row) == 50 for batch in batches for row in batch.rows)
@@ -70,11 +72,11 @@ def test_batches_do_not_depend_on_the_order_of_examples_within_ties() -> None:
 
 
 @given(st.lists(st.floats(0.1, 100), max_size=60), st.integers(1, 7))
-def test_batches_are_dealt_out_once_and_evenly(costs: list[float], ranks: int) -> None:
+def test_batches_are_assigned_once_and_evenly(costs: list[float], ranks: int) -> None:
     batches = [Batch((), cost) for cost in costs]
-    given_out = assign(batches, ranks)
-    assert len(given_out) == ranks
-    assert sorted(at for share in given_out for at in share) == list(range(len(costs)))
-    loads = [sum(costs[at] for at in share) for share in given_out]
+    assigned = assign_batches(batches, ranks)
+    assert len(assigned) == ranks
+    assert sorted(at for share in assigned for at in share) == list(range(len(costs)))
+    loads = [sum(costs[at] for at in share) for share in assigned]
     # Longest first keeps the shares within one batch of each other.
     assert max(loads) - min(loads) <= max(costs, default=0.0) + 1e-6

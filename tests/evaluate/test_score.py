@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
 
-from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.schedule.batches import Batch, make_batches
+from gaguide.evaluate.schedule.cost import Budget, CostModel
 from gaguide.evaluate.schedule.rows import TokenSequence, build_row
 from gaguide.evaluate.score.logits import Scores, logsumexp
 from gaguide.evaluate.score.scorer import Scorer
@@ -55,7 +56,7 @@ def _alone(model: torch.nn.Module, examples: list[list[TokenSequence]]) -> Score
 
 def _score(scorer: Scorer, examples: list[list[TokenSequence]], batch_tokens: int = 128) -> Scores:
     batches = make_batches(examples, Budget(batch_tokens), _COST)
-    scorer.check(batches)
+    scorer.detect_sharing(batches)
     return scores_of(scorer, batches)
 
 
@@ -64,12 +65,12 @@ def test_shared_prefixes_give_the_scores_of_each_sequence_alone(kind: str) -> No
     model, examples = tiny_model(kind, attn_implementation="sdpa"), _examples()
     scorer = Scorer(model, _CPU)
     scores = _score(scorer, examples)
-    assert scorer.shares
+    assert scorer.sharing
     assert scores == pytest.approx(_alone(model, examples), abs=1e-4)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 5000])
-def test_the_batch_size_does_not_matter(batch_tokens: int) -> None:
+def test_scores_do_not_depend_on_the_batch_size(batch_tokens: int) -> None:
     model, examples = tiny_model("gpt2", attn_implementation="sdpa"), _examples()
     assert _score(Scorer(model, _CPU), examples, batch_tokens) == pytest.approx(
         _score(Scorer(model, _CPU), examples), abs=1e-5
@@ -87,7 +88,7 @@ def test_the_batch_size_does_not_matter(batch_tokens: int) -> None:
     ],
     ids=["alibi", "softcapped logits", "sliding window"],
 )
-def test_models_that_cannot_share_prefixes_are_found_out_and_scored_right(config: object) -> None:
+def test_models_that_cannot_share_prefixes_are_detected_and_scored_correctly(config: object) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -96,23 +97,23 @@ def test_models_that_cannot_share_prefixes_are_found_out_and_scored_right(config
                 parameter.normal_(std=0.25)
     scorer, examples = Scorer(model, _CPU), _examples()
     scores = _score(scorer, examples)
-    assert not scorer.shares
+    assert not scorer.sharing
     assert scores == pytest.approx(_alone(model, examples), abs=1e-4)
 
 
-def test_rows_out_of_memory_are_halved_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_exceed_memory_are_halved_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, said = tiny_model("gpt2", attn_implementation="sdpa"), _examples(), []
     rows = [build_row(pairs) for pairs in examples]
     wanted = Scorer(model, _CPU).score(rows)
     scorer = Scorer(model, _CPU, say=said.append)
-    whole = scorer._together
+    whole = scorer._score_together
 
     def small_memory(rows: list, prefix: tuple[int, ...]) -> Scores:
         if len(rows) > 2:
             raise torch.OutOfMemoryError
         return whole(rows, prefix)
 
-    monkeypatch.setattr(scorer, "_together", small_memory)
+    monkeypatch.setattr(scorer, "_score_together", small_memory)
     assert scorer.score(rows) == pytest.approx(wanted, abs=1e-5)
     assert len(said) == 3 and "8 rows" in said[0]
 
@@ -140,7 +141,7 @@ print(json.dumps([len(scores), abs(scores[15, 0] - wanted[15, 0]), said]))
 """
 
 
-def test_a_cpu_without_memory_halves_too() -> None:
+def test_rows_that_exceed_cpu_memory_are_halved_too() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _LITTLE_MEMORY], env=rank_environment(), capture_output=True, text=True
     )
@@ -168,10 +169,10 @@ def test_small_batches_give_equal_bits_with_one_and_two_threads() -> None:
 _GPT2_WIDTH = """
 import torch
 from gaguide.evaluate.schedule.rows import TokenSequence, build_row
-from gaguide.evaluate.score.scorer import Scorer, sum_in_one_order
+from gaguide.evaluate.score.scorer import Scorer, make_sums_reproducible
 from transformers import GPT2Config, GPT2LMHeadModel
 
-sum_in_one_order()
+make_sums_reproducible()
 torch.manual_seed(0)
 model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_layer=1, n_embd=768, n_head=12)).eval()
 ids = torch.randint(64, (300,)).tolist()
@@ -186,7 +187,7 @@ for row in rows:
 
 
 def test_a_model_of_gpt2s_width_gives_equal_bits_with_one_and_two_threads() -> None:
-    """In a process of its own: MKL is told before its first product."""
+    """In a separate process, since MKL reads the setting before its first product."""
     environment = rank_environment()
     environment.pop("MKL_CBWR", None)  # another test's evaluation may have set it for this process
     ended = subprocess.run(
@@ -203,7 +204,7 @@ def test_the_check_computes_few_sequences_of_a_row_that_holds_many() -> None:
         lambda module, args, kwargs: tokens.append((args or tuple(kwargs.values()))[0].numel()),
         with_kwargs=True,
     )
-    assert scorer.check([Batch((row,), 0.0)]) < 1e-4
+    assert scorer.detect_sharing([Batch((row,), 0.0)]) < 1e-4
     assert 0 < sum(tokens) < 4 * len(prompt)
 
 
@@ -218,8 +219,8 @@ def test_the_check_takes_sequences_that_branch_though_most_of_the_row_are_duplic
     ids = [*[prompt] * 5, *[(*prompt, *(at for _ in range(6))) for at in (30, 31)]]
     row = build_row([TokenSequence(one, one[-2:], (at, 0)) for at, one in enumerate(ids)])
     scorer = Scorer(model.eval(), _CPU)
-    assert scorer.check([Batch((row,), 0.0)]) > 1e-3
-    assert not scorer.shares
+    assert scorer.detect_sharing([Batch((row,), 0.0)]) > 1e-3
+    assert not scorer.sharing
 
 
 def test_log_sums_are_torchs_own_also_of_infinite_logits() -> None:

@@ -1,4 +1,4 @@
-"""A model cut up among two ranks by ZeRO-3 gives the numbers of the whole model."""
+"""A model partitioned between two ranks by ZeRO-3 gives the numbers of the whole model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from tests.support.ranks import DS_CONFIGS, EVALUATE, run_ranks
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_a_model_cut_up_among_ranks_gives_the_same_numbers(
+def test_a_partitioned_model_gives_the_same_numbers(
     gpt2_folder: Path, demonstrated: Path, tmp_path: Path, kept: int
 ) -> None:
-    """Without a prefix to keep all are in one batch: the other rank has no work, but must pass too."""
+    """Without a prefix one batch has all examples: the rank without work must run idle passes."""
     task, limit = (str(demonstrated), 48) if kept else ("synthetic-order", 13)
     config = json.loads((DS_CONFIGS / "zero3.json").read_text())
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or small tensors stay whole
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = (
+        0  # else small tensors are not partitioned
+    )
     (tmp_path / "zero3.json").write_text(json.dumps(config))
     arguments = ["--model", str(gpt2_folder), "--tasks", task, "--output", str(tmp_path / "out")]
     arguments += ["--deepspeed", str(tmp_path / "zero3.json"), "--limit", str(limit)]

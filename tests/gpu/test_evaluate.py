@@ -1,4 +1,4 @@
-"""Scores on a GPU are those of the CPU: `make test-gpu`."""
+"""Scores on a GPU equal those on the CPU: `make test-gpu`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ pytestmark = [
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 @pytest.mark.parametrize("dtype, apart", [(torch.float32, 1e-3), (torch.bfloat16, 1.0)])
-def test_scores_are_those_of_the_cpu(kind: str, dtype: torch.dtype, apart: float) -> None:
-    """Kept prefixes, rows with branches, and each sequence by itself; weights are random and large."""
+def test_scores_equal_those_of_the_cpu(kind: str, dtype: torch.dtype, apart: float) -> None:
+    """Cached prefixes, rows with branches, and separate sequences; weights are random and large."""
     model, batches = tiny_model(kind, attn_implementation="sdpa"), prefixed_batches()
     wanted = scores_of(Scorer(model, torch.device("cpu")), batches)
     scorer = Scorer(model.to("cuda", dtype), torch.device("cuda"))
-    scorer.check(batches)
-    assert scorer.shares is Sharing.PREFIXES
-    for scorer.shares in Sharing:
-        assert scores_of(scorer, batches) == pytest.approx(wanted, abs=apart), scorer.shares
+    scorer.detect_sharing(batches)
+    assert scorer.sharing is Sharing.PREFIXES
+    for scorer.sharing in Sharing:
+        assert scores_of(scorer, batches) == pytest.approx(wanted, abs=apart), scorer.sharing

@@ -1,10 +1,11 @@
-"""Examples behind long prefixes, in batches whose prefix is kept, and their scores."""
+"""Examples after long prefixes, in batches with a cached prefix, and their scores."""
 
 from __future__ import annotations
 
 import torch
 
-from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.schedule.batches import Batch, make_batches
+from gaguide.evaluate.schedule.cost import Budget, CostModel
 from gaguide.evaluate.schedule.rows import TokenSequence
 from gaguide.evaluate.score.logits import Scores
 from gaguide.evaluate.score.scorer import Scorer
@@ -13,7 +14,7 @@ _COST = CostModel(layers=3, width=32, vocabulary=64)
 
 
 def prefixed_batches(count: int = 24, prefix: int = 40) -> list[Batch]:
-    """Two tasks with demonstrations of their own, and some examples without."""
+    """Two tasks with different demonstrations, and examples without any."""
     rng = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> tuple[int, ...]:

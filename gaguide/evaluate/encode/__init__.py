@@ -1,1 +1,5 @@
-"""Examples as tokens, by the rules of lm-evaluation-harness."""
+"""Examples as tokens, by the rules of lm-evaluation-harness.
+
+encoder.py    one (prompt, continuation) → `EncodedPair`
+examples.py   all examples of all tasks
+"""

@@ -1,9 +1,9 @@
-"""From (prompt, continuation) to the tokens that a model sees and those that are scored.
+"""From (prompt, continuation) to input tokens and scored tokens.
 
 The rules are those of lm-evaluation-harness 0.4.13, so that scores can be compared: whitespace at the end
 of the prompt moves to the continuation; prompt and continuation are encoded together and split at the
-prompt's own length; an empty prompt becomes the beginning-of-text token; what is too long loses tokens on
-the left.
+prompt's own length; an empty prompt becomes the beginning-of-text token; what is too long is truncated on the
+left.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, FaultCollector, UserError
 
-_UNSET_LENGTH = 1_000_000_000_000_000_019_884_624_838_656
-"""`model_max_length` of a tokenizer that has none."""
-_DEFAULT_LENGTH = 2048
+_MAX_SHOWN = 40
+"""Characters of a continuation in a message."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Tokens of one (prompt, continuation). The last len(target_ids) input positions predict the targets."""
+class EncodedPair:
+    """Tokens of one (prompt, continuation)."""
 
     input_ids: tuple[int, ...]
+    """The model's input; its last len(target_ids) positions predict the targets."""
     target_ids: tuple[int, ...]
+    """The scored tokens."""
     truncated: int = 0
+    """Tokens removed on the left."""
 
 
 class EmptyContinuationError(ValueError):
@@ -44,20 +46,23 @@ class Encoder:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.prefix_id: int | None = bos if bos is not None else eos
         self._prefix_text = tokenizer.decode(self.prefix_id) if self.prefix_id is not None else None
-        self._known: dict[str, list[int]] = {}
+        self._encoded_texts: dict[str, list[int]] = {}
 
-    def ahead(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Encode the texts of `pairs` on all cores, in place of those of the last call; `pair` finds them."""
+    def encode_ahead(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Encode the texts of `pairs` together, on all cores, for the following calls of `encode_pair`.
+
+        Replaces what the last call encoded.
+        """
         texts = {
             text for prompt, after in pairs if prompt.rstrip() for text in (prompt.rstrip(), prompt + after)
         }
-        plain = [text for text in texts if not self._begins_itself(text)]
+        plain = [text for text in texts if not self._has_prefix(text)]
         found = (
             self.tokenizer(plain, return_attention_mask=False, verbose=False)["input_ids"] if plain else []
         )
-        self._known = dict(zip(plain, found, strict=True))
+        self._encoded_texts = dict(zip(plain, found, strict=True))
 
-    def pair(self, prompt: str, continuation: str) -> Encoded:
+    def encode_pair(self, prompt: str, continuation: str) -> EncodedPair:
         """Tokens of a pair; raises `EmptyContinuationError`, `LongContinuationError`, or `UserError`."""
         stripped = prompt.rstrip()
         prompt_ids, target_ids = (
@@ -71,13 +76,14 @@ class Encoder:
             raise LongContinuationError
         whole = (*prompt_ids, *target_ids)
         kept = whole[-(self.max_length + 1) :]
-        return Encoded(kept[:-1], tuple(target_ids), len(whole) - len(kept))
+        return EncodedPair(kept[:-1], tuple(target_ids), len(whole) - len(kept))
 
-    def prompt(self, text: str, new_tokens: int) -> Encoded:
-        """Tokens of a prompt that `new_tokens` tokens are to follow; a target stands for each of them."""
+    def encode_prompt(self, text: str, new_tokens: int) -> EncodedPair:
+        """Tokens of a prompt that leaves room for `new_tokens` generated ones; its target is a
+        placeholder."""
         ids = self._encode(text) or ([] if self.prefix_id is None else [self.prefix_id])
         kept = ids[-max(1, self.max_length - new_tokens) :]
-        return Encoded(tuple(kept), (0,), len(ids) - len(kept))
+        return EncodedPair(tuple(kept), (0,), len(ids) - len(kept))
 
     def _split(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
         prompt_ids = self._encode(prompt)
@@ -85,61 +91,47 @@ class Encoder:
 
     def _without_prompt(self, continuation: str) -> tuple[list[int], list[int]]:
         if self.prefix_id is None:
-            problem = "has neither a beginning-of-text nor an end-of-text token, which an empty prompt needs"
-            raise UserError(
-                Fault("--model", f"the tokenizer {problem}", "set bos_token in tokenizer_config.json")
-            )
+            problem = "an empty prompt needs a tokenizer with a beginning-of-text or end-of-text token"
+            raise UserError(Fault("--model", problem, "set bos_token in tokenizer_config.json"))
         ids = self.tokenizer.encode(continuation, add_special_tokens=False, verbose=False)
         if ids and ids[0] == self.prefix_id:
             return ids[:1], ids[1:]
         return [self.prefix_id], ids
 
     def _encode(self, text: str) -> list[int]:
-        if text in self._known:
-            return self._known[text]
-        # verbose: a warning of texts longer than the model, which are cut here.
-        if self._begins_itself(text):
+        if text in self._encoded_texts:
+            return self._encoded_texts[text]
+        # verbose=False: no warning about texts longer than the model, which are truncated here.
+        if self._has_prefix(text):
             return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return self.tokenizer.encode(text, verbose=False)
 
-    def _begins_itself(self, text: str) -> bool:
+    def _has_prefix(self, text: str) -> bool:
         return self._prefix_text is not None and text.startswith(self._prefix_text)
 
 
-def longest_input(config: Any, tokenizer: Any) -> int:
-    """Positions of a model: its configuration's, else its tokenizer's, else 2048."""
-    config = getattr(config, "text_config", None) or config
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        length = getattr(config, name, None)
-        if length:
-            return int(length)
-    length = getattr(tokenizer, "model_max_length", None)
-    return int(length) if length and length != _UNSET_LENGTH else _DEFAULT_LENGTH
-
-
-def encode_pieces(
-    encoder: Encoder, pieces: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], where: str
-) -> list[Encoded]:
-    """A block's pieces, which are tokens already; `where` names the block in the fault of one too long."""
-    longest = max(len(ids) for ids, _ in pieces)
+def encode_segments(
+    encoder: Encoder, segments: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], where: str
+) -> list[EncodedPair]:
+    """A block's segments, which are tokens already; `where` names the block in a fault."""
+    longest = max(len(ids) for ids, _ in segments)
     if longest > encoder.max_length:
-        problem = f"has {longest + 1} tokens, the model takes {encoder.max_length}"
+        problem = f"has {longest + 1} tokens, but the model has {encoder.max_length} positions"
         raise UserError(Fault(where, problem, "set block_length in the task file"))
-    return [Encoded(ids, targets) for ids, targets in pieces]
+    return [EncodedPair(ids, targets) for ids, targets in segments]
 
 
-def encode_all(encoder: Encoder, pairs: Sequence[tuple[str, str]], where: str) -> list[Encoded]:
-    """Tokens of one example's pairs; `where` names the example in faults."""
-    encoded, faults = [], []
-    for at, (prompt, continuation) in enumerate(pairs):
-        try:
-            encoded.append(encoder.pair(prompt, continuation))
-        except EmptyContinuationError:
-            problem = f"continuation {at} adds no token to its prompt"
-            faults.append(Fault(where, problem, "give it a visible text", continuation))
-        except LongContinuationError:
-            problem = f"continuation {at} is longer than the model's {encoder.max_length} positions"
-            faults.append(Fault(where, problem, "shorten it", continuation[:40] + "…"))
-    if faults:
-        raise UserError(faults)
+def encode_pairs(encoder: Encoder, pairs: Sequence[tuple[str, str]], where: str) -> list[EncodedPair]:
+    """Tokens of one example's pairs; `where` names the example in faults. Raises `UserError`."""
+    encoded = []
+    with FaultCollector() as faults:
+        for at, (prompt, continuation) in enumerate(pairs):
+            try:
+                encoded.append(encoder.encode_pair(prompt, continuation))
+            except EmptyContinuationError:
+                problem = f"continuation {at} adds no token to its prompt"
+                faults.add(Fault(where, problem, "give it a visible text", continuation))
+            except LongContinuationError:
+                problem = f"continuation {at} is longer than the model's {encoder.max_length} positions"
+                faults.add(Fault(where, problem, "shorten it", continuation[:_MAX_SHOWN] + "…"))
     return encoded

@@ -1,6 +1,6 @@
-"""Results in the form of lm-evaluation-harness's results file (0.4.13), for the tools that read it.
+"""Results in the form of lm-evaluation-harness's results file (0.4.13), for tools that read it.
 
-Every key of that file is there; what gaguide does not have is null.
+It has every key of that file; a value that gaguide does not have is null.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 import transformers
 
+from gaguide.evaluate.results.metric_names import BETTER
 from gaguide.evaluate.results.results import Results, TaskResult
 from gaguide.evaluate.tasks.task import Kind
 
-_HIGHER_IS_BETTER = ("acc", "acc_norm", "answered")
 _OUTPUT_TYPES: dict[Kind, str] = {"classification": "multiple_choice"}
 _UNKNOWN = (
     "git_hash", "pretty_env_info", "lm_eval_version", "upper_git_hash", "tokenizer_pad_token",
@@ -34,7 +34,7 @@ def harness_json(results: Results) -> dict[str, Any]:
         "versions": {name: "gaguide" for name in tasks},
         "n-shot": {name: _shots(result) for name, result in tasks.items()},
         "higher_is_better": {
-            name: {metric: metric in _HIGHER_IS_BETTER for metric in result.metrics}
+            name: {metric: _is_higher_better(metric) for metric in result.metrics}
             for name, result in tasks.items()
         },
         "n-samples": {
@@ -61,6 +61,11 @@ def harness_json(results: Results) -> dict[str, Any]:
         "model_name_sanitized": results.model.replace("/", "__"),
         "total_evaluation_time_seconds": str(results.seconds["total"]),
     }
+
+
+def _is_higher_better(metric: str) -> bool:
+    """The file has a Boolean for every metric, also where a study would not call either direction better."""
+    return BETTER.get(metric) == "high" or metric == "answered"
 
 
 def _shots(result: TaskResult) -> int:

@@ -1,12 +1,12 @@
-"""From log-probabilities to metrics with intervals. Pure, no torch.
+"""From log-probabilities to metrics with intervals. Pure, without torch.
 
-classification: `acc` takes the most probable class (the first wins a tie), `acc_norm` divides by the
-characters of a class first (a task's delimiter is not counted), `class_loss` is the negative logarithm of the
+classification: `acc` takes the most probable class (the first of equals), `acc_norm` divides by the
+characters of a class first (without the task's delimiter), `class_loss` is the negative logarithm of the
 right class's share among the classes. sequence_prob: `loss` is the mean negative log-likelihood of a
-completion, `perplexity` that of a token. logodds kinds: how the log-odds of the two classes change from the
-other prompt to the prompt. numeric: `acc` counts generated numbers that are the answer, `answered` those that
-are numbers at all, `abs_error` is their mean distance from it. perplexity: `loss` and `perplexity` of a token
-of held-out text.
+completion, `perplexity` that of a token. logodds kinds: the change in the log-odds of the two classes from
+the other prompt to the prompt. numeric: `acc` counts generated numbers that equal the answer, `answered`
+texts that contain a number, `abs_error` is the mean distance from the answer. perplexity: `loss` and
+`perplexity` of a token of held-out text.
 """
 
 from __future__ import annotations
@@ -23,50 +23,61 @@ _Z = 1.959963984540054
 """Quantile of the normal distribution for 95% intervals."""
 
 NEAR_TIE = 2e-4
-"""Log-probabilities nearer than this may change places with another order of additions."""
+"""Log-probabilities closer than this may swap places with another order of summation."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its standard error and 95% interval; the latter are NaN where there is one example."""
+    """A value with its 95% interval."""
 
     value: float
+    """The estimate."""
     stderr: float
+    """Standard error; NaN with a single example."""
     low: float
+    """Lower end of the interval; NaN with a single example, but for proportions."""
     high: float
+    """Upper end of the interval, likewise."""
 
 
 @dataclass(frozen=True)
 class ScoredExample:
-    """An example's outcome. `value` is its contribution to the kind's main loss; `margin` that of the answer
-    over the best other class, in log-probability. `text` is what a numeric example's prompt was continued
-    with, `number` the number in it."""
+    """The outcome of one example."""
 
     example: Example
+    """What was asked."""
     log_probabilities: tuple[float, ...]
+    """Of the example's pairs, in their order."""
     target_tokens: tuple[int, ...]
+    """Scored tokens of each pair."""
     value: float
+    """Contribution to the main loss of the kind."""
     predicted: int | None = None
+    """Index of the most probable class."""
     predicted_norm: int | None = None
+    """Index of the class that is most probable per character."""
     margin: float | None = None
+    """Log-probability of the answer minus that of the best other class."""
     text: str | None = None
+    """Kind numeric: the generated text."""
     number: float | None = None
+    """Kind numeric: the number in it."""
 
     @property
     def correct(self) -> bool | None:
-        """Whether the most probable class is the answer; None where there are no classes to choose from."""
+        """Whether the most probable class is the answer; None where there are no classes."""
         return None if self.predicted is None else self.predicted == self.example.answer_index
-
-    @property
-    def correct_number(self) -> bool:
-        """Whether the generated number is the answer."""
-        answer = self.example.number
-        return self.number is not None and answer is not None and math.isclose(self.number, answer)
 
     @property
     def correct_norm(self) -> bool | None:
         """The same with log-probabilities per character."""
         return None if self.predicted_norm is None else self.predicted_norm == self.example.answer_index
+
+    @property
+    def correct_number(self) -> bool:
+        """Whether the generated number equals the answer."""
+        answer = self.example.number
+        return self.number is not None and answer is not None and math.isclose(self.number, answer)
 
 
 def score_example(
@@ -97,7 +108,7 @@ def score_example(
 
 
 def score_number(example: Example, text: str) -> ScoredExample:
-    """The outcome of a numeric `example` from what the model wrote after its prompt."""
+    """The outcome of a numeric `example` from the text that the model generated."""
     assert example.number is not None
     number = first_number(text)
     error = math.nan if number is None else abs(number - example.number)
@@ -131,7 +142,7 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
 
 
 def worst(scored: Sequence[ScoredExample], count: int) -> list[ScoredExample]:
-    """The examples where the model was wrong and surest of it: the smallest margins first."""
+    """Up to `count` examples that the model got wrong, the most confident ones (smallest margins) first."""
     wrong = [one for one in scored if one.correct is False and one.margin is not None]
     return sorted(
         (one for one in wrong if not math.isnan(one.margin or 0.0)), key=lambda one: one.margin or 0.0
@@ -139,7 +150,7 @@ def worst(scored: Sequence[ScoredExample], count: int) -> list[ScoredExample]:
 
 
 def near_ties(scored: Sequence[ScoredExample]) -> list[str]:
-    """Ids of the examples whose two most probable classes are so close that rounding decides."""
+    """Ids of the examples whose two most probable classes are within `NEAR_TIE`, so that rounding decides."""
     found = []
     for one in scored:
         if one.predicted is not None:
@@ -150,18 +161,21 @@ def near_ties(scored: Sequence[ScoredExample]) -> list[str]:
 
 
 def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:
-    """Expected accuracy of picking a class blindly; None where there is no accuracy."""
+    """Expected accuracy of a random choice of class; None where there are no classes."""
     if kind != "classification":
         return None
     return sum(1 / len(example.continuations) for example in examples) / len(examples)
 
 
 def proportion(hits: Sequence[bool]) -> Metric:
-    """Share of hits with Wilson's interval; the standard error is that of lm-evaluation-harness."""
+    """Share of hits with Wilson's interval; the standard error is that of lm-evaluation-harness.
+
+    Not statsmodels' `proportion_confint`, whose import alone would take an evaluation one second.
+    """
     n, share = len(hits), sum(hits) / len(hits)
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # At the ends rounding would leave the share itself outside.
+    # At 0 and 1 rounding would leave the share itself outside.
     low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
     return Metric(share, _standard_error([float(hit) for hit in hits]), low, high)
 
@@ -173,7 +187,7 @@ def mean(values: Sequence[float]) -> Metric:
 
 
 def rate(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
-    """Sum of losses / sum of tokens, the interval by linearising the ratio over examples."""
+    """Sum of losses divided by sum of tokens; the interval linearizes the ratio over examples."""
     n, value = len(losses), math.fsum(losses) / sum(tokens)
     error = math.nan
     if n > 1:
@@ -183,7 +197,7 @@ def rate(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
 
 
 def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
-    """exp of `rate`."""
+    """Exponential of `rate`."""
     loss = rate(losses, tokens)
     value = _exp(loss.value)
     return Metric(value, value * loss.stderr, _exp(loss.low), _exp(loss.high))

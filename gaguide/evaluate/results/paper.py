@@ -1,45 +1,68 @@
-"""Which column of the study's tables a model is, so that its accuracies can stand beside the printed ones."""
+"""The models of the paper, and which column of its tables an evaluated model belongs to."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaguide.model.sizes import GPT2_VOCABULARY, SIZES
+from gaguide.model.sizes import GPT2_VOCABULARY, SIZES, Size
 
-_REPORTED = ("gpt2", "gpt2-medium")
-
-Published = tuple[str, str]
-"""(model, experiment) as the study's tables name them."""
+PaperColumn = tuple[str, str]
+"""(model, experiment) as the paper's tables name them."""
 
 
-def published(name: str, config: Any) -> Published | None:
-    """The study's column for a model; None where it has none.
+@dataclass(frozen=True)
+class PaperModel:
+    """A model that the paper reports."""
 
-    A hub name is the study's `original`. A folder `RUN/model` that `launch/train.py` wrote is the experiment
-    that RUN/summary.json names, or `finetuned` where its guidance weight was 0.
+    name: str
+    """Its name in the paper's tables, on the hub and in task files."""
+    size: Size
+    """Its shape."""
+    parameters: int
+    """Number of parameters with GPT-2's vocabulary."""
+
+
+PAPER_MODELS = (
+    PaperModel("gpt2", SIZES["gpt2"], 124_439_808),
+    PaperModel("gpt2-medium", SIZES["gpt2-medium"], 354_823_168),
+)
+"""Every model of the paper."""
+
+
+def find_paper_model(parameters: int) -> str | None:
+    """Name of the paper's model with this number of parameters; None where there is none."""
+    return next((model.name for model in PAPER_MODELS if model.parameters == parameters), None)
+
+
+def find_paper_column(name: str, config: Any) -> PaperColumn | None:
+    """The paper's column for a model; None where it has none.
+
+    A hub name is the paper's `original`. A folder `RUN/model` that training wrote is the experiment in
+    RUN/summary.json, or `finetuned` where its guidance weight was 0.
     """
-    size = name.removeprefix("openai-community/")
-    if size in _REPORTED and not Path(name).exists():
-        return size, "original"
-    shape = getattr(config, "n_layer", None), getattr(config, "n_head", None), getattr(config, "n_embd", None)
-    experiment = _experiment(Path(name).parent / "summary.json")
+    hub_name = name.removeprefix("openai-community/")
+    if any(hub_name == model.name for model in PAPER_MODELS) and not Path(name).exists():
+        return hub_name, "original"
+    experiment = _read_experiment(Path(name).parent / "summary.json")
     if experiment is None or getattr(config, "vocab_size", None) != GPT2_VOCABULARY:
         return None
-    for reported in _REPORTED:
-        if (SIZES[reported].layers, SIZES[reported].heads, SIZES[reported].width) == shape:
-            return reported, experiment
+    shape = getattr(config, "n_layer", None), getattr(config, "n_head", None), getattr(config, "n_embd", None)
+    for model in PAPER_MODELS:
+        if (model.size.layers, model.size.heads, model.size.width) == shape:
+            return model.name, experiment
     return None
 
 
-def reported_accuracy(paper: Mapping[str, Mapping[str, float]], column: Published | None) -> float | None:
-    """The accuracy that a task's `paper` entry holds for a column."""
+def paper_accuracy(paper: Mapping[str, Mapping[str, float]], column: PaperColumn | None) -> float | None:
+    """The accuracy in a task's `paper` entry for a column; None where there is none."""
     return None if column is None else paper.get(column[0], {}).get(column[1])
 
 
-def _experiment(summary: Path) -> str | None:
+def _read_experiment(summary: Path) -> str | None:
     try:
         content = json.loads(summary.read_text("utf-8"))
         return "finetuned" if not content["guidance_weight"] else str(content["experiment"])

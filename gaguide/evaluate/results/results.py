@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: values, and what results.json says of them."""
+"""The outcome of an evaluation, and its form in results.json."""
 
 from __future__ import annotations
 
@@ -12,47 +12,59 @@ import transformers
 
 from gaguide import __version__
 from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, worst
-from gaguide.evaluate.results.paper import Published, reported_accuracy
+from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.log import code_fingerprint
 
-WORST = 5
-"""Examples of each task in results.json on which the model was wrong and sure."""
+_WORST = 5
+"""Confidently wrong examples of each task in results.json."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's outcome; `scored` follows the order of its data."""
+    """The outcome of one task."""
 
     data: TaskData
+    """What was asked."""
     metrics: Mapping[str, Metric]
+    """Metrics by name, the main one first."""
     chance: float | None
+    """Accuracy of a random choice of class."""
     scored: tuple[ScoredExample, ...]
+    """Outcomes of the examples, in the order of the data."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The outcome of one model on all tasks; `resumed`: share of the work that an earlier launch had done."""
+    """The outcome of one model on all tasks."""
 
     model: str
+    """Folder or hub id."""
     tasks: Mapping[str, TaskResult]
+    """Outcomes by task name."""
     settings: Mapping[str, Any]
+    """How it was evaluated, as plain JSON."""
     world_size: int
+    """Number of ranks."""
     seconds: Mapping[str, float]
+    """Durations of the phases: read, load, score, total."""
     tokens: Mapping[str, int]
-    published: Published | None = None
+    """Counts of tokens, batches and cached prefixes."""
+    paper_column: PaperColumn | None = None
+    """The paper's column for the model."""
     resumed: float = 0.0
+    """Share of the work, by predicted cost, that an interrupted launch had finished."""
 
-    def reported(self, task: str) -> float | None:
-        """The accuracy that the study printed for this model and task, where it did."""
-        return reported_accuracy(self.tasks[task].data.task.paper, self.published)
+    def paper_accuracy(self, task: str) -> float | None:
+        """The paper's accuracy for this model and task; None where it reports none."""
+        return paper_accuracy(self.tasks[task].data.task.paper, self.paper_column)
 
     def to_json(self) -> dict[str, Any]:
-        """What results.json holds."""
+        """The content of results.json."""
         return {
             "model": self.model,
             "tasks": {
-                name: _task_json(result) | {"reported_acc": self.reported(name)}
+                name: _task_json(result) | {"reported_acc": self.paper_accuracy(name)}
                 for name, result in self.tasks.items()
             },
             "settings": dict(self.settings),
@@ -66,7 +78,7 @@ class Results:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that the numbers depend on."""
+    """Versions of the software that the numbers depend on."""
     return {
         "gaguide": __version__,
         "torch": torch.__version__,
@@ -97,6 +109,6 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
                 "predicted": one.predicted,
                 "margin": one.margin,
             }
-            for one in worst(result.scored, WORST)
+            for one in worst(result.scored, _WORST)
         ],
     }

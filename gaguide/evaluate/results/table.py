@@ -1,4 +1,4 @@
-"""What a person sees at the end: tables, and the examples on which the model was wrong and sure."""
+"""What a person sees at the end: tables, and examples that the model got confidently wrong."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, worst
 from gaguide.evaluate.results.results import Results, TaskResult
 
 _SHOWN_WORST = 3
-_PROMPT_END = 300
-_CLASS_LENGTH = 80
+_MAX_PROMPT = 300
+"""Characters from the end of a prompt."""
+_MAX_CLASS = 80
+"""Characters of a class."""
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
-    """Every metric of every task with its 95% interval, the count, the chance level, the study's number."""
-    reported = {name: results.reported(name) for name in results.tasks}
+    """Print every metric of every task with its 95% interval, count, chance level and the paper's
+    accuracy."""
+    reported = {name: results.paper_accuracy(name) for name in results.tasks}
     ranks = "1 rank" if results.world_size == 1 else f"{results.world_size} ranks"
     table = Table(title=Text(f"{results.model} ({results.seconds['total']:.1f} s on {ranks})"))
     table.add_column("task", no_wrap=True)
@@ -28,13 +32,13 @@ def print_table(results: Results, console: Console | None = None) -> None:
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("chance", justify="right")
-    column = results.published
+    column = results.paper_column
     if any(value is not None for value in reported.values()) and column is not None:
-        table.add_column(f"study: {column[0]} {column[1]}", justify="right")
+        table.add_column(f"paper: {column[0]} {column[1]}", justify="right")
     for name, result in results.tasks.items():
         first = True
         for metric_name, metric in result.metrics.items():
-            chance = result.chance if metric_name.startswith("acc") else None
+            chance = result.chance if metric_name in ACCURACIES else None
             cells: list[Text | str] = [
                 Text(name if first else ""),
                 str(len(result.scored)) if first else "",
@@ -58,8 +62,8 @@ def print_table(results: Results, console: Console | None = None) -> None:
 def print_comparison(
     names: Sequence[str], several: Sequence[Results], console: Console | None = None
 ) -> None:
-    """Several models side by side, under short `names`: every metric of each task."""
-    table = Table(title="side by side")
+    """Print every metric of each task, one column per model under its short name in `names`."""
+    table = Table(title="comparison")
     table.add_column("task", no_wrap=True)
     table.add_column("metric", no_wrap=True)
     for name in names:
@@ -72,7 +76,7 @@ def print_comparison(
 
 
 def print_worst(results: Results, console: Console | None = None) -> None:
-    """The examples of all tasks on which the model was wrong and surest of it, with their text."""
+    """Print the examples of all tasks that the model got most confidently wrong, with their text."""
     console = console or _console()
     named = [(name, one) for name, task in results.tasks.items() for one in worst(task.scored, _SHOWN_WORST)]
     for name, one in sorted(named, key=lambda pair: pair[1].margin or 0.0)[:_SHOWN_WORST]:
@@ -83,17 +87,17 @@ def _worst_text(name: str, result: TaskResult, one: ScoredExample) -> str:
     example, answer = one.example, one.example.answer_index
     assert answer is not None and one.predicted is not None and one.margin is not None
     prompt = example.prompts[0]
-    shown = prompt if len(prompt) <= _PROMPT_END else "…" + prompt[-_PROMPT_END:]
+    shown = prompt if len(prompt) <= _MAX_PROMPT else "…" + prompt[-_MAX_PROMPT:]
     return (
-        f"wrong and sure: {name} {escaped(example.id)} (e^{-one.margin:.1f} to 1)\n"
-        f"  {escaped(shown)}\n"
-        f"  answer   {escaped(example.continuations[answer][:_CLASS_LENGTH])}\n"
-        f"  model    {escaped(example.continuations[one.predicted][:_CLASS_LENGTH])}"
+        f"confidently wrong: {name} {escape_control_characters(example.id)} (e^{-one.margin:.1f} to 1)\n"
+        f"  {escape_control_characters(shown)}\n"
+        f"  answer   {escape_control_characters(example.continuations[answer][:_MAX_CLASS])}\n"
+        f"  model    {escape_control_characters(example.continuations[one.predicted][:_MAX_CLASS])}"
     )
 
 
-def escaped(text: str) -> str:
-    """`text` without anything that a terminal would act on: line ends and control characters as escapes."""
+def escape_control_characters(text: str) -> str:
+    """`text` with escapes for line ends and control characters, which a terminal would act on."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text

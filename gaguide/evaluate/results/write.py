@@ -1,4 +1,4 @@
-"""Results as files: results.json, results_lm_eval.json and examples.parquet."""
+"""The files of an evaluation: results.json, results_lm_eval.json and examples.parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gaguide.files import replacing, write_json
 
 
 def write_results(results: Results, output: Path) -> None:
-    """Write the three files into `output`; results.json last, so that where it stands all are there."""
+    """Write the three files into `output`; results.json last, so that it exists only where all do."""
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / "examples.parquet") as temporary:
         pq.write_table(_examples_table(results), temporary)
@@ -41,6 +41,7 @@ _SCHEMA = pa.schema(
         ("answer", pa.float64()),
     ]
 )
+"""Columns of examples.parquet."""
 
 
 def _examples_table(results: Results) -> pa.Table:

@@ -1,116 +1,75 @@
-"""What each model has to do: every example as tokens, batches of them; checkpoints alike share theirs."""
+"""The work of each model: every example as tokens, and the batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 from gaguide.data import tokenizer_fingerprint
-from gaguide.distributed import World, all_gather
-from gaguide.errors import Fault, UserError
-from gaguide.evaluate.encode.encoder import Encoded, Encoder, encode_all, encode_pieces
-from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches, make_prompt_batches
-from gaguide.evaluate.schedule.rows import TokenSequence
-from gaguide.evaluate.score.generate import prompt_row
-from gaguide.evaluate.tasks.examples import Example, shortened
-from gaguide.evaluate.tasks.read import ModelFolder, TaskData
-
-T = TypeVar("T")
-_AHEAD = 256
-"""Examples whose texts are encoded together, on all cores."""
+from gaguide.distributed import World
+from gaguide.errors import Fault, FaultCollector
+from gaguide.evaluate.encode.encoder import EncodedPair
+from gaguide.evaluate.encode.examples import encode_on_all_ranks
+from gaguide.evaluate.model_folder import ModelFolder
+from gaguide.evaluate.schedule.batches import Batch, make_batches, make_prompt_batches
+from gaguide.evaluate.schedule.cost import Budget, CostModel
+from gaguide.evaluate.schedule.rows import TokenSequence, prompt_row
+from gaguide.evaluate.tasks.read import TaskData
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one model has to do: the tokens of every pair of every example, and the batches of them."""
+class ModelWork:
+    """What one model has to compute."""
 
     folder: ModelFolder
-    encoded: Sequence[Sequence[Encoded]]
+    """The model."""
+    encoded: Sequence[Sequence[EncodedPair]]
+    """Tokens of every pair of every example, tasks in sequence."""
     batches: Sequence[Batch]
+    """All examples in batches, the same on every rank."""
 
 
-def plan_work(
+def prepare_work(
     data: Sequence[TaskData], folders: Sequence[ModelFolder], world: World, budget: Budget
-) -> list[Work]:
-    """The work of each model; checkpoints with one tokenizer and shape share theirs."""
-    encoded: dict[tuple[str, int], list[list[Encoded]]] = {}
+) -> list[ModelWork]:
+    """The work of each model; models with the same tokenizer and shape share it.
+
+    Call it on every rank. Raises `UserError` with every fault of every example on all ranks.
+    """
+    encoded: dict[tuple[str, int], Sequence[Sequence[EncodedPair]]] = {}
     batches: dict[tuple[str, int, CostModel], list[Batch]] = {}
     works = []
-    faults: list[Fault] = []
-    for folder in folders:
-        tokens = tokenizer_fingerprint(folder.tokenizer), folder.positions
-        faults += _other_tokenizers(data, folder, tokens[0])
-        if tokens not in encoded:
-            found, encode_faults = attempt(partial(_encode, data, folder, world))
-            faults += encode_faults
-            encoded[tokens] = found or []
-        cost = CostModel.of(folder.config)
-        if (*tokens, cost) not in batches and not faults:
-            batches[*tokens, cost] = _batches(data, encoded[tokens], budget, cost)
-        if not faults:
-            works.append(Work(folder, encoded[tokens], batches[*tokens, cost]))
-    if faults:
-        raise UserError(faults)
+    with FaultCollector() as faults:
+        for folder in folders:
+            tokens = tokenizer_fingerprint(folder.tokenizer), folder.positions
+            faults.add(*_tokenizer_faults(data, folder, tokens[0]))
+            if tokens not in encoded:
+                encoded[tokens] = faults.attempt(encode_on_all_ranks, data, folder, world) or ()
+            if faults:
+                continue
+            cost = CostModel.of(folder.config)
+            if (*tokens, cost) not in batches:
+                batches[*tokens, cost] = _make_all_batches(data, encoded[tokens], budget, cost)
+            works.append(ModelWork(folder, encoded[tokens], batches[*tokens, cost]))
     return works
 
 
-def _other_tokenizers(data: Sequence[TaskData], folder: ModelFolder, fingerprint: str) -> list[Fault]:
-    remedy = "take shards that were built with this model's tokenizer"
+def _tokenizer_faults(data: Sequence[TaskData], folder: ModelFolder, fingerprint: str) -> list[Fault]:
+    remedy = "give shards that were built with this model's tokenizer"
     return [
         Fault(
-            f"task {task.task.name}", f"{task.source} holds tokens of another tokenizer", remedy, folder.name
+            f"task {task.task.name}",
+            f"{task.source} was built with another tokenizer than the model's",
+            remedy,
+            folder.name,
         )
         for task in data
         if task.tokenizer not in (None, fingerprint)
     ]
 
 
-def encode_examples(
-    data: Sequence[TaskData], folder: ModelFolder, first: int = 0, step: int = 1
-) -> list[list[Encoded]]:
-    """Tokens of the pairs of every `step`-th example from `first`, tasks in a row; all faults at once."""
-    encoder = Encoder(folder.tokenizer, folder.positions)
-    encoded: list[list[Encoded]] = []
-    faults: list[Fault] = []
-    wanted = [(task, example) for task in data for example in task.examples][first::step]
-    for at, (task, example) in enumerate(wanted):
-        if at % _AHEAD == 0:
-            encoder.ahead(pair for _, one in wanted[at : at + _AHEAD] for pair in one.pairs)
-        try:
-            encoded.append(_encode_example(encoder, task, example))
-        except UserError as error:
-            faults.extend(error.faults)
-    if faults:
-        raise UserError(shortened(faults, "--tasks"))
-    return encoded
-
-
-def _encode_example(encoder: Encoder, task: TaskData, example: Example) -> list[Encoded]:
-    where = f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
-    if example.pieces:
-        return encode_pieces(encoder, example.pieces, where)
-    if task.kind == "numeric":
-        prompt = encoder.prompt(example.prompts[0], task.task.new_tokens)
-        return [prompt] * task.task.new_tokens
-    return encode_all(encoder, example.pairs, where)
-
-
-def _encode(data: Sequence[TaskData], folder: ModelFolder, world: World) -> list[list[Encoded]]:
-    """Tokens of all pairs of all examples; each rank encodes its share for all."""
-    shares, found = zip(
-        *all_gather(attempt(lambda: encode_examples(data, folder, world.rank, world.size))), strict=True
-    )
-    faults = [fault for rank_faults in found for fault in rank_faults]
-    if faults:
-        raise UserError(faults)
-    count = sum(len(task.examples) for task in data)
-    return [shares[at % world.size][at // world.size] for at in range(count)]
-
-
-def _batches(
-    data: Sequence[TaskData], encoded: Sequence[Sequence[Encoded]], budget: Budget, cost: CostModel
+def _make_all_batches(
+    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], budget: Budget, cost: CostModel
 ) -> list[Batch]:
     kinds = [task.kind for task in data for _ in task.examples]
     scored, prompts = [], []
@@ -121,11 +80,3 @@ def _batches(
             keyed = enumerate(pairs)
             scored.append([TokenSequence(pair.input_ids, pair.target_ids, (at, nth)) for nth, pair in keyed])
     return make_batches(scored, budget, cost) + make_prompt_batches(prompts, budget, cost)
-
-
-def attempt(make: Callable[[], T]) -> tuple[T | None, tuple[Fault, ...]]:
-    """What `make` gives, or its faults, which are raised later together with others."""
-    try:
-        return make(), ()
-    except UserError as error:
-        return None, error.faults

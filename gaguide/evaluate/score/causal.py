@@ -1,7 +1,8 @@
-"""Attention of rows that branch late: the tokens before the first branch need no mask, and half the work.
+"""Attention of rows that branch late: tokens before the first branch need no mask and half the work.
 
-Kernels skip what causal attention hides, but compute every pair where a mask is given. A row of a long prompt
-and the last tokens of its continuations is nearly all prompt.
+Kernels skip what causal attention hides, but compute every pair where a mask is given. A row with a long
+prompt and the last tokens of its continuations is nearly all prompt. Legend: B rows, H heads, T tokens, D
+head width.
 """
 
 from __future__ import annotations
@@ -16,45 +17,45 @@ from torch.overrides import TorchFunctionMode
 
 from gaguide.evaluate.schedule.rows import Row
 
-WORTH_TOKENS = 256
-"""With fewer tokens before the first branch a second call of the kernel costs what it saves."""
+MIN_CAUSAL_TOKENS = 256
+"""With fewer tokens before the first branch, a second kernel call costs as much as it saves."""
 
 
-def causal_beginning(
-    rows: Sequence[Row], mask_B1TT: torch.Tensor | None, worth_tokens: int
+def causal_before_branches(
+    rows: Sequence[Row], mask_B1TT: torch.Tensor | None, min_tokens: int
 ) -> AbstractContextManager[Any]:
-    """While it holds, torch's attention with just this mask of `rows` is causal up to their first branch.
+    """Context in which torch's attention with exactly this mask of `rows` is causal up to their first branch.
 
-    Only where that lies `worth_tokens` or more behind the beginning.
+    It changes nothing where fewer than `min_tokens` tokens come before that branch.
     """
     first_branch = min(min(row.ends) for row in rows)
-    if mask_B1TT is None or first_branch < worth_tokens:
+    if mask_B1TT is None or first_branch < min_tokens:
         return nullcontext()
-    return _CausalBeginning(mask_B1TT, first_branch)
+    return _CausalBeforeBranches(mask_B1TT, first_branch)
 
 
-class MaskedAttention(TorchFunctionMode):
-    """While it holds, torch's attention with just this mask is `attend` instead."""
+class AttentionOverride(TorchFunctionMode):
+    """Context in which torch's attention with exactly this mask is computed by `attend` instead."""
 
     def __init__(self, mask_B1TT: torch.Tensor) -> None:
         super().__init__()
         self.mask_B1TT = mask_B1TT
 
     def attend(self, function: Callable[..., Any], args: Sequence[torch.Tensor], kwargs: Any) -> torch.Tensor:
-        """The output [B, H, T, D] for queries, keys and values `args`; `function` is torch's own."""
+        """The output [B, H, T, D] for queries, keys and values `args`; `function` is torch's attention."""
         raise NotImplementedError
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        ours = function is scaled_dot_product_attention and kwargs.get("attn_mask") is self.mask_B1TT
-        if not ours or len(args) != 3:  # a model may call it in a way of its own
+        matches = function is scaled_dot_product_attention and kwargs.get("attn_mask") is self.mask_B1TT
+        if not matches or len(args) != 3:  # a model may pass them as keywords
             return function(*args, **kwargs)
         return self.attend(function, args, kwargs)
 
 
-class _CausalBeginning(MaskedAttention):
+class _CausalBeforeBranches(AttentionOverride):
     def __init__(self, mask_B1TT: torch.Tensor, tokens: int) -> None:
         super().__init__(mask_B1TT)
         self._tokens = tokens

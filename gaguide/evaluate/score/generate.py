@@ -10,21 +10,13 @@ from typing import Any
 
 import torch
 
-from gaguide.evaluate.schedule.rows import Read, Row
-
-
-def prompt_row(token_ids: Sequence[int], example: int, new_tokens: int) -> Row:
-    """A prompt as a row; its reads stand for the tokens to be generated, keys (example, 0 … new_tokens)."""
-    ids = tuple(token_ids)
-    last = len(ids) - 1
-    reads = tuple(Read((example, nth), (last,), (0,)) for nth in range(new_tokens))
-    return Row(ids, tuple(range(len(ids))), (len(ids),) * len(ids), reads)
+from gaguide.evaluate.schedule.rows import Row
 
 
 def generate(model: Any, device: torch.device, rows: Sequence[Row]) -> dict[tuple[int, int], float]:
-    """The ids of the most probable next tokens of each row, one by one, as many as it has reads.
+    """Ids of the most probable next tokens of each row, one at a time, as many as the row has readouts.
 
-    Prompts are padded on the left, so that all go on at the same position of the batch.
+    Prompts are padded on the left, so that all continue at the same position of the batch.
     """
     longest = max(map(len, rows))
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -36,7 +28,7 @@ def generate(model: Any, device: torch.device, rows: Sequence[Row]) -> dict[tupl
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     head, past = model.get_output_embeddings(), None
     chosen: list[torch.Tensor] = []
-    for _ in range(max(len(row.reads) for row in rows)):
+    for _ in range(max(len(row.readouts) for row in rows)):
         out = model.base_model(
             input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=past,
             use_cache=True, return_dict=True,
@@ -48,7 +40,7 @@ def generate(model: Any, device: torch.device, rows: Sequence[Row]) -> dict[tupl
         positions_BT = positions_BT[:, -1:] + 1
     ids = torch.stack(chosen, 1).tolist()
     return {
-        read.key: float(token)
+        readout.key: float(token)
         for row, tokens in zip(rows, ids, strict=True)
-        for read, token in zip(row.reads, tokens, strict=False)
+        for readout, token in zip(row.readouts, tokens, strict=False)
     }

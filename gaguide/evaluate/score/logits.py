@@ -1,48 +1,47 @@
-"""Rows as a model's inputs, and their scores from its logits.
+"""Rows as model inputs, and scores from hidden states.
 
-Logits are made only at positions that a score reads, some at a time, and turned into log-probabilities in
-fp32. Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
+Logits are computed only at positions where a score is read, some at a time, and turned into log-probabilities
+in fp32. Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from gaguide.evaluate.schedule.rows import Read, Row
+from gaguide.evaluate.schedule.rows import Readout, Row
 
 Scores = dict[tuple[int, int], float]
 """(example, pair) → log-probability of the continuation, natural logarithm."""
 
-LOGIT_POSITIONS = 1024
+MAX_LOGIT_POSITIONS = 1024
 """Positions whose logits exist at a time: 1,024 × 50,257 fp32 numbers are 0.2 GB."""
-_CACHED_ROWS = 16
-LEAST_ROWS = 32
-"""Matrix products get at least so many rows (of zeros, if need be): with fewer, CPU libraries add up in an
+MIN_ROWS = 32
+"""Matrix products get at least this many rows (of zeros, if need be): with fewer, CPU libraries sum in an
 order that depends on the number of threads, and results would differ in the last bit between launchers."""
+_CACHED_ROWS = 16
+"""Rows of logits that stay in a CPU's cache between operations."""
 
 
-def inputs(
+def model_inputs(
     rows: Sequence[Row], device: torch.device, dtype: torch.dtype = torch.float32, prefix: int = 0
 ) -> dict[str, torch.Tensor]:
     """Model inputs [B, T] of rows, padded on the right; with a mask [B, 1, T, T] if any row branches.
 
-    prefix: so many tokens stand before every row, and are not in the mask, which there then is.
-    The mask is what is added to the attention scores, 0 or minus infinity, in the model's `dtype`: a Boolean
-    one would be turned into that in every layer.
-    B may exceed their number. Without branches causal attention hides the padding from what is read.
+    prefix: number of cached tokens before every row; the mask, always present then, does not cover them.
+    The mask is additive, 0 or minus infinity, in the model's `dtype`: a Boolean one would be converted in
+    every layer. B may exceed the number of rows. Without branches causal attention hides the padding.
     """
     longest = max(map(len, rows))
-    ids_BT = torch.zeros(max(len(rows), -(-LEAST_ROWS // longest)), longest, dtype=torch.long)
+    ids_BT = torch.zeros(max(len(rows), -(-MIN_ROWS // longest)), longest, dtype=torch.long)
     for at, row in enumerate(rows):
         ids_BT[at, : len(row)] = torch.tensor(row.token_ids)
     if not prefix and not any(row.branches for row in rows):
         return {"input_ids": ids_BT.to(device)}
     positions_BT = torch.full_like(ids_BT, prefix)
-    ends_BT = torch.full_like(ids_BT, longest)  # padding sees what stands before it, so that no row is empty
+    ends_BT = torch.full_like(ids_BT, longest)  # padding attends to what precedes it: no mask row is empty
     for at, row in enumerate(rows):
         positions_BT[at, : len(row)] += torch.tensor(row.depths)
         ends_BT[at, : len(row)] = torch.tensor(row.ends)
@@ -56,54 +55,67 @@ def inputs(
     }
 
 
-def flat_reads(rows: Sequence[Row], longest: int) -> tuple[torch.Tensor, list[tuple[Read, list[int]]]]:
-    """Scored positions of the flattened batch [N], sorted, and each read's places among them."""
+def locate_readouts(
+    rows: Sequence[Row], longest: int
+) -> tuple[torch.Tensor, list[tuple[Readout, list[int]]]]:
+    """Scored positions [N] of the flattened batch [B × T], sorted, and each readout's places among them."""
     wanted = sorted(
-        {at * longest + p for at, row in enumerate(rows) for read in row.reads for p in read.positions}
+        {
+            at * longest + p
+            for at, row in enumerate(rows)
+            for readout in row.readouts
+            for p in readout.positions
+        }
     )
     place = {position: n for n, position in enumerate(wanted)}
-    reads = [
-        (read, [place[at * longest + p] for p in read.positions])
+    located = [
+        (readout, [place[at * longest + p] for p in readout.positions])
         for at, row in enumerate(rows)
-        for read in row.reads
+        for readout in row.readouts
     ]
-    return torch.tensor(wanted), reads
+    return torch.tensor(wanted), located
 
 
 def read_scores(
-    hidden_ND: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], reads: list[Any]
+    hidden_ND: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    located: Sequence[tuple[Readout, list[int]]],
 ) -> Scores:
-    """Sums the log-probabilities of each read; logits exist for `LOGIT_POSITIONS` positions at a time."""
-    places = torch.tensor([place for _, at in reads for place in at])
-    targets = torch.tensor([token for read, _ in reads for token in read.target_ids])
+    """The summed log-probabilities of each readout; `head` maps hidden states [N, D] to logits [N, V].
+
+    Logits exist for `MAX_LOGIT_POSITIONS` positions at a time.
+    """
+    places = torch.tensor([place for _, places in located for place in places])
+    targets = torch.tensor([token for readout, _ in located for token in readout.target_ids])
     log_probabilities = torch.empty(len(places), dtype=torch.float64)
-    for start in range(0, len(hidden_ND), LOGIT_POSITIONS):
-        chunk_ND = hidden_ND[start : start + LOGIT_POSITIONS]
-        missing = max(0, LEAST_ROWS - len(chunk_ND))
+    for start in range(0, len(hidden_ND), MAX_LOGIT_POSITIONS):
+        chunk_ND = hidden_ND[start : start + MAX_LOGIT_POSITIONS]
+        missing = max(0, MIN_ROWS - len(chunk_ND))
         logits_NV = head(torch.nn.functional.pad(chunk_ND, (0, 0, 0, missing))).float()
-        here = ((places >= start) & (places < start + LOGIT_POSITIONS)).nonzero().squeeze(1)
+        here = ((places >= start) & (places < start + MAX_LOGIT_POSITIONS)).nonzero().squeeze(1)
         rows = (places[here] - start).to(logits_NV.device)
         chosen = logits_NV[rows, targets[here].to(logits_NV.device)]
         log_probabilities[here] = (chosen - logsumexp(logits_NV)[rows]).double().cpu()
     scores: Scores = {}
     at = 0
-    for read, placed in reads:
-        scores[read.key] = float(log_probabilities[at : at + len(placed)].sum())
-        at += len(placed)
+    for readout, readout_places in located:
+        scores[readout.key] = float(log_probabilities[at : at + len(readout_places)].sum())
+        at += len(readout_places)
     return scores
 
 
 def logsumexp(logits_NV: torch.Tensor) -> torch.Tensor:
-    """As torch's over the last dimension, [N], but in place: a copy of the logits costs as much again.
+    """`torch.logsumexp` over the last dimension, [N], in place: a copy of the logits would cost as much
+    again.
 
-    On a CPU some rows at a time, which stay in its cache from one operation to the next.
+    Overwrites its argument. On a CPU some rows at a time, which stay in its cache between operations.
     """
-    # Never one row alone, whose sum torch would split among its threads.
+    # Never a single row, whose sum torch would split among its threads.
     parts = len(logits_NV) // _CACHED_ROWS if logits_NV.device.type == "cpu" else 1
-    return torch.cat([_in_place(part_NV) for part_NV in logits_NV.tensor_split(max(1, parts))])
+    return torch.cat([_logsumexp_in_place(part_NV) for part_NV in logits_NV.tensor_split(max(1, parts))])
 
 
-def _in_place(logits_NV: torch.Tensor) -> torch.Tensor:
+def _logsumexp_in_place(logits_NV: torch.Tensor) -> torch.Tensor:
     peak_N1 = logits_NV.amax(dim=-1, keepdim=True)
     peak_N1.masked_fill_(peak_N1.isinf(), 0.0)
     return (logits_NV.sub_(peak_N1).exp_().sum(dim=-1, keepdim=True).log_() + peak_N1).squeeze(-1)

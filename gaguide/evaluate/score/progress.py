@@ -1,33 +1,27 @@
-"""Progress of one rank's share with the time left; ranks have equal shares by predicted cost."""
+"""Progress of one rank with the remaining time; ranks have equal shares by predicted cost."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gaguide.log import format_duration, say
 
 _LINE_SECONDS = 10.0
 
 
-class Progress:
+class ScoringProgress:
     """A bar on a terminal, a line every ten seconds elsewhere, nothing where not `shown`."""
 
     def __init__(self, total: float, shown: bool) -> None:
         self._total, self._done, self._shown = max(total, 1.0), 0.0, shown
         self._started = self._last_line = time.monotonic()
-        self._bar: RichProgress | None = None
+        self._bar: Progress | None = None
         if shown and sys.stdout.isatty():
-            self._bar = RichProgress(
-                TextColumn("scoring"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeRemainingColumn(),
-                transient=True,
-            )
+            columns = TextColumn("scoring"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, transient=True)
             self._task = self._bar.add_task("", total=self._total)
             self._bar.start()
 
@@ -43,6 +37,6 @@ class Progress:
             say(f"scoring {self._done / self._total:4.0%} │ {format_duration(left)} left")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()

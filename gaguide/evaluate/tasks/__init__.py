@@ -1,1 +1,11 @@
-"""Tasks: what is asked of a model, from task files and data to examples."""
+"""Tasks: from task files and their data to examples; every fault is found before a model loads.
+
+task.py       task files, and the tasks that ship with the package
+locate.py     the names after --tasks → task files and data files
+records.py    JSON Lines and CSV → rows
+examples.py   rows → examples
+fewshot.py    demonstrations before the prompts
+heldout.py    blocks of shards as examples
+synthetic.py  generated sets
+read.py       all of the above → `TaskData`
+"""

@@ -1,6 +1,6 @@
 """Few-shot prompts: the same demonstrations before every prompt of a task, drawn once from a seed.
 
-Since they are the same, they are computed once for many examples (`rows.py`). Pure.
+The prompts then share a long prefix, which is computed once for many of them. Pure.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from gaguide.evaluate.tasks.task import Fewshot, Task
 
 
 def with_demonstrations(
-    task: Task, fewshot: Fewshot, examples: Sequence[Example], others: Sequence[Example] | None
+    task: Task, fewshot: Fewshot, examples: Sequence[Example], pool: Sequence[Example] | None
 ) -> tuple[Example, ...]:
     """`examples` with demonstrations before their prompts.
 
-    others: where demonstrations are drawn from; None draws them from `examples`, and leaves those out of the
+    pool: what demonstrations are drawn from; None draws from `examples` and removes the drawn ones from the
     result. Raises `UserError` where there are too few, or where one has no answer.
     """
-    source = examples if others is None else others
-    needed = fewshot.count + (others is None)
+    source = examples if pool is None else pool
+    needed = fewshot.count + (pool is None)
     if len(source) < needed:
-        problem = f"{fewshot.count} demonstrations are asked for, there are {len(source)} examples"
+        problem = f"asks for {fewshot.count} demonstrations, but there are {len(source)} examples"
         raise UserError(Fault(f"task {task.name}: fewshot", problem, "ask for fewer", fewshot.count))
     drawn = random.Random(fewshot.seed).sample(range(len(source)), fewshot.count)
-    texts = [_demonstration(task, source[at]) for at in drawn]
-    before = "".join(text + fewshot.separator for text in texts)
-    asked = examples if others is not None else [e for at, e in enumerate(examples) if at not in set(drawn)]
+    prefix = "".join(_demonstration(task, source[at]) + fewshot.separator for at in drawn)
+    asked = examples if pool is not None else [e for at, e in enumerate(examples) if at not in set(drawn)]
     return tuple(
-        replace(example, prompts=tuple(before + prompt for prompt in example.prompts)) for example in asked
+        replace(example, prompts=tuple(prefix + prompt for prompt in example.prompts)) for example in asked
     )
 
 
@@ -43,6 +42,6 @@ def _demonstration(task: Task, example: Example) -> str:
     if len(example.continuations) == 1:
         return example.prompts[0] + example.continuations[0]
     if example.answer_index is None:
-        problem = f"example {example.id} has no answer that a demonstration could show"
-        raise UserError(Fault(f"task {task.name}: fewshot", problem, "give answer_index, or no fewshot"))
+        problem = f"example {example.id} has no answer to demonstrate"
+        raise UserError(Fault(f"task {task.name}: fewshot", problem, "give answer_index, or remove fewshot"))
     return example.prompts[0] + example.continuations[example.answer_index]

@@ -1,8 +1,8 @@
-"""Held-out text as a task: blocks of a folder of shards, whose loss is the one that training validates by.
+"""Held-out text as a task: blocks of a folder of shards, with the loss that training validates by.
 
-The same blocks (spread evenly over the split) and the same predicted tokens as `gaguide.train.validate`: in
-a block of T tokens T - 1. Where documents are kept apart, each is a sequence of its own whose last token
-predicts the next document's first, as in training.
+Blocks (spread evenly over the split) and predicted tokens are those of `gaguide.train.validate`: T - 1 in a
+block of T tokens. Where documents are isolated, each is a sequence whose last token predicts the next
+document's first, as in training.
 """
 
 from __future__ import annotations
@@ -14,30 +14,34 @@ import numpy as np
 from gaguide.data import BlockStore
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.tasks.examples import Example
-from gaguide.evaluate.tasks.task import LocatedTask
+from gaguide.evaluate.tasks.locate import LocatedTask
 
 _DEFAULT_LENGTH = 1024
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Blocks as examples, where they came from, and the tokenizer that made them."""
+    """Blocks of shards as examples."""
 
     examples: tuple[Example, ...]
+    """One example per block."""
     source: str
+    """Folder or address of the shards."""
     fingerprint: str
+    """Of the shards."""
     tokenizer: str
+    """Fingerprint of the tokenizer that made the shards."""
 
 
 def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
-    """The blocks of a perplexity task; without `block_length` as long as the model takes, at most 1,024.
+    """The blocks of a perplexity task, of `block_length` tokens, else of `positions`, at most 1,024.
 
     Raises `UserError` where shards are missing, damaged, or too short.
     """
     task = located.task
     if task.shards is None:
-        problem = "names no shards, which the kind perplexity needs"
-        raise UserError(Fault(f"task {task.name}", problem, "give shards: FOLDER in the task file"))
+        field, remedy = f"task {task.name}: shards", "give shards: FOLDER in the task file"
+        raise UserError(Fault(field, "is required for kind perplexity", remedy))
     folder = task.shards if "://" in task.shards else located.folder / task.shards
     length = task.block_length or min(_DEFAULT_LENGTH, positions or _DEFAULT_LENGTH)
     try:
@@ -53,14 +57,14 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
             for fault in error.faults
         ) from None
     examples = tuple(
-        Example(str(block), (), (), pieces=_pieces(ids_T, documents_T))
+        Example(str(block), (), (), segments=_segments(ids_T, documents_T))
         for block, ids_T, documents_T in zip(chosen, ids_BT, documents_BT, strict=True)
     )
     manifest = store.manifest
     return HeldOut(examples, str(folder), manifest.fingerprint, manifest.tokenizer_fingerprint)
 
 
-def _pieces(
+def _segments(
     ids_T: np.ndarray, documents_T: np.ndarray
 ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
     """(input ids, target ids) of each document of a block; every token but the first is a target once."""

@@ -1,7 +1,7 @@
-"""Small generated sets in the style of the prize's tasks, so that a demo and tests need no download.
+"""Small generated sets in the style of the prize's tasks, so that the demo and tests need no download.
 
-They are made from short sentences about Python, each from a seed alone. They show that the evaluator
-works and whether a small model moves; they measure no ability that anyone has published numbers for.
+They consist of short sentences about Python and depend on a seed alone. They show that the evaluator works
+and whether a small model changes; there are no published numbers to compare with.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Row = dict[str, Any]
-_MOST_REPEATS = 10_000
-"""Rows in a row that were there before: a generator has no more."""
+GeneratedRow = dict[str, Any]
+"""Columns of one example."""
+_MAX_REPEATS = 10_000
+"""Consecutive duplicates after which a generator counts as exhausted."""
 
 # (subject, property that holds, property that does not)
 _FACTS = [
@@ -67,12 +68,14 @@ _CONTRASTS = [
 ]
 
 
-def generate(generator: str, count: int, seed: int) -> list[Row]:
-    """`count` different rows of a generator, the same for the same seed on every machine; fewer where it
-    has no more."""
+def generate(generator: str, count: int, seed: int) -> list[GeneratedRow]:
+    """Up to `count` distinct rows of a generator, fewer where it is exhausted.
+
+    The same seed gives the same rows on every machine.
+    """
     # A string seed is hashed with SHA-512 by Python, unlike hash(), which differs between processes.
     rng = random.Random(f"{generator}-{seed}")
-    rows: list[Row] = []
+    rows: list[GeneratedRow] = []
     seen: set[str] = set()
     repeats = 0
     for row in GENERATORS[generator](rng):
@@ -81,24 +84,24 @@ def generate(generator: str, count: int, seed: int) -> list[Row]:
         if new:
             seen.add(repr(row))
             rows.append(row)
-        if len(rows) == count or repeats == _MOST_REPEATS:
+        if len(rows) == count or repeats == _MAX_REPEATS:
             break
     return rows
 
 
-def _negation(rng: random.Random) -> Iterator[Row]:
+def _negation(rng: random.Random) -> Iterator[GeneratedRow]:
     """Questions with a negation, as in neqa: the property that does not hold is the answer."""
     while True:
         shown = rng.sample(_FACTS, 3)
-        *told, (subject, holds, other) = shown
-        lines = [f"{name} is {right}. {name} is not {wrong}." for name, right, wrong in told]
+        *stated, (subject, holds, other) = shown
+        lines = [f"{name} is {right}. {name} is not {wrong}." for name, right, wrong in stated]
         negated = rng.random() < 0.5
         prompt = " ".join([*lines, f"{subject} is not" if negated else f"{subject} is"])
         yield _choice(rng, prompt, other if negated else holds, holds if negated else other)
 
 
-def _ending(rng: random.Random) -> Iterator[Row]:
-    """A known phrase is to end in another word, as in memo-trap."""
+def _ending(rng: random.Random) -> Iterator[GeneratedRow]:
+    """A known phrase is to end in an unusual word, as in memo-trap."""
     while True:
         phrase, usual = rng.choice(_PHRASES)
         word = rng.choice(_WORDS)
@@ -106,8 +109,8 @@ def _ending(rng: random.Random) -> Iterator[Row]:
             yield _choice(rng, f'Write a sentence that ends in the word "{word}": {phrase}', word, usual)
 
 
-def _redefinition(rng: random.Random) -> Iterator[Row]:
-    """A word takes another's meaning, as in redefine."""
+def _redefinition(rng: random.Random) -> Iterator[GeneratedRow]:
+    """A word takes the meaning of another, as in redefine."""
     while True:
         (one, meaning, _), (other, different, _) = rng.sample(_FACTS, 2)
         if meaning != different:
@@ -118,8 +121,8 @@ def _redefinition(rng: random.Random) -> Iterator[Row]:
             yield _choice(rng, prompt, different, meaning)
 
 
-def _order(rng: random.Random) -> Iterator[Row]:
-    """What comes first, second, third."""
+def _order(rng: random.Random) -> Iterator[GeneratedRow]:
+    """Which of three things comes first, second or third."""
     ordinals = ["first", "second", "third"]
     while True:
         names = rng.sample(_WORDS, 3)
@@ -129,16 +132,16 @@ def _order(rng: random.Random) -> Iterator[Row]:
         yield _choice(rng, f"{order} The {ordinals[asked]} thing that is read is the", names[asked], wrong)
 
 
-def _contrast(rng: random.Random) -> Iterator[Row]:
-    """Completions after a contrast word, scored as text, as in prompt-injection's kind of score."""
+def _contrast(rng: random.Random) -> Iterator[GeneratedRow]:
+    """Completions after a contrast word, of kind sequence_prob, as in prompt-injection."""
     while True:
         start, completion, _ = rng.choice(_CONTRASTS)
         word, other = rng.sample(_WORDS, 2)
         yield {"prompt": f"The {word} comes before the {other}. {start}", "completion": f" {completion}."}
 
 
-def _flip(rng: random.Random) -> Iterator[Row]:
-    """How much a negation in the prompt moves the odds of two answers, as the prize's logodds sets ask."""
+def _flip(rng: random.Random) -> Iterator[GeneratedRow]:
+    """How much a negation in the prompt changes the odds of two answers, as in the prize's logodds sets."""
     while True:
         subject, holds, other = rng.choice(_FACTS)
         word = rng.choice(_WORDS)
@@ -150,14 +153,14 @@ def _flip(rng: random.Random) -> Iterator[Row]:
         }
 
 
-def _choice(rng: random.Random, prompt: str, right: str, wrong: str) -> Row:
+def _choice(rng: random.Random, prompt: str, right: str, wrong: str) -> GeneratedRow:
     answer = rng.randrange(2)
     classes = [f" {wrong}.", f" {wrong}."]
     classes[answer] = f" {right}."
     return {"prompt": prompt, "classes": classes, "answer_index": answer}
 
 
-GENERATORS: dict[str, Callable[[random.Random], Iterator[Row]]] = {
+GENERATORS: dict[str, Callable[[random.Random], Iterator[GeneratedRow]]] = {
     "negation": _negation,
     "ending": _ending,
     "redefinition": _redefinition,
@@ -165,4 +168,4 @@ GENERATORS: dict[str, Callable[[random.Random], Iterator[Row]]] = {
     "contrast": _contrast,
     "flip": _flip,
 }
-"""Generators by the name that task files use."""
+"""Generators by their name in task files."""

@@ -1,4 +1,4 @@
-"""Scores behind a kept prefix are those of each sequence alone; a model that cannot is found out."""
+"""Scores after a cached prefix equal those of each sequence alone; models that cannot cache are detected."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHeadModel, MistralConfig
 
-from gaguide.evaluate.schedule.batches import Batch, CostModel
-from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row
-from gaguide.evaluate.score.generate import prompt_row
+from gaguide.evaluate.schedule.batches import Batch
+from gaguide.evaluate.schedule.cost import CostModel
+from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row, prompt_row
 from gaguide.evaluate.score.logits import Scores
 from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.models import CONFIGS, tiny_model
@@ -24,7 +24,7 @@ _COST = CostModel(layers=3, width=32, vocabulary=64)
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_scores_are_those_of_each_sequence_alone(kind: str, whole: bool) -> None:
+def test_scores_equal_those_of_each_sequence_alone(kind: str, whole: bool) -> None:
     model, batches = tiny_model(kind, attn_implementation="sdpa"), prefixed_batches()
     assert {min(len(batch.rows), 2) for batch in batches if batch.prefix} == {1, 2}
     passes = 0
@@ -33,36 +33,36 @@ def test_scores_are_those_of_each_sequence_alone(kind: str, whole: bool) -> None
         nonlocal passes
         passes += 1
 
-    scorer = Scorer(model, _CPU, whole=whole)
-    scorer.check(batches)
-    assert scorer.shares is Sharing.PREFIXES
+    scorer = Scorer(model, _CPU, whole_model=whole)
+    scorer.detect_sharing(batches)
+    assert scorer.sharing is Sharing.PREFIXES
     model.get_input_embeddings().register_forward_pre_hook(count)
     scores = scores_of(scorer, batches)
-    assert passes == scorer.passes(batches) == len(batches) + 2
-    scorer.shares, passes = Sharing.ROWS, 0
+    assert passes == scorer.count_passes(batches) == len(batches) + 2
+    scorer.sharing, passes = Sharing.ROWS, 0
     assert scores_of(scorer, batches) == pytest.approx(scores, abs=1e-5)
-    assert passes == scorer.passes(batches) == len(batches)
-    scorer.shares, passes = Sharing.NOTHING, 0
+    assert passes == scorer.count_passes(batches) == len(batches)
+    scorer.sharing, passes = Sharing.NOTHING, 0
     assert scores_of(scorer, batches) == pytest.approx(scores, abs=1e-5)
-    assert passes == scorer.passes(batches)
+    assert passes == scorer.count_passes(batches)
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_single_tokens_behind_a_prefix(kind: str) -> None:
-    """A query of one token: models with grouped queries call attention in a third way."""
+def test_single_tokens_after_a_prefix(kind: str) -> None:
+    """With a query of one token, models with grouped-query attention call attention in a third way."""
     model, prefix = tiny_model(kind, attn_implementation="sdpa"), tuple(range(2, 42))
     rows = [build_row([TokenSequence((at,), (at + 1,), (at, 0))]) for at in (5, 9)]
     longer = build_row([TokenSequence((5, 6, 7), (7, 8), (1, 0)), TokenSequence((5, 9), (9, 3), (1, 1))])
     scorer = Scorer(model, _CPU)
     found = [scorer.score(some, prefix) for some in (rows, [longer], rows)]
     assert found[0] == pytest.approx(found[2], abs=1e-6)
-    alone = Scorer(model, _CPU, shares=Sharing.NOTHING)
+    alone = Scorer(model, _CPU, sharing=Sharing.NOTHING)
     assert found[0] == pytest.approx(alone.score(rows, prefix), abs=1e-5)
     assert found[1] == pytest.approx(alone.score([longer], prefix), abs=1e-5)
 
 
-def test_the_order_of_the_batches_does_not_matter() -> None:
-    """Room behind a prefix grows with the batches; what is before and in it must not depend on that."""
+def test_scores_do_not_depend_on_the_order_of_batches() -> None:
+    """The room after a cached prefix grows with the batches; what it contains must not depend on that."""
     model, batches = tiny_model("gpt2", attn_implementation="sdpa"), prefixed_batches()
     assert scores_of(Scorer(model, _CPU), batches) == scores_of(Scorer(model, _CPU), batches[::-1])
 
@@ -79,18 +79,18 @@ def test_one_and_two_threads_give_equal_bits() -> None:
     assert found[0] == found[1]
 
 
-def test_attention_of_another_kind_shares_rows_only() -> None:
-    """Eager attention follows a mask, but is not torch's: nothing can be put before its keys."""
+def test_eager_attention_shares_rows_only() -> None:
+    """Eager attention follows a mask, but is not torch's function: nothing can be put before its keys."""
     model, batches = tiny_model("gpt2", attn_implementation="eager"), prefixed_batches()
     scorer = Scorer(model, _CPU)
-    scorer.check(batches)
-    assert scorer.shares is Sharing.ROWS
+    scorer.detect_sharing(batches)
+    assert scorer.sharing is Sharing.ROWS
     wanted = scores_of(Scorer(tiny_model("gpt2", attn_implementation="sdpa"), _CPU), batches)
     assert scores_of(scorer, batches) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_attention_that_is_torchs_in_some_layers_only_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that does not ask torch in every layer would miss the prefix there."""
+def test_attention_that_is_torchs_in_some_layers_only_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that does not call torch's attention would miss the prefix."""
     model, batches = tiny_model("gpt2", attn_implementation="sdpa"), prefixed_batches()
     calls = 0
 
@@ -106,22 +106,22 @@ def test_attention_that_is_torchs_in_some_layers_only_is_found_out(monkeypatch: 
 
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", sometimes)
     scorer = Scorer(model, _CPU)
-    scorer.check(batches)
-    assert scorer.shares is Sharing.ROWS
+    scorer.detect_sharing(batches)
+    assert scorer.sharing is Sharing.ROWS
 
 
-def test_attention_of_another_kind_is_found_out_where_a_prefix_changes_little() -> None:
-    """A half-precision tolerance hides a prefix that nothing looked at."""
+def test_eager_attention_is_detected_where_a_prefix_changes_little() -> None:
+    """The tolerance of half precision would hide a prefix that is not attended to."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=96)
     model = GPT2LMHeadModel._from_config(config, attn_implementation="eager", dtype=torch.bfloat16).eval()
     scorer = Scorer(model, _CPU)
-    scorer.check(prefixed_batches())
-    assert scorer.shares is Sharing.ROWS
+    scorer.detect_sharing(prefixed_batches())
+    assert scorer.sharing is Sharing.ROWS
 
 
-def _strangers(count: int, prefix: int, tail: int) -> Batch:
-    """Rows of one sequence each: none branches by itself."""
+def _unrelated_rows(count: int, prefix: int, tail: int) -> Batch:
+    """A batch of rows with one sequence each, none of which branches."""
     rng = torch.Generator().manual_seed(0)
 
     def row(at: int) -> Row:
@@ -131,36 +131,36 @@ def _strangers(count: int, prefix: int, tail: int) -> Batch:
     return Batch(tuple(map(row, range(count))), 1.0, prefix=tuple(range(2, 2 + prefix)))
 
 
-def test_rows_that_branch_only_together_are_checked_together() -> None:
-    """Where no prefix can be kept, rows are put together behind it; this model's do not take that either."""
+def test_rows_that_branch_only_when_merged_are_checked_merged() -> None:
+    """Where no prefix can be cached, rows are merged after it; this model does not support that either."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
-    scorer, batch = Scorer(model.eval(), _CPU), _strangers(3, prefix=40, tail=8)
-    scorer.check([batch])
-    assert scorer.shares is Sharing.NOTHING
+    scorer, batch = Scorer(model.eval(), _CPU), _unrelated_rows(3, prefix=40, tail=8)
+    scorer.detect_sharing([batch])
+    assert scorer.sharing is Sharing.NOTHING
     assert len(scores_of(scorer, [batch])) == 3
 
 
-def test_rows_behind_a_prefix_that_is_not_kept_are_halved_where_memory_is_short(
+def test_merged_rows_are_halved_where_memory_is_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, batch, said = tiny_model("gpt2", attn_implementation="eager"), _strangers(60, 32, 60), []
-    wanted = Scorer(model, _CPU, shares=Sharing.NOTHING).score(batch.rows, batch.prefix)
-    scorer = Scorer(model, _CPU, shares=Sharing.ROWS, say=said.append)
-    together = scorer._together
+    model, batch, said = tiny_model("gpt2", attn_implementation="eager"), _unrelated_rows(60, 32, 60), []
+    wanted = Scorer(model, _CPU, sharing=Sharing.NOTHING).score(batch.rows, batch.prefix)
+    scorer = Scorer(model, _CPU, sharing=Sharing.ROWS, say=said.append)
+    together = scorer._score_together
 
     def small_memory(rows: list[Row], prefix: tuple[int, ...]) -> Scores:
         if sum(map(len, rows)) > 3000:
             raise torch.OutOfMemoryError
         return together(rows, prefix)
 
-    monkeypatch.setattr(scorer, "_together", small_memory)
+    monkeypatch.setattr(scorer, "_score_together", small_memory)
     assert scorer.score(batch.rows, batch.prefix) == pytest.approx(wanted, abs=1e-4)
     assert len(said) == 1
 
 
-def test_a_prefix_is_given_back_before_work_without_one() -> None:
-    model, batch = tiny_model("gpt2", attn_implementation="sdpa"), _strangers(3, prefix=40, tail=8)
+def test_the_cached_prefix_is_freed_before_work_without_one() -> None:
+    model, batch = tiny_model("gpt2", attn_implementation="sdpa"), _unrelated_rows(3, prefix=40, tail=8)
     scorer, passes = Scorer(model, _CPU), 0
 
     def count(*_: object) -> None:
@@ -172,10 +172,10 @@ def test_a_prefix_is_given_back_before_work_without_one() -> None:
     order = [batch, batch, alone, batch]
     for one in order:
         scorer.score(one.rows, one.prefix)
-        assert (scorer._kept is not None) == bool(one.prefix)
-    assert passes == scorer.passes(order) == 6
+        assert (scorer._cache is not None) == bool(one.prefix)
+    assert passes == scorer.count_passes(order) == 6
     scorer.generate([prompt_row((2, 3, 4), 0, 2)])
-    assert scorer._kept is None
+    assert scorer._cache is None
 
 
 def test_a_sliding_window_shorter_than_prefix_and_row_shares_nothing() -> None:
@@ -186,5 +186,5 @@ def test_a_sliding_window_shorter_than_prefix_and_row_shares_nothing() -> None:
     scorer = Scorer(AutoModelForCausalLM.from_config(config).eval(), _CPU)
     batches = prefixed_batches()
     assert max(max(row.depths) for batch in batches for row in batch.rows) < 45
-    scorer.check(batches)
-    assert scorer.shares is Sharing.NOTHING
+    scorer.detect_sharing(batches)
+    assert scorer.sharing is Sharing.NOTHING

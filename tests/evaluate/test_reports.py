@@ -1,4 +1,4 @@
-"""What a person sees: tables, the worst examples, the study's numbers, `gaguide eval`."""
+"""What a person sees: tables, confidently wrong examples, the paper's accuracies, `gaguide eval`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
 from gaguide.evaluate.results.metrics import near_ties, score_example, worst
-from gaguide.evaluate.results.paper import published
-from gaguide.evaluate.results.table import escaped, print_comparison, print_table, print_worst
+from gaguide.evaluate.results.paper import find_paper_column
+from gaguide.evaluate.results.table import (
+    escape_control_characters,
+    print_comparison,
+    print_table,
+    print_worst,
+)
 from gaguide.evaluate.runner import output_folders
 from gaguide.evaluate.tasks.examples import Example
 
@@ -32,46 +37,46 @@ def _scored(*values: float) -> object:
     return score_example("classification", Example(str(values), ("p",), (" a", " b"), 0), values, (1, 1))
 
 
-def test_the_worst_are_wrong_and_surest_first_and_near_ties_are_found() -> None:
+def test_confidently_wrong_examples_are_sorted_and_near_ties_are_found() -> None:
     scored = [_scored(-1, -2), _scored(-3, -1), _scored(-9, -1), _scored(-1.0001, -1)]
     assert [one.margin for one in worst(scored, 2)] == [-8, -2]
     assert near_ties(scored) == ["(-1.0001, -1)"]
 
 
-def test_text_of_examples_cannot_act_on_the_terminal(gpt2_folder: Path, tmp_path: Path) -> None:
+def test_control_characters_in_examples_are_escaped(gpt2_folder: Path, tmp_path: Path) -> None:
     row = {"prompt": "A \x1b[31m[bold]line[/bold]\r\nis 東", "classes": [" b", " c"]}
     (tmp_path / "quiz.jsonl").write_text(
         "".join(json.dumps(row | {"answer_index": at, "id": str(at)}) + "\n" for at in (0, 1))
     )
     results = evaluate(gpt2_folder, [str(tmp_path / "quiz.jsonl")], None, World(), EvaluateSettings())
     text = _shown(print_worst, results)
-    assert "A \\x1b[31m[bold]line[/bold]\\r\\nis 東" in text and text.count("wrong and sure") == 1
-    assert escaped("a\tb\u200f") == "a\\tb\\u200f"
+    assert "A \\x1b[31m[bold]line[/bold]\\r\\nis 東" in text and text.count("confidently wrong") == 1
+    assert escape_control_characters("a\tb\u200f") == "a\\tb\\u200f"
 
 
-def test_the_studys_numbers_stand_beside_a_run_of_its_shape(
+def test_the_papers_accuracies_are_shown_for_a_run_of_its_shape(
     gpt2_folder: Path, memo_trap: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "run" / "model"
     summary = tmp_path / "run" / "summary.json"
     summary.parent.mkdir()
     config = GPT2Config()
-    assert published(str(model), config) is None
+    assert find_paper_column(str(model), config) is None
     summary.write_text(json.dumps({"experiment": "4-transition", "guidance_weight": 3.0}))
-    assert published(str(model), config) == ("gpt2", "4-transition")
+    assert find_paper_column(str(model), config) == ("gpt2", "4-transition")
     summary.write_text(json.dumps({"experiment": "4-transition", "guidance_weight": 0}))
-    assert published(str(model), config) == ("gpt2", "finetuned")
-    assert published(str(model), GPT2Config(n_layer=2)) is None
-    assert published("openai-community/gpt2-medium", None) == ("gpt2-medium", "original")
+    assert find_paper_column(str(model), config) == ("gpt2", "finetuned")
+    assert find_paper_column(str(model), GPT2Config(n_layer=2)) is None
+    assert find_paper_column("openai-community/gpt2-medium", None) == ("gpt2-medium", "original")
     results = evaluate(gpt2_folder, [str(memo_trap)], None, World(), EvaluateSettings(limit=4))
-    named = Results(**{**vars(results), "published": ("gpt2", "original")})
+    named = Results(**{**vars(results), "paper_column": ("gpt2", "original")})
     assert named.to_json()["tasks"]["memo-trap"]["reported_acc"] == 0.7382
     text = _shown(print_table, named)
-    assert "study: gpt2 original" in text and "0.7382" in text
-    assert "study" not in _shown(print_table, results)
+    assert "paper: gpt2 original" in text and "0.7382" in text
+    assert "paper" not in _shown(print_table, results)
 
 
-def test_several_models_have_folders_by_what_tells_them_apart(
+def test_output_folders_of_several_models_are_named_by_their_differences(
     gpt2_folder: Path, other_gpt2_folder: Path, tmp_path: Path
 ) -> None:
     names = {

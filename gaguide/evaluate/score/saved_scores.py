@@ -1,7 +1,8 @@
-"""Scores that are already known: written by each rank as it goes, read again after an interruption.
+"""Scores that are known already: written by each rank batch by batch, read after an interruption.
 
-A line for each finished batch, in a folder named by a fingerprint of everything that the scores depend on
-but the number of ranks. Batches are formed without regard to ranks, so another number of ranks can go on.
+One line per finished batch, in a folder named by a fingerprint of everything that the scores depend on. The
+number of ranks is not part of it, since batches are formed without regard to ranks: another number can
+resume.
 """
 
 from __future__ import annotations
@@ -21,46 +22,52 @@ from gaguide.evaluate.score.logits import Scores
 from gaguide.evaluate.score.scorer import Sharing
 
 FOLDER = ".unfinished"
+"""Folder in the output folder, until the results are written."""
 
 
 def fingerprint(conditions: Mapping[str, Any], batches: Sequence[Batch]) -> str:
-    """sha256 of model and settings (`conditions`, plain JSON) and of every token of `batches`."""
+    """SHA-256 of model and settings (`conditions`, plain JSON) and of every token of `batches`."""
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode())
     for batch in batches:
         digest.update(array("q", [len(batch.prefix), *batch.prefix, len(batch.rows)]).tobytes())
         for row in batch.rows:
-            digest.update(array("q", [len(row), len(row.reads), *row.token_ids, *row.depths]).tobytes())
-            for read in row.reads:
-                digest.update(array("q", [*read.key, *read.positions, *read.target_ids]).tobytes())
+            digest.update(array("q", [len(row), len(row.readouts), *row.token_ids, *row.depths]).tobytes())
+            for readout in row.readouts:
+                values = [*readout.key, *readout.positions, *readout.target_ids]
+                digest.update(array("q", values).tobytes())
     return digest.hexdigest()
 
 
-class Finished:
-    """The scores of finished batches by number, on every rank; `shares` as the first launch found it."""
+class SavedScores:
+    """The scores of finished batches by batch number, the same on every rank.
+
+    output: folder of the results; None saves nothing. name: fingerprint of the evaluation.
+    """
 
     def __init__(self, output: Path | None, name: str, batches: Sequence[Batch], world: World) -> None:
         self.scores: dict[int, Scores] = {}
-        self.shares: Sharing | None = None
+        self.sharing: Sharing | None = None
+        """What the first launch detected; None where nothing was saved."""
         self._folder = None if output is None else output / FOLDER / name[:16]
         self._rank = world.rank
         self._file: TextIO | None = None
-        # One rank of each host reads: the folder may lie on the hosts' own disks.
+        # One rank of each host reads: the folder may be on the hosts' own disks.
         found = _read(self._folder, batches) if self._folder is not None and world.local_rank == 0 else {}
-        for shares, scores in (entry for part in all_gather(found) for entry in part.values()):
-            self.shares = shares if self.shares is None else self.shares
-            if shares == self.shares:
+        for sharing, scores in (entry for part in all_gather(found) for entry in part.values()):
+            self.sharing = sharing if self.sharing is None else self.sharing
+            if sharing == self.sharing:
                 self.scores |= scores
-        self.shares = broadcast(self.shares)
+        self.sharing = broadcast(self.sharing)
 
-    def add(self, at: int, scores: Scores, shares: Sharing) -> None:
-        """Keep the scores of batch `at`; they outlive this process when this returns."""
+    def save(self, at: int, scores: Scores, sharing: Sharing) -> None:
+        """Write the scores of batch `at`; once this returns they outlive the process."""
         if self._folder is None:
             return
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"rank-{self._rank}-{time.time_ns()}.jsonl"
             self._file = path.open("x", encoding="utf-8")
-            self._file.write(json.dumps({"shares": shares}) + "\n")
+            self._file.write(json.dumps({"shares": sharing}) + "\n")
         values = [[*key, value] for key, value in scores.items()]
         self._file.write(json.dumps({"batch": at, "scores": values}) + "\n")
         self._file.flush()
@@ -75,35 +82,35 @@ class Finished:
             self._file.close()
 
 
-def forget(outputs: Iterable[Path]) -> None:
-    """Remove what was kept, once the results are written."""
+def remove_saved_scores(outputs: Iterable[Path]) -> None:
+    """Remove what was saved in these output folders, once the results are written."""
     for output in outputs:
         shutil.rmtree(output / FOLDER, ignore_errors=True)
 
 
 def _read(folder: Path, batches: Sequence[Batch]) -> dict[str, tuple[Sharing, dict[int, Scores]]]:
-    """(shares, scores by batch) of every file; a line cut off by a kill ends its file."""
+    """(sharing, scores by batch) of every file; a line truncated by a kill ends its file."""
     found: dict[str, tuple[Sharing, dict[int, Scores]]] = {}
     for path in sorted(folder.glob("rank-*.jsonl")):
-        shares, scores = None, {}
+        sharing, scores = None, {}
         for line in path.read_text("utf-8").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
                 break
-            if shares is None:
-                shares = Sharing(record["shares"])
+            if sharing is None:
+                sharing = Sharing(record["shares"])
             else:
                 scores[int(record["batch"])] = {
                     (example, pair): value for example, pair, value in record["scores"]
                 }
-        if shares is not None:
+        if sharing is not None:
             found[path.name] = (
-                shares,
+                sharing,
                 {at: values for at, values in scores.items() if values.keys() == _keys(batches[at])},
             )
     return found
 
 
 def _keys(batch: Batch) -> set[tuple[int, int]]:
-    return {read.key for row in batch.rows for read in row.reads}
+    return {readout.key for row in batch.rows for readout in row.readouts}

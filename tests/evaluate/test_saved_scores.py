@@ -1,4 +1,4 @@
-"""An interrupted evaluation goes on from its finished examples, and a killed rank ends the job by name."""
+"""An interrupted evaluation resumes from its finished batches; a killed rank ends the job and is named."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import pytest
 
 from gaguide.distributed import World
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
-from gaguide.evaluate.schedule.batches import Batch, Budget, CostModel, make_batches
+from gaguide.evaluate.schedule.batches import Batch, make_batches
+from gaguide.evaluate.schedule.cost import Budget, CostModel
 from gaguide.evaluate.schedule.rows import TokenSequence
-from gaguide.evaluate.score.finished import FOLDER, Finished, fingerprint
+from gaguide.evaluate.score.saved_scores import FOLDER, SavedScores, fingerprint
 from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.patience import patience
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
@@ -30,25 +31,25 @@ def _batches(count: int = 12) -> list[Batch]:
     return make_batches(examples, Budget(12), CostModel(2, 32, 64))
 
 
-def test_a_line_cut_off_by_a_kill_and_scores_of_other_batches_are_left_out(tmp_path: Path) -> None:
+def test_truncated_lines_and_scores_of_other_batches_are_ignored(tmp_path: Path) -> None:
     batches = _batches()
     assert len(batches) > 2
-    kept = Finished(tmp_path, "name", batches, World())
+    saved = SavedScores(tmp_path, "name", batches, World())
     for at in (0, 1):
-        scores = {read.key: -0.1 * at for row in batches[at].rows for read in row.reads}
-        kept.add(at, scores, shares=Sharing.ROWS)
-    kept.add(2, {(99, 0): -1.0}, shares=Sharing.ROWS)
-    kept.close()
+        scores = {read.key: -0.1 * at for row in batches[at].rows for read in row.readouts}
+        saved.save(at, scores, sharing=Sharing.ROWS)
+    saved.save(2, {(99, 0): -1.0}, sharing=Sharing.ROWS)
+    saved.close()
     (file,) = (tmp_path / FOLDER / "name").glob("*.jsonl")
     file.write_text(file.read_text() + '{"batch": 3, "scores": [[1,')
-    again = Finished(tmp_path, "name", batches, World())
-    assert again.scores.keys() == {0, 1} and again.shares is Sharing.ROWS
-    assert again.scores[1] == kept_scores(batches[1], -0.1)
-    assert not Finished(tmp_path, "other", batches, World()).scores
+    reread = SavedScores(tmp_path, "name", batches, World())
+    assert reread.scores.keys() == {0, 1} and reread.sharing is Sharing.ROWS
+    assert reread.scores[1] == constant_scores(batches[1], -0.1)
+    assert not SavedScores(tmp_path, "other", batches, World()).scores
 
 
-def kept_scores(batch: Batch, value: float) -> dict[tuple[int, int], float]:
-    return {read.key: value for row in batch.rows for read in row.reads}
+def constant_scores(batch: Batch, value: float) -> dict[tuple[int, int], float]:
+    return {read.key: value for row in batch.rows for read in row.readouts}
 
 
 def test_the_fingerprint_changes_with_tokens_and_conditions() -> None:
@@ -62,7 +63,7 @@ def _values(results: Results) -> list[tuple[float, ...]]:
     return [one.log_probabilities for task in results.tasks.values() for one in task.scored]
 
 
-def test_models_that_were_done_are_not_computed_again(
+def test_finished_models_are_not_computed_again(
     gpt2_folder: Path, other_gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = EvaluateSettings(limit=6)
@@ -95,7 +96,7 @@ def test_models_that_were_done_are_not_computed_again(
         *(pytest.param(name, 0, marks=pytest.mark.stress) for name in ("deepspeed", "torchrun", "mpirun")),
     ],
 )
-def test_a_killed_rank_is_named_and_what_was_finished_is_kept(
+def test_a_killed_rank_is_named_and_finished_batches_are_kept(
     launcher: str, victim: int, gpt2_folder: Path, tmp_path: Path
 ) -> None:
     if launcher == "mpirun" and shutil.which("mpirun") is None:
@@ -130,11 +131,11 @@ def test_a_killed_rank_is_named_and_what_was_finished_is_kept(
     assert 0 < resumed.resumed < 1
     assert _values(resumed) == _values(evaluate(gpt2_folder, [str(task)], None, World(), settings))
     if victim == 0:
-        _assert_three_ranks_go_on(launcher, [*arguments, str(interrupted)], output)
+        _assert_three_ranks_resume(launcher, [*arguments, str(interrupted)], output)
 
 
-def _assert_three_ranks_go_on(launcher: str, arguments: list[str], wanted: Path) -> None:
-    """From what is in the folder that `arguments` end in, to the results of one rank."""
+def _assert_three_ranks_resume(launcher: str, arguments: list[str], wanted: Path) -> None:
+    """Resume from the folder that `arguments` end in; the results equal those of one rank in `wanted`."""
     ended = subprocess.run(
         launch_command(EVALUATE, arguments, 3, launcher),
         env=rank_environment(), capture_output=True, text=True, timeout=patience(120),
@@ -146,14 +147,14 @@ def _assert_three_ranks_go_on(launcher: str, arguments: list[str], wanted: Path)
 
 
 def _ranks_at_work(launcher: int, output: Path) -> dict[int, psutil.Process]:
-    """The rank processes by number, once each has kept two batches."""
+    """The rank processes by number, once each has saved two batches."""
     deadline = time.monotonic() + patience(60)
     while time.monotonic() < deadline:
         files = list(output.rglob("rank-*.jsonl"))
         if len(files) == 2 and all(len(file.read_text().splitlines()) > 2 for file in files):
             found = {}
             for process in psutil.Process(launcher).children(recursive=True):
-                with suppress(psutil.Error):  # one that has just ended
+                with suppress(psutil.Error):  # the process has just ended
                     if "evaluate.py" not in " ".join(process.cmdline()):
                         continue
                     given = process.environ()

@@ -1,0 +1,64 @@
+"""Tokens of all examples of all tasks; the ranks share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gaguide.distributed import World, all_gather
+from gaguide.errors import FaultCollector
+from gaguide.evaluate.encode.encoder import EncodedPair, Encoder, encode_pairs, encode_segments
+from gaguide.evaluate.model_folder import ModelFolder
+from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.read import TaskData
+from gaguide.evaluate.tasks.records import raise_some
+
+_CHUNK = 256
+"""Examples whose texts are encoded together, on all cores."""
+
+
+def encode_on_all_ranks(
+    data: Sequence[TaskData], folder: ModelFolder, world: World
+) -> list[list[EncodedPair]]:
+    """Tokens of all pairs of all examples, tasks in sequence; each rank encodes a share, all get everything.
+
+    Raises `UserError` with the faults of all ranks on every rank.
+    """
+    own = FaultCollector()
+    share = own.attempt(encode_examples, data, folder, world.rank, world.size)
+    gathered = all_gather((share, own.faults))
+    with FaultCollector() as faults:  # not `raise_together`: the rank does not matter to a fault of the data
+        for _, found in gathered:
+            faults.add(*found)
+    shares = [share for share, _ in gathered if share is not None]
+    count = sum(len(task.examples) for task in data)
+    return [shares[at % world.size][at // world.size] for at in range(count)]
+
+
+def encode_examples(
+    data: Sequence[TaskData], folder: ModelFolder, first: int = 0, step: int = 1
+) -> list[list[EncodedPair]]:
+    """Tokens of the pairs of every `step`-th example from `first`, tasks in sequence.
+
+    Raises `UserError` with every fault.
+    """
+    encoder = Encoder(folder.tokenizer, folder.positions)
+    encoded: list[list[EncodedPair]] = []
+    faults = FaultCollector()
+    wanted = [(task, example) for task in data for example in task.examples][first::step]
+    for at, (task, example) in enumerate(wanted):
+        if at % _CHUNK == 0:
+            encoder.encode_ahead(pair for _, one in wanted[at : at + _CHUNK] for pair in one.pairs)
+        with faults.catching():
+            encoded.append(_encode_example(encoder, task, example))
+    raise_some(faults, "--tasks")
+    return encoded
+
+
+def _encode_example(encoder: Encoder, task: TaskData, example: Example) -> list[EncodedPair]:
+    where = f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
+    if example.segments:
+        return encode_segments(encoder, example.segments, where)
+    if task.kind == "numeric":
+        prompt = encoder.encode_prompt(example.prompts[0], task.task.new_tokens)
+        return [prompt] * task.task.new_tokens
+    return encode_pairs(encoder, example.pairs, where)

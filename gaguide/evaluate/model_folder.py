@@ -1,0 +1,103 @@
+"""A model's configuration and tokenizer, read before its weights; and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from gaguide.errors import Fault, UserError
+from gaguide.model import fuse_activations
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by their name after --dtype."""
+
+_UNSET_LENGTH = 1_000_000_000_000_000_019_884_624_838_656
+"""transformers' `model_max_length` for a tokenizer without one."""
+_DEFAULT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model without its weights."""
+
+    name: str
+    """Folder or hub id."""
+    config: Any
+    """transformers' configuration."""
+    tokenizer: Any
+    """transformers' tokenizer."""
+
+    @property
+    def positions(self) -> int:
+        """Longest input in tokens: the configuration's, else the tokenizer's, else 2,048."""
+        config = getattr(self.config, "text_config", None) or self.config
+        for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+            length = getattr(config, name, None)
+            if length:
+                return int(length)
+        length = getattr(self.tokenizer, "model_max_length", None)
+        return int(length) if length and length != _UNSET_LENGTH else _DEFAULT_LENGTH
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain JSON that changes whenever the model does, without reading its weights."""
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        found = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        return {"name": str(folder.resolve()), "files": found}
+
+
+def find_model_folder(name: str) -> ModelFolder:
+    """Configuration and tokenizer of a folder or hub model; no code from it is executed.
+
+    Raises `UserError` where they cannot be loaded or do not fit each other.
+    """
+    if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        remedy = "give a folder made by save_pretrained"
+        raise UserError(Fault("--model", "does not exist or is not a folder", remedy, name))
+    config = _from_pretrained(AutoConfig, "configuration", name)
+    tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", name)
+    if not tokenizer.encode("any text", add_special_tokens=False):
+        # Where its files are missing, transformers silently builds an empty tokenizer.
+        problem = "its tokenizer has an empty vocabulary, so its files are probably missing"
+        raise UserError(Fault("--model", problem, "save the tokenizer into the model's folder", name))
+    rows = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
+    if rows is not None and len(tokenizer) > rows:
+        problem = f"its tokenizer has {len(tokenizer)} tokens, its embedding only {rows} rows"
+        remedy = "put the tokenizer that the model was trained with into its folder"
+        raise UserError(Fault("--model", problem, remedy, name))
+    return ModelFolder(name, config, tokenizer)
+
+
+def pretrained_model(folder: ModelFolder, dtype: str) -> Any:
+    """The model as transformers loads it, with SDPA where the architecture has it, its activations fused."""
+    model = _from_pretrained(
+        AutoModelForCausalLM, "model", folder.name, config=folder.config, dtype=DTYPES[dtype]
+    )
+    fuse_activations(model)
+    return model
+
+
+def load_model(folder: ModelFolder, dtype: str, device: torch.device) -> Any:
+    """The model in eval mode on `device`."""
+    return pretrained_model(folder, dtype).to(device).eval()
+
+
+def _from_pretrained(auto: Any, what: str, name: str, **options: Any) -> Any:
+    load: Callable[..., Any] = auto.from_pretrained
+    transformers_logging.disable_progress_bar()  # every rank would show one
+    try:
+        return load(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        problem = f"its {what} cannot be loaded ({reason})"
+        remedy = "give a folder made by save_pretrained with its tokenizer, or a hub id that can be reached"
+        raise UserError(Fault("--model", problem, remedy, name)) from None

@@ -1,0 +1,37 @@
+"""Scores of all examples as the outcome of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gaguide.evaluate.encode.encoder import EncodedPair
+from gaguide.evaluate.results.metrics import chance_level, score_example, score_number, summarize
+from gaguide.evaluate.results.results import TaskResult
+from gaguide.evaluate.tasks.read import TaskData
+
+
+def make_task_results(
+    data: Sequence[TaskData],
+    encoded: Sequence[Sequence[EncodedPair]],
+    scores: Mapping[tuple[int, int], float],
+    tokenizer: Any,
+) -> dict[str, TaskResult]:
+    """Each task's outcome by name, from the scores of all examples by (example, pair)."""
+    wanted = {(at, nth) for at, pairs in enumerate(encoded) for nth in range(len(pairs))}
+    assert scores.keys() == wanted, f"{len(wanted ^ scores.keys())} scores are missing or unexpected"
+    results, at = {}, 0
+    for task in data:
+        scored = []
+        for example in task.examples:
+            pairs = encoded[at]
+            values = [scores[at, nth] for nth in range(len(pairs))]
+            if task.kind == "numeric":
+                scored.append(score_number(example, tokenizer.decode([int(value) for value in values])))
+            else:
+                tokens = [len(pair.target_ids) for pair in pairs]
+                scored.append(score_example(task.kind, example, values, tokens))
+            at += 1
+        metrics, chance = summarize(task.kind, scored), chance_level(task.kind, task.examples)
+        results[task.task.name] = TaskResult(task, metrics, chance, tuple(scored))
+    return results

@@ -1,0 +1,139 @@
+"""What the names after --tasks mean: task files, data files, folders, built-in tasks and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gaguide.data.format.manifest import MANIFEST_FILE
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.evaluate.tasks.task import Kind, Task, built_in_tasks, groups, read_task_file
+
+DATA_SUFFIXES = (".jsonl", ".csv")
+TASK_SUFFIXES = (".yaml", ".yml")
+
+_PRIZE_KINDS: dict[str, Kind] = {
+    "classification": "classification",
+    "sequence-probability": "sequence_prob",
+    "sequence-prob": "sequence_prob",
+    "logodds": "logodds",
+    "absolute-logodds": "absolute_logodds",
+    "numeric": "numeric",
+}
+"""Entries of the prize are files named NAME_KIND.SUFFIX."""
+
+
+@dataclass(frozen=True)
+class LocatedTask:
+    """A task and where its data are."""
+
+    task: Task
+    path: Path | None = None
+    """The data file; None for hub data, generated data and shards."""
+    folder: Path = Path()
+    """What other paths in the task file are relative to."""
+
+
+def split_names(arguments: Sequence[str]) -> list[str]:
+    """The task names in command-line arguments, which may hold several with commas between them."""
+    return [name for argument in arguments for name in argument.split(",") if name]
+
+
+def locate_tasks(names: Sequence[str], data_folder: Path | None, faults: FaultCollector) -> list[LocatedTask]:
+    """The tasks that `names` mean, each once; `faults` receives what is wrong with the other names.
+
+    data_folder: holds the data files of built-in tasks, under the file names of the release.
+    """
+    found: dict[str, LocatedTask] = {}
+    for name in names:
+        for entry in faults.attempt(_locate, name, data_folder) or ():
+            other = found.setdefault(entry.task.name, entry)
+            if other != entry:
+                problem = f"names two tasks: {other.path or 'built-in'} and {entry.path or 'built-in'}"
+                faults.add(Fault(f"task {entry.task.name}", problem, "rename one of them"))
+    if not names:
+        faults.add(Fault("--tasks", "must name a task", f"known groups: {', '.join(groups())}"))
+    return list(found.values())
+
+
+def _locate(name: str, data_folder: Path | None) -> list[LocatedTask]:
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        return [_from_file(path)]
+    if name in groups():
+        return _in_group(name, data_folder)
+    if name in built_in_tasks():
+        return [_built_in(built_in_tasks()[name], data_folder)]
+    remedy = suggestion(name, [*groups(), *built_in_tasks()])
+    raise UserError(
+        Fault(
+            "--tasks",
+            "must be a file, folder, task or group",
+            f"{remedy} Or give a folder, or a .jsonl, .csv or .yaml file",
+            name,
+        )
+    )
+
+
+def _in_folder(folder: Path) -> list[LocatedTask]:
+    if (folder / MANIFEST_FILE).is_file():
+        return [LocatedTask(Task(name=folder.name, kind="perplexity", shards=str(folder.resolve())))]
+    described = [_from_file(path) for path in sorted(folder.iterdir()) if path.suffix in TASK_SUFFIXES]
+    taken = {found.path for found in described}
+    data = [path for path in sorted(folder.iterdir()) if path.suffix in DATA_SUFFIXES and path not in taken]
+    if not described and not data:
+        problem = "is a folder without .jsonl, .csv or .yaml files"
+        raise UserError(Fault("--tasks", problem, "give the folder of the data", str(folder)))
+    return described + [_from_file(path) for path in data]
+
+
+def _from_file(path: Path) -> LocatedTask:
+    if path.suffix in TASK_SUFFIXES:
+        task = read_task_file(path)
+        if task.file is None:
+            return LocatedTask(task, folder=path.parent)
+        data = path.parent / task.file
+        if not data.is_file():
+            remedy = "give a path relative to the task file"
+            raise UserError(Fault(f"{path}: file", "does not exist", remedy, str(data)))
+        return LocatedTask(task, data, path.parent)
+    if path.suffix not in DATA_SUFFIXES:
+        raise UserError(Fault("--tasks", "must be a .jsonl, .csv or .yaml file", "convert it", str(path)))
+    for task in built_in_tasks().values():
+        if path.name in _file_names(task):
+            return LocatedTask(task, path)
+    name, _, kind = path.stem.rpartition("_")
+    if name and kind in _PRIZE_KINDS:
+        return LocatedTask(Task(name=name, kind=_PRIZE_KINDS[kind]), path)
+    return LocatedTask(Task(name=path.stem), path)
+
+
+def _in_group(name: str, data_folder: Path | None) -> list[LocatedTask]:
+    members = [built_in_tasks()[member] for member in groups()[name]]
+    located = [_built_in(task, data_folder) for task in members]
+    if data_folder is None:
+        return located
+    # With a data folder, the group is reduced to what the folder holds.
+    found = [entry for entry in located if entry.path is not None or entry.task.generator is not None]
+    if not found:
+        expected = ", ".join(str(task.file) for task in members)
+        problem = f"does not contain a file of the group {name}"
+        raise UserError(Fault("--data", problem, f"expected files: {expected}", str(data_folder)))
+    return found
+
+
+def _built_in(task: Task, data_folder: Path | None) -> LocatedTask:
+    if task.generator is None and data_folder is not None:
+        for name in _file_names(task):
+            if (data_folder / name).is_file():
+                return LocatedTask(task, data_folder / name)
+    return LocatedTask(task)
+
+
+def _file_names(task: Task) -> list[str]:
+    """Names that the data file of a built-in task may have."""
+    own = [] if task.file is None else [task.file]
+    return [*own, f"{task.name}.jsonl", f"{task.name}.csv"]

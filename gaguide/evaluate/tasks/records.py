@@ -1,0 +1,90 @@
+"""Rows of JSON Lines and CSV files, with the line that each begins at."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gaguide.errors import Fault, FaultCollector, UserError
+
+MAX_FAULTS = 200
+"""Faults that are listed for a file; the rest are counted."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of data before it is checked."""
+
+    line: int
+    """Line of a file, or row number of other data, counted from 1."""
+    columns: Mapping[str, Any]
+    """The row's values by column."""
+
+
+def read_records(path: Path) -> list[Record]:
+    """Rows of a .jsonl or .csv file. Raises `UserError` with every line that is not UTF-8 or not JSON."""
+    faults = FaultCollector()
+    lines = []
+    for number, raw in enumerate(path.read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
+        try:
+            lines.append(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 ({error.reason})"
+            faults.add(Fault(f"{path}:{number}", problem, "save the file as UTF-8"))
+    raise_some(faults, path)
+    return _csv_records("\n".join(lines), path) if path.suffix == ".csv" else _json_records(lines, path)
+
+
+def raise_some(faults: FaultCollector, source: Path | str) -> None:
+    """Raise the collected faults, if any: at most `MAX_FAULTS`, then how many more there are."""
+    if len(faults.faults) > MAX_FAULTS:
+        problem = f"{len(faults.faults) - MAX_FAULTS} more faults"
+        rest = Fault(str(source), problem, "correct the ones listed first")
+        raise UserError([*faults.faults[:MAX_FAULTS], rest])
+    faults.raise_if_any()
+
+
+def _json_records(lines: Sequence[str], path: Path) -> list[Record]:
+    faults = FaultCollector()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            columns = json.loads(line)
+            if not isinstance(columns, dict):
+                raise ValueError("not an object")
+            records.append(Record(number, columns))
+        except (ValueError, RecursionError) as error:
+            problem = f"is not a JSON object ({error})"
+            faults.add(Fault(f"{path}:{number}", problem, "write one JSON object per line"))
+    raise_some(faults, path)
+    return records
+
+
+def _csv_records(text: str, path: Path) -> list[Record]:
+    csv.field_size_limit(1 << 30)
+    faults = FaultCollector()
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    names = [name for name in reader.fieldnames or () if name]  # reads the header, which may span lines
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        faults.add(Fault(f"{path}:1", f"duplicate column {name!r}", "give each column its own name"))
+    records, line = [], reader.line_num + 1
+    for row in reader:
+        extra: Any = row.pop(None, ())
+        if any(extra):
+            header = len(reader.fieldnames or ())
+            problem = f"has {header + len(extra)} cells, the header {header}"
+            faults.add(Fault(f"{path}:{line}", problem, "put texts that contain commas into double quotes"))
+        # An unnamed first column is pandas' index.
+        records.append(Record(line, {key: value for key, value in row.items() if key}))
+        line = reader.line_num + 1
+    raise_some(faults, path)
+    return records
