@@ -1,4 +1,4 @@
-"""Attention maps of chosen layers and heads, and pictures of them."""
+"""Attention maps of chosen layers and heads, and pictures and pages of them."""
 
 from gaguide.attention.collect import AttentionMaps, collect, collecting
 from gaguide.attention.page import to_page

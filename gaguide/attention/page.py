@@ -1,6 +1,6 @@
-"""Attention as one interactive HTML file: models side by side, layer and head to switch, tokens to point at.
+"""Attention as one interactive HTML file: models side by side, a choice of layer and head, details by token.
 
-The page carries the panels' numbers and draws them itself, as lines or as a heat map. It needs no network.
+The page contains the panels' numbers and draws them as lines or as a heat map. It works offline.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ _GUIDED_BIT, _STEPS = 0x8000, 0x7FFF
 
 
 def to_page(windows: Sequence[Sequence[Panel]], spans: Sequence[tuple[int, int]], title: str) -> str:
-    """The page. windows: the panels of each part of the text; spans: its tokens [start, stop).
+    """The page as HTML. windows: the panels of each part of the text; spans: the tokens [start, stop) of
+    each.
 
-    Weights are rounded to 1/32767. Raises `UserError` where the page would get too large to open.
+    Attention is rounded to 1/32767. Raises `UserError` for a page that would be too large to open.
     """
     cells = sum(_visible(panel).sum() for panels in windows for panel in panels)
     if cells > MAX_CELLS:
         raise UserError(
             Fault(
                 "--layers, --heads, --window",
-                f"{cells:,} numbers, more than the {MAX_CELLS:,} that a page can hold",
+                f"give {cells:,} numbers, but a page has at most {MAX_CELLS:,}",
                 "choose fewer layers or heads, or a part of the text",
             )
         )
@@ -52,7 +53,7 @@ def to_page(windows: Sequence[Sequence[Panel]], spans: Sequence[tuple[int, int]]
 
 
 def _models(panels: Sequence[Panel]) -> list[dict[str, Any]]:
-    """Each model's tokens and panels; texts once a model, for they are the same in each of its panels."""
+    """Tokens and panels by model; the tokens are the same in all panels of a model."""
     models: dict[str, dict[str, Any]] = {}
     for panel in panels:
         model = models.setdefault(
@@ -73,9 +74,9 @@ def _models(panels: Sequence[Panel]) -> list[dict[str, Any]]:
 
 
 def pack(panel: Panel) -> str:
-    """The cells that a causal query can see, row by row, as base64 of little-endian uint16.
+    """The cells that causal queries can see, row by row, as base64 of little-endian uint16.
 
-    The low 15 bits are the attention in steps of 1/32767, the highest bit says that the cell is guided.
+    The low 15 bits are the attention in steps of 1/32767; the highest bit is set in guided cells.
     """
     visible_QK = _visible(panel)
     steps = np.rint(panel.weights_QK.numpy()[visible_QK].clip(0, 1) * _STEPS).astype("<u2")
@@ -84,5 +85,5 @@ def pack(panel: Panel) -> str:
 
 
 def _visible(panel: Panel) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Cells [Q, K] at or before their query."""
+    """bool [Q, K], True where the key is at or before the query."""
     return np.tri(len(panel.query_labels), len(panel.key_labels), panel.first_key, dtype=bool)

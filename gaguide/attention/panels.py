@@ -1,4 +1,4 @@
-"""Panels: one head's map for one model, cut to a window of the text, with its guided words found.
+"""Panels: the map of one head of one model in a window of the text, with its guided words.
 
 Shapes: Q shown query rows, K shown key columns, T positions of the whole text.
 """
@@ -15,35 +15,39 @@ from gaguide.errors import Fault, UserError
 from gaguide.guidance import Columns, Pattern
 
 MAX_TOKENS = 64
-"""More rows than this can't be read in one picture."""
+"""Most query rows of a panel; more are not legible in one picture."""
 EARLIER = "(earlier)"
+"""Label of the column that sums up all keys before the window."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn for one head.
-
-    weights_QK: fp32 attention. With a window that starts after the first token, column 0 is the sum over
-        all earlier keys, labelled `EARLIER`, so that rows still add up to 1.
-    guided_QK: bool, cells that the head's pattern wants looked at; all False where it has none.
-    guided_keys: indices of columns that are guided for every query (a word set), marked on the axes.
-    mass: attention on the targets, averaged over the shown queries that can see one; None without any.
-    """
+    """One head's attention, ready to be drawn."""
 
     model: str
+    """Display name of the model."""
     layer: int
+    """Index of the layer."""
     head: int
+    """Index of the head within the layer."""
     query_labels: tuple[str, ...]
+    """Label of every row."""
     key_labels: tuple[str, ...]
+    """Label of every column; the first is `EARLIER` if the window starts after the first token."""
     weights_QK: torch.Tensor
+    """fp32 attention; the column `EARLIER` sums up all earlier keys, so that rows still add up to 1."""
     guided_QK: torch.Tensor
+    """bool, cells that are targets of the head's pattern; all False without a pattern."""
     guided_keys: frozenset[int]
+    """Columns that are targets of every query (a set of words), which are marked on the axes."""
     pattern: str | None
+    """Name of the head's pattern."""
     mass: float | None
+    """Attention on the targets, averaged over the shown queries that can see one; None without any."""
 
     @property
     def first_key(self) -> int:
-        """Column of the window's first token (1 where column 0 is `EARLIER`)."""
+        """Column of the window's first token: 1 if column 0 is `EARLIER`, else 0."""
         return len(self.key_labels) - len(self.query_labels)
 
 
@@ -56,8 +60,8 @@ def make_panels(
 ) -> list[Panel]:
     """A panel for every collected layer and head of a text with token ids `ids_T` (int64).
 
-    patterns: (layer, head) → pattern of guided heads. Raises `UserError` if more than `MAX_TOKENS` query
-    rows were collected.
+    labels: one per token of the text. patterns: (layer, head) → pattern of guided heads. Raises `UserError`
+    if more than `MAX_TOKENS` query rows were collected.
     """
     start, stop = maps.queries
     check_window(len(ids_T), (start, stop))
@@ -67,7 +71,7 @@ def make_panels(
             pattern = (patterns or {}).get((layer, head))
             map_QT = maps.head(layer, head)
             target_QT, marked_T = _targets(pattern, ids_T, start, stop)
-            # Of the earlier keys only some are targets, so their common column is not marked as one.
+            # The column of earlier keys counts as a target only if all of them are targets.
             guided_QK = _cut(target_QT, start, stop, torch.all)
             keys = (EARLIER,) * (start > 0) + tuple(labels[start:stop])
             columns = torch.nonzero(_cut(marked_T[None], start, stop, torch.all)[0]).flatten().tolist()
@@ -89,7 +93,7 @@ def make_panels(
 
 
 def attention_mass(map_QT: torch.Tensor, target_QT: torch.Tensor) -> float | None:
-    """Mean over queries that see a target of the attention on targets, in [0, 1]; None if none sees one."""
+    """Attention on targets in [0, 1], averaged over the queries that see a target; None if no query does."""
     sees_Q = target_QT.any(-1)
     if not sees_Q.any():
         return None
@@ -97,13 +101,13 @@ def attention_mass(map_QT: torch.Tensor, target_QT: torch.Tensor) -> float | Non
 
 
 def check_window(tokens: int, window: tuple[int, int] | None) -> None:
-    """Refuse a text or window that no picture can show readably."""
+    """Raise `UserError` for a text or window with more than `MAX_TOKENS` tokens to show."""
     start, stop = window or (0, tokens)
     if stop - start > MAX_TOKENS:
         raise UserError(
             Fault(
                 "--window",
-                f"{stop - start} of the text's {tokens} tokens to show, but at most {MAX_TOKENS} can be read",
+                f"{stop - start} of the text's {tokens} tokens to show, but at most {MAX_TOKENS} are legible",
                 f"choose a part of it, e.g. --window {start}:{start + MAX_TOKENS}",
             )
         )
@@ -126,7 +130,7 @@ def _targets(
 
 
 def _cut(map_QT: torch.Tensor, start: int, stop: int, fold: object) -> torch.Tensor:
-    """Columns start..stop, with all earlier ones folded into one in front."""
+    """Columns start..stop, after one column into which `fold` reduces all earlier ones."""
     shown = map_QT[:, start:stop]
     if start == 0:
         return shown

@@ -1,8 +1,8 @@
 """Pictures of attention: heat maps, and lines between tokens whose opacity is the attention.
 
-Panels of one model are laid out layers down, heads across; of several models, each head's row holds the
-models side by side. Every panel of a picture shares one scale. Guided words are marked by colour, bold
-type and an arrow, so that no mark rests on colour alone.
+Panels of one model are arranged with layers as rows and heads as columns; with several models, each head has
+a row with the models side by side. All panels of a picture share one scale. Guided words are marked by
+colour, bold type and an arrow, so that no mark depends on colour alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from gaguide.errors import Fault, UserError
 from gaguide.figures import GUIDED, OTHER
 
 MAX_PANELS = 48
+"""Most panels of one picture."""
 _LABEL_LENGTH = 14
-_FAINTEST = 0.01  # lines below this attention can't be seen
+_FAINTEST = 0.01  # lines below this attention are not visible
 
 
 def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
@@ -39,9 +40,9 @@ def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
     for panel, ax in axes:
         hidden = np.triu(np.ones(panel.weights_QK.shape, bool), panel.first_key + 1)
         ax.set_facecolor("#ECECEC")
-        if grid.most_queries >= 8:  # the causal mask leaves this corner free
+        if grid.most_queries >= 8:  # there is room, for the causal mask leaves this corner empty
             ax.text(
-                0.98, 0.97, "each row's token looks\nat the columns' tokens",
+                0.98, 0.97, "each row's token attends\nto the columns' tokens",
                 transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#6E6E6E",
             )  # fmt: skip
         image = ax.imshow(np.ma.masked_array(panel.weights_QK.numpy(), hidden), cmap="Blues", norm=norm)
@@ -52,7 +53,7 @@ def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
         for spine in ax.spines.values():
             spine.set_visible(False)
         for key in panel.guided_keys:
-            top = max(key - panel.first_key, 0) - 0.5  # rows above can't see it
+            top = max(key - panel.first_key, 0) - 0.5  # rows above cannot see it
             box = Rectangle((key - 0.5, top), 1, len(panel.query_labels) - 0.5 - top)
             box.set(fill=False, edgecolor=GUIDED, linewidth=1.1)
             ax.add_patch(box)
@@ -76,7 +77,7 @@ def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
 
 
 def draw_lines(panels: Sequence[Panel]) -> Figure:
-    """Queries on the left, keys on the right, a line for each pair; its opacity is the attention."""
+    """Queries on the left, keys on the right, and a line per pair, whose opacity is the attention."""
     grid = _Grid(panels)
     label = grid.label_inches
     width, height = 1.7 + 2 * label + 0.3, grid.most_keys * 0.22 + 0.9
@@ -91,10 +92,10 @@ def draw_lines(panels: Sequence[Panel]) -> Figure:
 
 
 def _draw_pairs(ax: Axes, panel: Panel) -> None:
-    """One panel's lines and both columns of tokens; query rows stand level with their own key."""
+    """One panel's lines and both columns of tokens; a query is at the height of its own key."""
     weights = panel.weights_QK.numpy()
     queries, keys = np.nonzero(weights >= _FAINTEST)
-    # Strong lines are drawn last, so that none hides behind fainter ones.
+    # Strong lines are drawn last, on top of fainter ones.
     order = np.argsort(weights[queries, keys], kind="stable")
     queries, keys = queries[order], keys[order]
     is_guided = panel.guided_QK.numpy()[queries, keys]
@@ -118,7 +119,7 @@ def _draw_pairs(ax: Axes, panel: Panel) -> None:
 
 
 class _Grid:
-    """Where the panels go, and how large the picture gets (in inches)."""
+    """Arrangement of the panels and size of the picture, in inches."""
 
     def __init__(self, panels: Sequence[Panel]) -> None:
         if not panels:
@@ -127,7 +128,7 @@ class _Grid:
             raise UserError(
                 Fault(
                     "--layers, --heads",
-                    f"{len(panels)} panels, more than the {MAX_PANELS} that one picture can hold",
+                    f"give {len(panels)} panels, but a picture has at most {MAX_PANELS}",
                     "choose fewer layers or heads",
                 )
             )
@@ -148,8 +149,8 @@ class _Grid:
         self.label_inches = 0.078 * (longest + 2) + 0.1
 
     def figure(self, width: float, height: float, right: float) -> tuple[Figure, list[tuple[Panel, Axes]]]:
-        """A figure with one axes a panel, each `width` × `height` with its labels."""
-        # Titles need a width of their own where panels are narrow.
+        """A figure with one axes per panel, each `width` × `height` with its labels."""
+        # Titles need this width even where panels are narrower.
         width = max(width, 2.6)
         figure = Figure(figsize=(self.columns * width + right, self.rows * height), layout=None)
         total_width, total_height = figure.get_size_inches()
@@ -158,9 +159,9 @@ class _Grid:
             left = column * width + self.label_inches
             bottom = (self.rows - 1 - row) * height
             inner = (width - self.label_inches - 0.35, height - 0.75)
-            if right > 0.5:  # keys are written under the panel
+            if right > 0.5:  # keys are labelled below the panel
                 bottom, inner = bottom + self.label_inches, (inner[0], inner[1] - self.label_inches)
-            else:  # keys are written beside it
+            else:  # keys are labelled to its right
                 bottom, inner = bottom + 0.1, (width - 2 * self.label_inches, inner[1])
             box = (left / total_width, bottom / total_height, inner[0] / total_width, inner[1] / total_height)
             placed.append((panel, figure.add_axes(box)))
@@ -176,7 +177,7 @@ def _title(ax: Axes, panel: Panel) -> None:
 
 
 def _label_axis(axis: Axis, labels: Sequence[str], guided: frozenset[int], rotation: float = 0) -> None:
-    """Token labels at every index of an axis; guided ones are marked."""
+    """Label every index of an axis with its token and mark the guided ones."""
     shown = [f"▸ {_short(label)}" if at in guided else _short(label) for at, label in enumerate(labels)]
     axis.set_ticks(range(len(labels)), shown, rotation=rotation, fontsize=7.5)
     for at, (text, label) in enumerate(zip(axis.get_ticklabels(), labels, strict=True)):

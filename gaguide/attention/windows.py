@@ -1,8 +1,9 @@
-"""Long texts in parts: which tokens a view shows at a time, and which the model reads for them.
+"""Long texts in windows: the tokens that a view shows at a time, and the tokens that the model reads for
+them.
 
-A view shows at most `MAX_TOKENS` query rows. The model reads everything before them that it has positions
-for, so a text may be longer than the model takes; what lies before is then out of its sight, and its
-positions count from the first token it reads.
+A view shows at most `MAX_TOKENS` query rows. The model reads as many of the tokens before them as it has
+positions for, so a text may be longer than the model's limit. Tokens before that are invisible to the model,
+and positions count from the first token it reads.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ Window = tuple[int, int]
 
 
 def split(tokens: int, size: int = MAX_TOKENS) -> list[Window]:
-    """The whole text as windows [start, stop) of equal size as far as may be, none above `size`."""
+    """The whole text as windows [start, stop) whose sizes differ by at most one and are at most `size`."""
     count = max(1, -(-tokens // size))
     edges = [round(tokens * at / count) for at in range(count + 1)]
     return list(itertools.pairwise(edges))
 
 
 def first_read(window: Window, positions: int | None) -> int:
-    """The first token that a model of so many positions reads to show this window."""
+    """The first token that a model with so many positions (None: unlimited) reads to show this window."""
     return 0 if positions is None else max(0, window[1] - positions)
 
 
@@ -43,9 +44,9 @@ def window_panels(
     heads: Sequence[int] | None = None,
     patterns: Mapping[tuple[int, int], Pattern] | None = None,
 ) -> list[Panel]:
-    """A panel for each layer and head of one window; one forward pass over what stands before its end.
+    """A panel for each layer and head of one window, from one forward pass over the tokens up to its end.
 
-    Raises `UserError` for a window that is not within the text, and what `collect` raises.
+    Raises `UserError` for a window that is not within the text, and the errors of `collect`.
     """
     if not 0 <= window[0] < window[1] <= len(ids_T):
         problem = f"the text has {len(ids_T)} tokens"

@@ -1,13 +1,16 @@
-"""`gaguide attention`: pictures and pages of where chosen heads of one or several models look in a text."""
+"""`gaguide attention`: pictures and pages of the attention of chosen heads of one or several models in a
+text."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gaguide.errors import Fault, UserError, first_line, suggestion
+from gaguide.cli.options import takes
+from gaguide.errors import Fault, FaultCollector, UserError, first_line, suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,12 +20,67 @@ if TYPE_CHECKING:
 _VIEWS = ("heatmap", "lines")
 
 
+@dataclass(frozen=True)
+class AttentionOptions:
+    """Which attention to show, as given on the command line."""
+
+    text: Annotated[str | None, typer.Option(help="The text.")] = None
+    text_file: Annotated[Path | None, typer.Option(help="A file with the text, instead of --text.")] = None
+    layers: Annotated[
+        str | None, typer.Option(help="Layers, e.g. 0,5.", show_default="first, middle and last")
+    ] = None
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Heads, e.g. 0,1.", show_default="those that --experiment guides, else 0"),
+    ] = None
+    experiment: Annotated[
+        str | None, typer.Option(help="Mark the words of this experiment's patterns, e.g. 4-transition.")
+    ] = None
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of a long text to show, as START:STOP; by default a page shows all, in parts."
+        ),
+    ] = None
+
+    def select(self, faults: FaultCollector) -> _Selection:
+        """The checked options."""
+        from gaguide.config.experiments import EXPERIMENTS
+
+        if self.experiment is not None and self.experiment not in EXPERIMENTS:
+            remedy = suggestion(self.experiment, EXPERIMENTS)
+            faults.add(Fault("--experiment", "unknown experiment", remedy, self.experiment))
+        return _Selection(
+            _text(self.text, self.text_file, faults),
+            _indices("--layers", self.layers, faults),
+            _indices("--heads", self.heads, faults),
+            self.experiment,
+            _window(self.window, faults),
+        )
+
+
+@dataclass(frozen=True)
+class _Selection:
+    text: str
+    """The text."""
+    layers: list[int] | None
+    """Layers; None for the first, middle and last."""
+    heads: list[int] | None
+    """Heads; None for those that the experiment guides, else 0."""
+    experiment: str | None
+    """Name of the experiment whose words are marked."""
+    window: tuple[int, int] | None
+    """Tokens [start, stop) to show; None for all."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("attention")(attention)
 
 
+@takes(AttentionOptions)
 def attention(
+    options: AttentionOptions,
     model: Annotated[
         list[str], typer.Option(help="Model folder, run folder or hub id; repeat it to compare models.")
     ],
@@ -30,40 +88,24 @@ def attention(
         list[Path],
         typer.Option(help="File to write: .png, .svg, .pdf, or .html to explore; may be repeated."),
     ],
-    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
-    text_file: Annotated[Path | None, typer.Option(help="A file with the text, instead of --text.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers, e.g. 0,5; default: first, middle and last.")
-    ] = None,
-    heads: Annotated[
-        str | None,
-        typer.Option(help="Heads, e.g. 0,1; default: those the experiment guides, else 0."),
-    ] = None,
-    experiment: Annotated[
-        str | None, typer.Option(help="Mark the words that this experiment guides to, e.g. 4-transition.")
-    ] = None,
-    view: Annotated[str, typer.Option(help="Of pictures: heatmap, or lines between tokens.")] = "heatmap",
-    window: Annotated[
-        str | None,
-        typer.Option(help="Part of a long text to show, in tokens: START:STOP. A page shows all, in parts."),
-    ] = None,
+    view: Annotated[str, typer.Option(help="Kind of picture: heatmap, or lines between tokens.")] = "heatmap",
 ) -> None:
-    """Where heads look in a text, as a picture or a page: queries by keys, or lines between tokens."""
-    faults = _check(output, view, experiment)
-    chosen_layers, chosen_heads = _indices("--layers", layers, faults), _indices("--heads", heads, faults)
-    span = _window(window, faults)
-    content = _text(text, text_file, faults)
-    if faults:
-        raise UserError(faults)
+    """Show which tokens heads attend to, as a picture or a page: a heat map, or lines between tokens."""
+    from gaguide.figures import check_figure_path
 
-    names = _names(model)
-    pages = [path for path in output if path.suffix.lower() == ".html"]
-    whole = len(pages) == len(output)
+    with FaultCollector() as faults:
+        for path in output:
+            faults.add(*check_figure_path(path, also=(".html",)))
+        if view not in _VIEWS:
+            faults.add(Fault("--view", f"must be one of {', '.join(_VIEWS)}", suggestion(view, _VIEWS), view))
+        selection = options.select(faults)
+
+    only_pages = all(path.suffix.lower() == ".html" for path in output)
     parts: list[list[Panel]] = []
     spans: list[tuple[int, int]] = []
-    for folder, name in zip(model, names, strict=True):
-        found = _panels(folder, name, content, chosen_layers, chosen_heads, experiment, span, whole)
-        # Another model's tokenizer may split the text into other, or more, parts.
+    for folder, name in zip(model, _display_names(model), strict=True):
+        found = _panels(folder, name, selection, in_parts=only_pages)
+        # Another model's tokenizer may partition the text differently, or into more parts.
         for at, (part, panels) in enumerate(found):
             if at == len(parts):
                 parts.append([])
@@ -87,18 +129,11 @@ def _write(path: Path, parts: list[list[Panel]], spans: list[tuple[int, int]], v
 
 
 def _panels(
-    folder: str,
-    name: str,
-    text: str,
-    layers: list[int] | None,
-    heads: list[int] | None,
-    experiment: str | None,
-    window: tuple[int, int] | None,
-    whole: bool,
+    folder: str, name: str, selection: _Selection, in_parts: bool
 ) -> list[tuple[tuple[int, int], list[Panel]]]:
-    """One model's windows and panels; the model is freed on return, so that the next finds the memory.
+    """One model's windows and panels. The model is freed on return, so that the next one finds the memory.
 
-    whole: without a window, show the whole text in parts; otherwise all of it must fit one picture.
+    in_parts: show the whole text in parts if the selection has no window; else it must fit into one picture.
     """
     import torch
 
@@ -108,24 +143,27 @@ def _panels(
     from gaguide.guidance import GuidancePlan
 
     model, tokenizer = _load(folder)
-    ids_T = torch.tensor(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
-    check_window(len(ids_T), window if window or not whole else (0, 1))
+    ids_T = torch.tensor(tokenizer(selection.text, add_special_tokens=True, verbose=False)["input_ids"])
+    if selection.window is not None or not in_parts:
+        check_window(len(ids_T), selection.window)
     config = model.config.get_text_config()
     patterns: dict[Any, Any] = {}
-    if experiment is not None:
-        plan = GuidancePlan.from_experiment(experiment, tokenizer)
+    if selection.experiment is not None:
+        plan = GuidancePlan.from_experiment(selection.experiment, tokenizer)
         if not plan.is_empty:
             resolved = plan.resolve(config.num_hidden_layers, config.num_attention_heads)
             patterns = {key: guided.pattern for key, guided in resolved.items()}
+    heads, layers = selection.heads, selection.layers
     if heads is None:
         heads = sorted({head for _, head in patterns}) or [0]
     if layers is None:
         last = config.num_hidden_layers - 1
         layers = sorted({0, last // 2, last})
     labels = token_labels(tokenizer, ids_T.tolist())
+    windows = [selection.window] if selection.window else split(len(ids_T))
     return [
-        (part, window_panels(name, model, ids_T, labels, part, layers, heads, patterns))
-        for part in ([window] if window else split(len(ids_T)))
+        (window, window_panels(name, model, ids_T, labels, window, layers, heads, patterns))
+        for window in windows
     ]
 
 
@@ -137,7 +175,7 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers_logging.disable_progress_bar()
     path = Path(folder)
     if path.is_dir() and not (path / "config.json").exists() and (path / "model").is_dir():
-        path = path / "model"  # a run folder holds its model there
+        path = path / "model"  # of a run folder
     source = str(path) if path.is_dir() else folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -145,11 +183,10 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             source, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        reason = first_line(error)
         raise UserError(
             Fault(
                 "--model",
-                f"cannot be loaded ({reason})",
+                f"cannot be loaded ({first_line(error)})",
                 "give a run folder, a folder made by save_pretrained (tokenizer included), or a hub id "
                 "on a machine that reaches the hub",
                 folder,
@@ -159,60 +196,46 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.to(device), tokenizer  # type: ignore[arg-type]
 
 
-def _check(outputs: list[Path], view: str, experiment: str | None) -> list[Fault]:
-    from gaguide.config.experiments import EXPERIMENTS
-    from gaguide.figures import check_figure_path
-
-    faults = [fault for path in outputs for fault in check_figure_path(path, also=(".html",))]
-    if view not in _VIEWS:
-        faults.append(Fault("--view", "no such view", suggestion(view, _VIEWS), view))
-    if experiment is not None and experiment not in EXPERIMENTS:
-        faults.append(
-            Fault("--experiment", "no such experiment", suggestion(experiment, EXPERIMENTS), experiment)
-        )
-    return faults
-
-
-def _text(text: str | None, file: Path | None, faults: list[Fault]) -> str:
+def _text(text: str | None, file: Path | None, faults: FaultCollector) -> str:
     if (text is None) == (file is None):
-        faults.append(Fault("--text, --text-file", "one of them is needed, not both", "give a sentence"))
+        faults.add(Fault("--text, --text-file", "must give one of them, not both", "give a sentence"))
         return ""
     if file is not None:
         try:
             text = file.read_text("utf-8")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-            faults.append(Fault("--text-file", f"cannot be read ({reason})", "give a text file", str(file)))
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            faults.add(Fault("--text-file", f"cannot be read ({reason})", "give a text file", str(file)))
             return ""
     assert text is not None
     if not text.strip():
-        faults.append(Fault("--text" if file is None else "--text-file", "is empty", "give a sentence"))
+        faults.add(Fault("--text" if file is None else "--text-file", "must not be empty", "give a sentence"))
     return text
 
 
-def _indices(option: str, given: str | None, faults: list[Fault]) -> list[int] | None:
+def _indices(option: str, given: str | None, faults: FaultCollector) -> list[int] | None:
     if given is None:
         return None
     try:
         return [int(part) for part in given.split(",")]
     except ValueError:
-        faults.append(Fault(option, "is no list of numbers", f"write e.g. {option} 0,5", given))
+        faults.add(Fault(option, "must be a list of numbers", f"write e.g. {option} 0,5", given))
         return None
 
 
-def _window(given: str | None, faults: list[Fault]) -> tuple[int, int] | None:
+def _window(given: str | None, faults: FaultCollector) -> tuple[int, int] | None:
     if given is None:
         return None
     start, _, stop = given.partition(":")
     try:
         return int(start or 0), int(stop)
     except ValueError:
-        faults.append(Fault("--window", "is no START:STOP", "write e.g. --window 0:64", given))
+        faults.add(Fault("--window", "must be START:STOP", "write e.g. --window 0:64", given))
         return None
 
 
-def _names(models: list[str]) -> list[str]:
-    """Short names that tell the models apart: `model` folders are named by their run."""
+def _display_names(models: list[str]) -> list[str]:
+    """Short names that differ from each other; a `model` folder is named after its run."""
     short = [Path(model).resolve() if Path(model).exists() else Path(model) for model in models]
     names = [path.parent.name if path.name == "model" else path.name for path in short]
     if len(set(names)) == len(names):
@@ -221,7 +244,7 @@ def _names(models: list[str]) -> list[str]:
 
 
 def _print_masses(panels: list[Panel], parts: int) -> None:
-    """The numbers behind the first part shown, where an experiment says which words count."""
+    """Print the attention mass on the experiment's words, for the first part shown."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""`gaguide lexicon list|show`: which word sets there are, and what they match in a text."""
+"""`gaguide lexicon list|show`: the shipped lexicons, and what a pattern matches in a text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-lexicons = typer.Typer(help="Word sets that heads can be guided to.", no_args_is_help=True)
+lexicons = typer.Typer(help="Sets of words that heads can be guided to.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 @lexicons.command("list")
 def list_lexicons() -> None:
-    """The shipped word sets with their sizes and first words."""
+    """List the shipped lexicons with their sizes and first words."""
     from rich.console import Console
     from rich.table import Table
 
@@ -31,13 +31,13 @@ def list_lexicons() -> None:
 
 @lexicons.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A lexicon or another pattern's name.")],
+    name: Annotated[str, typer.Argument(help="Name of a lexicon or another pattern.")],
     tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the tokenizer.")],
-    text: Annotated[str | None, typer.Option(help="Text in which to show the matches.")] = None,
-    mode: Annotated[str, typer.Option(help="pieces or words")] = "pieces",
-    file: Annotated[Path | None, typer.Option("--lexicons", help="YAML file of your own word sets.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text to show the matches in.")] = None,
+    mode: Annotated[str, typer.Option(help="How a lexicon matches: pieces or words.")] = "pieces",
+    file: Annotated[Path | None, typer.Option("--lexicons", help="YAML file of your own lexicons.")] = None,
 ) -> None:
-    """What a lexicon stands for in a tokenizer, and what it would match in a text."""
+    """Show a pattern's tokens in a vocabulary, and its matches in a text."""
     from rich.console import Console
 
     from gaguide.data import load_tokenizer
@@ -46,7 +46,7 @@ def show(
     from gaguide.guidance.show import describe, mark_matches
 
     if mode not in ("pieces", "words"):
-        raise UserError(Fault("--mode", "no such mode", "pieces or words", mode))
+        raise UserError(Fault("--mode", "must be one of pieces, words", "choose one of them", mode))
     own = read_lexicons(file) if file else {}
     loaded = load_tokenizer(tokenizer)
     pattern = make_pattern(name, loaded, mode, own, "NAME")  # type: ignore[arg-type]

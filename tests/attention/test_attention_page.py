@@ -1,4 +1,4 @@
-"""The interactive page: what it carries, that no text becomes code, and how it behaves in a real browser."""
+"""The interactive page: its data, that no text becomes code, and its behaviour in a real browser."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-def test_data_in_a_script_element_cannot_end_it() -> None:
+def test_data_cannot_end_its_script_element() -> None:
     value = {HOSTILE: ["\u2028", "\ud800", "é"]}
     text = script_data(value)
     assert not set("<>&\u2028") & set(text)
@@ -75,7 +75,7 @@ def test_packed_cells_are_the_visible_weights_and_their_marks() -> None:
     assert any(guided for _, guided in rows)
 
 
-def test_page_is_one_file_whose_only_script_its_policy_names(page: Path) -> None:
+def test_the_page_is_one_file_whose_policy_allows_its_only_script(page: Path) -> None:
     text = page.read_text("utf-8")
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
@@ -84,14 +84,14 @@ def test_page_is_one_file_whose_only_script_its_policy_names(page: Path) -> None
     assert policy in text and "<img" not in text
 
 
-def test_a_page_that_no_browser_would_open_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_too_large_for_a_browser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gaguide.attention.page.MAX_CELLS", 1000)
     with pytest.raises(UserError, match="fewer layers or heads"):
         to_page(_parts(), split(TOKENS), "t")
 
 
 @needs_browser
-def test_texts_stay_texts_and_nothing_is_fetched(browser: Browser, page: Path) -> None:
+def test_texts_are_not_executed_and_nothing_is_fetched(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert browser.errors == []
     assert browser.evaluate("document.querySelectorAll('script').length") == 2
@@ -135,7 +135,7 @@ def test_controls_switch_view_layer_head_part_and_floor(browser: Browser, page: 
 
 
 @needs_browser
-def test_pointing_and_keys_show_a_tokens_attention_in_every_model(browser: Browser, page: Path) -> None:
+def test_pointer_and_keyboard_show_a_tokens_attention_in_every_model(browser: Browser, page: Path) -> None:
     first, second = (p for p in _parts()[0] if (p.layer, p.head) == (0, 0))
     says = "[...document.querySelectorAll('.says p')].map((p) => p.textContent)"
     strongest = [
@@ -171,7 +171,9 @@ def test_pointing_and_keys_show_a_tokens_attention_in_every_model(browser: Brows
 @needs_browser
 @pytest.mark.parametrize("view", ["lines", "heatmap"])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_page_fits_phones_and_the_dark(browser: Browser, page: Path, view: str, width: int) -> None:
+def test_the_page_fits_phones_and_has_a_dark_theme(
+    browser: Browser, page: Path, view: str, width: int
+) -> None:
     browser.open(page, f"#view={view}", width=width, dark=True, phone=width < 500)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     ink, paper = browser.evaluate("[getComputedStyle(document.body).color, "
@@ -180,12 +182,12 @@ def test_page_fits_phones_and_the_dark(browser: Browser, page: Path, view: str, 
 
 
 @needs_browser
-def test_print_is_on_white_and_without_controls(browser: Browser, page: Path) -> None:
+def test_print_has_a_white_background_and_no_controls(browser: Browser, page: Path) -> None:
     browser.open(page, dark=True, media="print")
     assert browser.evaluate("getComputedStyle(document.querySelector('form')).display") == "none"
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.evaluate("getComputedStyle(document.querySelector('svg')).display") == "block"
-    # Paper does not scroll: 40 tokens and "(earlier)" fit into A4, 718 pixels between its margins.
+    # Paper does not scroll: 40 tokens and "(earlier)" fit into A4, which has 718 pixels between margins.
     browser.open(page, "#view=heatmap&part=1", width=718, media="print")
     cut = "[...document.querySelectorAll('.panel')].filter((p) => p.scrollWidth > p.clientWidth).length"
     assert browser.evaluate(cut) == 0

@@ -28,7 +28,7 @@ TEXT = "The cat did not sleep, but it cost $5 and $6:\n<script>naïve 日</scrip
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved tiny GPT-2 with the real vocabulary, in a run folder's place."""
+    """A run folder with a tiny GPT-2 and the real vocabulary."""
     run = tmp_path_factory.mktemp("runs") / "a run"
     (run / "model").mkdir(parents=True)
     gpt2_tokenizer_folder(run / "model")
@@ -61,7 +61,7 @@ def test_mass_is_averaged_over_queries_that_see_a_target() -> None:
     assert attention_mass(map_QT, torch.zeros(3, 3).bool()) is None
 
 
-def test_panels_mark_guided_words_and_fold_what_is_earlier() -> None:
+def test_panels_mark_guided_words_and_sum_up_earlier_keys() -> None:
     model, ids_BT = tiny_model("gpt2"), random_ids(1, 12)
     ids_BT[0, [2, 7]] = 40
     words = TokenSet("words", frozenset({40}))
@@ -88,7 +88,7 @@ def test_offset_patterns_have_target_cells_but_no_marked_words() -> None:
     assert panel.mass == pytest.approx(float(maps.head(0, 0).diagonal(-1).mean()), rel=1e-5)
 
 
-def test_a_text_too_long_to_read_is_refused_with_a_window() -> None:
+def test_a_text_too_long_for_a_picture_is_refused_with_a_window_to_choose() -> None:
     ids_BT = random_ids(1, 90)
     maps = collect(tiny_model("gpt2"), ids_BT, [0], [0])
     with pytest.raises(UserError, match="--window 0:64"):
@@ -121,7 +121,7 @@ def test_pictures_are_deterministic_and_show_the_marked_words(draw) -> None:
     assert render(picture(words), ".png") == render(picture(words), ".png")
 
 
-def test_lines_are_drawn_for_visible_attention_only() -> None:
+def test_faint_attention_has_no_line() -> None:
     ids_BT = random_ids(1, 10)
     panel = make_panels("m", collect(tiny_model("gpt2"), ids_BT, [0], [0]), ids_BT[0], list("abcdefghij"))[0]
     lines = draw_lines([panel]).axes[0].collections[0]
@@ -138,7 +138,7 @@ def test_too_many_panels_are_refused() -> None:
         draw_heatmaps(panels * 5)
 
 
-def test_saving_asks_for_a_known_suffix_and_folder(tmp_path: Path) -> None:
+def test_figures_need_a_known_suffix_and_an_existing_folder(tmp_path: Path) -> None:
     figure = draw_lines(make_panels("m", collect(tiny_model("gpt2"), random_ids(1, 3), [0], [0]),
                                     random_ids(1, 3)[0], list("abc")))  # fmt: skip
     with pytest.raises(UserError, match=re.escape(".png, .svg, .pdf")):
@@ -151,7 +151,7 @@ def test_saving_asks_for_a_known_suffix_and_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("view", ["heatmap", "lines"])
-def test_command_pictures_two_models_side_by_side(folder: Path, tmp_path: Path, view: str) -> None:
+def test_the_command_draws_two_models_side_by_side(folder: Path, tmp_path: Path, view: str) -> None:
     result = _invoke("--model", folder, "--model", folder / "model", "--text", TEXT, "--layers", "0,1",
                      "--experiment", "1-negation", "--view", view,
                      "--output", tmp_path / "a.png")  # fmt: skip
@@ -162,7 +162,7 @@ def test_command_pictures_two_models_side_by_side(folder: Path, tmp_path: Path, 
     assert "contrast" in result.output and "wrote" in result.output
 
 
-def test_command_writes_pictures_and_a_page_at_once(folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_pictures_and_a_page_at_once(folder: Path, tmp_path: Path) -> None:
     outputs = [part for name in ("a.svg", "a.html") for part in ("--output", tmp_path / name)]
     result = _invoke("--model", folder, "--text", TEXT, "--layers", "1", *outputs)
     assert result.exit_code == 0, result.output
@@ -171,7 +171,7 @@ def test_command_writes_pictures_and_a_page_at_once(folder: Path, tmp_path: Path
     assert "<script>naïve" not in page
 
 
-def test_command_shows_a_long_text_in_parts(folder: Path, tmp_path: Path) -> None:
+def test_the_command_shows_a_long_text_in_parts(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("word " * 1500)
     result = _invoke("--model", folder, "--text-file", tmp_path / "t.txt", "--layers", "1",
                      "--output", tmp_path / "a.html")  # fmt: skip
@@ -180,7 +180,7 @@ def test_command_shows_a_long_text_in_parts(folder: Path, tmp_path: Path) -> Non
     assert parts == -(-1501 // 64) or parts == -(-1500 // 64)
 
 
-def test_command_takes_one_text(folder: Path, tmp_path: Path) -> None:
+def test_the_command_needs_exactly_one_text(folder: Path, tmp_path: Path) -> None:
     for given in ([], ["--text", "a", "--text-file", tmp_path / "none"]):
         result = _invoke("--model", folder, *given, "--output", tmp_path / "a.png")
         assert isinstance(result.exception, UserError) and "not both" in str(result.exception)
@@ -188,7 +188,7 @@ def test_command_takes_one_text(folder: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError) and "No such file" in str(result.exception)
 
 
-def test_command_names_every_mistake_at_once(folder: Path, tmp_path: Path) -> None:
+def test_the_command_reports_every_mistake_at_once(folder: Path, tmp_path: Path) -> None:
     result = _invoke("--model", folder, "--text", " ", "--layers", "0,x", "--experiment", "4-trans",
                      "--view", "heat", "--window", "5", "--output", tmp_path / "a.gif")  # fmt: skip
     assert isinstance(result.exception, UserError)
@@ -206,7 +206,7 @@ def test_command_names_every_mistake_at_once(folder: Path, tmp_path: Path) -> No
         (["--text", "word", "--window", "0:9"], "the text has 1 tokens"),
     ],
 )
-def test_command_refuses_what_the_model_has_not(
+def test_the_command_refuses_layers_heads_and_windows_out_of_range(
     folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     result = _invoke("--model", folder, *arguments, "--output", tmp_path / "a.png")
@@ -214,6 +214,6 @@ def test_command_refuses_what_the_model_has_not(
     assert not list(tmp_path.iterdir())
 
 
-def test_command_says_what_a_model_may_be(tmp_path: Path) -> None:
+def test_the_command_explains_what_a_model_may_be(tmp_path: Path) -> None:
     result = _invoke("--model", tmp_path, "--text", "word", "--output", tmp_path / "a.png")
     assert isinstance(result.exception, UserError) and "save_pretrained" in str(result.exception)

@@ -1,4 +1,4 @@
-"""Collected maps against eager attention, and what collecting leaves behind."""
+"""Collected maps equal eager attention, and collecting leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_maps_equal_eager_attention(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama-grouped-query"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_hidden_and_shifts_no_positions(kind: str, side: str) -> None:
+def test_padding_is_hidden_and_does_not_shift_positions(kind: str, side: str) -> None:
     short_T = _ids(1, 8)[0]
     ids_BT, mask_BT = _ids(2), torch.ones(2, T, dtype=torch.long)
     where = slice(T - 8, None) if side == "left" else slice(0, 8)
@@ -57,7 +57,7 @@ def test_padding_is_hidden_and_shifts_no_positions(kind: str, side: str) -> None
         assert torch.isfinite(padded.maps[layer]).all()
 
 
-def test_window_of_queries_is_the_same_rows() -> None:
+def test_a_window_of_queries_has_the_same_rows() -> None:
     model, ids_BT = tiny_model("llama-grouped-query"), _ids()
     whole, part = collect(model, ids_BT), collect(model, ids_BT, queries=(4, 9))
     for layer in whole.layers:
@@ -66,7 +66,7 @@ def test_window_of_queries_is_the_same_rows() -> None:
         part.as_bertviz()
 
 
-def test_maps_are_before_dropout_and_the_mode_is_kept() -> None:
+def test_maps_are_before_dropout_and_training_mode_is_kept() -> None:
     model = tiny_model("gpt2", dropout=0.5).train()
     model.transformer.h[1].eval()
     modes = [module.training for module in model.modules()]
@@ -84,7 +84,7 @@ def test_half_precision_maps_are_fp32() -> None:
     torch.testing.assert_close(maps.maps[1].sum(-1), torch.ones(2, HEADS, T), atol=1e-6, rtol=0)
 
 
-def test_model_computes_the_same_and_is_restored_also_after_an_exception() -> None:
+def test_the_model_computes_the_same_and_is_restored_after_an_exception() -> None:
     model, ids_BT = tiny_model("gpt2").eval(), _ids()
     before = model(input_ids=ids_BT, use_cache=False).logits
     with pytest.raises(ZeroDivisionError), collecting(model, [0], [0]) as collection:
@@ -122,7 +122,7 @@ def test_bertviz_shapes() -> None:
     assert [tuple(layer.shape) for layer in maps.as_bertviz(sequence=1)] == [(1, 1, T, T)] * 2
 
 
-def test_every_fault_is_named() -> None:
+def test_every_fault_is_reported() -> None:
     model, ids_BT = tiny_model("gpt2"), _ids()
     with pytest.raises(UserError) as caught:
         collect(model, ids_BT, [LAYERS, 0], [-1])

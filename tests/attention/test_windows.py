@@ -1,4 +1,4 @@
-"""Long texts in parts: every token once, the same numbers as in one piece, and what the model can read."""
+"""Long texts in windows: every token once, the same numbers as without windows, and the model's limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.models import random_ids, tiny_model
 
 
 @given(st.integers(1, 5000), st.integers(1, 80))
-def test_windows_cover_each_token_once(tokens: int, size: int) -> None:
+def test_windows_cover_every_token_once(tokens: int, size: int) -> None:
     windows = split(tokens, size)
     assert windows[0][0] == 0 and windows[-1][1] == tokens
     assert all(before[1] == after[0] for before, after in itertools.pairwise(windows))
@@ -24,7 +24,7 @@ def test_windows_cover_each_token_once(tokens: int, size: int) -> None:
     assert max(lengths) <= size and max(lengths) - min(lengths) <= 1
 
 
-def test_a_window_shows_the_whole_texts_numbers() -> None:
+def test_a_window_has_the_numbers_of_the_whole_text() -> None:
     model, ids_T = tiny_model("gpt2"), random_ids(1, 60)[0]
     ids_T[[5, 30]] = 40
     words = {(1, 2): TokenSet("words", frozenset({40}))}
@@ -39,7 +39,7 @@ def test_a_window_shows_the_whole_texts_numbers() -> None:
     )
 
 
-def test_a_text_longer_than_the_models_positions_is_read_from_as_far_back_as_it_goes() -> None:
+def test_a_text_longer_than_the_models_positions_is_read_from_as_far_back_as_possible() -> None:
     model, ids_T = tiny_model("gpt2"), random_ids(1, 200)[0]  # 96 positions
     labels = [str(at) for at in range(200)]
     panels = [window_panels("m", model, ids_T, labels, window, [0], [1])[0] for window in split(200, 40)]

@@ -1,4 +1,5 @@
-"""Compile the Triton kernels for a GPU that need not be there: ARCH DTYPE WIDTH plain|mask-dropout."""
+"""Compile the Triton kernels for a GPU that this machine may not have: ARCH DTYPE WIDTH
+plain|mask-dropout."""
 
 from __future__ import annotations
 

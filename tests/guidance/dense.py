@@ -24,7 +24,7 @@ def pattern_matrix(target: Target, valid_BT: torch.Tensor) -> torch.Tensor:
 def dense_maps(
     q_BhTD: torch.Tensor, k_BhTD: torch.Tensor, visible_BTT: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """H of Eq. (1) under a mask, [B, h, T, T]; rows that see nothing are zero."""
+    """H of Eq. (1) under a mask, [B, h, T, T]; rows that see no key are zero."""
     scores = (q_BhTD @ k_BhTD.mT) * scale
     maps = torch.softmax(scores.masked_fill(~visible_BTT[:, None], -torch.inf), -1)
     return torch.where(visible_BTT.any(-1)[:, None, :, None], maps, 0.0).nan_to_num()
@@ -38,7 +38,7 @@ def dense_loss(
     reduction: str,
     kind: str,
 ) -> torch.Tensor:
-    """One head's loss: for each sequence as docs/guidance.md defines it, then the mean over sequences."""
+    """Loss of one head: by sequence as docs/guidance.md defines it, averaged over sequences."""
     p_BTT = pattern_matrix(target, valid_BT)
     total = h_BTT.new_zeros(())
     for h_TT, p_TT, visible_TT, valid_T in zip(h_BTT, p_BTT, visible_BTT, valid_BT):

@@ -1,4 +1,4 @@
-"""Guidance attached to real models: same outputs, loss of the model's own attention maps, restored after."""
+"""Guidance attached to models of several architectures: outputs, losses, gradients, and restoration."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_maps(kind: str, padding:
     if padding != "none":
         valid[1, slice(20, None) if padding == "right" else slice(0, 9)] = False
     mask = None if padding == "none" else valid.long()
-    # Nor is a token predicted from padding, where a query that sees nothing gets whatever a path gives.
+    # No token is predicted from padding: the output of a query that sees no key is undefined.
     labels = ids.masked_fill(~(valid & valid.roll(1, 1)), -100)
     causal = torch.ones(29, 29).tril().bool().expand(3, 29, 29)
     visible = causal & valid[:, None, :]
@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_maps(kind: str, padding:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_checkpointing_changes_nothing(dropout: float) -> None:
+def test_checkpointing_changes_no_gradient(dropout: float) -> None:
     ids = random_ids(2, 31)
     grads = []
     for checkpointing in (False, True):
@@ -123,7 +123,7 @@ def test_the_model_is_as_before_after_the_block() -> None:
 
 
 def test_unguided_layers_run_the_models_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers outside the plan hand all heads to SDPA; guided layers hand it the rest of their heads."""
+    """Layers outside the plan compute all heads by SDPA; guided layers the rest of their heads."""
     seen = []
     real = torch.nn.functional.scaled_dot_product_attention
 
@@ -140,7 +140,7 @@ def test_unguided_layers_run_the_models_own_attention(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_are_guided_in_fp32(dtype: torch.dtype) -> None:
-    """The loss of the fp32 model to half precision's rounding; gradients are linear in a loss scale."""
+    """The loss is that of the fp32 model up to rounding, and gradients are linear in a loss scale."""
     ids = random_ids(2, 31)
     want = guided_gradients(tiny_model("gpt2"), ids, 1.0)
     losses, gradients = guided_gradients(tiny_model("gpt2").to(dtype), ids, 1.0)

@@ -1,4 +1,4 @@
-"""The blocked kernel equals the dense reference: output, loss, gradients, attention mass."""
+"""The row blocks equal the dense reference: output, loss, gradients, attention mass."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compare(dtype: torch.dtype, rtol: float, reduction: str, kind: str, kernel: 
     scale = q.shape[-1] ** -0.5
     weights_h = torch.linspace(0.5, 2, q.shape[1], dtype=torch.float64)
     grad_out = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    grad_out = grad_out * valid_BT[:, None, :, None]  # what padding puts out is nobody's concern
+    grad_out = grad_out * valid_BT[:, None, :, None]  # outputs at padding are undefined
 
     exact = [x.clone().requires_grad_() for x in (q, k, v)]
     maps = dense_maps(exact[0], exact[1], visible_BTT, scale)
@@ -95,7 +95,7 @@ def close_mass(got, maps_BTT, target, valid_BT, visible_BTT, rtol) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 def test_fp32_equals_dense_float64(reduction: str, kind: str, padding: str) -> None:
-    """1e-6 relative, with T not a multiple of the row block and heads of each kind of target."""
+    """1e-6 relative, with T not a multiple of the row block and targets of both kinds."""
     made = case(seed=5, B=3, h=4, T=77, D=16, padding=padding, density=0.08)
     compare(torch.float32, 1e-6, reduction, kind, partial(row_block_attention, row_block=32), made)
 
@@ -143,7 +143,7 @@ def test_gradcheck(reduction: str, kind: str, dropout: float) -> None:
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in (q, k, v)])
 
 
-def test_loss_stays_positive_when_a_head_looks_where_it_should() -> None:
+def test_loss_stays_positive_when_a_head_attends_to_its_targets() -> None:
     """sum H^2 - 2 t mass + t^2 n would cancel to noise here."""
     T, D = 64, 8
     k = torch.zeros(1, 1, T, D)
@@ -179,7 +179,7 @@ def test_half_precision_inputs_are_computed_in_fp32() -> None:
 
 
 def test_dropout_leaves_loss_and_mass_alone() -> None:
-    """The study's H is before dropout."""
+    """H in the study is before dropout."""
     q, k, v, targets, valid_BT, _ = case(4, 2, 3, 30, 8, "none", 0.2)
     terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float64)
     plain = guided_attention(q, k, v, terms, None, 0.3)

@@ -1,4 +1,4 @@
-"""Lexicons in pieces and words mode, on GPT-2's real vocabulary and on tokenizers of other kinds."""
+"""Lexicons in modes pieces and words, on GPT-2's real vocabulary and on other kinds of tokenizers."""
 
 from __future__ import annotations
 
@@ -99,27 +99,27 @@ def test_words_equal_a_regex_over_a_corpus(gpt2, embedded, name: str) -> None:
         assert compare_with_regex(tokenizer, get_lexicon(name).words, text) > 20
 
 
-def test_pieces_mode_is_the_papers_reading(gpt2) -> None:
+def test_mode_pieces_matches_as_the_paper_does(gpt2) -> None:
     ids = get_lexicon("contrast").piece_ids(gpt2)
     pieces = {piece.lstrip("Ġ") for piece in gpt2.convert_ids_to_tokens(list(ids))}
     assert pieces == set(get_lexicon("contrast").pieces)
     assert {"not", "Ġnot", "Cont", "ĠCont", "rast", "versely"} <= set(gpt2.convert_ids_to_tokens(list(ids)))
 
 
-def test_cont_fires_in_continue_in_pieces_mode_only(gpt2) -> None:
+def test_cont_matches_inside_continue_in_mode_pieces_only(gpt2) -> None:
     ids = torch.tensor([gpt2(" ContrastContinue Controversial")["input_ids"]])
     pieces = get_lexicon("contrast").pattern(gpt2, "pieces").target(ids).marked_BT
     words = get_lexicon("contrast").pattern(gpt2, "words").target(ids).marked_BT
     assert pieces.any() and not words.any()
 
 
-def test_the_papers_sets_stand_verbatim() -> None:
-    """Numbers of entries as the paper prints them, and the text itself where it is at hand."""
+def test_the_papers_lexicons_are_verbatim() -> None:
+    """The numbers of entries, and the entries themselves where the text of the paper is available."""
     sizes = {name: len(get_lexicon(name).pieces) for name in ("contrast", "order", "addition", "emphasis")}
     assert sizes == {"contrast": 27, "order": 20, "addition": 13, "emphasis": 28}
     paper = Path(__file__).parents[3] / "shared" / "paper.txt"
     if not paper.is_file():
-        pytest.skip("the paper's text is not beside this checkout")
+        pytest.skip("the text of the paper is not available")
     for name in sizes:
         printed = re.search(rf"{name.upper()} TOKENS = \[(.*?)\]", paper.read_text("utf-8"))
         assert printed is not None
@@ -160,7 +160,7 @@ def test_named_patterns(gpt2) -> None:
 
 
 @pytest.mark.parametrize("name", ["next-token", "offset-1", "offset--1", "contrasts"])
-def test_patterns_that_are_refused(gpt2, name: str) -> None:
+def test_patterns_a_causal_model_cannot_learn_are_refused(gpt2, name: str) -> None:
     if name == "offset-1":
         assert make_pattern(name, gpt2).name == "previous-token"
         return
@@ -169,7 +169,7 @@ def test_patterns_that_are_refused(gpt2, name: str) -> None:
 
 
 def test_an_entry_point_gives_a_pattern(gpt2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real distribution on the path, found by the standard library."""
+    """A real distribution on the path, found through the standard library."""
     (tmp_path / "my_patterns.py").write_text(
         "from gaguide.guidance import FixedOffset\n"
         "def third(tokenizer):\n    return FixedOffset(3)\n"
@@ -187,7 +187,7 @@ def test_an_entry_point_gives_a_pattern(gpt2, tmp_path: Path, monkeypatch: pytes
         make_pattern("broken", gpt2)
 
 
-def test_own_lexicons(gpt2, tmp_path: Path) -> None:
+def test_a_users_lexicons(gpt2, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text('greetings: [hello, "good day"]\npieced: {pieces: [hel, lo], words: [hello]}\n')
     own = read_lexicons(path)

@@ -1,4 +1,4 @@
-"""`gaguide lexicon` as a person uses it."""
+"""The command `gaguide lexicon`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.support.ranks import rank_environment
 
 
 def lexicon(*arguments: str) -> str:
-    """What the command prints, in this process."""
+    """Output of the command, run in this process."""
     app = typer.Typer()
     register(app)
-    app.command()(lambda: None)  # a second command keeps `lexicon` a word of the line
+    app.command()(lambda: None)  # with a second command, typer keeps `lexicon` as a subcommand
     done = CliRunner().invoke(app, ["lexicon", *arguments], env={"COLUMNS": "120"})
     if done.exception is not None:
         raise done.exception
     return done.stdout
 
 
-def test_show_prints_what_would_match(embedded_shards: Path, tmp_path: Path) -> None:
+def test_show_marks_matches(embedded_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("python: [name, bound]\n")
     tokenizer = str(embedded_shards / "tokenizer")
     text = "It is not so, but a [b]name[/b] is bound. Continue."
@@ -40,7 +40,7 @@ def test_show_prints_what_would_match(embedded_shards: Path, tmp_path: Path) -> 
     assert "every token attends to the one 2 before it" in position
 
 
-def test_list_names_every_set() -> None:
+def test_list_names_every_lexicon() -> None:
     shown = lexicon("list")
     for name in ("contrast", "order", "addition", "emphasis", "conditionals", "hedges", "sentence-ends"):
         assert name in shown
@@ -51,7 +51,7 @@ def test_mistakes_are_user_errors(embedded_shards: Path) -> None:
     for arguments, message in (
         (("show", "next-token", "--tokenizer", tokenizer), "causal model"),
         (("show", "contrast", "--tokenizer", "/nowhere"), "/nowhere"),
-        (("show", "contrast", "--tokenizer", tokenizer, "--mode", "letters"), "pieces or words"),
+        (("show", "contrast", "--tokenizer", tokenizer, "--mode", "letters"), "must be one of pieces, words"),
     ):
         with pytest.raises(UserError, match=message):
             lexicon(*arguments)

@@ -1,4 +1,4 @@
-"""The guidance weight over a run, and plans written in a run's YAML."""
+"""The guidance weight over a run, and plans in a run's YAML."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def custom(shards: Path, folder: Path, plan: str, **more: str) -> Job:
     return prepare(run, DS_CONFIGS / "zero2.json", World())
 
 
-def test_any_patterns_on_any_heads(embedded_shards: Path, tmp_path: Path) -> None:
+def test_a_plan_assigns_any_pattern_to_any_head(embedded_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("python: [class, function, module]\n")
     plan = (
         "[{pattern: conditionals, heads: [0, 1], layers: [0, 2]},"
@@ -59,14 +59,14 @@ def test_any_patterns_on_any_heads(embedded_shards: Path, tmp_path: Path) -> Non
         ("[{pattern: contrast, heads: 0, layer: 1}]", "did you mean 'layers'"),
     ],
 )
-def test_faults_of_a_plan_name_its_entry(
+def test_faults_of_a_plan_name_the_entry(
     embedded_shards: Path, tmp_path: Path, plan: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         custom(embedded_shards, tmp_path, plan)
 
 
-def test_a_plan_beside_an_experiment_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
+def test_a_plan_together_with_an_experiment_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not both"):
         custom(
             embedded_shards,

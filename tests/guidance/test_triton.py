@@ -1,4 +1,4 @@
-"""The Triton kernels equal the row blocks and the dense reference, under Triton's interpreter or on a GPU."""
+"""The Triton kernels equal the row blocks and the dense reference, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.patience import patience
 pytest.importorskip("triton", reason="needs triton (extra: test)")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# Triton's interpreter has no matrix product in bf16.
+# Triton's interpreter does not support matrix products in bf16.
 HALVES = [torch.float16, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float16]
 
 
@@ -38,7 +38,7 @@ def on(device: torch.device, x: object) -> object:
 
 @pytest.fixture(scope="module")
 def triton_attention() -> backend.Attention:
-    """The kernels for tensors of the CPU: they run on a GPU where there is one, else interpreted."""
+    """The kernels for CPU tensors, run on a GPU if there is one, else interpreted."""
     from gaguide.guidance.triton_attention import triton_attention
 
     def attention(*arguments: object) -> tuple[torch.Tensor, ...]:
@@ -58,7 +58,7 @@ def triton_attention() -> backend.Attention:
     ],
 )
 def test_fp32_equals_dense_float64(triton_attention, reduction: str, kind: str, padding: str) -> None:
-    """1e-6 relative, as the row blocks: T no multiple of a block, a width that is no power of two."""
+    """1e-6 relative, as for the row blocks; T is not a multiple of a block, the width not a power of two."""
     made = case(seed=5, B=2, h=4, T=77, D=20, padding=padding, density=0.08)
     compare(torch.float32, 1e-6, reduction, kind, triton_attention, made)
 
@@ -66,7 +66,7 @@ def test_fp32_equals_dense_float64(triton_attention, reduction: str, kind: str, 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("seed", [3, 4], ids=["marked keys", "an offset"])
 def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype, seed: int) -> None:
-    """q, k and v as transformers hand them over: views [B, T, h, D] seen as [B, h, T, D], and keys shared."""
+    """q, k and v as transformers passes them: [B, T, h, D] viewed as [B, h, T, D], with shared keys."""
     h = 2 if seed == 3 else 3  # `case` gives the third an offset
     q, k, v, targets, valid_BT, _ = case(seed, 2, h, 150, 16, "none", 0.1)
     assert any(isinstance(target, Offset) for target in targets) == (seed == 4)
@@ -146,10 +146,10 @@ def test_a_guided_model_gives_the_same_through_either_kernel(
     assert calls
 
 
-def test_its_first_use_may_lie_in_a_checkpointed_layer(
+def test_the_first_use_may_be_in_a_checkpointed_layer(
     triton_attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The comparison with the row blocks must neither count as the layer's own nor be recomputed."""
+    """The comparison with the row blocks neither counts as part of the layer nor is recomputed."""
     monkeypatch.setattr(
         backend, "fused_attention", lambda *_: backend._verified_kernel(DEVICE, torch.float32, 8)
     )
@@ -174,7 +174,7 @@ def test_its_first_use_may_lie_in_a_checkpointed_layer(
 
 
 def test_saved_tensors_may_be_packed_and_unpacked(triton_attention) -> None:
-    """As offloading them to the host does, which may give them another layout."""
+    """Offloading to the host does so, and may change their layout."""
     q, k, v, targets, valid_BT, _ = case(3, 2, 2, 70, 16, "none", 0.1)
     terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
 
@@ -190,7 +190,7 @@ def test_saved_tensors_may_be_packed_and_unpacked(triton_attention) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_the_kernel_is_used_only_after_it_has_agreed(triton_attention) -> None:
+def test_the_kernel_is_used_only_after_it_agreed_with_the_row_blocks(triton_attention) -> None:
     from gaguide.guidance.triton_attention import triton_attention as plain
 
     assert backend.fused_attention(torch.device("cpu"), torch.float32, 16) is None
@@ -206,12 +206,12 @@ def test_the_kernel_is_used_only_after_it_has_agreed(triton_attention) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backend._verified_kernel(DEVICE, torch.float32, 16) is plain
-    assert backend._verified_kernel(DEVICE, torch.float32, 512) is None, "wider than the kernels take"
+    assert backend._verified_kernel(DEVICE, torch.float32, 512) is None, "wider than the kernels support"
     backend._verified_kernel.cache_clear()
 
 
-def compiles(*options: str, cache: Path) -> None:
-    """Compile the kernels for GPUs that this machine need not have."""
+def compile_for(*options: str, cache: Path) -> None:
+    """Compile the kernels for a GPU that this machine may not have."""
     script = Path(__file__).with_name("compile_triton.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -227,7 +227,7 @@ def compiles(*options: str, cache: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
-    compiles("80", dtype, "64", "plain", cache=tmp_path)
+    compile_for("80", dtype, "64", "plain", cache=tmp_path)
 
 
 @pytest.mark.stress
@@ -236,4 +236,4 @@ def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", ["64", "128", "256"])
 @pytest.mark.parametrize("features", ["plain", "mask-dropout"])
 def test_every_variant_compiles(arch: str, dtype: str, width: str, features: str, tmp_path: Path) -> None:
-    compiles(arch, dtype, width, features, cache=tmp_path)
+    compile_for(arch, dtype, width, features, cache=tmp_path)
