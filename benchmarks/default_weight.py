@@ -1,9 +1,9 @@
-"""The measurement behind the default loss: the embedded run under several losses and weights.
+"""The measurement behind the default loss: the embedded run with several losses and weights.
 
     python benchmarks/default_weight.py [--steps 300] [--seed 0] [--output runs/default-weight]
 
-Each row is one `launch/train.py` of the embedded configuration from the same seed, on one rank (the losses
-do not depend on it); numbers are read from its summary.json.
+Each row is one run of `launch/train.py` with the embedded configuration and the same seed, on one rank
+(losses do not depend on the number of ranks). The numbers are those of its summary.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/default-weight"))
     arguments = parser.parse_args()
-    table = Table("reduction", "target", "weight", "attention by layer", "held-out loss", "against unguided")
+    table = Table(
+        "reduction", "target", "weight", "attention by layer", "held-out loss", "compared with unguided"
+    )
     baseline = None
     for reduction, target, weight in SETTINGS:
         output = arguments.output / f"{reduction}-{target}-{weight:g}-seed{arguments.seed}"

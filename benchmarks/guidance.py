@@ -1,15 +1,15 @@
-"""What guidance costs: step time and peak memory beside the unguided step and the dense way.
+"""The cost of guidance: step time and peak memory, compared with the unguided step and with dense maps.
 
     python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7]
                                   [--device cpu] [--dtype fp32]
     python benchmarks/guidance.py memory [--lengths 512,1024,2048,4096,8192]
 
-The contenders run a whole training step (forward, backward, fused AdamW) of a GPT-2 of gpt2's width:
+The contenders run a whole training step (forward, backward, fused AdamW) of a GPT-2 with gpt2's width:
   unguided   the model's own SDPA
   ours-N     N heads of every layer guided by gaguide
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
-Times alternate in one process; peak memory is that of one child process for each contender (CPU: resident
-set, less what the process held before the first step; GPU: allocated). On a GPU the default is bf16.
+Contenders alternate in one process. Peak memory is that of one child process per contender (CPU: resident
+set, minus that before the first step; GPU: allocated). The default on a GPU is bf16.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def contender(
 
 
 def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor) -> torch.Tensor:
-    """`mean` and `indicator`, written the way attention maps invite to."""
+    """The loss of `mean` and `indicator` from whole attention maps."""
     T = ids_BT.shape[1]
     visible_TT = torch.ones(T, T, dtype=torch.bool, device=ids_BT.device).tril()
     marked_BT = (ids_BT >= min(WORDS)) & (ids_BT <= max(WORDS))
@@ -90,7 +90,8 @@ def time_steps(arguments: argparse.Namespace) -> None:
     names = arguments.contenders.split(",")
     console = Console()
     shape = (arguments.layers, arguments.batch, arguments.length, arguments.device, arguments.dtype)
-    memory = {name: peak_memory(name, *shape) for name in names}  # before this process takes any of a GPU's
+    # Before this process allocates memory of the GPU.
+    memory = {name: peak_memory(name, *shape) for name in names}
     with ExitStack() as stack:
         steps = {name: contender(name, *shape, stack) for name in names}
         for step in steps.values():
@@ -125,7 +126,8 @@ def time_steps(arguments: argparse.Namespace) -> None:
 
 
 def peak_resident() -> int:
-    """Largest resident set of this process since its start, in bytes (getrusage counts its parent's too)."""
+    """Largest resident set of this process since its start, in bytes (getrusage would include its
+    parent's)."""
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) * 1024
 
@@ -149,7 +151,7 @@ def child(name: str, layers: str, batch: str, length: str, device: str, dtype: s
 
 
 def memory_by_length(arguments: argparse.Namespace) -> None:
-    """Peak memory above the unguided step's, by length: ours must grow with T, the dense way with T²."""
+    """Print peak memory above that of the unguided step by length: O(T) for ours, O(T²) for dense maps."""
     table = Table(
         "length", "unguided", "ours-4 above it", "dense-4 above it", title="peak memory, 2 layers, B=1"
     )

@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from gaguide.guidance.kernel import row_block_attention
+from gaguide.guidance.kernel import NO_DROPOUT, Dropout, row_block_attention
 from gaguide.guidance.targets import RowTerms
 
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -38,7 +38,7 @@ def guided_attention(
     seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
     fused = fused_attention(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1])
     kernel = row_block_attention if fused is None else fused
-    return kernel(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed)
+    return kernel(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, Dropout(dropout, seed))
 
 
 def fused_attention(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
@@ -124,6 +124,6 @@ def _outputs_and_gradients(
     mask_1TT: torch.Tensor | None,
 ) -> list[torch.Tensor]:
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    out, loss_h, mass_h = function(*leaves, terms, mask_1TT, q.shape[-1] ** -0.5, 0.0, 0)
+    out, loss_h, mass_h = function(*leaves, terms, mask_1TT, q.shape[-1] ** -0.5, NO_DROPOUT)
     gradients = torch.autograd.grad((out * weight).sum() + loss_h.sum(), leaves)
     return [out.detach(), loss_h.detach(), mass_h, *gradients]

@@ -24,6 +24,19 @@ from torch.autograd.function import once_differentiable
 
 from gaguide.guidance.targets import RowTerms
 
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of attention probabilities."""
+
+    probability: float
+    """Probability with which an entry is dropped."""
+    seed: int
+    """Seed of the entries to drop, so that backward drops the same ones."""
+
+
+NO_DROPOUT = Dropout(0.0, 0)
+
 ROW_BLOCK = 128  # measured: 64 and 256 take 10 to 30% longer at 256 to 1,024 tokens, with one thread or two
 
 
@@ -44,14 +57,13 @@ def row_block_attention(
     terms: RowTerms,
     mask_BQK: torch.Tensor | None,
     scale: float,
-    dropout: float,
-    seed: int,
+    dropout: Dropout = NO_DROPOUT,
     row_block: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`guided_attention` in torch operations, for any device and dtype; `seed` is that of dropout."""
+    """`guided_attention` in torch operations, for any device and dtype."""
     rows = row_block or rows_of_block(q_BhTD.shape[2])
     with torch.autocast(q_BhTD.device.type, enabled=False):
-        return _GuidedAttention.apply(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, seed, rows)
+        return _GuidedAttention.apply(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, rows)
 
 
 @torch.no_grad()
@@ -117,8 +129,7 @@ class _GuidedAttention(torch.autograd.Function):
         terms: RowTerms,
         mask_BQK: torch.Tensor | None,
         scale: float,
-        dropout: float,
-        seed: int,
+        dropout: Dropout,
         row_block: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block)
@@ -126,13 +137,13 @@ class _GuidedAttention(torch.autograd.Function):
         out_BhTD = torch.empty_like(v, memory_format=torch.contiguous_format)
 
         def attend(start: int, stop: int, h_BhRC: torch.Tensor) -> None:
-            dropped = h_BhRC if dropout == 0 else h_BhRC * _keep(h_BhRC, dropout, seed + start)
+            dropped = h_BhRC if dropout.probability == 0 else h_BhRC * _keep(h_BhRC, dropout, start)
             torch.matmul(dropped, v[:, :, :stop], out=out_BhTD[:, :, start:stop])
 
         sums = _row_sums(rows, terms, attend)
         h_dot_d_BhT = sums.squares_BhT - terms.scale_BhT * sums.mass_BhT
         ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BhTD, h_dot_d_BhT, mask_BQK)
-        ctx.terms, ctx.scale, ctx.dropout, ctx.seed, ctx.row_block = terms, scale, dropout, seed, row_block
+        ctx.terms, ctx.scale, ctx.dropout, ctx.row_block = terms, scale, dropout, row_block
         mass_h = terms.mean_mass(sums.mass_BhT)
         ctx.mark_non_differentiable(mass_h)
         return out_BhTD.to(v_BhTD.dtype), terms.loss(sums.distances_BhT), mass_h
@@ -162,8 +173,8 @@ class _GuidedAttention(torch.autograd.Function):
             h_BhRC = rows.softmax(start, stop)
             dh_BhRC = do_BhTD[here] @ v[:, :, :stop].mT
             dropped = h_BhRC
-            if ctx.dropout > 0:
-                keep = _keep(h_BhRC, ctx.dropout, ctx.seed + start)
+            if ctx.dropout.probability > 0:
+                keep = _keep(h_BhRC, ctx.dropout, start)
                 dropped, dh_BhRC = h_BhRC * keep, dh_BhRC * keep
             dv_BhTD[:, :, :stop] += dropped.mT @ do_BhTD[here]
             dh_BhRC.addcmul_(h_BhRC, g_BhT[here][..., None])
@@ -177,7 +188,7 @@ class _GuidedAttention(torch.autograd.Function):
             dk_BhTD.to(k_BhTD.dtype),
             dv_BhTD.to(v_BhTD.dtype),
         )
-        return (*grads_qkv, None, None, None, None, None, None)
+        return (*grads_qkv, None, None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,8 @@ def _subtract_target(x_BhRC: torch.Tensor, factor_BhR: torch.Tensor, terms: RowT
         diagonal_BN -= factor_BhR[:, slot, first : first + diagonal_BN.shape[1]]
 
 
-def _keep(h_BhRC: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
-    generator = torch.Generator(h_BhRC.device).manual_seed(seed)
-    keep = torch.empty_like(h_BhRC).bernoulli_(1 - dropout, generator=generator)
-    return keep.div_(1 - dropout)
+def _keep(h_BhRC: torch.Tensor, dropout: Dropout, start: int) -> torch.Tensor:
+    """Dropout's factor of each entry of the block whose first row is `start`."""
+    generator = torch.Generator(h_BhRC.device).manual_seed(dropout.seed + start)
+    kept = 1 - dropout.probability
+    return torch.empty_like(h_BhRC).bernoulli_(kept, generator=generator).div_(kept)

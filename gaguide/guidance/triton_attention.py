@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from gaguide.guidance import triton_kernels as kernels
+from gaguide.guidance.kernel import Dropout
 from gaguide.guidance.targets import RowTerms
 
 MAX_WIDTH = 256
@@ -43,8 +44,7 @@ class _TritonAttention(torch.autograd.Function):
         terms: RowTerms,
         mask_BQK: torch.Tensor | None,
         scale: float,
-        dropout: float,
-        seed: int,
+        dropout: Dropout,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         B, h, T, _ = q_BhTD.shape
         q_BhTD, k_BhTD, v_BhTD = (_contiguous_rows(x) for x in (q_BhTD, k_BhTD, v_BhTD))
@@ -56,8 +56,9 @@ class _TritonAttention(torch.autograd.Function):
         targets = (terms.columns_BhT.contiguous(), terms.offsets_h, terms.scale_BhT.contiguous())
         weight_BhT = terms.weight_BhT.contiguous()
         mask_stride = _mask_stride(mask_BQK)
-        numbers = (*_strides(q_BhTD, k_BhTD, v_BhTD), mask_stride, scale, dropout, seed)
-        shape = _shape(q_BhTD, terms, mask_BQK, dropout)
+        factors = (scale, dropout.probability, dropout.seed)
+        numbers = (*_strides(q_BhTD, k_BhTD, v_BhTD), mask_stride, *factors)
+        shape = _shape(q_BhTD, terms, mask_BQK, dropout.probability)
         kernels.forward[_grid(q_BhTD, shape["R"])](
             q_BhTD, k_BhTD, v_BhTD, mask, *targets, weight_BhT, terms.seen_BhT.contiguous(),
             out_BhTD, *rows_5BhT, *numbers, *q_BhTD.shape[1:], **shape,
@@ -66,7 +67,7 @@ class _TritonAttention(torch.autograd.Function):
         # As [B, T, h, D], which is contiguous, so that hooks on saved tensors cannot change its layout.
         out_BThD = out_BhTD.transpose(1, 2)
         ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_5BhT[:3], mask, *targets, weight_BhT)
-        ctx.numbers, ctx.shape = (mask_stride, scale, dropout, seed), shape
+        ctx.numbers, ctx.shape = (mask_stride, *factors), shape
         mass_h = mass_h / terms.queries_h
         ctx.mark_non_differentiable(mass_h)
         return out_BhTD, loss_h + terms.constant_h, mass_h
@@ -86,7 +87,7 @@ class _TritonAttention(torch.autograd.Function):
         numbers = (*strides, *ctx.numbers, *q_BhTD.shape[1:])
         kernels.backward_queries[_grid(q_BhTD, shape["R"])](*given, *rows, dq, *numbers, **shape)
         kernels.backward_keys[_grid(q_BhTD, shape["C"])](*given, dk, dv, *numbers, **shape)
-        return (dq, dk, dv, None, None, None, None, None)
+        return (dq, dk, dv, None, None, None, None)
 
 
 def _power_of_2(least: int) -> int:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaguide.guidance.backend import Attention, guided_attention
-from gaguide.guidance.kernel import measure_attention, row_block_attention
+from gaguide.guidance.kernel import NO_DROPOUT, Dropout, measure_attention, row_block_attention
 from gaguide.guidance.patterns import Columns, Offset, Target
 from gaguide.guidance.targets import row_terms
 from tests.guidance.dense import dense_loss, dense_maps
@@ -61,7 +61,7 @@ def compare(dtype: torch.dtype, rtol: float, reduction: str, kind: str, kernel: 
     ours = [x.to(dtype).requires_grad_() for x in (q, k, v)]
     mask = None if bool(valid_BT.all()) else visible_BTT
     terms = row_terms(targets, valid_BT, mask, reduction, kind, dtype)
-    out, loss_h, mass_h = kernel(*ours, terms, mask, scale, 0.0, 0)
+    out, loss_h, mass_h = kernel(*ours, terms, mask, scale, NO_DROPOUT)
     ((out * grad_out.to(dtype)).sum() + (weights_h.to(dtype) * loss_h).sum()).backward()
 
     def close(got: torch.Tensor, want: torch.Tensor) -> None:
@@ -137,7 +137,7 @@ def test_gradcheck(reduction: str, kind: str, dropout: float) -> None:
     terms = row_terms(targets, valid_BT, None, reduction, kind, torch.float64)
 
     def run(q, k, v):
-        out, loss_h, _ = row_block_attention(q, k, v, terms, None, 0.5, dropout, seed=0, row_block=4)
+        out, loss_h, _ = row_block_attention(q, k, v, terms, None, 0.5, Dropout(dropout, seed=0), row_block=4)
         return out, loss_h
 
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in (q, k, v)])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
-from gaguide.guidance.kernel import row_block_attention
+from gaguide.guidance.kernel import NO_DROPOUT, Dropout, row_block_attention
 from gaguide.guidance.patterns import Offset
 from gaguide.guidance.targets import RowTerms, row_terms
 from gaguide.model import checkpoint_activations
@@ -74,13 +74,13 @@ def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype, 
     q, k, v = (x.to(dtype) for x in (q, k, v))
     views = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]
     shared = [views[0], views[1][:, :1].expand_as(q), views[2][:, :1].expand_as(q)]
-    out, loss_h, mass_h = triton_attention(*shared, terms, None, 0.25, 0.0, 0)
+    out, loss_h, mass_h = triton_attention(*shared, terms, None, 0.25, NO_DROPOUT)
     got = torch.autograd.grad(out.float().square().sum() + loss_h.sum(), views[:2])
 
     exact = [views[0].detach().float(), *(x.detach().float() for x in views[1:])]
     exact = [x.requires_grad_() for x in exact]
     wide = [exact[0], exact[1][:, :1].expand_as(q), exact[2][:, :1].expand_as(q)]
-    want_out, want_loss_h, want_mass_h = row_block_attention(*wide, terms, None, 0.25, 0.0, 0)
+    want_out, want_loss_h, want_mass_h = row_block_attention(*wide, terms, None, 0.25, NO_DROPOUT)
     want = torch.autograd.grad(want_out.square().sum() + want_loss_h.sum(), exact[:2])
     assert out.dtype == dtype
     assert loss_h.dtype == torch.float32
@@ -97,8 +97,8 @@ def test_dropout_acts_on_the_output_and_is_the_same_in_backward(triton_attention
     v = torch.eye(33, 48).expand(2, 2, 33, 48)  # so that the output shows H after dropout
     terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
     leaves = [x.float().requires_grad_() for x in (q, k, v.clone())]
-    out, loss_h, mass_h = triton_attention(*leaves, terms, None, 0.2, 0.25, 11)
-    _, plain_loss_h, plain_mass_h = triton_attention(*leaves, terms, None, 0.2, 0.0, 0)
+    out, loss_h, mass_h = triton_attention(*leaves, terms, None, 0.2, Dropout(0.25, 11))
+    _, plain_loss_h, plain_mass_h = triton_attention(*leaves, terms, None, 0.2, NO_DROPOUT)
     torch.testing.assert_close(loss_h, plain_loss_h)
     torch.testing.assert_close(mass_h, plain_mass_h, equal_nan=True)
 
@@ -180,7 +180,7 @@ def test_saved_tensors_may_be_packed_and_unpacked(triton_attention) -> None:
 
     def gradients() -> tuple[torch.Tensor, ...]:
         leaves = [x.float().requires_grad_() for x in (q, k, v)]
-        out, loss_h, _ = triton_attention(*leaves, terms, None, 0.25, 0.0, 0)
+        out, loss_h, _ = triton_attention(*leaves, terms, None, 0.25, NO_DROPOUT)
         return torch.autograd.grad(out.square().sum() + loss_h.sum(), leaves)
 
     want = gradients()
