@@ -1,4 +1,4 @@
-"""Models: GPT-2's sizes, configurations and weights from a hub, a folder or a seed."""
+"""Models: GPT-2's sizes; configurations and weights from a hub, a folder or a seed."""
 
 from gaguide.model.fast import adapt_to, align_head, fuse_activations
 from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton

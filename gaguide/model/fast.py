@@ -1,4 +1,4 @@
-"""The same functions in fewer operations, and in shapes that a GPU's matrix units take."""
+"""Faster equivalents of model parts: fewer operations, and shapes that suit a GPU's matrix units."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _MULTIPLE = 64
 
 
 def fuse_activations(model: PreTrainedModel) -> None:
-    """GPT-2's GELU as one operation: transformers takes eight, and keeps five tensors of that width, not two.
+    """Replace GPT-2's GELU by torch's, in place; the configuration keeps its name.
 
-    The same function to rounding (2.4e-7 in fp32); the configuration keeps its name.
+    transformers computes it in eight operations that keep five tensors for backward; torch's is one operation
+    that keeps two. Results agree to rounding (2.4e-7 in fp32).
     """
     for module in model.modules():
         for name, child in module.named_children():
@@ -23,7 +24,7 @@ def fuse_activations(model: PreTrainedModel) -> None:
 
 
 class _AlignedLinear(nn.Linear):
-    """Multiplies with rows of zeros up to a multiple of 64, and cuts their outputs off."""
+    """Pads its outputs to a multiple of 64 for the multiplication, and removes the padding afterwards."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         missing = -self.out_features % _MULTIPLE
@@ -33,17 +34,19 @@ class _AlignedLinear(nn.Linear):
 
 
 def align_head(model: PreTrainedModel) -> None:
-    """Compute the output layer in rows whose length is a multiple of 64.
+    """Pad the output layer's computation to a multiple of 64 logits, in place.
 
-    Weights, their names and checkpoints stay as they are. For 16-bit products on a GPU, whose fast kernels
-    need rows that are multiples of 16 bytes: 50,257 logits are none (benchmarks/RESULTS.md).
+    Weights, their names and checkpoints do not change. A GPU's fast kernels for 16-bit products need rows of
+    a multiple of 16 bytes, which 50,257 logits are not (benchmarks/RESULTS.md).
     """
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and head.out_features % _MULTIPLE:
-        head.__class__ = _AlignedLinear  # in place: weights are tied to it, and hooks may hang on it
+        head.__class__ = (
+            _AlignedLinear  # in place, since weights are tied to it and hooks may be registered on it
+        )
 
 
 def adapt_to(model: PreTrainedModel, device: torch.device, precision: str) -> None:
-    """What training and its memory probe do to a model for a device."""
+    """Adapt a model in place to the device and precision it is trained in."""
     if device.type == "cuda" and precision != "fp32":
         align_head(model)

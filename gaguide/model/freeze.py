@@ -1,7 +1,7 @@
-"""`train.freeze`: which parameters keep their values. Names of parts, resolved against the model.
+"""`train.freeze`: the parameters that keep their values, by names of parts.
 
-An entry is `embeddings` (of tokens and positions; a tied output layer with them), `layers 0-3` or
-`layers 0,5`, or a regular expression that is searched in the parameters' names.
+An entry is `embeddings` (of tokens and positions, with a tied output layer), `layers 0-3` or `layers 0,5`, or
+a regular expression that is searched for in the parameters' names.
 """
 
 from __future__ import annotations
@@ -12,39 +12,38 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel
 
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 
 _LAYERS = re.compile(r"layers?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)")
 _FIELD = "train.freeze"
 
 
 def frozen_parameters(model: PreTrainedModel, entries: Iterable[str]) -> tuple[str, ...]:
-    """Names of the parameters that `entries` freeze, in the model's order; the model may have no memory.
+    """Names of the parameters that `entries` freeze, in the model's order; works on the meta device.
 
-    Raises a `UserError` where an entry matches nothing, or where nothing is left to train.
+    Raises a `UserError` if an entry matches nothing, or if nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()
-    faults = []
-    for entry in entries:
-        try:
-            found = _matches(model, names, entry)
-        except re.error as error:
-            faults.append(Fault(_FIELD, f"is no regular expression ({error})", "mend it", entry))
-            continue
-        if not found:
-            parts = {"embeddings", f"layers 0-{_layers(names) - 1}", *_parents(names)}
-            faults.append(Fault(_FIELD, "matches no parameter", suggestion(entry, parts), entry))
-        frozen |= found
-    if not faults and len(frozen) == len(names):
-        faults.append(Fault(_FIELD, "freezes every parameter", "leave something to train", list(entries)))
-    if faults:
-        raise UserError(faults)
+    with FaultCollector() as faults:
+        for entry in entries:
+            try:
+                found = _matches(model, names, entry)
+            except re.error as error:
+                problem = f"is not a valid regular expression ({error})"
+                faults.add(Fault(_FIELD, problem, "correct it", entry))
+                continue
+            if not found:
+                parts = {"embeddings", f"layers 0-{_layer_count(names) - 1}", *_parents(names)}
+                faults.add(Fault(_FIELD, "matches no parameter", suggestion(entry, parts), entry))
+            frozen |= found
+        if not faults and len(frozen) == len(names):
+            faults.add(Fault(_FIELD, "freezes every parameter", "leave something to train", list(entries)))
     return tuple(name for name in names if name in frozen)
 
 
 def freeze(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Turn gradients off for the parameters of these names."""
+    """Turn off the gradients of the parameters with these names."""
     chosen = set(names)
     for name, parameter in model.named_parameters():
         if name in chosen:
@@ -52,9 +51,9 @@ def freeze(model: PreTrainedModel, names: Iterable[str]) -> None:
 
 
 def check_guidance_moves(model: PreTrainedModel, frozen: Iterable[str], top_layer: int) -> None:
-    """Raise a `UserError` where every parameter below the topmost guided layer's attention is frozen.
+    """Raise a `UserError` if no trained parameter influences the attention of layer `top_layer`.
 
-    Guidance of a frozen layer is legal: its attention still depends on what the layers below hand up.
+    A frozen layer may be guided: its attention still depends on the hidden states of the layers below.
     """
     fixed, embeddings = set(frozen), _embeddings(model)
     for name, _ in model.named_parameters():
@@ -62,8 +61,8 @@ def check_guidance_moves(model: PreTrainedModel, frozen: Iterable[str], top_laye
         below = name in embeddings if layer is None else layer <= top_layer
         if below and name not in fixed:
             return
-    problem = f"nothing that reaches the guided heads is trained (the topmost is in layer {top_layer})"
-    remedy = f"leave a layer up to {top_layer} or the embeddings free, or guide higher layers"
+    problem = f"no trained parameter influences the guided heads (the topmost is in layer {top_layer})"
+    remedy = f"train the embeddings or a layer up to {top_layer}, or guide higher layers"
     raise UserError(Fault(_FIELD, problem, remedy))
 
 
@@ -77,7 +76,7 @@ def _matches(model: PreTrainedModel, names: list[str], entry: str) -> set[str]:
     for part in layers[1].split(","):
         first, _, last = part.partition("-")
         chosen |= set(range(int(first), int(last or first) + 1))
-    if max(chosen) >= _layers(names):
+    if max(chosen) >= _layer_count(names):
         return set()
     return {name for name in names if _layer(name) in chosen}
 
@@ -88,11 +87,11 @@ def _embeddings(model: PreTrainedModel) -> set[str]:
 
 
 def _layer(name: str) -> int | None:
-    """The first number in a dotted name: transformer.h.3.mlp… is of layer 3."""
+    """The first number in a dotted name: 3 for transformer.h.3.mlp.c_fc.weight."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def _layers(names: list[str]) -> int:
+def _layer_count(names: list[str]) -> int:
     return max((layer for name in names if (layer := _layer(name)) is not None), default=0) + 1
 
 

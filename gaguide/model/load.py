@@ -1,7 +1,7 @@
-"""Find a model (configuration first, weights later) and build it.
+"""Finding a model, its configuration first and its weights later, and building it.
 
-Code that lies in a model folder is run only with `model.trust_remote_code`. Configurations are copied,
-because models built from one configuration object share it and change it.
+Python code in a model folder runs only with `model.trust_remote_code`. Configurations are copied, because
+models built from one configuration object share and change it.
 """
 
 from __future__ import annotations
@@ -18,31 +18,29 @@ from transformers.utils import logging as transformers_logging
 from gaguide.config import ModelSection
 from gaguide.errors import Fault, UserError, first_line, suggestion
 from gaguide.model.fast import fuse_activations
+from gaguide.model.shape import DROPOUT_FIELDS
 from gaguide.model.sizes import SIZES, scratch_config
-
-_DROPOUTS = (
-    "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "dropout",
-    "attention_probs_dropout_prob", "hidden_dropout_prob", "activation_dropout",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found: its section and configuration, no weights yet."""
+    """A model that was found, without its weights."""
 
     section: ModelSection
+    """The settings that name it."""
     config: PretrainedConfig
+    """Its configuration."""
 
     @property
     def positions(self) -> int | None:
-        """Longest sequence the model takes, in tokens."""
+        """Longest sequence that the model takes, in tokens; None if the configuration does not say."""
         return getattr(self.config, "max_position_embeddings", None)
 
 
 def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) -> ModelSource:
-    """The configuration that `section` names; vocabulary and end of text are the data's, for scratch models.
+    """The model that `section` names; a scratch model gets the data's vocabulary and end-of-text token.
 
-    Raises `UserError` where there is no such size, folder or hub model, or the hub cannot be reached.
+    Raises a `UserError` if there is no such size, folder or hub model, or the hub cannot be reached.
     """
     if section.init == "scratch" and section.name in SIZES:
         config: PretrainedConfig = scratch_config(SIZES[section.name], vocab_size, end_of_text)
@@ -50,19 +48,24 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
         config = _pretrained_config(section)
     if section.revision is not None and (Path(section.name).is_dir() or section.name in SIZES):
         remedy = "remove it: revisions are for hub models"
-        raise UserError(Fault("model.revision", f"{section.name} is no hub model", remedy, section.revision))
+        raise UserError(
+            Fault("model.revision", f"{section.name} is not a hub model", remedy, section.revision)
+        )
     if section.init == "pretrained" and Path(section.name).is_dir() and not _has_weights(Path(section.name)):
         remedy = "give a folder made by save_pretrained, or init: scratch"
-        raise UserError(Fault("model.name", "the folder holds no weights", remedy, section.name))
+        raise UserError(Fault("model.name", "the folder contains no weights", remedy, section.name))
     if section.dropout is not None:
-        for name in _DROPOUTS:
+        for name in DROPOUT_FIELDS:
             if hasattr(config, name):
                 setattr(config, name, section.dropout)
     return ModelSource(section, config)
 
 
 def skeleton(source: ModelSource) -> PreTrainedModel:
-    """The model without memory for its weights (meta device), to check its architecture by."""
+    """The model on the meta device, without memory for its weights, for checks of its architecture.
+
+    Raises a `UserError` if it cannot be built.
+    """
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
@@ -80,9 +83,9 @@ def skeleton(source: ModelSource) -> PreTrainedModel:
 
 
 def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
-    """The model with its weights, fp32, SDPA, in train mode, fused; random weights depend on `seed` alone.
+    """The model with its weights: fp32, SDPA attention, fused activations, train mode.
 
-    Raises a `UserError` where the weights are damaged or do not fit.
+    Random weights depend on `seed` alone. Raises a `UserError` if weights are damaged or do not fit.
     """
     config = deepcopy(source.config)
     transformers_logging.disable_progress_bar()
@@ -110,20 +113,20 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
             raise UserError(
                 Fault("model.name", f"its weights cannot be loaded ({reason})", remedy, source.section.name)
             ) from None
-    # transformers guesses it from class names, does not know GPT-2's and warns.
+    # transformers guesses it from the class name, and warns because it does not know GPT-2's.
     model.loss_type = "ForCausalLM"
-    # Packed sequences need none, and with a cache transformers ignores position ids.
+    # Training needs no cache, and with one transformers ignores position ids.
     model.config.use_cache = False
     fuse_activations(model)
     return model.train()
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute each layer's activations in backward, non-reentrantly.
+    """Recompute each layer's activations in backward, with non-reentrant checkpointing.
 
-    Reentrant checkpointing would drop the gradient of guidance in silence.
+    Reentrant checkpointing would silently drop the gradient of guidance.
     """
-    # transformers 5.24 has renamed it, and warns of the old name.
+    # Renamed in transformers 5.24, which warns about the old name.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
 

@@ -1,8 +1,8 @@
-"""What counting needs of a transformers configuration: layers, widths, vocabulary, and how many parameters.
+"""The shape of a model, from its transformers configuration: layers, widths, vocabulary, parameters.
 
 Configurations name the same things differently (n_layer, num_hidden_layers …); transformers' attribute maps
-level the common ones, the rest is done here. Counts are arithmetic for the families below and exact; other
-architectures are counted on a skeleton without memory (meta device).
+unify the common names, and this module the rest. Parameters of the families below are computed exactly; other
+architectures are counted on the meta device.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from gaguide.errors import Fault, UserError, first_line
 
-# Which vectors a family's blocks have beside their matrices: biases of q, k, v; of the attention's output;
-# of the MLP. A name is read from the configuration. Then vectors of a norm, and whether the MLP is gated.
+DROPOUT_FIELDS = (
+    "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "dropout",
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "activation_dropout",
+)  # fmt: skip
+"""Names of dropout probabilities in transformers configurations."""
+
+# Vectors of a family's blocks, apart from matrices: biases of q, k, v; of the attention's output; of the MLP
+# (a name is read from the configuration). Then vectors per norm, and whether the MLP is gated.
 _FAMILIES: dict[str, tuple[bool | str, bool | str, bool | str, int, bool]] = {
     "gpt2": (True, True, True, 2, False),
     "gpt_neox": ("attention_bias", "attention_bias", True, 2, False),
@@ -30,41 +36,51 @@ _GATED = frozenset({"silu", "swish", "swiglu"})
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder's shape.
-
-    kv_heads: key/value heads (fewer than `heads` under grouped queries). mlp_matrices: 2, or 3 where the
-    MLP is gated. parameters: all of them, a tied output layer counted once. dropout: whether any acts.
-    """
+    """The shape of a causal decoder."""
 
     kind: str
+    """transformers' model type, such as `gpt2`."""
     layers: int
+    """Transformer blocks."""
     width: int
+    """Hidden size."""
     heads: int
+    """Query heads of a block."""
     kv_heads: int
+    """Key/value heads of a block; fewer than `heads` under grouped-query attention."""
     head_width: int
+    """Elements of one head's query."""
     mlp_width: int
+    """Inner size of the MLP."""
     mlp_matrices: int
+    """2, or 3 if the MLP is gated."""
     activation: str
+    """Name of the MLP's activation."""
     vocab: int
+    """Entries of the vocabulary."""
     positions: int
+    """Longest sequence, in tokens; 0 if the configuration does not say."""
     tied: bool
+    """Whether the output layer shares the token embedding's weights."""
     dropout: bool
+    """Whether any dropout probability is above 0."""
     parameters: int
+    """All parameters, a tied output layer counted once."""
 
     @property
     def block_matrices(self) -> int:
-        """Weights of one block's matrices: q, k, v, output, MLP."""
+        """Weights in the matrices of one block: q, k, v, output, MLP."""
         query, key = self.heads * self.head_width, self.kv_heads * self.head_width
         return self.width * (2 * query + 2 * key + self.mlp_matrices * self.mlp_width)
 
     @property
     def head_matrix(self) -> int:
-        """Weights of the output layer (tied or not)."""
+        """Weights of the output layer, tied or not."""
         return self.vocab * self.width
 
     @property
     def block_parameters(self) -> int:
-        """One block's parameters: all that is no embedding, shared out evenly (final norm included)."""
+        """Parameters of one block: all but the embeddings, divided evenly (final norm included)."""
         return (self.parameters - self.embeddings) // self.layers
 
     @property
@@ -75,12 +91,17 @@ class ModelShape:
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
-    """The shape of a causal language model; a `UserError` where the configuration lacks what is counted."""
+    """The shape of a causal language model.
+
+    Raises a `UserError` if the configuration lacks a size, or is a mixture of experts.
+    """
     text = config.get_text_config()
     kind = str(text.model_type)
     if getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None):
-        remedy = "choose a dense model: a mixture of experts uses a part of its weights for a token"
-        raise UserError(Fault("model.name", "is a mixture of experts, which is not counted", remedy, kind))
+        remedy = "choose a dense model: a mixture of experts uses only a part of its weights for each token"
+        raise UserError(
+            Fault("model.name", "is a mixture of experts, which is not supported here", remedy, kind)
+        )
     sizes = {
         name: getattr(text, name, None)
         for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
@@ -117,8 +138,7 @@ def _first(config: Any, *names: str) -> Any:
 
 
 def _drops(config: Any) -> bool:
-    names = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "dropout")
-    return any(getattr(config, name, 0) for name in names)
+    return any(getattr(config, name, 0) for name in DROPOUT_FIELDS)
 
 
 def _count(shape: ModelShape, config: Any) -> int:

@@ -1,4 +1,4 @@
-"""GPT-2's sizes, and tiny ones for two CPU cores."""
+"""GPT-2's sizes, and tiny ones for training on two CPU cores."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from transformers import GPT2Config
 
 GPT2_VOCABULARY = 50_257
-"""Words of GPT-2's tokenizer, `<|endoftext|>` included."""
+"""Entries of GPT-2's vocabulary, `<|endoftext|>` included."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Layers, heads, width and positions of a GPT-2."""
+    """The size of a GPT-2."""
 
     layers: int
+    """Transformer blocks."""
     heads: int
+    """Attention heads in each block."""
     width: int
+    """Hidden size."""
     positions: int = 1024
+    """Longest sequence, in tokens."""
 
 
 SIZES = {
@@ -33,7 +37,7 @@ SIZES = {
 
 
 def scratch_config(size: Size, vocab_size: int, end_of_text: int | None) -> GPT2Config:
-    """Configuration of a GPT-2 of that size for a vocabulary."""
+    """Configuration of a GPT-2 of that size; `end_of_text` is the id of the token that ends a document."""
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=size.positions,

@@ -29,17 +29,17 @@ def test_parts_of_every_architecture(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "told"),
+    ("entries", "message"),
     [
         (["embedings"], "did you mean 'embeddings'?"),
         (["layers 2-3"], "matches no parameter"),
         (["nothing"], "matches no parameter"),
-        (["(["], "no regular expression"),
+        (["(["], "not a valid regular expression"),
         (["."], "freezes every parameter"),
     ],
 )
-def test_refused(entries: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told.replace("?", r"\?")):
+def test_refused(entries: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
         frozen_parameters(tiny_model(), entries)
 
 
@@ -48,5 +48,5 @@ def test_guidance_needs_something_below_it_to_train() -> None:
     lower = frozen_parameters(model, ["embeddings", "layers 0-1"])
     check_guidance_moves(model, frozen_parameters(model, ["layers 0-2"]), 2)  # the embeddings move it
     check_guidance_moves(model, lower, 2)
-    with pytest.raises(UserError, match="nothing that reaches the guided heads"):
+    with pytest.raises(UserError, match="no trained parameter influences the guided heads"):
         check_guidance_moves(model, lower, 1)

@@ -110,7 +110,7 @@ def test_models_that_cannot_be_trained_or_guided(embedded_shards: Path, tmp_path
     for name, init, message in (
         ("bloom", "pretrained", r"AttentionInterface|causal attention modules|scaled_dot_product"),
         ("t5", "scratch", "cannot be built"),
-        ("bare", "pretrained", "holds no weights"),
+        ("bare", "pretrained", "contains no weights"),
     ):
         with pytest.raises(UserError, match=message):
             job(embedded_shards, tmp_path, **{"model.name": str(tmp_path / name), "model.init": init})
