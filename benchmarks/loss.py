@@ -1,10 +1,10 @@
-"""Logits-free cross-entropy and fused AdamW: step time and peak memory before and after.
+"""Logits-free cross-entropy and fused AdamW: step time and peak memory with and without.
 
     python benchmarks/loss.py [--layers 6] [--batch 1] [--length 1024] [--repeats 5]
 
-Whole training steps of a GPT-2 of gpt2's width, alternating in one process; peak memory from a child each:
-  plain     transformers' loss over full logits, AdamW of torch's default (for each tensor, in Python)
-  fused     the same with fused AdamW: what gaguide does
+Whole training steps of a GPT-2 of gpt2's width, alternating in one process; peak memory in a child each:
+  plain     transformers' loss over full logits, torch's default AdamW (tensor by tensor, in Python)
+  fused     the same with fused AdamW, as gaguide does
   chunked   fused AdamW, and torch.nn.functional.linear_cross_entropy on the hidden states in chunks
 """
 
@@ -59,13 +59,13 @@ def contender(name: str, layers: int, batch: int, length: int) -> Callable[[], f
 
 
 def peak_resident() -> int:
-    """Largest resident set of this process since its start, in bytes (getrusage counts its parent's too)."""
+    """Largest resident set of this process since its start, in bytes (getrusage would include its parent's)."""
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) * 1024
 
 
 def peak_memory(name: str, shape: tuple[int, int, int]) -> int:
-    """Bytes above what the process held before, from a child that runs two steps."""
+    """Peak bytes of a child that runs two steps, above what it held before."""
     child = [sys.executable, __file__, "child", name, *map(str, shape)]
     return int(json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout))
 

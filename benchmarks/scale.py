@@ -1,22 +1,22 @@
-"""Real sizes on a small machine: guided steps beside bare DeepSpeed's, a crash, resume, export, evaluation.
+"""Real model sizes on a small machine: guided steps compared with bare DeepSpeed, crash, resume, export.
 
     python benchmarks/scale.py gpt2-large --shards DIR [--output runs/scale]
                                [--phases bare,guided,resume,evaluate,unguided]
     python benchmarks/scale.py gpt2-xl --shards DIR …
 
 gpt2-large: ZeRO-2 on two ranks, a guided step, kill -9 after its checkpoint, resumed for one more.
-gpt2-xl: ZeRO-3, optimizer on disk, one rank, checkpointing; two guided steps, kill -9, resumed for one more.
-Both in bf16 from random weights at T = 1,024, through launch/train.py with the shipped recipe 4-transition
-and DeepSpeed JSON (with bf16 on, which `auto` is not on a CPU). The shards need GPT-2's tokenizer.
+gpt2-xl: ZeRO-3, optimizer on NVMe, one rank, checkpointing; two guided steps, kill -9, resumed for one more.
+Both run in bf16 from random weights at T = 1,024, through launch/train.py with the shipped recipe 4-transition
+and DeepSpeed JSON (with bf16 enabled, which `auto` does not do on a CPU). The shards need GPT-2's tokenizer.
 
-Each phase is a job of its own; they run in the order given:
-  bare      DeepSpeed without gaguide: the same model made in bf16, the same JSON, blocks and number of steps
+Each phase is a separate job; they run in the order given:
+  bare      DeepSpeed without gaguide: the same model built in bf16, with the same JSON, blocks and steps
   guided    the recipe 4-transition, killed after its checkpoint
   resume    the same command again, to its last step and the export
   evaluate  the exported model on a few examples
   unguided  the recipe finetuned
-A phase that is named twice is run twice, and both are kept. Records are added to results.json in the output
-folder; the table shows every step, and the peak beside the arithmetic of gaguide.model.
+A phase that is named twice runs twice, and both results are kept. Records are added to results.json in the
+output folder; the table shows every step, and peak memory compared with the estimate of gaguide.cost.memory.
 """
 
 from __future__ import annotations
@@ -47,12 +47,16 @@ LENGTH = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """How a size is run: JSON, ranks, steps before the crash."""
+    """How a size is run."""
 
     stage: str
+    """Name of the DeepSpeed JSON."""
     ranks: int
+    """Number of ranks."""
     steps: int
+    """Steps before the crash."""
     setup: MemorySetup
+    """The same setup for the memory estimate."""
 
 
 CASES = {
@@ -164,12 +168,12 @@ def phase(name: str, size: str, folder: Path, shards: Path) -> dict[str, Any]:
         "unguided": lambda: metrics.exists() and len(read_metrics(metrics)) >= case.steps,
     }
     seconds = run(training(size, output, shards, name != "unguided"), log, until[name])
-    shutil.rmtree(output / "nvme", ignore_errors=True)  # a resumed run fills it from the checkpoint
+    shutil.rmtree(output / "nvme", ignore_errors=True)  # a resumed run restores it from the checkpoint
     return {"seconds": seconds, "steps": read_metrics(metrics)}
 
 
 def bare(size: str, shards: Path, answer: Path) -> None:
-    """A rank of the phase `bare`: DeepSpeed as its documentation shows it."""
+    """One rank of the phase `bare`: DeepSpeed as in its documentation."""
     import deepspeed
     import numpy as np
     import torch
@@ -181,7 +185,7 @@ def bare(size: str, shards: Path, answer: Path) -> None:
     from gaguide.train.device import peak_resident
 
     case = CASES[size]
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compile that no step uses
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # avoids a compile that no step needs
     settings = json.loads((ROOT / "ds_configs" / f"{case.stage}.json").read_text())
     settings |= {"bf16": {"enabled": True}, "gradient_clipping": 1.0, "train_batch_size": case.ranks}
     nvme = answer.with_name("bare-nvme")
@@ -238,9 +242,9 @@ def show(size: str, results: dict[str, list[dict[str, Any]]]) -> None:
     for result in results.get("evaluate", []):
         Console().print(f"evaluated: {result['tasks']}")
     Console().print(
-        f"by arithmetic: {estimate.peak / 1e9:.2f} GB on the device ({estimate.peak_phase}), "
-        f"{estimate.host / 1e9:.2f} GB for the host's part, {estimate.disk / 1e9:.1f} GB on disk; on a CPU "
-        "the first two are one memory, and the interpreter's own 0.5 GB is not counted"
+        f"estimated: {estimate.peak / 1e9:.2f} GB on the device ({estimate.peak_phase}), "
+        f"{estimate.host / 1e9:.2f} GB on the host, {estimate.disk / 1e9:.1f} GB on disk; on a CPU "
+        "the first two share one memory, and the interpreter's 0.5 GB are not included"
     )
 
 

@@ -1,20 +1,20 @@
-"""Training speed beside the Hugging Face Trainer and the plain loop, step by step in turns.
+"""Training speed compared with the Hugging Face Trainer and a plain loop, alternating step by step.
 
     python benchmarks/train.py --shards DIR [--steps 12] [--length 512] [--micro-batch 1] [--json zero2]
                                [--ranks 2] [--groups alone,ranks] [--no-memory] [--output FILE]
 
-Contenders, all gpt2's shape from random weights, without dropout, same blocks and rate, clipping at 1:
-  plain         nanoGPT's loop on one process: memory-mapped tokens, fused AdamW and GELU, on a GPU a padded
-                vocabulary
-  ours-alone    gaguide's own step (records included) on one process under ZeRO-0
+Contenders, all of gpt2's shape with random weights, no dropout, the same blocks and rate, clipping at 1:
+  plain         nanoGPT's loop on one process: memory-mapped tokens, fused AdamW and GELU, and on a GPU a
+                padded vocabulary
+  ours-alone    gaguide's step (records included) on one process under ZeRO-0
   guided-alone  the same with experiment 4-transition
   trainer       transformers' Trainer with --json on --ranks (two by default, one where there is one GPU)
   ours, guided  gaguide with --json on --ranks
-A global batch is two micro batches for all of them (on one rank they are added up). Every core is used: two
+The global batch is two micro batches for all of them (accumulated on one rank). All cores are used: two
 threads for one process, one for each of two ranks. The contenders of a group, the first three and the last
-three, live in the same processes and take turns step by step, so that a machine whose speed changes is as
-slow for one as for the other; the first two turns are not counted. Peak memory is that of two steps in
-processes without the others: the largest rank's resident set (CPU) or allocation (GPU).
+three, run in the same processes and take turns step by step, so that changes of the machine's speed affect
+them equally; the first two turns are not counted. Peak memory is that of two steps in processes without the
+others: the largest rank's resident set (CPU) or allocation (GPU).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def alone(contender: str) -> bool:
 
 
 def launch(names: Sequence[str], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One child (or its ranks) from start to end; its answer is rank 0's JSON."""
+    """Run a child process, or its ranks, to the end; returns rank 0's JSON."""
     ranks, cores = 1 if alone(names[0]) else settings["ranks"], os.cpu_count() or 1
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) ->
 
 
 def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
-    """gaguide's Trainer, a step at a time."""
+    """gaguide's Trainer; each item is a step."""
     from gaguide.engine.build import build_engine
     from gaguide.liveness.heartbeat import HeartbeatFolder
     from gaguide.liveness.preemption import Preemption
@@ -136,7 +136,7 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
 
 
 def plain(settings: dict[str, Any]) -> Iterator[None]:
-    """nanoGPT's loop: random windows of memory-mapped tokens, micro batches added up, clip, fused AdamW."""
+    """nanoGPT's loop: random windows of memory-mapped tokens, accumulation, clipping, fused AdamW; each item is a step."""
     from gaguide.model import adapt_to, build_model
 
     with tempfile.TemporaryDirectory() as folder:

@@ -40,9 +40,8 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
     watchdog = Watchdog(job.output, beats, world, job.run.train.hang_timeout, preemption.request_stop)
     with watchdog, _background_build(job, world):
         watchdog.mark(0, "waiting for the first shards", patience=10)
-        raise_together(
-            lambda: len(job.corpus.held_out)
-        )  # a source has none before its first shards are built
+        # A source has no blocks before its first shards are built.
+        raise_together(lambda: len(job.corpus.held_out))
         with preemption:
             checkpoint = _optimize(job, world, preemption, watchdog, evaluation)
             gc.collect()  # the export needs room for a whole model where the engine had its part

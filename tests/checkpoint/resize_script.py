@@ -1,4 +1,4 @@
-"""Run on every rank by test_resize.py: runs that go on from copies of others' checkpoints, in one launch.
+"""Run on every rank by test_resize.py: runs that resume from copies of others' checkpoints, in one launch.
 
 Arguments: shards, folder, names. A name is a precision and a stage (`fp32-2`; `+cpu`: the optimizer on the
 CPU; `+parts`: in many sub groups; `+untied`: a model whose output layer is not its embeddings): that run,
@@ -46,7 +46,7 @@ SETTINGS = {
 
 
 def run(world: World, shards: str, output: Path, kind: str) -> None:
-    """Train `kind` (`fp32-2`: precision and stage) in `output`, from what is there to the end."""
+    """Train `kind` (`fp32-2`: precision and stage) in `output` to the end, from its newest checkpoint."""
     kind, _, extra = kind.partition("+")
     precision, stage = kind.split("-")
     settings = {"zero_optimization": {"stage": int(stage)} | EXTRAS[extra]} | HALVES[precision]

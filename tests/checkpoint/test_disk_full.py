@@ -1,4 +1,4 @@
-"""A disk that fills up under two real ranks: one message on all of them, nothing lost or half-written."""
+"""A disk that fills up under two ranks: one message, nothing lost or half-written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB: three checkpoints of the embedded run, not four."""
+    """A file system of 64 MB, which holds three checkpoints of the embedded run but not four."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -57,7 +57,7 @@ def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
     for line in (output / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 
-    # Not a byte is left: the next start says so before it trains.
+    # No byte is free: the next start says so before it trains.
     with suppress(OSError), (small_disk / "ballast").open("wb") as ballast:
         while True:
             ballast.write(bytes(4096))
@@ -66,7 +66,7 @@ def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
     assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
     assert "cannot be written to (No space left on device)" in done.stdout, done.stdout
 
-    # Room is made, and the run keeps fewer: it goes on to the last step, here on one rank instead of two.
+    # With room and fewer checkpoints to keep, the run resumes to its last step, on one rank instead of two.
     for name in steps[1:-1]:
         subprocess.run(["rm", "-r", str(output / "checkpoints" / name)], check=True)
     shorter = ["1" if text == "9" else text for text in arguments]
@@ -77,8 +77,10 @@ def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(1, 13))
 
 
-def test_no_line_of_the_records_is_ever_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Records that a full disk did not take whole are kept, and written once there is room."""
+def test_records_are_never_cut_in_the_middle_of_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records that a full disk refuses are kept in memory and written once there is room."""
     import resource
     import signal
 
@@ -86,7 +88,7 @@ def test_no_line_of_the_records_is_ever_cut(tmp_path: Path, capsys: pytest.Captu
     metrics.append({"step": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    # A limit in the middle of the next line: the kernel takes its beginning and refuses the rest.
+    # A limit in the middle of the next line: the kernel writes its beginning and refuses the rest.
     resource.setrlimit(resource.RLIMIT_FSIZE, (metrics._file.tell() + 5, before[1]))
     try:
         metrics.append({"step": 2})

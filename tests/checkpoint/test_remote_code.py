@@ -1,4 +1,4 @@
-"""Python code in a model folder: refused unless asked for, and not run before."""
+"""Python code in a model folder runs only with `model.trust_remote_code`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class OwnModel(GPT2LMHeadModel):
 """
 
 
-def test_code_of_a_folder_runs_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_a_folder_runs_only_when_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder, canary = tmp_path / "own", tmp_path / "executed"
     folder.mkdir()
@@ -45,7 +47,7 @@ def test_code_of_a_folder_runs_only_when_asked_for(tmp_path: Path, monkeypatch: 
     trusted = ModelSection(name=str(folder), init="scratch", trust_remote_code=True)
     source = find_model(trusted, 32, None)
     assert canary.exists()
-    # The configuration alone does not open the door for the model's class.
+    # A trusted configuration does not imply a trusted model class.
     with pytest.raises(UserError, match="cannot be built"):
         skeleton(ModelSource(section, source.config))
     assert type(build_model(source, 0)).__name__ == "OwnModel"

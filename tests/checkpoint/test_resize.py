@@ -1,4 +1,4 @@
-"""Runs go on at another ZeRO stage and on another number of ranks, with the losses they would have had."""
+"""Runs resume at another ZeRO stage, offload and number of ranks, with the losses of an unchanged run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SCRIPT = Path(__file__).parent / "resize_script.py"
 STAGES = {"fp32": "0123", "bf16": "123"} | ({"fp16": "123"} if torch.cuda.is_available() else {})
 
 
-def go_on(shards: Path, folder: Path, ranks: int, names: list[str]) -> str:
+def run_all(shards: Path, folder: Path, ranks: int, names: list[str]) -> str:
     done = run_ranks(SCRIPT, [str(shards), str(folder), ",".join(names)], ranks, timeout=1500)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def check(folder: Path, source: str, target: str, ranks: int) -> None:
-    """Steps 4 to 6 after the change have the losses of the run that nothing changed.
+    """Steps 4 to 6, after the change, have the losses of the unchanged run.
 
-    The first of them tells the weights, the later ones moments, step count and both weight decays.
+    The first of them depends on the weights, the later ones on moments, step count and both weight decays.
     """
     ours = read_metrics(folder / f"{source}-to-{target}-on-{ranks}" / "metrics.jsonl")
     theirs = read_metrics(folder / source / "metrics.jsonl")
@@ -58,10 +58,10 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs on two ranks and what follows of them at other stages, all in one launch."""
+    """Runs on two ranks and their continuations at other stages, all in one launch."""
     folder = tmp_path_factory.mktemp("resize")
     names = ["fp32-2", "bf16-3", "fp32-3+untied", *(f"{source}>{target}" for source, target in PAIRS)]
-    printed = go_on(embedded_shards, folder, 2, names)
+    printed = run_all(embedded_shards, folder, 2, names)
     assert (
         "by 2 ranks at ZeRO stage 2: its state is resharded to 2 at ZeRO stage 2, optimizer on cpu" in printed
     )
@@ -70,13 +70,13 @@ def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_stages_and_offloads_turn_into_each_other(runs: Path, source: str, target: str) -> None:
-    """A change of ranks is in test_disk_full.py, all pairs are in the stress suite."""
+def test_resume_at_another_stage_or_offload(runs: Path, source: str, target: str) -> None:
+    """test_disk_full.py changes the number of ranks; all pairs are in the stress suite."""
     check(runs, source, target, 2)
 
 
 def test_checkpoints_are_listed_verified_and_exported(runs: Path, tmp_path: Path) -> None:
-    """The export of either stage is the model that the run itself exported, to the last bit."""
+    """The export of either stage equals the run's own export bit for bit."""
     command = CliRunner()
     for name in ("fp32-2-on-2", "fp32-2-on-2-to-fp32-3-on-2"):
         output = tmp_path / name
@@ -101,10 +101,10 @@ def test_checkpoints_are_listed_verified_and_exported(runs: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["fp32-3+untied-on-2", "fp32-3+untied-on-2-to-fp32-2+untied-on-2"])
-def test_an_output_layer_of_its_own_is_exported(
+def test_an_untied_output_layer_is_exported(
     runs: Path, embedded_shards: Path, tmp_path: Path, name: str
 ) -> None:
-    """Beside the embeddings, from which training has moved it apart; with it, the loss that was recorded."""
+    """It differs from the embeddings after training, and yields the recorded loss."""
     output = tmp_path / "model"
     done = CliRunner().invoke(checkpoints, ["export", str(runs / name), "--output", str(output)])
     assert done.exit_code == 0, done.output
@@ -142,7 +142,7 @@ def test_nothing_of_a_damaged_checkpoint_is_unpickled(runs: Path, tmp_path: Path
 
 
 class _Touch:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -152,13 +152,11 @@ class _Touch:
 
 
 @pytest.mark.stress
-def test_every_stage_and_number_of_ranks_turns_into_every_other(
-    embedded_shards: Path, tmp_path: Path
-) -> None:
-    """Stages 0 to 3 in fp32 and 1 to 3 in bf16 and fp16, from one and two ranks to one, two and four."""
+def test_every_change_of_stage_and_number_of_ranks(embedded_shards: Path, tmp_path: Path) -> None:
+    """Stages 0 to 3 in fp32, 1 to 3 in bf16 and fp16, from one and two ranks to one, two and four."""
     for ranks in (1, 2):
         whole = [f"{precision}-{stage}" for precision, stages in STAGES.items() for stage in stages]
-        go_on(embedded_shards, tmp_path, ranks, whole)
+        run_all(embedded_shards, tmp_path, ranks, whole)
     for ranks in (1, 2, 4):
         pairs = [
             (f"{precision}-{a}-on-{before}", f"{precision}-{b}")
@@ -166,6 +164,6 @@ def test_every_stage_and_number_of_ranks_turns_into_every_other(
             for before, a, b in itertools.product((1, 2), stages, stages)
             if (before, a) != (ranks, b) and (ranks < 4 or precision != "fp16")
         ]
-        go_on(embedded_shards, tmp_path, ranks, [f"{source}>{target}" for source, target in pairs])
+        run_all(embedded_shards, tmp_path, ranks, [f"{source}>{target}" for source, target in pairs])
         for source, target in pairs:
             check(tmp_path, source, target, ranks)

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, the best, and the old ones whatever happens to a new one."""
+"""The checkpoint store keeps the newest and the best, and older ones whatever happens to a new one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def save(store: CheckpointStore, step: int, loss: float | None) -> None:
     store.save(step, {"seed": 0}, {"zero_stage": 2}, loss, write)
 
 
-def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=2, keep_best=2)
     losses = {1: 5.0, 2: 3.0, 3: None, 4: 4.0, 5: float("nan"), 6: 3.0, 7: 6.0, 8: 7.0}
     for step, loss in losses.items():
@@ -42,7 +42,7 @@ def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
     assert (store.folder / "best").read_text() == "step-00000009\n"
 
 
-def test_a_failed_save_leaves_nothing_and_says_what_to_do(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_nothing_behind(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=1)
     save(store, 1, None)
 
@@ -57,10 +57,10 @@ def test_a_failed_save_leaves_nothing_and_says_what_to_do(tmp_path: Path) -> Non
     assert found is not None and dataclasses.asdict(found)["step"] == 1
 
 
-def test_no_part_of_a_checkpoint_is_ever_seen(
+def test_a_partial_checkpoint_is_never_visible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Old ones are hidden before they are removed; the next start removes what a kill has left."""
+    """Old ones are renamed before they are removed; the next start removes what a kill leaves behind."""
     store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=1)
     save(store, 1, None)
     with monkeypatch.context() as patched:
@@ -81,7 +81,7 @@ def busy_unless_missing(folder: Path, **_: object) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(folder))
 
 
-def test_what_is_exported_is_whole_and_what_is_passed_over_is_said(
+def test_damaged_checkpoints_are_skipped_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=4)
@@ -97,7 +97,7 @@ def test_what_is_exported_is_whole_and_what_is_passed_over_is_said(
             choose(tmp_path, step)
 
 
-def test_a_loss_that_is_measured_later_is_noted(tmp_path: Path) -> None:
+def test_a_loss_measured_later_is_added_to_the_manifest(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", World.from_environment(), keep=1, keep_best=1)
     save(store, 1, None)
     store.note_loss(1, 2.5)

@@ -1,4 +1,4 @@
-"""Faster layers compute what transformers' own compute, and leave weights, names and configuration alone."""
+"""Faster layers give transformers' results and do not change weights, names or configuration."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def test_backward_keeps_fewer_tensors() -> None:
 
     plain, fused = two_of(GPT2Config(**_GPT2))
     fuse_activations(fused)
-    # Of five tensors as wide as the MLP two are left, in two layers of fp32.
+    # Two instead of five tensors of the MLP's width, in two layers of fp32.
     assert kept(plain) - kept(fused) == 2 * 3 * IDS_BT.numel() * 4 * 48 * 4
 
 
-def test_a_head_of_whole_rows_is_left_alone() -> None:
+def test_an_aligned_head_is_not_changed() -> None:
     (model, _) = two_of(GPT2Config(**(_GPT2 | {"vocab_size": 128})))
     align_head(model)
     assert type(model.lm_head) is torch.nn.Linear
 
 
-def test_half_precision_takes_the_aligned_head_too() -> None:
+def test_aligned_head_in_half_precision() -> None:
     plain, aligned = (model.bfloat16() for model in two_of(GPT2Config(**_GPT2)))
     align_head(aligned)
     assert type(aligned.lm_head) is not torch.nn.Linear
@@ -81,7 +81,7 @@ def test_half_precision_takes_the_aligned_head_too() -> None:
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=2e-2, atol=2e-2)
 
 
-def test_a_copy_of_an_aligned_model_has_weights_of_its_own() -> None:
+def test_a_copy_of_an_aligned_model_shares_no_weights() -> None:
     model, _ = two_of(GPT2Config(**_GPT2))
     align_head(model)
     copied = deepcopy(model)

@@ -1,4 +1,4 @@
-"""launch/train.py on a full machine: rank 1 may take no more memory from its fourth micro batch on."""
+"""launch/train.py with a memory limit: rank 1 cannot allocate any more from its fourth micro batch on."""
 
 import os
 import resource

@@ -18,7 +18,7 @@ RUNS = {
     "checkpointed": ("zero2", {"train.gradient_checkpointing": "true"}),
     "finetuned": ("zero2", {"guidance.experiment": "finetuned"}),
     "weight0": ("zero2", {"guidance.weight": "0"}),
-    # One sequence in a batch on each rank, so that often only one rank's head sees a target.
+    # One sequence per rank, so that often only one rank has a target.
     "unequal": ("zero3", {"train.global_batch": "2", "data.block_length": "16"}),
     "bf16-1": ("bf16-1", {}),
     "bf16-2": ("bf16-2", {}),

@@ -1,4 +1,4 @@
-"""Where a run's blocks may come from: folders, addresses, mixtures, a source; and documents kept apart."""
+"""The `data` section: folders, addresses, mixtures and sources of blocks; isolated documents."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = 64
 
 @pytest.fixture(scope="module")
 def folders(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The embedded corpus as JSONL and in small shards, in halves and whole."""
+    """The embedded corpus as JSONL, and as small shards of both halves and of all of it."""
     home = tmp_path_factory.mktemp("fields")
     tokenizer = str(embedded_shards / "tokenizer")
     lines = [json.dumps({"text": text}) + "\n" for text in embedded_documents()]
@@ -69,7 +69,7 @@ def losses(output: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def runs(folders: dict[str, Path], embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One launch of two ranks trains from everything in turn."""
+    """Runs from every kind of data, in one launch of two ranks."""
     home = tmp_path_factory.mktemp("runs")
     mixture = [
         {"shards": str(folders["first"]), "weight": 3},
@@ -99,26 +99,28 @@ def runs(folders: dict[str, Path], embedded_shards: Path, tmp_path_factory: pyte
     return home
 
 
-def test_where_shards_lie_changes_nothing(runs: Path) -> None:
+def test_losses_do_not_depend_on_the_location_of_shards(runs: Path) -> None:
     assert losses(runs / "address") == losses(runs / "folder")
     records = [read_metrics(runs / name / "validation.jsonl") for name in ("address", "folder")]
     assert records[0] == records[1]
 
 
-def test_a_mixture_takes_from_both_folders(runs: Path) -> None:
+def test_a_mixture_uses_both_folders(runs: Path) -> None:
     assert len(losses(runs / "mixture")) == 8
     assert losses(runs / "mixture") != losses(runs / "folder")
     summary = json.loads((runs / "mixture" / "summary.json").read_text())
     assert summary["validation"]["after"]["lm_loss"] < summary["validation"]["before"]["lm_loss"]
 
 
-def test_a_source_trains_while_it_is_tokenised_and_after(runs: Path, folders: dict[str, Path]) -> None:
-    """The same losses whether the shards were being made or were all there."""
+def test_losses_from_a_source_are_the_same_during_and_after_tokenisation(
+    runs: Path, folders: dict[str, Path]
+) -> None:
+    """Also after a second start, for which all shards exist."""
     assert losses(runs / "source") == losses(runs / "source again")
     assert len(losses(runs / "source")) == 8
     made = runs / "source" / "data"
     left = sorted(path.name for path in made.iterdir())
-    # The run may end before its build does; what is there goes on being used, and a build finishes it.
+    # The run may end before its build does: the shards so far are used, and another build completes them.
     if "manifest.json" not in left:
         build_shards(prepare_source(runs, made))
     whole = BlockStore(folders["whole"], "train", T)
@@ -139,10 +141,10 @@ def prepare_source(runs: Path, made: Path) -> BuildRequest:
     return job.corpus.work.request
 
 
-def test_killed_in_the_middle_of_a_source_the_curve_goes_on(
+def test_a_run_killed_during_tokenisation_resumes_with_the_same_losses(
     runs: Path, embedded_shards: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of everything after the first checkpoint; the shards made so far are used, not made again."""
+    """After kill -9 of all processes behind the first checkpoint; existing shards are used, not rebuilt."""
     settings = [str(runs / "source.yaml"), {"data.source.workers": "1"}]
     command = launch_command(SCRIPT, [str(tmp_path), json.dumps({"killed": settings})], ranks=2)
     with subprocess.Popen(
@@ -168,7 +170,7 @@ def test_isolated_documents_change_the_losses(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama-grouped-query", "gpt-neox"])
-def test_an_isolated_document_is_computed_as_if_it_were_alone(kind: str) -> None:
+def test_an_isolated_document_is_computed_as_on_its_own(kind: str) -> None:
     """Logits of every token, and the guidance loss as the sum over the documents."""
     lengths = [11, 20, 9]
     documents = [torch.randint(2, 60, (1, n), generator=torch.Generator().manual_seed(n)) for n in lengths]
@@ -216,9 +218,7 @@ def faults_of(folder: Path, data: dict[str, object], **changes: str) -> str:
     return str(error.value)
 
 
-def test_faults_of_data_name_its_fields(
-    folders: dict[str, Path], embedded_shards: Path, tmp_path: Path
-) -> None:
+def test_data_faults_name_the_field(folders: dict[str, Path], embedded_shards: Path, tmp_path: Path) -> None:
     shards = str(folders["first"])
     told = faults_of(
         tmp_path, {"mixture": [{"shards": "/no", "weight": 1}, {"shards": "/none", "weight": 1}]}
@@ -244,15 +244,15 @@ def test_faults_of_data_name_its_fields(
         ({"mixture": [{"shards": "b", "weight": 0}]}, "greater than 0"),
     ],
 )
-def test_faults_of_the_section(data: dict[str, object], problem: str, tmp_path: Path) -> None:
+def test_invalid_data_sections(data: dict[str, object], problem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=problem):
         load_config(Path(write_config(tmp_path / "run.yaml", data)), {})
 
 
-def test_a_source_that_cannot_be_read_ends_all_ranks_with_its_reason(
+def test_an_unreadable_source_ends_all_ranks_with_the_reason(
     folders: dict[str, Path], embedded_shards: Path, tmp_path: Path
 ) -> None:
-    """Found only while it is tokenised: the second half of a compressed file is missing."""
+    """The second half of a compressed file is missing, which shows only during tokenisation."""
     packed = gzip.compress(folders["whole.jsonl"].read_bytes())
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     source = source_of(folders, embedded_shards / "tokenizer") | {"files": str(tmp_path / "cut.jsonl.gz")}

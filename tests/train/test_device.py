@@ -1,4 +1,4 @@
-"""Memory of this process: what was freed while a model is built is given back."""
+"""Host memory: what is freed while a model is built returns to the system."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from gaguide.engine.heap import separate_large_tensors
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has one way only")
-def test_tensors_between_tensors_that_stay_are_given_back() -> None:
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
+def test_freed_tensors_return_their_memory_although_others_stay() -> None:
     resident = psutil.Process().memory_info
     freed, kept = [], []
     with separate_large_tensors():
@@ -21,5 +21,5 @@ def test_tensors_between_tensors_that_stay_are_given_back() -> None:
             kept.append(torch.ones(64))
         full = resident().rss
         freed.clear()
-    assert resident().rss < full - 128 * 2**20  # some came out of holes that were there
+    assert resident().rss < full - 128 * 2**20  # some were allocated in existing holes
     assert len(kept) == 64

@@ -1,4 +1,4 @@
-"""Frozen parts: which parameters an entry names, and when guidance could move nothing."""
+"""`train.freeze`: the parameters that entries match, and guidance that could not change anything."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_refused(entries: list[str], message: str) -> None:
         frozen_parameters(tiny_model(), entries)
 
 
-def test_guidance_needs_something_below_it_to_train() -> None:
+def test_guidance_needs_trained_parameters_below_it() -> None:
     model = tiny_model()
     lower = frozen_parameters(model, ["embeddings", "layers 0-1"])
-    check_guidance_moves(model, frozen_parameters(model, ["layers 0-2"]), 2)  # the embeddings move it
+    check_guidance_moves(model, frozen_parameters(model, ["layers 0-2"]), 2)  # the embeddings are trained
     check_guidance_moves(model, lower, 2)
     with pytest.raises(UserError, match="no trained parameter influences the guided heads"):
         check_guidance_moves(model, lower, 1)

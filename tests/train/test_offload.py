@@ -1,7 +1,7 @@
-"""Offload with DeepSpeed's compiled ops: CPU and disk, one rank and two, killed and resumed.
+"""Offload with DeepSpeed's compiled ops: to CPU and NVMe, on one rank and two, and resumed.
 
 Marked stress: the ops take minutes to compile. Needs a C++ compiler and libaio. Set TORCH_EXTENSIONS_DIR to
-keep what was compiled.
+keep the compiled ops.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_same_losses_wherever_the_optimizer_lies(
+def test_losses_do_not_depend_on_the_optimizers_place(
     embedded_shards: Path, tmp_path: Path, environment: dict[str, str], ranks: int
 ) -> None:
-    """In fp32 and in bf16, against ZeRO-3 without offload; on disk, files must have been written."""
+    """In fp32 and bf16, compared with ZeRO-3 without offload; NVMe must have written swap files."""
     spec: dict[str, Any] = {}
     for name in ("zero3", *OFFLOADS):
         spec[name] = {"ds": shipped(name)}
@@ -61,10 +61,10 @@ def test_same_losses_wherever_the_optimizer_lies(
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_resumed_from_disk_the_curve_goes_on_exactly(
+def test_a_run_resumed_from_nvme_is_exact(
     embedded_shards: Path, tmp_path: Path, environment: dict[str, str], ranks: int
 ) -> None:
-    """Moments, step counts and the parts in memory come back: same losses, same export, to the last bit."""
+    """Moments, step counts and unswapped parts are restored: same losses and same export, bit for bit."""
     spec = {"zero3_nvme": {"ds": shipped("zero3_nvme"), "run": {"checkpoint.every": "2"}}}
     launch(embedded_shards, tmp_path, spec, ranks, environment)
     output, whole = tmp_path / "zero3_nvme", tmp_path / "whole"

@@ -1,4 +1,4 @@
-"""Same losses at every ZeRO stage, number of ranks and split of the batch; weight 0 is plain fine-tuning."""
+"""Equal losses at every ZeRO stage, number of ranks and split of the batch; weight 0 is plain fine-tuning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURVES = ("loss", "lm_loss", "guidance_loss", "guided_attention", "grad_norm")
 
 @pytest.fixture(scope="module")
 def curves(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    """Metrics of all runs on two ranks, and of one on a single rank."""
+    """Metrics of all runs on two ranks, and of one run on a single rank."""
     folder = tmp_path_factory.mktemp("parity")
     everything = ",".join(RUNS)
     for where, names, ranks in ((folder, everything, 2), (folder / "alone", "zero1", 1)):
@@ -53,7 +53,7 @@ def test_same_losses_as_zero0_on_two_ranks(curves: dict[str, list[dict]], name: 
 def test_same_losses_at_every_stage_on_one_rank_and_on_four(
     embedded_shards: Path, tmp_path: Path, curves: dict[str, list[dict]], ranks: int
 ) -> None:
-    """Every ZeRO stage, split and whole batches, with and without checkpointing; reference: ZeRO-0 on two."""
+    """Every stage, split and whole batches, with and without checkpointing; reference: ZeRO-0, two ranks."""
     names = ["zero0", "zero1", "zero2", "zero3", "accumulated", "checkpointed"]
     done = run_ranks(SCRIPT, [str(embedded_shards), str(tmp_path), ",".join(names), "0.0"], ranks)
     assert done.returncode == 0, done.stdout
@@ -66,7 +66,7 @@ def test_same_losses_at_every_stage_on_one_rank_and_on_four(
                 assert ours[curve] == expected, (name, ours["step"], curve)
 
 
-def test_weight_zero_is_plain_fine_tuning_to_the_last_bit(curves: dict[str, list[dict]]) -> None:
+def test_weight_zero_is_plain_fine_tuning_bit_for_bit(curves: dict[str, list[dict]]) -> None:
     for measured, plain in zip(curves["weight0"], curves["finetuned"]):
         assert measured["loss"] == measured["lm_loss"] == plain["lm_loss"]
         assert measured["grad_norm"] == plain["grad_norm"]
@@ -86,7 +86,7 @@ def test_bf16_follows_fp32_and_exports_its_fp32_weights(curves: dict[str, list[d
     assert not torch.equal(weight, weight.bfloat16().float())  # more digits than bf16 holds
 
 
-def test_ranks_without_targets_neither_hang_nor_add_to_the_loss(curves: dict[str, list[dict]]) -> None:
+def test_ranks_without_targets_neither_hang_nor_contribute_to_the_loss(curves: dict[str, list[dict]]) -> None:
     records = curves["unequal"]
     assert len(records) == 6
     without = [record for record in records if record["guided_attention"] is None]

@@ -1,4 +1,4 @@
-"""Every fault of a run is found before training, in the words of the field that has it."""
+"""Preflight finds every fault of a run before training and names the field."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_missing_json_and_contradictions_in_it(embedded_shards: Path, tmp_path: 
 
 
 def test_models_that_cannot_be_trained_or_guided(embedded_shards: Path, tmp_path: Path) -> None:
-    """Found by their architecture, before any weights are read."""
+    """Found by the architecture, before weights are read."""
     shape = {"vocab_size": 2048, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     BloomForCausalLM(BloomConfig(**shape)).save_pretrained(tmp_path / "bloom")
     T5Config(vocab_size=2048).save_pretrained(tmp_path / "t5")

@@ -1,4 +1,4 @@
-"""`micro_batch: auto`: fits what memory there is, changes neither the global batch nor a run's identity."""
+"""`micro_batch: auto` fits the available memory and changes neither global batch nor identity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZERO2 = DS_CONFIGS / "zero2.json"
 
 
 @pytest.mark.parametrize("fits", range(0, 40, 3))
-def test_the_largest_that_fits(fits: int) -> None:
+def test_largest_candidate_that_fits(fits: int) -> None:
     tried: list[int] = []
 
     def check(size: int) -> bool:
@@ -58,14 +58,14 @@ def test_auto_follows_memory_and_keeps_the_global_batch(
     assert settled(needed[1] / 0.84) == 1
     with pytest.raises(UserError, match="even 1 does not fit"):
         settled(needed[1] / 2)
-    # Resumed by as many ranks: what the run began with, whatever is free now.
+    # Resumed on as many ranks: the micro batch of the first start, whatever memory is free now.
     (tmp_path / "deepspeed.json").write_text(
         json.dumps({"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 8})
     )
     assert settled(1e12) == 3
 
 
-def test_a_number_is_taken_as_it_is(embedded_shards: Path, tmp_path: Path) -> None:
+def test_a_number_is_not_changed(embedded_shards: Path, tmp_path: Path) -> None:
     settings = {"data.shards": str(embedded_shards), "output": str(tmp_path), "train.micro_batch": "2"}
     job = prepare(load_config(EMBEDDED, settings), ZERO2, World())
     assert settle_micro_batch(job, ZERO2, World()) is job

@@ -1,4 +1,4 @@
-"""The main job through the real launcher: outputs, kill and resume, and how users' mistakes end."""
+"""Training through the real launcher: outputs, damaged checkpoints, and users' mistakes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arguments(shards: Path, output: Path, **more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """An undisturbed run."""
     output = tmp_path_factory.mktemp("run") / "whole"
     done = run_ranks(TRAIN, arguments(embedded_shards, output))
     assert done.returncode == 0, done.stdout
@@ -46,7 +46,7 @@ def finished(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return output
 
 
-def test_the_output_folder_holds_what_the_contract_names(finished: Path, embedded_shards: Path) -> None:
+def test_output_folder(finished: Path, embedded_shards: Path) -> None:
     assert load_config(finished / "config.yaml", {}).train.steps == 16
     records = read_metrics(finished / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, 17))
@@ -66,7 +66,7 @@ def test_the_output_folder_holds_what_the_contract_names(finished: Path, embedde
 
 
 def test_the_export_is_the_trained_model(finished: Path, embedded_shards: Path) -> None:
-    """Loaded by plain transformers, it has the validation loss that training recorded."""
+    """Loaded with transformers, it has the validation loss that training recorded."""
     model = AutoModelForCausalLM.from_pretrained(finished / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(finished / "model")
     assert len(tokenizer) == model.config.vocab_size
@@ -79,10 +79,10 @@ def test_the_export_is_the_trained_model(finished: Path, embedded_shards: Path) 
     assert loss == pytest.approx(recorded, rel=1e-5)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_made_again(
+def test_a_damaged_checkpoint_is_renamed_and_replaced(
     finished: Path, embedded_shards: Path, tmp_path: Path
 ) -> None:
-    """The newest is damaged: the run goes on from the one before, to the same end."""
+    """The run resumes from the previous checkpoint, with the same result."""
     output = tmp_path / "copy"
     shutil.copytree(finished, output)
     shutil.rmtree(output / "model")
@@ -99,11 +99,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_made_again(
         assert [record["lm_loss"] for record in ours] == [record["lm_loss"] for record in reference]
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (output, finished)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    # Whoever may read one file of the model may read all.
+    # All files of the model have the same permissions.
     assert len({path.stat().st_mode for path in (output / "model").iterdir()}) == 1
 
 
-def test_another_runs_folder_is_refused_by_naming_what_differs(finished: Path, embedded_shards: Path) -> None:
+def test_the_folder_of_another_run_is_refused_and_the_difference_named(
+    finished: Path, embedded_shards: Path
+) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     done = run_ranks(TRAIN, arguments(embedded_shards, finished, **{"guidance.weight": "5"}))
     assert done.returncode == 2, done.stdout
@@ -112,8 +114,8 @@ def test_another_runs_folder_is_refused_by_naming_what_differs(finished: Path, e
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_fault_on_one_rank_is_told_with_its_number(tmp_path: Path) -> None:
-    """A config that only rank 0's host has."""
+def test_a_fault_on_one_rank_is_reported_with_its_number(tmp_path: Path) -> None:
+    """The config exists on rank 0's host only."""
     script = tmp_path / "train_with_one_config.py"
     script.write_text(
         "import os, sys\n"
@@ -147,7 +149,7 @@ def test_a_mistake_ends_every_rank_with_one_message_and_no_traceback(
     assert not (tmp_path / "output" / "checkpoints").exists()
 
 
-def test_an_unknown_option_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_an_unknown_option_is_reported_before_anything_starts(tmp_path: Path) -> None:
     done = run_ranks(TRAIN, ["--deepspeed", str(DS_CONFIGS / "zero2.json"), "--train.stepz", "3"])
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stdout

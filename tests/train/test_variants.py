@@ -1,4 +1,4 @@
-"""One launch of short runs: autocast, frozen parts, monitors, and offload where nothing can be compiled."""
+"""Short runs in one launch: autocast, frozen parts, monitors, and offload without a compiler."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def curve(variants: tuple[Path, str], name: str, field: str = "loss") -> list[fl
     return [record[field] for record in read_metrics(variants[0] / name / "metrics.jsonl")]
 
 
-def test_accumulated_losses_and_gradients_are_those_of_one_big_batch(variants: tuple[Path, str]) -> None:
-    """Two micro batches of one sequence on each rank, or one of two: same sums over the same tokens."""
+def test_accumulated_losses_and_gradients_equal_those_of_a_whole_batch(variants: tuple[Path, str]) -> None:
+    """Two micro batches of one sequence on each rank, compared with one of two."""
     for field in ("loss", "lm_loss", "guidance_loss", "grad_norm"):
         assert curve(variants, "zero2", field) == pytest.approx(curve(variants, "one-batch", field), rel=2e-5)
 
@@ -92,7 +92,7 @@ def test_autocast_keeps_fp32_weights(variants: tuple[Path, str]) -> None:
     assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
 
 
-def test_frozen_parts_keep_their_weights_and_the_others_move(variants: tuple[Path, str]) -> None:
+def test_frozen_parts_keep_their_weights_and_others_change(variants: tuple[Path, str]) -> None:
     frozen = load_file(variants[0] / "frozen" / "model" / "model.safetensors")
     free = load_file(variants[0] / "zero2" / "model" / "model.safetensors")
     from gaguide.config import ModelSection
@@ -107,8 +107,8 @@ def test_frozen_parts_keep_their_weights_and_the_others_move(variants: tuple[Pat
         assert not torch.equal(free[name], began[name]), name
 
 
-def test_monitors_get_the_runs_own_numbers(variants: tuple[Path, str]) -> None:
-    """CSV goes on as one table where the run is resumed from step 2; TensorBoard is of the first start."""
+def test_monitors_receive_the_recorded_numbers(variants: tuple[Path, str]) -> None:
+    """CSV files continue after a resume from step 2; TensorBoard shows the first start."""
     assert "resuming after step 2 of 4" in variants[1]
     records = read_metrics(variants[0] / "zero2" / "metrics.jsonl")
     place = variants[0] / "zero2" / "monitor" / "zero2"
@@ -127,8 +127,8 @@ def test_monitors_get_the_runs_own_numbers(variants: tuple[Path, str]) -> None:
 @pytest.mark.skipif(
     find_spec("wandb") is None, reason="wandb is not installed (pip install 'gaguide[monitor]')"
 )
-def test_wandb_gets_them_too(variants: tuple[Path, str]) -> None:
-    """Offline, into the run's folder and under its name; its file holds numbers as JSON text."""
+def test_wandb_receives_the_recorded_numbers(variants: tuple[Path, str]) -> None:
+    """Offline, in the run's folder and under its name; its file contains numbers as JSON text."""
     (path,) = (variants[0] / "zero2" / "monitor" / "wandb").glob("offline-run-*/run-*.wandb")
     content = path.read_bytes()
     assert b"zero2" in content
@@ -158,7 +158,7 @@ def test_a_monitor_that_cannot_write_ends_no_run(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.count("cannot write (No space left on device)") == 1
 
 
-def test_every_record_tells_memory_utilisation_and_time_left(variants: tuple[Path, str]) -> None:
+def test_every_record_has_memory_utilisation_and_time_left(variants: tuple[Path, str]) -> None:
     records = read_metrics(variants[0] / "zero2" / "metrics.jsonl")
     for record in records:
         assert 50e6 < record["peak_memory"] < 10e9
@@ -196,7 +196,7 @@ def test_peaks_of_devices(name: str, peak: float | None) -> None:
     assert (gpu and gpu.peak("bf16")) == peak
 
 
-def test_a_lock_that_a_killed_compile_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_compile_lock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     (tmp_path / "py311_cpu" / "cpu_adam").mkdir(parents=True)
     lock = tmp_path / "py311_cpu" / "cpu_adam" / "lock"
