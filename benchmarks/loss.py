@@ -59,7 +59,7 @@ def contender(name: str, layers: int, batch: int, length: int) -> Callable[[], f
 
 
 def peak_resident() -> int:
-    """Largest resident set of this process since its start, in bytes (getrusage would include its parent's)."""
+    """Largest resident set of this process, in bytes (getrusage would include its parent's)."""
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) * 1024
 

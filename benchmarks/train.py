@@ -136,7 +136,7 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
 
 
 def plain(settings: dict[str, Any]) -> Iterator[None]:
-    """nanoGPT's loop: random windows of memory-mapped tokens, accumulation, clipping, fused AdamW; each item is a step."""
+    """nanoGPT's loop; each item is a step: random windows of memory-mapped tokens, accumulation, clipping."""
     from gaguide.model import adapt_to, build_model
 
     with tempfile.TemporaryDirectory() as folder:
