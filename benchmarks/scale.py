@@ -7,8 +7,8 @@
 gpt2-large: ZeRO-2 on two ranks, a guided step, kill -9 after its checkpoint, resumed for one more.
 gpt2-xl: ZeRO-3, optimizer on NVMe, one rank, checkpointing; two guided steps, kill -9, resumed for one more.
 Both run in bf16 from random weights at T = 1,024, through launch/train.py with the shipped recipe
-4-transition and DeepSpeed JSON (with bf16 enabled, which `auto` does not do on a CPU). The shards need GPT-2's
-tokenizer.
+4-transition and DeepSpeed JSON (with bf16 enabled, which `auto` does not do on a CPU). The shards need
+GPT-2's tokenizer.
 
 Each phase is a separate job; they run in the order given:
   bare      DeepSpeed without gaguide: the same model built in bf16, with the same JSON, blocks and steps

@@ -1,8 +1,8 @@
 """Run on every rank by test_resize.py: runs that resume from copies of others' checkpoints, in one launch.
 
 Arguments: shards, folder, names. A name is a precision and a stage (`fp32-2`; `+cpu`: the optimizer on the
-CPU; `+parts`: in many sub groups; `+untied`: a model whose output layer is not its embeddings): that run,
-whole; or `fp32-2-on-1>fp32-3`: what follows of the run in that folder, from its step 3.
+CPU; `+parts`: many sub groups; `+untied`: a model whose output layer is not its embeddings): that run,
+from start to end; or `fp32-2-on-1>fp32-3`: the continuation of the run in that folder, from its step 3.
 """
 
 from __future__ import annotations

@@ -220,18 +220,20 @@ def faults_of(folder: Path, data: dict[str, object], **changes: str) -> str:
 
 def test_data_faults_name_the_field(folders: dict[str, Path], embedded_shards: Path, tmp_path: Path) -> None:
     shards = str(folders["first"])
-    told = faults_of(
+    faults = faults_of(
         tmp_path, {"mixture": [{"shards": "/no", "weight": 1}, {"shards": "/none", "weight": 1}]}
     )
-    assert "data.mixture.0.shards" in told and "data.mixture.1.shards" in told
+    assert "data.mixture.0.shards" in faults and "data.mixture.1.shards" in faults
     assert "less than 1/10,000" in faults_of(
         tmp_path, {"mixture": [{"shards": shards, "weight": 1e-9}, {"shards": shards, "weight": 1}]}
     )
     source = source_of(folders, embedded_shards / "tokenizer")
-    told = faults_of(tmp_path, {"source": source | {"files": "/no/file.jsonl", "tokenizer": "/no/tokenizer"}})
-    assert "data.source.files" in told and "data.source.tokenizer" in told
-    told = faults_of(tmp_path, {"source": source}, **{"train.steps": "null", "train.epochs": "1"})
-    assert "train.epochs" in told and "train.steps" in told
+    faults = faults_of(
+        tmp_path, {"source": source | {"files": "/no/file.jsonl", "tokenizer": "/no/tokenizer"}}
+    )
+    assert "data.source.files" in faults and "data.source.tokenizer" in faults
+    faults = faults_of(tmp_path, {"source": source}, **{"train.steps": "null", "train.epochs": "1"})
+    assert "train.epochs" in faults and "train.steps" in faults
     assert "can't be opened" in faults_of(tmp_path, {"shards": "nosuch://place/shards"})
 
 
