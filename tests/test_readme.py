@@ -1,4 +1,4 @@
-"""What the README prints is true: its files exist, its commands run, its example works."""
+"""The README is true: its files exist, its commands run, its example works."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gaguide.config import load_config, parse_overrides
 from gaguide.engine.config import load_deepspeed_json
+from gaguide.train.command import read_arguments
 from tests.support.patience import patience
 from tests.support.ranks import REPOSITORY, rank_environment
 
@@ -90,20 +90,24 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     assert blocks("console")[0].split("\n")[:2] == ["make demo", "make test"]
     targets = (REPOSITORY / "Makefile").read_text("utf-8")
     assert "\ndemo:" in targets and "\ntest:" in targets
-    assert "make test" in (REPOSITORY / ".ci" / "run").read_text("utf-8")
+    ci = (REPOSITORY / ".ci" / "run").read_text("utf-8")
+    for target in ("check", "test", "docs", "test-cluster"):
+        assert f"\n{target}:" in targets and f"\nmake {target}" in ci
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c[0] in ("deepspeed", "gaguide")], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if c[0] in ("deepspeed", "torchrun", "gaguide")], ids=" ".join
+)
 def test_options_of_printed_commands_exist(command: list[str]) -> None:
     """Commands that need a hub or a GPU are checked as far as their arguments."""
-    if command[:2] == ["deepspeed", "launch/train.py"]:
-        at = command.index("--config")
-        overrides = parse_overrides([word for word in command[at + 2 :]])
-        assert load_config(REPOSITORY / command[at + 1], overrides)
-        assert load_deepspeed_json(REPOSITORY / command[command.index("--deepspeed") + 1])
+    entry = next((word for word in command if word.startswith(("launch/", "gaguide."))), None)
+    if entry in ("launch/train.py", "gaguide.train"):
+        run, deepspeed_json, _ = read_arguments(command[command.index(entry) + 1 :])
+        assert run.name == "gpt2-4-transition"
+        assert load_deepspeed_json(deepspeed_json)["zero_optimization"]["stage"] == 2
         return
-    program = [sys.executable, command[1]] if command[0] == "deepspeed" else [str(BIN / "gaguide")]
-    words = [] if command[0] == "deepspeed" else [w for w in command[1:3] if re.fullmatch("[a-z]+", w)]
+    program = [sys.executable, entry] if entry else [str(BIN / "gaguide")]
+    words = [] if entry else [word for word in command[1:3] if re.fullmatch("[a-z]+", word)]
     shown = subprocess.run(
         [*program, *words, "--help"],
         cwd=REPOSITORY,
@@ -132,18 +136,15 @@ def test_the_file_tree_exists_and_names_every_package() -> None:
     assert packages <= set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE))
 
 
-def test_links_lead_somewhere() -> None:
-    for page in [
-        REPOSITORY / "README.md",
-        *(REPOSITORY / "docs").glob("*.md"),
-        REPOSITORY / "ds_configs" / "README.md",
-    ]:
+def test_linked_files_exist() -> None:
+    names = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ds_configs/README.md", "benchmarks/RESULTS.md")
+    for page in [*(REPOSITORY / name for name in names), *(REPOSITORY / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_the_environment_is_this_checkout() -> None:
-    """A stale installed copy would make every test above lie."""
+    """An outdated installed copy would make every test above meaningless."""
     import gaguide
 
     assert Path(gaguide.__file__).parent == REPOSITORY / "gaguide", os.environ.get("PYTHONPATH")
