@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any
 
 import torch
@@ -49,6 +51,13 @@ def build_engine(
     if world.size == 1 and config.zero_stage == 0:
         engine.enable_backward_allreduce = False  # it would copy all gradients twice, to reduce nothing
     return Engine(engine, config, world)
+
+
+def silence_deepspeed() -> None:
+    """Suppress warnings of DeepSpeed that a user cannot act on; call it before DeepSpeed is imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # deprecations it relies on
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it reports a search for accelerators
 
 
 def disable_shared_memory_op() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -64,18 +63,12 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
 
 
 def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvaluation | None) -> None:
-    import torch
-
-    # Deprecations of torch inside DeepSpeed, which a user cannot fix.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    if not torch.cuda.is_available():
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # otherwise DeepSpeed warns that it looked for other accelerators
+    from gaguide.engine.build import silence_deepspeed
     from gaguide.train.preflight import prepare
     from gaguide.train.probe import settle_micro_batch
     from gaguide.train.run import train
 
+    silence_deepspeed()
     start(world)
     # A file may be missing on one host only: all ranks look, then all know.
     run, deepspeed_json, config = raise_together(lambda: read_arguments(argv))
