@@ -4,17 +4,16 @@
     python benchmarks/evaluate.py bare CASE --model DIR --data DIR [--prompts N] [--repeats R]
     python benchmarks/evaluate.py memory CASE --model DIR --data DIR [--prompts N]
 
-Needs the extra test. Both score the same requests with the same model object, alternating; texts are
-encoded within the time of both, tasks are built and weights loaded before. `bare` leaves the harness out and
-lets the others take turns batch by batch, so that a machine whose speed changes is as fast for each. The
-bare forward pass is that of the model over the distinct tokens (what each example adds to the ones before
-it) without any mask or score, with logits at as many positions as are scored; "body alone" leaves the output
-layer out. There no token looks at what others share with it; where all prompts begin alike, "in context" is
-the bare forward pass over that beginning, then over the other distinct tokens behind it, in transformers' own
-cache. CASE: memo-trap; disjoint (22 shots, every prompt its own); shared (22 shots, the same for all);
-disjoint-1 and shared-1 (the same with choices of one token, which the harness scores in one pass); choices
-(10 of them).
-DIR of the data: the folder that holds inverse_scaling/ and prize_csv/.
+Needs the extra `test`. Both score the same requests with the same model object, alternating; encoding
+counts for both, building tasks and loading weights for neither. `bare` leaves the harness out and
+alternates the others batch by batch, so that a machine whose speed varies is equally fast for each. The
+bare forward pass is that of the model over the distinct tokens (those that each example adds to the ones
+before it) without mask or scores, with logits at as many positions as are scored; "body alone" omits the
+output layer. There, no token attends to what others share with it; where all prompts begin alike, "in
+context" is the bare forward pass over that prefix, then over the other distinct tokens after it, in
+transformers' own cache. CASE: memo-trap; disjoint (22 shots, different for every prompt); shared (22 shots,
+the same for all); disjoint-1 and shared-1 (the same with choices of one token, which the harness scores in
+one pass); choices (10 of them). DIR of the data: the folder with inverse_scaling/ and prize_csv/.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ Question = tuple[str, list[str]]
 
 BUDGET = Budget.of(None, "cpu")
 BARE_TOKENS = 512
-"""Of a batch of the bare forward pass: its best of 256 … 4,096 on a CPU with short rows."""
+"""Tokens of a batch of the bare forward pass: the fastest of 256 … 4,096 on a CPU with short rows."""
 SHOTS = 22
 BATCH_SIZES = {"memo-trap": (8, 16, 32), "choices": (8, 16, 32)}
 LONG_BATCH_SIZES = (1, 8)
@@ -104,7 +103,7 @@ def encoded(model: Any, tokenizer: Any, asked: list[Question]) -> list[list[Toke
 
 
 def our_batches(model: Any, tokenizer: Any, asked: list[Question]) -> Iterator[dict[tuple[int, int], float]]:
-    """The scores of one batch after the other."""
+    """Yields the scores of each batch."""
     examples = encoded(model, tokenizer, asked)
     batches = make_batches(examples, BUDGET, CostModel.of(model.config))
     scorer = Scorer(model, model.device)
@@ -130,21 +129,23 @@ def harness(model: Any, tokenizer: Any, asked: list[Question], batch_size: int) 
 
 @dataclass(frozen=True)
 class Distinct:
-    """Tokens that each example adds to those before it in sorted order, longest first; the scored positions
-    of all examples; the tokens that all of them begin with."""
+    """Distinct tokens of all examples."""
 
     lengths: list[int]
+    """Tokens that each example adds to those before it in sorted order, longest first."""
     scored: int
+    """Scored positions of all examples."""
     prefix: int
+    """Tokens that all examples begin with."""
 
     @property
     def tokens(self) -> int:
-        """All distinct ones."""
+        """Number of distinct tokens."""
         return sum(self.lengths)
 
 
-def distinct(model: Any, tokenizer: Any, asked: list[Question]) -> Distinct:
-    """What the examples hold."""
+def count_distinct(model: Any, tokenizer: Any, asked: list[Question]) -> Distinct:
+    """The distinct tokens of the examples."""
     examples = [sorted(sequences) for sequences in encoded(model, tokenizer, asked)]
     examples.sort()
     before: tuple[int, ...] = ()
@@ -159,7 +160,7 @@ def distinct(model: Any, tokenizer: Any, asked: list[Question]) -> Distinct:
 
 @torch.inference_mode()
 def bare(model: Any, lengths: list[int], scored: int = 0) -> Iterator[None]:
-    """The body over rows of these lengths, a padded batch a step; logits at `scored` positions in all."""
+    """The body over rows of these lengths, one padded batch per step; logits at `scored` positions."""
     share = scored / sum(lengths)
     limit = model.config.max_position_embeddings
     rows = [min(limit, length - at) for length in lengths for at in range(0, length, limit)]
@@ -176,7 +177,7 @@ def bare(model: Any, lengths: list[int], scored: int = 0) -> Iterator[None]:
 
 @torch.inference_mode()
 def in_context(model: Any, held: Distinct) -> Iterator[None]:
-    """The bare forward pass over what all begin with, then over the other tokens behind its cache."""
+    """The bare forward pass over the common prefix, then over the other tokens with its cache."""
     cache, limit = DynamicCache(config=model.config), model.config.max_position_embeddings
     behind = held.tokens - held.prefix
     chunks = [held.prefix, *(min(BARE_TOKENS, behind - at) for at in range(0, behind, BARE_TOKENS))]
@@ -193,14 +194,14 @@ def in_context(model: Any, held: Distinct) -> Iterator[None]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what `work` gives."""
+    """Seconds, and the result of `work`."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
 
 
 def in_turns(works: dict[str, Iterator[Any]]) -> dict[str, float]:
-    """Seconds of each work; they go on by turns, a step each, until all have ended."""
+    """Seconds of each work; they alternate step by step until all have ended."""
     seconds, ended = dict.fromkeys(works, 0.0), object()
     left = dict(works)
     while left:
@@ -219,7 +220,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 def time_case(arguments: argparse.Namespace) -> None:
-    """Alternate the harness, gaguide and the bare forward; say how they compare."""
+    """Alternate the harness, gaguide and the bare forward pass; print how they compare."""
     asked, model, tokenizer, held, title = read_case(arguments)
     best, tried = best_batch_size(model, tokenizer, asked, arguments.case)
     contenders: dict[str, Callable[[], Any]] = {
@@ -238,7 +239,7 @@ def time_case(arguments: argparse.Namespace) -> None:
 
 
 def bare_case(arguments: argparse.Namespace) -> None:
-    """gaguide and the bare forward, batch by batch in turns."""
+    """Alternate gaguide and the bare forward pass batch by batch; print how they compare."""
     asked, model, tokenizer, held, title = read_case(arguments)
     rounds = []
     for _ in range(arguments.repeats):
@@ -254,18 +255,18 @@ def bare_case(arguments: argparse.Namespace) -> None:
 
 
 def read_case(arguments: argparse.Namespace) -> tuple[list[Question], Any, Any, Distinct, str]:
-    """The requests, model and tokenizer, what is distinct in them, and a title."""
+    """The requests, model, tokenizer, distinct tokens, and a title."""
     asked = questions(
         arguments.case, arguments.data, arguments.prompts or PROMPTS.get(arguments.case, LONG_PROMPTS)
     )
     model, tokenizer = load(arguments.model)
-    held = distinct(model, tokenizer, asked)
+    held = count_distinct(model, tokenizer, asked)
     title = f"{arguments.case}: {len(asked)} prompts, {held.tokens} distinct tokens, {held.scored} scored"
     return asked, model, tokenizer, held, title
 
 
 def best_batch_size(model: Any, tokenizer: Any, asked: list[Question], case: str) -> tuple[int, str]:
-    """The harness's fastest on a quarter of the prompts, and the times of all that were tried."""
+    """The harness's fastest batch size on a quarter of the prompts, and the times of all sizes."""
     few = asked[: max(3, len(asked) // 4)]
     sizes = {
         size: timed(lambda size=size: harness(model, tokenizer, few, size))[0]  # type: ignore[misc]
@@ -276,7 +277,7 @@ def best_batch_size(model: Any, tokenizer: Any, asked: list[Question], case: str
 
 
 def show_times(title: str, rounds: list[dict[str, float]]) -> None:
-    """Medians of the contenders, and every contender's time by gaguide's, round by round."""
+    """Print the contenders' medians and their ratios to gaguide, round by round."""
     table = Table("contender", "median", "all rounds", "this / gaguide", "median of the rounds", title=title)
     middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     for name, median in middle.items():
@@ -292,7 +293,7 @@ def show_times(title: str, rounds: list[dict[str, float]]) -> None:
 
 
 def show_differences(theirs: list[list[float]], mine: list[list[float]]) -> None:
-    """How far the scores of both lie apart."""
+    """Print how far the scores of both differ."""
     pairs = [pair for a, b in zip(theirs, mine, strict=True) for pair in zip(a, b, strict=True)]
     same = sum(a.index(max(a)) == b.index(max(b)) for a, b in zip(theirs, mine, strict=True))
     largest = max(abs(a - b) for a, b in pairs)
@@ -300,7 +301,7 @@ def show_differences(theirs: list[list[float]], mine: list[list[float]]) -> None
 
 
 def memory_case(arguments: argparse.Namespace) -> None:
-    """Peak resident memory above the loaded model's, each contender in a process of its own."""
+    """Print the peak resident memory above the loaded model's, each contender in a separate process."""
     sizes = BATCH_SIZES.get(arguments.case, LONG_BATCH_SIZES)
     table = Table("contender", "peak above the loaded model", title=f"{arguments.case}: memory")
     for name in ["gaguide", *(f"lm-eval {size}" for size in sizes)]:
@@ -332,7 +333,7 @@ def child_case(arguments: argparse.Namespace) -> None:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process, now (VmRSS) or at most so far (VmHWM)."""
+    """Resident bytes of this process: now (VmRSS) or at its peak (VmHWM)."""
     (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) * 1024
 

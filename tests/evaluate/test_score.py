@@ -232,7 +232,7 @@ def test_log_sums_are_torchs_own_also_of_infinite_logits() -> None:
 
 
 def test_log_sums_have_equal_bits_with_one_and_two_threads() -> None:
-    """Also those of the last positions: torch adds up a row that is by itself in a part for each thread."""
+    """Also those of the last positions: torch splits the sum of a single row among its threads."""
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2):

@@ -77,6 +77,12 @@ def test_all_faults_of_all_names_are_reported(tmp_path: Path) -> None:
     assert "wrong.jsonl:1" in text
 
 
+def test_duplicate_keys_of_a_task_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("name: x\nkind: classification\nname: y\n")
+    with pytest.raises(UserError, match=r"duplicate key 'name'"):
+        read_tasks([str(tmp_path / "twice.yaml")], None, None)
+
+
 def test_two_files_with_the_same_task_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

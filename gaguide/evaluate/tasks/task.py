@@ -13,15 +13,17 @@ needs a name, a kind and a data file:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import UserError
 
 Kind = Literal["classification", "sequence_prob", "logodds", "absolute_logodds", "numeric", "perplexity"]
 
@@ -115,15 +117,11 @@ def groups() -> dict[str, list[str]]:
 
 def read_task_file(path: Path) -> Task:
     """The task in a YAML file. Raises `UserError` with every unknown or invalid key."""
-    tree = read_yaml(path, "task file")
+    tree = {str(key): value for key, value in read_yaml(path, "task file").items()}
     try:
-        return Task(**{str(key): value for key, value in tree.items()})
+        return Task(**tree)
     except ValidationError as error:
-        raise UserError([_fault(path, found) for found in error.errors()]) from None
-
-
-def _fault(path: Path, found: Any) -> Fault:
-    key = ".".join(str(part) for part in found["loc"])
-    if found["type"] == "extra_forbidden":
-        return Fault(f"{path}: {key}", "unknown key", suggestion(key, Task.model_fields))
-    return Fault(f"{path}: {key}", found["msg"], "correct the task file", found.get("input"))
+        raise UserError(
+            replace(fault, field=f"{path}: {fault.field}")
+            for fault in validation_faults(error, Task, tree, "task")
+        ) from None
