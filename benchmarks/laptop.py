@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from gaguide.report.study_tables import main_metrics, sizes
-from gaguide.study.records import HELD_OUT, StudyRecords, read_study
+from gaguide.study.record_files import StudyRecords, read_study
+from gaguide.study.records import HELD_OUT
 
 
 def frame(rows: tuple[object, ...]) -> pd.DataFrame:

@@ -82,7 +82,7 @@ def _outputs(outputs: list[Path], formats: str | None, faults: FaultCollector) -
 def _make_report(folders: list[Path]) -> Report:
     """The report on the study in the only folder, or on the runs. Raises `UserError` for other folders."""
     from gaguide.report import make_report, read_runs
-    from gaguide.study.records import STUDY, read_study
+    from gaguide.study.record_files import STUDY, read_study
 
     studies = [folder for folder in folders if (folder / STUDY).is_file()]
     if not studies:

@@ -12,7 +12,7 @@ from gaguide.report.markdown import to_markdown
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_report import run_report
 from gaguide.report.study_report import study_report
-from gaguide.study.records import StudyRecords
+from gaguide.study.record_files import StudyRecords
 
 FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": ".png", "svg": ".svg"}
 """Format → suffix of its files."""

@@ -17,7 +17,8 @@ from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.report.study_tables import attention_means, experiments, main_metrics, mean_of, sizes
 from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
 from gaguide.report.text import shorten
-from gaguide.study.records import HELD_OUT, Mean, StudyRecords
+from gaguide.study.record_files import StudyRecords
+from gaguide.study.records import HELD_OUT, Mean
 
 _ACROSS = 3
 

@@ -14,7 +14,9 @@ from gaguide.report.study_tables import (
     sizes,
 )
 from gaguide.report.text import fixed
-from gaguide.study.records import Comparison, LossCost, StudyRecords
+from gaguide.study.analysis_records import LossCost
+from gaguide.study.record_files import StudyRecords
+from gaguide.study.records import Comparison
 
 
 def study_findings(study: StudyRecords) -> list[str]:

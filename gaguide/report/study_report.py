@@ -22,7 +22,8 @@ from gaguide.report.study_tables import (
     verdict_table,
 )
 from gaguide.report.text import ABSENT, csv_text
-from gaguide.study.records import Change, StudyRecords
+from gaguide.study.analysis_records import Change
+from gaguide.study.record_files import StudyRecords
 
 _CHANGES_SHOWN = 8
 _PROMPT_SHOWN = 240

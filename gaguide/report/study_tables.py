@@ -10,15 +10,9 @@ from statistics import fmean
 
 from gaguide.report.document import Cell, Table
 from gaguide.report.text import ABSENT, fixed, interval, p_value, slug
-from gaguide.study.records import (
-    HELD_OUT,
-    Comparison,
-    HeadAttention,
-    LossCost,
-    Mean,
-    ScalingVerdict,
-    StudyRecords,
-)
+from gaguide.study.analysis_records import HeadAttention, LossCost
+from gaguide.study.record_files import StudyRecords
+from gaguide.study.records import HELD_OUT, Comparison, Mean, ScalingVerdict
 
 SIGNIFICANT = 0.05
 

@@ -1,9 +1,10 @@
-"""From a study's cells to its tables: read what they recorded, compare, analyse, write (docs/studies.md)."""
+"""From a study's cells to its tables: read their records, compare, analyse, write (docs/studies.md)."""
 
 from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,15 +13,15 @@ from transformers import AutoTokenizer
 
 from gaguide.log import code_commit, code_fingerprint
 from gaguide.study.analysis import (
-    Finder,
     GuidedWords,
+    WordFinder,
     changes,
     gains,
     head_attention,
     lexicon_shares,
     loss_costs,
 )
-from gaguide.study.compare import compare, find_pairs, means, verdicts
+from gaguide.study.compare import compare, find_contrasts, means, verdicts
 from gaguide.study.evaluated import (
     count_parameters,
     evaluation_fingerprints,
@@ -28,14 +29,15 @@ from gaguide.study.evaluated import (
     results_of,
 )
 from gaguide.study.grid import Cell, Grid
-from gaguide.study.records import CellRecord, StudyRecords, write_study, write_tables
+from gaguide.study.record_files import StudyRecords, write_study, write_tables
+from gaguide.study.records import CellRecord
 from gaguide.study.state import read_state, read_summary
 
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "scipy", "statsmodels")
 
 
 def write_progress(grid: Grid) -> StudyRecords:
-    """Write study.json: the cells and how far they are."""
+    """Write study.json, the settings and the state of each cell, and return its content."""
     records = StudyRecords(
         grid.study.name,
         grid.study.model_dump(mode="json"),
@@ -53,22 +55,28 @@ def write_progress(grid: Grid) -> StudyRecords:
 
 
 def collect(grid: Grid) -> StudyRecords:
-    """Everything that the finished cells show, written into the study's folder; the tables it is made of."""
+    """Write all files of the study from its finished cells, and return their content."""
     records = write_progress(grid)
     cells = read_evaluated(grid)
     if not cells:
         write_tables(grid.folder, records)
         return records
     results = [row for one in cells for row in results_of(one)]
-    pairs = find_pairs(grid, cells)
-    finder = Finder(AutoTokenizer.from_pretrained(str(cells[0].cell.model)))
+    contrasts = find_contrasts(grid, cells)
+    finder = WordFinder(AutoTokenizer.from_pretrained(str(cells[0].cell.model)))
     used = [GuidedWords.of(cell.run.guidance) for cell in grid.cells if cell.run is not None]
-    complete = StudyRecords(
-        records.name, records.study, records.provenance, records.cells, tuple(results),
-        tuple(means(results)), tuple(compare(pairs)), tuple(verdicts(cells)),
-        tuple(lexicon_shares(cells[0], used, finder)), tuple(gains(pairs, finder)),
-        tuple(head_attention(grid)), tuple(loss_costs(pairs)), tuple(changes(pairs, finder)),
-    )  # fmt: skip
+    complete = replace(
+        records,
+        results=tuple(results),
+        means=tuple(means(results)),
+        comparisons=tuple(compare(contrasts)),
+        verdicts=tuple(verdicts(cells)),
+        shares=tuple(lexicon_shares(cells[0], used, finder)),
+        gains=tuple(gains(contrasts, finder)),
+        attention=tuple(head_attention(grid)),
+        losses=tuple(loss_costs(contrasts)),
+        changes=tuple(changes(contrasts, finder)),
+    )
     write_tables(grid.folder, complete)
     return complete
 
@@ -80,7 +88,19 @@ def _cell_record(grid: Grid, cell: Cell) -> CellRecord:
     model = folder / "model" if cell.run is not None else Path(cell.model or "")
     known = (model / "config.json").is_file()
     return CellRecord(
-        cell.id, cell.role, cell.size, cell.experiment, cell.seed, cell.folder, state.state,
-        count_parameters(str(model)) if known else None, cell.base, state.total("wall"), state.total("cpu"),
-        record.get("tokens"), state.error, record.get("versions", {}), fingerprints,
-    )  # fmt: skip
+        id=cell.id,
+        role=cell.role,
+        size=cell.size,
+        experiment=cell.experiment,
+        seed=cell.seed,
+        folder=cell.folder,
+        state=state.state,
+        parameters=count_parameters(str(model)) if known else None,
+        base=cell.base,
+        wall_seconds=state.total("wall"),
+        cpu_seconds=state.total("cpu"),
+        tokens=record.get("tokens"),
+        error=state.error,
+        versions=record.get("versions", {}),
+        fingerprints=fingerprints,
+    )

@@ -1,4 +1,4 @@
-"""What the finished cells of a study recorded: metrics, every example's outcome, held-out text, size."""
+"""Results of the evaluated cells of a study: metrics, every example's outcome, held-out text, size."""
 
 from __future__ import annotations
 
@@ -24,29 +24,34 @@ from gaguide.study.state import is_complete, read_summary
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """The outcomes of one task's examples, in the order of the data.
-
-    outcomes: by metric, one number an example (1 or 0 for accuracies), of metrics that are means over them.
-    """
+    """One task's examples, in the order of the data."""
 
     ids: tuple[str, ...]
+    """Id of each example."""
     prompts: tuple[str, ...]
+    """Prompt of each example."""
     outcomes: Mapping[str, np.ndarray]
+    """Metric → one number per example, 1 or 0 for accuracies; only metrics that are means over examples."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished cell that was evaluated. `held_out`: lm_loss and guided_attention after training."""
+    """A finished cell that was evaluated."""
 
     cell: Cell
+    """The cell."""
     folder: Path
+    """Its folder."""
     parameters: int
+    """Parameters of its model."""
     tasks: Mapping[str, Any]
+    """Task → its record in results.json."""
     held_out: Mapping[str, float]
+    """lm_loss and guided_attention after training, as far as they were measured."""
 
     @cached_property
     def examples(self) -> Mapping[str, TaskExamples]:
-        """Every task's examples."""
+        """Task → its examples."""
         rows = pq.read_table(self.folder / "evaluation" / "examples.parquet").to_pylist()
         found: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
@@ -58,7 +63,7 @@ class Evaluated:
         return HELD_OUT_METRIC if task == HELD_OUT else next(iter(self.tasks[task]["metrics"]))
 
     def value(self, task: str, metric: str) -> float | None:
-        """The cell's number, None where it has none."""
+        """The cell's value of a metric; None where it is missing."""
         if task == HELD_OUT:
             return self.held_out.get(metric)
         found = self.tasks.get(task, {"metrics": {}})["metrics"].get(metric)
@@ -84,7 +89,7 @@ def read_evaluated(grid: Grid) -> list[Evaluated]:
 
 
 def evaluation_fingerprints(folder: Path) -> dict[str, str]:
-    """Of a cell's tasks, as it was evaluated on them, and of the code that did it; none before."""
+    """Fingerprints of the tasks that a cell was evaluated on and of the code; empty before evaluation."""
     path = folder / "evaluation" / "results.json"
     if not path.is_file():
         return {}
@@ -95,12 +100,12 @@ def evaluation_fingerprints(folder: Path) -> dict[str, str]:
 
 
 def count_parameters(model: str) -> int:
-    """Parameters of a model folder or hub model, from its configuration."""
+    """Number of parameters of a model folder or hub model, from its configuration."""
     return shape_of(AutoConfig.from_pretrained(model, trust_remote_code=False)).parameters
 
 
 def results_of(one: Evaluated) -> list[Result]:
-    """The rows of a cell in results.parquet."""
+    """The rows of one cell in results.parquet."""
     cell, model = one.cell, _paper_model(one)
     key = (cell.id, cell.size, one.parameters, cell.experiment, cell.seed)
     rows = [
@@ -121,9 +126,9 @@ def results_of(one: Evaluated) -> list[Result]:
 
 
 def _paper_model(one: Evaluated) -> str:
-    """The paper's name of the model, by its size, whatever folder it lies in; "" if it is none of them.
+    """Name of the paper's model with this number of parameters; "" where there is none.
 
-    The paper fine-tuned the published weights: a model that began here from random ones is another.
+    The paper fine-tuned published weights, so a model that started from random ones here is not the paper's.
     """
     run = one.cell.run
     scratch = one.cell.base is not None or (run is not None and run.model.init == "scratch")
@@ -131,7 +136,7 @@ def _paper_model(one: Evaluated) -> str:
 
 
 def _held_out(grid: Grid, cell: Cell) -> dict[str, float]:
-    """Held-out measures after training; of an original, what a cell that starts from it measured first."""
+    """Held-out measures after training; an original's are those of a tuned cell before training."""
     if cell.run is not None:
         return _measured(read_summary(grid.path(cell)), "after")
     for other in grid.cells:
@@ -159,7 +164,7 @@ def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
 
 
 def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """By metric; none for generated numbers, which may be missing."""
+    """Metric → one number per example; empty for generated numbers, which may be missing."""
     kind, values = rows[0]["kind"], [row["value"] for row in rows]
     if kind == "classification":
         return {

@@ -1,33 +1,15 @@
-"""What a study's folder holds, as values and as files: the one place that knows their columns.
-
-docs/studies.md says which file is which.
-
-study.json says what was asked and how far each cell is; the other files are made from the cells' own records
-by `gaguide.study.collect`, whole or not at all.
-"""
+"""Records of a study as values: its cells, their results, comparisons, and verdicts on size."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from gaguide.errors import Fault, UserError
 from gaguide.evaluate.results.metric_names import Better
-from gaguide.files import replacing, write_json, write_text
-from gaguide.log import read_metrics
 
-STUDY, RESULTS, MEANS = "study.json", "results.parquet", "means.jsonl"
-COMPARISONS, VERDICTS, ANALYSIS, CHANGES = (
-    "comparisons.jsonl", "verdicts.jsonl", "analysis.jsonl", "changes.parquet",
-)  # fmt: skip
 HELD_OUT = "held-out text"
-"""The task name under which held-out loss and guided attention stand beside the tasks."""
+"""The name that held-out loss and guided attention have in place of a task's."""
 
 State = Literal["pending", "running", "done", "failed", "blocked"]
 Verdict = Literal["inverse", "positive", "U-shaped", "inverted U", "flat", "not enough sizes"]
@@ -35,103 +17,164 @@ Verdict = Literal["inverse", "positive", "U-shaped", "inverted U", "flat", "not 
 
 @dataclass(frozen=True)
 class CellRecord:
-    """One cell. `role`: base (trained, not evaluated), original (evaluated, not trained) or tuned.
-
-    `folder` is relative to the study's. `seed` is None for an original that no seed changes.
-    """
+    """One cell of a study and its state."""
 
     id: str
+    """Id of the cell."""
     role: Literal["base", "original", "tuned"]
+    """base: trained, not evaluated; original: evaluated, not trained; tuned: both."""
     size: str
+    """Name of its size."""
     experiment: str
+    """Name of its experiment; `base` for a base."""
     seed: int | None
+    """Seed; None for a pretrained original, which no seed changes."""
     folder: str
+    """The cell's folder, relative to the study's."""
     state: State
+    """How far the cell is."""
     parameters: int | None = None
+    """Parameters of its model; None before there is a model."""
     base: str | None = None
+    """Id of the cell whose model it starts from, or evaluates."""
     wall_seconds: float | None = None
+    """Wall-clock seconds of training and evaluation."""
     cpu_seconds: float | None = None
+    """CPU seconds of training and evaluation, of all processes."""
     tokens: int | None = None
+    """Training tokens."""
     error: str | None = None
+    """Why it failed, with the end of its log."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    """Version by package, at training."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprint of its data, tokenizer, tasks and code."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One cell × task × metric; `low` and `high` bound the 95% interval over examples."""
+    """One metric of one task for one cell."""
 
     cell: str
+    """Id of the cell."""
     size: str
+    """Name of its size."""
     parameters: int
+    """Parameters of its model."""
     experiment: str
+    """Name of its experiment."""
     seed: int | None
+    """Its seed."""
     task: str
+    """Name of the task, or `HELD_OUT`."""
     kind: str
+    """Kind of the task; `validation` for held-out text."""
     metric: str
+    """Name of the metric."""
     better: Better | None
+    """Which direction of the metric is better; None where neither is."""
     value: float
+    """Value of the metric."""
     stderr: float | None = None
+    """Standard error over examples."""
     low: float | None = None
+    """Lower end of the 95% interval over examples."""
     high: float | None = None
+    """Upper end of the 95% interval over examples."""
     count: int | None = None
+    """Number of examples."""
     chance: float | None = None
+    """Accuracy of blind guessing, for accuracies."""
     paper: float | None = None
+    """The paper's number for this model, experiment and task."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """One size × experiment × task × metric over seeds; t-interval, None with a single seed."""
+    """The mean over seeds of one metric of one task, for one size and experiment."""
 
     size: str
+    """Name of the size."""
     parameters: int
+    """Parameters of its models."""
     experiment: str
+    """Name of the experiment."""
     task: str
+    """Name of the task, or `HELD_OUT`."""
     metric: str
+    """Name of the metric."""
     better: Better | None
+    """Which direction of the metric is better; None where neither is."""
     seeds: int
+    """Number of seeds."""
     value: float
+    """Mean over the seeds."""
     low: float | None
+    """Lower end of Student's 95% interval over seeds; None with a single seed."""
     high: float | None
+    """Upper end of Student's 95% interval over seeds; None with a single seed."""
     chance: float | None = None
+    """Accuracy of blind guessing, for accuracies."""
     paper: float | None = None
+    """The paper's number."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An experiment against a baseline of the same size on the same examples.
-
-    level `seed`: one seed, `test` is mcnemar or bootstrap; level `seeds`: the mean difference over seeds,
-    t-test. `p_holm` is corrected over the tasks' main metrics of one size, seed, experiment and baseline;
-    each further metric, and held-out loss, is a family of its own.
-    """
+    """An experiment compared with a baseline of the same size on the same examples."""
 
     level: Literal["seed", "seeds"]
+    """seed: the two models of one seed; seeds: the mean difference over seeds."""
     size: str
+    """Name of the size."""
     parameters: int
+    """Parameters of its models."""
     experiment: str
+    """Name of the experiment."""
     baseline: str
+    """Name of the baseline."""
     seed: int | None
+    """Seed, at level `seed`."""
     seeds: int
+    """Number of seeds."""
     task: str
+    """Name of the task, or `HELD_OUT`."""
     metric: str
+    """Name of the metric."""
     better: Better | None
+    """Which direction of the metric is better; None where neither is."""
     test: Literal["mcnemar", "bootstrap", "t"]
+    """Test that gave `p`: McNemar for accuracies and bootstrap for others at level `seed`, t over seeds."""
     count: int | None
+    """Number of examples."""
     value: float
+    """The experiment's value."""
     baseline_value: float
+    """The baseline's value."""
     difference: float
+    """Experiment minus baseline."""
     low: float | None
+    """Lower end of the difference's 95% interval."""
     high: float | None
+    """Upper end of the difference's 95% interval."""
     p: float | None
+    """Two-sided p value, not corrected."""
     p_exact: float | None = None
+    """McNemar's exact p value."""
     p_holm: float | None = None
+    """`p` after Holm's correction.
+
+    A family is the main metrics of all tasks, for one size, seed, experiment and baseline; each further
+    metric, and held-out loss, is a family by itself.
+    """
     helped: int | None = None
+    """Examples that only the experiment answers correctly."""
     hurt: int | None = None
+    """Examples that only the baseline answers correctly."""
 
     @property
     def improved(self) -> bool | None:
-        """Whether the difference is for the better; None where that has no meaning or it is 0."""
+        """Whether the difference is an improvement; None where neither direction is, or it is 0."""
         if self.better is None or self.difference == 0:
             return None
         return (self.difference > 0) == (self.better == "high")
@@ -139,249 +182,41 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ScalingVerdict:
-    """How a task moves with size under one experiment. Slopes are per tenfold of parameters."""
+    """How a metric of a task moves with size under one experiment; slopes are per tenfold of parameters."""
 
     experiment: str
+    """Name of the experiment."""
     task: str
+    """Name of the task, or `HELD_OUT`."""
     metric: str
+    """Name of the metric."""
     better: Better
+    """Which direction of the metric is better."""
     sizes: Sequence[str]
+    """Names of the sizes, smallest first."""
     parameters: Sequence[int]
+    """Parameters of each size."""
     means: Sequence[float]
+    """Mean score of each size."""
     seeds: int
+    """Smallest number of seeds of a size."""
     unit: Literal["seeds", "examples"]
+    """What an observation of the regression is: a model, or an example of a size."""
     slope: float | None
+    """Slope of the line; None with fewer than three sizes."""
     slope_low: float | None
+    """Lower end of the slope's 95% interval."""
     slope_high: float | None
+    """Upper end of the slope's 95% interval."""
     p_slope: float | None
+    """Two-sided p value of the slope."""
     p_slope_holm: float | None
+    """`p_slope` after Holm's correction over the tasks of the experiment."""
     p_bend: float | None
+    """p value of a bend; None with fewer than four sizes."""
     p_bend_holm: float | None
+    """`p_bend` after Holm's correction over the tasks of the experiment."""
     turning_point: float | None
+    """Parameters at which the parabola turns; None where it turns outside the sizes."""
     verdict: Verdict
-
-
-@dataclass(frozen=True)
-class LexiconShare:
-    """Share of a task's examples whose prompt contains a lexicon, with Wilson's interval."""
-
-    task: str
-    lexicon: str
-    mode: Literal["pieces", "words"]
-    examples: int
-    containing: int
-    share: float
-    low: float
-    high: float
-    kind: Literal["lexicon-share"] = "lexicon-share"
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Mean change of `metric` from a baseline, on examples with or without words that the column guides to.
-
-    Below 0 is better where `better` is low. Over all seeds; the interval is a bootstrap over
-    examples, None where there are fewer than two.
-    """
-
-    size: str
-    experiment: str
-    baseline: str
-    task: str
-    metric: str
-    better: Better
-    words: Literal["with", "without"]
-    lexicons: Sequence[str]
-    seeds: int
-    examples: int
-    gain: float | None
-    low: float | None
-    high: float | None
-    kind: Literal["gain"] = "gain"
-
-
-@dataclass(frozen=True)
-class HeadAttention:
-    """Attention mass of one guided (or only measured) head on its words, held-out text, before and after."""
-
-    cell: str
-    size: str
-    experiment: str
-    seed: int | None
-    guided: bool
-    layer: int
-    head: int
-    pattern: str
-    before: float | None
-    after: float | None
-    kind: Literal["attention"] = "attention"
-
-
-@dataclass(frozen=True)
-class LossCost:
-    """Held-out loss (nats a token) against a baseline, paired by seed; t-interval over seeds."""
-
-    size: str
-    experiment: str
-    baseline: str
-    seeds: int
-    loss: float
-    baseline_loss: float
-    difference: float
-    relative: float
-    low: float | None
-    high: float | None
-    kind: Literal["loss"] = "loss"
-
-
-@dataclass(frozen=True)
-class Change:
-    """One example under an experiment against a baseline, over `seeds` seeds.
-
-    `correct` and `baseline_correct` count seeds (None where the task has no accuracy); `change` is the mean
-    change of its value in the task's main loss (below 0: better), `contains` the lexicons in its prompt.
-    """
-
-    size: str
-    experiment: str
-    baseline: str
-    task: str
-    example: str
-    prompt: str
-    contains: Sequence[str]
-    seeds: int
-    baseline_correct: int | None
-    correct: int | None
-    change: float
-
-
-Analysis = LexiconShare | Gain | HeadAttention | LossCost
-
-
-@dataclass(frozen=True)
-class StudyRecords:
-    """Everything that is known of a study; the tables are empty until it was collected.
-
-    `study`: the study file as resolved. `provenance`: versions, machine, commit and when it was collected.
-    """
-
-    name: str
-    study: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    cells: tuple[CellRecord, ...]
-    results: tuple[Result, ...] = ()
-    means: tuple[Mean, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    verdicts: tuple[ScalingVerdict, ...] = ()
-    shares: tuple[LexiconShare, ...] = ()
-    gains: tuple[Gain, ...] = ()
-    attention: tuple[HeadAttention, ...] = ()
-    losses: tuple[LossCost, ...] = ()
-    changes: tuple[Change, ...] = ()
-
-    @property
-    def analysis(self) -> tuple[Analysis, ...]:
-        """The rows of analysis.jsonl."""
-        return (*self.shares, *self.gains, *self.attention, *self.losses)
-
-
-def write_study(folder: Path, records: StudyRecords) -> None:
-    """Write study.json: what was asked, and the state of each cell."""
-    write_json(
-        folder / STUDY,
-        {
-            "schema": 1,
-            "name": records.name,
-            "study": records.study,
-            "provenance": records.provenance,
-            "cells": [asdict(cell) for cell in records.cells],
-        },
-    )
-
-
-def write_tables(folder: Path, records: StudyRecords) -> None:
-    """Write everything but study.json; each file is whole whenever it is there."""
-    _write_parquet(folder / RESULTS, records.results, _RESULTS)
-    _write_lines(folder / MEANS, records.means)
-    _write_lines(folder / COMPARISONS, records.comparisons)
-    _write_lines(folder / VERDICTS, records.verdicts)
-    _write_lines(folder / ANALYSIS, records.analysis)
-    _write_parquet(folder / CHANGES, records.changes, _CHANGES)
-
-
-def read_study(folder: Path) -> StudyRecords:
-    """The records in a study's folder. Raises a `UserError` where it holds none, or of another schema."""
-    path = folder / STUDY
-    if not path.is_file():
-        raise UserError(
-            Fault("STUDY", "holds no study.json", "give a folder that gaguide study run made", str(folder))
-        )
-    tree = json.loads(path.read_text("utf-8"))
-    if tree.get("schema") != 1:
-        problem = f"{STUDY} has schema {tree.get('schema')!r}; this version reads 1"
-        raise UserError(Fault("STUDY", problem, "run gaguide study collect on it", str(folder)))
-    analysis = _read_lines(folder / ANALYSIS)
-
-    def of_kind(kind: str, record: type[T]) -> tuple[T, ...]:
-        return tuple(_record(record, row) for row in analysis if row["kind"] == kind)
-
-    return StudyRecords(
-        tree["name"],
-        tree["study"],
-        tree["provenance"],
-        tuple(_record(CellRecord, cell) for cell in tree["cells"]),
-        tuple(_record(Result, row) for row in _read_parquet(folder / RESULTS)),
-        tuple(_record(Mean, row) for row in _read_lines(folder / MEANS)),
-        tuple(_record(Comparison, row) for row in _read_lines(folder / COMPARISONS)),
-        tuple(_record(ScalingVerdict, row) for row in _read_lines(folder / VERDICTS)),
-        of_kind("lexicon-share", LexiconShare),
-        of_kind("gain", Gain),
-        of_kind("attention", HeadAttention),
-        of_kind("loss", LossCost),
-        tuple(_record(Change, row) for row in _read_parquet(folder / CHANGES)),
-    )
-
-
-T = TypeVar("T")
-
-_RESULTS = pa.schema(
-    [
-        ("cell", pa.string()), ("size", pa.string()), ("parameters", pa.int64()), ("experiment", pa.string()),
-        ("seed", pa.int64()), ("task", pa.string()), ("kind", pa.string()), ("metric", pa.string()),
-        ("better", pa.string()), ("value", pa.float64()), ("stderr", pa.float64()), ("low", pa.float64()),
-        ("high", pa.float64()), ("count", pa.int64()), ("chance", pa.float64()), ("paper", pa.float64()),
-    ]
-)  # fmt: skip
-_CHANGES = pa.schema(
-    [
-        ("size", pa.string()), ("experiment", pa.string()), ("baseline", pa.string()), ("task", pa.string()),
-        ("example", pa.string()), ("prompt", pa.string()), ("contains", pa.list_(pa.string())),
-        ("seeds", pa.int64()), ("baseline_correct", pa.int64()), ("correct", pa.int64()),
-        ("change", pa.float64()),
-    ]
-)  # fmt: skip
-
-
-def _record(kind: type[T], row: Mapping[str, Any]) -> T:
-    """A row as a record; columns that a newer version added are left out."""
-    known = {column.name for column in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in row.items() if name in known})
-
-
-def _write_lines(path: Path, rows: Iterable[Any]) -> None:
-    lines = [json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows]
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return read_metrics(path) if path.is_file() else []
-
-
-def _write_parquet(path: Path, rows: Iterable[Any], schema: pa.Schema) -> None:
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary)
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.is_file() else []
-    return rows
+    """The verdict."""

@@ -2,15 +2,15 @@
 
 The score is regressed on log10(parameters). A line decides between positive, inverse and flat. A bend is
 claimed only where Lind and Mehlum's test (2010, after Sasabuchi 1980) shows it: the slopes of a parabola at
-the smallest and at the largest size differ in sign, each significantly; its p value is the larger of the two
+the smallest and at the largest size differ in sign, each significantly. Its p value is the larger of the two
 one-sided ones, doubled because either shape could have been found. A curve that only levels off passes that
-test too often (Simonsohn 2018), so the mean score must also be lowest, or highest, at an inner size. Then p
-values are Holm-corrected over the tasks of an experiment. "Flat" means that no trend was shown, not that
-there is none.
+test too often (Simonsohn 2018), so the mean score must also be lowest, or highest, at an inner size. p values
+are then Holm-corrected over the tasks of an experiment. "Flat" means that no trend was shown, not that there
+is none. statsmodels fits and tests; it has no test of a bend, so that is composed here from its fits.
 
-With two seeds or more for each size a model is one observation (ordinary least squares). With one seed an
-example of a size is one, and standard errors are clustered by example: they then know nothing of how
-another seed would have come out.
+With two or more seeds for each size a model is one observation (ordinary least squares). With one seed each
+example of a size is one, and standard errors are clustered by example; they do not cover the variation
+between seeds.
 """
 
 from __future__ import annotations
@@ -31,18 +31,34 @@ SIZES_FOR_LINE, SIZES_FOR_BEND = 3, 4
 
 @dataclass(frozen=True)
 class Trend:
-    """A fitted trend. Slopes are per tenfold of parameters; `bend` is that of the score for the better.
-
-    p_bend: None with fewer than four sizes; p_slope: None with fewer than three.
-    """
+    """A fitted trend; slopes are per tenfold of parameters."""
 
     slope: float | None = None
+    """Slope of the line; None with fewer than three sizes."""
     low: float | None = None
+    """Lower end of the slope's 95% interval."""
     high: float | None = None
+    """Upper end of the slope's 95% interval."""
     p_slope: float | None = None
+    """Two-sided p value of the slope."""
     bend: Literal["U-shaped", "inverted U"] | None = None
+    """Shape of the parabola, upside down for scores where low is better."""
     p_bend: float | None = None
+    """p value of the bend; None with fewer than four sizes."""
     turning_point: float | None = None
+    """Parameters at which the parabola turns; None where it turns outside the sizes."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict on a trend within its family of tasks."""
+
+    verdict: Verdict
+    """The verdict."""
+    p_slope: float | None
+    """The trend's `p_slope`, Holm-corrected over the family."""
+    p_bend: float | None
+    """The trend's `p_bend`, Holm-corrected over the family."""
 
 
 def fit_trend(
@@ -51,7 +67,11 @@ def fit_trend(
     better: Better,
     clusters: Sequence[Hashable] | None = None,
 ) -> Trend:
-    """The trend of scores over sizes, one score for each model, or for each example with its `clusters`."""
+    """The trend of scores over sizes.
+
+    scores: one for each model, or one for each example of a model; then `clusters` identifies the example.
+    parameters: of the model, for each score.
+    """
     x = np.log10(np.asarray(parameters, float))
     y = np.asarray(scores, float)
     sizes = len(np.unique(x))
@@ -95,15 +115,13 @@ def _with_bend(
     )
 
 
-def decide(
-    trends: Sequence[Trend], better: Sequence[Better]
-) -> list[tuple[Verdict, float | None, float | None]]:
-    """(verdict, corrected p of the slope, corrected p of the bend) of the trends of one family of tasks."""
+def decide(trends: Sequence[Trend], better: Sequence[Better]) -> list[Decision]:
+    """The verdicts on the trends of one family of tasks."""
     slopes = holm([trend.p_slope for trend in trends])
     bends = holm([trend.p_bend for trend in trends])
     return [
-        (_verdict(trend, good, slope, bend), slope, bend)
-        for trend, good, slope, bend in zip(trends, better, slopes, bends, strict=True)
+        Decision(_verdict(trend, direction, slope, bend), slope, bend)
+        for trend, direction, slope, bend in zip(trends, better, slopes, bends, strict=True)
     ]
 
 
@@ -118,7 +136,7 @@ def _verdict(trend: Trend, better: str, p_slope: float | None, p_bend: float | N
 
 
 def _parabola(x: np.ndarray, y: np.ndarray, at: float, clusters: Sequence[Hashable] | None) -> Any:
-    """The fitted parabola about `at`: its second coefficient is the slope there."""
+    """The parabola fitted in powers of x - at, so that its second coefficient is the slope at `at`."""
     return _fit(np.column_stack([np.ones_like(x), x - at, (x - at) ** 2]), y, clusters)
 
 
@@ -131,11 +149,11 @@ def _fit(design: np.ndarray, y: np.ndarray, clusters: Sequence[Hashable] | None)
 
 
 def _one_sided(fitted: Any, sign: float) -> float:
-    """p of the slope having this sign, from the two-sided t-test."""
+    """One-sided p value of the slope having this sign, from the two-sided t-test."""
     two_sided = _number(fitted.pvalues[1])
     return two_sided / 2 if fitted.params[1] * sign > 0 else 1 - two_sided / 2
 
 
 def _number(p: float) -> float:
-    """A p value; where a perfect or empty fit leaves none, 1."""
+    """A p value; 1 where a perfect or empty fit has none."""
     return float(p) if np.isfinite(p) else 1.0

@@ -1,8 +1,8 @@
 """Intervals and paired tests of a study, by scipy and statsmodels. Pure.
 
-Models of one size answer the same examples, so a column is compared with its baseline example by example:
-right and wrong answers by McNemar's test, losses by a paired bootstrap, and the mean over seeds by a paired
-t-test. 95% intervals throughout.
+Models of one size answer the same examples, so an experiment is compared with its baseline on each of them:
+correct answers by McNemar's test, losses by a paired bootstrap, means over seeds by a paired t-test. All
+intervals are at 95%.
 """
 
 from __future__ import annotations
@@ -22,23 +22,30 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Paired:
-    """A difference with its 95% interval and two-sided p; `helped` and `hurt` count examples (McNemar)."""
+    """A paired difference and its test."""
 
     difference: float
+    """Mean difference, experiment minus baseline."""
     low: float | None
+    """Lower end of its 95% interval."""
     high: float | None
+    """Upper end of its 95% interval."""
     p: float | None
+    """Two-sided p value."""
     p_exact: float | None = None
+    """McNemar's exact p value."""
     helped: int | None = None
+    """Examples that only the experiment answers correctly (McNemar)."""
     hurt: int | None = None
+    """Examples that only the baseline answers correctly (McNemar)."""
 
 
 def mcnemar(correct: Sequence[bool], baseline: Sequence[bool]) -> Paired:
-    """McNemar's test on the examples where only one of the two is right.
+    """McNemar's test on the examples that only one of the two answers correctly.
 
     `p` is the mid-p value (Fagerland, Lydersen and Laake 2013), which holds its level and loses less power
     than the exact one, `p_exact`. The interval is Agresti and Min's (2005): half an example is added to each
-    cell of the table.
+    cell of the table. Both are written out because statsmodels has neither for paired proportions.
     """
     now, before = np.asarray(correct, bool), np.asarray(baseline, bool)
     helped, hurt = int((now & ~before).sum()), int((~now & before).sum())
@@ -56,9 +63,10 @@ def mcnemar(correct: Sequence[bool], baseline: Sequence[bool]) -> Paired:
 
 
 def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Paired:
-    """The mean difference with a percentile interval over resampled examples.
+    """The mean difference with a percentile interval over resampled examples, by scipy's bootstrap.
 
-    p: twice the smaller share of resampled means on one side of 0, counting the observed one.
+    p: twice the smaller share of resampled means on one side of 0, counting the observed one; scipy gives
+    none. No interval and p for fewer than two examples or equal differences.
     """
     differences = np.asarray(values, float) - np.asarray(baseline, float)
     mean = float(differences.mean())
@@ -75,9 +83,9 @@ def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], seed: i
 
 
 def over_seeds(differences: Sequence[float]) -> Paired:
-    """The mean over seeds with a t-interval and a one-sample t-test against 0; both None for one seed.
+    """The mean over seeds with Student's interval and a one-sample t-test against 0.
 
-    Also where all seeds differ by the same amount; if that is 0, p is 1.
+    Both are None for a single seed, and where all seeds differ by the same amount; if that is 0, p is 1.
     """
     mean = float(np.mean(differences))
     interval = t_interval(differences)
@@ -87,30 +95,28 @@ def over_seeds(differences: Sequence[float]) -> Paired:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95% interval of the mean; None for a single value.
+    """Student's 95% interval of the mean; None for a single value, and for equal values.
 
-    Also for equal ones, as accuracies of few examples can be: a spread of zero says nothing about the next
-    seed.
+    Accuracies of few examples can be equal by chance: a spread of zero says nothing about the next seed.
     """
     if len(values) < 2 or np.ptp(values) <= _ROUNDING:
         return None
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * error
-    return mean - half, mean + half
+    low, high = stats.t.interval(1 - ALPHA, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction over the p values that are there, in their order.
+    """Holm's correction over the p values that are not None, in their order.
 
-    As statsmodels' multipletests, which collects garbage at every call: 0.2 s each with torch loaded.
+    Written out because statsmodels' multipletests collects garbage at every call: 0.2 s with torch loaded.
     """
-    there = [at for at, p in enumerate(p_values) if p is not None]
-    ascending = sorted(there, key=lambda at: p_values[at] or 0.0)
+    known = [index for index, p in enumerate(p_values) if p is not None]
+    ascending = sorted(known, key=lambda index: p_values[index] or 0.0)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, at in enumerate(ascending):
-        highest = max(highest, min(1.0, (len(there) - rank) * (p_values[at] or 0.0)))
-        corrected[at] = highest
+    for rank, index in enumerate(ascending):
+        highest = max(highest, min(1.0, (len(known) - rank) * (p_values[index] or 0.0)))
+        corrected[index] = highest
     return corrected
 
 

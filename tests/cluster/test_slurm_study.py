@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gaguide.study.records import HELD_OUT, read_study
+from gaguide.study.record_files import read_study
+from gaguide.study.records import HELD_OUT
 from tests.cluster.hosts import Hosts
 from tests.cluster.slurm import Slurm, slurm
 from tests.study.test_run import STUDY

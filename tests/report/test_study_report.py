@@ -32,7 +32,8 @@ from gaguide.report.study_tables import (
     sizes,
     verdict_table,
 )
-from gaguide.study.records import HELD_OUT, StudyRecords, read_study
+from gaguide.study.record_files import StudyRecords, read_study
+from gaguide.study.records import HELD_OUT
 from tests.report.synthetic import write_run
 from tests.study.sample import sample_study
 from tests.support.browser import Browser, needs_browser

@@ -5,22 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from gaguide.study.records import (
-    HELD_OUT,
-    CellRecord,
-    Change,
-    Comparison,
-    Gain,
-    HeadAttention,
-    LexiconShare,
-    LossCost,
-    Mean,
-    Result,
-    ScalingVerdict,
-    StudyRecords,
-    write_study,
-    write_tables,
-)
+from gaguide.study.analysis_records import Change, Gain, HeadAttention, LexiconShare, LossCost
+from gaguide.study.record_files import StudyRecords, write_study, write_tables
+from gaguide.study.records import HELD_OUT, CellRecord, Comparison, Mean, Result, ScalingVerdict
 
 SIZES = {"pico": 92_000, "nano": 230_000, "micro": 530_000, "tiny": 1_060_000}
 EXPERIMENTS = ("original", "finetuned", "1-negation", "4-transition")

@@ -13,7 +13,8 @@ from gaguide.study.collect import collect
 from gaguide.study.evaluated import Evaluated, results_of
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
-from gaguide.study.records import HELD_OUT, StudyRecords, read_study
+from gaguide.study.record_files import StudyRecords, read_study
+from gaguide.study.records import HELD_OUT
 from tests.study.cells import TASK, finish
 
 PROMPTS = [f"The {at}th value is {'not ' if at % 2 else ''}bound, so it is" for at in range(60)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.errors import UserError
-from gaguide.study.records import STUDY, read_study, write_study, write_tables
+from gaguide.study.record_files import STUDY, read_study, write_study, write_tables
 from tests.study.sample import sample_study
 
 
@@ -37,7 +37,7 @@ def test_a_study_that_was_not_collected_has_cells_only(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no study\.json"):
+    with pytest.raises(UserError, match=r"contains no study\.json"):
         read_study(tmp_path)
     (tmp_path / STUDY).write_text('{"schema": 7}')
     with pytest.raises(UserError, match="schema 7"):

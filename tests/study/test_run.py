@@ -18,7 +18,7 @@ from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.errors import UserError
 from gaguide.study.file import load_study
 from gaguide.study.grid import Grid, make_grid
-from gaguide.study.records import read_study
+from gaguide.study.record_files import read_study
 from gaguide.study.run import Runner
 from gaguide.study.slurm import SlurmOptions, submit_study
 from gaguide.study.state import read_state

@@ -13,7 +13,7 @@ PARAMETERS = [10**6, 10**7, 10**8, 10**9]
 
 
 def verdict(trend: Trend, better: str = "high") -> str:
-    return decide([trend], [better])[0][0]  # type: ignore[list-item]
+    return decide([trend], [better])[0].verdict  # type: ignore[list-item]
 
 
 def seeds(means: list[float], noise: float = 0.01) -> tuple[list[int], list[float]]:
@@ -62,8 +62,8 @@ def test_the_bend_is_tested_at_both_ends() -> None:
 def test_noise_hides_a_trend_and_correction_counts_the_tasks() -> None:
     assert verdict(fit_trend(*seeds([0.50, 0.51, 0.50, 0.52], noise=0.1), "high")) == "flat"
     weak = Trend(slope=0.1, p_slope=0.02)
-    assert decide([weak], ["high"])[0][0] == "positive"
-    assert [one[0] for one in decide([weak] * 3, ["high"] * 3)] == ["flat"] * 3
+    assert decide([weak], ["high"])[0].verdict == "positive"
+    assert [one.verdict for one in decide([weak] * 3, ["high"] * 3)] == ["flat"] * 3
 
 
 def test_two_sizes_are_not_enough_and_three_show_no_bend() -> None:
