@@ -1,4 +1,4 @@
-"""The doctor on this machine, and on conditions that each test makes bad."""
+"""`gaguide doctor` on this machine, and under faults that the tests create."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gaguide.ports import free_port
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests ask no hub on the network."""
+    """Keep tests from contacting a hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
@@ -52,26 +52,26 @@ def test_this_machine_as_json() -> None:
     assert report["ok"] is not failed and result.exit_code == int(failed)
 
 
-def test_exit_code_and_table_follow_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_code_and_lines_follow_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     app = typer.Typer()
     command.register(app)
-    checks = [Check("a[b]", "ok", "fine"), Check("gone", "warn", "x", "mend [it]")]
+    checks = [Check("a[b]", "ok", "fine"), Check("gone", "warn", "x", "fix [it] " + "so " * 60)]
     asked = []
     monkeypatch.setattr("gaguide.doctor.diagnose", lambda busy: asked.append(busy) or checks)
     result = CliRunner().invoke(app, ["--busy"])
-    assert result.exit_code == 0 and "a[b]" in result.stdout and "mend [it]" in result.stdout
+    assert result.exit_code == 0 and "a[b]" in result.stdout and "fix [it] so" in result.stdout
     checks.append(Check("broken", "fail", "x", "y"))
     result = CliRunner().invoke(app)
     assert result.exit_code == 1 and "1 would fail" in result.stdout
     assert asked == [True, False]
 
 
-def test_a_check_that_breaks_hides_no_other() -> None:
+def test_a_check_that_raises_becomes_a_warning() -> None:
     (check,) = guarded("odd", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     assert check.status == "warn" and "ZeroDivisionError" in check.found
 
 
-def test_gloo_on_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gloo_on_a_missing_interface_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere9")
     check = _one(network.interfaces(), "GLOO_SOCKET_IFNAME")
     assert check.status == "fail" and "lo" in check.remedy
@@ -83,26 +83,28 @@ def test_gloo_on_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch)
     assert check.status == "fail" and "GLOO_SOCKET_IFNAME" in check.remedy
 
 
-def test_nccl_interfaces_match_as_nccl_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nccl_interface_names_match_as_in_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, status in (("l", "ok"), ("=l", "fail"), ("=lo", "ok"), ("^docker", "ok"), ("nowhere", "fail")):
         monkeypatch.setenv("NCCL_SOCKET_IFNAME", value)
         assert _one(network.interfaces(), "NCCL_SOCKET_IFNAME").status == status, value
 
 
-def test_a_probe_that_does_not_end_is_ended() -> None:
+def test_a_probe_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Probes(0.05) as probes:
         probes.start("torch")
         child = probes._children["torch"]
         answer = probes.answer("torch")
         assert answer == {"late": True} and child.poll() is None
     assert child.poll() is not None
-    assert _one(machine.accelerator(answer), "accelerator").status == "fail"
+    for driver, status in ((True, "fail"), (False, "warn")):
+        monkeypatch.setattr(machine, "has_nvidia_driver", lambda driver=driver: driver)
+        assert _one(machine.accelerator(answer), "accelerator").status == status
     assert _one(software.ops(answer), "deepspeed ops").status == "warn"
     assert software.mpi(answer).status == "warn"
     assert network.gloo([answer, answer]).status == "warn"
 
 
-def test_a_probe_that_breaks_says_why() -> None:
+def test_a_probe_that_raises_reports_the_reason() -> None:
     with Probes(20) as probes:
         probes.start("nothing")
         assert "KeyError" in probes.answer("nothing")["error"]
@@ -110,10 +112,10 @@ def test_a_probe_that_breaks_says_why() -> None:
 
 def test_locks_left_by_a_killed_compile_are_found(tmp_path: Path) -> None:
     assert software.extension_locks(tmp_path).status == "ok"
-    stale, held = tmp_path / "py311_cpu" / "shm_comm" / "lock", tmp_path / "cpu_adam" / "lock"
+    stale, held = tmp_path / "py311_cpu" / "async_io" / "lock", tmp_path / "cpu_adam" / "lock"
     for lock in (stale, held):
         lock.parent.mkdir(parents=True)
-    descriptor = os.open(held, os.O_CREAT | os.O_EXCL)  # as torch holds it while it compiles
+    descriptor = os.open(held, os.O_CREAT | os.O_EXCL)  # torch keeps it open while it compiles
     try:
         assert "right now" in software.extension_locks(tmp_path).found
         stale.touch()
@@ -122,6 +124,35 @@ def test_locks_left_by_a_killed_compile_are_found(tmp_path: Path) -> None:
         os.close(descriptor)
     assert check.status == "fail"
     assert check.remedy.endswith(f"rm {stale}") and str(held) not in check.remedy
+
+
+def test_locks_of_ops_that_are_never_compiled_do_not_count(tmp_path: Path) -> None:
+    lock = tmp_path / "py311_cpu" / "shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert software.extension_locks(tmp_path).status == "ok"
+
+
+def test_remedies_can_be_copied_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A remedy is one line of output, however long, and its paths are quoted."""
+    lock = tmp_path / "a folder" / "cpu_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    check = software.extension_locks(tmp_path / "a folder")
+    assert check.remedy.endswith(f"rm '{lock}'")
+    monkeypatch.setattr("gaguide.doctor.diagnose", lambda busy: iter([check]))
+    app = typer.Typer()
+    command.register(app)
+    assert f"→ {check.remedy}\n" in CliRunner().invoke(app, []).stdout
+
+
+def test_gpus_that_the_user_hides_are_not_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_nvidia_driver", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    answer = {"devices": [], "cuda_build": "13.0", "hip_build": None}
+    assert _one(machine.accelerator(answer), "accelerator").status == "warn"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert _one(machine.accelerator(answer), "accelerator").status == "fail"
 
 
 def test_packages_out_of_range_come_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,13 +165,13 @@ def test_packages_out_of_range_come_with_a_command(monkeypatch: pytest.MonkeyPat
     assert _one(checks, "deepspeed").status == "ok"
 
 
-def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software.platform, "python_version", lambda: "3.8.1")
     assert software.python().status == "fail" and ">=3.11" in software.python().remedy
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_compilers_that_do_not_compile(monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
+def test_a_compiler_that_does_not_compile_fails(monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
     monkeypatch.setenv("CXX", compiler)
     check = software.compiler()
     assert check.status == "fail" and compiler in check.found
@@ -208,7 +239,7 @@ def _unknown(name: str) -> str:
 def test_hostnames_that_other_hosts_cannot_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.hostname(lambda name: "10.0.0.7").status == "ok"
     loopback = network.hostname(lambda name: "127.0.1.1")
-    assert loopback.status == "ok" and "names its interface by itself" in loopback.found
+    assert loopback.status == "ok" and "chooses an interface" in loopback.found
     assert "does not resolve" in network.hostname(_unknown).found
     monkeypatch.setattr(network, "_NAME_SECONDS", 0.05)
     assert "does not end" in network.hostname(_hangs).found
@@ -218,7 +249,7 @@ def test_hostnames_that_other_hosts_cannot_reach(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def hub_server() -> Iterator[SimpleNamespace]:
-    """A hub on loopback that answers every request with `.code`."""
+    """A hub on loopback that answers every request with the status `.code`."""
     state = SimpleNamespace(code=200)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -251,7 +282,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, hub_server: SimpleNamespace) -> No
         assert check.status == "warn" and address in check.found and "HF_HUB_OFFLINE" in check.remedy
 
 
-def test_memory_counts_a_containers_limit(tmp_path: Path) -> None:
+def test_memory_respects_the_limit_of_a_container(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(f"MemTotal: {64 * 2**20} kB\nMemAvailable: {60 * 2**20} kB\n")
     assert machine.memory(meminfo, tmp_path).found == "60.0 of 64.0 GiB free"
@@ -264,7 +295,7 @@ def test_memory_counts_a_containers_limit(tmp_path: Path) -> None:
     assert check.status == "warn" and check.found == "1.0 of 4.0 GiB free"
 
 
-def test_disks_that_are_full_or_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_full_and_read_only_disks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "not" / "made"
     for free, status in ((0.1, "fail"), (2, "warn"), (50, "ok")):
         monkeypatch.setattr(
@@ -272,7 +303,7 @@ def test_disks_that_are_full_or_closed(monkeypatch: pytest.MonkeyPatch, tmp_path
         )
         assert machine.disk("disk", folder).status == status
     monkeypatch.setattr(machine.os, "access", lambda at, mode: False)
-    assert "may not be written" in machine.disk("disk", folder).found
+    assert "not writable" in machine.disk("disk", folder).found
 
 
 def test_shared_memory_of_a_default_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

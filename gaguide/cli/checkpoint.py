@@ -1,4 +1,4 @@
-"""`gaguide checkpoint list|verify|export`: what a run saved, whether it is whole, as a model folder."""
+"""`gaguide checkpoint list | verify | export`: lists, verifies and exports the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-checkpoints = typer.Typer(help="What a run has saved.", no_args_is_help=True)
+checkpoints = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def list_checkpoints(
     run: Annotated[Path, typer.Argument(help="A run's output folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """The checkpoints of a run: step, size, whether whole, ranks, ZeRO stage, held-out loss."""
+    """List a run's checkpoints: step, size, completeness, ranks, ZeRO stage, held-out loss."""
     from gaguide.checkpoint.folder import describe_checkpoints
 
     found = describe_checkpoints(run)
@@ -49,7 +49,7 @@ def list_checkpoints(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A run's output folder, or one checkpoint's.")],
 ) -> None:
-    """Compare every file with its hash; the exit code is 1 where a checkpoint is damaged."""
+    """Compare every file with its hash. The exit code is 1 if a checkpoint is damaged."""
     from gaguide.checkpoint.folder import describe_checkpoints
 
     found = describe_checkpoints(folder)
@@ -61,10 +61,10 @@ def verify(
 @checkpoints.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A run's output folder, or one checkpoint's.")],
-    output: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
-    step: Annotated[str, typer.Option(help="latest, best, or a step's number.")] = "latest",
+    output: Annotated[Path, typer.Option(help="Folder to write. It must not exist.")],
+    step: Annotated[str, typer.Option(help="latest, best, or the number of a step.")] = "latest",
 ) -> None:
-    """A folder for AutoModelForCausalLM.from_pretrained: safetensors in fp32, and the tokenizer."""
+    """Write a folder for AutoModelForCausalLM.from_pretrained: fp32 safetensors and the tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -74,8 +74,8 @@ def export(
 
     transformers_logging.disable_progress_bar()
     if output.exists():
-        raise UserError(Fault("--output", "exists", "name another folder", str(output)))
-    # Its hashes hold, so what is pickled in it may be read.
+        raise UserError(Fault("--output", "already exists", "name another folder", str(output)))
+    # `choose` compares the hashes, so its pickled files are safe to read.
     chosen = choose(folder, step)
     source = chosen.path / MODEL_FOLDER
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -1,14 +1,18 @@
-"""`gaguide doctor`: what of this machine and environment would fail, and how to mend it."""
+"""`gaguide doctor`: checks what would fail on this machine and in this environment, and how to fix it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-_MARKS = {"ok": "[green]ok[/green]", "warn": "[yellow]warn[/yellow]", "fail": "[bold red]FAIL[/bold red]"}
+if TYPE_CHECKING:
+    from gaguide.doctor import Check
+
+_COLORS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+_NAME_WIDTH = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -17,33 +21,35 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
     busy: Annotated[
         bool,
-        typer.Option("--busy", help="Only count accelerators, take no memory of them: a run may need it."),
+        typer.Option(
+            "--busy", help="Only count accelerators, without using their memory: a run may need it."
+        ),
     ] = False,
 ) -> None:
-    """Check this machine and environment; the exit code is 1 if something would fail."""
+    """Check this machine and environment. The exit code is 1 if anything would fail."""
     from gaguide.doctor import diagnose
 
-    checks = diagnose(busy=busy)
+    checks = []
+    for check in diagnose(busy=busy):
+        checks.append(check)
+        if not as_json:
+            _print(check)
     failed = sum(check.status == "fail" for check in checks)
     if as_json:
         typer.echo(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2))
-        raise typer.Exit(1 if failed else 0)
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("", "check", "found", show_edge=False, pad_edge=False)
-    for check in checks:
-        remedy = f"\n→ {check.remedy}" if check.remedy else ""
-        table.add_row(_MARKS[check.status], escape(check.name), escape(check.found + remedy))
-    warned = sum(check.status == "warn" for check in checks)
-    console = Console()
-    console.print(table)
-    console.print(f"{len(checks)} checks: {failed} would fail, {warned} warnings")
+    else:
+        warned = sum(check.status == "warn" for check in checks)
+        typer.echo(f"{len(checks)} checks: {failed} would fail, {warned} warnings")
     raise typer.Exit(1 if failed else 0)
+
+
+def _print(check: Check) -> None:
+    """Print a check as it comes; lines are not wrapped, so that a remedy can be copied."""
+    label = typer.style(f"{check.status.upper() if check.status == 'fail' else check.status:4}",
+                        fg=_COLORS[check.status], bold=check.status == "fail")  # fmt: skip
+    typer.echo(f"{label}  {check.name:{_NAME_WIDTH}}  {check.found}")
+    if check.remedy:
+        typer.echo(f"{'':{6 + _NAME_WIDTH}}  → {check.remedy}")

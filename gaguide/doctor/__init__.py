@@ -1,7 +1,7 @@
-"""`gaguide doctor`: what of this machine and environment would fail, and how to mend it.
+"""`gaguide doctor`: checks what would fail on this machine and in this environment, and how to fix it.
 
-Light on purpose: whatever may hang or kill a process (torch, DeepSpeed, MPI) is imported in child
-processes only, see probes.py.
+Whatever may hang or kill a process (torch, DeepSpeed, MPI) is imported in child processes only: see
+probes.py.
 """
 
 from gaguide.doctor.check import Check, Status

@@ -1,4 +1,4 @@
-"""One thing that was looked at."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -7,40 +7,42 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "warn", "fail"]
+"""fail: no run works. warn: some runs do not work, or the check was inconclusive."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """`fail`: gaguide can't work so. `warn`: something that some runs need is missing.
-
-    found: what there is. remedy: what to do about it; empty where all is well.
-    """
+    """The result of one check."""
 
     name: str
+    """What was checked."""
     status: Status
+    """Whether it is as it should be."""
     found: str
+    """What was found."""
     remedy: str = ""
+    """What to do about it, such as a command to copy; empty if the status is ok."""
 
 
 def ok(name: str, found: str) -> Check:
-    """All is well."""
+    """A check that passed."""
     return Check(name, "ok", found)
 
 
 def warn(name: str, found: str, remedy: str) -> Check:
-    """Some runs would miss this."""
+    """A check that some runs depend on and that did not pass."""
     return Check(name, "warn", found, remedy)
 
 
 def fail(name: str, found: str, remedy: str) -> Check:
-    """Nothing, or not the main thing, would work."""
+    """A check without which no run works."""
     return Check(name, "fail", found, remedy)
 
 
-def guarded(name: str, look: Callable[[], Check | Iterable[Check]]) -> list[Check]:
-    """The checks that `look` makes; a check that breaks on an odd machine must not hide the others."""
+def guarded(name: str, run: Callable[[], Check | Iterable[Check]]) -> list[Check]:
+    """The checks that `run` returns; a warning if it raises, so that one check cannot hide the others."""
     try:
-        made = look()
+        made = run()
         return [made] if isinstance(made, Check) else list(made)
-    except Exception as error:  # whatever it is, it is this check's finding
-        return [warn(name, f"could not be checked ({type(error).__name__}: {error})", "look at it by hand")]
+    except Exception as error:  # whatever it raises is the finding of this check
+        return [warn(name, f"could not be checked ({type(error).__name__}: {error})", "check it by hand")]

@@ -1,6 +1,8 @@
-"""All checks, in the order of a person's interest; slow ones run beside each other."""
+"""Runs all checks; the slow ones run concurrently."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from gaguide.doctor import machine, network, software
 from gaguide.doctor.check import Check, guarded
@@ -8,13 +10,13 @@ from gaguide.doctor.probes import Probes
 from gaguide.ports import free_port
 
 DEADLINE_SECONDS = 13.0
-"""What has not answered by then is reported as such."""
+"""Time limit of the probes; one that has not answered by then is reported as late."""
 
 
-def diagnose(deadline_seconds: float = DEADLINE_SECONDS, busy: bool = False) -> list[Check]:
-    """Look at everything; takes a few seconds and never longer than about the deadline.
+def diagnose(deadline_seconds: float = DEADLINE_SECONDS, busy: bool = False) -> Iterator[Check]:
+    """Yield every check as soon as it has a result; all of them take about `deadline_seconds` at most.
 
-    busy: a run may be using the accelerators, so they are only counted.
+    busy: only count accelerators, without using their memory, because a run may need it.
     """
     hub = network.Hub()
     with Probes(deadline_seconds) as probes:
@@ -23,30 +25,19 @@ def diagnose(deadline_seconds: float = DEADLINE_SECONDS, busy: bool = False) -> 
             probes.start("gloo", rank, port, key=f"gloo{rank}")
         probes.start("torch", *(["busy"] if busy else []))
         probes.start("mpi")
-        here = [
-            *guarded("python", software.python),
-            *guarded("packages", software.packages),
-            *guarded("compiler", software.compiler),
-            *guarded("programs", software.programs),
-            *guarded("compiled ops' cache", software.extension_locks),
-        ]
-        ranks = [
-            *guarded("network interfaces", network.interfaces),
-            *guarded("hostname", network.hostname),
-        ]
-        rest = [
-            *guarded("slurm", software.slurm),
-            *guarded("memory", machine.memory),
-            *guarded("shared memory", machine.shared_memory),
-            *guarded("disks", machine.disks),
-        ]
-        return [
-            *here,
-            *guarded("accelerator", lambda: machine.accelerator(probes.answer("torch"))),
-            *guarded("deepspeed ops", lambda: software.ops(probes.answer("torch", part="ops"))),
-            *guarded("gloo", lambda: network.gloo([probes.answer(f"gloo{rank}") for rank in (0, 1)])),
-            *ranks,
-            *guarded("mpi", lambda: software.mpi(probes.answer("mpi"))),
-            *rest,
-            *guarded("model hub", hub.check),
-        ]
+        yield from guarded("python", software.python)
+        yield from guarded("packages", software.packages)
+        yield from guarded("compiler", software.compiler)
+        yield from guarded("programs", software.programs)
+        yield from guarded("compiled ops' cache", software.extension_locks)
+        yield from guarded("network interfaces", network.interfaces)
+        yield from guarded("hostname", network.hostname)
+        yield from guarded("slurm", software.slurm)
+        yield from guarded("memory", machine.memory)
+        yield from guarded("shared memory", machine.shared_memory)
+        yield from guarded("disks", machine.disks)
+        yield from guarded("mpi", lambda: software.mpi(probes.answer("mpi")))
+        yield from guarded("accelerator", lambda: machine.accelerator(probes.answer("torch")))
+        yield from guarded("gloo", lambda: network.gloo([probes.answer(f"gloo{rank}") for rank in (0, 1)]))
+        yield from guarded("deepspeed ops", lambda: software.ops(probes.answer("torch", part="ops")))
+        yield from guarded("model hub", hub.check)

@@ -1,7 +1,7 @@
-"""Questions that only a process of its own can answer safely: they may hang, print, or abort.
+"""Checks that may hang, print or abort, and so run in a child process.
 
-Each probe is a child process, started at once and killed with its children at a deadline; it answers by
-writing a JSON file. `python -m gaguide.doctor.probes NAME ANSWER …` is the child's side.
+A probe answers by writing a JSON file; at the deadline it is killed with its children. The child is
+`python -m gaguide.doctor.probes NAME ANSWER …`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-RENDEZVOUS_SECONDS = 6.0
+_RENDEZVOUS = timedelta(minutes=10)
+# Longer than any deadline: on a busy machine the second rank may be slow to start, which is not a failure.
 
 
 class Probes:
-    """Child processes under way; `answer` waits for one, leaving the block ends all of them."""
+    """Running probes. Leaving the block kills those that have not ended."""
 
     def __init__(self, deadline_seconds: float) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="gaguide-doctor-")
@@ -42,7 +43,7 @@ class Probes:
         self._folder.cleanup()
 
     def start(self, name: str, *arguments: str, key: str | None = None) -> None:
-        """Start probe `name`; `key` tells several of one name apart."""
+        """Start the probe `name`; `key` distinguishes several probes of the same name."""
         key = key or name
         self._children[key] = subprocess.Popen(
             [sys.executable, "-m", __name__, name, str(self._answer_path(key)), *arguments],
@@ -53,7 +54,7 @@ class Probes:
         )
 
     def answer(self, key: str, part: str | None = None) -> dict[str, Any]:
-        """What the probe (or its `part`) wrote; {"error": text} if it failed, {"late": True} if too slow."""
+        """Wait for the answer of a probe, or of its `part`: its JSON, {"error": text} or {"late": True}."""
         child, path = self._children[key], self._answer_path(part or key)
         while not path.exists() and child.poll() is None and time.monotonic() < self._until:
             time.sleep(0.02)
@@ -69,7 +70,7 @@ class Probes:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a child and what it started (it leads a session of its own)."""
+    """Kill a child and its children: it is the leader of a session."""
     if child.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -83,7 +84,7 @@ def _write(path: Path, answer: dict[str, Any]) -> None:
 
 
 def _gloo(path: Path, rank: str, port: str) -> None:
-    """One of two ranks: meet on loopback, add 1 and 2."""
+    """One of two ranks that connect on loopback and add 1 and 2."""
     import torch
     import torch.distributed as dist
 
@@ -92,7 +93,7 @@ def _gloo(path: Path, rank: str, port: str) -> None:
         init_method=f"tcp://127.0.0.1:{port}",
         rank=int(rank),
         world_size=2,
-        timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
+        timeout=_RENDEZVOUS,
     )
     total = torch.tensor([int(rank) + 1])
     dist.all_reduce(total)
@@ -101,9 +102,9 @@ def _gloo(path: Path, rank: str, port: str) -> None:
 
 
 def _torch(path: Path, busy: str = "") -> None:
-    """What torch and DeepSpeed see: accelerator and NCCL first, then (a second file) the compiled ops.
+    """Write what torch finds, the accelerator and NCCL; then, to ops.json, which ops DeepSpeed can compile.
 
-    busy: devices are counted only, which takes none of their memory.
+    busy: only count devices, which does not use their memory.
     """
     import torch
 
@@ -123,7 +124,7 @@ def _torch(path: Path, busy: str = "") -> None:
 
 
 def _nccl_sum() -> str:
-    """A sum by NCCL on the first device: its version, or why it failed."""
+    """NCCL's version if it can sum on the first device, else "error: " and the reason."""
     import torch
     import torch.distributed as dist
 
@@ -137,13 +138,13 @@ def _nccl_sum() -> str:
             dist.all_reduce(total)
             torch.cuda.synchronize()
             dist.destroy_process_group()
-    except Exception as error:  # what NCCL raises differs between versions
+    except Exception as error:  # the type depends on the version of NCCL
         return f"error: {error}"
     return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def _mpi(path: Path) -> None:
-    """The MPI library that mpi4py finds; loading it may abort the process."""
+    """Write which MPI library mpi4py finds; loading it may abort the process."""
     from mpi4py import MPI
 
     _write(path, {"library": MPI.Get_library_version().splitlines()[0].strip("\x00 ")})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,22 +18,22 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from gaguide.doctor.check import Check, fail, ok, warn
-from gaguide.engine.ops import extension_cache, stale_locks
+from gaguide.engine.ops import COMPILED_OPS, extension_cache, stale_locks
 
 _MAIN = ("torch", "deepspeed", "transformers")
 _PROGRAM = "#include <vector>\nint main() { return std::vector<int>{0}[0]; }\n"
 
 
 def python() -> Check:
-    """This interpreter against the project's range."""
+    """The version of this interpreter against the range that the project declares."""
     wanted = metadata.metadata("gaguide")["Requires-Python"]
     if platform.python_version() in SpecifierSet(wanted, prereleases=True):
         return ok("python", f"{platform.python_version()} ({sys.executable})")
-    return fail("python", platform.python_version(), f"make an environment with Python {wanted}")
+    return fail("python", platform.python_version(), f"create an environment with Python {wanted}")
 
 
 def packages() -> Iterator[Check]:
-    """Installed versions against the ranges that this project declares."""
+    """Installed versions against the ranges that the project declares."""
     wrong, right = [], 0
     for line in metadata.requires("gaguide") or ():
         requirement = Requirement(line)
@@ -63,7 +64,7 @@ def packages() -> Iterator[Check]:
 
 
 def compiler() -> Check:
-    """A C++ compiler that finds its library, and Python's headers: DeepSpeed compiles ops at first use."""
+    """A working C++ compiler and Python's headers, with which DeepSpeed compiles ops at first use."""
     name = os.environ.get("CXX") or "c++"
     remedy = "apt-get install g++ (or: module load gcc), or set CXX to a C++17 compiler"
     if shutil.which(name.split()[0]) is None:
@@ -77,15 +78,15 @@ def compiler() -> Check:
     )
     if tried.returncode:
         reason = (tried.stderr.strip().splitlines() or ["no message"])[0]
-        return fail("compiler", f"{name} can't compile C++17 ({reason})", remedy)
+        return fail("compiler", f"{name} cannot compile C++17 ({reason})", remedy)
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        return warn("compiler", f"{name}, but no Python.h", "apt-get install python3-dev: offload needs it")
+        return warn("compiler", f"{name}, but no Python.h", "for offload: apt-get install python3-dev")
     return ok("compiler", f"{shutil.which(name.split()[0])}, C++17, Python.h")
 
 
 def programs() -> Iterator[Check]:
-    """ninja, which torch calls by name when it compiles, and the launchers."""
-    activate = f"source {Path(sys.executable).parent / 'activate'} (or put that folder on PATH)"
+    """ninja, which torch calls by name to compile, and the launchers."""
+    activate = f"source {shlex.quote(str(Path(sys.executable).parent / 'activate'))}"
     for name, program in (("ninja", "ninja"), ("deepspeed launcher", "deepspeed")):
         beside = Path(sys.executable).parent / program
         if path := shutil.which(program):
@@ -95,30 +96,34 @@ def programs() -> Iterator[Check]:
         elif program == "ninja":
             yield fail(name, f"installed, but {beside.parent} is not on PATH", activate)
         else:
-            yield warn(name, f"{beside}, not on PATH", f"call it by this path, or {activate}")
+            yield warn(name, f"{beside}, not on PATH", activate)
     if path := shutil.which("pdsh"):
         yield ok("pdsh", path)
     else:
-        yield warn("pdsh", "not on PATH", "only for several hosts by --hostfile: apt-get install pdsh")
+        yield warn("pdsh", "not on PATH", "only for `deepspeed --hostfile`: apt-get install pdsh")
 
 
 def slurm() -> Check:
-    """Whether a Slurm controller answers; none is fine."""
+    """Whether a Slurm controller answers; Slurm is optional."""
     if shutil.which("sinfo") is None:
-        return ok("slurm", "not here (nothing needs it)")
+        return ok("slurm", "not installed (optional)")
     job = os.environ.get("SLURM_JOB_ID")
     tried = subprocess.run(
         ["sinfo", "--noheader", "--format=%P %D"], text=True, capture_output=True, timeout=4
     )
     if tried.returncode:
         reason = (tried.stderr.strip().splitlines() or ["no message"])[0]
-        return warn("slurm", f"installed, but its controller does not answer ({reason})", "ask who runs it")
+        return warn(
+            "slurm",
+            f"installed, but its controller does not answer ({reason})",
+            "ask the cluster's administrators",
+        )
     found = ", ".join(tried.stdout.split("\n")).strip(", ")
     return ok("slurm", f"partitions and nodes: {found}" + (f"; in job {job}" if job else ""))
 
 
 def mpi(answer: dict[str, Any]) -> Check:
-    """mpi4py and mpirun belong together."""
+    """Whether mpi4py loads an MPI library and its launcher is installed."""
     launcher = shutil.which("mpirun") or shutil.which("mpiexec")
     remedy = "only for MPI jobs: apt-get install openmpi-bin libopenmpi-dev, then pip install mpi4py"
     if "library" in answer:
@@ -127,48 +132,65 @@ def mpi(answer: dict[str, Any]) -> Check:
         return warn("mpi", f"{answer['library']}, but no mpirun on PATH", remedy)
     if answer.get("late"):
         return warn(
-            "mpi", "loading the MPI library does not end", "mend the MPI installation, or remove mpi4py"
+            "mpi",
+            "loading the MPI library does not end",
+            "pip uninstall mpi4py, or repair the MPI installation",
         )
     missing = "ModuleNotFoundError" in answer["error"]
-    reason = "mpi4py is not installed" if missing else f"mpi4py does not load ({answer['error']})"
+    reason = "mpi4py is not installed" if missing else f"mpi4py cannot be loaded ({answer['error']})"
     return warn("mpi", reason + (f"; {launcher}" if launcher else "; no mpirun on PATH"), remedy)
 
 
 _OPS = {
-    "cpu_adam": ("optimizer offload to CPU or disk", "a C++ compiler and Python's headers (see above)"),
+    "cpu_adam": (
+        "optimizer offload to CPU or disk",
+        "install a C++ compiler and Python's headers (see above)",
+    ),
     "async_io": ("offload to disk (NVMe)", "apt-get install libaio-dev"),
-    "fused_adam": ("DeepSpeed's fused AdamW", "a CUDA toolkit whose version is torch's (module load cuda)"),
+    "fused_adam": (
+        "DeepSpeed's fused AdamW",
+        "install the CUDA toolkit of torch's version (module load cuda)",
+    ),
 }
 
 
 def ops(answer: dict[str, Any]) -> Iterator[Check]:
-    """Which of DeepSpeed's compiled ops would build here."""
+    """Which of DeepSpeed's ops can be compiled here. `answer` is the part `ops` of the probe `torch`."""
     if answer.get("late"):
-        yield warn("deepspeed ops", "not known in time (a busy machine?)", "run ds_report")
+        yield warn("deepspeed ops", "no answer in time (a busy machine?)", "run ds_report")
         return
     if "error" in answer:
         yield fail(
-            "deepspeed ops", f"deepspeed can't be imported ({answer['error']})", "pip install deepspeed"
+            "deepspeed ops", f"deepspeed cannot be imported ({answer['error']})", "pip install deepspeed"
         )
         return
     for name, compatible in answer.items():
         use, remedy = _OPS.get(name, ("a DeepSpeed op", "run ds_report"))
         if compatible:
-            yield ok(f"op {name}", f"would compile ({use})")
+            yield ok(f"op {name}", f"can be compiled ({use})")
         else:
-            yield warn(f"op {name}", "would not compile", f"only for {use}: {remedy}")
+            yield warn(f"op {name}", "cannot be compiled", f"only for {use}: {remedy}")
 
 
 def extension_locks(cache: Path | None = None) -> Check:
-    """A compile that was killed leaves a `lock` on which every later start waits for ever, silently."""
+    """Locks that a killed compile left behind, on which every later start would wait silently and forever.
+
+    Only those of ops that gaguide compiles count.
+    """
     cache = cache or extension_cache()
-    locks, stale = stale_locks(cache)
+    name = "compiled ops' cache"
+    locks: list[Path] = []
+    stale: list[Path] = []
+    for op in COMPILED_OPS:
+        all_locks, stale_ones = stale_locks(cache, op)
+        locks += all_locks
+        stale += stale_ones
     if not locks:
-        return ok("compiled ops' cache", f"{cache}: no lock left behind")
+        return ok(name, f"{cache}: no lock left behind")
     if not stale:
-        return ok("compiled ops' cache", f"{cache}: being compiled into right now")
+        return ok(name, f"{cache}: an op is being compiled right now")
     return fail(
-        "compiled ops' cache",
-        f"{len(stale)} lock(s) that no process of this machine holds: {', '.join(map(str, stale))}",
-        "unless another host is compiling into this folder: rm " + " ".join(map(str, stale)),
+        name,
+        f"no process of this machine holds: {', '.join(map(str, stale))}",
+        "unless another host is compiling into this folder: rm " + shlex.join(map(str, stale)),
     )

@@ -21,6 +21,8 @@ from gaguide.errors import Fault, UserError, first_line
 from gaguide.log.console import say
 
 _BUILDERS = {"cpu_adam": "CPUAdamBuilder", "async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
+COMPILED_OPS = tuple(_BUILDERS)
+"""Names of the ops that training may compile; DeepSpeed's others are never built (engine/build.py)."""
 _PROBED = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder")
 _BUILD_ERRORS = (RuntimeError, ImportError, OSError, ValueError, subprocess.SubprocessError, AttributeError)
 _ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
