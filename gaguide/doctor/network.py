@@ -61,7 +61,7 @@ def _matches(variable: str, name: str, present: list[str]) -> bool:
 
 
 def hostname(resolve: Callable[[str], str] = socket.gethostbyname) -> Check:
-    """Whether the host's name resolves: gloo listens on that address, and on an interface if it is loopback."""
+    """Whether the host's name resolves: gloo listens on that address unless it is loopback."""
     name = socket.gethostname()
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return ok("hostname", f"{name}; ranks use GLOO_SOCKET_IFNAME")

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+# Longer than any deadline: on a busy machine the second rank may start late, which is not a failure.
 _RENDEZVOUS = timedelta(minutes=10)
-# Longer than any deadline: on a busy machine the second rank may be slow to start, which is not a failure.
 
 
 class Probes:

@@ -144,12 +144,12 @@ def mpi(answer: dict[str, Any]) -> Check:
 _OPS = {
     "cpu_adam": (
         "optimizer offload to CPU or disk",
-        "install a C++ compiler and Python's headers (see above)",
+        "install a C++ compiler and Python headers (see above)",
     ),
     "async_io": ("offload to disk (NVMe)", "apt-get install libaio-dev"),
     "fused_adam": (
         "DeepSpeed's fused AdamW",
-        "install the CUDA toolkit of torch's version (module load cuda)",
+        "install torch's version of the CUDA toolkit (module load cuda)",
     ),
 }
 
