@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from gaguide.train.device import peak_resident
 
 NAMES = ("plain", "fused", "chunked")
 
@@ -56,12 +56,6 @@ def contender(name: str, layers: int, batch: int, length: int) -> Callable[[], f
         return float(loss.detach())
 
     return step
-
-
-def peak_resident() -> int:
-    """Largest resident set of this process, in bytes (getrusage would include its parent's)."""
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kilobytes) * 1024
 
 
 def peak_memory(name: str, shape: tuple[int, int, int]) -> int:
