@@ -36,14 +36,17 @@ class Engine:
     """Trains a model over all ranks; made by `gaguide.engine.build.build_engine`.
 
     An optimizer step is `config.accumulation` times `lm_loss` and `backward`, then `step`. All ranks must
-    call every method equally often.
+    make the same calls, except those for monitors, which are rank 0's.
     """
 
     def __init__(self, engine: DeepSpeedEngine, config: DeepSpeedConfig, world: World) -> None:
         self._engine = engine
         self.config = config
+        """The resolved DeepSpeed JSON."""
         self.world = world
+        """This rank among all of them."""
         self.layout: StateLayout = state_layout(engine, config)
+        """What the files of `save` depend on, apart from the number of ranks."""
 
     @property
     def module(self) -> PreTrainedModel:
