@@ -1,9 +1,9 @@
-"""The tables of docs/laptop-study.md, from the records of a study with the paper's columns.
+"""The tables of docs/laptop-study.md, from the records of a study with the paper's experiments.
 
     gaguide study run laptop --tasks demo,memo-trap --task_data FOLDER --jobs 2
     python benchmarks/laptop.py runs/laptop
 
-Every number is read from what `gaguide study collect` wrote; means are over what a table's title names.
+Every number is read from the files of `gaguide study collect`; a table's title names what means are over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def frame(rows: tuple[object, ...]) -> pd.DataFrame:
 
 
 def show(title: str, table: pd.DataFrame) -> None:
-    """As Markdown; what is missing is a dash."""
+    """Print a table as Markdown; missing values are dashes."""
     whole = table.reset_index().astype(object)
     whole = whole.where(whole.notna(), "–")
     lines = [list(map(str, whole.columns)), ["---"] * len(whole.columns), *whole.astype(str).values.tolist()]
@@ -32,7 +32,7 @@ def show(title: str, table: pd.DataFrame) -> None:
 
 
 def wide(rows: pd.DataFrame, down: list[str], across: str, text: str = "text") -> pd.DataFrame:
-    """One column of texts as a table, in the order in which the records stand."""
+    """The texts of `rows` as a table of `down` × `across`, in the order of the records."""
     table = rows.set_index([*down, across])[text].unstack(across)
     return table.reindex(pd.Index(rows.set_index(down).index.unique()))[list(rows[across].unique())]
 
@@ -47,7 +47,7 @@ def costs(study: StudyRecords) -> None:
     cells = frame(study.cells)
     trained = cells[cells.role != "original"]
     mean = trained.groupby(["size", "parameters", "role"], sort=False).cpu_seconds.mean().round().astype(int)
-    show("CPU seconds of a base, of a column: training, evaluation, starts", mean.unstack("role"))
+    show("CPU seconds of a base and of a tuned cell: training, evaluation, starts", mean.unstack("role"))
     minutes = cells[["wall_seconds", "cpu_seconds"]].sum() / 60
     print(f"\n{(cells.state == 'done').sum()} of {len(cells)} cells; minutes, summed over cells:")
     print(minutes.round(1).to_dict())
@@ -81,7 +81,7 @@ def losses(study: StudyRecords) -> None:
     rows = rows[rows.baseline == "finetuned"]
     rows["text"] = half_width(rows, "difference", "{:+.4f}") + rows.relative.map(" ({:+.2%})".format)
     show("Held-out loss against finetuned, paired by seed", wide(rows, ["size"], "experiment"))
-    print(f"\n{((rows.low > 0) | (rows.high < 0)).sum()} of {len(rows)} intervals leave 0 out")
+    print(f"\n{((rows.low > 0) | (rows.high < 0)).sum()} of {len(rows)} intervals exclude 0")
 
 
 def moved(study: StudyRecords) -> None:

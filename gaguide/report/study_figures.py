@@ -62,11 +62,11 @@ def draw_loss(study: StudyRecords) -> Figure | None:
     if costs:
         ax = figure.add_subplot(1, 2, 2)
         ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6)
-        for index, column in enumerate(experiments(study)):
-            rows = {row.size: row for row in costs if row.experiment == column}
+        for index, experiment in enumerate(experiments(study)):
+            rows = {row.size: row for row in costs if row.experiment == experiment}
             points = [(size, rows[size].difference, rows[size].low, rows[size].high)
                       for size in sizes(study) if size in rows]  # fmt: skip
-            _line(ax, study, index, column, points, handles)
+            _line(ax, study, index, experiment, points, handles)
         _size_axis(ax, study)
         plain_axes(ax, "Loss added against finetuned", "")
     add_legend(figure, handles, 6)
@@ -83,15 +83,15 @@ def draw_attention(study: StudyRecords) -> Figure | None:
     # By layer: the largest size that has guided heads; in an unfinished study that may not be the last.
     measured = {row.size for row in study.attention if row.guided} or {row.size for row in study.attention}
     largest = [size for size in sizes(study) if size in measured][-1]
-    for index, column in enumerate(experiments(study)):
-        rows = [row for row in study.attention if row.experiment == column]
+    for index, experiment in enumerate(experiments(study)):
+        rows = [row for row in study.attention if row.experiment == experiment]
         before, after = [], []
         for size in sizes(study):
             first, last = attention_means([row for row in rows if row.size == size])
             before += [] if first is None else [(size, first, None, None)]
             after += [] if last is None else [(size, last, *_seed_range(rows, size))]
-        _line(left, study, index, column, before, {}, hollow=True)
-        _line(left, study, index, column, after, handles)
+        _line(left, study, index, experiment, before, {}, hollow=True)
+        _line(left, study, index, experiment, after, handles)
         here = [row for row in rows if row.size == largest]
         layers = sorted({row.layer for row in here})
         for when, hollow in ((0, True), (1, False)):
@@ -119,23 +119,30 @@ _Point = tuple[str, float, float | None, float | None]
 def _series(study: StudyRecords, task: str, metric: str) -> dict[str, list[Mean]]:
     """Experiment → its means by size, smallest first; experiments without any are left out."""
     found = {
-        column: [m for size in sizes(study) if (m := mean_of(study, size, column, task, metric)) is not None]
-        for column in experiments(study)
+        experiment: [
+            m for size in sizes(study) if (m := mean_of(study, size, experiment, task, metric)) is not None
+        ]
+        for experiment in experiments(study)
     }
-    return {column: means for column, means in found.items() if means}
+    return {experiment: means for experiment, means in found.items() if means}
 
 
 def _lines(ax: Axes, study: StudyRecords, series: dict[str, list[Mean]], handles: dict[str, Any]) -> None:
-    for index, column in enumerate(experiments(study)):
-        points = [(mean.size, mean.value, mean.low, mean.high) for mean in series.get(column, ())]
-        _line(ax, study, index, column, points, handles)
+    for index, experiment in enumerate(experiments(study)):
+        points = [(mean.size, mean.value, mean.low, mean.high) for mean in series.get(experiment, ())]
+        _line(ax, study, index, experiment, points, handles)
     _size_axis(ax, study)
 
 
 def _line(
-    ax: Axes, study: StudyRecords, index: int, column: str, points: Sequence[_Point], handles: dict[str, Any],
+    ax: Axes,
+    study: StudyRecords,
+    index: int,
+    experiment: str,
+    points: Sequence[_Point],
+    handles: dict[str, Any],
     hollow: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """One experiment's points and intervals, shifted a little so that experiments do not cover each other."""
     if not points:
         return
@@ -150,7 +157,7 @@ def _line(
         marker=series_marker(index), markersize=5.5, markerfacecolor="none" if hollow else colour,
         linewidth=1.4,
     )  # fmt: skip
-    handles.setdefault(column, line)
+    handles.setdefault(experiment, line)
 
 
 def _size_axis(ax: Axes, study: StudyRecords) -> None:

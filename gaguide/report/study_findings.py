@@ -26,14 +26,14 @@ def study_findings(study: StudyRecords) -> list[str]:
 
 def _attention(study: StudyRecords) -> list[str]:
     sentences = []
-    for column in experiments(study):
-        rows = [row for row in study.attention if row.experiment == column]
+    for experiment in experiments(study):
+        rows = [row for row in study.attention if row.experiment == experiment]
         before, after = attention_means(rows)
         if before is None or after is None:
             continue
         what = "guided to" if any(row.guided for row in rows) else "only measured on"
         sentences.append(
-            f"{column}: attention of the heads {what} words went from {before:.3f} to {after:.3f} "
+            f"{experiment}: attention of the heads {what} words went from {before:.3f} to {after:.3f} "
             f"(mean over heads, {len({row.size for row in rows})} sizes and "
             f"{len({row.seed for row in rows})} seeds)."
         )
@@ -42,12 +42,12 @@ def _attention(study: StudyRecords) -> list[str]:
 
 def _losses(study: StudyRecords) -> list[str]:
     sentences = []
-    for column in experiments(study):
-        rows = [row for row in study.losses if (row.experiment, row.baseline) == (column, "finetuned")]
+    for experiment in experiments(study):
+        rows = [row for row in study.losses if (row.experiment, row.baseline) == (experiment, "finetuned")]
         if not rows:
             continue
         parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({row.relative:+.2%})" for row in rows]
-        sentences.append(f"{column}: held-out loss against finetuned {', '.join(parts)}; {_noise(rows)}.")
+        sentences.append(f"{experiment}: held-out loss against finetuned {', '.join(parts)}; {_noise(rows)}.")
     return sentences
 
 
@@ -73,8 +73,8 @@ def _tasks(study: StudyRecords) -> list[str]:
             row
             for task, metric in main_metrics(study).items()
             for size in sizes(study)
-            for column in experiments(study)
-            if (row := decisive(study, size, column, baseline, task, metric)) is not None
+            for experiment in experiments(study)
+            if (row := decisive(study, size, experiment, baseline, task, metric)) is not None
         ]
         moved = [row for row in rows if is_significant(row)]
         if rows:

@@ -59,7 +59,7 @@ def size_tables(study: StudyRecords) -> list[Table]:
 def _size_table(study: StudyRecords, size: str) -> Table:
     columns, rows, with_paper, seeds = experiments(study), [], False, set()
     for task, metric in main_metrics(study).items():
-        means = [mean_of(study, size, column, task, metric) for column in columns]
+        means = [mean_of(study, size, experiment, task, metric) for experiment in columns]
         known = [mean for mean in means if mean is not None]
         if not known:
             continue
@@ -72,13 +72,13 @@ def _size_table(study: StudyRecords, size: str) -> Table:
         seeds |= {mean.seeds for mean in known}
         cells = tuple(
             Cell(ABSENT) if mean is None else Cell(
-                fixed(mean.value, digits) + _marks(study, size, column, task, metric),
+                fixed(mean.value, digits) + _marks(study, size, experiment, task, metric),
                 index in best,
                 None if mean.paper is None else f"{mean.paper:g}",
                 index in paper_best,
                 interval(mean.low, mean.high, digits),
             )
-            for index, (column, mean) in enumerate(zip(columns, means, strict=True))
+            for index, (experiment, mean) in enumerate(zip(columns, means, strict=True))
         )  # fmt: skip
         rows.append((_task_name(known[0]), cells))
     note = [_interval_note(seeds), "Bold: best of its row."]
@@ -150,10 +150,10 @@ def comparison_table(study: StudyRecords) -> Table:
     for task, metric in main_metrics(study).items():
         for size in sizes(study):
             for baseline in ("finetuned", "original"):
-                for column in experiments(study):
-                    row = decisive(study, size, column, baseline, task, metric)
+                for experiment in experiments(study):
+                    row = decisive(study, size, experiment, baseline, task, metric)
                     if row is not None:
-                        name = f"{task} · {size} · {column} against {baseline}"
+                        name = f"{task} · {size} · {experiment} against {baseline}"
                         rows.append((name, _comparison(row)))
     return Table(
         "comparisons",
@@ -161,7 +161,8 @@ def comparison_table(study: StudyRecords) -> Table:
         ("", "difference", "95% interval", "p", "p, Holm", "test", "helped / hurt"),
         tuple(rows),
         "Over seeds where there are several: t-test of the paired differences; else McNemar for accuracies "
-        "and a paired bootstrap for losses. Holm-corrected over the tasks of a size, column and baseline.",
+        "and a paired bootstrap for losses. Holm-corrected over the tasks of a size, experiment and "
+        "baseline.",
     )
 
 
@@ -182,7 +183,7 @@ def verdict_table(study: StudyRecords) -> Table:
     columns, rows = experiments(study), []
     by_key = {(v.task, v.metric, v.experiment): v for v in study.verdicts}
     for task, metric in main_metrics(study).items():
-        found = [by_key.get((task, metric, column)) for column in columns]
+        found = [by_key.get((task, metric, experiment)) for experiment in columns]
         if any(found):
             cells = tuple(
                 Cell(ABSENT) if v is None else Cell(
@@ -231,8 +232,10 @@ def attention_table(study: StudyRecords) -> Table:
         found = [row for row in study.attention if row.size == size]
         for layer in sorted({row.layer for row in found}):
             cells = tuple(
-                Cell(_before_after(row for row in found if (row.layer, row.experiment) == (layer, column)))
-                for column in columns
+                Cell(
+                    _before_after(row for row in found if (row.layer, row.experiment) == (layer, experiment))
+                )
+                for experiment in columns
             )
             rows.append((f"{size} · layer {layer}", cells))
     unguided = sorted({row.experiment for row in study.attention if not row.guided})

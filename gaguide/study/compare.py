@@ -198,41 +198,41 @@ def verdicts(cells: Sequence[Evaluated]) -> list[ScalingVerdict]:
     found: list[ScalingVerdict] = []
     ordered = sorted(cells, key=lambda one: one.cell.experiment)
     for _, group in groupby(ordered, key=lambda one: one.cell.experiment):
-        column = sorted(group, key=lambda one: one.parameters)
+        evaluated = sorted(group, key=lambda one: one.parameters)
         families: dict[str, list[tuple[str, str]]] = {}
-        for task, metric in _scored(column):
-            families.setdefault(_family(task, metric, column[0]), []).append((task, metric))
+        for task, metric in _scored(evaluated):
+            families.setdefault(_family(task, metric, evaluated[0]), []).append((task, metric))
         for keys in families.values():
-            found += _family_verdicts(column, keys)
+            found += _family_verdicts(evaluated, keys)
     names = list(dict.fromkeys(one.cell.experiment for one in cells))
     return sorted(found, key=lambda row: names.index(row.experiment))
 
 
-def _scored(column: Sequence[Evaluated]) -> list[tuple[str, str]]:
+def _scored(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:
     """(task, metric) with outcomes of examples in every cell, and held-out loss where every cell has it."""
     keys = [
         (task, metric)
-        for task, examples in column[0].examples.items()
+        for task, examples in evaluated[0].examples.items()
         for metric in examples.outcomes
         if metric in BETTER
     ]
-    keys = [key for key in keys if all(one.value(*key) is not None for one in column)]
-    if all(one.value(HELD_OUT, HELD_OUT_METRIC) is not None for one in column):
+    keys = [key for key in keys if all(one.value(*key) is not None for one in evaluated)]
+    if all(one.value(HELD_OUT, HELD_OUT_METRIC) is not None for one in evaluated):
         keys.append((HELD_OUT, HELD_OUT_METRIC))
     return keys
 
 
-def _family_verdicts(column: Sequence[Evaluated], keys: Sequence[tuple[str, str]]) -> list[ScalingVerdict]:
-    sizes = {one.cell.size: one.parameters for one in column}
-    seeds = min(sum(one.cell.size == size for one in column) for size in sizes)
+def _family_verdicts(evaluated: Sequence[Evaluated], keys: Sequence[tuple[str, str]]) -> list[ScalingVerdict]:
+    sizes = {one.cell.size: one.parameters for one in evaluated}
+    seeds = min(sum(one.cell.size == size for one in evaluated) for size in sizes)
     trends, better = [], [BETTER[metric] for _, metric in keys]
     for task, metric in keys:
         if seeds > 1 or task == HELD_OUT:
-            values = [one.value(task, metric) for one in column]
+            values = [one.value(task, metric) for one in evaluated]
             scores = [value for value in values if value is not None]
-            trends.append(fit_trend([one.parameters for one in column], scores, BETTER[metric]))
+            trends.append(fit_trend([one.parameters for one in evaluated], scores, BETTER[metric]))
             continue
-        outcomes = [(one.parameters, one.examples[task]) for one in column]
+        outcomes = [(one.parameters, one.examples[task]) for one in evaluated]
         trends.append(
             fit_trend(
                 [size for size, examples in outcomes for _ in examples.ids],
@@ -244,12 +244,12 @@ def _family_verdicts(column: Sequence[Evaluated], keys: Sequence[tuple[str, str]
     rows = []
     for (task, metric), trend, decision in zip(keys, trends, decide(trends, better), strict=True):
         averages = [
-            float(np.mean([one.value(task, metric) or 0.0 for one in column if one.cell.size == size]))
+            float(np.mean([one.value(task, metric) or 0.0 for one in evaluated if one.cell.size == size]))
             for size in sizes
         ]
         rows.append(
             ScalingVerdict(
-                experiment=column[0].cell.experiment,
+                experiment=evaluated[0].cell.experiment,
                 task=task,
                 metric=metric,
                 better=BETTER[metric],

@@ -1,4 +1,4 @@
-"""Reports of run folders that the test writes: numbers, differences, escaping, and what is missing."""
+"""Reports on run folders that the test writes: numbers, differences, escaping, missing records."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def test_a_tasks_main_metric_comes_before_the_further_ones(tmp_path: Path) -> No
     )
 
 
-def test_what_rounds_to_zero_has_no_minus(tmp_path: Path) -> None:
+def test_a_number_that_rounds_to_zero_has_no_minus(tmp_path: Path) -> None:
     runs = read_runs([write_run(tmp_path / "a", "a", attention=(0.02, 0.0199))])
     assert _row(measures(runs), "Attention", "rise").values[0].text == "+0.000"
 
 
-def test_findings_say_rise_and_cost(pair: list[Path]) -> None:
+def test_findings_state_rise_and_cost(pair: list[Path]) -> None:
     sentences = findings(read_runs(pair))
     assert "went from 0.020 to 0.953 (unguided: 0.030)" in sentences[1]
     assert "+0.0060 (+0.13%) against unguided" in sentences[1]
@@ -195,7 +195,7 @@ def test_page_is_self_contained_and_escapes_every_text(tmp_path: Path) -> None:
     assert page.tags.count("svg") == 2
 
 
-def test_markdown_shows_a_name_as_it_is(tmp_path: Path) -> None:
+def test_markdown_shows_names_literally(tmp_path: Path) -> None:
     text = _written(read_runs([write_run(tmp_path / "a", HOSTILE)]), "md")
     assert "<script" not in text
     header = next(line for line in text.splitlines() if line.startswith("|"))
@@ -222,7 +222,7 @@ def test_held_out_points_come_from_every_validation(tmp_path: Path) -> None:
     assert figure is not None and list(figure.axes[0].lines[1].get_xdata()) == [0, 150, 300]
 
 
-def test_nothing_measured_draws_nothing(tmp_path: Path) -> None:
+def test_runs_without_measurements_have_no_figures(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / "config.yaml").write_text("name: a\n")
@@ -271,6 +271,6 @@ def test_command_names_every_mistake_at_once(pair: list[Path], tmp_path: Path) -
         assert any(part in problem for problem in problems)
 
 
-def test_one_run_named_twice_is_refused(pair: list[Path]) -> None:
+def test_one_run_given_twice_is_refused(pair: list[Path]) -> None:
     with pytest.raises(UserError, match="given twice"):
         read_runs([pair[0], pair[0] / ".." / pair[0].name])

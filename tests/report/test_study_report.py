@@ -1,4 +1,4 @@
-"""A study's report from a small study's real files: tables, sentences, formats, and what a browser shows."""
+"""The report on a small study's real files: tables, sentences, formats, and pages in a browser."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def study(folder: Path) -> StudyRecords:
 
 @pytest.fixture(scope="module")
 def hostile(study: StudyRecords) -> StudyRecords:
-    """The same study with a name, experiment, task and error that would be code anywhere."""
+    """The same study with a name, experiment, task and error that are code in every format."""
 
     renamed = (("experiment", "1-negation"), ("task", "memo-trap"))
 
@@ -154,7 +154,7 @@ def test_sentences_answer_the_studys_questions(study: StudyRecords) -> None:
     assert "1 failed of 48" in careful and "the loss is nan at step 7" in careful and "1,060,000" in careful
 
 
-def test_other_tables_say_what_the_records_say(study: StudyRecords) -> None:
+def test_other_tables_show_the_records(study: StudyRecords) -> None:
     assert {cell.text for _, cells in verdict_table(study).rows for cell in cells} == {"flat", "positive"}
     bent = tuple(replace(row, verdict="U-shaped", p_bend_holm=0.01) for row in study.verdicts)
     small = verdict_table(replace(study, verdicts=bent)).rows[0][1][0].small
@@ -176,7 +176,7 @@ def test_csv_keeps_every_digit(study: StudyRecords) -> None:
     }
 
 
-def test_figures_have_a_line_for_each_column_and_their_intervals(study: StudyRecords) -> None:
+def test_figures_have_a_line_and_intervals_for_each_experiment(study: StudyRecords) -> None:
     tasks, loss, attention = draw_tasks(study), draw_loss(study), draw_attention(study)
     assert tasks is not None and loss is not None and attention is not None
     assert [text.get_text() for text in tasks.legends[0].get_texts()] == [
@@ -211,7 +211,7 @@ def test_no_text_becomes_code_in_any_format(hostile: StudyRecords, tmp_path: Pat
             assert len(re.findall(r"(?<!\\)\|", line)) >= 3
 
 
-def test_latex_escapes_what_would_be_a_command() -> None:
+def test_latex_escapes_commands() -> None:
     assert latex_text("50% of_a & $b #1 {c} ~ ^ \\x") == (
         r"50\% of\_a \& \$b \#1 \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}x"
     )

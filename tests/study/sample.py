@@ -1,4 +1,4 @@
-"""A study's folder in miniature, with made-up numbers in the real files: for tests of what reads it."""
+"""A small study's folder with made-up numbers in the real files, for tests of its readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From finished cells to tables: the right cells are paired, and what they show is found."""
+"""From finished cells to tables: the right cells are paired, and made-up effects are found."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gaguide.study.records import HELD_OUT
 from tests.study.cells import TASK, finish
 
 PROMPTS = [f"The {at}th value is {'not ' if at % 2 else ''}bound, so it is" for at in range(60)]
-# With "not", the guided column is right in all odd examples; without it, as the control.
+# The guided experiment is correct in all examples with "not", the odd ones; elsewhere as the control.
 SIZES = ["pico", "nano", "micro", "tiny"]
 
 
 def margin(cell: Cell, at: int) -> float:
-    """The control is right in every third example; each size in more; guidance helps where "not" stands."""
+    """The control is correct in every third example, larger sizes in more; guidance helps after "not"."""
     known = at % 3 == 0 or at < 12 * SIZES.index(cell.size)
     helped = cell.experiment == "1-negation" and at % 2 == 1
     jitter = 0.01 * (cell.seed or 0)
@@ -66,7 +66,7 @@ def test_the_files_hold_what_was_collected(found: tuple[Grid, StudyRecords]) -> 
     assert records.provenance["code"]["sha256"] == tiny.fingerprints["evaluation code"] == code_fingerprint()
 
 
-def test_columns_are_compared_on_the_same_examples_and_seed(found: tuple[Grid, StudyRecords]) -> None:
+def test_experiments_are_compared_on_the_same_examples_and_seed(found: tuple[Grid, StudyRecords]) -> None:
     _, records = found
     rows = {
         (row.level, row.size, row.experiment, row.baseline, row.seed, row.metric): row
@@ -74,7 +74,7 @@ def test_columns_are_compared_on_the_same_examples_and_seed(found: tuple[Grid, S
         if row.task == TASK
     }
     one = rows["seed", "pico", "1-negation", "finetuned", 0, "acc"]
-    # Right before: 20 of 60 (every third). Odd ones beside them: 30 odd − 10 odd multiples of three.
+    # The control is correct in 20 of 60 (every third); of the 30 odd examples 10 are multiples of three.
     assert (one.helped, one.hurt, one.baseline_value) == (20, 0, pytest.approx(20 / 60))
     assert one.p_exact == pytest.approx(2 / 2**20)
     assert one.improved is True
@@ -103,7 +103,7 @@ def test_gain_is_found_where_the_words_are(found: tuple[Grid, StudyRecords]) -> 
     assert len(helped) == 20 and all(row.contains == ["contrast"] for row in helped)
 
 
-def test_the_papers_numbers_stand_beside_published_weights_only(found: tuple[Grid, StudyRecords]) -> None:
+def test_the_papers_numbers_are_given_for_published_weights_only(found: tuple[Grid, StudyRecords]) -> None:
     grid, _ = found
     metrics = {"acc": {"value": 0.7, "stderr": 0.1, "low": 0.5, "high": 0.9}}
     task = {"kind": "classification", "metrics": metrics, "count": 9, "chance": 0.5,

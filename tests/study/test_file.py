@@ -1,4 +1,4 @@
-"""The study file and its grid: cells, their ids, the faults of a file, all at once."""
+"""The study file and its grid: cells, their ids, and all faults of a file at once."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_pretrained_models_need_no_base_and_have_one_original(tmp_path: Path) ->
     assert found.baselines("finetuned") == ("original",)
 
 
-def test_an_id_changes_with_what_decides_the_numbers_and_with_nothing_else(tmp_path: Path) -> None:
+def test_an_id_changes_only_with_settings_that_decide_the_numbers(tmp_path: Path) -> None:
     before = ids(tmp_path)
     assert before == ids(tmp_path, output=str(tmp_path / "elsewhere"), name="other")
     assert before == ids(tmp_path, train={"global_batch": 4, "log_every": 3}, tasks=["neqa"])
@@ -95,20 +95,36 @@ def test_experiments_of_any_plan(tmp_path: Path) -> None:
 
 
 def test_all_faults_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         grid(tmp_path, seeds=[-1], tasks=[], evaluate={"dtype": "fp8"}, sizs=3)
-    assert {fault.field.split(".")[0] for fault in told.value.faults} == {
+    assert {fault.field.split(".")[0] for fault in error.value.faults} == {
         "seeds",
         "tasks",
         "evaluate",
         "sizs",
     }
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         grid(tmp_path, experiments=["1-negatoin"], ds_config="nowhere.json", train={"global_batch": 0})
-    text = str(told.value)
+    text = str(error.value)
     assert "did you mean '1-negation'" in text and "nowhere.json" in text and "train.global_batch" in text
     with pytest.raises(UserError, match="size pico is given twice"):
         grid(tmp_path, sizes=["pico", "pico"])
+
+
+def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("name: a\nseeds: [0]\nseeds: [1]\n")
+    with pytest.raises(UserError, match="duplicate key 'seeds'"):
+        load_study(file, {})
+
+
+def test_an_override_inside_a_value_is_a_fault() -> None:
+    with pytest.raises(UserError, match="tokens is a value, not a section"):
+        load_study("laptop", {"tokens.many": "3"})
+
+
+def test_text_fields_keep_an_override_as_it_is() -> None:
+    assert load_study("laptop", {"output": "007"}).output == "007"
 
 
 def test_overrides_and_shipped_studies() -> None:

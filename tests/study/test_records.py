@@ -1,4 +1,4 @@
-"""A study's records: what is written is what is read, and the mistakes of who reads them."""
+"""A study's records: they are read as written, and other folders are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gaguide.study.record_files import STUDY, read_study, write_study, write_tab
 from tests.study.sample import sample_study
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+def test_records_are_read_as_written(tmp_path: Path) -> None:
     first = read_study(sample_study(tmp_path / "study", prompt='<script>alert("x")</script>'))
     assert {cell.state for cell in first.cells} == {"done", "failed"}
     assert first.changes[0].prompt == '<script>alert("x")</script>'
@@ -25,7 +25,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert read_study(again) == first
 
 
-def test_a_study_that_was_not_collected_has_cells_only(tmp_path: Path) -> None:
+def test_a_study_before_collection_has_cells_only(tmp_path: Path) -> None:
     whole = read_study(sample_study(tmp_path / "study"))
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -1,4 +1,4 @@
-"""A study runs: real processes, failures that stay where they are, what is done is skipped, jobs of Slurm."""
+"""Running a study: real processes, contained failures, finished cells skipped, Slurm jobs."""
 
 from __future__ import annotations
 
@@ -52,20 +52,25 @@ def grid(folder: Path, **changes: Any) -> Grid:
     return make_grid(load_study(write(folder, **changes), {}))
 
 
-def test_a_failure_keeps_its_log_and_blocks_only_what_starts_from_it(tmp_path: Path) -> None:
+def test_a_failure_keeps_its_log_and_blocks_only_cells_that_start_from_it(tmp_path: Path) -> None:
     made = grid(tmp_path, data={"shards": str(tmp_path / "nowhere"), "block_length": 32})
-    told: list[tuple[str, str]] = []
-    runner = Runner(made, 1, finished=lambda cell, state: told.append((cell.role, state.state)))
+    reported: list[tuple[str, str]] = []
+    runner = Runner(made, 1, finished=lambda cell, state: reported.append((cell.role, state.state)))
     states = runner.run(made.cells)
     base = states[made.cells[0].id]
     assert base.state == "failed" and base.error is not None
     assert "ended with code 2" in base.error and "nowhere" in base.error.splitlines()[-2]
-    assert told == [("base", "failed"), ("original", "blocked"), ("tuned", "blocked"), ("tuned", "blocked")]
+    assert reported == [
+        ("base", "failed"),
+        ("original", "blocked"),
+        ("tuned", "blocked"),
+        ("tuned", "blocked"),
+    ]
     assert (made.path(made.cells[0]) / "train.log").read_text().startswith("$ ")
     assert base.total("cpu") is not None and read_state(made, made.cells[1]).state == "blocked"
 
 
-def test_what_is_done_is_skipped_and_other_tasks_are_evaluated_anew(tmp_path: Path) -> None:
+def test_finished_cells_are_skipped_and_other_tasks_evaluated_again(tmp_path: Path) -> None:
     made = grid(tmp_path)
     finish(made, train_embedded_tokenizer(300), ["a", "b"], lambda cell, at: 1.0, lambda cell: 5.0)
     before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*.json")}
@@ -77,8 +82,8 @@ def test_what_is_done_is_skipped_and_other_tasks_are_evaluated_anew(tmp_path: Pa
     }  # fmt: skip
 
 
-def test_jobs_of_slurm_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is handed to sbatch, by one that notes it: scripts that bash can read, in the right order."""
+def test_slurm_jobs_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording sbatch gets scripts that bash can parse, in the right order."""
     calls, tools = tmp_path / "calls", tmp_path / "bin"
     tools.mkdir()
     note = f'#!/bin/bash\necho "$@" >> {calls}\nwc -l < {calls}\n'
@@ -103,16 +108,16 @@ def test_jobs_of_slurm_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.M
     assert again.cell(named[2]).experiment == "1-negation"
     with pytest.raises(UserError, match="--time"):
         submit_study(made, SlurmOptions(time="soon"))
-    # Again while the base's job and another are in the queue: only the others are handed in.
+    # Again while the base's job and another are in the queue: only the others are submitted.
     (tools / "squeue").write_text("#!/bin/bash\necho 1\necho 3\n")
     (tools / "squeue").chmod(0o755)
-    again_handed = submit_study(made, SlurmOptions(gpus=4))
-    assert list(again_handed.queued.values()) == ["1", "3"] and len(again_handed.new) == 2
+    resubmitted = submit_study(made, SlurmOptions(gpus=4))
+    assert list(resubmitted.queued.values()) == ["1", "3"] and len(resubmitted.new) == 2
     assert all("--dependency=afterok:1" in line for line in calls.read_text().splitlines()[4:])
 
 
 @pytest.mark.stress
-def test_a_study_that_is_killed_goes_on_and_ends_in_tables(tmp_path: Path) -> None:
+def test_a_stopped_study_resumes_and_ends_in_tables(tmp_path: Path) -> None:
     file = write(tmp_path)
     command = [sys.executable, "-c", "from gaguide.cli import main; main()", "study"]
     environment = rank_environment()

@@ -85,7 +85,7 @@ def test_one_seed_is_tested_over_examples() -> None:
     trend = fit_trend(parameters, scores.tolist(), "high", clusters=list(range(300)) * 4)
     assert verdict(trend) == "positive"
     assert trend.slope == pytest.approx(0.15, abs=0.03)
-    # Examples are clusters: their own difficulty is no noise of the slope.
+    # Examples are clusters: differences in difficulty do not add noise to the slope.
     blind = fit_trend(parameters, scores.tolist(), "high", clusters=list(range(1200)))
     assert trend.high - trend.low < blind.high - blind.low  # type: ignore[operator]
 

@@ -43,7 +43,7 @@ def test_mcnemar_mid_p_by_hand() -> None:
     assert (found.p_exact, found.p) == (pytest.approx(0.0625), pytest.approx(0.03125))
 
 
-def test_mcnemar_without_a_changed_example_says_nothing() -> None:
+def test_mcnemar_without_a_changed_example_has_p_1() -> None:
     found = mcnemar(*outcomes(5, 0, 0, 5))
     assert (found.p, found.p_exact, found.difference) == (1.0, 1.0, 0.0)
     assert mcnemar(*outcomes(0, 3, 3, 0)).p == 1.0
