@@ -19,7 +19,7 @@ DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) -
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-.PHONY: demo test test-stress test-gpu test-cluster check docs clean
+.PHONY: demo test test-fast test-stress test-gpu test-cluster check docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -37,6 +37,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile \
+	    -m 'not processes and not stress and not cluster and not gpu'
 
 test-stress: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m stress

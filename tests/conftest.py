@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,22 @@ if not Path("/dev/nvidia0").exists():
 
 from gaguide.data.build.demo_corpus import embedded_corpus
 from tests.support.patience import measure_slowness
+from tests.support.process_guard import no_processes
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Measure the machine once, before any test process starts; pytest-xdist's workers inherit the result."""
     if not session.config.option.collectonly:
         measure_slowness()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let only tests that are marked for it start processes."""
+    if any(item.iter_markers("processes")) or any(item.iter_markers("cluster")):
+        return (yield)
+    with no_processes(item.nodeid):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ def _one(checks: Iterator[Check] | list[Check], name: str) -> Check:
     return next(check for check in checks if check.name == name)
 
 
+@pytest.mark.processes
 def test_this_machine_as_json() -> None:
     app = typer.Typer()
     command.register(app)
@@ -71,6 +72,7 @@ def test_a_check_that_raises_becomes_a_warning() -> None:
     assert check.status == "warn" and "ZeroDivisionError" in check.found
 
 
+@pytest.mark.processes
 def test_gloo_on_a_missing_interface_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere9")
     check = _one(network.interfaces(), "GLOO_SOCKET_IFNAME")
@@ -89,6 +91,7 @@ def test_nccl_interface_names_match_as_in_nccl(monkeypatch: pytest.MonkeyPatch) 
         assert _one(network.interfaces(), "NCCL_SOCKET_IFNAME").status == status, value
 
 
+@pytest.mark.processes
 def test_a_probe_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Probes(0.05) as probes:
         probes.start("torch")
@@ -104,6 +107,7 @@ def test_a_probe_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     assert network.gloo([answer, answer]).status == "warn"
 
 
+@pytest.mark.processes
 def test_a_probe_that_raises_reports_the_reason() -> None:
     with Probes(20) as probes:
         probes.start("nothing")

@@ -17,6 +17,8 @@ from gaguide.train.command import read_arguments
 from tests.support.patience import patience
 from tests.support.ranks import REPOSITORY, rank_environment
 
+pytestmark = pytest.mark.processes
+
 README = (REPOSITORY / "README.md").read_text("utf-8")
 BIN = Path(sys.executable).parent
 

@@ -90,6 +90,7 @@ def test_a_page_too_large_for_a_browser_is_refused(monkeypatch: pytest.MonkeyPat
         to_page(_parts(), split(TOKENS), "t")
 
 
+@pytest.mark.processes
 @needs_browser
 def test_texts_are_not_executed_and_nothing_is_fetched(browser: Browser, page: Path) -> None:
     browser.open(page)

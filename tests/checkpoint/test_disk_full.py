@@ -13,6 +13,8 @@ import pytest
 from gaguide.log import MetricsFile, read_metrics
 from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

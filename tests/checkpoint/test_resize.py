@@ -20,6 +20,8 @@ from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parent / "resize_script.py"
 STAGES = {"fp32": "0123", "bf16": "123"} | ({"fp16": "123"} if torch.cuda.is_available() else {})
 

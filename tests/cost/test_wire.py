@@ -16,6 +16,8 @@ from tests.cost.wire_script import MODEL
 from tests.support.patience import patience
 from tests.support.ranks import launch_command, rank_environment
 
+pytestmark = pytest.mark.processes
+
 BUCKETS = {"reduce_bucket_size": 50_000, "allgather_bucket_size": 50_000}
 STAGE_3 = {
     "stage": 3, "reduce_bucket_size": 50_000, "stage3_prefetch_bucket_size": 20_000,

@@ -131,6 +131,7 @@ def test_byte_ranges_cut_jsonl_without_loss(texts, tmp_path, make):
         assert tokens_of(folder, "train") == tokens_of(reference, "train")
 
 
+@pytest.mark.processes
 def test_the_result_does_not_depend_on_workers(megabytes, tokenizer_folder, tmp_path):
     folders = []
     for workers in (1, 2):

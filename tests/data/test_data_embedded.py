@@ -44,6 +44,7 @@ def test_tokenizer_loads_like_gpt2s(embedded):
     assert " not" in [tokenizer.decode([token]) for token in ids]
 
 
+@pytest.mark.processes
 def test_ranks_that_call_at_the_same_moment_share_one_build(tmp_path, embedded):
     """Real processes with other hash seeds; the fingerprint is that of this process's own build."""
     program = (

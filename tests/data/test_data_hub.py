@@ -71,6 +71,7 @@ def dataset(texts, tmp_path_factory) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.processes
 def test_a_pinned_revision_is_read_and_only_what_rows_need(run, dataset, texts, tokenizer_folder, tmp_path):
     with fake_hub("someone/web", dataset) as (endpoint, asked):
         output, code, errors = run(endpoint, "someone/web", {"rows": 40})
@@ -87,6 +88,7 @@ def test_a_pinned_revision_is_read_and_only_what_rows_need(run, dataset, texts, 
     assert read == {"train-00000-of-00004.parquet", "train-00001-of-00004.parquet"}
 
 
+@pytest.mark.processes
 def test_what_a_hub_does_not_have(run, dataset):
     with fake_hub("someone/web", dataset) as (endpoint, _):
         _, code, errors = run(endpoint, "someone/web", {"source": "someone/webb"}, {"split": "tain"})

@@ -134,6 +134,7 @@ def test_small_permutations_are_uniform():
     assert np.abs(counts / keys - 0.2).max() < 0.05
 
 
+@pytest.mark.processes
 def test_a_thousand_times_openwebtext_needs_no_memory():
     """8.8 billion blocks: any position, in a process that may take little memory beyond numpy's own."""
     program = (

@@ -73,6 +73,7 @@ def test_a_cut_before_any_rename_leaves_no_trace(jsonl, tokenizer_folder, tmp_pa
     assert 12 < steps < 100  # it did cut at every step, and came to the end
 
 
+@pytest.mark.processes
 def test_a_kill_of_real_processes(megabytes, tokenizer_folder, tmp_path):
     """kill -9 of the builder half-way: its workers end, and the same command ends with the same bytes."""
     program = (
@@ -143,6 +144,7 @@ def test_an_unfinished_build_of_something_else_is_refused(jsonl, tokenizer_folde
         build_shards(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder), shard_tokens=5_000))
 
 
+@pytest.mark.processes
 def test_a_worker_that_fails_stops_the_build(texts, tokenizer_folder, tmp_path):
     """A damaged file after a good one: the worker's error comes out, and the folder is not complete."""
     good = "".join(json.dumps({"text": text}) + "\n" for text in texts)

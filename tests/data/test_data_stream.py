@@ -198,6 +198,7 @@ def read_all(address: str, length: int, barrier: object, results: object) -> Non
     results.put(int(whole(store).sum()))
 
 
+@pytest.mark.processes
 def test_processes_of_a_host_share_one_fetch(server, folder, node_cache):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
@@ -220,6 +221,7 @@ def fetch_for_ever(folder: Path, info: ShardInfo) -> None:
     ShardCache(folder, 10 * info.bytes).fetch(info, download)
 
 
+@pytest.mark.processes
 def test_a_killed_fetcher_leaves_neither_a_lock_nor_its_space(folder, tmp_path):
     infos = shards_of(BlockStore(folder, "train", 64))
     cache = ShardCache(tmp_path / "cache", sum(info.bytes for info in infos[:2]), room_seconds=0)

@@ -115,6 +115,7 @@ def test_the_hostfile_of_a_command_line(command: str, hostfile: str | None) -> N
     assert hostfile_of(command.split()) == hostfile
 
 
+@pytest.mark.processes
 def test_a_rank_below_a_deepspeed_with_a_missing_hostfile_refuses(tmp_path) -> None:
     """A real process tree with the launcher's shape: a script named deepspeed, and below it the rank."""
     check_hostfile()
@@ -142,6 +143,7 @@ def test_a_rank_below_a_deepspeed_with_a_missing_hostfile_refuses(tmp_path) -> N
     assert started["hots"].returncode and "--hostfile = 'hots': no such file" in errors["hots"]
 
 
+@pytest.mark.processes
 def test_the_runner_above_pdsh_is_found() -> None:
     assert runner_over_ssh("29999") == {}
     with subprocess.Popen(
@@ -153,6 +155,7 @@ def test_the_runner_above_pdsh_is_found() -> None:
     assert found.keys() == {process.pid, me.pid} and found[me.pid] == me.create_time()
 
 
+@pytest.mark.processes
 def test_launchers_that_have_died_are_missed(tmp_path: Path) -> None:
     """One that dies under way, and one that died while Python still started."""
     module = REPOSITORY / "gaguide" / "distributed" / "launcher.py"

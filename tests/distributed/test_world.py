@@ -64,6 +64,7 @@ leave(75)
 """
 
 
+@pytest.mark.processes
 def test_a_process_leaves_with_its_code_and_all_it_said_but_is_not_taken_down() -> None:
     ended = subprocess.run([sys.executable, "-c", _LEAVES], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (75, "said registered\n", "told ")

@@ -19,6 +19,8 @@ from gaguide.log import read_metrics
 from gaguide.train.evaluating import undisturbed
 from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
 
+pytestmark = pytest.mark.processes
+
 
 def _job(folder: Path, **section: object) -> SimpleNamespace:
     """The part of a job that `make_evaluation` reads."""

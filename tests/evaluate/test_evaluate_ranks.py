@@ -15,6 +15,8 @@ from gaguide.evaluate.command import main
 from tests.support.patience import patience
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
+pytestmark = pytest.mark.processes
+
 
 def _launch(launcher: str, ranks: int, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
     if launcher == "srun":

@@ -20,6 +20,8 @@ from lm_eval.utils import make_table
 from gaguide.distributed import World
 from gaguide.evaluate import EvaluateSettings, evaluate
 
+pytestmark = pytest.mark.processes
+
 _SHOTS = "".join(f"Q: Is {at} not an odd number? A: {'no' if at % 2 else 'yes'}.\n" for at in range(12))
 _EDGES = [
     {"prompt": "", "classes": ["Hello there", "The end of it"], "answer_index": 0},

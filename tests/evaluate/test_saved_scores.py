@@ -25,6 +25,8 @@ from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.patience import patience
 from tests.support.ranks import EVALUATE, launch_command, rank_environment
 
+pytestmark = pytest.mark.processes
+
 
 def _batches(count: int = 12) -> list[Batch]:
     examples = [[TokenSequence((at, 5, 6), (7,), (at, 0))] for at in range(count)]

@@ -141,6 +141,7 @@ print(json.dumps([len(scores), abs(scores[15, 0] - wanted[15, 0]), said]))
 """
 
 
+@pytest.mark.processes
 def test_rows_that_exceed_cpu_memory_are_halved_too() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _LITTLE_MEMORY], env=rank_environment(), capture_output=True, text=True
@@ -186,6 +187,7 @@ for row in rows:
 """
 
 
+@pytest.mark.processes
 def test_a_model_of_gpt2s_width_gives_equal_bits_with_one_and_two_threads() -> None:
     """In a separate process, since MKL reads the setting before its first product."""
     environment = rank_environment()

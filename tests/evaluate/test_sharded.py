@@ -14,6 +14,8 @@ from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
 from tests.support.ranks import DS_CONFIGS, EVALUATE, run_ranks
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_a_partitioned_model_gives_the_same_numbers(

@@ -57,6 +57,7 @@ def test_mistakes_are_user_errors(embedded_shards: Path) -> None:
             lexicon(*arguments)
 
 
+@pytest.mark.processes
 def test_a_mistake_ends_the_command_without_a_traceback(embedded_shards: Path) -> None:
     program = Path(sys.executable).parent / "gaguide"
     arguments = ["lexicon", "show", "contrasts", "--tokenizer", str(embedded_shards / "tokenizer")]

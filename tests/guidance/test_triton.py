@@ -225,6 +225,7 @@ def compile_for(*options: str, cache: Path) -> None:
     assert done.stdout.count("shared") == 3
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
     compile_for("80", dtype, "64", "plain", cache=tmp_path)

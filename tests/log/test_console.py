@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.processes
 def test_words_to_nobody_do_not_stop_the_work() -> None:
     """Both outputs are pipes whose readers are gone, as after the death of a launcher's ssh."""
     program = (

@@ -23,6 +23,8 @@ from gaguide.ports import free_port
 from tests.support.patience import patience
 from tests.support.ranks import REPOSITORY
 
+pytestmark = pytest.mark.processes
+
 SOURCES = (
     "gaguide",
     "launch",

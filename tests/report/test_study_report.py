@@ -258,6 +258,7 @@ def test_command_reports_a_study(folder: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError) and "needs a name" in str(result.exception)
 
 
+@pytest.mark.processes
 @needs_browser
 def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRecords, tmp_path: Path) -> None:
     path = tmp_path / "study page.html"

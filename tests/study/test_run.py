@@ -52,6 +52,7 @@ def grid(folder: Path, **changes: Any) -> Grid:
     return make_grid(load_study(write(folder, **changes), {}))
 
 
+@pytest.mark.processes
 def test_a_failure_keeps_its_log_and_blocks_only_cells_that_start_from_it(tmp_path: Path) -> None:
     made = grid(tmp_path, data={"shards": str(tmp_path / "nowhere"), "block_length": 32})
     reported: list[tuple[str, str]] = []

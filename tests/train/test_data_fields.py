@@ -29,6 +29,8 @@ from tests.support.models import tiny_model
 from tests.support.patience import patience
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).with_name("data_script.py")
 T = 64
 

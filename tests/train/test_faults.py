@@ -21,6 +21,8 @@ from gaguide.log import read_metrics
 from tests.support.patience import patience, wait_until
 from tests.support.ranks import DS_CONFIGS, TRAIN, launch_command, rank_environment, run_ranks
 
+pytestmark = pytest.mark.processes
+
 HERE = Path(__file__).parent
 CURVES = ("loss", "lm_loss", "guidance_loss", "grad_norm", "lr", "tokens", "skipped_steps")
 

@@ -13,6 +13,8 @@ from tests.support.patience import patience
 from tests.support.ranks import TRAIN
 from tests.train.test_faults import CURVES, arguments, job, newest_checkpoint, read_metrics, steps_done
 
+pytestmark = pytest.mark.processes
+
 TRIALS = 50
 STEPS = 1500
 

@@ -20,7 +20,7 @@ from gaguide.log import read_metrics
 from tests.support.ranks import run_ranks
 from tests.train.test_variants import SCRIPT, shipped
 
-pytestmark = pytest.mark.stress
+pytestmark = [pytest.mark.stress, pytest.mark.processes]
 OFFLOADS = ("zero2_offload", "zero3_offload", "zero3_nvme")
 
 

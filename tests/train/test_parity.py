@@ -12,6 +12,8 @@ from gaguide.log import read_metrics
 from tests.support.ranks import run_ranks
 from tests.train.parity_script import RUNS
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parent / "parity_script.py"
 CURVES = ("loss", "lm_loss", "guidance_loss", "guided_attention", "grad_norm")
 

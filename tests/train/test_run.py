@@ -17,6 +17,8 @@ from gaguide.data import BlockStore
 from gaguide.log import read_metrics
 from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
 
+pytestmark = pytest.mark.processes
+
 SETTINGS = {
     "data.block_length": "64",
     "model.dropout": "0.1",

@@ -27,6 +27,8 @@ from gaguide.log import read_metrics
 from gaguide.log.console import StepLine
 from tests.support.ranks import DS_CONFIGS, run_ranks
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parent / "variants_script.py"
 
 
