@@ -1,4 +1,4 @@
-"""Who this process is among the ranks (`World`) and the few collectives that gaguide needs."""
+"""Which rank this process is (`World`), how the ranks meet, and the few collectives that gaguide needs."""
 
 from gaguide.distributed.collectives import (
     all_gather,

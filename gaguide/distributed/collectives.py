@@ -1,4 +1,4 @@
-"""Collectives over Python objects and small tensors; each is the identity where there is one process."""
+"""Collectives over Python objects and small tensors; with a single process each is the identity."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from gaguide.errors import Fault, UserError
 T = TypeVar("T")
 
 
-def _alone() -> bool:
+def _is_alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def barrier() -> None:
     """Wait for every rank."""
-    if not _alone():
+    if not _is_alone():
         dist.barrier()
 
 
 def all_gather(value: T) -> list[T]:
-    """Every rank's picklable `value`, by rank."""
-    if _alone():
+    """The picklable `value` of every rank, in order of rank."""
+    if _is_alone():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -35,7 +35,7 @@ def all_gather(value: T) -> list[T]:
 
 def broadcast(value: T) -> T:
     """Rank 0's picklable `value`, on every rank."""
-    if _alone():
+    if _is_alone():
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
@@ -43,24 +43,24 @@ def broadcast(value: T) -> T:
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum over ranks, in place; the tensor lies on the rank's device."""
-    if not _alone():
+    """Sum over ranks, in place; `values` must be on the rank's device."""
+    if not _is_alone():
         dist.all_reduce(values)
     return values
 
 
 def all_reduce_max(values: torch.Tensor) -> torch.Tensor:
-    """Largest over ranks, in place; the tensor lies on the rank's device."""
-    if not _alone():
+    """Elementwise maximum over ranks, in place; `values` must be on the rank's device."""
+    if not _is_alone():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
 
 
 def raise_together(check: Callable[[], T]) -> T:
-    """Run `check` on every rank; if it raises a `UserError` on any, raise all their faults on all of them.
+    """The result of `check` here; if it raises a `UserError` on any rank, every rank raises all faults.
 
-    So no rank goes on alone into a collective that the others never reach, and a fault that only one
-    host has (a file that is missing there) is reported with that rank's number.
+    So no rank continues into a collective that the others never reach. A fault that not all ranks have,
+    such as a file that is missing on one host, is reported with the rank's number.
     """
     faults: tuple[Fault, ...] = ()
     result: Any = None
@@ -70,16 +70,16 @@ def raise_together(check: Callable[[], T]) -> T:
         faults = error.faults
     by_rank = all_gather(faults)
     if any(by_rank):
-        raise UserError(_merge(by_rank))
+        raise UserError(_merge_faults(by_rank))
     return result
 
 
-def _merge(by_rank: list[tuple[Fault, ...]]) -> list[Fault]:
-    everywhere = [fault for fault in by_rank[0] if all(fault in faults for faults in by_rank)]
-    alone = [
+def _merge_faults(by_rank: list[tuple[Fault, ...]]) -> list[Fault]:
+    common = [fault for fault in by_rank[0] if all(fault in faults for faults in by_rank)]
+    single = [
         replace(fault, field=f"rank {rank}: {fault.field}")
         for rank, faults in enumerate(by_rank)
         for fault in faults
-        if fault not in everywhere
+        if fault not in common
     ]
-    return everywhere + alone
+    return common + single

@@ -1,7 +1,7 @@
-"""The launchers above this rank: a mistake in DeepSpeed's command line that it only warns of, and their end.
+"""The launchers of this rank: whether they still run, and a mistake in DeepSpeed's command line.
 
-`deepspeed` with a hostfile that is not there trains on this host alone. Killed, it leaves pdsh and all ranks
-running on every host.
+`deepspeed` with a hostfile that does not exist only warns and trains on this host alone. When it is killed,
+pdsh and all ranks keep running on every host.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import psutil
 
 from gaguide.errors import Fault, UserError
 
-# How the names of launchers' programs and modules begin.
+# Prefixes of the names of launchers' programs and modules.
 _LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "prterun", "orted", "prted",
               "hydra", "srun", "slurmstepd")  # fmt: skip
-# What deepspeed and torchrun give every rank, whose parent they are.
-_MARKS = ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")
+# Variables that deepspeed and torchrun set for every rank, whose parent they are.
+_VARIABLES = ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")
 
 
 def check_hostfile() -> None:
-    """Raise a `UserError` if the `deepspeed` command above this rank names a hostfile that is missing."""
+    """Raise a `UserError` if the `deepspeed` command above this rank names a hostfile that does not exist."""
     with suppress(psutil.Error, OSError):
         for process in psutil.Process().parents():
             name = hostfile_of(process.cmdline())
@@ -32,8 +32,8 @@ def check_hostfile() -> None:
                 raise UserError(
                     Fault(
                         "--hostfile",
-                        "no such file; DeepSpeed would train on this host alone",
-                        "give a file with a line `HOST slots=GPUS` for each host, or leave --hostfile out",
+                        "does not exist; DeepSpeed would train on this host alone",
+                        "name a file with a line `HOST slots=GPUS` for each host, or omit --hostfile",
                         name,
                     )
                 )
@@ -41,40 +41,40 @@ def check_hostfile() -> None:
 
 def hostfile_of(command: Sequence[str]) -> str | None:
     """The hostfile that a `deepspeed [options] SCRIPT …` command line names; None for other commands."""
-    at = next((at for at, word in enumerate(command[:3]) if Path(word).name in ("deepspeed", "ds")), None)
-    if at is None:
+    start = next((at for at, word in enumerate(command[:3]) if Path(word).name in ("deepspeed", "ds")), None)
+    if start is None:
         return None
-    named = None
-    for word, following in zip(command[at + 1 :], [*command[at + 2 :], ""]):
+    hostfile = None
+    for word, following in zip(command[start + 1 :], [*command[start + 2 :], ""]):
         option, equals, value = word.partition("=")
         if word.endswith(".py") or word.startswith("gaguide."):
             break  # the program; what follows are its own arguments
         if option in ("--hostfile", "-H"):
-            named = value if equals else following
-    return named
+            hostfile = value if equals else following
+    return hostfile
 
 
 class Launchers:
-    """The launchers of this process, as they are when this is made: process id → start time."""
+    """The launchers that this process has when the object is made."""
 
     def __init__(self) -> None:
         self.processes = launchers_above() | runner_over_ssh(os.environ.get("MASTER_PORT", ""))
-        # A launcher that died while Python started has left its marks only.
-        self._orphan = not self.processes and any(mark in os.environ for mark in _MARKS)
+        # A launcher that died while Python started has left only its variables.
+        self._orphan = not self.processes and any(name in os.environ for name in _VARIABLES)
 
     def gone(self) -> bool:
         """Whether any of them has died."""
-        return self._orphan or not still_there(self.processes)
+        return self._orphan or not all_running(self.processes)
 
 
 @cache
 def launchers() -> Launchers:
-    """The launchers of this process, as they were at the first call: to be made before anything slow."""
+    """The launchers that this process had at the first call, which should come before anything slow."""
     return Launchers()
 
 
 def launchers_above() -> dict[int, float]:
-    """Every launcher that this process descends from."""
+    """Process id → start time of every launcher that this process descends from."""
     found = {}
     with suppress(psutil.Error):
         for process in psutil.Process().parents():
@@ -84,8 +84,8 @@ def launchers_above() -> dict[int, float]:
     return found
 
 
-def still_there(processes: dict[int, float]) -> bool:
-    """Whether all of them still run."""
+def all_running(processes: dict[int, float]) -> bool:
+    """Whether all `processes` (id → start time) still run."""
     for pid, started in processes.items():
         try:
             process = psutil.Process(pid)
@@ -93,15 +93,15 @@ def still_there(processes: dict[int, float]) -> bool:
                 return False
         except psutil.NoSuchProcess:
             return False
-        except psutil.Error:  # not allowed to look: no reason to stop
+        except psutil.Error:  # not permitted to look: not a reason to stop
             continue
     return True
 
 
 def runner_over_ssh(master_port: str) -> dict[int, float]:
-    """pdsh and the `deepspeed` above it that start the ranks of this port, if they run on this host.
+    """Process id → start time of the pdsh, and the `deepspeed` above it, that started the ranks of this port.
 
-    They are no ancestors of any rank: sshd is.
+    Empty where they run on another host. They are not ancestors of any rank: sshd is.
     """
     found: dict[int, float] = {}
     for process in _processes():

@@ -1,7 +1,7 @@
 """The interface by which other hosts reach this host.
 
-gloo listens on the address of the host's own name. Where that is loopback (Debian writes `127.0.1.1 NAME`
-into /etc/hosts) the other hosts are told to connect to themselves, and everybody waits.
+gloo listens on the address that the host's own name resolves to. Where that is loopback (Debian writes
+`127.0.1.1 NAME` into /etc/hosts), other hosts would connect to themselves, and all ranks would wait.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import psutil
 
 
 def gloo_interface(environ: Mapping[str, str], others: Iterable[str]) -> str | None:
-    """The interface that gloo must be told of, or None where it finds its own way.
+    """The interface to set as GLOO_SOCKET_IFNAME, or None where gloo finds the right one by default.
 
-    `others`: names or addresses of hosts of this run, the master first.
+    `others` are names or addresses of hosts of this run, the master first.
     """
     others = list(others)
-    if environ.get("GLOO_SOCKET_IFNAME") or not any(map(_beyond_this_host, others)):
+    if environ.get("GLOO_SOCKET_IFNAME") or not any(map(_is_remote, others)):
         return None
     own = _addresses(socket.gethostname())
     if own and not own[0].is_loopback:
@@ -28,35 +28,35 @@ def gloo_interface(environ: Mapping[str, str], others: Iterable[str]) -> str | N
 
 
 def address_for_others() -> str:
-    """An address of this host for other hosts: of its name, or where that is loopback of its interface."""
+    """The address by which other hosts reach this one: of its name or, where that is loopback, its interface."""
     own = _addresses(socket.gethostname())
     if own and not own[0].is_loopback:
         return str(own[0])
     return _source_towards([]) or "127.0.0.1"
 
 
-def _beyond_this_host(name: str) -> bool:
+def _is_remote(name: str) -> bool:
     return name != "localhost" and not name.startswith("127.") and name != "::1"
 
 
 def _source_towards(others: Iterable[str]) -> str | None:
-    """The address this host speaks from: to the first host whose route leaves loopback, else by default."""
-    for name in [*others, "192.0.2.1"]:  # an address of no host: the default route
+    """This host's source address towards the first host beyond loopback, else that of its default route."""
+    for name in [*others, "192.0.2.1"]:  # reserved, no host has it: the default route
         for address in _addresses(name):
             family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
             try:
                 with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                    probe.connect((str(address), 9))  # sends nothing
+                    probe.connect((str(address), 9))  # UDP: sends nothing
                     source = str(probe.getsockname()[0])
             except OSError:
                 continue
             if not ipaddress.ip_address(source).is_loopback:
                 return source
-    return next((address for _, address in _up()), None)
+    return next((address for _, address in _active_addresses()), None)
 
 
-def _up() -> list[tuple[str, str]]:
-    """(interface, IPv4 address) of all that are up, without loopback."""
+def _active_addresses() -> list[tuple[str, str]]:
+    """(interface, IPv4 address) pairs of the interfaces that are up, without loopback."""
     stats = psutil.net_if_stats()
     return [
         (name, entry.address)

@@ -1,4 +1,4 @@
-"""Where ranks meet (MASTER_ADDR, MASTER_PORT) under launchers that do not say: Slurm's srun, and mpirun."""
+"""Where ranks meet (MASTER_ADDR, MASTER_PORT) under launchers that do not set it: srun and mpirun."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gaguide.distributed.network import address_for_others
 from gaguide.errors import Fault, UserError
 from gaguide.ports import free_port
 
-# Below Linux's ephemeral ports (32768 …), which any connection may hold for a moment.
+# Below Linux's ephemeral ports (32768 and up), any of which a connection may be using.
 _FIRST_PORT, _PORTS = 15_000, 17_000
 
 
 def rendezvous(environ: Mapping[str, str], rank: int, size: int) -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT, the same on all ranks; what the environment already has is kept.
+    """MASTER_ADDR and MASTER_PORT, the same on all ranks; a value that `environ` has is kept.
 
-    `rank` and `size` are the launcher's; under mpirun this is a collective of all of them. Raises a
-    `UserError` where there is no way to know.
+    `rank` and `size` are those of the launcher. Under mpirun this is a collective over all ranks. Raises a
+    `UserError` where they cannot be derived.
     """
     given = {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if environ.get(name)}
     if len(given) == 2:
@@ -34,7 +34,7 @@ def rendezvous(environ: Mapping[str, str], rank: int, size: int) -> dict[str, st
         raise UserError(
             Fault(
                 ", ".join(missing),
-                f"not set, but there are {size} ranks",
+                f"must be set for {size} ranks",
                 "export the first host's name and a free port, the same on all ranks",
             )
         )
@@ -42,30 +42,30 @@ def rendezvous(environ: Mapping[str, str], rank: int, size: int) -> dict[str, st
 
 
 def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """The step's first host, where rank 0 is, and a port that other jobs and steps do not share.
+    """The step's first host, where rank 0 runs, and a port that depends on job and step.
 
-    Needs no scontrol: it is missing in containers.
+    Works without scontrol, which containers lack. Raises a `UserError` where the list of hosts is invalid.
     """
     names = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     try:
         first = expand_hosts(names)[0]
     except (ValueError, IndexError):
         remedy = "export MASTER_ADDR, the first host's name, before srun"
-        raise UserError(Fault("SLURM_JOB_NODELIST", "is no list of hosts", remedy, names)) from None
+        raise UserError(Fault("SLURM_JOB_NODELIST", "is not a list of hosts", remedy, names)) from None
     job, step = (_digits(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return {"MASTER_ADDR": first, "MASTER_PORT": str(_FIRST_PORT + (job * 31 + step) % _PORTS)}
 
 
 def expand_hosts(names: str) -> list[str]:
-    """Slurm's short form as host names in order: `a[01-02,7],b` → a01, a02, a7, b."""
+    """Host names of Slurm's compressed list, in order: `a[01-02,7],b` → a01, a02, a7, b."""
     hosts: list[str] = []
-    # Commas within brackets do not part names.
+    # Commas inside brackets do not separate names.
     for word in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", names):
-        made = [""]
+        expanded = [""]
         for literal, ranges in re.findall(r"([^\[\]]+)|\[([^\]]*)\]", word):
             ends = [literal] if literal else [number for part in ranges.split(",") for number in _range(part)]
-            made = [start + end for start in made for end in ends]
-        hosts += made
+            expanded = [start + end for start in expanded for end in ends]
+        hosts += expanded
     return hosts
 
 
@@ -80,14 +80,14 @@ def _range(part: str) -> list[str]:
 
 
 def _from_mpi(rank: int, size: int) -> dict[str, str]:
-    """Rank 0 tells the others over MPI."""
+    """An address of rank 0's host, broadcast over MPI (a collective)."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UserError(
             Fault(
                 "MASTER_ADDR, MASTER_PORT",
-                f"not set by mpirun, and mpi4py can't be used to agree on them ({error})",
+                f"are not set by mpirun, and mpi4py, which could agree on them, cannot be imported ({error})",
                 "pip install 'gaguide[mpi]', or export the first host's name and a free port: "
                 "mpirun -x MASTER_ADDR=… -x MASTER_PORT=… (Open MPI), -genv NAME VALUE (MPICH)",
             )
@@ -97,7 +97,7 @@ def _from_mpi(rank: int, size: int) -> dict[str, str]:
         raise UserError(
             Fault(
                 "mpirun",
-                f"started {size} ranks, but mpi4py sees {world.size}: it belongs to another MPI library "
+                f"started {size} ranks but mpi4py sees {world.size}: it was built for another MPI library "
                 f"({MPI.Get_library_version().splitlines()[0]})",
                 "use that library's mpirun, or pip install --force-reinstall --no-binary mpi4py mpi4py",
             )

@@ -1,4 +1,4 @@
-"""The identity of this process: rank, local rank, world size, from whichever launcher started it."""
+"""The rank of this process under any launcher, its process group, and its exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gaguide.distributed.network import gloo_interface
 from gaguide.distributed.rendezvous import expand_hosts, rendezvous
 from gaguide.errors import Fault, UserError
 
-# (rank, world size, local rank) as each launcher spells them, in the order they are asked.
+# (rank, world size, local rank) as each launcher names them, in the order of precedence.
 _LAUNCHER_VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed, torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
@@ -31,34 +31,41 @@ _LAUNCHER_VARIABLES = (
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of them. `rank` in [0, size), `local_rank` counts within one host."""
+    """This process among all ranks of the job."""
 
     rank: int = 0
+    """Global rank, in [0, size)."""
     size: int = 1
+    """Number of ranks."""
     local_rank: int = 0
+    """Rank within this host, from 0."""
     host: str = "localhost"
+    """Name of this host."""
 
     @property
     def is_main(self) -> bool:
-        """True on global rank 0, the one that prints and writes shared files."""
+        """Whether this is global rank 0, which prints and writes shared files."""
         return self.rank == 0
 
     @property
     def device(self) -> torch.device:
-        """The accelerator of this local rank where there is one, else the CPU."""
+        """The GPU of this local rank if there is one, else the CPU."""
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> World:
-        """Read the launcher's variables; a bare `python script.py` is a world of one."""
+        """From the launcher's variables; a plain `python script.py` is a world of one.
+
+        Raises a `UserError` where a variable is not a number.
+        """
         environ = os.environ if environ is None else environ
         host = socket.gethostname()
         for rank, size, local_rank in _LAUNCHER_VARIABLES:
-            # An interactive Slurm shell sets SLURM_PROCID in a plain process too; a step id marks srun.
+            # Slurm sets SLURM_PROCID in interactive and batch shells too; only srun sets a step id.
             if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in environ:
                 continue
             if rank in environ and size in environ:
-                if local_rank not in environ:  # srun --mpi=pmi2 sets the others of MPICH's
+                if local_rank not in environ:  # srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE only
                     local_rank = "SLURM_LOCALID"
                 numbers = [_number(name, environ.get(name, "0")) for name in (rank, size, local_rank)]
                 return cls(numbers[0], numbers[1], numbers[2], host)
@@ -66,9 +73,10 @@ class World:
 
 
 def start(world: World, timeout_minutes: float = 30) -> None:
-    """Make the default process group (NCCL with GPUs, else gloo), also for a world of one.
+    """Create the default process group (NCCL with GPUs, else gloo), for a world of one too.
 
-    DeepSpeed takes the group that it finds. The timeout bounds how long a rank waits for a lost peer.
+    DeepSpeed uses an existing group. `timeout_minutes` bounds how long a collective waits for a lost rank.
+    Raises a `UserError` where the ranks cannot meet or a local rank has no GPU.
     """
     if dist.is_initialized():
         return
@@ -83,12 +91,12 @@ def start(world: World, timeout_minutes: float = 30) -> None:
                 world.local_rank,
             )
         )
-    # DeepSpeed and transformers read these even where another launcher's spelling was used.
+    # DeepSpeed and transformers read these names whatever the launcher sets.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     else:
-        _name_interface(world)
+        _choose_interface(world)
     dist.init_process_group(
         "nccl" if world.device.type == "cuda" else "gloo",
         rank=world.rank,
@@ -97,8 +105,8 @@ def start(world: World, timeout_minutes: float = 30) -> None:
     )
 
 
-def _name_interface(world: World) -> None:
-    """Tell gloo the interface that other hosts reach, where it would choose loopback."""
+def _choose_interface(world: World) -> None:
+    """Set the interface that other hosts reach, where gloo would choose loopback."""
     others = [os.environ["MASTER_ADDR"]]
     with suppress(ValueError):
         others += expand_hosts(os.environ.get("SLURM_STEP_NODELIST", ""))
@@ -112,32 +120,33 @@ def _name_interface(world: World) -> None:
 
 def _number(name: str, text: str) -> int:
     if not text.isdigit():
-        raise UserError(Fault(name, "is no number", "the launcher sets it: start through one", text))
+        raise UserError(
+            Fault(name, "must be a whole number", "start the ranks through a launcher, which sets it", text)
+        )
     return int(text)
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def leave(code: int) -> NoReturn:
-    """End this process of a launcher with `code`: what is registered for its end runs, the interpreter stays.
+    """Exit with `code` after the process group and `atexit` functions, without finalizing the interpreter.
 
-    Seen twice under load, a run that had ended well left with -6 ("terminate called without an active
-    exception"), which fails the whole job. While Python takes itself down, it ends any thread that asks for
-    its lock, as gloo's do where they let go of a tensor, and a thread that is ended inside a destructor takes
-    the process with it.
+    Finalizing aborted finished runs twice under load, with -6 ("terminate called without an active
+    exception"), which fails the whole job: CPython ends any thread that asks for its lock meanwhile, as gloo's
+    threads do when they free a tensor, and a thread that ends inside a C++ destructor aborts the process.
     """
     stop()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads any more, or it is closed
+        with suppress(OSError, ValueError):  # its reader is gone, or it is closed
             stream.flush()
     os._exit(code)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device had too little memory; a CPU's allocator has no exception of its own."""
+    """Whether `error` reports that a device ran out of memory; on the CPU only its text says so."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

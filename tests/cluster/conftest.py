@@ -1,4 +1,4 @@
-"""Two hosts for the tests of a module, and the run they all do, once on one host for comparison."""
+"""Two hosts for the tests of a module, and the run that all launchers repeat, on one host for comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def arguments(output: Path, *more: str) -> list[str]:
 
 
 def losses(output: Path) -> dict[int, float]:
-    """Step → loss of a run's records."""
+    """Step → loss, from a run's records."""
     return {record["step"]: record["loss"] for record in read_metrics(output / "metrics.jsonl")}
 
 
@@ -38,6 +38,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    """Two hosts that live for the tests of a module."""
+    """Two hosts that all tests of a module share."""
     with hosts(2, tmp_path_factory.mktemp("hosts")) as made:
         yield made

@@ -1,7 +1,7 @@
 """Hosts on one machine: each a network namespace with its own address, hostname, processes and sshd.
 
 A bridge in a namespace of its own joins them, so nothing of this machine's network is touched. The file
-system is shared, as a cluster's is. Killing a host is a power cut; its link can be cut and mended.
+system is shared, as in a cluster. Killing a host is a power cut; its link can be cut and restored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.ranks import REPOSITORY
 
 _PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "pdsh": "pdsh"}
 _PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-_PREFIX = "gag"  # of the namespaces' names; then the process that made them, and which of its networks
+_PREFIX = "gag"  # of the namespaces' names; the id of the process that made them and a counter follow
 _networks = itertools.count()
 
 # The host's first process. Debian's way: a host's own name is a loopback address to itself.
@@ -70,7 +70,7 @@ def need(programs: Mapping[str, str]) -> None:
             subprocess.run(install, **quiet, timeout=patience(300))
     missing = [package for program, package in programs.items() if _which(program) is None]
     if missing:
-        pytest.skip(f"not here, and apt-get could not install it: {', '.join(missing)}")
+        pytest.skip(f"missing, and apt-get could not install it: {', '.join(missing)}")
 
 
 def _which(program: str) -> str | None:
@@ -82,7 +82,7 @@ def _no_questions() -> dict[str, str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a rank needs, and no more: nothing of the machine's own launchers."""
+    """The variables that a rank needs, and none of the machine's own launchers."""
     return {
         "PATH": _PATH,
         "HOME": str(Path.home()),
@@ -98,7 +98,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @dataclass
 class Host:
-    """One host that runs; `process` is outside it, and its end is the host's."""
+    """A running host; `process` runs outside it, and the host ends with it."""
 
     name: str
     address: str
@@ -114,7 +114,7 @@ class Host:
 
     @property
     def init(self) -> int:
-        """Its first process, as this machine numbers it."""
+        """Process id of its first process, as this machine numbers it."""
         if self._init is None:
             children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
             self._init = int(children[0])
@@ -160,7 +160,7 @@ class Host:
         }
 
     def power_off(self) -> None:
-        """All its processes are gone at once, without a word to anybody: the wire is dead before they end."""
+        """End all its processes at once; the link goes first, so that no other host is notified."""
         _ip("link", "set", "eth0", "down", namespace=self.namespace)
         self.process.kill()
         self.process.wait()
@@ -168,7 +168,7 @@ class Host:
 
 @dataclass
 class Hosts:
-    """All of them, and the switch between."""
+    """All hosts, and the switch that connects them."""
 
     hosts: list[Host]
     switch: str
@@ -188,15 +188,15 @@ class Hosts:
         return path
 
     def cut(self, at: int) -> None:
-        """Pull the plug of one host's network; its processes live on."""
+        """Cut the network link of one host; its processes keep running."""
         _ip("link", "set", f"p{at}", "down", namespace=self.switch)
 
-    def mend(self, at: int) -> None:
-        """Put the plug back."""
+    def restore(self, at: int) -> None:
+        """Restore the link."""
         _ip("link", "set", f"p{at}", "up", namespace=self.switch)
 
     def ranks(self, script: str = "train.py") -> dict[str, dict[int, str]]:
-        """Ranks that live, by host."""
+        """The running ranks, by host."""
         return {host.name: host.ranks(script) for host in self.hosts if host.process.poll() is None}
 
     def wait_for_no_ranks(self, seconds: float, script: str = "train.py") -> None:
@@ -208,7 +208,7 @@ class Hosts:
 
 @contextlib.contextmanager
 def hosts(count: int, folder: Path) -> Iterator[Hosts]:
-    """`count` hosts node0, node1 …, gone with all their processes at the end, whatever happens."""
+    """`count` hosts node0, node1 …; at the end they are removed with all their processes."""
     need(_PACKAGES)
     _sweep()
     tried = subprocess.run(

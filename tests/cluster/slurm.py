@@ -53,18 +53,18 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 Preempt
 
 @dataclass
 class Slurm:
-    """A Slurm that runs over `hosts`; commands are given on the first."""
+    """A running Slurm over `hosts`; commands run on the first."""
 
     hosts: Hosts
     folder: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """What finds this Slurm, and no other."""
+        """The variable by which commands find this Slurm."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def run(self, *words: str | Path, timeout: float = 60, **more: str) -> str:
-        """A command of Slurm's; its output."""
+        """The output of a command, which must succeed."""
         done = self.hosts[0].run(*words, timeout=timeout, **self.environment, **more)
         assert done.returncode == 0, f"{words}: {done.stdout}"
         return done.stdout
@@ -86,13 +86,13 @@ class Slurm:
             time.sleep(0.5)
 
     def now(self, job: str) -> None:
-        """Do not wait the two minutes that Slurm holds a requeued job back."""
+        """Start a requeued job without the two minutes that Slurm holds it back."""
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 @contextlib.contextmanager
 def slurm(hosts: Hosts, folder: Path) -> Iterator[Slurm]:
-    """Daemons that end with their hosts."""
+    """Munge and Slurm's daemons on all hosts, stopped at the end."""
     need(_PROGRAMS)
     folder.chmod(0o755)
     (folder / "munge.key").write_bytes(os.urandom(128))
@@ -131,7 +131,7 @@ def slurm(hosts: Hosts, folder: Path) -> Iterator[Slurm]:
 
 
 def _idle(made: Slurm) -> str:
-    """How many hosts are ready for jobs."""
+    """The number of idle hosts, as sinfo prints it."""
     words = ("sinfo", "--noheader", "--states=idle", "--format=%D", "--partition=main")
     return made.hosts[0].run(*words, **made.environment).stdout.strip()
 

@@ -15,8 +15,8 @@ from tests.support.ranks import REPOSITORY, TRAIN
 pytestmark = pytest.mark.cluster
 
 
-def finish(started: list[subprocess.Popen[bytes]], logs: list[Path], seconds: float = 150) -> str:
-    """Wait for all, which must end well; what they said."""
+def wait_for_success(started: list[subprocess.Popen[bytes]], logs: list[Path], seconds: float = 150) -> str:
+    """Wait for all to exit with code 0; returns their output."""
     try:
         codes = [process.wait(patience(seconds)) for process in started]
     finally:
@@ -28,7 +28,7 @@ def finish(started: list[subprocess.Popen[bytes]], logs: list[Path], seconds: fl
 
 
 def deepspeed_env(folder: Path) -> str:
-    """What pdsh's ranks get; sums over another number of threads differ in their last bits."""
+    """Path of the variables for pdsh's ranks; another number of threads would change the last bits."""
     path = folder / "deepspeed_env"
     path.write_text("OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\nHF_HUB_OFFLINE=1\n")
     return str(path)
@@ -38,7 +38,7 @@ def test_smoke_deepspeed_over_ssh(two: Hosts, expected: dict[int, float], tmp_pa
     """`deepspeed --hostfile`: one command on one host starts the ranks of both through pdsh."""
     command = ["deepspeed", "--hostfile", two.hostfile(), TRAIN, *arguments(tmp_path / "run")]
     log = tmp_path / "log"
-    said = finish(
+    said = wait_for_success(
         [two[0].start(*command, log=log, cwd=REPOSITORY, DS_ENV_FILE=deepspeed_env(tmp_path))], [log]
     )
     assert losses(tmp_path / "run") == expected
@@ -55,7 +55,7 @@ def test_deepspeed_without_ssh(two: Hosts, expected: dict[int, float], tmp_path:
         command = ["deepspeed", "--no_ssh", "--node_rank", str(at), "--master_addr", two[0].address]
         command += ["--master_port", "29510", "--hostfile", str(two.hostfile()), str(TRAIN)]
         started.append(host.start(*command, *arguments(tmp_path / "run"), log=logs[at], cwd=REPOSITORY))
-    finish(started, logs)
+    wait_for_success(started, logs)
     assert losses(tmp_path / "run") == expected
 
 
@@ -65,7 +65,7 @@ def test_torchrun(two: Hosts, expected: dict[int, float], tmp_path: Path) -> Non
         command = ["torchrun", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(at)]
         command += ["--master_addr", two[0].address, "--master_port", "29511", str(TRAIN)]
         started.append(host.start(*command, *arguments(tmp_path / "run"), log=logs[at], cwd=REPOSITORY))
-    finish(started, logs)
+    wait_for_success(started, logs)
     assert losses(tmp_path / "run") == expected
 
 
@@ -74,5 +74,5 @@ def test_a_hostfile_that_is_missing_is_refused(two: Hosts, tmp_path: Path) -> No
     command = ["deepspeed", "--hostfile", "no/such", TRAIN, *arguments(tmp_path / "run")]
     done = two[0].run(*command, timeout=100)
     assert done.returncode == 2, done.stdout
-    assert "train: --hostfile = 'no/such': no such file" in done.stdout
+    assert "train: --hostfile = 'no/such': does not exist" in done.stdout
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Ranks that wait for a host that is gone: gloo would wait for ever, a watch ends them. No training."""
+"""Ranks that wait for a lost host: gloo would wait forever, their monitor ends them. Without training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fresh(tmp_path: Path) -> Iterator[Hosts]:
 def start(
     made: Hosts, folder: Path, script: str = "wait_script.py", hosts: tuple[int, ...] = (0, 1)
 ) -> list[subprocess.Popen[bytes]]:
-    """Rank I on host `hosts[I]`, all under way."""
+    """Rank I on host `hosts[I]`, all running."""
     started = []
     for rank, host in enumerate(hosts):
         variables = {
@@ -47,13 +47,13 @@ def start(
         words = (sys.executable, FOLDER / script, folder / "run", str(patience(TIMEOUT)))
         started.append(made[host].start(*words, log=folder / f"log-{rank}", cwd=REPOSITORY, **variables))
     wait_until(
-        lambda: all("step 40\n" in said(folder, rank) for rank in range(len(hosts))),
-        failure=lambda: [said(folder, rank) for rank in range(len(hosts))],
+        lambda: all("step 40\n" in output_of(folder, rank) for rank in range(len(hosts))),
+        failure=lambda: [output_of(folder, rank) for rank in range(len(hosts))],
     )
     return started
 
 
-def said(folder: Path, rank: int) -> str:
+def output_of(folder: Path, rank: int) -> str:
     return (folder / f"log-{rank}").read_text(errors="replace")
 
 
@@ -61,29 +61,31 @@ def test_both_sides_of_a_cut_link_end(fresh: Hosts, tmp_path: Path) -> None:
     started = start(fresh, tmp_path)
     fresh.cut(1)
     for rank, process in enumerate(started):
-        assert process.wait(patience(BOUND)) == EXIT_HUNG, said(tmp_path, rank)
+        assert process.wait(patience(BOUND)) == EXIT_HUNG, output_of(tmp_path, rank)
         assert re.search(
             r"nothing has moved for \d+ s .*on rank [01], .*adding up: all 2 ranks wait",
-            said(tmp_path, rank),
+            output_of(tmp_path, rank),
         )
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_the_host_that_is_left_ends_and_names_the_other(fresh: Hosts, tmp_path: Path, lost: int) -> None:
+def test_the_remaining_host_ends_and_names_the_other(fresh: Hosts, tmp_path: Path, lost: int) -> None:
     left = 1 - lost
     started = start(fresh, tmp_path)
     fresh[lost].power_off()
-    assert started[left].wait(patience(BOUND)) == EXIT_HUNG, said(tmp_path, left)
-    assert f"rank {lost} on host node{lost} has given no sign of life" in said(tmp_path, left)
+    assert started[left].wait(patience(BOUND)) == EXIT_HUNG, output_of(tmp_path, left)
+    assert f"rank {lost} on host node{lost} has given no sign of life" in output_of(tmp_path, left)
 
 
-def test_a_link_that_comes_back_is_forgiven(fresh: Hosts, tmp_path: Path) -> None:
+def test_a_link_that_comes_back_ends_nobody(fresh: Hosts, tmp_path: Path) -> None:
     started = start(fresh, tmp_path)
     fresh.cut(1)
     time.sleep(2)
-    fresh.mend(1)
-    steps = said(tmp_path, 0).count("step ")
-    wait_until(lambda: said(tmp_path, 0).count("step ") >= steps + 20, BOUND, lambda: said(tmp_path, 0))
+    fresh.restore(1)
+    steps = output_of(tmp_path, 0).count("step ")
+    wait_until(
+        lambda: output_of(tmp_path, 0).count("step ") >= steps + 20, BOUND, lambda: output_of(tmp_path, 0)
+    )
     assert [process.poll() for process in started] == [None, None]
 
 
@@ -102,8 +104,8 @@ def test_an_evaluation_that_loses_ranks_ends_on_every_host_and_says_why(
         fresh[1].power_off()
     lost = {"a rank": ["2", "2"], "a link": ["[12]", "0"], "a host": ["[12]"]}[fault]
     for rank, whom in enumerate(lost):
-        assert started[rank].wait(patience(BOUND)) == EXIT_LOST_RANK, said(tmp_path, rank)
-        assert re.search(rf"evaluate: rank {whom} \(process .* is gone", said(tmp_path, rank))
+        assert started[rank].wait(patience(BOUND)) == EXIT_LOST_RANK, output_of(tmp_path, rank)
+        assert re.search(rf"evaluate: rank {whom} \(process .* is gone", output_of(tmp_path, rank))
     fresh.wait_for_no_ranks(5, "meet_script.py")
 
 

@@ -26,7 +26,7 @@ class Mpi:
         self.name, self.python, self.hosts = name, python, made
 
     def run(self, *words: str | Path, timeout: float = 200) -> str:
-        """One rank on each host; what they said."""
+        """The output of a command with one rank on each host."""
         if self.name == "openmpi":
             start = ["mpirun", "--allow-run-as-root", "-n", "2", "-H", "node0:1,node1:1"]
             start += ["--mca", "btl_tcp_if_include", "eth0", "--mca", "oob_tcp_if_include", "eth0"]

@@ -1,4 +1,4 @@
-"""Where ranks meet without being told, which interface gloo takes, and DeepSpeed's hostfile."""
+"""Where ranks meet without MASTER_ADDR, which interface gloo uses, and the launchers above a rank."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -37,7 +38,7 @@ SLURM = {
         ("", []),
     ],
 )
-def test_slurms_short_form_of_hosts(names: str, hosts: list[str]) -> None:
+def test_a_compressed_list_of_hosts_is_expanded(names: str, hosts: list[str]) -> None:
     assert expand_hosts(names) == hosts
 
 
@@ -48,23 +49,23 @@ def test_srun_meets_on_the_steps_first_host() -> None:
     assert rendezvous(SLURM | {"SLURM_STEP_NODELIST": "n[08,10]"}, 1, 6)["MASTER_ADDR"] == "n08"
     assert rendezvous(SLURM | {"SLURM_STEP_ID": "1"}, 1, 6)["MASTER_PORT"] != met["MASTER_PORT"]
     assert rendezvous(SLURM | {"MASTER_ADDR": "ib0"}, 1, 6) == met | {"MASTER_ADDR": "ib0"}, (
-        "what is given stays"
+        "a given value stays"
     )
 
 
-def test_srun_with_pmi_tells_local_ranks_its_own_way() -> None:
+def test_srun_with_pmi_gives_the_local_rank_as_slurm_localid() -> None:
     world = World.from_environment({"PMI_RANK": "3", "PMI_SIZE": "4", "SLURM_LOCALID": "1"})
     assert (world.rank, world.size, world.local_rank) == (3, 4, 1)
 
 
-def test_a_list_of_hosts_that_is_none_is_told() -> None:
+def test_an_invalid_list_of_hosts_is_reported() -> None:
     with pytest.raises(UserError, match=r"SLURM_JOB_NODELIST = 'n\[a-b\]'"):
         rendezvous(SLURM | {"SLURM_JOB_NODELIST": "n[a-b]"}, 1, 2)
 
 
 @pytest.fixture()
 def name_of_this_host(monkeypatch: pytest.MonkeyPatch):
-    """Let this host's name resolve to an address; others as they do."""
+    """Function that makes this host's name resolve to an address; other names resolve as before."""
     resolve = socket.getaddrinfo
 
     def set_to(address: str) -> None:
@@ -85,7 +86,7 @@ def _addresses() -> dict[str, str]:
     }
 
 
-def test_gloo_is_told_an_interface_only_where_it_would_take_loopback(name_of_this_host) -> None:
+def test_an_interface_is_set_for_gloo_only_where_it_would_use_loopback(name_of_this_host) -> None:
     beyond = {name: address for name, address in _addresses().items() if not address.startswith("127.")}
     if not beyond:
         pytest.skip("this machine has no interface but loopback")
@@ -116,8 +117,8 @@ def test_the_hostfile_of_a_command_line(command: str, hostfile: str | None) -> N
 
 
 @pytest.mark.processes
-def test_a_rank_below_a_deepspeed_with_a_missing_hostfile_refuses(tmp_path) -> None:
-    """A real process tree with the launcher's shape: a script named deepspeed, and below it the rank."""
+def test_a_rank_refuses_a_deepspeed_command_whose_hostfile_is_missing(tmp_path) -> None:
+    """In a real process tree: a script named deepspeed starts the rank."""
     check_hostfile()
     script = tmp_path / "deepspeed"
     module = (
@@ -140,11 +141,11 @@ def test_a_rank_below_a_deepspeed_with_a_missing_hostfile_refuses(tmp_path) -> N
     }
     errors = {name: process.communicate(timeout=patience(60))[1] for name, process in started.items()}
     assert started["hosts"].returncode == 0, errors
-    assert started["hots"].returncode and "--hostfile = 'hots': no such file" in errors["hots"]
+    assert started["hots"].returncode and "--hostfile = 'hots': does not exist" in errors["hots"]
 
 
 @pytest.mark.processes
-def test_the_runner_above_pdsh_is_found() -> None:
+def test_the_launcher_above_pdsh_is_found() -> None:
     assert runner_over_ssh("29999") == {}
     with subprocess.Popen(
         ["pdsh", "-c", "read line", "x", "--master_port=29998"], executable="/bin/sh", stdin=subprocess.PIPE
@@ -156,8 +157,8 @@ def test_the_runner_above_pdsh_is_found() -> None:
 
 
 @pytest.mark.processes
-def test_launchers_that_have_died_are_missed(tmp_path: Path) -> None:
-    """One that dies under way, and one that died while Python still started."""
+def test_the_death_of_a_launcher_is_noticed(tmp_path: Path) -> None:
+    """One that dies later, and one that died while Python was still starting."""
     module = REPOSITORY / "gaguide" / "distributed" / "launcher.py"
     look = f"import runpy; mine = runpy.run_path({str(module)!r})['Launchers']()"
     rank = f"{look}; print(mine.gone(), flush=True); input(); print(mine.gone(), flush=True)"
@@ -167,13 +168,16 @@ def test_launchers_that_have_died_are_missed(tmp_path: Path) -> None:
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, str(script)], **pipes) as launcher:
+        overdue = threading.Timer(patience(60), launcher.kill)
+        overdue.start()
         assert launcher.stdout.readline() == "False\n"
         launcher.kill()
         launcher.wait()
         launcher.stdin.write("\n")
         launcher.stdin.flush()
         assert launcher.stdout.readline() == "True\n"
-    for marks, told in (({}, "False"), ({"CROSS_SIZE": "1"}, "True")):
+        overdue.cancel()
+    for variables, expected in (({}, "False"), ({"CROSS_SIZE": "1"}, "True")):
         command = [sys.executable, "-c", f"{look}; print(mine.gone())"]
-        done = subprocess.run(command, env=os.environ | marks, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == told
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected

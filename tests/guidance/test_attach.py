@@ -178,6 +178,7 @@ def guided_gradients(model, ids, loss_scale: float):
     return losses, [parameter.grad for parameter in model.parameters()]
 
 
+@pytest.mark.processes  # of the compiler
 def test_torch_compile_keeps_loss_and_gradients() -> None:
     model, ids = tiny_model("gpt2"), random_ids(2, 31)
     plain = guided_gradients(model, ids, 1.0)

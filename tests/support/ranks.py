@@ -1,4 +1,4 @@
-"""Real ranks: start a script under the DeepSpeed launcher on this machine, gloo on CPU."""
+"""Starts scripts under real launchers on this machine, with gloo on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run does when things go wrong around it: signals, dead launchers, hanging ranks, bad gradients."""
+"""What a run does under faults: signals, dead launchers, hanging ranks, bad gradients, too little memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def arguments(shards: Path, output: Path, stage: str = "zero2", **more: str) -> 
 
 
 class Job:
-    """A launcher and its ranks, started in the background."""
+    """A launcher and its ranks, running in the background."""
 
     def __init__(self, script: Path, arguments: list[str], ranks: int = 2, **environment: str) -> None:
         self.log = Path(arguments[arguments.index("--output") + 1]).with_suffix(".log")
@@ -68,7 +68,7 @@ class Job:
         return found
 
     def wait(self, seconds: float = 120) -> tuple[int, str]:
-        """The launcher's exit code and all that was printed."""
+        """The launcher's exit code and everything printed."""
         code = self.process.wait(patience(seconds))
         return code, self.log.read_text()
 
@@ -114,7 +114,7 @@ def assert_same_curve(output: Path, reference: Path) -> None:
         assert all(mine[curve] == other[curve] for curve in CURVES), (mine, other)
 
 
-# A stop leaves what is due to be measured to the resume.
+# A stop leaves measurements that are due to the resumed run.
 MEASURED = {"validation.every": "1"}
 
 
@@ -127,7 +127,7 @@ def undisturbed(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory)
     return output
 
 
-def test_a_run_survives_what_a_cluster_does_to_it(
+def test_a_run_survives_signals_and_kills_with_the_same_curve(
     undisturbed: Path, embedded_shards: Path, tmp_path: Path
 ) -> None:
     """A signal to one rank, kill -9 of a rank that saves, kill -9 of the launcher: the same curve."""
@@ -173,8 +173,8 @@ def test_a_run_survives_what_a_cluster_does_to_it(
     assert not list((output / "checkpoints").glob(".*"))
 
 
-def test_what_a_signal_cuts_short_is_made_up_for(embedded_shards: Path, tmp_path: Path) -> None:
-    """One before the first step, one in a step after which a validation is due; then to the end."""
+def test_a_resumed_run_does_what_a_signal_prevented(embedded_shards: Path, tmp_path: Path) -> None:
+    """A signal before the first step, one in a step before a validation that is due, then the rest."""
     output = tmp_path / "early"
     command = arguments(embedded_shards, output, **MEASURED, **{"train.steps": "4"})
 
@@ -203,7 +203,7 @@ def test_what_a_signal_cuts_short_is_made_up_for(embedded_shards: Path, tmp_path
 
 
 def test_a_second_job_on_the_folder_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
-    """On all its ranks, before it touches anything; the first goes on undisturbed."""
+    """On all its ranks, before it changes anything; the first job continues undisturbed."""
     output = tmp_path / "one"
     command = arguments(embedded_shards, output, **{"train.steps": "100000", "checkpoint.every": "5"})
     with job(TRAIN, command) as first:
@@ -232,7 +232,7 @@ def test_a_second_job_on_the_folder_is_refused(embedded_shards: Path, tmp_path: 
 def test_a_rank_that_hangs_is_named_with_its_place(
     embedded_shards: Path, tmp_path: Path, hanging: str, others: str
 ) -> None:
-    """Whoever's clock runs out first, and whether or not the others have heard of it: all end alike."""
+    """All ranks end alike, whichever exceeds its limit first, whether or not the other sees the request."""
     output = tmp_path / "hung"
     output.mkdir()
     earlier = HeartbeatFolder(output / ".heartbeats" / "earlier")
@@ -254,7 +254,7 @@ def test_a_rank_that_hangs_is_named_with_its_place(
 
 
 def test_a_rank_without_memory_says_what_to_lower(embedded_shards: Path, tmp_path: Path) -> None:
-    """The rank speaks for itself: the other, in the midst of a reduction, sees only that it is gone."""
+    """The rank itself must say so: the other one, in a reduction, sees only that its peer is gone."""
     command = arguments(
         embedded_shards, tmp_path / "full", **{"train.global_batch": "256", "checkpoint.every": "2"}
     )
@@ -267,7 +267,7 @@ def test_a_rank_without_memory_says_what_to_lower(embedded_shards: Path, tmp_pat
 
 
 def bad_gradients(shards: Path, output: Path, stage: str, **more: str) -> str:
-    """One bad step, then three in a row, which is one too many."""
+    """The output of a run with one bad step and then three in a row, which exceeds the limit."""
     settings = {"train.max_skipped_steps": "3", "checkpoint.every": "5", "model.dropout": "0"} | more
     command = arguments(shards, output, stage, **settings)
     with job(HERE / "nan_script.py", command, NAN_AT="4,7,8,9", NAN_RANK="1") as running:
@@ -276,7 +276,7 @@ def bad_gradients(shards: Path, output: Path, stage: str, **more: str) -> str:
     return printed
 
 
-def assert_dropped_and_told(printed: str, output: Path) -> None:
+def assert_dropped_and_reported(printed: str, output: Path) -> None:
     assert "Traceback" not in printed
     assert printed.count("dropped: its gradient is not finite") == 4
     assert "in 3 steps in a row, 7 to 9" in printed and "last good checkpoint: that of step 5" in printed
@@ -294,7 +294,7 @@ def test_a_bad_gradient_is_dropped_on_all_ranks_and_too_many_end_the_run(
     embedded_shards: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "bad"
-    assert_dropped_and_told(bad_gradients(embedded_shards, output, "zero2"), output)
+    assert_dropped_and_reported(bad_gradients(embedded_shards, output, "zero2"), output)
 
 
 @pytest.mark.stress
@@ -305,4 +305,4 @@ def test_bad_gradients_at_every_stage(
 ) -> None:
     output = tmp_path / "bad"
     printed = bad_gradients(embedded_shards, output, stage, **{"train.gradient_clipping": clipping})
-    assert_dropped_and_told(printed, output)
+    assert_dropped_and_reported(printed, output)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, again and again: no step is lost beyond the last checkpoint."""
+"""Repeated kill -9 at random moments: no step beyond the last checkpoint is lost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def settings(shards: Path, output: Path) -> list[str]:
 
 
 def saving(output: Path) -> bool:
-    """Whether a checkpoint is being written, once a run has removed what its forerunner left."""
+    """Whether a checkpoint is being written; valid once a run has removed the leftovers of the one before."""
     return any((output / "checkpoints").glob(".saving-*"))
 
 
 @pytest.mark.stress
 def test_fifty_kills(embedded_shards: Path, tmp_path: Path) -> None:
-    """One rank or both, at a random moment: soon after the start, inside a save, after one, in turn."""
+    """One rank or both, at random moments: soon after the start, inside a save and after one, in turn."""
     reference, output = tmp_path / "reference", tmp_path / "killed"
     with job(TRAIN, settings(embedded_shards, reference)) as running:
         code, printed = running.wait(600)
