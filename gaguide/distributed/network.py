@@ -28,7 +28,7 @@ def gloo_interface(environ: Mapping[str, str], others: Iterable[str]) -> str | N
 
 
 def address_for_others() -> str:
-    """The address by which other hosts reach this one: of its name or, where that is loopback, its interface."""
+    """The address by which other hosts reach this one: its name's or, if that is loopback, an interface's."""
     own = _addresses(socket.gethostname())
     if own and not own[0].is_loopback:
         return str(own[0])

@@ -136,8 +136,8 @@ def leave(code: int) -> NoReturn:
     """Exit with `code` after the process group and `atexit` functions, without finalizing the interpreter.
 
     Finalizing aborted finished runs twice under load, with -6 ("terminate called without an active
-    exception"), which fails the whole job: CPython ends any thread that asks for its lock meanwhile, as gloo's
-    threads do when they free a tensor, and a thread that ends inside a C++ destructor aborts the process.
+    exception"), which fails the whole job: CPython ends any thread that asks for its lock meanwhile, as
+    gloo's threads do when they free a tensor, and a thread that ends inside a destructor aborts the process.
     """
     stop()
     atexit._run_exitfuncs()
