@@ -2,7 +2,7 @@
 # One node of several that train over ssh, without root.
 #
 #   gaguide-node worker                     answer ssh on port 2222 until stopped
-#   gaguide-node train HOSTS [ARGUMENTS]    the same, and run launch/train.py on HOSTS (a,b,…; this one first)
+#   gaguide-node train HOSTS [ARGUMENTS]    the same, and run gaguide.train on HOSTS (a,b,…; this one first)
 #
 # Both share the folder $SSH_FOLDER (default /ssh): `train` makes the nodes' key there, once. SLOTS is the number
 # of ranks on a node, its GPUs (default 1).
@@ -73,7 +73,7 @@ case "${1:-}" in
         /usr/sbin/sshd -e -f ~/.ssh/sshd_config
         wait_for "$hosts"
         for host in ${hosts//,/ }; do echo "$host slots=${SLOTS:-1}"; done > ~/hostfile
-        exec deepspeed --hostfile ~/hostfile --master_addr "${hosts%%,*}" /opt/gaguide/launch/train.py "$@"
+        exec deepspeed --hostfile ~/hostfile --master_addr "${hosts%%,*}" --module gaguide.train "$@"
         ;;
     *)
         sed -n '2,8s/^# \{0,1\}//p' "$0" >&2

@@ -1,4 +1,4 @@
-"""The commands that train and evaluate a cell: `gaguide.train` and `gaguide.evaluate` as programs. Pure."""
+"""Command lines that train and evaluate a cell: `gaguide.train` and `gaguide.evaluate` as programs. Pure."""
 
 from __future__ import annotations
 
