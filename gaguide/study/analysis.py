@@ -138,66 +138,57 @@ def lexicon_shares(one: Evaluated, used: Sequence[GuidedWords], finder: WordFind
 
 def gains(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Gain]:
     """The gain over each baseline, on examples with and without the words that the experiment guides to."""
-    for contrast in contrasts:
-        words = GuidedWords.of_run(contrast.run)
-        if not words.lexicons:
-            continue
-        for task in contrast.tasks:
-            examples = contrast.examples(task)
-            hits = finder.contains_any(examples.prompts, words)
-            for metric in examples.outcomes:
-                if metric not in BETTER or metric == "acc_norm":
-                    continue
-                change = _mean_change(contrast, task, metric)
-                for group, where in _SPLIT.items():
-                    chosen = change[hits == where]
-                    found = paired_bootstrap(chosen.tolist(), [0.0] * len(chosen)) if len(chosen) else None
-                    yield Gain(
-                        size=contrast.size,
-                        experiment=contrast.experiment,
-                        baseline=contrast.baseline,
-                        task=task,
-                        metric=metric,
-                        better=BETTER[metric],
-                        words=group,
-                        lexicons=list(words.lexicons),
-                        seeds=len(contrast.pairs),
-                        examples=len(chosen),
-                        gain=found.difference if found else None,
-                        low=found.low if found else None,
-                        high=found.high if found else None,
-                    )
-
-
-def changes(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Change]:
-    """Every example under every guided experiment, compared with every baseline."""
-    for contrast in contrasts:
-        words = GuidedWords.of_run(contrast.run)
-        if not words.lexicons:
-            continue
-        for task in contrast.tasks:
-            examples = contrast.examples(task)
-            contains = {
-                name: finder.contains(examples.prompts, name, words.mode, words.file)
-                for name in words.lexicons
-            }
-            loss = next(name for name in examples.outcomes if name not in ACCURACIES)
-            change = _mean_change(contrast, task, loss)
-            before, now = _correct_seeds(contrast, task)
-            for index, example in enumerate(examples.ids):
-                yield Change(
+    for contrast, words, task in _guided_tasks(contrasts):
+        examples = contrast.examples(task)
+        hits = finder.contains_any(examples.prompts, words)
+        for metric in examples.outcomes:
+            if metric not in BETTER or metric == "acc_norm":
+                continue
+            change = _mean_change(contrast, task, metric)
+            for group, where in _SPLIT.items():
+                chosen = change[hits == where]
+                found = paired_bootstrap(chosen.tolist(), [0.0] * len(chosen)) if len(chosen) else None
+                yield Gain(
                     size=contrast.size,
                     experiment=contrast.experiment,
                     baseline=contrast.baseline,
                     task=task,
-                    example=example,
-                    prompt=examples.prompts[index],
-                    contains=[name for name in words.lexicons if contains[name][index]],
+                    metric=metric,
+                    better=BETTER[metric],
+                    words=group,
+                    lexicons=list(words.lexicons),
                     seeds=len(contrast.pairs),
-                    baseline_correct=before[index],
-                    correct=now[index],
-                    change=float(change[index]),
+                    examples=len(chosen),
+                    gain=found.difference if found else None,
+                    low=found.low if found else None,
+                    high=found.high if found else None,
                 )
+
+
+def changes(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Change]:
+    """Every example under every guided experiment, compared with every baseline."""
+    for contrast, words, task in _guided_tasks(contrasts):
+        examples = contrast.examples(task)
+        contains = {
+            name: finder.contains(examples.prompts, name, words.mode, words.file) for name in words.lexicons
+        }
+        loss = next(name for name in examples.outcomes if name not in ACCURACIES)
+        change = _mean_change(contrast, task, loss)
+        before, now = _correct_seeds(contrast, task)
+        for index, example in enumerate(examples.ids):
+            yield Change(
+                size=contrast.size,
+                experiment=contrast.experiment,
+                baseline=contrast.baseline,
+                task=task,
+                example=example,
+                prompt=examples.prompts[index],
+                contains=[name for name in words.lexicons if contains[name][index]],
+                seeds=len(contrast.pairs),
+                baseline_correct=before[index],
+                correct=now[index],
+                change=float(change[index]),
+            )
 
 
 def head_attention(grid: Grid) -> Iterator[HeadAttention]:
@@ -243,6 +234,15 @@ def loss_costs(contrasts: Sequence[Contrast]) -> Iterator[LossCost]:
             low=found.low,
             high=found.high,
         )
+
+
+def _guided_tasks(contrasts: Sequence[Contrast]) -> Iterator[tuple[Contrast, GuidedWords, str]]:
+    """(contrast, its guided words, task) for every task of every contrast that guides to words."""
+    for contrast in contrasts:
+        words = GuidedWords.of_run(contrast.run)
+        if words.lexicons:
+            for task in contrast.tasks:
+                yield contrast, words, task
 
 
 def _mean_change(contrast: Contrast, task: str, metric: str) -> np.ndarray:

@@ -12,14 +12,14 @@ RUN_FILE = "run.yaml"
 
 
 def train_command(grid: Grid, cell: Cell, port: int) -> list[str]:
-    """Train a cell from the run file in its folder."""
+    """The command that trains a cell from the run file in its folder."""
     config = grid.path(cell) / RUN_FILE
     arguments = ["--deepspeed", str(cell.ds_config), "--config", str(config)]
     return _launch("gaguide.train", arguments, cell.ranks, port)
 
 
 def evaluate_command(grid: Grid, cell: Cell, port: int) -> list[str]:
-    """Evaluate a cell's model on the study's tasks."""
+    """The command that evaluates a cell's model on the study's tasks."""
     study, settings = grid.study, grid.study.evaluate
     assert cell.model is not None
     arguments = ["--model", cell.model, "--tasks", *study.tasks]
@@ -34,7 +34,7 @@ def evaluate_command(grid: Grid, cell: Cell, port: int) -> list[str]:
 
 
 def _launch(module: str, arguments: Sequence[str], ranks: int, port: int) -> list[str]:
-    """This interpreter's command line that runs a module on `ranks` ranks of this machine."""
+    """The command that runs a module with this interpreter on `ranks` ranks of this machine."""
     if ranks == 1:
         return [sys.executable, "-m", module, *arguments]
     deepspeed = str(Path(sys.executable).parent / "deepspeed")

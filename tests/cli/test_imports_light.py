@@ -1,4 +1,4 @@
-"""Commands that only list or describe something start without torch and transformers, which take seconds."""
+"""Commands that only list, describe or report do not import torch and transformers, which take seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.report.synthetic import write_run
+from tests.study.sample import sample_study
 from tests.support.ranks import REPOSITORY, rank_environment
 
 COMMANDS = (
@@ -18,6 +20,8 @@ COMMANDS = (
     "eval --help",
     "plan --help",
     "report --help",
+    "report run",
+    "report study",
     "study --help",
     "study list",
     "study status scaling",
@@ -42,6 +46,8 @@ for line in sys.argv[1:]:
 
 
 def test_describing_commands_import_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "run")
+    sample_study(tmp_path / "study")
     environment = rank_environment() | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", SCRIPT, *COMMANDS]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
