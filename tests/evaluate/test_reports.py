@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import GPT2Config
 from typer.testing import CliRunner
 
-from gaguide.cli import app, eval
+from gaguide.cli import make_app
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
@@ -99,9 +99,7 @@ def test_output_folders_of_several_models_are_named_by_their_differences(
 
 
 def test_eval_list_and_validate(gpt2_folder: Path, tmp_path: Path) -> None:
-    if not any(group.name == "eval" for group in app.registered_groups):
-        eval.register(app)
-    run = CliRunner().invoke
+    app, run = make_app(), CliRunner().invoke
     listed = run(app, ["eval", "list"])
     assert listed.exit_code == 0 and "memo-trap" in listed.stdout and "synthetic-flip" in listed.stdout
     good = run(app, ["eval", "validate", "synthetic-order", "--model", str(gpt2_folder)])
