@@ -1,7 +1,7 @@
-"""The data plane: from text to shards, from shards to blocks, and the order in which blocks are seen."""
+"""The data plane: text to shards (`build`), shards to blocks in training order (`read`), and their `format`."""
 
 from gaguide.data.build.build import BuildRequest, Progress, build_shards
-from gaguide.data.build.demo_corpus import embedded_corpus
+from gaguide.data.build.demo_corpus import build_embedded_corpus
 from gaguide.data.format.manifest import Manifest, ShardInfo, read_manifest
 from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
 from gaguide.data.read.blocks import BlockStore
@@ -18,8 +18,8 @@ __all__ = [
     "Order",
     "Progress",
     "ShardInfo",
+    "build_embedded_corpus",
     "build_shards",
-    "embedded_corpus",
     "load_tokenizer",
     "rank_micro_batches",
     "read_manifest",

@@ -1,1 +1,1 @@
-"""Text → shards: sources, parallel tokenising, resumable builds."""
+"""From text to shards: sources, parallel tokenization, resumable builds."""

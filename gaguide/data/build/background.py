@@ -1,7 +1,7 @@
-"""Building shards in a process beside the training that reads them.
+"""Build shards in a process of its own while training reads them.
 
-The process ends with its parent, however that ends: it holds the other end of a pipe. A build that another
-process does already is waited for, and taken over should that process end.
+The process ends when its parent does, however that ends: it holds the other end of a pipe. If another process
+builds the same folder already, it waits for that one and takes over if it ends early.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import threading
 import time
 from pathlib import Path
 
-from gaguide.data.build.build import BUILD_FOLDER, BuildRequest, build_shards
-from gaguide.data.format.manifest import is_complete
-from gaguide.errors import UserError
+from gaguide.data.build.build import build_shards
+from gaguide.data.build.request import BuildRequest
+from gaguide.data.format.manifest import BUILD_FOLDER, is_complete
+from gaguide.data.format.pieces import FAILURE_FILE
+from gaguide.errors import FaultKind, UserError
 from gaguide.files import write_text
 
-FAILURE_FILE = "failed.txt"
-_AGAIN_SECONDS = 2.0
+_RETRY_SECONDS = 2.0
 
 
 class BackgroundBuild:
-    """A running build of `request`; what goes wrong is written beside its pieces, for all hosts to see."""
+    """A running build of `request`. A failure is written next to its pieces, where every host can read it."""
 
     def __init__(self, request: BuildRequest) -> None:
         self._failure = request.output / BUILD_FOLDER / FAILURE_FILE
@@ -38,7 +39,7 @@ class BackgroundBuild:
         threading.Thread(target=self._watch, daemon=True, name="gaguide-build-watch").start()
 
     def stop(self) -> None:
-        """End it now; what it has made whole stays."""
+        """End the build now; its complete pieces are kept."""
         self._stopped = True
         self._process.kill()
         self._process.wait()
@@ -47,28 +48,30 @@ class BackgroundBuild:
         code = self._process.wait()
         if code and not self._stopped and not self._failure.exists():
             self._failure.parent.mkdir(exist_ok=True)
-            write_text(self._failure, f"its process ended with code {code}")
+            write_text(self._failure, f"its process ended with exit code {code}")
 
 
 def main() -> None:
-    """The process: a pickled request on standard input, which stays open for as long as the parent lives."""
+    """Build the request that is pickled on standard input, which stays open while the parent lives."""
     request: BuildRequest = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while not is_complete(request.output):
         try:
             build_shards(request)
         except UserError as error:
-            if any("another build is writing" in fault.problem for fault in error.faults):
-                time.sleep(_AGAIN_SECONDS)
+            if any(fault.kind == FaultKind.BUSY for fault in error.faults):
+                time.sleep(_RETRY_SECONDS)
                 continue
-            _tell(request.output, "; ".join(f"{fault.field}: {fault.problem}" for fault in error.faults))
+            _write_failure(
+                request.output, "; ".join(f"{fault.field}: {fault.problem}" for fault in error.faults)
+            )
             sys.exit(1)
         except Exception as error:
-            _tell(request.output, f"{type(error).__name__}: {error}")
+            _write_failure(request.output, f"{type(error).__name__}: {error}")
             raise
 
 
-def _tell(output: Path, text: str) -> None:
+def _write_failure(output: Path, text: str) -> None:
     (output / BUILD_FOLDER).mkdir(exist_ok=True)
     write_text(output / BUILD_FOLDER / FAILURE_FILE, text)
 

@@ -7,21 +7,23 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from gaguide.data.build.build import BuildRequest, build_shards
+from gaguide.data.build.build import build_shards
 from gaguide.data.build.python_reference import (
     EMBEDDED_DESCRIPTION,
-    VOCABULARY_SIZE,
+    EMBEDDED_VOCABULARY,
+    is_embedded_source,
     train_embedded_tokenizer,
 )
+from gaguide.data.build.request import BuildRequest
 from gaguide.data.build.sources import EMBEDDED
 from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, is_complete, read_manifest
 
 
-def embedded_corpus(folder: Path, vocab_size: int = VOCABULARY_SIZE) -> Path:
+def build_embedded_corpus(folder: Path, vocab_size: int = EMBEDDED_VOCABULARY) -> Path:
     """Make `folder` a complete folder of shards of the embedded corpus, unless it is one; returns `folder`.
 
-    Every rank may call it at the same moment: one makes it, the others wait. Shards of the embedded corpus
-    of another Python, or with another vocabulary size, are replaced.
+    Every rank may call it at the same time: one builds, the others wait. Shards of the embedded corpus of
+    another Python, or with another vocabulary size, are replaced.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,8 +32,8 @@ def embedded_corpus(folder: Path, vocab_size: int = VOCABULARY_SIZE) -> Path:
             manifest = read_manifest(folder)
             if (manifest.source, manifest.vocab_size) == (EMBEDDED_DESCRIPTION, vocab_size):
                 return folder
-            if manifest.source.startswith("embedded corpus"):
-                _remove(folder)
+            if is_embedded_source(manifest.source):
+                _remove_shards(folder)
         tokenizer_folder = folder / ".trained"
         train_embedded_tokenizer(vocab_size).save_pretrained(tokenizer_folder)
         build_shards(BuildRequest((EMBEDDED,), folder, str(tokenizer_folder)))
@@ -39,8 +41,8 @@ def embedded_corpus(folder: Path, vocab_size: int = VOCABULARY_SIZE) -> Path:
     return folder
 
 
-def _remove(folder: Path) -> None:
-    """Remove what the manifest names, the manifest last, so that an interrupted removal is taken up again."""
+def _remove_shards(folder: Path) -> None:
+    """Remove the files that the manifest names, and the manifest last, so that this can be repeated after a kill."""
     for shard in (shard for shards in read_manifest(folder).splits.values() for shard in shards):
         (folder / shard.file).unlink(missing_ok=True)
     shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Reading documents out of source files of every kind, one at a time.
+"""Read documents from source files of every kind, one at a time.
 
-A document comes out as its UTF-8 bytes, or as a `Reason` why there is none in this row: what is wrong with
-one document is counted, never an error. A file that can't be read at all is an error that names it.
+A row gives a document's UTF-8 bytes, or the `Reason` why it has none: faulty rows are counted and never raise
+an error. A file that cannot be read at all raises an error that names it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gaguide.errors import Fault, UserError, first_line
 
 
 class Reason(enum.StrEnum):
-    """Why a row of the source became no document."""
+    """Why a row of the source gave no document."""
 
     EMPTY = "empty"
     NOT_TEXT = "not_text"
@@ -36,22 +36,22 @@ _UNREADABLE = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, tarfil
 
 
 def read_span(span: Span, text_field: str) -> Iterator[Row]:
-    """The rows of a span of a source file, in their order."""
+    """The rows of a span of a source file, in order; `UserError` if the file cannot be read."""
     readers = {"parquet": _parquet, "jsonl": _jsonl, "text": _text, "tar": _tar, "embedded": _embedded}
     try:
         yield from readers[span.file.kind](span, text_field)
     except Exception as error:
-        # Stores raise their transport's own errors, of no common type.
+        # Remote stores raise errors of their transport, which have no common type.
         if "://" not in span.file.url and not isinstance(error, _UNREADABLE):
             raise
         reason = first_line(error)
-        remedy = "fetch or repair the file, then run the same command again: it goes on where it stopped"
-        raise UserError(Fault("--source", f"reading it failed: {reason}", remedy, span.file.url)) from error
+        remedy = "fetch or repair the file, then run the same command again: it resumes where it stopped"
+        raise UserError(Fault("--source", f"cannot be read ({reason})", remedy, span.file.url)) from error
 
 
 @contextmanager
 def open_bytes(file: SourceFile) -> Iterator[IO[bytes]]:
-    """Open a source file for reading, decompressed; any address that fsspec knows."""
+    """Open a source file, at a path or any fsspec address, for reading decompressed bytes."""
     import fsspec
 
     with fsspec.open(file.url, "rb") as raw:
@@ -63,7 +63,7 @@ def open_bytes(file: SourceFile) -> Iterator[IO[bytes]]:
 
 
 class _Reader:
-    """Lines of an Arrow stream (which has none of its own)."""
+    """Iterates over the lines of an Arrow stream, which cannot do that."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -107,7 +107,7 @@ def _parquet(span: Span, text_field: str) -> Iterator[Row]:
 
 
 def _as_binary(rows: pa.Array) -> pa.Array:
-    """The rows as raw bytes, so that invalid UTF-8 comes out and can be counted."""
+    """The rows as raw bytes, so that invalid UTF-8 can be counted."""
     if pa.types.is_dictionary(rows.type):
         rows = rows.dictionary_decode()
     return rows.cast(pa.large_binary())
@@ -119,7 +119,7 @@ def _jsonl(span: Span, text_field: str) -> Iterator[Row]:
 
 
 def span_lines(span: Span) -> Iterator[bytes]:
-    """The lines of a span that are not blank. A byte range owns the lines that begin inside it."""
+    """The nonblank lines of a span. A range of bytes contains the lines that begin in it."""
     left = span.rows
     with open_bytes(span.file) as stream:
         at = 0
@@ -147,7 +147,7 @@ def _from_json_line(line: bytes, text_field: str) -> Row:
         return Reason.NOT_TEXT
     try:
         return _from_bytes(text.encode("utf-8"))
-    except UnicodeEncodeError:  # half of a surrogate pair, written as an escape
+    except UnicodeEncodeError:  # half of a surrogate pair, as an escape sequence
         return Reason.INVALID_UTF8
 
 
@@ -174,7 +174,7 @@ def _tar(span: Span, text_field: str) -> Iterator[Row]:
 
 
 def _tar_members(stream: IO[bytes], depth: int) -> Iterator[Row]:
-    """Documents of an archive and of the archives in it; nothing is ever unpacked to disk."""
+    """Documents of an archive and of the archives in it, without unpacking to disk."""
     with tarfile.open(fileobj=stream, mode="r|*") as archive:
         for member in archive:
             content = archive.extractfile(member) if member.isfile() else None

@@ -1,7 +1,7 @@
-"""Cutting a source into parts: the units of work that processes share, a function of the source alone.
+"""Split a source into parts, the units of work of a build; a function of the source alone.
 
-A part is expected to make about one training shard. Parquet is cut at rows and plain JSONL at bytes, small
-files are joined; a file that can only be read from its start (compressed JSONL, an archive) is one part,
+A part is expected to give about one training shard. Parquet is split at rows and plain JSONL at bytes, small
+files are combined; a file that can only be read from its start (compressed JSONL, an archive) is one part,
 however large.
 """
 
@@ -14,36 +14,41 @@ from typing import Any
 
 from gaguide.data.build.documents import open_bytes, read_span, span_lines
 from gaguide.data.build.sources import Source, SourceFile, Span
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, first_line
 
-# English text under GPT-2's vocabulary has 4.2 to 4.7 bytes a token; less here, so that no shard is overfull.
+# English text has 4.2 to 4.7 bytes per GPT-2 token; a lower number here keeps shards from overflowing.
 _BYTES_PER_TOKEN = 4
 _COMPRESSION_RATIO = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """A unit of work. limit_tokens: a training shard of it is closed before it holds more."""
+    """A unit of work."""
 
     index: int
+    """Position among the parts of the source."""
     spans: tuple[Span, ...]
+    """What to read, in order."""
     limit_tokens: int
+    """A training shard of the part is closed before it holds more tokens."""
 
     @property
     def weight(self) -> int:
-        """Bytes of text expected in it."""
+        """Expected bytes of text."""
         return sum(span.weight for span in self.spans)
 
 
-def plan_parts(source: Source, text_field: str, rows: int | None, shard_tokens: int) -> tuple[Part, ...]:
-    """Cut the first `rows` rows of `source` (None: all) into parts; `UserError` for unusable files."""
+def split_into_parts(
+    source: Source, text_field: str, rows: int | None, shard_tokens: int
+) -> tuple[Part, ...]:
+    """Split the first `rows` rows of `source` (None: all) into parts; `UserError` for unusable files."""
     part_bytes = shard_tokens * _BYTES_PER_TOKEN
     parts: list[Part] = []
     gathered: list[Span] = []
 
     def close() -> None:
         if gathered:
-            # Twice the size for a part that was cut to size, so that denser text makes no thin second shard.
+            # A part of about the right size may overflow, so that dense text gives no thin second shard.
             limit = shard_tokens * (2 if sum(span.weight for span in gathered) <= part_bytes * 1.25 else 1)
             parts.append(Part(len(parts), tuple(gathered), limit))
             gathered.clear()
@@ -72,13 +77,13 @@ def _spans(files: Iterable[SourceFile], text_field: str, rows: int | None, part_
                 left -= found
             yield from _byte_spans(file, end, part_bytes)
         else:
-            span = Span(file, rows=left, weight=file.bytes * (_COMPRESSION_RATIO if _packed(file) else 1))
+            span = Span(file, rows=left, weight=file.bytes * (_COMPRESSION_RATIO if _is_compressed(file) else 1))
             if left is not None:
                 left -= _count_rows(span)
             yield span
 
 
-def _packed(file: SourceFile) -> bool:
+def _is_compressed(file: SourceFile) -> bool:
     return file.compression is not None or file.name.endswith((".xz", ".gz", ".tgz"))
 
 
@@ -90,7 +95,7 @@ def _byte_spans(file: SourceFile, size: int, part_bytes: int) -> Iterator[Span]:
 
 
 def _bytes_of_rows(file: SourceFile, rows: int) -> tuple[int, int]:
-    """Bytes that the first `rows` rows of a plain JSONL file take, and how many there are of them."""
+    """Size in bytes of the first `rows` rows of a plain JSONL file, and the number of these rows."""
     at = end = found = 0
     with open_bytes(file) as stream:
         for line in stream:
@@ -103,7 +108,7 @@ def _bytes_of_rows(file: SourceFile, rows: int) -> tuple[int, int]:
 
 
 def _count_rows(span: Span) -> int:
-    """Rows that a span will give, by reading it: only `rows` of a file without an index ask for this."""
+    """Number of rows of a span, by reading it; needed only with `rows`, for files without an index."""
     if span.file.kind == "text":
         return 1
     if span.file.kind == "jsonl":
@@ -112,7 +117,7 @@ def _count_rows(span: Span) -> int:
 
 
 def _parquet_spans(file: SourceFile, text_field: str, left: int | None, part_bytes: int) -> Iterator[Span]:
-    """Equal stretches of rows of about `part_bytes`, cut between row groups where one ends near by."""
+    """Equal ranges of rows of about `part_bytes`, split between row groups if one ends nearby."""
     metadata = _parquet_metadata(file, text_field)
     total = metadata.num_rows if left is None else min(metadata.num_rows, left)
     row_bytes = _text_bytes(metadata, text_field) / max(1, metadata.num_rows)
@@ -131,14 +136,14 @@ def _parquet_spans(file: SourceFile, text_field: str, left: int | None, part_byt
 
 
 def _text_bytes(metadata: Any, text_field: str) -> int:
-    """Bytes of a column before compression, over all row groups."""
+    """Uncompressed size in bytes of a column, over all row groups."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_field)
 
 
 def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
-    """A file's footer; `UserError` where the file or its text column is not usable."""
+    """A file's metadata; `UserError` if the file or its text column cannot be used."""
     import fsspec
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -148,21 +153,14 @@ def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
             parquet = pq.ParquetFile(raw)
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            Fault(
-                "--source",
-                f"not a readable Parquet file ({reason})",
-                "fetch it again or leave it out",
-                file.url,
-            )
-        ) from None
+        problem = f"is not a readable Parquet file ({first_line(error)})"
+        raise UserError(Fault("--source", problem, "fetch it again or omit it", file.url)) from None
     if text_field not in schema.names:
-        remedy = f"its columns: {', '.join(schema.names)}"
-        raise UserError(Fault("--text-field", f"{file.url} has no such column", remedy, text_field))
+        remedy = f"choose one of its columns: {', '.join(schema.names)}"
+        raise UserError(Fault("--text-field", f"is not a column of {file.url}", remedy, text_field))
     kind = schema.field(text_field).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
         remedy = "name the column that holds the text"
-        raise UserError(Fault("--text-field", f"{file.url} has {kind} there, not text", remedy, text_field))
+        raise UserError(Fault("--text-field", f"is a column of {kind} in {file.url}, not of text", remedy, text_field))
     return metadata

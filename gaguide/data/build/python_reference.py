@@ -1,6 +1,6 @@
-"""The embedded corpus: the language reference that every CPython carries, so that demos need no download.
+"""The embedded corpus: the language reference that ships with CPython, so that demos need no download.
 
-Its documents are the sections of `pydoc_data.topics`; the tokenizer is a byte-level BPE trained on them. Both
+Its documents are the sections of `pydoc_data.topics`; its tokenizer is a byte-level BPE trained on them. Both
 are the same on every machine with the same CPython patch version.
 """
 
@@ -10,57 +10,65 @@ import itertools
 import json
 import platform
 import re
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EMBEDDED_DESCRIPTION = f"embedded corpus (the language reference of CPython {platform.python_version()})"
+_NAME = "embedded corpus"
+EMBEDDED_DESCRIPTION = f"{_NAME} (the language reference of CPython {platform.python_version()})"
+"""What the manifest records as its source."""
+
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARY_SIZE = 2048
+EMBEDDED_VOCABULARY = 2048
 VALIDATION_FRACTION = 0.08
-# A heading is a line with a line of one punctuation mark below it.
+# A heading is a line that is underlined with one repeated punctuation mark.
 _HEADING = re.compile(r"^(?=\S[^\n]*\n([*=\-~^])\1{2,}\n)", re.MULTILINE)
 _SHORT, _LONG = 200, 2000  # characters
 
 
-@lru_cache(maxsize=1)
-def embedded_documents() -> tuple[str, ...]:
-    """The sections, in a fixed order; a section that several topics share comes once.
+def is_embedded_source(description: str) -> bool:
+    """Whether a manifest's source is the embedded corpus, of this or of another Python."""
+    return description.startswith(f"{_NAME} (")
 
-    Topics include each other ("compound" holds "if"); kept twice, held-out text would be trained on.
+
+@cache
+def embedded_documents() -> tuple[str, ...]:
+    """The sections, in a fixed order and without duplicates.
+
+    Topics include each other ("compound" contains "if"); duplicates would put held-out text into training.
     """
     from pydoc_data.topics import topics
 
     found: dict[str, str] = {}
     for name in sorted(topics):
         for section in _sections(topics[name]):
-            # Headings of one section are underlined differently by level.
+            # The same section is underlined differently at different levels.
             found.setdefault(re.sub(r"[\W_]+", " ", section).strip(), section)
     return tuple(found.values())
 
 
 def _sections(topic: str) -> list[str]:
-    """A topic cut at its headings, and further at blank lines where a section is long."""
+    """A topic split at its headings, and long sections further at blank lines."""
     starts = [match.start() for match in _HEADING.finditer(topic)]
     sections: list[str] = []
     for start, end in itertools.pairwise(sorted({0, *starts, len(topic)})):
-        filling = ""
+        current = ""
         for paragraph in topic[start:end].strip().split("\n\n"):
-            if len(filling) > _LONG:
-                sections.append(filling)
-                filling = ""
-            filling += paragraph.strip("\n") + "\n\n"
-        if sections and len(filling) < _SHORT:
-            sections[-1] += filling  # a heading with next to nothing under it, or a last paragraph
+            if len(current) > _LONG:
+                sections.append(current)
+                current = ""
+            current += paragraph.strip("\n") + "\n\n"
+        if sections and len(current) < _SHORT:
+            sections[-1] += current  # a heading with little text, or a last paragraph
         else:
-            sections.append(filling)
+            sections.append(current)
     return sections
 
 
 def train_embedded_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
-    """Byte-level BPE with `vocab_size` ids, the last of them <|endoftext|>, as a GPT-2 tokenizer."""
+    """Train a GPT-2 tokenizer (byte-level BPE) with `vocab_size` ids, the last of them <|endoftext|>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import GPT2Tokenizer
 

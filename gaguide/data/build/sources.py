@@ -1,6 +1,6 @@
-"""What `--source` may be, and which files it stands for.
+"""The values of `--source`, and the files that they stand for.
 
-A source is the embedded corpus, a file, a folder, a glob, any fsspec address, or a dataset on the hub. Hub
+A source is the embedded corpus, a file, a folder, a glob, any fsspec address, or a data set on the hub. Hub
 data sets are read file by file at a pinned commit; code from a repository is never run.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaguide.errors import Fault, UserError, first_line, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, first_line, suggestion
 
 EMBEDDED = "embedded"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-# In this order of preference where a folder holds several kinds (a data set with a README.txt beside it).
+# In order of preference where a folder contains several kinds, such as a data set and a README.txt.
 _KINDS = {
     "parquet": (".parquet",),
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -29,73 +29,78 @@ _KNOWN = "Parquet, JSONL (plain, .gz, .zst, .bz2), text (.txt, one document a fi
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file. url: local path or fsspec address; kind: a key of the readers; bytes: its size as stored."""
+    """One file of a source."""
 
     url: str
+    """Local path or fsspec address."""
     name: str
+    """Name that identifies the file within the source, wherever this lies."""
     kind: str
+    """"parquet", "jsonl", "text", "tar" or "embedded"."""
     compression: str | None
+    """"gzip", "zstd", "bz2", or None."""
     bytes: int
+    """Size as stored."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of one file.
-
-    first, end: rows of a Parquet file or bytes of plain JSONL (end None: to its end);
-    rows: read no more rows than this (None: all); weight: bytes of text that it is expected to hold.
-    """
+    """A range of one file."""
 
     file: SourceFile
+    """The file."""
     first: int = 0
+    """First row of a Parquet file, or first byte of plain JSONL."""
     end: int | None = None
+    """Row or byte after the last; None is the end of the file."""
     rows: int | None = None
+    """Maximum number of rows to read; None reads all."""
     weight: int = 0
+    """Expected bytes of text."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of all `--source` values, in order, and what to call them. revision: of the hub, or None."""
+    """The files of all `--source` values."""
 
     description: str
+    """What the manifest records as the source."""
     revision: str | None
+    """Commits of hub data sets; None for other sources."""
     files: tuple[SourceFile, ...]
+    """The files, in order."""
 
 
 def find_source(names: Iterable[str], split: str | None, revision: str | None) -> Source:
-    """Resolve `--source` values; one `UserError` lists all that can't be."""
+    """Resolve `--source` values; one `UserError` lists all that cannot be resolved."""
     names = list(names)
     files: list[SourceFile] = []
-    faults: list[Fault] = []
     commits: list[str] = []
-    described: list[str] = []
-    for name in names:
-        try:
-            if not _is_here(name) and _HUB_ID.fullmatch(name) and _kind(name) is None:
-                found, commit = _hub_files(name, split or "train", revision)
-                commits.append(commit)
-                described.append(f"{name} (split {split or 'train'})")
-            else:
-                found = _local_or_remote(name)
-                described.append(_describe(name))
-            files += found
-        except UserError as error:
-            faults += error.faults
-    if not commits and not faults:
-        faults += _hub_only_options(split, revision)
-    if faults:
-        raise UserError(faults)
-    return Source(", ".join(described), ", ".join(commits) or None, tuple(files))
+    descriptions: list[str] = []
+    with FaultCollector() as faults:
+        for name in names:
+            with faults.catching():
+                if not _is_path_or_address(name) and _HUB_ID.fullmatch(name) and _kind(name) is None:
+                    found, commit = _hub_files(name, split or "train", revision)
+                    commits.append(commit)
+                    descriptions.append(f"{name} (split {split or 'train'})")
+                else:
+                    found = _local_or_remote(name)
+                    descriptions.append(_describe(name))
+                files += found
+        if not commits and not faults:
+            faults.add(*_hub_only_options(split, revision))
+    return Source(", ".join(descriptions), ", ".join(commits) or None, tuple(files))
 
 
-def _is_here(name: str) -> bool:
+def _is_path_or_address(name: str) -> bool:
     return name == EMBEDDED or "://" in name or glob.has_magic(name) or Path(name).exists()
 
 
 def _hub_only_options(split: str | None, revision: str | None) -> Iterable[Fault]:
     for option, value in (("--split", split), ("--revision", revision)):
         if value is not None:
-            remedy = "leave it out, and choose files by a glob such as 'FOLDER/train-*.parquet'"
+            remedy = "omit it, and choose files by a glob such as 'FOLDER/train-*.parquet'"
             yield Fault(option, "applies to data sets on the hub only", remedy, value)
 
 
@@ -104,7 +109,7 @@ def _describe(name: str) -> str:
         from gaguide.data.build.python_reference import EMBEDDED_DESCRIPTION
 
         return EMBEDDED_DESCRIPTION
-    # The last part alone for local paths: where they lie differs between machines.
+    # Only the name of local paths, since their folder differs between machines.
     return name if "://" in name else Path(name).name or name
 
 
@@ -121,7 +126,7 @@ def _local_or_remote(name: str) -> list[SourceFile]:
         remedy = (
             "give existing files, a folder, a quoted glob, a data set on the hub (OWNER/NAME), or 'embedded'"
         )
-        raise UserError(Fault("--source", "no such file or folder", remedy, name))
+        raise UserError(Fault("--source", "file or folder does not exist", remedy, name))
     return [_source_file(path, Path(path).name, Path(path).stat().st_size) for path in paths]
 
 
@@ -138,7 +143,7 @@ def _of_folder(folder: Path) -> list[SourceFile]:
         if kind in by_kind:
             return by_kind[kind]
     raise UserError(
-        Fault("--source", "the folder holds no file of a known kind", f"known: {_KNOWN}", str(folder))
+        Fault("--source", "the folder contains no file of a known kind", f"known: {_KNOWN}", str(folder))
     )
 
 
@@ -151,9 +156,9 @@ def _remote(address: str) -> list[SourceFile]:
         sizes = [int(filesystem.info(each)["size"] or 0) for each in paths]
     except (OSError, ValueError, ImportError) as error:
         remedy = "check the address, the connection and the credentials of that store"
-        raise UserError(Fault("--source", f"can't be opened ({error})", remedy, address)) from None
+        raise UserError(Fault("--source", f"cannot be opened ({error})", remedy, address)) from None
     if not paths:
-        raise UserError(Fault("--source", "nothing lies at this address", "check it", address))
+        raise UserError(Fault("--source", "does not exist", "check the address", address))
     urls = [filesystem.unstrip_protocol(each) for each in paths]
     return [_source_file(url, url.rsplit("/", 1)[-1], size) for url, size in zip(urls, sizes)]
 
@@ -166,19 +171,17 @@ def _hub_files(name: str, split: str, revision: str | None) -> tuple[list[Source
     try:
         commit = HfApi().dataset_info(name, revision=revision, timeout=20).sha or ""
         builder = datasets.load_dataset_builder(name, revision=commit)
-    except Exception as error:  # the hub's clients raise their transport's own errors
+    except Exception as error:  # the hub's clients raise errors of their transport
         reason = first_line(error)
         remedy = (
             "check the name, --revision and the connection; without one, copy the data set's files to this "
             "machine and give their folder"
         )
-        problem = (
-            f"no such file or folder here, and the hub did not give it ({type(error).__name__}: {reason})"
-        )
+        problem = f"is not a local path, and cannot be loaded from the hub ({type(error).__name__}: {reason})"
         raise UserError(Fault("--source", problem, remedy, name)) from None
     by_split = {str(key): list(urls) for key, urls in (builder.config.data_files or {}).items()}
     if split not in by_split:
-        raise UserError(Fault("--split", f"{name} has no such split", suggestion(split, by_split), split))
+        raise UserError(Fault("--split", f"is not a split of {name}", suggestion(split, by_split), split))
     found = [file for url in by_split[split] for file in _remote(url)]
     return found, commit
 
@@ -202,6 +205,6 @@ def _without_compression(name: str) -> str:
 def _source_file(url: str, name: str, size: int) -> SourceFile:
     kind = _kind(name)
     if kind is None:
-        raise UserError(Fault("--source", "a file of unknown kind", f"known: {_KNOWN}", url))
-    # tarfile finds out for itself how an archive is compressed.
+        raise UserError(Fault("--source", "is a file of unknown kind", f"known: {_KNOWN}", url))
+    # tarfile detects the compression of an archive.
     return SourceFile(url, name, kind, None if kind == "tar" else _compression(name), size)

@@ -1,4 +1,4 @@
-"""Running the parts of a build: in this process, or shared by several on this machine."""
+"""Encode the parts of a build in this process, or in several processes of this machine."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
 
+from gaguide.data.build.encode import EncodingSpec, Report, encode_part
 from gaguide.data.build.parts import Part
-from gaguide.data.build.pieces import Job, Report, run_part
 from gaguide.errors import Fault, UserError
 
 _POLL_SECONDS = 0.5
 
 
-def run_parts(parts: Iterable[Part], job: Job, report: Report, workers: int) -> None:
-    """Make all pieces of `parts`; the files are the same for any number of workers."""
+def encode_in_processes(parts: Iterable[Part], spec: EncodingSpec, report: Report, workers: int) -> None:
+    """Write all pieces of `parts`; the files are the same for any number of workers.
+
+    Raises a `UserError` if a worker was killed.
+    """
     parts = list(parts)
     if workers == 1 or len(parts) <= 1:
         for part in parts:
-            run_part(part, job, report)
+            encode_part(part, spec, report)
         return
     # Spawned, not forked: tokenizers and Arrow run threads, which a fork would leave in an unknown state.
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", 3)  # documents, bytes, and whether to stop
-    with ProcessPoolExecutor(min(workers, len(parts)), context, _start_worker, (job, done)) as pool:
-        pending: set[Future[None]] = {pool.submit(_run_in_worker, part) for part in parts}
+    with ProcessPoolExecutor(min(workers, len(parts)), context, _start_worker, (spec, done)) as pool:
+        pending: set[Future[None]] = {pool.submit(_encode_in_worker, part) for part in parts}
         reported = (0, 0)
         try:
             while pending:
@@ -41,37 +44,37 @@ def run_parts(parts: Iterable[Part], job: Job, report: Report, workers: int) -> 
                 report(now[0] - reported[0], now[1] - reported[1])
                 reported = now
         except BrokenProcessPool:
-            remedy = "give it more memory or fewer --workers; the same command goes on where this one stopped"
+            remedy = "give it more memory or fewer --workers; the same command resumes the build"
             raise UserError(Fault("--workers", "a worker process was killed", remedy, workers)) from None
         finally:
             done[2] = True
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_job: Job
+_spec: EncodingSpec
 _done: Any
 
 
-def _start_worker(job: Job, done: Any) -> None:
-    global _job, _done
-    _job, _done = job, done
+def _start_worker(spec: EncodingSpec, done: Any) -> None:
+    global _spec, _done
+    _spec, _done = spec, done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    """Without this, workers would wait for work for ever after their parent was killed."""
+def _end_with_parent(sentinel: int) -> None:
+    """End this process with its parent: after the parent is killed, a worker would wait for work forever."""
     connection.wait([sentinel])
     os._exit(1)
 
 
 class _StoppedError(Exception):
-    """The build has failed elsewhere, or was interrupted."""
+    """The build was interrupted, or has failed in another process."""
 
 
-def _run_in_worker(part: Part) -> None:
+def _encode_in_worker(part: Part) -> None:
     def report(documents: int, size: int) -> None:
         if _done[2]:
             raise _StoppedError
@@ -79,4 +82,4 @@ def _run_in_worker(part: Part) -> None:
             _done[0] += documents
             _done[1] += size
 
-    run_part(part, _job, report)
+    encode_part(part, _spec, report)

@@ -1,1 +1,1 @@
-"""What a folder of shards is: manifest, shard files, tokenizer, token text."""
+"""What a folder of shards is: its manifest, shard files, tokenizer, and the pieces of an unfinished build."""

@@ -1,6 +1,6 @@
-"""The manifest of a shard folder: what is in it, made from what, and how to tell that it is whole.
+"""The manifest of a folder of shards: what the shards contain, what they were made from, and their checksums.
 
-It is written last, so a shard folder is complete if and only if its `manifest.json` exists.
+It is written last, so a folder of shards is complete if and only if its `manifest.json` exists.
 """
 
 from __future__ import annotations
@@ -20,52 +20,67 @@ from gaguide.files import write_text
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
+BUILD_FOLDER = ".build"
+"""Subfolder with the state of an unfinished build."""
+
+TRAIN, VALIDATION = "train", "validation"
+"""Names of the two splits."""
+
 _FORMAT = "gaguide-shards"
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard file.
-
-    file: name inside the folder; documents: rows; tokens: token ids, end-of-text ones included;
-    sha256: of the file; content: SHA-256 over ids and document ends, whatever wrote the file; bytes: size.
-    """
+    """One shard file."""
 
     file: str
+    """File name inside the folder."""
     documents: int
+    """Number of documents."""
     tokens: int
+    """Number of token ids, end-of-text ids included."""
     sha256: str
+    """SHA-256 of the file."""
     content: str = ""
+    """SHA-256 of the ids and document boundaries, independent of the version of Arrow that wrote the file."""
     bytes: int = 0
+    """Size of the file."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard folder holds.
-
-    source: what it was made from, in words; revision: the hub commit, else None; documents, tokens: over
-    all splits; dropped: reason → documents left out; vocab_size: ids lie in [0, vocab_size);
-    token_dtype: "uint16" or "uint32"; tokenizer_files: names in the
-    tokenizer's folder; build_id: identifies the request that made it (workers aside).
-    """
+    """What a folder of shards contains."""
 
     schema_version: int
+    """Version of this format."""
     source: str
+    """Description of the text that the shards were made from."""
     revision: str | None
+    """Commit of the hub data set; None for other sources."""
     documents: int
+    """Number of documents in all splits."""
     tokens: int
+    """Number of token ids in all splits."""
     dropped: Mapping[str, int]
+    """Number of rows of the source that gave no document, by reason."""
     vocab_size: int
+    """Ids lie in [0, vocab_size)."""
     eos_token_id: int
+    """Id that ends every document."""
     tokenizer_fingerprint: str
+    """`tokenizer_fingerprint` of the tokenizer that made the ids."""
     token_dtype: str
+    """dtype of the stored ids: "uint16" or "uint32"."""
     splits: Mapping[str, tuple[ShardInfo, ...]]
+    """Shards of each split, in order."""
     tokenizer_files: tuple[str, ...] = ()
+    """File names in the tokenizer's folder."""
     build_id: str = field(default="", compare=False)
+    """Identifies the request that made the folder, apart from the number of workers."""
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: SHA-256 over every split's contents and what the ids mean."""
+        """Identifies the data: SHA-256 of the contents of every split, the tokenizer and the end-of-text id."""
         identity = {
             "tokenizer": self.tokenizer_fingerprint,
             "eos": self.eos_token_id,
@@ -75,31 +90,31 @@ class Manifest:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """numpy dtype of the stored token ids."""
+        """numpy dtype of the stored ids."""
         return np.dtype(self.token_dtype)
 
 
 def is_complete(folder: Path) -> bool:
-    """True where `folder` holds a finished set of shards."""
+    """Whether `folder` holds a complete set of shards."""
     return (folder / MANIFEST_FILE).is_file()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Declare `folder` complete."""
+    """Write the manifest, which declares `folder` complete."""
     content = {"format": _FORMAT, **asdict(manifest), "fingerprint": manifest.fingerprint}
     write_text(folder / MANIFEST_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest; `UserError` where there is none or it can't be understood."""
+    """Read a folder's manifest; `UserError` if it is missing or invalid."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise UserError(Fault("data", *_why_missing(folder), value=str(folder)))
+        raise UserError(_missing_manifest(folder))
     return parse_manifest(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
-    """The manifest that `text`, found at `where`, states; `UserError` where it can't be understood."""
+    """Parse the text of a manifest found at `where`; `UserError` if it is invalid."""
     try:
         content = json.loads(text)
         if content.pop("format", None) != _FORMAT:
@@ -108,22 +123,12 @@ def parse_manifest(text: str, where: str) -> Manifest:
         if version == SCHEMA_VERSION:
             return _from_json(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            Fault(
-                "data",
-                f"{where} can't be understood ({error})",
-                "give a folder that `gaguide data build` made",
-                where,
-            )
-        ) from None
-    raise UserError(
-        Fault(
-            "data",
-            f"its shards have schema version {version!r}; this gaguide reads version {SCHEMA_VERSION}",
-            "build them again with this gaguide, or install the one that made them",
-            where,
-        )
-    )
+        problem = f"{where} is not a valid manifest ({error})"
+        remedy = "give a folder that `gaguide data build` made"
+        raise UserError(Fault("data", problem, remedy, where)) from None
+    problem = f"its shards have schema version {version!r}; this gaguide reads version {SCHEMA_VERSION}"
+    remedy = "rebuild them with this gaguide, or install the version that made them"
+    raise UserError(Fault("data", problem, remedy, where))
 
 
 def _from_json(content: dict[str, Any]) -> Manifest:
@@ -133,19 +138,22 @@ def _from_json(content: dict[str, Any]) -> Manifest:
     }
     files = tuple(content.pop("tokenizer_files", ()))
     if any(Path(name).name != name for name in files):
-        raise ValueError("a tokenizer's file lies outside its folder")
+        raise ValueError("a tokenizer file lies outside its folder")
     manifest = Manifest(splits=splits, tokenizer_files=files, **content)
     if manifest.token_dtype not in ("uint16", "uint32"):
-        raise ValueError(f"token_dtype {manifest.token_dtype!r} is neither uint16 nor uint32")
+        raise ValueError(f"token_dtype {manifest.token_dtype!r} must be one of uint16, uint32")
     if manifest.fingerprint != stated:
-        raise ValueError("its fingerprint doesn't belong to its contents: it was edited or damaged")
+        raise ValueError("its fingerprint does not match its contents: it was edited or damaged")
     return manifest
 
 
-def _why_missing(folder: Path) -> tuple[str, str]:
-    make = f"gaguide data build --source SOURCE --tokenizer TOKENIZER --output {folder}"
+def _missing_manifest(folder: Path) -> Fault:
+    command = f"gaguide data build --source SOURCE --tokenizer TOKENIZER --output {folder}"
     if not folder.is_dir():
-        return "no such folder of shards", f"make it: {make}"
-    if (folder / ".build").is_dir():
-        return "its build has not finished", f"run the same `gaguide data build … --output {folder}` again"
-    return f"the folder holds no {MANIFEST_FILE}, so no shards", f"make them: {make}"
+        problem, remedy = "folder does not exist", f"build it: {command}"
+    elif (folder / BUILD_FOLDER).is_dir():
+        problem = "its build has not finished"
+        remedy = f"run the same `gaguide data build … --output {folder}` again"
+    else:
+        problem, remedy = f"folder contains no {MANIFEST_FILE}", f"build the shards: {command}"
+    return Fault("data", problem, remedy, str(folder))

@@ -1,8 +1,8 @@
-"""One shard: an Arrow IPC file with a row per document and a single record batch.
+"""One shard: an Arrow IPC file with one row per document, in a single record batch.
 
-The column `tokens` is `list<uint16>` or `list<uint32>`. Because there is one batch, its values are one flat
-array that is memory-mapped and cut into blocks of any length without a copy; its offsets are the
-document boundaries. Plain pyarrow and `datasets` read the file as it is.
+The column `tokens` is `list<uint16>` or `list<uint32>`. Since there is one batch, its values are one flat
+array, which is memory-mapped and sliced into blocks of any length without a copy; its offsets are the
+document boundaries. pyarrow and `datasets` read the file without gaguide.
 """
 
 from __future__ import annotations
@@ -25,33 +25,40 @@ _TOKENIZER_KEY = b"gaguide.tokenizer"
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard. tokens: [n] uint16 or uint32, memory-mapped; offsets: [documents + 1] int32."""
+    """An open shard."""
 
     tokens: np.ndarray
+    """Ids [n] uint16 or uint32, memory-mapped."""
     offsets: np.ndarray
+    """[documents + 1] int32: where each document begins, and the end."""
     tokenizer_fingerprint: str
-    lease: Any = None  # what keeps the file from being evicted from a cache, for as long as this lives
+    """Fingerprint of the tokenizer that made the ids."""
+    lease: Any = None
+    """Keeps a file in a cache from being evicted while this object lives."""
 
 
 class DamagedShardError(Exception):
-    """A file is not the shard it should be; the message says in what."""
+    """A file is not the shard that the manifest describes.
+
+    The message begins with the kind of damage: missing, truncated, damaged or foreign.
+    """
 
 
 def shard_name(split: str, index: int) -> str:
-    """File name of a split's shard."""
+    """File name of the shard of a split."""
     return f"{split}-{index:05d}.arrow"
 
 
 def write_shard(
     path: Path, documents: list[np.ndarray], dtype: np.dtype[Any], tokenizer_fingerprint: str
 ) -> ShardInfo:
-    """Write documents (1-D id arrays, at least one) as one shard, atomically and reproducibly."""
+    """Atomically write documents (1-D arrays of ids, at least one) as a shard; equal input gives equal bytes."""
     lengths = np.fromiter((len(document) for document in documents), np.int64, len(documents))
     offsets = np.zeros(len(documents) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     if offsets[-1] >= 2**31:
-        raise ValueError(f"{offsets[-1]} tokens don't fit in one Arrow list array")
-    # Straight into the narrow type: no second wide copy of the whole shard.
+        raise ValueError(f"{offsets[-1]} tokens do not fit in one Arrow list array")
+    # Directly into the narrow dtype, which avoids a second, wide copy of the whole shard.
     values = np.empty(int(offsets[-1]), dtype)
     np.concatenate(documents, out=values, casting="unsafe")
     column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
@@ -68,7 +75,7 @@ def write_shard(
 
 
 def content_digest(tokens: np.ndarray, offsets: np.ndarray) -> str:
-    """SHA-256 over ids as little-endian uint32 and offsets as int64: independent of Arrow's version."""
+    """SHA-256 of offsets as int64 and ids as uint32, little-endian: independent of Arrow's version."""
     digest = hashlib.sha256(offsets.astype("<i8").tobytes())
     for start in range(0, len(tokens), 1 << 20):
         digest.update(tokens[start : start + (1 << 20)].astype("<u4").tobytes())
@@ -76,10 +83,10 @@ def content_digest(tokens: np.ndarray, offsets: np.ndarray) -> str:
 
 
 def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard:
-    """Map a shard and check that it is the one `info` tells of; `DamagedShardError` says what is wrong.
+    """Memory-map a shard; `DamagedShardError` if it is not the one that `info` describes.
 
-    Sizes, counts, document boundaries and the tokenizer are compared, which costs next to nothing; all bytes
-    are compared by `verify`, and in the background of training.
+    Compares size, counts, document boundaries and tokenizer, which costs next to nothing. Checksums are
+    compared by `verify`, and in the background during training.
     """
     check_size(path, info)
     try:
@@ -106,7 +113,7 @@ def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard
 
 
 def check_size(path: Path, info: ShardInfo) -> None:
-    """Compare a shard's presence and size with the manifest; `DamagedShardError` where they differ."""
+    """Compare a shard's presence and size with the manifest; `DamagedShardError` if they differ."""
     if not path.is_file():
         raise DamagedShardError("missing")
     size = path.stat().st_size
@@ -116,9 +123,6 @@ def check_size(path: Path, info: ShardInfo) -> None:
 
 
 def shard_fault(folder: str, file: str, problem: str) -> Fault:
-    """The fault of one shard that is not what the manifest says."""
-    return Fault(
-        "data",
-        f"shard {folder}/{file} is {problem}",
-        f"see `gaguide data verify {folder}`; copy the file again, or build the folder anew",
-    )
+    """The fault of a shard that is not what the manifest says."""
+    remedy = f"see `gaguide data verify {folder}`; copy the file again, or rebuild the folder"
+    return Fault("data", f"shard {folder}/{file} is {problem}", remedy)

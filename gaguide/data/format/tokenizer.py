@@ -1,9 +1,8 @@
-"""Tokenizers: loading one, telling two apart, and encoding documents fast.
+"""Tokenizers: loading, fingerprints, and fast encoding of documents.
 
 Documents are encoded as plain text: a document that spells out a special token gets that text's ordinary
-ids, never the special one. GPT-2-type byte-level BPE is encoded by tiktoken, built from the tokenizer's own
-vocabulary, after its ids were found equal to the Hugging Face tokenizer's on a sample; any other tokenizer
-is used as it is.
+ids, never the special one. Byte-level BPE by GPT-2's rules is encoded by tiktoken, built from the tokenizer's
+own vocabulary and checked against the Hugging Face tokenizer on a sample. Other tokenizers encode themselves.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from gaguide.errors import Fault, UserError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# GPT-2's rule for cutting text into words, as tiktoken spells it: possessive, so that it is fast.
+# GPT-2's rule for splitting text into words, in tiktoken's spelling: possessive quantifiers make it fast.
 _GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _SMALLEST_VOCABULARY = 3
 _HUB_SECONDS = 15
-# tiktoken panics when a run of white space of some 100,000 characters is followed by something else.
+# tiktoken panics on about 100,000 characters of white space followed by another character.
 _LONG_TEXT = 50_000
 _LONG_SPACE = re.compile(r"\s{20000}")
 _PROBE = (
@@ -39,9 +38,9 @@ _PROBE = (
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, or of a hub model; code from a repository is never run.
+    """Load the tokenizer of a folder or a hub model; code from a repository is never run.
 
-    `UserError` when it is not found, the hub can't be reached, or it has no end-of-text token.
+    `UserError` if it is not found, the hub cannot be reached, or it has no end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -51,16 +50,16 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached_only)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UserError(_not_loaded(name, error)) from None
-    if len(tokenizer) < _SMALLEST_VOCABULARY:  # what transformers makes of a folder with a config.json only
+    if len(tokenizer) < _SMALLEST_VOCABULARY:  # transformers' result for a folder that has only a config.json
         raise UserError(_not_loaded(name, ValueError("it has no vocabulary")))
     if tokenizer.eos_token_id is None:
-        remedy = "take one that has it: documents are told apart by that token"
-        raise UserError(Fault("tokenizer", "it has no end-of-text (eos) token", remedy, name))
+        remedy = "choose one that has it: the token separates documents"
+        raise UserError(Fault("tokenizer", "has no end-of-text (eos) token", remedy, name))
     return tokenizer
 
 
 def hub_has_model(name: str) -> bool:
-    """One quick question to the hub, so that nobody waits for a minute of retries where it is away."""
+    """Whether the hub has this model, by one quick request: its client would retry for a minute when offline."""
     from huggingface_hub import HfApi
 
     try:
@@ -76,21 +75,21 @@ def _not_loaded(name: str, error: Exception) -> Fault:
         remedy = (
             "give a folder with tokenizer.json, or vocab.json and merges.txt, as save_pretrained writes it"
         )
-        return Fault("tokenizer", f"no tokenizer can be loaded from this folder ({reason})", remedy, name)
+        return Fault("tokenizer", f"contains no tokenizer that can be loaded ({reason})", remedy, name)
     remedy = (
-        "give a local folder that holds a tokenizer, or a model's name on the hub; without a connection "
-        "to the hub, copy the model's folder to this machine"
+        "give a local folder with a tokenizer, or the name of a model on the hub; without a connection to "
+        "the hub, copy the model's folder to this machine"
     )
-    return Fault("tokenizer", f"no such folder, and the hub did not give it ({reason})", remedy, name)
+    return Fault("tokenizer", f"is not a local folder, and cannot be loaded from the hub ({reason})", remedy, name)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id, added tokens included."""
+    """One more than the largest id, including added tokens."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over all that decides which ids a text gets, and the end-of-text id; not over file layout."""
+    """SHA-256 of everything that determines the ids of a text, and of the end-of-text id; not of file layout."""
     identity: dict[str, Any] = {"vocabulary": tokenizer.get_vocab(), "eos": tokenizer.eos_token_id}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -99,7 +98,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         parsed = json.loads(backend.to_str())
         identity["added"] = {token["content"]: token["id"] for token in parsed["added_tokens"]}
         model = {key: value for key, value in parsed["model"].items() if key != "vocab"}
-        # Older files write a merge as "a b", newer ones as ["a", "b"].
+        # Older files spell a merge "a b", newer ones ["a", "b"].
         model["merges"] = [_merge_pair(merge) for merge in model.get("merges") or []]
         rules = {"model": model, "normalizer": parsed["normalizer"], "words": parsed["pre_tokenizer"]}
         identity["rules"] = _without_defaults(rules)
@@ -111,7 +110,7 @@ def _merge_pair(merge: str | list[str]) -> list[str]:
 
 
 def _without_defaults(value: Any) -> Any:
-    """Leave out null, false and empty fields: releases of `tokenizers` differ in which they write."""
+    """`value` without null, false and empty fields, which releases of `tokenizers` write or omit."""
     if not isinstance(value, dict):
         return value
     cleaned = {key: _without_defaults(item) for key, item in value.items() if key != "trim_offsets"}
@@ -119,13 +118,10 @@ def _without_defaults(value: Any) -> Any:
 
 
 class DocumentEncoder:
-    """Turns a document's text into ids, without special tokens; may be pickled, so that workers get one each.
-
-    `fast` tells whether tiktoken does it. `encode(text)` → ids [n] uint32.
-    """
+    """Encodes documents as ids without special tokens. Can be pickled, so that each worker gets a copy."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: Iterable[str] = (), try_fast: bool = True):
-        """Prove tiktoken equal on a probe, the vocabulary and the `sample` texts, else go without it."""
+        """Use tiktoken if it gives equal ids on a probe, the vocabulary and the `sample` texts."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._reference_json: str | None = None if backend is None else backend.to_str()
         self._slow_tokenizer = tokenizer if backend is None else None
@@ -137,7 +133,7 @@ class DocumentEncoder:
 
     @property
     def fast(self) -> bool:
-        """True where tiktoken encodes."""
+        """Whether tiktoken encodes."""
         return self._ranks is not None
 
     def encode(self, text: str) -> np.ndarray:
@@ -146,11 +142,11 @@ class DocumentEncoder:
             return self.encode_by_reference(text)
         if self._tiktoken is None:
             self._tiktoken = _tiktoken_encoding(self._ranks)
-        # A text that spells the one special token gets ordinary ids: none is allowed, none refused.
+        # No special token is allowed and none raises: text that spells one gets ordinary ids.
         return np.asarray(self._tiktoken.encode_to_numpy(text, disallowed_special=()), np.uint32)
 
     def encode_by_reference(self, text: str) -> np.ndarray:
-        """The same by the Hugging Face tokenizer itself."""
+        """As `encode`, by the Hugging Face tokenizer."""
         if self._slow_tokenizer is not None:
             ids = self._slow_tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=True, verbose=False
@@ -158,7 +154,7 @@ class DocumentEncoder:
             return np.array(ids, np.uint32)
         if self._reference is None:
             self._reference = _plain_tokenizer(self._reference_json or "")
-        # Without a batch's offsets, which would take many times the memory of the ids.
+        # encode_batch_fast computes no offsets, which take many times the memory of the ids.
         return np.array(self._reference.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.uint32)
 
     def _equal_on(self, texts: Iterable[str]) -> bool:
@@ -181,13 +177,13 @@ def _plain_tokenizer(serialized: str) -> Any:
 def _tiktoken_encoding(ranks: dict[bytes, int]) -> Any:
     import tiktoken
 
-    # The array comes straight from Rust. Its search for special tokens is slow without any, and fast for one.
+    # tiktoken's search for special tokens is slow if there are none and fast if there is one.
     special = {"<|no such token|>": max(ranks.values()) + 1}
     return tiktoken.Encoding("gaguide", pat_str=_GPT2_WORDS, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _gpt2_ranks(serialized: str) -> dict[bytes, int] | None:
-    """Token bytes → id for byte-level BPE by GPT-2's rules with ids ascending by merge, else None."""
+    """Token bytes → id for byte-level BPE by GPT-2's rules with ids ascending by merge; None otherwise."""
     parsed = json.loads(serialized)
     model, words = parsed["model"], parsed["pre_tokenizer"] or {}
     special = {token["content"] for token in parsed["added_tokens"] if token["special"]}
@@ -209,7 +205,7 @@ def _gpt2_ranks(serialized: str) -> dict[bytes, int] | None:
     merged = ["".join(_merge_pair(merge)) for merge in model["merges"]]
     vocabulary = model["vocab"]
     ids = [vocabulary.get(token, -1) for token in merged]
-    # tiktoken merges by ascending id, so ids have to ascend with the merges, after the single bytes.
+    # tiktoken merges in the order of ids, so these must ascend with the merges, after the single bytes.
     singles = [vocabulary.get(character, -1) for character in byte_of]
     if -1 in singles or -1 in ids or any(b <= a for a, b in zip([max(singles), *ids], ids)):
         return None
@@ -218,14 +214,14 @@ def _gpt2_ranks(serialized: str) -> dict[bytes, int] | None:
 
 
 def byte_characters() -> list[str]:
-    """The printable character by which byte-level BPE writes each byte, by byte (GPT-2's table)."""
+    """The printable character that stands for each byte in byte-level BPE, by byte (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     stand_in = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(stand_in)) for byte in range(256)]
 
 
 def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The built-in probe, and every piece of the vocabulary next to others of it."""
+    """The built-in probe, and every piece of the vocabulary next to other pieces."""
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     pieces = [
         bytes(byte_of[character] for character in token if character in byte_of)

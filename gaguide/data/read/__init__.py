@@ -1,1 +1,1 @@
-"""Shards → blocks in training order, from local folders, remote addresses and growing builds."""
+"""From shards to blocks in training order: local folders, remote addresses and builds in progress."""

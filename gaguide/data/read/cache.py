@@ -1,8 +1,8 @@
-"""Shards of other places on this host's own disk: fetched once for all its processes, in bounded space.
+"""A cache of remote shards on this host's local disk, of bounded size, shared by the host's processes.
 
-Files are named by their checksum, so folders that hold the same shard share it. Locks are the kernel's, which
-releases them when their holder ends: a file that is being read is locked by its readers, a file that is being
-fetched by its fetcher. What is evicted is what was used longest ago and is locked by nobody.
+Files are named by their checksum, so folders that contain the same shard share it. A file is locked by its
+readers, or by the process that fetches it, with locks that the kernel releases when their holder ends. The
+least recently used file that nobody has locked is evicted first.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _POLL_SECONDS = 0.2
 
 
 class NoRoomError(Exception):
-    """Everything in the cache is being read, and there is no room for one more shard."""
+    """Every shard in the cache is being read, and there is no space for another."""
 
 
 class ShardCache:
-    """A folder of at most `limit_bytes` of shards, shared by the processes of a host. Pickles."""
+    """A folder of at most `limit_bytes` of shards, shared by the processes of a host. Can be pickled."""
 
     def __init__(self, folder: Path, limit_bytes: int, room_seconds: float = _ROOM_SECONDS):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.limit_bytes, self.room_seconds = folder, limit_bytes, room_seconds
 
     def path(self, info: ShardInfo) -> Path:
-        """Where a shard lies once it was fetched."""
+        """Path of a shard after it was fetched."""
         return self.folder / f"{info.sha256}.arrow"
 
     def lease(self, info: ShardInfo) -> IO[bytes] | None:
-        """The shard's file, open and safe from eviction until it is closed; None where it is not here."""
+        """The shard's file, open and protected from eviction until it is closed; None if it is not in the cache."""
         path = self.path(info)
         try:
             file = path.open("rb")
@@ -52,10 +52,10 @@ class ShardCache:
         return file
 
     def fetch(self, info: ShardInfo, download: Callable[[Path], None], wait: bool = True) -> bool:
-        """Have `download` write the shard to the path that it is given, unless it is here.
+        """Let `download` write the shard to the path it is given, unless it is in the cache; True if it is then.
 
-        With wait=False: return False where another fetches it now, or there is no room for it now. With
-        wait=True: wait for both; `NoRoomError` where room does not come. Raises what `download` raises.
+        With `wait=False`, return False if another process is fetching it or there is no space. With
+        `wait=True`, wait for both; `NoRoomError` if there is no space in time. Raises what `download` raises.
         """
         with host_lock(self._fetch_lock(info.sha256), wait) as lock:
             if lock is None:
@@ -72,7 +72,7 @@ class ShardCache:
         return True
 
     def keep(self, info: ShardInfo) -> bool:
-        """Whether the shard is here; if so, it now counts as used."""
+        """Mark the shard as recently used; False if it is not in the cache."""
         try:
             os.utime(self.path(info))
         except FileNotFoundError:
@@ -80,7 +80,7 @@ class ShardCache:
         return True
 
     def _reserve(self, size: int, lock: IO[bytes], wait: bool) -> bool:
-        """Make room, and give the lock file the size of what is to come, which counts as used space."""
+        """Make space for `size` bytes, and reserve it by giving the lock file this size."""
         deadline = time.monotonic() + self.room_seconds
         while True:
             with host_lock(self.folder / ".room"):
@@ -106,7 +106,7 @@ class ShardCache:
         return used + size <= self.limit_bytes
 
     def _reserved(self) -> int:
-        """Bytes of all fetches under way; clears up after those whose process has ended."""
+        """Bytes reserved by fetches in progress; cleans up after processes that have ended."""
         reserved = 0
         for path in self.folder.glob("*.lock"):
             size = path.stat().st_size
@@ -116,8 +116,8 @@ class ShardCache:
                 if lock is None:
                     reserved += size
                     continue
-                for left in self.folder.glob(f".tmp-*-{path.stem}.arrow"):
-                    left.unlink(missing_ok=True)
+                for leftover in self.folder.glob(f".tmp-*-{path.stem}.arrow"):
+                    leftover.unlink(missing_ok=True)
                 lock.truncate(0)
         return reserved
 
@@ -126,7 +126,7 @@ class ShardCache:
 
 
 def _remove_if_idle(path: Path) -> bool:
-    """Evict a file unless somebody reads it."""
+    """Evict a file unless a process is reading it."""
     with path.open("rb") as file:
         if not flock(file, fcntl.LOCK_EX, wait=False):
             return False

@@ -1,6 +1,6 @@
-"""Checksums of shards in the background of training: each once per host, starting at its first use.
+"""Compare checksums of shards in the background of training, each once per host, from its first use on.
 
-Reading a shard's bytes for its checksum also brings them into memory before they are wanted.
+Reading a shard for its checksum also brings it into the page cache before it is needed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from gaguide.data.format.manifest import ShardInfo
-from gaguide.data.read.host import host_lock, node_folder
+from gaguide.data.read.host import host_lock, host_folder
 from gaguide.files import hash_file
 
 
 class Checksums:
-    """Compares files with their manifest in a thread of its own. Pickles as a new, empty one."""
+    """Compares files with their manifest in a background thread. Unpickles as a new, empty object."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[Path, ShardInfo]] = SimpleQueue()
@@ -26,23 +26,23 @@ class Checksums:
         self._thread: threading.Thread | None = None
 
     def start(self, path: Path, info: ShardInfo) -> None:
-        """Begin to compare `path`; `damaged` will tell."""
+        """Start comparing `path`; the result appears in `damaged`."""
         with self._idle:
             self._open += 1
             if self._thread is None:
-                node_folder()  # what is wrong with it is told here, not in the thread
-                # A daemon: a program that ends doesn't wait for it.
+                host_folder()  # its faults are raised here, not in the thread
+                # A daemon, so that the program's end does not wait for it.
                 self._thread = threading.Thread(target=self._run, daemon=True, name="gaguide-checksums")
                 self._thread.start()
         self._waiting.put((path, info))
 
     @property
     def damaged(self) -> dict[Path, str]:
-        """Files found damaged so far, and in what."""
+        """Files found damaged so far, and what is wrong with them."""
         return dict(self._damaged)
 
     def wait(self) -> None:
-        """Until everything begun has been compared."""
+        """Wait until every file that was started has been compared."""
         with self._idle:
             self._idle.wait_for(lambda: self._open == 0)
 
@@ -50,10 +50,10 @@ class Checksums:
         while True:
             path, info = self._waiting.get()
             try:
-                if not matches_once(path, info.sha256):
+                if not has_checksum(path, info.sha256):
                     self._damaged[path] = "damaged: its bytes differ from those that were written (checksum)"
             except OSError as error:
-                self._damaged[path] = f"damaged: reading it failed ({error.strerror})"
+                self._damaged[path] = f"damaged: cannot be read ({error.strerror})"
             finally:
                 with self._idle:
                     self._open -= 1
@@ -63,16 +63,16 @@ class Checksums:
         return Checksums, ()
 
 
-def matches_once(path: Path, sha256: str) -> bool:
-    """Whether a file has this SHA-256; a file that had it is not read again on this host until it changes."""
+def has_checksum(path: Path, sha256: str) -> bool:
+    """Whether a file has this SHA-256. A file that had it is not read again on this host until it changes."""
     stat = path.stat()
     identity = f"{path.resolve()} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {sha256}"
-    folder = node_folder() / "checked"
+    folder = host_folder() / "checked"
     folder.mkdir(exist_ok=True)
     marker = folder / hashlib.sha256(identity.encode()).hexdigest()
     if marker.exists():
         return True
-    # One file at a time on a host: ranks that begin together find the first one's markers.
+    # One file at a time on a host, so that ranks that start together find the first rank's markers.
     with host_lock(folder / ".lock"):
         if not marker.exists():
             if hash_file(path) != sha256:

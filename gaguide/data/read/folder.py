@@ -1,4 +1,4 @@
-"""A folder of shards as blocks are read from it: on this machine, or (`remote`) at an address elsewhere."""
+"""Where a reader finds shards: in a folder of this machine, or at an address (`remote`)."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from typing import Protocol
 from gaguide.data.format.manifest import TOKENIZER_FOLDER, Manifest, ShardInfo, read_manifest
 from gaguide.data.format.shards import DamagedShardError, Shard, check_size, open_shard, shard_fault
 from gaguide.data.read.checksums import Checksums
-from gaguide.errors import UserError
-
-# The order reads a window of 8 shards at a time; two epochs may meet in a batch.
-_OPEN_SHARDS = 32
-
+from gaguide.data.read.order import OPEN_SHARDS
+from gaguide.errors import FaultCollector, UserError
 
 class ShardFolder(Protocol):
-    """name: as the user wrote it. Pickles."""
+    """The interface of a folder of shards. Can be pickled."""
 
     name: str
+    """The folder as the user wrote it."""
     manifest: Manifest
+    """Its manifest."""
 
     @property
     def open_limit(self) -> int:
-        """Shards that a reader may keep open at a time."""
+        """Number of shards that a reader may keep open."""
 
     @property
-    def tokenizer(self) -> Path:
-        """Folder of the tokenizer that made the shards, on this machine."""
+    def tokenizer_folder(self) -> Path:
+        """Folder, on this machine, of the tokenizer that made the shards."""
 
     def open(self, info: ShardInfo) -> Shard:
-        """Map a shard, once it is there; `UserError` where it is not what the manifest says."""
+        """Map a shard, after fetching it if necessary; `UserError` if it is not what the manifest says."""
 
     def look_ahead(self, window_shards: int, infos: Iterable[ShardInfo]) -> None:
-        """These shards are needed next, in this order; `window_shards` of them at a time."""
+        """Prefetch these shards, which are needed next in this order, `window_shards` at a time."""
 
     def check(self, infos: Iterable[ShardInfo]) -> None:
-        """What can be said of shards without reading them; one `UserError` names all that are not right."""
+        """Check shards without reading them; one `UserError` names all that are damaged."""
 
     def raise_damaged(self) -> None:
-        """`UserError` for shards that checks in the background have found damaged."""
+        """Raise a `UserError` if checks in the background have found damaged shards."""
 
-    def finish_checks(self) -> None:
+    def wait_for_checksums(self) -> None:
         """Wait for these checks, then `raise_damaged`."""
 
 
 class LocalFolder:
-    """A folder of shards on a disk of this machine, or on a file system that it has mounted."""
+    """A folder of shards on a file system of this machine."""
 
-    open_limit = _OPEN_SHARDS
+    open_limit = OPEN_SHARDS
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
@@ -56,12 +55,12 @@ class LocalFolder:
         self._checksums = Checksums()
 
     @property
-    def tokenizer(self) -> Path:
+    def tokenizer_folder(self) -> Path:
         """Folder of the tokenizer that made the shards."""
         return self.path / TOKENIZER_FOLDER
 
     def open(self, info: ShardInfo) -> Shard:
-        """Map a shard and begin to compare its checksum."""
+        """Map a shard and start comparing its checksum in the background."""
         try:
             shard = open_shard(self.path / info.file, info, self.manifest.tokenizer_fingerprint)
         except DamagedShardError as error:
@@ -70,26 +69,26 @@ class LocalFolder:
         return shard
 
     def look_ahead(self, window_shards: int, infos: Iterable[ShardInfo]) -> None:
-        """All shards are here."""
+        """Do nothing: the shards are on this machine."""
 
     def check(self, infos: Iterable[ShardInfo]) -> None:
         """Compare presence and sizes with the manifest."""
-        faults = []
-        for info in infos:
-            try:
-                check_size(self.path / info.file, info)
-            except DamagedShardError as error:
-                faults.append(shard_fault(self.name, info.file, str(error)))
-        if faults:
-            raise UserError(faults)
+        with FaultCollector() as faults:
+            for info in infos:
+                try:
+                    check_size(self.path / info.file, info)
+                except DamagedShardError as error:
+                    faults.add(shard_fault(self.name, info.file, str(error)))
 
     def raise_damaged(self) -> None:
-        """`UserError` for shards that their checksums have shown to be damaged so far."""
+        """Raise a `UserError` if checksums have shown shards to be damaged."""
         damaged = self._checksums.damaged
         if damaged:
-            raise UserError([shard_fault(self.name, path.name, what) for path, what in damaged.items()])
+            raise UserError(
+                [shard_fault(self.name, path.name, problem) for path, problem in damaged.items()]
+            )
 
-    def finish_checks(self) -> None:
+    def wait_for_checksums(self) -> None:
         """Wait for the checksums of all shards opened so far, then `raise_damaged`."""
         self._checksums.wait()
         self.raise_damaged()
@@ -100,7 +99,7 @@ def open_folder(name: Path | str, cache_bytes: int) -> ShardFolder:
     if "://" not in str(name):
         return LocalFolder(Path(name))
     from gaguide.data.read.cache import ShardCache
-    from gaguide.data.read.host import node_folder
+    from gaguide.data.read.host import host_folder
     from gaguide.data.read.remote import RemoteFolder
 
-    return RemoteFolder(str(name), ShardCache(node_folder() / "shards", cache_bytes))
+    return RemoteFolder(str(name), ShardCache(host_folder() / "shards", cache_bytes))

@@ -1,12 +1,12 @@
-"""Shards that are being made while they are read: training from a source with no build step before.
+"""Shards that are read while they are built: training from a source without a build step before it.
 
-The build (`background`) makes shards in the order of the source, each whole or not there; what is asked for
-and not there yet is waited for. The order of epoch 0 needs only the shards before and at a position, so it is
-the same whether they are there or have still to come, and whoever makes them:
+The build makes shards in the order of the source and writes each atomically; a shard that does not exist yet
+is waited for. The order of epoch 0 at a position needs only the shards up to that position, so it does not
+depend on whether these exist already, or on who builds them:
 
     shards in the order of the source, in windows of 1, 2, 4, 8, 8, 8 … shards, blocks shuffled in a window
 
-Later epochs are those of `BlockOrder`, over all shards.
+Later epochs follow `BlockOrder` over all shards.
 """
 
 from __future__ import annotations
@@ -17,193 +17,189 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
-from gaguide.data.build.background import FAILURE_FILE
-from gaguide.data.build.build import BUILD_FOLDER, Work
-from gaguide.data.build.pieces import TRAIN, VALIDATION, read_pieces
-from gaguide.data.format.manifest import ShardInfo, is_complete, read_manifest
+from gaguide.data.format.manifest import (
+    BUILD_FOLDER,
+    TRAIN,
+    VALIDATION,
+    ShardInfo,
+    is_complete,
+    read_manifest,
+)
+from gaguide.data.format.pieces import FAILURE_FILE, read_pieces
 from gaguide.data.format.shards import DamagedShardError, Shard, open_shard, shard_fault, shard_name
-from gaguide.data.read.blocks import CutShards, find_blocks
-from gaguide.data.read.order import BlockOrder, derived_key, keyed_permutation
+from gaguide.data.read.blocks import ShardBlocks, find_blocks
+from gaguide.data.read.order import OPEN_SHARDS, WINDOW_SHARDS, BlockOrder, derived_key, keyed_permutation
 from gaguide.errors import Fault, UserError
 
-WINDOW_SHARDS = 8
 _POLL_SECONDS = 0.2
 _WINDOW_SALT = 0x67726F77
 _ALGORITHM = "source-order/1"
 
 
-class GrowingShards:
-    """The shards of a build in the order of its source, as far as they are there; waits for more.
+@dataclass(frozen=True)
+class BuildIdentity:
+    """What reading a build in progress needs to know about it."""
 
-    One object serves a process: training blocks, held-out blocks and the order look at the same shards.
+    folder: Path
+    """Folder of the finished shards."""
+    parts: int
+    """Number of parts of the source."""
+    build_id: str
+    """Identifies the request and its source."""
+    tokenizer_fingerprint: str
+    """Fingerprint of the tokenizer."""
+
+
+class GrowingStore(ShardBlocks):
+    """The training blocks of a build in progress, in the order of its source; `len` waits for its end.
+
+    Also opens the shards of its held-out documents, for `FirstHeldOut`: both splits are watched by one object.
     """
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.folder = work.request.output
-        self.train: list[ShardInfo] = []
-        self.held_out: list[ShardInfo] = []
-        self.complete = False
-        # Parts that are whole, and how many shards they gave.
-        self._whole, self._whole_train, self._whole_held_out = 0, 0, 0
+    def __init__(self, build: BuildIdentity, block_length: int) -> None:
+        super().__init__(block_length, OPEN_SHARDS)
+        self.build = build
+        self.is_complete = False
+        self.shards: dict[str, list[ShardInfo]] = {TRAIN: [], VALIDATION: []}
+        # Number of parts that are complete, and of the shards that they gave.
+        self._complete_parts, self._complete_shards = 0, {TRAIN: 0, VALIDATION: 0}
 
-    def wait(self, enough: Callable[[], bool]) -> None:
-        """Until `enough()`, or until there is no more to come; `UserError` where the build has failed."""
-        while not (self.complete or enough()):
-            self._look()
-            if self.complete or enough():
-                return
-            failure = self.folder / BUILD_FOLDER / FAILURE_FILE
-            if failure.exists():
-                problem = f"tokenising it failed: {failure.read_text('utf-8')}"
-                raise UserError(
-                    Fault("data.source", problem, "mend it and start again: what is done is kept")
-                )
-            time.sleep(_POLL_SECONDS)
-
-    def open(self, split: str, index: int) -> Shard:
-        """Map one of the shards that are there, under its first name or its last."""
-        info = (self.train if split == TRAIN else self.held_out)[index]
-        names = [self.folder / shard_name(split, index)] if split == TRAIN else [self.folder / info.file]
-        names.append(self.folder / BUILD_FOLDER / info.file)
-        for _ in range(3):  # the end of a build renames files under our hands
-            for path in names:
-                if path.exists():
-                    try:
-                        return open_shard(path, info, self.work.fingerprint)
-                    except DamagedShardError as error:
-                        if not path.exists():  # renamed between the look and the opening
-                            continue
-                        raise UserError(shard_fault(str(self.folder), path.name, str(error))) from None
-        raise UserError(shard_fault(str(self.folder), info.file, "missing"))
-
-    def _look(self) -> None:
-        """Take notice of what has come; shards only ever become more."""
-        if self.complete:
-            return
-        if is_complete(self.folder):
-            manifest = read_manifest(self.folder)
-            if manifest.build_id != self.work.build_id:
-                problem = f"the folder holds other shards (of {manifest.source})"
-                raise UserError(Fault("data.shards", problem, "name another folder", str(self.folder)))
-            self.train = list(manifest.splits.get(TRAIN, ()))
-            self.held_out = list(manifest.splits.get(VALIDATION, ()))
-            self.complete = True
-            return
-        for part in self.work.parts[self._whole :]:
-            pieces = read_pieces(self.folder / BUILD_FOLDER, part.index)
-            train = [piece.shards[TRAIN] for piece in pieces if TRAIN in piece.shards]
-            held_out = [piece.shards[VALIDATION] for piece in pieces if VALIDATION in piece.shards]
-            # At its end the build removes its records: what has gone was there, and the next look finds the
-            # manifest.
-            self.train += train[len(self.train) - self._whole_train :]
-            self.held_out += held_out[len(self.held_out) - self._whole_held_out :]
-            if not (pieces and pieces[-1].last):
-                return
-            self._whole += 1
-            self._whole_train, self._whole_held_out = len(self.train), len(self.held_out)
-
-
-class GrowingStore(CutShards):
-    """The training blocks of a source. `len` waits for the end of the build."""
-
-    def __init__(self, shards: GrowingShards, block_length: int) -> None:
-        self.shards, self.block_length = shards, block_length
-        self._open: dict[int, Shard] = {}
+    def __len__(self) -> int:
+        self.wait(lambda: False)
+        return sum(self.shard_blocks)
 
     @property
     def shard_blocks(self) -> list[int]:
-        """Blocks of each shard that is there."""
-        return [info.tokens // self.block_length for info in self.shards.train]
+        """Number of blocks of each shard that exists."""
+        return [info.tokens // self.block_length for info in self.shards[TRAIN]]
 
-    def wait_for_shards(self, count: int) -> bool:
-        """Until `count` shards are there; False where the source has fewer."""
-        self.shards.wait(lambda: len(self.shards.train) >= count)
-        return len(self.shards.train) >= count
+    def wait(self, enough: Callable[[], bool]) -> None:
+        """Wait until `enough()` or the end of the build; `UserError` if the build has failed."""
+        while not (self.is_complete or enough()):
+            self._refresh()
+            if self.is_complete or enough():
+                return
+            failure = self.build.folder / BUILD_FOLDER / FAILURE_FILE
+            if failure.exists():
+                problem = f"building its shards failed: {failure.read_text('utf-8')}"
+                remedy = "correct it and start again; complete shards are kept"
+                raise UserError(Fault("data.source", problem, remedy))
+            time.sleep(_POLL_SECONDS)
 
-    def __len__(self) -> int:
-        self.shards.wait(lambda: False)
-        return sum(self.shard_blocks)
+    def open(self, split: str, index: int) -> Shard:
+        """Map a shard that exists, under its temporary or its final name."""
+        folder, info = self.build.folder, self.shards[split][index]
+        final = folder / (shard_name(split, index) if split == TRAIN else info.file)
+        paths = [final, folder / BUILD_FOLDER / info.file]
+        for _ in range(3):  # the end of a build renames files at any moment
+            for path in paths:
+                if path.exists():
+                    try:
+                        return open_shard(path, info, self.build.tokenizer_fingerprint)
+                    except DamagedShardError as error:
+                        if not path.exists():  # renamed since the check above
+                            continue
+                        raise UserError(shard_fault(str(folder), path.name, str(error))) from None
+        raise UserError(shard_fault(str(folder), info.file, "missing"))
+
+    def _refresh(self) -> None:
+        """Update `shards` from the folder; the number of shards never decreases."""
+        if is_complete(self.build.folder):
+            manifest = read_manifest(self.build.folder)
+            if manifest.build_id != self.build.build_id:
+                problem = f"the folder contains other shards (of {manifest.source})"
+                raise UserError(Fault("data.shards", problem, "name another folder", str(self.build.folder)))
+            self.shards = {split: list(manifest.splits.get(split, ())) for split in (TRAIN, VALIDATION)}
+            self.is_complete = True
+            return
+        for part in range(self._complete_parts, self.build.parts):
+            pieces = read_pieces(self.build.folder / BUILD_FOLDER, part)
+            for split, known in self.shards.items():
+                found = [piece.shards[split] for piece in pieces if split in piece.shards]
+                # The end of the build deletes the records; known shards stay until the manifest is read.
+                known += found[len(known) - self._complete_shards[split] :]
+            if not (pieces and pieces[-1].last):
+                return
+            self._complete_parts += 1
+            self._complete_shards = {split: len(known) for split, known in self.shards.items()}
 
     def _locate(self, block_ids: np.ndarray) -> tuple[list[int], list[int]]:
         starts = np.concatenate([[0], np.cumsum(self.shard_blocks)]).astype(np.int64)
         return find_blocks(block_ids, starts, self.block_length)
 
-    def _shard(self, index: int) -> Shard:
-        if index not in self._open:
-            while len(self._open) >= 4 * WINDOW_SHARDS:
-                self._open.pop(next(iter(self._open)))
-            self._open[index] = self.shards.open(TRAIN, index)
-        return self._open[index]
+    def _open_shard(self, index: int) -> Shard:
+        return self.open(TRAIN, index)
 
 
-class FirstHeldOut(CutShards):
-    """The first `most` blocks of a source's held-out documents, laid end to end; waits for them at first use.
+class FirstHeldOut(ShardBlocks):
+    """The first `limit` blocks of a build's held-out documents, concatenated; waits for them at first use.
 
-    The first, because a spread over all of them would wait for the end of the build.
+    The first ones, because a sample of all of them would have to wait for the end of the build.
     """
 
-    def __init__(self, shards: GrowingShards, block_length: int, most: int) -> None:
-        self.shards, self.block_length, self.most = shards, block_length, most
+    def __init__(self, store: GrowingStore, limit: int) -> None:
+        super().__init__(store.block_length, 1)
+        self.store, self.limit = store, limit
 
     def __len__(self) -> int:
-        return len(self._joined.tokens) // self.block_length
-
-    @cached_property
-    def _joined(self) -> Shard:
-        wanted = self.most * self.block_length
-        self.shards.wait(lambda: sum(info.tokens for info in self.shards.held_out) >= wanted)
-        try:
-            return self._join(wanted)
-        except UserError:
-            if self.shards.complete:
-                raise
-        self.shards.wait(lambda: False)  # the build is at its end: it has joined them itself
-        return self._join(wanted)
-
-    def _join(self, wanted: int) -> Shard:
-        tokens: list[np.ndarray] = []
-        ends: list[np.ndarray] = []
-        total = 0
-        for index in range(len(self.shards.held_out)):
-            if total < wanted:
-                shard = self.shards.open(VALIDATION, index)
-                tokens.append(np.array(shard.tokens))
-                ends.append(shard.offsets[1:].astype(np.int64) + total)
-                total += len(shard.tokens)
-        if total < self.block_length:
-            problem = f"its held-out documents have {total} tokens, less than a block"
-            raise UserError(Fault("data.source.validation_fraction", problem, "hold more out"))
-        # Not a token more than asked for: how many came at once must not matter.
-        offsets = np.concatenate([[0], *ends])
-        return Shard(np.concatenate(tokens)[:wanted], offsets[offsets <= wanted], "")
+        return len(self._shard(0).tokens) // self.block_length
 
     def _locate(self, block_ids: np.ndarray) -> tuple[list[int], list[int]]:
         return find_blocks(block_ids, np.array([0, len(self)]), self.block_length)
 
-    def _shard(self, index: int) -> Shard:
-        return self._joined
+    def _open_shard(self, index: int) -> Shard:
+        """All documents as one shard in memory."""
+        tokens = self.limit * self.block_length
+        self.store.wait(lambda: sum(info.tokens for info in self.store.shards[VALIDATION]) >= tokens)
+        try:
+            return self._concatenate(tokens)
+        except UserError:
+            if self.store.is_complete:
+                raise
+        self.store.wait(lambda: False)  # the end of the build has joined the shards that we tried to open
+        return self._concatenate(tokens)
+
+    def _concatenate(self, limit: int) -> Shard:
+        tokens: list[np.ndarray] = []
+        ends: list[np.ndarray] = []
+        total = 0
+        for index in range(len(self.store.shards[VALIDATION])):
+            if total < limit:
+                shard = self.store.open(VALIDATION, index)
+                tokens.append(np.array(shard.tokens))
+                ends.append(shard.offsets[1:].astype(np.int64) + total)
+                total += len(shard.tokens)
+        if total < self.block_length:
+            problem = f"gives {total} held-out tokens, less than one block of {self.block_length}"
+            remedy = "increase it, or use more text"
+            raise UserError(Fault("data.source.validation_fraction", problem, remedy))
+        # Exactly `limit` tokens: the result must not depend on how many were there.
+        offsets = np.concatenate([[0], *ends])
+        return Shard(np.concatenate(tokens)[:limit], offsets[offsets <= limit], "")
 
 
 @dataclass(frozen=True)
 class SourceOrder:
-    """Order of the blocks of a `GrowingStore`; its fields, and the source's content, alone decide it."""
+    """Order of the blocks of a `GrowingStore`, determined by the seed and the content of the source."""
 
     store: GrowingStore
+    """The blocks."""
     seed: int
+    """Seed of the shuffle."""
 
     @property
     def total_blocks(self) -> int:
-        """Blocks in an epoch; waits for the end of the build."""
+        """Number of blocks in an epoch; waits for the end of the build."""
         return len(self.store)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the order, for the check at resume."""
-        identity = [_ALGORITHM, self.seed, self.store.block_length, self.store.shards.work.build_id]
+        """Identifies the order, to compare it when a run is resumed."""
+        identity = [_ALGORITHM, self.seed, self.store.block_length, self.store.build.build_id]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def at(self, positions: np.ndarray) -> np.ndarray:
@@ -214,10 +210,10 @@ class SourceOrder:
         ids = np.empty_like(positions)
         pending = np.ones(positions.shape, bool)
         start, first, size, window = 0, 0, 1, 0
-        whole, blocks = True, self.store.shard_blocks
-        while whole and pending.any():
+        more, blocks = True, self.store.shard_blocks
+        while more and pending.any():
             if len(blocks) < first + size:
-                whole, blocks = self.store.wait_for_shards(first + size), self.store.shard_blocks
+                more, blocks = self._wait_for_shards(first + size), self.store.shard_blocks
             total = sum(blocks[first : first + size])
             here = pending & (positions < start + total)
             if here.any():
@@ -228,11 +224,16 @@ class SourceOrder:
             size = min(2 * size, WINDOW_SHARDS)
         if pending.any():
             if start == 0:
-                problem = f"no shard of it has a block of {self.store.block_length} tokens"
-                raise UserError(Fault("data.source", problem, "take shorter blocks or more text"))
-            ids[pending] = self._later.at(positions[pending])
+                problem = f"none of its shards has a block of {self.store.block_length} tokens"
+                raise UserError(Fault("data.source", problem, "use shorter blocks or more text"))
+            ids[pending] = self._later_epochs.at(positions[pending])
         return ids
 
+    def _wait_for_shards(self, count: int) -> bool:
+        """Wait until `count` shards exist; False if the source has fewer."""
+        self.store.wait(lambda: len(self.store.shards[TRAIN]) >= count)
+        return len(self.store.shards[TRAIN]) >= count
+
     @cached_property
-    def _later(self) -> BlockOrder:
+    def _later_epochs(self) -> BlockOrder:
         return BlockOrder(tuple(self.store.shard_blocks), self.seed, WINDOW_SHARDS)

@@ -1,9 +1,9 @@
-"""Several shard folders by weight, with the same interfaces as one: pure order, any position in O(1).
+"""A weighted mixture of several folders of shards, with the interfaces of one folder.
 
-The stream is cut into rounds of 10,000 positions. In each round every folder has its share of the places, to
-the nearest 1/10,000; which places is a keyed permutation, so a folder's share is right in any long stretch.
-Each folder's blocks come in its own `BlockOrder`, epoch after epoch at its own pace. (Within a round a
-folder's next few blocks change places among themselves, which is one more shuffle.)
+The stream is divided into rounds of 10,000 positions. In each round every folder gets its share of the
+positions, to the nearest 1/10,000, chosen by a keyed permutation, so any long stretch of the stream contains
+the right shares. The blocks of a folder follow its own `BlockOrder`, epoch after epoch at its own pace.
+(Within a round, the next blocks of a folder are permuted once more.)
 """
 
 from __future__ import annotations
@@ -12,79 +12,86 @@ import dataclasses
 import hashlib
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 
 from gaguide.data.format.manifest import Manifest
 from gaguide.data.read.blocks import BlockStore
-from gaguide.data.read.order import BlockOrder, derived_key, keyed_permutation, remember
-from gaguide.errors import Fault, UserError
+from gaguide.data.read.order import WINDOW_SHARDS, BlockOrder, derived_key, keyed_permutation
+from gaguide.errors import Fault, FaultCollector
 
 ROUND = 10_000
+_CACHED_ROUNDS = 4
 _ALGORITHM = "rounds-10000/1"
 _PART_SALT, _ROUND_SALT = 0x70617274, 0x726F756E
 
 
 @dataclass(frozen=True)
 class MixedOrder:
-    """Order of the blocks of a `MixedStore`.
+    """Order of the blocks of a `MixedStore`, determined by the fields alone.
 
-    part_blocks: each folder's `shard_blocks`; weights: the share of each, positive, in any unit;
-    window_shards, growing: of each folder's `BlockOrder`. An epoch has as many positions as all folders have
-    blocks; a folder is seen weight / its share of all blocks times in it.
+    An epoch has as many positions as all folders have blocks. In it a folder is read (its weight / its share
+    of all blocks) times.
     """
 
     part_blocks: tuple[tuple[int, ...], ...]
+    """`shard_blocks` of each folder."""
     weights: tuple[float, ...]
+    """Weight of each folder: positive, in any unit."""
     seed: int
-    window_shards: int = 8
+    """Seed of the mixture and of every folder's order."""
+    window_shards: int = WINDOW_SHARDS
+    """As in `BlockOrder`, for each folder."""
     growing: bool = False
+    """As in `BlockOrder`, for each folder."""
 
     def __post_init__(self) -> None:
         if not self.part_blocks or len(self.part_blocks) != len(self.weights):
-            raise ValueError("a mixture needs at least one part, and one weight for each")
-        faults = _weight_faults(self.weights)
-        if faults:
-            raise UserError(faults)
+            raise ValueError("a mixture needs at least one folder, and one weight for each")
+        with FaultCollector() as faults:
+            faults.add(*_weight_faults(self.weights))
 
     @cached_property
     def total_blocks(self) -> int:
-        """Positions in an epoch."""
+        """Number of positions in an epoch."""
         return sum(map(sum, self.part_blocks))
 
     @property
     def shard_blocks(self) -> tuple[int, ...]:
-        """Blocks of every shard, part after part."""
+        """Number of blocks of every shard, folder after folder."""
         return sum(self.part_blocks, ())
 
     @cached_property
     def shares(self) -> tuple[int, ...]:
-        """Places of each part in a round of `ROUND`."""
+        """Number of positions of each folder in a round of `ROUND`."""
         return _shares(self.weights)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the order, for the check at resume."""
+        """Identifies the order, to compare it when a run is resumed."""
         parts = [order.fingerprint for order in self.orders]
         return hashlib.sha256(json.dumps([_ALGORITHM, self.seed, self.shares, parts]).encode()).hexdigest()
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Global block ids, int64, at `positions` (any shape, int64 ≥ 0) of the endless stream."""
-        part, place = self.places(positions)
+        part, place = self.locate(positions)
         ids = np.empty_like(place)
         for index in np.unique(part).tolist():
             here = part == index
             ids[here] = self._part_start[index] + self.orders[index].at(place[here])
         return ids
 
-    def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of each position, and the position in that part's own order; both int64."""
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The index of the folder at each position, and the position in that folder's own order; both int64."""
         positions = np.asarray(positions, np.int64)
         if positions.size and positions.min() < 0:
             raise ValueError("positions must not be negative")
@@ -92,28 +99,32 @@ class MixedOrder:
         slots = np.empty_like(within)
         for number in np.unique(rounds).tolist():
             here = rounds == number
-            slots[here] = remember(self._rounds, number, partial(self._round, number))[within[here]]
+            slots[here] = self._round(number)[within[here]]
         ends = np.cumsum(self.shares)
         part = np.searchsorted(ends, slots, side="right")
         shares = np.array(self.shares, np.int64)[part]
-        # Slots are distinct in a round, so a part's places are too, and leave none out.
+        # The slots of a round are distinct, so the positions of a folder are distinct and have no gap.
         return part, rounds * shares + slots - (ends[part] - shares)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
+    @cachedmethod(attrgetter("_rounds"), lock=attrgetter("_lock"))
     def _round(self, number: int) -> np.ndarray:
         key = derived_key(self.seed, _ROUND_SALT, number)
         return keyed_permutation(np.arange(ROUND, dtype=np.int64), ROUND, key)
 
-    # What was computed last; nothing depends on it but time.
     @cached_property
-    def _rounds(self) -> dict[int, np.ndarray]:
-        return {}
+    def _rounds(self) -> LRUCache[Any, np.ndarray]:
+        return LRUCache(_CACHED_ROUNDS)
+
+    @cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
 
     @cached_property
     def orders(self) -> tuple[BlockOrder, ...]:
-        """Each part's own order."""
+        """The order of each folder."""
         return tuple(
             BlockOrder(blocks, derived_key(self.seed, _PART_SALT, index), self.window_shards, self.growing)
             for index, blocks in enumerate(self.part_blocks)
@@ -127,18 +138,18 @@ class MixedOrder:
 def _weight_faults(weights: Sequence[float]) -> list[Fault]:
     wrong = [weight for weight in weights if not (math.isfinite(weight) and weight > 0)]
     if wrong:
-        remedy = "leave a folder out that is not to be seen"
+        remedy = "omit a folder that should not be read"
         return [Fault("weight", "must be a positive number", remedy, weight) for weight in wrong]
     total = sum(weights)
     return [
-        Fault("weight", f"is less than 1/{ROUND:,} of all weights", "give it more, or leave it out", weight)
+        Fault("weight", f"is less than 1/{ROUND:,} of all weights", "increase it, or omit the folder", weight)
         for weight in weights
         if weight * ROUND < total
     ]
 
 
 def _shares(weights: Sequence[float]) -> tuple[int, ...]:
-    """`ROUND` places divided by weight; what rounding down leaves goes to the largest remainders."""
+    """`ROUND` positions divided by weight; those left by rounding down go to the largest remainders."""
     exact = [weight * ROUND / sum(weights) for weight in weights]
     shares = [int(each) for each in exact]
     by_remainder = sorted(range(len(exact)), key=lambda index: (shares[index] - exact[index], index))
@@ -148,9 +159,10 @@ def _shares(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 class MixedStore:
-    """The blocks of several stores under one numbering: those of the first, then those of the second, …
+    """The blocks of several stores, numbered store after store.
 
-    The stores have one block length and one tokenizer; otherwise `UserError`. manifest: one for all of them.
+    `manifest` is the stores' joint manifest. Raises a `UserError` unless all have the same tokenizer, and
+    `ValueError` unless they have the same block length.
     """
 
     def __init__(self, stores: Sequence[BlockStore]):
@@ -159,23 +171,23 @@ class MixedStore:
             raise ValueError("a mixture needs at least one store")
         self.block_length = self.stores[0].block_length
         if any(store.block_length != self.block_length for store in self.stores):
-            raise ValueError("the stores of a mixture need one block length")
-        self.manifest = _joined(self.stores)
+            raise ValueError("the stores of a mixture need the same block length")
+        self.manifest = _joint_manifest(self.stores)
         self._starts = np.cumsum([0, *map(len, self.stores)]).astype(np.int64)
 
     @property
     def part_blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Each store's `shard_blocks`, for `MixedOrder`."""
+        """`shard_blocks` of each store, for `MixedOrder`."""
         return tuple(store.shard_blocks for store in self.stores)
 
     @property
     def shard_blocks(self) -> tuple[int, ...]:
-        """Blocks of every shard, store after store."""
+        """Number of blocks of every shard, store after store."""
         return sum(self.part_blocks, ())
 
     @property
     def tokenizer_folder(self) -> Path:
-        """As `BlockStore.tokenizer_folder`: the stores have one tokenizer."""
+        """As `BlockStore.tokenizer_folder`; the stores have the same tokenizer."""
         return self.stores[0].tokenizer_folder
 
     def look_ahead(self, order: MixedOrder, position: int) -> None:
@@ -203,10 +215,10 @@ class MixedStore:
         (store,), (local,) = self._locate(np.array([block_id]))
         return self.stores[store].document_starts(int(local))
 
-    def finish_checks(self) -> None:
-        """As `BlockStore.finish_checks`, for all stores."""
+    def wait_for_checksums(self) -> None:
+        """As `BlockStore.wait_for_checksums`, for every store."""
         for store in self.stores:
-            store.finish_checks()
+            store.wait_for_checksums()
 
     def _gather(self, method: str, block_ids: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
         store_of, local = self._locate(block_ids)
@@ -224,21 +236,21 @@ class MixedStore:
         return store_of, block_ids - self._starts[store_of]
 
 
-def _joined(stores: Sequence[BlockStore]) -> Manifest:
-    """One manifest for all stores' folders; its splits name shards as FOLDER/FILE."""
+def _joint_manifest(stores: Sequence[BlockStore]) -> Manifest:
+    """The joint manifest of the stores' folders; its splits name shards as FOLDER/FILE."""
     first = stores[0].manifest
-    faults = [
-        Fault(
+    faults = FaultCollector()
+    faults.add(
+        *(Fault(
             "data",
-            f"made with another tokenizer than {stores[0].folder}",
+            f"was made with another tokenizer than {stores[0].folder}",
             "build all folders of a mixture with the model's tokenizer",
             str(store.folder),
         )
         for store in stores[1:]
-        if store.manifest.tokenizer_fingerprint != first.tokenizer_fingerprint
-    ]
-    if faults:
-        raise UserError(faults)
+        if store.manifest.tokenizer_fingerprint != first.tokenizer_fingerprint)
+    )
+    faults.raise_if_any()
     manifests = [store.manifest for store in stores]
     splits = {
         split: tuple(

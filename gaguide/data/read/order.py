@@ -1,12 +1,12 @@
-"""The order in which blocks are seen: a pure function of seed and position, and nothing else.
+"""The order of blocks in training: a pure function of seed and position.
 
-The training stream is endless: epoch 0, then epoch 1, and so on, each a fresh permutation of all
-blocks. Position p of the stream is block `order.at([p])`; step s with global batch G sees positions
-s·G … s·G + G − 1, and a rank takes its slice of them by arithmetic. So world size, accumulation,
-prefetching and restarts can't change what a step sees, and resuming anywhere costs the same.
+The training stream is endless: epoch 0, then epoch 1, and so on, each a new permutation of all blocks.
+Position p of the stream is block `order.at([p])`; step s with global batch G reads positions s·G to
+s·G + G − 1, of which each rank takes its slice by arithmetic. World size, accumulation, prefetching and
+restarts therefore cannot change what a step reads, and resuming costs the same at any step.
 
-Within an epoch the shards are permuted, cut into windows of consecutive shards, and blocks are shuffled
-inside a window by a keyed permutation that computes any element in O(1). So memory grows with the
+Within an epoch the shards are permuted and grouped into windows of consecutive shards. Blocks are shuffled
+within a window by a keyed permutation that computes any element in O(1). Memory therefore grows with the
 number of shards, not of blocks, and a reader needs `window_shards` shards at a time.
 """
 
@@ -15,31 +15,39 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cached_property
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 
-_ALGORITHM = "feistel-8/1"  # part of the fingerprint: change it with any change of the resulting order
+WINDOW_SHARDS = 8
+"""Default number of shards that are shuffled with each other."""
+
+OPEN_SHARDS = 4 * WINDOW_SHARDS
+"""Number of shards that a reader keeps open: two windows may be in use, of two epochs where these meet."""
+
+_ALGORITHM = "feistel-8/1"  # part of the fingerprint: change it whenever the resulting order changes
 _ROUNDS = 8
-_CHUNK = 4096  # positions computed at once: many steps' worth, in the time that a few steps' would take
-_KEPT = 4
+_CHUNK = 4096  # positions computed at once: many steps, in the time that a few of them would take
+_CACHED = 4  # epochs' tables, and chunks
 _EPOCH_SALT, _SHARD_SALT, _WINDOW_SALT = 0x65706F63, 0x73686172, 0x77696E64
 
 
 class Order(Protocol):
-    """What training needs of an order: `BlockOrder` and `MixedOrder` have it."""
+    """The interface of an order that training uses: of `BlockOrder`, `MixedOrder` and `SourceOrder`."""
 
     @property
     def total_blocks(self) -> int:
-        """Blocks in an epoch."""
+        """Number of blocks in an epoch."""
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the order, for the check at resume."""
+        """Identifies the order, to compare it when a run is resumed."""
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Global block ids, int64, at `positions` (any shape, int64 ≥ 0) of the endless stream."""
@@ -47,33 +55,32 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class BlockOrder:
-    """Order of the blocks of some shards.
-
-    shard_blocks: blocks in each shard, in shard order (global block ids count through them);
-    window_shards: shards that are mixed with each other, at least 1; growing: epoch 0 begins with windows of
-    1, 2, 4 … shards, so that a run on shards that are being fetched begins when the first one is there.
-    Fields alone decide the order.
-    """
+    """Order of the blocks of some shards, determined by the fields alone."""
 
     shard_blocks: tuple[int, ...]
+    """Number of blocks of each shard; global block ids number the blocks of all shards in this order."""
     seed: int
-    window_shards: int = 8
+    """Seed of the shuffle."""
+    window_shards: int = WINDOW_SHARDS
+    """Number of shards that are shuffled with each other, at least 1."""
     growing: bool = False
+    """Whether epoch 0 begins with windows of 1, 2, 4, … shards, so that a run whose shards are being fetched
+    can start when the first one has arrived."""
 
     def __post_init__(self) -> None:
         if self.total_blocks < 1 or min(self.shard_blocks) < 0:
-            raise ValueError("an order needs at least one block, and no negative counts")
+            raise ValueError("an order needs at least one block and no negative counts")
         if self.window_shards < 1:
             raise ValueError("window_shards must be at least 1")
 
     @cached_property
     def total_blocks(self) -> int:
-        """Blocks in an epoch."""
+        """Number of blocks in an epoch."""
         return sum(self.shard_blocks)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the order, for the check at resume."""
+        """Identifies the order, to compare it when a run is resumed."""
         identity = [_ALGORITHM, self.seed, self.window_shards, list(self.shard_blocks)]
         identity += ["growing"] if self.growing else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -86,16 +93,16 @@ class BlockOrder:
         low, high = int(positions.min()), int(positions.max())
         if low < 0:
             raise ValueError("positions must not be negative")
-        # However few blocks there are, a chunk spans few epochs.
+        # Of few blocks, a chunk must not span many epochs.
         size = min(_CHUNK, 4 * self.total_blocks)
         first, last = low // size, high // size
-        if last - first < _KEPT:
+        if last - first < _CACHED:
             chunks = [self._chunk(number, size) for number in range(first, last + 1)]
             return (chunks[0] if len(chunks) == 1 else np.concatenate(chunks))[positions - first * size]
         return self._compute(positions)
 
     def shards_ahead(self, position: int, windows: int = 2) -> list[int]:
-        """Shards that `position` and what follows read: those of its window, then of the next ones."""
+        """Indices of the shards that are read from `position` on: those of its window, then of the next windows."""
         epoch, within = divmod(position, self.total_blocks)
         ahead: list[int] = []
         while windows:
@@ -106,8 +113,9 @@ class BlockOrder:
             windows, epoch, within = windows - (end - first), epoch + 1, 0
         return list(dict.fromkeys(ahead))
 
+    @cachedmethod(attrgetter("_tables"), lock=attrgetter("_lock"))
     def _table(self, epoch: int) -> _EpochTable:
-        return remember(self._tables, epoch, partial(_epoch_table, self, epoch))
+        return _epoch_table(self, epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -120,33 +128,26 @@ class BlockOrder:
             ids[here] = self._table(epoch).block_ids(within[here])
         return ids
 
+    @cachedmethod(attrgetter("_chunks"), lock=attrgetter("_lock"))
     def _chunk(self, chunk: int, size: int) -> np.ndarray:
-        first = chunk * size
-        return remember(self._chunks, chunk, lambda: self._compute(np.arange(first, first + size)))
-
-    # What was computed last; nothing depends on it but time.
-    @cached_property
-    def _tables(self) -> dict[int, _EpochTable]:
-        return {}
+        return self._compute(np.arange(chunk * size, (chunk + 1) * size))
 
     @cached_property
-    def _chunks(self) -> dict[int, np.ndarray]:
-        return {}
+    def _tables(self) -> LRUCache[Any, _EpochTable]:
+        return LRUCache(_CACHED)
 
+    @cached_property
+    def _chunks(self) -> LRUCache[Any, np.ndarray]:
+        return LRUCache(_CACHED)
 
-def remember(kept: dict[int, Any], key: int, make: Callable[[], Any]) -> Any:
-    """`make()` for this key, from `kept` where it is there; keeps the newest few. Threads may share it."""
-    found = kept.get(key)
-    if found is None:
-        found = kept[key] = make()
-        for old in list(kept)[:-_KEPT]:
-            kept.pop(old, None)
-    return found
+    @cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
 
 
 @dataclass(frozen=True)
 class _EpochTable:
-    """One epoch's shards in their order; everything here has one element per shard or per window."""
+    """The order of one epoch's shards; arrays have one element per shard or per window."""
 
     key: int
     slots: np.ndarray  # [slots] the shard in each slot
@@ -171,8 +172,8 @@ def _epoch_table(order: BlockOrder, epoch: int) -> _EpochTable:
     counts = np.array(order.shard_blocks, np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
     key = derived_key(order.seed, _EPOCH_SALT, epoch)
-    used = np.flatnonzero(counts)  # a shard shorter than a block would make empty windows
-    # Sorting keyed hashes is a shuffle that no numpy release can change.
+    used = np.flatnonzero(counts)  # a shard without a block would make empty windows
+    # A shuffle by sorting keyed hashes does not depend on the version of numpy.
     slots = used[
         np.argsort(_mix64(used.astype(np.uint64) + _u64(derived_key(key, _SHARD_SALT, 0))), kind="stable")
     ]
@@ -182,7 +183,7 @@ def _epoch_table(order: BlockOrder, epoch: int) -> _EpochTable:
 
 
 def _window_edges(slots: int, window_shards: int, growing: bool) -> np.ndarray:
-    """First slot of each window, and the end."""
+    """First slot of each window, and the number of slots."""
     edges = [0]
     size = 1
     while growing and size < window_shards and edges[-1] + size < slots:
@@ -190,16 +191,16 @@ def _window_edges(slots: int, window_shards: int, growing: bool) -> np.ndarray:
         size *= 2
     rest = slots - edges[-1]
     windows = math.ceil(rest / window_shards)
-    # Windows of nearly equal numbers of shards, so that the last one is no thin remainder.
+    # Windows of nearly equal size, instead of a small last one.
     equal = edges[-1] + np.arange(1, windows + 1) * rest // windows
     return np.array([*edges, *equal.tolist()], np.int64)
 
 
 def keyed_permutation(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Where a permutation of [0, size), chosen by the 64-bit `key`, sends each `index` (int64): O(1) each.
+    """Image of each `index` (int64) under a permutation of [0, size) that the 64-bit `key` selects, O(1) each.
 
-    A Feistel network over the smallest power of two ≥ size; results outside are sent through again
-    ("cycle walking"), fewer than two passes on average.
+    A Feistel network over the smallest power of two ≥ size; results outside the range are mapped again
+    ("cycle walking"), which takes fewer than two passes on average.
     """
     if size < 2:
         return np.zeros_like(index)
@@ -220,7 +221,7 @@ def _feistel(values: np.ndarray, low_bits: int, high_bits: int, keys: list[np.ui
     low_mask, high_mask = np.uint64((1 << low_bits) - 1), np.uint64((1 << high_bits) - 1)
     low, high = values & low_mask, values >> np.uint64(low_bits)
     for number, key in enumerate(keys):
-        # Each half in turn is changed by the other one alone, so every round can be undone.
+        # Each round changes one half by a function of the other, so every round is invertible.
         if number % 2 == 0:
             low = low ^ (_mix64(high + key) & low_mask)
         else:
@@ -237,7 +238,7 @@ def _mix64(values: np.ndarray) -> np.ndarray:
 
 
 def derived_key(*numbers: int) -> int:
-    """A 64-bit key out of integers of any size and sign."""
+    """A 64-bit key derived from integers of any size and sign."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
 
@@ -248,10 +249,10 @@ def _u64(number: int) -> np.uint64:
 def rank_micro_batches(
     order: Order, step: int, global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> np.ndarray:
-    """Block ids [accumulation, micro_batch] int64 that `rank` trains on at `step` (from 0).
+    """Block ids [accumulation, micro_batch] int64 that `rank` trains on in `step` (from 0).
 
-    Micro step a of rank r holds positions (a·world_size + r)·micro_batch onwards of the step's global
-    batch; so ranks and micro steps together see exactly the same `global_batch` blocks for any split of it.
+    Micro batch a of rank r starts at position (a·world_size + r)·micro_batch of the step's global batch, so
+    all ranks together read the same `global_batch` blocks however the batch is split.
     """
     if global_batch < 1 or global_batch % (micro_batch * world_size):
         raise ValueError(
@@ -266,8 +267,8 @@ def rank_micro_batches(
 
 
 def steps_for_epochs(total_blocks: int, epochs: float, global_batch: int) -> int:
-    """Steps until every block has been seen `epochs` times, rounded up.
+    """Number of steps that read every block `epochs` times, rounded up.
 
-    Nothing is dropped: the last batch is filled with the first blocks of the following epoch.
+    No block is dropped: the last batch is filled with the first blocks of the next epoch.
     """
     return math.ceil(total_blocks * Fraction(str(epochs)) / global_batch)

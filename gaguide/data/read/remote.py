@@ -1,7 +1,7 @@
-"""A folder of shards at an address (http, s3, gs, hf, file, …): fetched in the order they are needed.
+"""A folder of shards at an address (http, s3, gs, hf, file, …), fetched in the order in which they are needed.
 
-The manifest comes first. Shards go to the host's cache, each fetched by one process, compared with its
-checksum and tried again where the connection fails; a few threads fetch ahead of the reader.
+The manifest is fetched first. Shards are stored in the host's cache, each fetched by one process, compared
+with its checksum and fetched again if the connection fails; a few threads fetch ahead of the reader.
 """
 
 from __future__ import annotations
@@ -16,63 +16,65 @@ from typing import Any, TypeVar
 from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, ShardInfo, parse_manifest
 from gaguide.data.format.shards import DamagedShardError, Shard, open_shard, shard_fault
 from gaguide.data.read.cache import NoRoomError, ShardCache
+from gaguide.data.read.order import OPEN_SHARDS
 from gaguide.data.read.host import host_lock
-from gaguide.errors import Fault, UserError
-from gaguide.files import hash_file, replacing
+from gaguide.errors import Fault, UserError, first_line
+from gaguide.files import hash_file, write_bytes
 
 T = TypeVar("T")
 
-_OPEN_SHARDS = 32
 _THREADS = 4
 _PAUSE_SECONDS = 0.2
-# Trying again does not help against these.
+# Retrying does not help against these.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError)
 
 
 @dataclass(frozen=True)
 class Patience:
-    """attempts: at each file; first_wait, longest_wait: seconds between them, doubled each time, with jitter;
-    stall_seconds: an http server that sends nothing for so long counts as failed."""
+    """How often, and with which pauses, a file is fetched again."""
 
     attempts: int = 6
+    """Attempts for each file."""
     first_wait: float = 0.5
+    """Seconds before the second attempt; doubled for each further one, with jitter."""
     longest_wait: float = 30.0
+    """Maximum seconds between two attempts."""
     stall_seconds: float = 60.0
+    """Seconds without data after which an HTTP transfer counts as failed."""
 
 
 PATIENCE = Patience()
 
 
 class RemoteFolder:
-    """Shards at `address`, read through `cache`. Pickles; then it opens its own connections."""
+    """Shards at `address`, read through `cache`. Can be pickled; a copy opens its own connections."""
 
     def __init__(self, address: str, cache: ShardCache, patience: Patience | None = None):
         self.name = address.rstrip("/")
         self.cache, self.patience = cache, patience or PATIENCE
         self._connect()
-        text = self._try_for(MANIFEST_FILE, self._read)
+        text = self._retrying(MANIFEST_FILE, self._read)
         self.manifest = parse_manifest(text.decode("utf-8", errors="replace"), f"{self.name}/{MANIFEST_FILE}")
 
     @property
-    def tokenizer(self) -> Path:
+    def tokenizer_folder(self) -> Path:
         """Folder of the tokenizer that made the shards, in the host's cache; fetched at first use."""
         folder = self.cache.folder / f"tokenizer-{self.manifest.tokenizer_fingerprint}"
         folder.mkdir(exist_ok=True)
         with host_lock(self.cache.folder / ".tokenizer"):
             for name in self.manifest.tokenizer_files:
                 if not (folder / name).exists():
-                    content = self._try_for(f"{TOKENIZER_FOLDER}/{name}", self._read)
-                    with replacing(folder / name) as temporary:
-                        temporary.write_bytes(content)
+                    content = self._retrying(f"{TOKENIZER_FOLDER}/{name}", self._read)
+                    write_bytes(folder / name, content)
         return folder
 
     @property
     def open_limit(self) -> int:
-        """Half of what the cache holds: the other half is for what comes next."""
-        return max(1, min(_OPEN_SHARDS, self._capacity // 2))
+        """Half of the cache's capacity; the other half is for prefetched shards."""
+        return max(1, min(OPEN_SHARDS, self._capacity // 2))
 
     def open(self, info: ShardInfo) -> Shard:
-        """Map a shard, fetching it if need be."""
+        """Map a shard, after fetching it if necessary."""
         while (lease := self.cache.lease(info)) is None:
             try:
                 self.cache.fetch(info, partial(self._fetch, info))
@@ -86,19 +88,19 @@ class RemoteFolder:
 
     def look_ahead(self, window_shards: int, infos: Iterable[ShardInfo]) -> None:
         """Fetch these shards in the background, in this order."""
-        # Ranks of a host may stand in two windows, and one more shard has to have room to arrive.
+        # Ranks of a host may be in two windows, and one more shard needs space to arrive.
         if self._capacity < 2 * window_shards + 1:
-            raise UserError(self._too_small(f"a window is {window_shards} shards, and two may be in use"))
+            raise UserError(self._too_small(f"a window has {window_shards} shards, and two may be in use"))
         self._ahead.want(infos)
 
     def check(self, infos: Iterable[ShardInfo]) -> None:
-        """Shards are compared when they have come."""
+        """Do nothing: shards are checked when they arrive."""
 
     def raise_damaged(self) -> None:
-        """A damaged shard never comes into the cache."""
+        """Do nothing: a damaged shard never enters the cache."""
 
-    def finish_checks(self) -> None:
-        """As `raise_damaged`."""
+    def wait_for_checksums(self) -> None:
+        """Do nothing, as `raise_damaged`."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
@@ -118,13 +120,13 @@ class RemoteFolder:
                 from aiohttp import ClientTimeout
 
                 stall = self.patience.stall_seconds
-                # No limit on the whole: a large shard over a thin line takes its time.
+                # No limit on the total time: a large shard over a slow connection takes long.
                 timeout = ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
                 options = {"client_kwargs": {"timeout": timeout}, "skip_instance_cache": True}
             self._filesystem, self._root = fsspec.core.url_to_fs(self.name, **options)
         except (ImportError, ValueError) as error:
-            remedy = "install what it asks for, or give a folder"
-            raise UserError(Fault("data", f"can't be opened ({error})", remedy, self.name)) from None
+            remedy = "install the package that it asks for, or give a local folder"
+            raise UserError(Fault("data", f"cannot be opened ({error})", remedy, self.name)) from None
 
     def _read(self, path: str) -> bytes:
         return self._filesystem.cat_file(path)
@@ -134,16 +136,16 @@ class RemoteFolder:
             self._filesystem.get_file(path, str(destination))
             size = destination.stat().st_size
             if size != info.bytes:
-                raise DamagedShardError(f"damaged at its source: {size} bytes came, not {info.bytes}")
+                raise DamagedShardError(f"damaged at its source: {size} bytes arrived instead of {info.bytes}")
             if hash_file(destination) != info.sha256:
                 raise DamagedShardError(
                     "damaged at its source: its bytes differ from the manifest (checksum)"
                 )
 
-        self._try_for(info.file, fetch)
+        self._retrying(info.file, fetch)
 
-    def _try_for(self, file: str, action: Callable[[str], T]) -> T:
-        """Do `action` with a file's full path, again and again within our patience."""
+    def _retrying(self, file: str, action: Callable[[str], T]) -> T:
+        """Return `action(path)` for a file, retried within the limits of `patience`; `UserError` if all fail."""
         from tenacity import (
             Retrying,
             retry_if_not_exception_type,
@@ -164,29 +166,27 @@ class RemoteFolder:
             return tries(action, f"{self._root}/{file}")
         except DamagedShardError as error:
             raise UserError(shard_fault(self.name, file, str(error))) from None
-        except Exception as error:  # stores raise their transport's own errors
+        except Exception as error:  # stores raise errors of their transport
             raise UserError(self._not_fetched(file, error)) from error
 
     def _not_fetched(self, file: str, error: Exception) -> Fault:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         if isinstance(error, FileNotFoundError):
-            problem, remedy = (
-                f"{file} is not there",
-                "check the address; `gaguide data build` makes such folders",
-            )
+            problem = f"{file} does not exist"
+            remedy = "check the address; `gaguide data build` makes such folders"
         elif isinstance(error, _FINAL):
-            problem = f"{file} can't be read ({type(error).__name__}: {reason})"
+            problem = f"{file} cannot be read ({type(error).__name__}: {reason})"
             remedy = "check the credentials for that store"
         else:
             problem = (
                 f"fetching {file} failed {self.patience.attempts} times ({type(error).__name__}: {reason})"
             )
-            remedy = "check the connection and that store; the same command goes on where this one stopped"
+            remedy = "check the connection and the store; the same command resumes where this one stopped"
         return Fault("data", problem, remedy, self.name)
 
     @property
     def _capacity(self) -> int:
-        """Shards that fit in the cache."""
+        """Number of shards that fit in the cache."""
         return self.cache.limit_bytes // self._largest
 
     @property
@@ -196,12 +196,12 @@ class RemoteFolder:
     def _too_small(self, why: str) -> Fault:
         problem = f"holds {self._capacity} shards of up to {self._largest:,} bytes: {why}"
         return Fault(
-            "data.cache_bytes", problem, "allow more, or take a smaller window", self.cache.limit_bytes
+            "data.cache_bytes", problem, "increase it, or use a smaller window", self.cache.limit_bytes
         )
 
 
 class _LookAhead:
-    """Threads that bring shards into the cache before they are asked for."""
+    """Threads that fetch shards into the cache before they are read."""
 
     def __init__(self, cache: ShardCache, fetch: Callable[[ShardInfo, Path], None]):
         self._cache, self._fetch = cache, fetch
@@ -211,10 +211,10 @@ class _LookAhead:
         self._threads: list[threading.Thread] = []
 
     def want(self, infos: Iterable[ShardInfo]) -> None:
-        """Bring these, first things first; forget what was wanted before."""
+        """Fetch these in this order, instead of what was wanted before."""
         wanted = list(infos)
         for info in wanted:
-            self._cache.keep(info)  # not to be evicted for another that is wanted now
+            self._cache.keep(info)  # so that it is not evicted for another one of these
         with self._changed:
             self._wanted, self._last = wanted, frozenset(wanted)
             self._changed.notify_all()
@@ -229,15 +229,15 @@ class _LookAhead:
                 self._changed.wait_for(lambda: self._wanted)
                 info = self._wanted.pop(0)
             try:
-                # Not waiting: what another process fetches is not for this thread.
+                # Without waiting: this thread has other shards to fetch meanwhile.
                 here = self._cache.fetch(info, partial(self._fetch, info), wait=False)
             except (UserError, OSError):
-                continue  # the reader will try for itself, and tell
+                continue  # the reader tries again, and reports the failure
             if not here:
-                self._again(info)
+                self._retry_later(info)
 
-    def _again(self, info: ShardInfo) -> None:
-        """Later: another process is fetching this one, or nothing in the cache can be evicted yet."""
+    def _retry_later(self, info: ShardInfo) -> None:
+        """Queue it again after a pause: another process is fetching it, or nothing can be evicted yet."""
         with self._changed:
             self._changed.wait(_PAUSE_SECONDS)
             if info not in self._wanted and info in self._last:

@@ -1,4 +1,4 @@
-"""Checking a folder of shards against its manifest, byte for byte."""
+"""Compare a folder of shards with its manifest, byte for byte."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from gaguide.files import hash_file
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. problem: begins with missing, truncated, damaged or foreign."""
+    """One file that is wrong."""
 
     file: str
+    """Name of the file or folder."""
     problem: str
+    """What is wrong; begins with missing, truncated, damaged or foreign."""
 
 
 def verify(folder: Path | str) -> Iterator[tuple[str, Finding | None]]:
-    """Check each file of a folder or an address in turn; yields its name and what is wrong (None: nothing).
+    """Check each file of a folder or an address in turn; yield its name and a finding, or None if it is right.
 
-    `UserError` where there is no manifest that can be read.
+    Raises a `UserError` if the manifest cannot be read.
     """
     return _verify_address(str(folder)) if "://" in str(folder) else _verify_folder(Path(folder))
 
 
 def _verify_address(address: str) -> Iterator[tuple[str, Finding | None]]:
-    """Fetch every file anew, one at a time: what a host's cache holds says nothing of what lies there."""
+    """Fetch every file again, one at a time: a host's cache says nothing about the files at the address."""
     from gaguide.data.read.cache import ShardCache
     from gaguide.data.read.remote import RemoteFolder
 
@@ -48,7 +50,7 @@ def _verify_address(address: str) -> Iterator[tuple[str, Finding | None]]:
             else:
                 yield info.file, None
             cache.path(info).unlink(missing_ok=True)
-        yield TOKENIZER_FOLDER, _check_tokenizer(remote.tokenizer, remote.manifest)
+        yield TOKENIZER_FOLDER, _check_tokenizer(remote.tokenizer_folder, remote.manifest)
 
 
 def _verify_folder(folder: Path) -> Iterator[tuple[str, Finding | None]]:
@@ -58,7 +60,7 @@ def _verify_folder(folder: Path) -> Iterator[tuple[str, Finding | None]]:
         yield shard.file, _check_shard(folder, shard, manifest)
     for path in sorted(folder.glob("*.arrow")):
         if path.name not in {shard.file for shard in named}:
-            yield path.name, Finding(path.name, "foreign: the manifest does not name it")
+            yield path.name, Finding(path.name, "foreign: not named in the manifest")
     yield TOKENIZER_FOLDER, _check_tokenizer(folder / TOKENIZER_FOLDER, manifest)
 
 
@@ -73,7 +75,7 @@ def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding |
         return Finding(info.file, str(error))
     if content == info.content:
         return Finding(info.file, "damaged: bytes around the tokens differ (checksum)")
-    return Finding(info.file, "damaged: its tokens differ from the ones that were written (checksum)")
+    return Finding(info.file, "damaged: its tokens differ from those that were written (checksum)")
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest) -> Finding | None:

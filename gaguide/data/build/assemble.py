@@ -1,0 +1,139 @@
+"""The end of a build: pieces become numbered shards, and the manifest declares the folder complete.
+
+Every step can be repeated, so a build that is killed between two steps loses nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gaguide.data.build.encode import EncodingSpec
+from gaguide.data.build.request import PreparedBuild
+from gaguide.data.build.sources import Source
+from gaguide.data.format.manifest import (
+    SCHEMA_VERSION,
+    TOKENIZER_FOLDER,
+    TRAIN,
+    VALIDATION,
+    Manifest,
+    ShardInfo,
+    write_manifest,
+)
+from gaguide.data.format.pieces import Piece, read_pieces
+from gaguide.data.format.shards import open_shard, shard_name, write_shard
+from gaguide.data.format.tokenizer import vocabulary_size
+from gaguide.errors import Fault, UserError
+from gaguide.files import sync_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def assemble_shards(build: PreparedBuild, spec: EncodingSpec) -> Manifest:
+    """Number the shards of all parts, whose pieces exist; write the tokenizer and, last, the manifest.
+
+    Raises a `UserError` if no document could be used.
+    """
+    output = build.request.output
+    pieces = [piece for part in build.parts for piece in read_pieces(spec.folder, part.index)]
+    dropped: Counter[str] = Counter()
+    for piece in pieces:
+        dropped.update(piece.dropped)
+    if not any(piece.documents for piece in pieces):
+        raise UserError(_no_document(build.source, dropped))
+    splits = {
+        TRAIN: _number_train_shards(output, pieces, spec),
+        VALIDATION: _join_validation(output, pieces, spec, build.request.shard_tokens),
+    }
+    splits = {split: shards for split, shards in splits.items() if shards}
+    _save_tokenizer(output, build.tokenizer, spec.folder)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        source=build.source.description,
+        revision=build.source.revision,
+        documents=sum(shard.documents for shards in splits.values() for shard in shards),
+        tokens=sum(shard.tokens for shards in splits.values() for shard in shards),
+        dropped=dict(sorted(dropped.items())),
+        vocab_size=vocabulary_size(build.tokenizer),
+        eos_token_id=spec.eos_token_id,
+        tokenizer_fingerprint=spec.tokenizer_fingerprint,
+        token_dtype=spec.token_dtype,
+        splits=splits,
+        tokenizer_files=_file_names(output / TOKENIZER_FOLDER),
+        build_id=build.build_id,
+    )
+    sync_folder(output)
+    write_manifest(output, manifest)
+    return manifest
+
+
+def _no_document(source: Source, dropped: Counter[str]) -> Fault:
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "it is empty"
+    remedy = "name the field that holds the text by --text-field, or give another source"
+    return Fault("--source", f"no document could be used ({counts})", remedy, source.description)
+
+
+def _number_train_shards(output: Path, pieces: list[Piece], spec: EncodingSpec) -> tuple[ShardInfo, ...]:
+    made = [piece.shards[TRAIN] for piece in pieces if TRAIN in piece.shards]
+    numbered = []
+    for index, shard in enumerate(made):
+        final = shard_name(TRAIN, index)
+        temporary = spec.folder / shard.file
+        if temporary.exists():  # otherwise an earlier, interrupted run of this step has renamed it
+            temporary.replace(output / final)
+        numbered.append(dataclasses.replace(shard, file=final))
+    return tuple(numbered)
+
+
+def _join_validation(
+    output: Path, pieces: list[Piece], spec: EncodingSpec, shard_tokens: int
+) -> tuple[ShardInfo, ...]:
+    """Each piece has few held-out documents: join them into shards of the usual size."""
+    infos = []
+    for index, documents in enumerate(_batches(_validation_documents(pieces, spec), shard_tokens)):
+        path = output / shard_name(VALIDATION, index)
+        infos.append(write_shard(path, documents, np.dtype(spec.token_dtype), spec.tokenizer_fingerprint))
+    return tuple(infos)
+
+
+def _validation_documents(pieces: list[Piece], spec: EncodingSpec) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        info = piece.shards.get(VALIDATION)
+        if info is not None:
+            shard = open_shard(spec.folder / info.file, info, spec.tokenizer_fingerprint)
+            for start, end in zip(shard.offsets, shard.offsets[1:]):
+                yield shard.tokens[start:end]
+
+
+def _batches(documents: Iterator[np.ndarray], shard_tokens: int) -> Iterator[list[np.ndarray]]:
+    batch: list[np.ndarray] = []
+    tokens = 0
+    for document in documents:
+        if batch and tokens + len(document) > shard_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(document)
+        tokens += len(document)
+    if batch:
+        yield batch
+
+
+def _file_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
+
+
+def _save_tokenizer(output: Path, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> None:
+    final = output / TOKENIZER_FOLDER
+    if final.is_dir():
+        return
+    temporary = scratch / "tokenizer"
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save_pretrained(temporary)
+    temporary.replace(final)

@@ -1,0 +1,168 @@
+"""What to build, and a build that is prepared: its source found and split into parts, nothing encoded yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gaguide.data.build.parts import Part, split_into_parts
+from gaguide.data.build.sources import EMBEDDED, Source, find_source
+from gaguide.data.format.manifest import BUILD_FOLDER
+from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
+from gaguide.errors import Fault, FaultCollector, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHARD_TOKENS = 50_000_000
+_SMALL_SOURCE_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build."""
+
+    sources: tuple[str, ...]
+    """Files, folders, globs, fsspec addresses, hub data sets or "embedded"."""
+    output: Path
+    """Folder of the shards."""
+    tokenizer: str | None = None
+    """Folder or hub name; None trains one on the embedded corpus, which must then be the source."""
+    rows: int | None = None
+    """Use only this many rows from the start of the source; None uses all."""
+    split: str | None = None
+    """Split of a hub data set; None is train."""
+    text_field: str = "text"
+    """Column or field with the text."""
+    validation_fraction: float | None = None
+    """Share of the documents that is held out; None is 0.005, or 0.05 for sources under 100 MB."""
+    shard_tokens: int = SHARD_TOKENS
+    """Approximate number of tokens in a shard."""
+    workers: int = 1
+    """Number of processes."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub data set; None is its newest commit."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a build has come."""
+
+    stage: str
+    """What it is doing, for people."""
+    documents: int = 0
+    """Documents encoded so far."""
+    bytes: int = 0
+    """Bytes of text encoded so far."""
+    total_bytes: int = 0
+    """Bytes of text in the source, estimated from the sizes of its files."""
+
+
+@dataclass(frozen=True)
+class PreparedBuild:
+    """A build whose source is found and split; nothing is encoded yet."""
+
+    request: BuildRequest
+    """What to build."""
+    source: Source
+    """The files of the source."""
+    tokenizer: PreTrainedTokenizerBase
+    """The tokenizer."""
+    parts: tuple[Part, ...]
+    """The source, split into units of work."""
+    validation_fraction: float
+    """Share of the documents that is held out."""
+    build_id: str
+    """Identifies the request and its source."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the tokenizer."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @property
+    def piece_folder(self) -> Path:
+        """Folder of the pieces until the build is complete."""
+        return self.request.output / BUILD_FOLDER
+
+
+def check_request(request: BuildRequest) -> None:
+    """Raise the faults of a request, all at once, and create its output folder."""
+    with FaultCollector() as faults:
+        if not request.sources:
+            remedy = "give files, a folder, a hub data set or 'embedded'"
+            faults.add(Fault("--source", "is required", remedy))
+        if request.tokenizer is None and request.sources != (EMBEDDED,):
+            remedy = "give a folder with a tokenizer, or the name of a model on the hub (gpt2)"
+            faults.add(Fault("--tokenizer", "is required", remedy))
+        if request.rows is not None and request.rows < 1:
+            faults.add(Fault("--rows", "must be at least 1", "omit it to use all rows", request.rows))
+        if request.workers < 1:
+            remedy = "give the number of cores"
+            faults.add(Fault("--workers", "must be at least 1", remedy, request.workers))
+        if not 1 <= request.shard_tokens <= 10**9:
+            problem, remedy = "must lie between 1 and 1,000,000,000", f"the default is {SHARD_TOKENS}"
+            faults.add(Fault("--shard-tokens", problem, remedy, request.shard_tokens))
+        fraction = request.validation_fraction
+        if fraction is not None and not 0 <= fraction < 1:
+            problem = "must be at least 0 and less than 1"
+            faults.add(Fault("--validation-fraction", problem, "0.005 is usual", fraction))
+    try:
+        request.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem, remedy = f"cannot be created ({error.strerror})", "give a folder that is writable"
+        raise UserError(Fault("--output", problem, remedy, str(request.output))) from None
+
+
+def prepare_build(request: BuildRequest, on_progress: Callable[[Progress], None]) -> PreparedBuild:
+    """Find the source, load the tokenizer and split the source into parts; a function of both alone."""
+    on_progress(Progress("looking at the source"))
+    source, tokenizer = _inputs(request)
+    parts = split_into_parts(source, request.text_field, request.rows, request.shard_tokens)
+    fraction = _validation_fraction(request, parts)
+    build_id = _build_id(request, source, tokenizer_fingerprint(tokenizer), fraction)
+    return PreparedBuild(request, source, tokenizer, parts, fraction, build_id)
+
+
+def _inputs(request: BuildRequest) -> tuple[Source, PreTrainedTokenizerBase]:
+    """Source and tokenizer; the faults of both are raised at once."""
+    from gaguide.data.build.python_reference import VOCABULARY_SIZE, train_embedded_tokenizer
+
+    with FaultCollector() as faults:
+        source = faults.attempt(find_source, request.sources, request.split, request.revision)
+        tokenizer = (
+            train_embedded_tokenizer(VOCABULARY_SIZE)
+            if request.tokenizer is None
+            else faults.attempt(load_tokenizer, request.tokenizer)
+        )
+    assert source is not None and tokenizer is not None
+    return source, tokenizer
+
+
+def _validation_fraction(request: BuildRequest, parts: tuple[Part, ...]) -> float:
+    from gaguide.data.build.python_reference import VALIDATION_FRACTION
+
+    if request.validation_fraction is not None:
+        return request.validation_fraction
+    if request.sources == (EMBEDDED,):
+        return VALIDATION_FRACTION
+    return 0.05 if sum(part.weight for part in parts) < _SMALL_SOURCE_BYTES else 0.005
+
+
+def _build_id(request: BuildRequest, source: Source, fingerprint: str, fraction: float) -> str:
+    """SHA-256 of everything that determines the shards, to tell a rerun from another request."""
+    identity = {
+        "files": [(file.name, file.bytes) for file in source.files],
+        "source": [source.description, source.revision],
+        "tokenizer": fingerprint,
+        "rows": request.rows,
+        "text_field": request.text_field,
+        "validation_fraction": fraction,
+        "shard_tokens": request.shard_tokens,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

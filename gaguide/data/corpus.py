@@ -1,0 +1,162 @@
+"""A run's data, whatever its origin: blocks to train on, held-out blocks, their order, their tokenizer.
+
+The one place where building and reading meet: a source is read while it is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from gaguide.data.build.request import BuildRequest, PreparedBuild, check_request, prepare_build
+from gaguide.data.format.manifest import TRAIN, VALIDATION
+from gaguide.data.format.tokenizer import load_tokenizer, vocabulary_size
+from gaguide.data.read.blocks import Blocks, BlockStore
+from gaguide.data.read.growing import BuildIdentity, FirstHeldOut, GrowingStore, SourceOrder
+from gaguide.data.read.mixture import MixedOrder, MixedStore
+from gaguide.data.read.order import BlockOrder, Order
+from gaguide.errors import FaultCollector, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+# Options of `gaguide data build` → fields of a run's settings.
+_SOURCE_FIELDS = {
+    "--source": "data.source.files",
+    "--tokenizer": "data.source.tokenizer",
+    "tokenizer": "data.source.tokenizer",
+    "--split": "data.source.split",
+    "--revision": "data.source.revision",
+    "--text-field": "data.source.text_field",
+    "--output": "data.shards",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The data of a training run."""
+
+    blocks: Blocks
+    """Blocks to train on."""
+    held_out: Blocks
+    """Blocks to validate on."""
+    order: Order
+    """Order of the training blocks."""
+    tokenizer: PreTrainedTokenizerBase
+    """The tokenizer that made the ids."""
+    vocab_size: int
+    """Ids lie in [0, vocab_size)."""
+    eos_token_id: int
+    """Id that ends every document."""
+    tokenizer_fingerprint: str
+    """Fingerprint of the tokenizer."""
+    fingerprint: str
+    """Identifies the data, to compare it when a run is resumed."""
+    build: PreparedBuild | None = None
+    """The build that has to run during training, if the data is a source."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all blocks exist, so that `len(blocks)` does not wait."""
+        return not isinstance(self.blocks, GrowingStore) or self.blocks.is_complete
+
+    def look_ahead(self, position: int) -> None:
+        """Prefetch what training reads from `position` of the order on."""
+        self.blocks.look_ahead(self.order, position)
+
+
+def folder_corpus(folder: Path | str, block_length: int, seed: int, cache_bytes: int) -> Corpus:
+    """The shards of one folder or address; faults have the field `data.shards`."""
+    blocks, held_out = _open(folder, "data.shards", block_length, cache_bytes)
+    # Growing windows for local folders as well: the location of shards must not change the order.
+    order = BlockOrder(blocks.shard_blocks, seed, growing=True)
+    return _corpus(blocks, held_out, order, blocks.manifest.fingerprint)
+
+
+def mixture_corpus(
+    parts: Sequence[tuple[str, float]], block_length: int, seed: int, cache_bytes: int
+) -> Corpus:
+    """Several folders or addresses with their weights; faults have fields `data.mixture.N.…`, all at once."""
+    opened: list[tuple[BlockStore, BlockStore]] = []
+    with FaultCollector() as faults:
+        for at, (folder, _) in enumerate(parts):
+            with faults.catching():
+                opened.append(_open(folder, f"data.mixture.{at}.shards", block_length, cache_bytes))
+    blocks = _with_fields({"data": "data.mixture"}, lambda: MixedStore([train for train, _ in opened]))
+    held_out = MixedStore([validation for _, validation in opened])
+    weights = tuple(weight for _, weight in parts)
+    order = _with_fields(
+        {"weight": "data.mixture weight"}, lambda: MixedOrder(blocks.part_blocks, weights, seed, growing=True)
+    )
+    fingerprints = [store.manifest.fingerprint for store in blocks.stores]
+    return _corpus(
+        blocks, held_out, order, hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
+    )
+
+
+def source_corpus(request: BuildRequest, block_length: int, seed: int, held_out_blocks: int) -> Corpus:
+    """A source that is read while it is built into `request.output`; does not start the build."""
+
+    def prepare() -> PreparedBuild:
+        check_request(request)
+        return prepare_build(request, lambda progress: None)
+
+    build = _with_fields(_SOURCE_FIELDS, prepare)
+    identity = BuildIdentity(request.output, len(build.parts), build.build_id, build.fingerprint)
+    blocks = GrowingStore(identity, block_length)
+    return Corpus(
+        blocks=blocks,
+        held_out=FirstHeldOut(blocks, held_out_blocks),
+        order=SourceOrder(blocks, seed),
+        tokenizer=build.tokenizer,
+        vocab_size=vocabulary_size(build.tokenizer),
+        eos_token_id=int(build.tokenizer.eos_token_id),
+        tokenizer_fingerprint=build.fingerprint,
+        fingerprint=build.build_id,
+        build=build,
+    )
+
+
+def _open(
+    folder: Path | str, field: str, block_length: int, cache_bytes: int
+) -> tuple[BlockStore, BlockStore]:
+    """Training and held-out blocks of one folder; the faults of both are raised at once."""
+    stores = []
+    with FaultCollector() as faults:
+        for split in (TRAIN, VALIDATION):
+            with faults.catching():
+                stores.append(
+                    _with_fields({"data": field}, lambda: BlockStore(folder, split, block_length, cache_bytes))  # noqa: B023
+                )
+    return stores[0], stores[1]
+
+
+def _corpus(
+    blocks: BlockStore | MixedStore, held_out: BlockStore | MixedStore, order: Order, fingerprint: str
+) -> Corpus:
+    return Corpus(
+        blocks=blocks,
+        held_out=held_out,
+        order=order,
+        tokenizer=load_tokenizer(blocks.tokenizer_folder),
+        vocab_size=blocks.manifest.vocab_size,
+        eos_token_id=blocks.manifest.eos_token_id,
+        tokenizer_fingerprint=blocks.manifest.tokenizer_fingerprint,
+        fingerprint=fingerprint,
+    )
+
+
+def _with_fields(fields: Mapping[str, str], function: Callable[[], T]) -> T:
+    """Return `function()`; the fields of its faults are renamed to those of a run's settings."""
+    try:
+        return function()
+    except UserError as error:
+        raise UserError(
+            replace(fault, field=fields.get(fault.field, fault.field)) for fault in error.faults
+        ) from None
