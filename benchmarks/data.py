@@ -60,11 +60,11 @@ def show(title: str, times: dict[str, list[float]], unit: str, scale: float) -> 
 
 
 def build(arguments: argparse.Namespace) -> None:
-    from gaguide.data.build.demo_corpus import embedded_corpus
+    from gaguide.data.build.demo_corpus import build_embedded_corpus
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        tokenizer = arguments.tokenizer or str(embedded_corpus(folder / "embedded") / "tokenizer")
+        tokenizer = arguments.tokenizer or str(build_embedded_corpus(folder / "embedded") / "tokenizer")
         source = folder / "source.jsonl"
         size = write_source(source, arguments.source, arguments.copies)
         times: dict[str, list[float]] = {"gaguide": [], "datasets.map": []}

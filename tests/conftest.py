@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from gaguide.data.build.demo_corpus import embedded_corpus
+from gaguide.data.build.demo_corpus import build_embedded_corpus
 from tests.support.patience import measure_slowness
 from tests.support.process_guard import no_processes
 
@@ -37,4 +37,4 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.fixture(scope="session")
 def embedded_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the embedded corpus, built once for the session."""
-    return embedded_corpus(tmp_path_factory.mktemp("shards") / "embedded")
+    return build_embedded_corpus(tmp_path_factory.mktemp("shards") / "embedded")

@@ -130,13 +130,13 @@ def _build_here(request: BuildRequest, share: tuple[int, int] | None) -> Manifes
 def _build_over_mpi(request: BuildRequest) -> Manifest | None:
     """On rank 0 the manifest, on the ranks that worked for it None."""
     from gaguide.data import build_shards
-    from gaguide.data.build.spread import mpi_pool, run_in
+    from gaguide.data.build.spread import encoder_in, mpi_pool
 
     with mpi_pool() as pool:
         if pool is None:
             return None
         with _progress_shown() as show:
-            return build_shards(request, show, run_in(pool))
+            return build_shards(request, show, encoder_in(pool))
 
 
 def info_command(

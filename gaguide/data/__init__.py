@@ -1,4 +1,4 @@
-"""The data plane: text to shards (`build`), shards to blocks in training order (`read`), and their `format`."""
+"""The data plane: text to shards (`build`), shards to blocks in training order (`read`), their `format`."""
 
 from gaguide.data.build.build import BuildRequest, Progress, build_shards
 from gaguide.data.build.demo_corpus import build_embedded_corpus

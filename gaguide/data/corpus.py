@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -95,9 +96,7 @@ def mixture_corpus(
         {"weight": "data.mixture weight"}, lambda: MixedOrder(blocks.part_blocks, weights, seed, growing=True)
     )
     fingerprints = [store.manifest.fingerprint for store in blocks.stores]
-    return _corpus(
-        blocks, held_out, order, hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
-    )
+    return _corpus(blocks, held_out, order, hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest())
 
 
 def source_corpus(request: BuildRequest, block_length: int, seed: int, held_out_blocks: int) -> Corpus:
@@ -130,10 +129,9 @@ def _open(
     stores = []
     with FaultCollector() as faults:
         for split in (TRAIN, VALIDATION):
+            open_split = partial(BlockStore, folder, split, block_length, cache_bytes)
             with faults.catching():
-                stores.append(
-                    _with_fields({"data": field}, lambda: BlockStore(folder, split, block_length, cache_bytes))  # noqa: B023
-                )
+                stores.append(_with_fields({"data": field}, open_split))
     return stores[0], stores[1]
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from gaguide.cost import CostEstimate, CostRequest, estimate, with_deepspeed, with_run
-from gaguide.data.build.python_reference import VOCABULARY_SIZE
+from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError
@@ -115,7 +115,7 @@ def _shape(model: str, grid: Grid, manifest: Manifest | None) -> ModelShape:
             raise UserError(Fault("model", f"cannot be loaded ({reason})", "give a folder", model)) from None
     vocabulary = manifest.vocab_size if manifest else GPT2_VOCABULARY
     if grid.study.data.shards == "embedded":
-        vocabulary = VOCABULARY_SIZE
+        vocabulary = EMBEDDED_VOCABULARY
     return shape_of(scratch_config(SIZES[model], vocabulary, None))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from gaguide.config import BatchPlan, RunConfig
 from gaguide.cost.flops import flops_per_token
-from gaguide.data.read.corpus import Corpus
+from gaguide.data.corpus import Corpus
 from gaguide.distributed import World
 from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import UserError
@@ -111,11 +111,11 @@ class Job:
 
     def _describe_data(self) -> str:
         corpus, length = self.corpus, self.run.data.block_length
-        if not corpus.known:
-            assert corpus.work is not None
-            request = corpus.work.request
+        if not corpus.is_complete:
+            assert corpus.build is not None
+            request = corpus.build.request
             return (
-                f"blocks of {length} tokens of {corpus.work.source.description}, tokenised during training "
+                f"blocks of {length} tokens of {corpus.build.source.description}, tokenised during training "
                 f"by {request.workers} processes into {request.output}"
             )
         return f"{len(corpus.blocks):,} blocks of {length} tokens, {len(corpus.held_out):,} held out"
@@ -123,7 +123,7 @@ class Job:
     def epoch(self, step: int) -> float | None:
         """Epochs done after `step`; None while a source is being tokenised."""
         done = step * self.batch.global_batch
-        return done / len(self.corpus.blocks) if self.corpus.known else None
+        return done / len(self.corpus.blocks) if self.corpus.is_complete else None
 
     @property
     def identity(self) -> dict[str, Any]:

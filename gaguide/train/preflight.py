@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gaguide.config import BatchPlan, GuidanceSection, RunConfig, SourceSection, plan_batch
 from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
-from gaguide.data.build.demo_corpus import embedded_corpus
-from gaguide.data.read.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
+from gaguide.data.build.demo_corpus import build_embedded_corpus
+from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
 from gaguide.distributed import World
 from gaguide.engine.config import RunValues, device_precisions, load_deepspeed_json, resolve_deepspeed
 from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
@@ -104,7 +104,7 @@ def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
 def _embedded_corpus() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
-        return embedded_corpus(cache / "gaguide" / "embedded")
+        return build_embedded_corpus(cache / "gaguide" / "embedded")
     except OSError as error:
         problem = f"the embedded corpus cannot be built in {cache} ({error.strerror})"
         raise UserError(

@@ -55,7 +55,7 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
 @contextmanager
 def _background_build(job: Job, world: World) -> Iterator[None]:
     """Inside, rank 0's host tokenises the source while training goes on; nothing where the data is built."""
-    work = job.corpus.work
+    work = job.corpus.build
     building = None
     if world.is_main and work is not None and not is_complete(work.request.output):
         building = BackgroundBuild(work.request)

@@ -118,7 +118,9 @@ class Trainer:
 
     def finish(self) -> None:
         """Validate, evaluate and save the trained model, unless an earlier start did so."""
-        raise_together(self.job.corpus.blocks.finish_checks)  # of shards whose checksums are still compared
+        raise_together(
+            self.job.corpus.blocks.wait_for_checksums
+        )  # of shards whose checksums are still compared
         if not broadcast(self.store.path(self.job.total_steps).exists()):
             self._validate(self.job.total_steps)
             self._evaluate(self.job.total_steps)
@@ -176,7 +178,7 @@ class Trainer:
             )
 
         # A source may turn out to be unreadable while it is tokenised: then all ranks end together.
-        ids_AM = block_ids() if corpus.work is None else raise_together(block_ids)
+        ids_AM = block_ids() if corpus.build is None else raise_together(block_ids)
         for at, ids_M in enumerate(ids_AM):
             self.watchdog.mark(step, "reading blocks")
             inputs = model_inputs(corpus.blocks, ids_M, run.data.isolate_documents, self.engine.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from gaguide.data import BuildRequest, build_shards, embedded_corpus
+from gaguide.data import BuildRequest, build_embedded_corpus, build_shards
 from gaguide.data.build.python_reference import embedded_documents
 from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
 
@@ -30,7 +30,7 @@ def node_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the embedded corpus."""
-    return embedded_corpus(tmp_path_factory.mktemp("embedded") / "shards")
+    return build_embedded_corpus(tmp_path_factory.mktemp("embedded") / "shards")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gaguide.data import BuildRequest, Manifest, build_shards, read_manifest
-from gaguide.data.build.parts import plan_parts
+from gaguide.data.build.parts import split_into_parts
 from gaguide.data.build.sources import find_source
 from gaguide.errors import UserError
 
@@ -223,7 +223,7 @@ def test_a_second_build_of_the_same_is_free_and_of_another_refused(make, jsonl, 
     )
     assert again == manifest
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"} == before
-    with pytest.raises(UserError, match="already holds other shards"):
+    with pytest.raises(UserError, match="already contains other shards"):
         build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=9_000))
 
 
@@ -238,7 +238,7 @@ def test_two_builds_on_one_folder_refuse(make, jsonl, tokenizer_folder, tmp_path
 
 def test_a_folder_with_other_files_is_left_alone(jsonl, tokenizer_folder, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"not empty \(it holds"):
+    with pytest.raises(UserError, match=r"not empty \(it contains"):
         build_shards(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder)))
 
 
@@ -259,9 +259,9 @@ def test_all_mistakes_in_the_options_at_once(tmp_path):
 
 
 def test_mistakes_in_the_source(make, jsonl, tmp_path, texts):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="file or folder does not exist"):
         make(tmp_path / "missing.jsonl")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="file or folder does not exist"):
         make(tmp_path / "*.parquet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no file of a known kind"):
@@ -290,7 +290,7 @@ def test_a_read_me_beside_a_data_set_is_no_document(texts, tmp_path):
 def test_parts_are_near_the_wanted_size(corpus):
     """One part makes about one shard, so that processes share the work evenly."""
     source = find_source([str(corpus)], None, None)
-    parts = plan_parts(source, "text", None, shard_tokens=250_000)
+    parts = split_into_parts(source, "text", None, shard_tokens=250_000)
     weights = [part.weight for part in parts]
     assert 12 <= len(parts) <= 20
     assert max(weights) < 1.3 * min(weights)

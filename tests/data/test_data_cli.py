@@ -46,9 +46,9 @@ def test_embedded_needs_no_tokenizer(tmp_path):
 
 
 def test_mistakes(tmp_path, jsonl):
-    with pytest.raises(UserError, match="--tokenizer: is missing"):
+    with pytest.raises(UserError, match="--tokenizer: is required"):
         call("build", "--source", jsonl, "--output", tmp_path / "x")
-    with pytest.raises(UserError, match="no such folder of shards"):
+    with pytest.raises(UserError, match="folder does not exist"):
         call("info", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no manifest\.json"):
         call("verify", tmp_path)

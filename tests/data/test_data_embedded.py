@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from gaguide.data import BlockStore, embedded_corpus, read_manifest
+from gaguide.data import BlockStore, build_embedded_corpus, read_manifest
 from gaguide.data.build.python_reference import END_OF_TEXT, embedded_documents, train_embedded_tokenizer
 from gaguide.data.read.verify import verify
 
@@ -48,8 +48,8 @@ def test_tokenizer_loads_like_gpt2s(embedded):
 def test_ranks_that_call_at_the_same_moment_share_one_build(tmp_path, embedded):
     """Real processes with other hash seeds; the fingerprint is that of this process's own build."""
     program = (
-        "import sys; from pathlib import Path; from gaguide.data import embedded_corpus, read_manifest;"
-        "folder = embedded_corpus(Path(sys.argv[1])); print(read_manifest(folder).fingerprint)"
+        "import sys; from pathlib import Path; from gaguide.data import build_embedded_corpus, read_manifest;"
+        "folder = build_embedded_corpus(Path(sys.argv[1])); print(read_manifest(folder).fingerprint)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "shared")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -71,7 +71,7 @@ def test_vocabulary_size(vocab_size):
 
 
 def test_shards_of_another_python_are_replaced(tmp_path):
-    folder = embedded_corpus(tmp_path, 300)
+    folder = build_embedded_corpus(tmp_path, 300)
     first = read_manifest(folder)
     path = folder / "manifest.json"
     other = {
@@ -79,5 +79,5 @@ def test_shards_of_another_python_are_replaced(tmp_path):
         "source": "embedded corpus (the language reference of CPython 2.7)",
     }
     path.write_text(json.dumps(other))
-    assert read_manifest(embedded_corpus(tmp_path, 300)) == first
-    assert read_manifest(embedded_corpus(tmp_path, 400)).vocab_size == 400
+    assert read_manifest(build_embedded_corpus(tmp_path, 300)) == first
+    assert read_manifest(build_embedded_corpus(tmp_path, 400)).vocab_size == 400

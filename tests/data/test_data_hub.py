@@ -93,7 +93,7 @@ def test_what_a_hub_does_not_have(run, dataset):
     with fake_hub("someone/web", dataset) as (endpoint, _):
         _, code, errors = run(endpoint, "someone/web", {"source": "someone/webb"}, {"split": "tain"})
     assert code == 2 and "Traceback" not in errors
-    assert "--source = 'someone/webb'" in errors and "the hub did not give it" in errors
+    assert "--source = 'someone/webb'" in errors and "cannot be loaded from the hub" in errors
     assert "--split = 'tain'" in errors and "did you mean 'train'?" in errors
 
 

@@ -20,7 +20,7 @@ PARTS = ((7, 0, 40, 13), (500,), (90, 90))
 @settings(max_examples=25)
 def test_every_round_has_each_folders_share_and_skips_nothing(weights, seed, number):
     order = MixedOrder(PARTS, tuple(weights), seed)
-    part, place = order.places(np.arange(number * ROUND, (number + 1) * ROUND))
+    part, place = order.locate(np.arange(number * ROUND, (number + 1) * ROUND))
     assert sum(order.shares) == ROUND
     for index, share in enumerate(order.shares):
         assert abs(share - weights[index] / sum(weights) * ROUND) < 1
@@ -40,7 +40,7 @@ def test_each_folder_is_seen_whole_in_each_of_its_epochs():
 
 
 def test_shares_hold_in_every_stretch():
-    part, _ = MixedOrder(PARTS, (70, 20, 10), 5).places(np.arange(ROUND))
+    part, _ = MixedOrder(PARTS, (70, 20, 10), 5).locate(np.arange(ROUND))
     for start in range(0, ROUND, 1000):
         counts = np.bincount(part[start : start + 1000], minlength=3)
         assert np.abs(counts - [700, 200, 100]).max() < 80  # five standard deviations and more
@@ -90,7 +90,7 @@ def test_blocks_of_a_mixture_are_those_of_its_folders(shards, embedded):
         assert found.dtype == expected.dtype and np.array_equal(found, expected)
     last = len(mixed) - 1
     assert np.array_equal(mixed.document_starts(last), stores[1].document_starts(len(stores[1]) - 1))
-    mixed.finish_checks()
+    mixed.wait_for_checksums()
     with pytest.raises(IndexError):
         mixed.read(np.array([len(mixed)]))
     assert mixed.manifest.tokens == sum(store.manifest.tokens for store in stores)

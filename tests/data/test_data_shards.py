@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from gaguide.data import BlockStore, BuildRequest, build_shards, load_tokenizer, read_manifest
-from gaguide.data.build.pieces import held_out
+from gaguide.data.build.encode import is_held_out
 from gaguide.data.format.shards import open_shard, write_shard
 from gaguide.data.read.verify import verify
 from gaguide.errors import UserError
@@ -35,7 +35,7 @@ def test_documents_come_back_with_their_boundaries(shards, texts):
     eos = tokenizer.eos_token_id
     documents = [ids for shard in train_ids(shards) for ids in shard]
     assert all(ids[-1] == eos and eos not in ids[:-1] for ids in documents)
-    expected = [text for text in texts if not held_out(text.encode(), 0.05)]
+    expected = [text for text in texts if not is_held_out(text.encode(), 0.05)]
     assert [tokenizer.decode(ids[:-1]) for ids in documents] == expected
 
 
@@ -144,10 +144,10 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"schema_version": 99}, "schema version 99"),
-        ({"format": "another"}, "can't be understood"),
+        ({"format": "another"}, "is not a valid manifest"),
         ({"splits": {}}, "edited or damaged"),
-        ({"token_dtype": "float64"}, "neither uint16 nor uint32"),
-        ({"surprise": 1}, "can't be understood"),
+        ({"token_dtype": "float64"}, "must be one of uint16, uint32"),
+        ({"surprise": 1}, "is not a valid manifest"),
     ],
 )
 def test_a_manifest_that_is_not_ours_is_refused(shards, changes, message):
@@ -225,10 +225,10 @@ def test_a_plausible_wrong_id_is_named_by_the_checksum(shards):
     damage(path, path.read_bytes().index(ids) + 20, b"\x07\x00")
     store = BlockStore(shards, "train", 64)
     store.read(np.array([0]))
-    store.finish_checks()
+    store.wait_for_checksums()
     store.read(np.array([store.shard_blocks[0]]))
     with pytest.raises(UserError, match=r"train-00001.arrow is damaged: its bytes differ"):
-        store.finish_checks()
+        store.wait_for_checksums()
     with pytest.raises(UserError, match=r"train-00001.arrow is damaged: its bytes differ"):
         store.read(np.array([0]))
 
@@ -253,12 +253,12 @@ def test_a_checksum_is_computed_once_on_a_host(shards, monkeypatch):
     for _ in range(2):
         store = BlockStore(shards, "train", 64)
         store.read(np.arange(len(store)))
-        store.finish_checks()
+        store.wait_for_checksums()
     assert sorted(read) == sorted(path.name for path in shards.glob("train-*.arrow"))
     (shards / "train-00000.arrow").touch()
     again = BlockStore(shards, "train", 64)
     again.read(np.array([0]))
-    again.finish_checks()
+    again.wait_for_checksums()
     assert read[-1] == "train-00000.arrow" and len(read) == len(set(read)) + 1
 
 

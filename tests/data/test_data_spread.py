@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from gaguide.data import BuildRequest, build_shards, read_manifest
-from gaguide.data.build.spread import build_part, mpi_size, parse_part, run_in
+from gaguide.data.build.spread import build_part, encoder_in, mpi_size, parse_part
 from gaguide.errors import UserError
 from tests.data.test_data_cli import call
 from tests.data.test_data_resume import PowerCut, contents, cut_after
@@ -38,7 +38,7 @@ def test_parts_in_any_order_make_the_same_folder(request_of):
     request = request_of("parts")
     made = []
     for number in (3, 1, 2):
-        with pytest.raises(UserError, match="not finished" if made else "no such folder"):
+        with pytest.raises(UserError, match="not finished" if made else "folder does not exist"):
             read_manifest(request.output)
         made.append(build_part(request, number, 3))
     assert made[:2] == [None, None] and made[2] == read_manifest(request.output)
@@ -112,7 +112,7 @@ def test_a_pool_that_fails_names_the_file(request_of, tmp_path, texts):
     tokenizer = request_of("x").tokenizer
     request = BuildRequest((str(tmp_path / "*a*.*[lz]"),), tmp_path / "out", tokenizer)
     with ThreadPoolExecutor(2) as pool, pytest.raises(UserError, match=r"b_data\.xz"):
-        build_shards(request, runner=run_in(pool))
+        build_shards(request, encoder=encoder_in(pool))
 
 
 def test_mpirun_makes_the_same_bytes(request_of, tmp_path):

@@ -107,10 +107,10 @@ def test_a_slow_server_is_waited_for(server, folder):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("500", r"fetching train-00001.arrow failed 4 times .*500.*\n.*goes on where this one stopped"),
+        ("500", r"fetching train-00001.arrow failed 4 times .*500.*\n.*resumes where this one stopped"),
         ("killed", "fetching train-00001.arrow failed 4 times"),
         ("corrupt", r"train-00001.arrow is damaged at its source: its bytes differ"),
-        ("short", r"train-00001.arrow is damaged at its source: \d+ bytes came"),
+        ("short", r"train-00001.arrow is damaged at its source: \d+ bytes arrived"),
     ],
 )
 def test_a_fault_that_stays_is_named(server, node_cache, fault, message):
@@ -121,13 +121,13 @@ def test_a_fault_that_stays_is_named(server, node_cache, fault, message):
 
 
 def test_what_is_not_there_is_asked_for_once(server, tmp_path):
-    with pytest.raises(UserError, match=r"manifest.json is not there"):
+    with pytest.raises(UserError, match=r"manifest.json does not exist"):
         BlockStore(server.address + "/elsewhere", "train", 64)
     assert server.asked == ["elsewhere/manifest.json"]
-    with pytest.raises(UserError, match="can't be opened"):
+    with pytest.raises(UserError, match="cannot be opened"):
         BlockStore("nosuchstore://bucket/x", "train", 64)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="can't be understood"):
+    with pytest.raises(UserError, match="is not a valid manifest"):
         BlockStore(f"file://{tmp_path}", "train", 64)
 
 
@@ -188,7 +188,7 @@ def test_a_cache_that_is_too_small_says_so(server, folder, monkeypatch):
     with pytest.raises(UserError, match=r"data\.cache_bytes"):
         store.read(np.array([0]))
     store = BlockStore(server.address, "train", 64, cache_bytes=20 * info.bytes)
-    with pytest.raises(UserError, match=r"data.cache_bytes.*window is 50 shards"):
+    with pytest.raises(UserError, match=r"data.cache_bytes.*window has 50 shards"):
         store.look_ahead(BlockOrder(store.shard_blocks, 1, window_shards=50), 0)
 
 

@@ -139,8 +139,8 @@ def prepare_source(runs: Path, made: Path) -> BuildRequest:
         DS_CONFIGS / "zero1.json",
         World(size=1),
     )
-    assert job.corpus.work is not None
-    return job.corpus.work.request
+    assert job.corpus.build is not None
+    return job.corpus.build.request
 
 
 def test_a_run_killed_during_tokenisation_resumes_with_the_same_losses(
@@ -264,5 +264,5 @@ def test_an_unreadable_source_ends_all_ranks_with_the_reason(
     settings = ["--output", str(tmp_path / "out"), "--train.steps", "400"]
     done = run_ranks(TRAIN, ["--deepspeed", str(DS_CONFIGS / "zero1.json"), "--config", config, *settings])
     assert done.returncode != 0
-    assert done.stdout.count("tokenising it failed") == 1, done.stdout
+    assert done.stdout.count("building its shards failed") == 1, done.stdout
     assert "cut.jsonl.gz" in done.stdout

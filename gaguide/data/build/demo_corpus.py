@@ -42,7 +42,7 @@ def build_embedded_corpus(folder: Path, vocab_size: int = EMBEDDED_VOCABULARY) -
 
 
 def _remove_shards(folder: Path) -> None:
-    """Remove the files that the manifest names, and the manifest last, so that this can be repeated after a kill."""
+    """Remove the files that the manifest names, and the manifest last: after a kill this can be repeated."""
     for shard in (shard for shards in read_manifest(folder).splits.values() for shard in shards):
         (folder / shard.file).unlink(missing_ok=True)
     shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)

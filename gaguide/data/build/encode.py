@@ -113,7 +113,7 @@ def _rows(part: Part, text_field: str) -> Iterator[Row]:
 
 
 def _encode(row: Row, spec: EncodingSpec, dropped: Counter[str]) -> tuple[str, np.ndarray | None]:
-    """The document's split and its ids in the stored dtype, with the end-of-text id; None if it is dropped."""
+    """The document's split and its ids as stored, with the end-of-text id; None if it is dropped."""
     if isinstance(row, Reason):
         dropped[row.value] += 1
         return TRAIN, None

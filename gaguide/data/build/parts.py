@@ -77,7 +77,9 @@ def _spans(files: Iterable[SourceFile], text_field: str, rows: int | None, part_
                 left -= found
             yield from _byte_spans(file, end, part_bytes)
         else:
-            span = Span(file, rows=left, weight=file.bytes * (_COMPRESSION_RATIO if _is_compressed(file) else 1))
+            span = Span(
+                file, rows=left, weight=file.bytes * (_COMPRESSION_RATIO if _is_compressed(file) else 1)
+            )
             if left is not None:
                 left -= _count_rows(span)
             yield span
@@ -162,5 +164,7 @@ def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
         remedy = "name the column that holds the text"
-        raise UserError(Fault("--text-field", f"is a column of {kind} in {file.url}, not of text", remedy, text_field))
+        raise UserError(
+            Fault("--text-field", f"is a column of {kind} in {file.url}, not of text", remedy, text_field)
+        )
     return metadata

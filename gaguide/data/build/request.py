@@ -131,12 +131,12 @@ def prepare_build(request: BuildRequest, on_progress: Callable[[Progress], None]
 
 def _inputs(request: BuildRequest) -> tuple[Source, PreTrainedTokenizerBase]:
     """Source and tokenizer; the faults of both are raised at once."""
-    from gaguide.data.build.python_reference import VOCABULARY_SIZE, train_embedded_tokenizer
+    from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY, train_embedded_tokenizer
 
     with FaultCollector() as faults:
         source = faults.attempt(find_source, request.sources, request.split, request.revision)
         tokenizer = (
-            train_embedded_tokenizer(VOCABULARY_SIZE)
+            train_embedded_tokenizer(EMBEDDED_VOCABULARY)
             if request.tokenizer is None
             else faults.attempt(load_tokenizer, request.tokenizer)
         )

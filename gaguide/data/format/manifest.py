@@ -80,7 +80,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: SHA-256 of the contents of every split, the tokenizer and the end-of-text id."""
+        """Identifies the data: SHA-256 of every split's content, the tokenizer and the end-of-text id."""
         identity = {
             "tokenizer": self.tokenizer_fingerprint,
             "eos": self.eos_token_id,

@@ -52,7 +52,7 @@ def shard_name(split: str, index: int) -> str:
 def write_shard(
     path: Path, documents: list[np.ndarray], dtype: np.dtype[Any], tokenizer_fingerprint: str
 ) -> ShardInfo:
-    """Atomically write documents (1-D arrays of ids, at least one) as a shard; equal input gives equal bytes."""
+    """Atomically write documents (1-D id arrays, at least one) as a shard; equal input gives equal bytes."""
     lengths = np.fromiter((len(document) for document in documents), np.int64, len(documents))
     offsets = np.zeros(len(documents) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])

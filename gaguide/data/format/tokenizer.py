@@ -59,7 +59,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def hub_has_model(name: str) -> bool:
-    """Whether the hub has this model, by one quick request: its client would retry for a minute when offline."""
+    """Whether the hub has this model, by one quick request: offline, its client would retry for a minute."""
     from huggingface_hub import HfApi
 
     try:
@@ -80,7 +80,9 @@ def _not_loaded(name: str, error: Exception) -> Fault:
         "give a local folder with a tokenizer, or the name of a model on the hub; without a connection to "
         "the hub, copy the model's folder to this machine"
     )
-    return Fault("tokenizer", f"is not a local folder, and cannot be loaded from the hub ({reason})", remedy, name)
+    return Fault(
+        "tokenizer", f"is not a local folder, and cannot be loaded from the hub ({reason})", remedy, name
+    )
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -89,7 +91,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of everything that determines the ids of a text, and of the end-of-text id; not of file layout."""
+    """SHA-256 of all that determines the ids of a text, and of the end-of-text id; not of file layout."""
     identity: dict[str, Any] = {"vocabulary": tokenizer.get_vocab(), "eos": tokenizer.eos_token_id}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

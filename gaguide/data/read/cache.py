@@ -38,7 +38,7 @@ class ShardCache:
         return self.folder / f"{info.sha256}.arrow"
 
     def lease(self, info: ShardInfo) -> IO[bytes] | None:
-        """The shard's file, open and protected from eviction until it is closed; None if it is not in the cache."""
+        """The shard's file, open and protected from eviction until it is closed; None if it is not cached."""
         path = self.path(info)
         try:
             file = path.open("rb")
@@ -52,7 +52,7 @@ class ShardCache:
         return file
 
     def fetch(self, info: ShardInfo, download: Callable[[Path], None], wait: bool = True) -> bool:
-        """Let `download` write the shard to the path it is given, unless it is in the cache; True if it is then.
+        """Let `download` write the shard to the path it is given, unless it is cached; True if it is then.
 
         With `wait=False`, return False if another process is fetching it or there is no space. With
         `wait=True`, wait for both; `NoRoomError` if there is no space in time. Raises what `download` raises.

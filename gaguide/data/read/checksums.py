@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from gaguide.data.format.manifest import ShardInfo
-from gaguide.data.read.host import host_lock, host_folder
+from gaguide.data.read.host import host_folder, host_lock
 from gaguide.files import hash_file
 
 

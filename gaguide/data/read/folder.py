@@ -12,6 +12,7 @@ from gaguide.data.read.checksums import Checksums
 from gaguide.data.read.order import OPEN_SHARDS
 from gaguide.errors import FaultCollector, UserError
 
+
 class ShardFolder(Protocol):
     """The interface of a folder of shards. Can be pickled."""
 
@@ -84,9 +85,7 @@ class LocalFolder:
         """Raise a `UserError` if checksums have shown shards to be damaged."""
         damaged = self._checksums.damaged
         if damaged:
-            raise UserError(
-                [shard_fault(self.name, path.name, problem) for path, problem in damaged.items()]
-            )
+            raise UserError([shard_fault(self.name, path.name, problem) for path, problem in damaged.items()])
 
     def wait_for_checksums(self) -> None:
         """Wait for the checksums of all shards opened so far, then `raise_damaged`."""

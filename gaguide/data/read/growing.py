@@ -57,7 +57,7 @@ class BuildIdentity:
 class GrowingStore(ShardBlocks):
     """The training blocks of a build in progress, in the order of its source; `len` waits for its end.
 
-    Also opens the shards of its held-out documents, for `FirstHeldOut`: both splits are watched by one object.
+    Also opens the shards of its held-out documents, for `FirstHeldOut`: one object watches the folder.
     """
 
     def __init__(self, build: BuildIdentity, block_length: int) -> None:

@@ -91,7 +91,7 @@ class MixedOrder:
         return ids
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The index of the folder at each position, and the position in that folder's own order; both int64."""
+        """The index of the folder at each position, and the position in that folder's order; both int64."""
         positions = np.asarray(positions, np.int64)
         if positions.size and positions.min() < 0:
             raise ValueError("positions must not be negative")
@@ -241,14 +241,16 @@ def _joint_manifest(stores: Sequence[BlockStore]) -> Manifest:
     first = stores[0].manifest
     faults = FaultCollector()
     faults.add(
-        *(Fault(
-            "data",
-            f"was made with another tokenizer than {stores[0].folder}",
-            "build all folders of a mixture with the model's tokenizer",
-            str(store.folder),
+        *(
+            Fault(
+                "data",
+                f"was made with another tokenizer than {stores[0].folder}",
+                "build all folders of a mixture with the model's tokenizer",
+                str(store.folder),
+            )
+            for store in stores[1:]
+            if store.manifest.tokenizer_fingerprint != first.tokenizer_fingerprint
         )
-        for store in stores[1:]
-        if store.manifest.tokenizer_fingerprint != first.tokenizer_fingerprint)
     )
     faults.raise_if_any()
     manifests = [store.manifest for store in stores]

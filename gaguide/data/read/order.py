@@ -102,7 +102,7 @@ class BlockOrder:
         return self._compute(positions)
 
     def shards_ahead(self, position: int, windows: int = 2) -> list[int]:
-        """Indices of the shards that are read from `position` on: those of its window, then of the next windows."""
+        """Indices of the shards that are read from `position` on: those of its window, then of later ones."""
         epoch, within = divmod(position, self.total_blocks)
         ahead: list[int] = []
         while windows:
@@ -197,10 +197,10 @@ def _window_edges(slots: int, window_shards: int, growing: bool) -> np.ndarray:
 
 
 def keyed_permutation(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Image of each `index` (int64) under a permutation of [0, size) that the 64-bit `key` selects, O(1) each.
+    """Image of each `index` (int64) under the permutation of [0, size) selected by `key` (64 bits).
 
     A Feistel network over the smallest power of two ≥ size; results outside the range are mapped again
-    ("cycle walking"), which takes fewer than two passes on average.
+    ("cycle walking"), which takes fewer than two passes on average. So each element costs O(1).
     """
     if size < 2:
         return np.zeros_like(index)

@@ -1,4 +1,4 @@
-"""A folder of shards at an address (http, s3, gs, hf, file, …), fetched in the order in which they are needed.
+"""A folder of shards at an address (http, s3, gs, hf, file, …), fetched in the order of their use.
 
 The manifest is fetched first. Shards are stored in the host's cache, each fetched by one process, compared
 with its checksum and fetched again if the connection fails; a few threads fetch ahead of the reader.
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, ShardInfo, parse_manifest
 from gaguide.data.format.shards import DamagedShardError, Shard, open_shard, shard_fault
 from gaguide.data.read.cache import NoRoomError, ShardCache
-from gaguide.data.read.order import OPEN_SHARDS
 from gaguide.data.read.host import host_lock
+from gaguide.data.read.order import OPEN_SHARDS
 from gaguide.errors import Fault, UserError, first_line
 from gaguide.files import hash_file, write_bytes
 
@@ -136,7 +136,9 @@ class RemoteFolder:
             self._filesystem.get_file(path, str(destination))
             size = destination.stat().st_size
             if size != info.bytes:
-                raise DamagedShardError(f"damaged at its source: {size} bytes arrived instead of {info.bytes}")
+                raise DamagedShardError(
+                    f"damaged at its source: {size} bytes arrived instead of {info.bytes}"
+                )
             if hash_file(destination) != info.sha256:
                 raise DamagedShardError(
                     "damaged at its source: its bytes differ from the manifest (checksum)"
@@ -145,7 +147,7 @@ class RemoteFolder:
         self._retrying(info.file, fetch)
 
     def _retrying(self, file: str, action: Callable[[str], T]) -> T:
-        """Return `action(path)` for a file, retried within the limits of `patience`; `UserError` if all fail."""
+        """Return `action(path)` for a file, retried as `patience` says, or raise a `UserError`."""
         from tenacity import (
             Retrying,
             retry_if_not_exception_type,

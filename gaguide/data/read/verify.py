@@ -27,7 +27,7 @@ class Finding:
 
 
 def verify(folder: Path | str) -> Iterator[tuple[str, Finding | None]]:
-    """Check each file of a folder or an address in turn; yield its name and a finding, or None if it is right.
+    """Check each file of a folder or an address; yield its name and a finding, or None if it is right.
 
     Raises a `UserError` if the manifest cannot be read.
     """

@@ -50,7 +50,7 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
         chosen = np.arange(count) * len(store) // count
         ids_BT = store.read(chosen)
         documents_BT = store.document_ids(chosen) if task.isolate_documents else np.zeros_like(ids_BT)
-        store.finish_checks()
+        store.wait_for_checksums()
     except UserError as error:
         raise UserError(
             replace(fault, field=f"task {task.name}: {fault.field.removeprefix('data.')}")
