@@ -273,7 +273,7 @@ def test_mistakes_in_the_source(make, jsonl, tmp_path, texts):
     with pytest.raises(UserError, match="its columns: text"):
         make(write_source("parquet", texts, tmp_path / "p"), text_field="body")
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "numbers.parquet")
-    with pytest.raises(UserError, match="is a column of int64 in .*, not of text"):
+    with pytest.raises(UserError, match=r"is a column of int64 in .*, not of text"):
         make(tmp_path / "numbers.parquet")
     with pytest.raises(UserError, match="data sets on the hub only"):
         make(jsonl, split="train")
