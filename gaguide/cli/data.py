@@ -22,7 +22,7 @@ _EXIT_INTERRUPTED = 130
 
 def register(app: typer.Typer) -> None:
     """Add `data` and its subcommands."""
-    data = typer.Typer(no_args_is_help=True, help="Make, describe and check folders of token shards.")
+    data = typer.Typer(no_args_is_help=True, help="Build, describe and verify folders of token shards.")
     data.command("build")(build_command)
     data.command("info")(info_command)
     data.command("verify")(verify_command)
@@ -37,12 +37,12 @@ def build_command(
             "May be given several times."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder to make. A build that was interrupted goes on.")],
+    output: Annotated[Path, typer.Option(help="Folder of the shards. An interrupted build is resumed.")],
     tokenizer: Annotated[
         str | None,
         typer.Option(help="Folder of a tokenizer or a hub name. Optional with --source embedded only."),
     ] = None,
-    rows: Annotated[int | None, typer.Option(help="Take the first N rows only.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
     split: Annotated[
         str | None,
         typer.Option(help="Split of a hub data set.", show_default="train"),
@@ -55,17 +55,18 @@ def build_command(
             show_default="0.005, or 0.05 under 100 MB",
         ),
     ] = None,
-    shard_tokens: Annotated[int, typer.Option(help="About how many tokens a shard has.")] = 50_000_000,
+    shard_tokens: Annotated[int, typer.Option(help="Approximate number of tokens in a shard.")] = 50_000_000,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes. The result does not depend on it.", show_default="cores of this machine"
+            help="Number of processes. The result does not depend on it.",
+            show_default="cores of this machine",
         ),
     ] = None,
     part: Annotated[
         str | None,
         typer.Option(
-            help="I/N: do the I-th of N shares only, as a task of a job array. The last to end completes "
+            help="I/N: build the I-th of N shares, as a task of a job array. The last task to end completes "
             "the folder."
         ),
     ] = None,
@@ -97,12 +98,12 @@ def build_command(
     try:
         manifest = _build_over_mpi(request) if over_mpi else _build_here(request, share)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: the same command goes on where this one stopped ({output})", err=True)
+        typer.echo(f"interrupted: the same command resumes where this one stopped ({output})", err=True)
         raise typer.Exit(_EXIT_INTERRUPTED) from None
     if manifest is not None:
         typer.echo(describe(output, manifest))
     elif share is not None:
-        typer.echo(f"part {part} is done; the last part to end completes {output}")
+        typer.echo(f"part {part} is built; the last part to end completes {output}")
 
 
 def _cores(over_mpi: bool) -> int:
@@ -113,8 +114,10 @@ def _refuse_with_mpi(workers: int | None, part: str | None) -> None:
     from gaguide.errors import Fault, UserError
 
     given = {"--workers": workers, "--part": part}
-    remedy = "leave it out: mpirun says how many processes there are"
-    faults = [Fault(name, "has no use under mpirun", remedy, value) for name, value in given.items() if value]
+    remedy = "omit it: mpirun sets the number of processes"
+    faults = [
+        Fault(name, "does not apply under mpirun", remedy, value) for name, value in given.items() if value
+    ]
     if faults:
         raise UserError(faults)
 
@@ -128,7 +131,7 @@ def _build_here(request: BuildRequest, share: tuple[int, int] | None) -> Manifes
 
 
 def _build_over_mpi(request: BuildRequest) -> Manifest | None:
-    """On rank 0 the manifest, on the ranks that worked for it None."""
+    """The manifest on rank 0; None on the ranks that encoded for it."""
     from gaguide.data import build_shards
     from gaguide.data.build.spread import encoder_in, mpi_pool
 
@@ -143,7 +146,7 @@ def info_command(
     folder: Annotated[str, typer.Argument(help="Folder or address of shards.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Say what a folder of shards holds."""
+    """Describe the content of a folder of shards."""
     from gaguide.data.read.blocks import CACHE_BYTES
     from gaguide.data.read.folder import open_folder
 
@@ -165,14 +168,14 @@ def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address
             findings.append(finding)
             typer.echo(f"{finding.file}: {finding.problem}", err=True)
     if findings:
-        remedy = "copy them again from a whole set, or remove the folder and build it again"
-        typer.echo(f"{folder}: {len(findings)} of {checked} are not right\n    → {remedy}", err=True)
+        remedy = "copy them again from an intact folder, or build the shards into a new one"
+        typer.echo(f"{folder}: {len(findings)} of {checked} are damaged\n    → {remedy}", err=True)
         raise typer.Exit(EXIT_USER_ERROR)
-    typer.echo(f"{folder}: {checked} checked, all as the manifest says")
+    typer.echo(f"{folder}: {checked} checked, all match the manifest")
 
 
 def describe(folder: Path | str, manifest: Manifest) -> str:
-    """A few lines on a folder of shards, for people."""
+    """A few lines that describe a folder of shards."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()) or "none"
     lines = [
         f"{folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens ({manifest.token_dtype})",
@@ -189,7 +192,7 @@ def describe(folder: Path | str, manifest: Manifest) -> str:
 
 @contextmanager
 def _progress_shown() -> Iterator[Callable[[Progress], None]]:
-    """A bar with rate and time left, on standard error; where that is no terminal, a line for each stage."""
+    """A progress bar on standard error, or one line for each stage if that is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -214,7 +217,7 @@ def _progress_shown() -> Iterator[Callable[[Progress], None]]:
                 return
             first[:] = first or ([progress] if progress.total_bytes else [])
             rate = f"{progress.documents:,} documents, {_rate(bar.tasks[task].elapsed, first, progress)}"
-            # The total is an estimate: never beyond it before the end.
+            # The total is an estimate, which must not be reached before the end.
             bar.update(
                 task,
                 description=progress.stage,
@@ -227,6 +230,6 @@ def _progress_shown() -> Iterator[Callable[[Progress], None]]:
 
 
 def _rate(elapsed: float | None, first: list[Progress], progress: Progress) -> str:
-    """Speed of this run; what an earlier, interrupted one had done does not count."""
+    """Speed of this run, without what an earlier, interrupted run had encoded."""
     done = progress.bytes - (first[0].bytes if first else 0)
     return f"{done / 1e6 / max(elapsed or 0, 1e-3):,.1f} MB/s"

@@ -1,4 +1,4 @@
-"""How the global batch is split over ranks and accumulation steps. Pure arithmetic."""
+"""The split of the global batch over ranks and accumulation steps."""
 
 from __future__ import annotations
 
@@ -10,27 +10,34 @@ from gaguide.errors import Fault, UserError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """global_batch = micro_batch × accumulation × world_size, in sequences."""
+    """A split: global_batch = micro_batch × accumulation × world_size, in sequences."""
 
     global_batch: int
+    """Sequences in one optimizer step."""
     micro_batch: int
+    """Sequences per rank in one forward pass."""
     accumulation: int
+    """Forward passes per rank in one optimizer step."""
     world_size: int
+    """Number of ranks."""
 
 
 def divisors(share: int) -> list[int]:
-    """Micro batches that split a rank's share of the global batch, ascending."""
+    """Micro batches that divide a rank's share of the global batch, ascending."""
     return [size for size in range(1, min(share, 10_000) + 1) if share % size == 0]
 
 
 def plan_batch(global_batch: int, micro_batch: int | Literal["auto"] | None, world_size: int) -> BatchPlan:
-    """The split; without `micro_batch`, or before `auto` is settled, a rank's share in one forward pass."""
+    """Split the global batch; without `micro_batch`, or with `auto`, a rank's share is one forward pass.
+
+    Raises a `UserError` if the numbers do not divide.
+    """
     if global_batch % world_size:
         near = max(world_size, round(global_batch / world_size) * world_size)
         raise UserError(
             Fault(
                 "train.global_batch",
-                f"does not divide by the {world_size} ranks",
+                f"must be divisible by the {world_size} ranks",
                 f"use a multiple of {world_size}, e.g. {near}, or another number of ranks",
                 global_batch,
             )
@@ -42,7 +49,7 @@ def plan_batch(global_batch: int, micro_batch: int | Literal["auto"] | None, wor
         raise UserError(
             Fault(
                 "train.micro_batch",
-                f"does not divide a rank's share of {share} sequences (global batch {global_batch}, "
+                f"must divide a rank's share of {share} sequences (global batch {global_batch}, "
                 f"{world_size} ranks)",
                 f"use one of {', '.join(map(str, divisors(share)[-12:]))}",
                 micro_batch,

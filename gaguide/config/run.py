@@ -1,6 +1,6 @@
-"""RunConfig: every setting of a training run, with one sentence for each.
+"""`RunConfig`: every setting of a training run, with one sentence for each.
 
-ZeRO, precision and offload are not here: the DeepSpeed JSON owns them.
+ZeRO, precision and offload belong to the DeepSpeed JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Section(BaseModel):
 
 
 def _indices(value: Any) -> Any:
-    """`0,5` and `3` on the command line mean the list; `all` and `last-half` stay words."""
+    """`0,5` and `3` on the command line stand for a list; `all` and `last-half` stay words."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
     if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
@@ -43,7 +43,7 @@ def _indices(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    """One word means the list of it."""
+    """One word stands for a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -85,39 +85,37 @@ class SourceSection(_Section):
     text_field: str = "text"
     """Column or field that holds the text."""
     rows: PositiveInt | None = None
-    """Take only the first rows."""
+    """Use only this many rows from the start; null uses all."""
     validation_fraction: Fraction = 0.005
     """Share of the documents that is held out."""
     shard_tokens: Annotated[int, Field(ge=1, le=10**9)] = 10_000_000
-    """Tokens of a shard, about: training starts when the first one is there."""
+    """Approximate number of tokens in a shard: training starts when the first one exists."""
     workers: PositiveInt = 2
-    """Processes that tokenise while training goes on."""
+    """Processes that tokenize during training."""
 
 
 class DataSection(_Section):
     shards: str | None = None
-    """Folder or address of shards that `gaguide data build` made, or `embedded`; a `source` is put there."""
+    """Folder or address of shards made by `gaguide data build`, or `embedded`; a `source` is built there."""
     mixture: tuple[MixtureEntry, ...] = ()
     """Instead of `shards`: several folders of shards and their weights."""
     source: SourceSection | None = None
-    """Train from text with no build step before: it is tokenised into shards while training goes on."""
+    """Train from text without a build step before: it is tokenized into shards during training."""
     block_length: Annotated[int, Field(ge=2)] = 1024
     """Tokens in each training sequence."""
     isolate_documents: bool = False
     """Keep attention, positions and guidance targets inside a document where a block holds several."""
     cache_gb: Positive = 20.0
-    """Gigabytes of each host's own disk that shards from an address may take."""
+    """Gigabytes of each host's local disk that shards from an address may occupy."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataSection:
         if self.mixture and (self.shards is not None or self.source is not None):
-            raise ValueError("give shards, or a mixture, or a source")
+            raise ValueError("must have only one of shards (with or without source) and mixture")
         if not self.mixture and self.shards is None and self.source is None:
-            raise ValueError(
-                "no data is named: give shards (a folder, an address, embedded), a mixture or a source"
-            )
+            raise ValueError("must have one of shards (a folder, an address, embedded), mixture, source")
         if self.source is not None and self.shards == "embedded":
-            raise ValueError("shards is where the source's shards go: name a folder, or leave it out")
+            raise ValueError("shards must be a folder for the source's shards, or be omitted")
         return self
 
 
@@ -157,13 +155,13 @@ class GuidanceSection(_Section):
     @model_validator(mode="after")
     def _one_plan(self) -> GuidanceSection:
         if self.plan and self.experiment != "finetuned":
-            raise ValueError("give an experiment or a plan, not both")
+            raise ValueError("must have an experiment or a plan, not both")
         if self.plan and self.layers != "all":
-            raise ValueError("with a plan, give layers in each of its entries")
+            raise ValueError("layers must be given in each entry of the plan")
         if self.lexicons is not None and not self.plan:
-            raise ValueError("lexicons are for a plan: an experiment has the study's own")
+            raise ValueError("lexicons apply to a plan only: an experiment uses the study's own")
         if not self.plan and self.experiment == "finetuned" and self.layers != "all":
-            raise ValueError("layers are given, but no head is guided: give an experiment or a plan")
+            raise ValueError("layers apply only if heads are guided: give an experiment or a plan")
         return self
 
 
@@ -171,7 +169,7 @@ class TrainSection(_Section):
     global_batch: PositiveInt
     """Sequences in one optimizer step, over all ranks and accumulation steps."""
     micro_batch: PositiveInt | Literal["auto"] | None = None
-    """Sequences per rank in one forward pass; null: global_batch / ranks; auto: what its memory takes."""
+    """Sequences per rank in one forward pass; null: global_batch / ranks; auto: as fits memory."""
     epochs: Positive | None = None
     """Passes over the training blocks; give this or `steps`."""
     steps: PositiveInt | None = None
@@ -193,20 +191,20 @@ class TrainSection(_Section):
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
     freeze: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
-    """Parts that keep their weights: embeddings, `layers 0-3`, or regular expressions on their names."""
+    """Parameters that are frozen: embeddings, `layers 0-3`, or regular expressions on their names."""
     peak_tflops: Positive | None = None
-    """Peak of one device in Tflop/s, for utilisation (MFU); null knows common GPUs, and has none for CPUs."""
+    """Peak of one device in Tflop/s, for utilization (MFU); null looks up common GPUs."""
     log_every: PositiveInt = 10
     """Steps between two records in metrics.jsonl."""
     max_skipped_steps: PositiveInt = 20
     """Steps in a row with a gradient that is not finite, each dropped, after which the run ends."""
     hang_timeout: NonNegative = 900.0
-    """Seconds without progress after which the ranks end and say which of them hangs; 0 waits for ever."""
+    """Seconds without progress after which the ranks end and report which of them hangs; 0 disables it."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
+            raise ValueError("must have exactly one of epochs and steps")
         return self
 
 
@@ -223,12 +221,12 @@ class CheckpointSection(_Section):
     keep: PositiveInt = 2
     """Newest checkpoints kept."""
     keep_best: NonNegativeInt = 0
-    """Beside these, the checkpoints with the lowest held-out loss kept; best names the first of them."""
+    """Checkpoints kept in addition, with the lowest held-out loss; `best` points to the first of them."""
 
 
 class EvaluateSection(_Section):
     every: NonNegativeInt = 0
-    """Steps between two evaluations, besides one before the first step and one after the last; 0: none."""
+    """Steps between evaluations, in addition to one before the first step and one after the last; 0: none."""
     tasks: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     """What `--tasks` of launch/evaluate.py takes."""
     data: str | None = None
@@ -243,7 +241,7 @@ class EvaluateSection(_Section):
     @model_validator(mode="after")
     def _tasks_and_steps(self) -> EvaluateSection:
         if bool(self.tasks) != bool(self.every):
-            raise ValueError("give both: every, in steps, and tasks")
+            raise ValueError("must have both every (in steps) and tasks, or neither")
         return self
 
 

@@ -1,6 +1,6 @@
 """The one reader of YAML settings files and of dotted overrides: runs, studies and tasks use it.
 
-A tree is what YAML gives: nested dicts, lists and scalars. Checking it against a schema is the caller's.
+A tree is what YAML gives: nested dicts, lists and scalars. Callers validate it against a schema.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _error(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
 
 
 def read_yaml(path: Path, field: str) -> dict[str, Any]:
-    """The mapping in a YAML file. `UserError` under `field`, with path and line, where there is none."""
+    """Read the mapping in a YAML file; faults have the field `field` and name the path and the line."""
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -79,7 +79,7 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`--section.field VALUE` and `--section.field=VALUE` as {dotted field: text}; the last one wins."""
+    """Parse `--section.field VALUE` and `--section.field=VALUE` as {dotted field: text}; the last wins."""
     overrides: dict[str, str] = {}
     with FaultCollector() as faults:
         rest = list(arguments)

@@ -1,4 +1,4 @@
-"""Which code made a record: a hash of gaguide's own files, and the commit of its checkout."""
+"""Which code made a record: a hash of gaguide's files, and the commit of its checkout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KINDS = (".py", ".yaml")
 
 @cache
 def code_fingerprint() -> str:
-    """SHA-256 over names and bytes of the package's code and shipped settings, as they are on disk."""
+    """SHA-256 of the names and contents of the package's code and settings on disk."""
     digest = hashlib.sha256()
     for path in sorted(path for path in _PACKAGE.rglob("*") if path.suffix in _KINDS):
         content = path.read_bytes()
@@ -23,7 +23,7 @@ def code_fingerprint() -> str:
 
 @cache
 def code_commit() -> str | None:
-    """The checkout's commit, marked where the package differs from it; None outside of git."""
+    """The checkout's commit, marked if the package differs from it; None outside a git checkout."""
     head = _git("rev-parse", "HEAD")
     if head is None or _git("ls-files", "--error-unmatch", __file__) is None:
         return None

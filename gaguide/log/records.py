@@ -1,4 +1,4 @@
-"""metrics.jsonl: numbers travel as records, one JSON object a line."""
+"""metrics.jsonl: a run's numbers as records, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gaguide.log.console import say
 
 
 class MetricsFile:
-    """Appends step records to metrics.jsonl; a resumed run drops the records it is about to make again."""
+    """Appends step records to metrics.jsonl; a resumed run drops the records of steps it repeats."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         kept = (
@@ -23,41 +23,41 @@ class MetricsFile:
         )
         write_text(path, "".join(_line(record) for record in kept))
         self._file = path.open("ab", buffering=0)
-        self._owing = b""
+        self._pending = b""
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record; it is the system's, and on its way to disk, when this returns.
+        """Hand one record to the operating system.
 
-        Where the disk is full the record is kept, said aloud and tried again with the next: no line is ever
-        cut, and a run does not die between two checkpoints for want of one. `flush` is strict.
+        If the disk is full, report it once, keep the record in memory and retry with the next one, so that a
+        run does not end between two checkpoints for a log. Lines are never truncated. `flush` is strict.
         """
-        owed = bool(self._owing)
-        self._owing += _line(record).encode("utf-8")
+        was_pending = bool(self._pending)
+        self._pending += _line(record).encode("utf-8")
         try:
             self.flush()
         except OSError as error:
-            if not owed:
+            if not was_pending:
                 say(f"{self._file.name} cannot be written ({error.strerror}); its records are kept in memory")
 
     def flush(self) -> None:
-        """Write the records that an earlier `append` could not; `OSError` where that fails again."""
-        end, left = self._file.seek(0, os.SEEK_END), self._owing
+        """Write the records that an earlier `append` could not; `OSError` if that fails again."""
+        end, rest = self._file.seek(0, os.SEEK_END), self._pending
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError:
-            self._file.truncate(end)  # a line of which only a part was taken
+            self._file.truncate(end)  # remove a partial line
             raise
-        self._owing = b""
+        self._pending = b""
 
     def sync(self) -> None:
-        """`flush`, and all records are on disk when this returns: a power cut takes none of them."""
+        """`flush`, then fsync: the records survive a power failure."""
         self.flush()
         os.fsync(self._file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """The records of a metrics.jsonl, without a last line that a crash truncated."""
     records = []
     for line in path.read_text("utf-8").splitlines():
         try:

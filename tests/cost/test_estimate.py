@@ -80,7 +80,7 @@ def test_every_fault_is_told_at_once() -> None:
         ({"gpu": "v100-32"}, "does not compute in bf16"),
         ({"zero_stage": 0}, "stage 0 keeps no fp32 weights"),
         ({"zero_stage": 1, "micro_batch": 1}, "would accumulate micro batches"),
-        ({"global_batch": 9}, "does not divide"),
+        ({"global_batch": 9}, "must be divisible"),
         ({"precision": "fp32", "zero_stage": 0, "offload_optimizer": "cpu"}, "needs ZeRO"),
     ],
 )

@@ -34,7 +34,7 @@ def test_build_info_verify(jsonl, tokenizer_folder, tmp_path):
     shown = json.loads(output)
     assert code == 0 and shown["documents"] == 100 and shown["splits"]["train"][0]["sha256"]
     code, output = call("verify", folder)
-    assert code == 0 and "all as the manifest says" in output
+    assert code == 0 and "all match the manifest" in output
     (folder / "train-00001.arrow").unlink()
     code, output = call("verify", folder)
     assert code == 2 and "train-00001.arrow: missing" in output and "build it again" in output

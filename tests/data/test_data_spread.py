@@ -101,7 +101,7 @@ def test_mpirun_says_how_many_there_are(jsonl, tokenizer_folder, tmp_path, monke
     assert mpi_size({}) == 1 and mpi_size({"PMI_SIZE": "4"}) == 4
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
     options = ("--source", jsonl, "--tokenizer", tokenizer_folder, "--output", tmp_path / "s")
-    with pytest.raises(UserError, match=r"--workers = 2: has no use under mpirun"):
+    with pytest.raises(UserError, match=r"--workers = 2: does not apply under mpirun"):
         call("build", *options, "--workers", 2)
 
 

@@ -248,7 +248,7 @@ def test_info_and_verify_read_an_address(server, folder, node_cache):
     assert code == 0 and "train" in output and "fingerprint" in output
     assert server.asked == ["manifest.json"]
     code, output = call("verify", server.address)
-    assert code == 0 and "all as the manifest says" in output
+    assert code == 0 and "all match the manifest" in output
     whole(BlockStore(server.address, "train", 64))  # what is in the cache is not what is verified
     server.always["train-00001.arrow"] = "corrupt"
     code, output = call("verify", server.address)

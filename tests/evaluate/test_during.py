@@ -55,7 +55,7 @@ def test_records_equal_those_of_the_exported_model_and_all_state_is_restored(gpt
 
 def test_incomplete_sections_and_unknown_tasks_are_refused_before_the_first_step(gpt2_folder: Path) -> None:
     for half in ({"every": 3}, {"tasks": "demo"}):
-        with pytest.raises(ValueError, match="give both"):
+        with pytest.raises(ValueError, match="must have both every"):
             EvaluateSection(**half)
     with pytest.raises(UserError, match="did you mean 'memo-trap'"):
         make_evaluation(_job(gpt2_folder, every=1, tasks="memotrap"), World())

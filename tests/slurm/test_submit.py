@@ -111,7 +111,7 @@ def test_all_faults_are_raised_at_once(tmp_path: Path) -> None:
     assert "no.json" in said and "partion" in said and "unknown field" in said, (
         "unknown options are passed to the run"
     )
-    with pytest.raises(UserError, match=r"train.global_batch = 16: does not divide by the 3 ranks"):
+    with pytest.raises(UserError, match=r"train.global_batch = 16: must be divisible by the 3 ranks"):
         call(*TRAIN, "--nodes", 3)
     with pytest.raises(UserError, match=r"--signal-seconds = 180: must be less than the time limit"):
         call(*TRAIN, "--time", "3")

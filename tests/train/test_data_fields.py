@@ -236,15 +236,15 @@ def test_data_faults_name_the_field(folders: dict[str, Path], embedded_shards: P
     assert "data.source.files" in faults and "data.source.tokenizer" in faults
     faults = faults_of(tmp_path, {"source": source}, **{"train.steps": "null", "train.epochs": "1"})
     assert "train.epochs" in faults and "train.steps" in faults
-    assert "can't be opened" in faults_of(tmp_path, {"shards": "nosuch://place/shards"})
+    assert "cannot be opened" in faults_of(tmp_path, {"shards": "nosuch://place/shards"})
 
 
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        ({}, "no data is named"),
-        ({"shards": "a", "mixture": [{"shards": "b", "weight": 1}]}, "or a mixture"),
-        ({"shards": "embedded", "source": {"files": "x"}}, "name a folder"),
+        ({}, "must have one of shards"),
+        ({"shards": "a", "mixture": [{"shards": "b", "weight": 1}]}, "and mixture"),
+        ({"shards": "embedded", "source": {"files": "x"}}, "must be a folder for the source"),
         ({"mixture": [{"shards": "b", "weight": 0}]}, "greater than 0"),
     ],
 )
