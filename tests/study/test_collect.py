@@ -17,8 +17,6 @@ from gaguide.study.record_files import StudyRecords, read_study
 from gaguide.study.records import HELD_OUT
 from tests.study.cells import TASK, finish
 
-pytestmark = pytest.mark.processes  # git, for the commit in the provenance
-
 PROMPTS = [f"The {at}th value is {'not ' if at % 2 else ''}bound, so it is" for at in range(60)]
 # The guided experiment is correct in all examples with "not", the odd ones; elsewhere as the control.
 SIZES = ["pico", "nano", "micro", "tiny"]

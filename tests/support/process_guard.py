@@ -33,6 +33,8 @@ def _audit(event: str, arguments: tuple[object, ...]) -> None:
         return
     command = arguments[1]
     words = [command] if isinstance(command, (str, bytes)) else list(command)[:_WORDS]  # type: ignore[call-overload]
+    if Path(str(words[0])).name == "git":  # its arguments are paths, such as this package's folder
+        return
     if any(_SLOW_TO_START.match(Path(str(word)).name) for word in words):
         raise AssertionError(f"{_forbidden_for} starts {words[0]}: mark it with @pytest.mark.processes")
 
