@@ -35,7 +35,7 @@ class _GuidedLayer:
     split: HeadSplit
     """The guided heads and the rest."""
     heads: tuple[GuidedHead, ...]
-    """What each guided head looks at, in the order of the split."""
+    """What each guided head attends to, in the order of the split."""
 
 
 @dataclass(frozen=True)
