@@ -142,7 +142,7 @@ class HangCheck(Check):
             file.write(f"\n{message}\n")
             if self._error is not None:
                 file.writelines(["\n", *traceback.format_exception(self._error)])
-        # One rank of each host prints, as each host may have a console of its own.
+        # One rank of each host prints, as hosts may have separate consoles.
         prints = abort.is_own or (self.world.local_rank == 0 and host != self.world.host)
         return Ending(EXIT_HUNG, message if prints else None)
 

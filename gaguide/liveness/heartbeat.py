@@ -77,7 +77,7 @@ class HeartbeatFolder:
         return False
 
     def aborting_rank(self) -> int | None:
-        """The rank that requested the abort; None where there is no request or it cannot be read."""
+        """The rank that requested the abort; None where nobody did or it cannot be read."""
         with contextlib.suppress(OSError, ValueError):
             return int(self._request.read_text())
         return None

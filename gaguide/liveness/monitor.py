@@ -72,7 +72,7 @@ class LauncherCheck(Check):
 
 
 class Monitor:
-    """Polls checks from entry to exit of the context, in a thread of its own."""
+    """Polls checks in a thread, from entry to exit of the context."""
 
     def __init__(self, checks: Sequence[Check]) -> None:
         self._checks = checks

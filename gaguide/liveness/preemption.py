@@ -2,7 +2,7 @@
 
 Slurm and launchers announce the end of a job by SIGTERM or SIGUSR1, a person by Ctrl-C, and the ranks
 receive it at different moments, if at all. A signal only records a request; a tiny reduction in every step,
-on a group of its own that runs alongside the step's work, tells all ranks about it, so that all stop after
+on a separate group that runs alongside the step's work, tells all ranks about it, so that all stop after
 the same step.
 """
 

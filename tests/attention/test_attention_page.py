@@ -102,6 +102,7 @@ def test_texts_are_not_executed_and_nothing_is_fetched(browser: Browser, page: P
     assert HOSTILE in browser.evaluate("document.querySelector('main').textContent")
 
 
+@pytest.mark.processes
 @needs_browser
 def test_controls_switch_view_layer_head_part_and_floor(browser: Browser, page: Path) -> None:
     panel = {(part, p.model, p.layer, p.head): p for part, ps in enumerate(_parts()) for p in ps}
@@ -135,6 +136,7 @@ def test_controls_switch_view_layer_head_part_and_floor(browser: Browser, page: 
     assert cells == browser.evaluate("document.querySelector('svg').querySelectorAll('rect.cell').length")
 
 
+@pytest.mark.processes
 @needs_browser
 def test_pointer_and_keyboard_show_a_tokens_attention_in_every_model(browser: Browser, page: Path) -> None:
     first, second = (p for p in _parts()[0] if (p.layer, p.head) == (0, 0))
@@ -169,6 +171,7 @@ def test_pointer_and_keyboard_show_a_tokens_attention_in_every_model(browser: Br
     assert browser.errors == []
 
 
+@pytest.mark.processes
 @needs_browser
 @pytest.mark.parametrize("view", ["lines", "heatmap"])
 @pytest.mark.parametrize("width", [360, 1200])
@@ -182,6 +185,7 @@ def test_the_page_fits_phones_and_has_a_dark_theme(
     assert ink == "rgb(230, 233, 236)" and paper == "rgb(20, 23, 26)"
 
 
+@pytest.mark.processes
 @needs_browser
 def test_print_has_a_white_background_and_no_controls(browser: Browser, page: Path) -> None:
     browser.open(page, dark=True, media="print")

@@ -34,6 +34,8 @@ SCRIPT = """
 import sys
 from gaguide.cli import main
 
+pytestmark = pytest.mark.processes
+
 for line in sys.argv[1:]:
     sys.argv = ["gaguide", *line.split()]
     try:

@@ -1,6 +1,6 @@
 """Hosts on one machine: each a network namespace with its own address, hostname, processes and sshd.
 
-A bridge in a namespace of its own joins them, so nothing of this machine's network is touched. The file
+A bridge in a separate namespace joins them, so nothing of this machine's network is touched. The file
 system is shared, as in a cluster. Killing a host is a power cut; its link can be cut and restored.
 """
 

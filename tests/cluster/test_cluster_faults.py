@@ -176,7 +176,7 @@ def test_a_host_loses_its_power(fresh: Hosts, tmp_path: Path, expected_long: dic
 
 
 def test_the_first_host_loses_its_power(fresh: Hosts, tmp_path: Path) -> None:
-    """It takes the command, its ssh and the rendezvous with it: the other host must notice by itself."""
+    """It takes the command, its ssh and the rendezvous with it: the other host must notice without them."""
     run = Run(fresh, tmp_path)
     fresh[0].power_off()
     fresh.wait_for_no_ranks(120)

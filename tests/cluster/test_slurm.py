@@ -1,4 +1,4 @@
-"""gaguide submit on a real Slurm of two hosts: train, be preempted, go on, chains, evaluation, data."""
+"""gaguide submit on a real Slurm of two hosts: training, preemption, resuming, chains, evaluation, data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study through a real Slurm of two hosts: cells wait for their base, are stopped, go on, end in tables."""
+"""A study on a real Slurm of two hosts: cells wait for their base, are stopped, resume, end in tables."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def clock() -> FakeClock:
 
 
 def checks(output: Path, clock: FakeClock, ranks: int = 2, timeout: float = TIMEOUT) -> list[HangCheck]:
-    """The check of every rank of a run, each on a host of its own, after the first step."""
+    """The check of every rank of a run after the first step, each rank on another host."""
     beats = HeartbeatFolder(output / "beats" / "run")
     beats.create()
     made = [

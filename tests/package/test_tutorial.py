@@ -12,6 +12,8 @@ import pytest
 from tests.support.patience import patience
 from tests.support.ranks import REPOSITORY, rank_environment
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:

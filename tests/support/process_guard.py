@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_SLOW_TO_START = re.compile(r"(python|pytest|gaguide|deepspeed|torchrun|mpirun|mpiexec|chrom)")
+_PROGRAM = re.compile(r"python[\d.]*|pytest|gaguide|deepspeed|torchrun|mpirun|mpiexec")
+_BROWSER = re.compile(r"(chrom|headless)")
 _WORDS = 8  # of a command line: a browser comes after the shell that redirects for it
 
 _forbidden_for: str | None = None
@@ -33,9 +34,8 @@ def _audit(event: str, arguments: tuple[object, ...]) -> None:
         return
     command = arguments[1]
     words = [command] if isinstance(command, (str, bytes)) else list(command)[:_WORDS]  # type: ignore[call-overload]
-    if Path(str(words[0])).name == "git":  # its arguments are paths, such as this package's folder
-        return
-    if any(_SLOW_TO_START.match(Path(str(word)).name) for word in words):
+    names = [Path(str(word)).name for word in words]
+    if _PROGRAM.fullmatch(names[0]) or any(map(_BROWSER.match, names)):
         raise AssertionError(f"{_forbidden_for} starts {words[0]}: mark it with @pytest.mark.processes")
 
 
