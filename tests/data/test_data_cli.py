@@ -37,7 +37,7 @@ def test_build_info_verify(jsonl, tokenizer_folder, tmp_path):
     assert code == 0 and "all match the manifest" in output
     (folder / "train-00001.arrow").unlink()
     code, output = call("verify", folder)
-    assert code == 2 and "train-00001.arrow: missing" in output and "build it again" in output
+    assert code == 2 and "train-00001.arrow: missing" in output and "copy them again" in output
 
 
 def test_embedded_needs_no_tokenizer(tmp_path):
