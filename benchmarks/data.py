@@ -1,4 +1,4 @@
-"""What the data plane costs beside others, each pair in one run on one machine.
+"""The data plane compared with others, each pair in one run on one machine.
 
     python benchmarks/data.py build  [--cores 2] [--copies 4] [--source FILES]
     python benchmarks/data.py read   [--length 1024] [--batch 32] [--batches 200]
@@ -257,7 +257,7 @@ def resume(arguments: argparse.Namespace) -> None:
 
 
 def in_new_process(name: str, folder: Path, sample: int) -> float:
-    # Checked files are remembered on a host; every process is to begin anew here.
+    # Verified files are remembered on a host; here every process must start without them.
     with tempfile.TemporaryDirectory() as node:
         command = [sys.executable, str(_HERE), "first", "--contender", name, "--folder", str(folder)]
         done = subprocess.run(
@@ -271,7 +271,7 @@ def in_new_process(name: str, folder: Path, sample: int) -> float:
 
 
 def first(arguments: argparse.Namespace) -> None:
-    """In a process of its own: seconds from opening to the first batch, imports aside."""
+    """In a new process: seconds from opening to the first batch, without imports."""
     print(FIRST_BATCH[arguments.contender](arguments.folder, arguments.sample))
 
 
@@ -366,7 +366,7 @@ def first_streaming(folder: Path, sample: int) -> float:
     np.stack(batch).astype(np.int64)
     taken = time.perf_counter() - begun
     print(taken, flush=True)
-    os._exit(0)  # its threads would go on reading
+    os._exit(0)  # its threads would continue to read
 
 
 MAKE_LARGE: dict[str, Callable[[Path, int], None]] = {

@@ -1,4 +1,4 @@
-"""Which code made a record: its hash follows the files, and nothing else."""
+"""The fingerprint of the code depends on the package's files only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from gaguide.log import code
 
 
-def test_the_hash_follows_code_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_depends_on_code_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "_PACKAGE", tmp_path)
     fingerprint = code.code_fingerprint.__wrapped__
     (tmp_path / "sub").mkdir()
@@ -24,6 +24,6 @@ def test_the_hash_follows_code_and_settings(tmp_path: Path, monkeypatch: pytest.
     assert len({first, second, fingerprint()}) == 3
 
 
-def test_outside_of_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_none_outside_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "_PACKAGE", tmp_path)
     assert code.code_commit.__wrapped__() is None

@@ -119,7 +119,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("kind", READERS)
 def test_duplicate_keys_are_refused(tmp_path: Path, kind: str) -> None:
-    """YAML by itself silently takes the last one."""
+    """PyYAML silently takes the last one."""
     path = tmp_path / "settings.yaml"
     path.write_text("name: a\nseed: 0\nname: b\n")
     with pytest.raises(UserError, match=r"duplicate key 'name'(.|\n)*line 3"):

@@ -12,7 +12,7 @@ from gaguide.data import BuildRequest, build_embedded_corpus, build_shards
 from gaguide.data.build.python_reference import embedded_documents
 from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
 
-# How long an example takes says nothing on a machine that others use too.
+# The duration of an example depends on the load of the machine.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
@@ -21,7 +21,7 @@ CORPUS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "corpu
 
 @pytest.fixture(autouse=True)
 def node_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the processes of a host share, of this test alone."""
+    """A folder of its own for each test, for what the processes of a host share."""
     folder = tmp_path_factory.mktemp("node")
     monkeypatch.setenv("GAGUIDE_NODE_CACHE", str(folder))
     return folder
@@ -41,7 +41,7 @@ def tokenizer_folder(embedded: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2's own tokenizer."""
+    """GPT-2's tokenizer."""
     return gpt2_tokenizer_folder(tmp_path_factory.mktemp("gpt2"))
 
 
@@ -55,7 +55,7 @@ def corpus() -> Path:
 
 @pytest.fixture(scope="session")
 def megabytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some megabytes to build from: real web text where present, else the embedded corpus many times."""
+    """Some megabytes of text: real web text if present, otherwise the embedded corpus many times."""
     if CORPUS.is_dir():
         return CORPUS
     path = tmp_path_factory.mktemp("megabytes") / "docs.jsonl"
@@ -80,7 +80,7 @@ def jsonl(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture()
 def shards(jsonl: Path, tokenizer_folder: Path, tmp_path: Path) -> Path:
-    """A fresh folder with several shards, free to be damaged."""
+    """A new folder with several shards, which a test may damage."""
     folder = tmp_path / "shards"
     build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=8_000))
     return folder

@@ -1,4 +1,4 @@
-"""An object store in miniature that fails as stores do: slow, 500, truncated, cut off, corrupt, stalled."""
+"""A small object store that fails as real ones do: slow, 500, truncated, disconnected, corrupt, stalled."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class FaultyServer:
 
     @property
     def counts(self) -> Counter[str]:
-        """Requests of each file."""
+        """Number of requests of each file."""
         return Counter(self.asked)
 
     def fault(self, name: str) -> str | None:
-        """What to do wrong now."""
+        """The failure to simulate."""
         waiting = self.faults[name]
         return waiting.pop(0) if waiting else self.always.get(name)
 
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(path.read_bytes(), self.store.fault(name))
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing on the test's standard error."""
+        """Print nothing to the test's standard error."""
 
     def _headers(self, code: int, length: int) -> None:
         self.send_response(code)

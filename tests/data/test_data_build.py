@@ -1,4 +1,4 @@
-"""One result from every kind of source and any number of workers; bad documents are counted."""
+"""Builds give the same result from every kind of source with any number of workers, and count invalid documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gaguide.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every visible file's bytes."""
+    """Contents of all files that are not hidden."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -37,7 +37,7 @@ def tokens_of(folder: Path, split: str) -> list[list[int]]:
 
 @pytest.fixture()
 def make(tokenizer_folder, tmp_path):
-    """Build from some sources into a new folder; returns folder and manifest."""
+    """A function that builds sources into a new folder and returns folder and manifest."""
 
     def made(*sources: Path | str, **options) -> tuple[Path, Manifest]:
         folder = tmp_path / f"built-{len(list(tmp_path.glob('built-*')))}"
@@ -71,7 +71,7 @@ def zstd(content: bytes) -> bytes:
 
 
 def write_source(kind: str, texts: list[str], folder: Path) -> Path:
-    """The documents as one source of a kind."""
+    """Write the documents as a source of one kind."""
     folder.mkdir()
     files = {f"{number:04d}.txt": text.encode() for number, text in enumerate(texts)}
     if kind == "parquet":
@@ -105,7 +105,7 @@ def test_every_kind_of_source_gives_the_same_documents(kind, make, jsonl, texts,
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 33, 100, 1000])
-def test_rows_takes_the_first_rows(kind, rows, make, texts, tmp_path, jsonl):
+def test_rows_limits_the_build_to_the_first_rows(kind, rows, make, texts, tmp_path, jsonl):
     source = write_source(kind, texts, tmp_path / "source")
     folder, manifest = make(source, rows=rows, validation_fraction=0)
     reference, _ = make(jsonl, validation_fraction=0)
@@ -113,7 +113,7 @@ def test_rows_takes_the_first_rows(kind, rows, make, texts, tmp_path, jsonl):
     assert tokens_of(folder, "train") == tokens_of(reference, "train")[:rows]
 
 
-def test_several_sources_in_their_order(make, texts, tmp_path):
+def test_several_sources_are_read_in_order(make, texts, tmp_path):
     first = write_source("jsonl", texts[:30], tmp_path / "one")
     second = write_source("parquet", texts[30:], tmp_path / "two")
     folder, _ = make(first, second, validation_fraction=0)
@@ -121,8 +121,8 @@ def test_several_sources_in_their_order(make, texts, tmp_path):
     assert tokens_of(folder, "train") == tokens_of(reference, "train")
 
 
-def test_byte_ranges_cut_jsonl_without_loss(texts, tmp_path, make):
-    """Whatever the cuts, also in the middle of lines, at line ends and in blank lines."""
+def test_byte_ranges_split_jsonl_without_loss(texts, tmp_path, make):
+    """For any split points: in the middle of lines, at line ends and in blank lines."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n\n" + lines(texts).replace(b"\n", b"\r\n\n"))
     reference, _ = make(path, shard_tokens=10**6, validation_fraction=0)
@@ -153,7 +153,7 @@ def test_held_out_documents_do_not_depend_on_order(make, texts, tmp_path):
     assert sorted(held_out) == sorted(tokens_of(backward, "validation"))
 
 
-def test_bad_documents_are_counted(make, texts, tmp_path):
+def test_invalid_documents_are_counted(make, texts, tmp_path):
     path = tmp_path / "bad.jsonl"
     bad = [
         b'{"text": ""}',
@@ -173,7 +173,7 @@ def test_bad_documents_are_counted(make, texts, tmp_path):
     assert manifest.dropped == {"empty": 2, "invalid_utf8": 2, "malformed": 2, "not_text": 4}
 
 
-def test_bad_documents_in_parquet_are_counted(make, texts, tmp_path):
+def test_invalid_documents_in_parquet_are_counted(make, texts, tmp_path):
     raw = pa.array([texts[0].encode(), b"caf\xe9", None, b" ", texts[1].encode()], pa.binary())
     strings = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())  # declared text, not checked
     pq.write_table(pa.table({"text": strings}), tmp_path / "a.parquet")
@@ -182,8 +182,8 @@ def test_bad_documents_in_parquet_are_counted(make, texts, tmp_path):
     assert manifest.dropped == {"empty": 1, "invalid_utf8": 1, "not_text": 1}
 
 
-def test_archives_write_nothing(make, texts, tmp_path):
-    """Members with hostile names and links are read as text or passed over, never unpacked."""
+def test_archives_are_not_unpacked_to_disk(make, texts, tmp_path):
+    """Members with hostile names and links are read as text or skipped, never unpacked."""
     path = tmp_path / "evil" / "a.tar"
     path.parent.mkdir()
     with tarfile.open(path, "w") as tar:
@@ -215,7 +215,7 @@ def test_a_damaged_source_file_is_named(damage, make, texts, tmp_path):
         make(path)
 
 
-def test_a_second_build_of_the_same_is_free_and_of_another_refused(make, jsonl, tokenizer_folder):
+def test_repeated_build_does_nothing_and_another_request_is_refused(make, jsonl, tokenizer_folder):
     folder, manifest = make(jsonl)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
     again = build_shards(
@@ -227,7 +227,7 @@ def test_a_second_build_of_the_same_is_free_and_of_another_refused(make, jsonl, 
         build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=9_000))
 
 
-def test_two_builds_on_one_folder_refuse(make, jsonl, tokenizer_folder, tmp_path):
+def test_second_build_at_the_same_time_is_refused(make, jsonl, tokenizer_folder, tmp_path):
     from filelock import FileLock
 
     folder = tmp_path / "taken"
@@ -236,13 +236,13 @@ def test_two_builds_on_one_folder_refuse(make, jsonl, tokenizer_folder, tmp_path
         build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder)))
 
 
-def test_a_folder_with_other_files_is_left_alone(jsonl, tokenizer_folder, tmp_path):
+def test_folder_with_other_files_is_refused(jsonl, tokenizer_folder, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"not empty \(it contains"):
         build_shards(BuildRequest((str(jsonl),), tmp_path, str(tokenizer_folder)))
 
 
-def test_all_mistakes_in_the_options_at_once(tmp_path):
+def test_invalid_options_are_reported_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         build_shards(
             BuildRequest((), tmp_path / "x", None, rows=0, workers=0, shard_tokens=0, validation_fraction=1)
@@ -258,7 +258,7 @@ def test_all_mistakes_in_the_options_at_once(tmp_path):
     }
 
 
-def test_mistakes_in_the_source(make, jsonl, tmp_path, texts):
+def test_invalid_sources_are_refused(make, jsonl, tmp_path, texts):
     with pytest.raises(UserError, match="file or folder does not exist"):
         make(tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="file or folder does not exist"):
@@ -279,7 +279,7 @@ def test_mistakes_in_the_source(make, jsonl, tmp_path, texts):
         make(jsonl, split="train")
 
 
-def test_a_read_me_beside_a_data_set_is_no_document(texts, tmp_path):
+def test_readme_of_a_data_set_is_not_a_document(texts, tmp_path):
     folder = write_source("parquet", texts, tmp_path / "set")
     (folder / "README.txt").write_text("about")
     (folder / ".cache").mkdir()
@@ -287,8 +287,8 @@ def test_a_read_me_beside_a_data_set_is_no_document(texts, tmp_path):
     assert [file.name for file in find_source([str(folder)], None, None).files] == ["a.parquet"]
 
 
-def test_parts_are_near_the_wanted_size(corpus):
-    """One part makes about one shard, so that processes share the work evenly."""
+def test_parts_have_about_the_requested_size(corpus):
+    """A part gives about one shard, so that processes share the work evenly."""
     source = find_source([str(corpus)], None, None)
     parts = split_into_parts(source, "text", None, shard_tokens=250_000)
     weights = [part.weight for part in parts]

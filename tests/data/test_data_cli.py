@@ -1,4 +1,4 @@
-"""`gaguide data` as a person uses it: exit codes, messages, JSON."""
+"""The command `gaguide data`: exit codes, messages, JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gaguide.errors import UserError
 
 
 def call(*arguments: object) -> tuple[int, str]:
-    """Exit code and everything printed."""
+    """Run the command; return its exit code and output."""
     app = typer.Typer()
     data.register(app)
     app.callback()(lambda: None)  # keeps `data` a subcommand

@@ -1,4 +1,4 @@
-"""The embedded corpus: made once, by whichever process comes first, the same everywhere."""
+"""The embedded corpus is built once, by the first process that asks for it, and is the same everywhere."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_tokenizer_loads_like_gpt2s(embedded):
 
 
 @pytest.mark.processes
-def test_ranks_that_call_at_the_same_moment_share_one_build(tmp_path, embedded):
-    """Real processes with other hash seeds; the fingerprint is that of this process's own build."""
+def test_ranks_that_call_at_the_same_time_share_one_build(tmp_path, embedded):
+    """Processes with other hash seeds get the fingerprint of this process's build."""
     program = (
         "import sys; from pathlib import Path; from gaguide.data import build_embedded_corpus, read_manifest;"
         "folder = build_embedded_corpus(Path(sys.argv[1])); print(read_manifest(folder).fingerprint)"

@@ -1,4 +1,4 @@
-"""Data sets on the hub, against a hub in miniature on this machine."""
+"""Data sets on the hub, tested with a small hub on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
 
 @pytest.fixture()
 def run(tokenizer_folder, tmp_path):
-    """Build in a new process, for HF_ENDPOINT is read at import; returns folder, exit code and errors."""
+    """Build in a new process, because HF_ENDPOINT is read at import; return folder, exit code and stderr."""
 
     def build_from_hub(endpoint: str, source: str, *options: dict) -> tuple[Path, int, str]:
         output = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
@@ -61,7 +61,7 @@ def run(tokenizer_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def dataset(texts, tmp_path_factory) -> dict[str, Path]:
-    """Four Parquet files of 25 documents, as a repository on the hub holds them."""
+    """Four Parquet files of 25 documents, laid out like a repository on the hub."""
     folder = tmp_path_factory.mktemp("dataset")
     files = {}
     for number in range(4):
@@ -89,7 +89,7 @@ def test_a_pinned_revision_is_read_and_only_what_rows_need(run, dataset, texts, 
 
 
 @pytest.mark.processes
-def test_what_a_hub_does_not_have(run, dataset):
+def test_missing_data_sets_and_splits_are_named(run, dataset):
     with fake_hub("someone/web", dataset) as (endpoint, _):
         _, code, errors = run(endpoint, "someone/web", {"source": "someone/webb"}, {"split": "tain"})
     assert code == 2 and "Traceback" not in errors
@@ -97,7 +97,7 @@ def test_what_a_hub_does_not_have(run, dataset):
     assert "--split = 'tain'" in errors and "did you mean 'train'?" in errors
 
 
-def test_a_hub_that_is_away(tokenizer_folder, tmp_path, monkeypatch):
+def test_unreachable_hub_is_reported(tokenizer_folder, tmp_path, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""A mixture draws from each folder by weight, each in its own order, and is as pure as one folder's order."""
+"""A mixture reads each folder by weight in its own order, and is a pure function like a folder's order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = ((7, 0, 40, 13), (500,), (90, 90))
 
 @given(st.lists(st.floats(0.01, 10), min_size=3, max_size=3), st.integers(0, 10**9), st.integers(0, 10**8))
 @settings(max_examples=25)
-def test_every_round_has_each_folders_share_and_skips_nothing(weights, seed, number):
+def test_every_round_has_the_share_of_each_folder_without_gaps(weights, seed, number):
     order = MixedOrder(PARTS, tuple(weights), seed)
     part, place = order.locate(np.arange(number * ROUND, (number + 1) * ROUND))
     assert sum(order.shares) == ROUND
@@ -27,19 +27,19 @@ def test_every_round_has_each_folders_share_and_skips_nothing(weights, seed, num
         assert sorted(place[part == index]) == list(range(number * share, (number + 1) * share))
 
 
-def test_each_folder_is_seen_whole_in_each_of_its_epochs():
+def test_every_epoch_of_a_folder_contains_all_its_blocks():
     order = MixedOrder(PARTS, (0.5, 0.25, 0.25), 3)
     ids = order.at(np.arange(4 * ROUND))
     first = [0, 60, 560, 740]
     for index in range(3):
         own = ids[(ids >= first[index]) & (ids < first[index + 1])] - first[index]
         seen = np.bincount(own, minlength=sum(PARTS[index]))
-        # Rounds are whole, epochs of a folder need not be: every block as often as any other, but for one.
+        # Rounds need not contain whole epochs of a folder: counts of blocks may differ by one.
         assert seen.max() - seen.min() <= 1
         assert len(own) == 4 * order.shares[index]
 
 
-def test_shares_hold_in_every_stretch():
+def test_shares_hold_in_any_stretch_of_the_stream():
     part, _ = MixedOrder(PARTS, (70, 20, 10), 5).locate(np.arange(ROUND))
     for start in range(0, ROUND, 1000):
         counts = np.bincount(part[start : start + 1000], minlength=3)
@@ -48,20 +48,20 @@ def test_shares_hold_in_every_stretch():
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=12), st.integers(0, 99))
 @settings(max_examples=40)
-def test_a_position_does_not_depend_on_what_is_asked_with_it(positions, seed):
+def test_a_position_does_not_depend_on_other_positions_of_the_call(positions, seed):
     order = MixedOrder(PARTS, (1, 2, 3), seed)
     together = order.at(np.array(positions)).tolist()
     assert together == [int(MixedOrder(PARTS, (1, 2, 3), seed).at(np.array([p]))[0]) for p in positions]
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 24), (2, 3), (4, 6), (8, 1)])
-def test_any_split_over_ranks_sees_the_same_global_batch(world_size, micro_batch):
+def test_any_split_over_ranks_reads_the_same_global_batch(world_size, micro_batch):
     order = MixedOrder(PARTS, (1, 1, 1), 2)
     parts = [rank_micro_batches(order, 416, 24, micro_batch, rank, world_size) for rank in range(world_size)]
     assert sorted(np.concatenate(parts, axis=None)) == sorted(order.at(np.arange(416 * 24, 417 * 24)))
 
 
-def test_the_order_is_the_same_in_every_release():
+def test_order_does_not_change_between_releases():
     order = MixedOrder(PARTS, (0.5, 0.3, 0.2), 1234, 2)
     assert order.at(np.array([0, 1, 2, 9_999, 10_000, 10**15])).tolist() == GOLDEN
     assert order.fingerprint[:16] == GOLDEN_FINGERPRINT
@@ -71,7 +71,7 @@ GOLDEN = [25, 33, 662, 29, 10, 597]
 GOLDEN_FINGERPRINT = "07ab288691dbf238"
 
 
-def test_fingerprint_tells_mixtures_apart():
+def test_fingerprint_distinguishes_mixtures():
     orders = [MixedOrder(PARTS, w, s) for w, s in [((1, 1, 1), 1), ((1, 1, 2), 1), ((1, 1, 1), 2)]]
     orders.append(MixedOrder((*PARTS[:2], (180,)), (1, 1, 1), 1))
     assert len({order.fingerprint for order in orders}) == 4

@@ -1,4 +1,4 @@
-"""The order is a permutation in every epoch and depends on nothing but seed and position."""
+"""The order is a permutation in every epoch and depends on seed and position only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def whole(order: BlockOrder, epoch: int = 0) -> np.ndarray:
 
 
 @given(SHARDS, st.integers(-(2**70), 2**70), st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
-def test_every_epoch_sees_every_block_once(shards, seed, window, growing, epoch):
+def test_every_epoch_contains_every_block_once(shards, seed, window, growing, epoch):
     order = BlockOrder(shards, seed, window, growing)
     for each in (0, epoch):
         assert sorted(whole(order, each)) == list(range(sum(shards)))
@@ -35,7 +35,7 @@ def test_keyed_permutation_is_a_permutation(size, key):
 
 
 @given(SHARDS, st.integers(0, 99), st.lists(st.integers(0, 10**12), max_size=20))
-def test_a_position_does_not_depend_on_what_is_asked_with_it(shards, seed, positions):
+def test_a_position_does_not_depend_on_other_positions_of_the_call(shards, seed, positions):
     order = BlockOrder(shards, seed)
     alone = [int(order.at(np.array([position]))[0]) for position in positions]
     assert order.at(np.array(positions, np.int64)).tolist() == alone
@@ -49,7 +49,9 @@ def test_a_position_does_not_depend_on_what_is_asked_with_it(shards, seed, posit
     st.integers(1, 4),
 )
 @settings(max_examples=60)
-def test_any_split_over_ranks_sees_the_same_global_batch(shards, step, world_size, micro_batch, accumulation):
+def test_any_split_over_ranks_reads_the_same_global_batch(
+    shards, step, world_size, micro_batch, accumulation
+):
     order = BlockOrder(shards, 5)
     global_batch = world_size * micro_batch * accumulation
     parts = [
@@ -59,7 +61,7 @@ def test_any_split_over_ranks_sees_the_same_global_batch(shards, step, world_siz
     assert all(part.shape == (accumulation, micro_batch) for part in parts)
     expected = order.at(np.arange(step * global_batch, (step + 1) * global_batch))
     assert sorted(np.concatenate(parts, axis=None)) == sorted(expected)
-    # Micro step by micro step too, so that losses logged per micro step can be compared.
+    # Also for each micro batch, so that losses of micro batches can be compared.
     together = np.concatenate([np.concatenate([part[a] for part in parts]) for a in range(accumulation)])
     assert together.tolist() == expected.tolist()
 
@@ -71,8 +73,8 @@ def test_seeds_and_epochs_differ():
         assert (first == other).mean() < 0.05
 
 
-def test_the_order_is_the_same_in_every_release():
-    """Runs saved by an older gaguide must go on in the same order: these numbers may never change."""
+def test_order_does_not_change_between_releases():
+    """Runs saved by an older gaguide must resume in the same order: these numbers must never change."""
     order = BlockOrder((7, 0, 40, 13), 1234, 2)
     assert order.at(np.array([0, 1, 2, 59, 60, 61, 10**15])).tolist() == GOLDEN
     assert order.fingerprint[:16] == GOLDEN_FINGERPRINT
@@ -83,7 +85,7 @@ GOLDEN_FINGERPRINT = "370887be27ca0a39"
 
 
 def test_mixing_within_an_epoch():
-    """Neighbours in the order are unrelated, and every stretch of a window draws from all of its shards."""
+    """Neighbours in the order are unrelated, and every stretch of a window contains blocks of all its shards."""
     order = BlockOrder((1000,) * 8, seed=3, window_shards=8)
     seen = whole(order)
     steps = np.abs(np.diff(seen))
@@ -102,7 +104,7 @@ def test_a_window_reads_only_its_shards():
 
 
 def test_growing_windows_begin_with_one_shard():
-    """Epoch 0 alone: so that a run on shards that are still coming can begin."""
+    """In epoch 0 only: a run whose shards are still being fetched can start."""
     order = BlockOrder((50,) * 20, seed=3, window_shards=8, growing=True)
     shard_of = whole(order) // 50
     for windows, (start, end) in enumerate([(0, 1), (1, 3), (3, 7)], 1):
@@ -114,7 +116,7 @@ def test_growing_windows_begin_with_one_shard():
 
 @given(SHARDS, st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
 @settings(max_examples=30)
-def test_what_is_ahead_is_what_will_be_read(shards, window, growing, first):
+def test_shards_ahead_are_those_read_next(shards, window, growing, first):
     order = BlockOrder(shards, 7, window, growing)
     ends = np.cumsum(shards)
     for position in range(first, first + 60):
@@ -126,7 +128,7 @@ def test_what_is_ahead_is_what_will_be_read(shards, window, growing, first):
 
 
 def test_small_permutations_are_uniform():
-    """Over many keys each element goes everywhere equally often, also for sizes that fit few bits."""
+    """Over many keys each element is mapped to every position equally often, also for small sizes."""
     keys = 2000
     counts = np.zeros((5, 5))
     for key in range(keys):
@@ -136,7 +138,7 @@ def test_small_permutations_are_uniform():
 
 @pytest.mark.processes
 def test_a_thousand_times_openwebtext_needs_no_memory():
-    """8.8 billion blocks: any position, in a process that may take little memory beyond numpy's own."""
+    """8.8 billion blocks: any position, in a process with little memory beyond numpy's."""
     program = (
         "import numpy as np, resource\n"
         "from gaguide.data.read.order import BlockOrder\n"
@@ -166,7 +168,7 @@ def test_steps_for_epochs_rounds_up(blocks, epochs, batch, steps):
     assert steps_for_epochs(blocks, epochs, batch) == steps
 
 
-def test_fingerprint_tells_orders_apart():
+def test_fingerprint_distinguishes_orders():
     orders = [
         BlockOrder((5, 6), 1),
         BlockOrder((5, 6), 2),
@@ -190,8 +192,8 @@ def test_impossible_requests_are_refused():
 
 @given(SHARDS, st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 30))
 @settings(max_examples=60)
-def test_steps_one_after_the_other_see_what_each_sees_alone(shards, first, batch, steps):
-    """What is computed for many steps at once is what each step has by itself, also across epochs."""
+def test_consecutive_steps_read_the_same_as_single_ones(shards, first, batch, steps):
+    """Computing many steps at once gives the same blocks as computing each alone, also across epochs."""
     order = BlockOrder(shards, 11)
     for step in range(first, first + steps):
         positions = np.arange(step * batch, (step + 1) * batch)
@@ -199,7 +201,7 @@ def test_steps_one_after_the_other_see_what_each_sees_alone(shards, first, batch
         assert order.at(positions).tolist() == BlockOrder(shards, 11).at(far)[:-1].tolist()
 
 
-def test_an_order_travels_without_what_it_remembers():
+def test_pickled_order_has_no_cached_arrays():
     order = BlockOrder((50_000,) * 9, 3)
     bare = len(pickle.dumps(order))
     ids = order.at(np.arange(100))

@@ -1,4 +1,4 @@
-"""A build that is stopped at any moment goes on and ends with the same bytes."""
+"""A build that is interrupted at any moment resumes and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class PowerCut(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def cut_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let `steps` renames happen and end at the next one; nothing is visible but by a rename."""
+    """Allow `steps` renames and end at the next one; files become visible only by a rename."""
     rename = Path.replace
     left = [steps]
 
@@ -46,8 +46,8 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Path, "replace", replace)
 
 
-def test_a_cut_before_any_rename_leaves_no_trace(jsonl, tokenizer_folder, tmp_path, monkeypatch):
-    """Every atomic step of a build is cut once: pieces, records, shards, tokenizer, manifest."""
+def test_interruption_before_any_rename_leaves_no_trace(jsonl, tokenizer_folder, tmp_path, monkeypatch):
+    """Interrupts a build before each of its atomic steps: pieces, records, shards, tokenizer, manifest."""
 
     def run(folder: Path) -> None:
         build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), rows=40, shard_tokens=4_000))
@@ -75,7 +75,7 @@ def test_a_cut_before_any_rename_leaves_no_trace(jsonl, tokenizer_folder, tmp_pa
 
 @pytest.mark.processes
 def test_a_kill_of_real_processes(megabytes, tokenizer_folder, tmp_path):
-    """kill -9 of the builder half-way: its workers end, and the same command ends with the same bytes."""
+    """After kill -9 of the builder its workers end, and the same command gives the same bytes."""
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -119,7 +119,7 @@ def record_of(piece: Path) -> Path:
 
 
 def wait_until_alone(session: int) -> None:
-    """Until no process of the killed builder's session is left: its workers must not live on."""
+    """Wait until the killed builder's session has no process: its workers must end too."""
     deadline = time.monotonic() + patience(30)
     while time.monotonic() < deadline:
         if not any(of_session(path, session) for path in Path("/proc").glob("[0-9]*/stat")):
@@ -146,7 +146,7 @@ def test_an_unfinished_build_of_something_else_is_refused(jsonl, tokenizer_folde
 
 @pytest.mark.processes
 def test_a_worker_that_fails_stops_the_build(texts, tokenizer_folder, tmp_path):
-    """A damaged file after a good one: the worker's error comes out, and the folder is not complete."""
+    """With a damaged file after an intact one, the worker's error is raised and the folder is not complete."""
     good = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.jsonl").write_text(good)

@@ -1,4 +1,4 @@
-"""Shards are plain Arrow files, blocks are cut out of them, and any damage is named."""
+"""Shards are Arrow files that are divided into blocks, and every damage is named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gaguide.files import hash_file
 
 
 def train_ids(folder: Path) -> list[list[list[int]]]:
-    """Documents of each training shard, by plain pyarrow."""
+    """Documents of each training shard, read with pyarrow alone."""
     return [
         pa.ipc.open_file(pa.memory_map(str(path))).read_all()["tokens"].to_pylist()
         for path in sorted(folder.glob("train-*.arrow"))
@@ -30,7 +30,7 @@ def findings(folder: Path) -> dict[str, str]:
     return {name: finding.problem.split(":")[0] for name, finding in verify(folder) if finding is not None}
 
 
-def test_documents_come_back_with_their_boundaries(shards, texts):
+def test_documents_are_read_back_with_their_boundaries(shards, texts):
     tokenizer = load_tokenizer(shards / "tokenizer")
     eos = tokenizer.eos_token_id
     documents = [ids for shard in train_ids(shards) for ids in shard]
@@ -39,7 +39,7 @@ def test_documents_come_back_with_their_boundaries(shards, texts):
     assert [tokenizer.decode(ids[:-1]) for ids in documents] == expected
 
 
-def test_plain_datasets_reads_a_shard(shards, tmp_path):
+def test_datasets_reads_a_shard(shards, tmp_path):
     datasets = pytest.importorskip("datasets")
     path = shards / "train-00000.arrow"
     with pa.memory_map(str(path)) as source:
@@ -62,7 +62,7 @@ def test_values_are_mapped_without_a_copy(shards):
 
 
 @pytest.mark.parametrize("block_length", [1, 7, 128, 1000])
-def test_blocks_are_the_shards_cut_in_order(shards, block_length):
+def test_blocks_divide_the_shards_in_order(shards, block_length):
     store = BlockStore(shards, "train", block_length)
     flat = [np.concatenate([np.array(ids) for ids in shard]) for shard in train_ids(shards)]
     expected = [ids[: len(ids) // block_length * block_length].reshape(-1, block_length) for ids in flat]
@@ -87,7 +87,7 @@ def test_document_starts(shards):
 
 
 def test_documents_of_a_block_by_token(shards):
-    """document_ids and positions, told from the end-of-text ids alone."""
+    """document_ids and positions, derived from the end-of-text ids alone."""
     store = BlockStore(shards, "train", 96)
     blocks = np.random.default_rng(1).permutation(len(store))
     ended = store.read(blocks) == store.manifest.eos_token_id
@@ -102,14 +102,14 @@ def test_documents_of_a_block_by_token(shards):
             assert places.tolist() == list(range(len(places)))
 
 
-def test_no_block_outside(shards):
+def test_block_ids_out_of_range_are_refused(shards):
     store = BlockStore(shards, "train", 64)
     for outside in (-1, len(store)):
         with pytest.raises(IndexError):
             store.read(np.array([outside]))
 
 
-def test_wide_vocabularies_take_uint32(tmp_path):
+def test_large_vocabularies_use_uint32(tmp_path):
     documents = [np.array([0, 70_000, 2**31 + 5], np.uint32), np.array([3], np.uint32)]
     info = write_shard(tmp_path / "x.arrow", documents, np.dtype("uint32"), "f")
     shard = open_shard(tmp_path / "x.arrow", info, "f")
@@ -150,13 +150,13 @@ def edit_manifest(folder: Path, **changes: object) -> None:
         ({"surprise": 1}, "is not a valid manifest"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_refused(shards, changes, message):
+def test_invalid_manifest_is_refused(shards, changes, message):
     edit_manifest(shards, **changes)
     with pytest.raises(UserError, match=message):
         read_manifest(shards)
 
 
-def test_verify_is_silent_on_a_whole_folder(shards):
+def test_verify_finds_nothing_in_an_intact_folder(shards):
     assert findings(shards) == {}
     assert read_manifest(shards).fingerprint == read_manifest(shards).fingerprint
 
@@ -176,7 +176,7 @@ def test_verify_names_each_damaged_file(shards, tokenizer_folder, jsonl, gpt2_fo
     (shards / names[3]).write_bytes((other / "train-00000.arrow").read_bytes())
     (shards / "tokenizer" / "tokenizer.json").write_bytes((gpt2_folder / "tokenizer.json").read_bytes())
     found = findings(shards)
-    # The foreign shard has another size; which of the two words that gives depends on its size.
+    # The foreign shard may be larger or smaller: "damaged" or "truncated".
     assert found.pop(names[3]) in ("damaged", "truncated")
     assert found == {
         names[0]: "missing",
@@ -201,7 +201,7 @@ def test_a_foreign_shard_of_the_right_size_is_named_at_first_use(shards):
 
 
 def damage(path: Path, at: int, replacement: bytes) -> None:
-    """Overwrite the bytes at a place of a file."""
+    """Overwrite bytes of a file."""
     with path.open("r+b") as file:
         file.seek(at)
         file.write(replacement)
@@ -219,7 +219,7 @@ def test_ids_outside_the_vocabulary_are_named_when_read(shards):
 
 
 def test_a_plausible_wrong_id_is_named_by_the_checksum(shards):
-    """Nothing shows when the damaged block is read; the comparison that this began finds it."""
+    """Reading the damaged block succeeds; the checksum comparison that it starts finds the damage."""
     path = shards / "train-00001.arrow"
     ids = np.array(train_ids(shards)[1][1][:64], np.uint16).tobytes()
     damage(path, path.read_bytes().index(ids) + 20, b"\x07\x00")

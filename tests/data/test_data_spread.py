@@ -1,4 +1,4 @@
-"""Builds over MPI and by the tasks of a job array end with the bytes of a build by one process."""
+"""Builds over MPI and by the tasks of a job array give the bytes of a build by one process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_parts_at_the_same_time(request_of):
     assert contents(request.output) == contents(request_of("whole").output)
 
 
-def test_a_part_that_was_cut_goes_on_and_leaves_the_others_alone(request_of, monkeypatch):
+def test_interrupted_part_resumes_without_touching_others(request_of, monkeypatch):
     build_shards(request_of("whole"))
     request = request_of("parts")
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
@@ -72,7 +72,7 @@ def test_a_part_that_was_cut_goes_on_and_leaves_the_others_alone(request_of, mon
     assert contents(request.output) == contents(request_of("whole").output)
 
 
-def test_two_at_the_same_part_and_a_whole_build_beside_parts_are_refused(request_of):
+def test_same_part_twice_and_a_build_during_parts_are_refused(request_of):
     request = request_of("busy")
     request.output.mkdir()
     with FileLock(request.output / ".lock-part-1-of-2"):
@@ -97,7 +97,7 @@ def test_the_command_builds_parts(jsonl, tokenizer_folder, tmp_path):
     assert code == 0 and "100 documents" in output
 
 
-def test_mpirun_says_how_many_there_are(jsonl, tokenizer_folder, tmp_path, monkeypatch):
+def test_number_of_processes_is_taken_from_mpirun(jsonl, tokenizer_folder, tmp_path, monkeypatch):
     assert mpi_size({}) == 1 and mpi_size({"PMI_SIZE": "4"}) == 4
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
     options = ("--source", jsonl, "--tokenizer", tokenizer_folder, "--output", tmp_path / "s")
@@ -105,8 +105,8 @@ def test_mpirun_says_how_many_there_are(jsonl, tokenizer_folder, tmp_path, monke
         call("build", *options, "--workers", 2)
 
 
-def test_a_pool_that_fails_names_the_file(request_of, tmp_path, texts):
-    """What goes wrong in a process of the pool comes out here, as from any build."""
+def test_failure_in_a_pool_names_the_file(request_of, tmp_path, texts):
+    """An error in a process of the pool is raised here, as in any build."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "b_data.xz").write_bytes(b"no archive")
     tokenizer = request_of("x").tokenizer
@@ -115,7 +115,7 @@ def test_a_pool_that_fails_names_the_file(request_of, tmp_path, texts):
         build_shards(request, encoder=encoder_in(pool))
 
 
-def test_mpirun_makes_the_same_bytes(request_of, tmp_path):
+def test_mpirun_writes_the_same_bytes(request_of, tmp_path):
     pytest.importorskip("mpi4py", reason="needs mpi4py")
     beside = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside) if beside.is_file() else shutil.which("mpirun")
@@ -140,7 +140,7 @@ def test_mpirun_makes_the_same_bytes(request_of, tmp_path):
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
-            # Open MPI asks for these where there is one user and there are few cores.
+            # Open MPI requires these for root and for more processes than cores.
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
             "OMPI_MCA_rmaps_base_oversubscribe": "1",

@@ -1,4 +1,4 @@
-"""Shards at an address: fetched once per host in the order of need, whole or not at all, in bounded space."""
+"""Shards at an address are fetched once per host, in the order of their use, atomically, in bounded space."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHORT = Patience(attempts=4, first_wait=0.01, longest_wait=0.05, stall_seconds=0
 
 @pytest.fixture(scope="module")
 def folder(jsonl: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Several small shards that no test changes."""
+    """Several small shards; read-only."""
     folder = tmp_path_factory.mktemp("stream") / "shards"
     build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=4_000))
     return folder
@@ -64,7 +64,7 @@ def cached(node_cache: Path) -> list[Path]:
     return list((node_cache / "shards").glob("*.arrow"))
 
 
-def test_an_address_reads_as_the_folder_does(server, folder):
+def test_address_gives_the_same_blocks_as_the_folder(server, folder):
     here, there = BlockStore(folder, "train", 64), BlockStore(server.address, "train", 64)
     assert server.asked == ["manifest.json"], "the manifest, and nothing else before it is wanted"
     assert there.shard_blocks == here.shard_blocks and there.manifest == here.manifest
@@ -78,14 +78,14 @@ def test_an_address_reads_as_the_folder_does(server, folder):
     assert all(server.counts[info.file] == 1 for info in shards_of(here)), "fetched again"
 
 
-def test_any_other_file_system_serves(folder):
+def test_any_fsspec_file_system_works(folder):
     assert np.array_equal(
         whole(BlockStore(f"file://{folder}", "train", 64)), whole(BlockStore(folder, "train", 64))
     )
 
 
 @pytest.mark.parametrize("fault", ["500", "short", "corrupt", "truncated", "killed", "stalled"])
-def test_a_fault_that_passes_is_not_noticed(server, folder, node_cache, fault):
+def test_transient_failures_are_retried(server, folder, node_cache, fault):
     name = "train-00000.arrow"
     server.faults["manifest.json"] = ["500"]
     server.faults[name] = [fault, fault]
@@ -97,7 +97,7 @@ def test_a_fault_that_passes_is_not_noticed(server, folder, node_cache, fault):
 
 
 def test_a_slow_server_is_waited_for(server, folder):
-    """Longer in all than it may be silent."""
+    """The transfer takes longer than the stall limit, but never stalls."""
     server.always["train-00000.arrow"] = "slow"
     store = BlockStore(server.address, "train", 64)
     assert np.array_equal(store.read(np.array([0])), BlockStore(folder, "train", 64).read(np.array([0])))
@@ -113,14 +113,14 @@ def test_a_slow_server_is_waited_for(server, folder):
         ("short", r"train-00001.arrow is damaged at its source: \d+ bytes arrived"),
     ],
 )
-def test_a_fault_that_stays_is_named(server, node_cache, fault, message):
+def test_permanent_failures_are_named(server, node_cache, fault, message):
     server.always["train-00001.arrow"] = fault
     with pytest.raises(UserError, match=message):
         whole(BlockStore(server.address, "train", 64))
     assert server.counts["train-00001.arrow"] == 4 and len(cached(node_cache)) == 1
 
 
-def test_what_is_not_there_is_asked_for_once(server, tmp_path):
+def test_missing_file_is_requested_once(server, tmp_path):
     with pytest.raises(UserError, match=r"manifest.json does not exist"):
         BlockStore(server.address + "/elsewhere", "train", 64)
     assert server.asked == ["elsewhere/manifest.json"]
@@ -131,7 +131,7 @@ def test_what_is_not_there_is_asked_for_once(server, tmp_path):
         BlockStore(f"file://{tmp_path}", "train", 64)
 
 
-def test_training_starts_when_the_first_shard_is_there(server, folder, node_cache):
+def test_training_starts_when_the_first_shard_has_arrived(server, folder, node_cache):
     store, here = BlockStore(server.address, "train", 64), BlockStore(folder, "train", 64)
     order = BlockOrder(store.shard_blocks, seed=5, window_shards=4, growing=True)
     needed = [shards_of(store)[index].file for index in order.shards_ahead(0, windows=3)]
@@ -141,7 +141,7 @@ def test_training_starts_when_the_first_shard_is_there(server, folder, node_cach
     store.look_ahead(order, 0)
     assert np.array_equal(store.read(first), here.read(first))
     assert len(cached(node_cache)) == 1
-    # With nobody reading, the next windows come, in their order.
+    # Without any reads, the next windows arrive in order.
     for event in server.held.values():
         event.set()
     store.look_ahead(order, store.shard_blocks[order.shards_ahead(0)[0]])
@@ -153,7 +153,7 @@ def test_training_starts_when_the_first_shard_is_there(server, folder, node_cach
     assert len(server.asked) == asked
 
 
-def test_the_cache_keeps_its_bound_and_what_was_used_last(server, folder, node_cache):
+def test_cache_stays_within_its_limit_and_keeps_recent_shards(server, folder, node_cache):
     infos = shards_of(BlockStore(folder, "train", 64))
     assert len(infos) >= 8
     limit = sum(sorted(info.bytes for info in infos)[-3:])
@@ -169,7 +169,7 @@ def test_the_cache_keeps_its_bound_and_what_was_used_last(server, folder, node_c
         assert server.counts[infos[0].file] == turn + 1
 
 
-def test_what_is_being_read_is_never_evicted(server, folder):
+def test_shards_that_are_read_are_not_evicted(server, folder):
     infos = shards_of(BlockStore(folder, "train", 64))
     limit = sum(sorted(info.bytes for info in infos)[-2:])
     reader, other = (BlockStore(server.address, "train", 64, cache_bytes=limit) for _ in range(2))
@@ -181,7 +181,7 @@ def test_what_is_being_read_is_never_evicted(server, folder):
     assert max(server.counts[info.file] for info in infos[1:]) >= 1
 
 
-def test_a_cache_that_is_too_small_says_so(server, folder, monkeypatch):
+def test_cache_that_is_too_small_is_refused(server, folder, monkeypatch):
     info = shards_of(BlockStore(folder, "train", 64))[0]
     monkeypatch.setattr(ShardCache.__init__, "__defaults__", (0.1,))
     store = BlockStore(server.address, "train", 64, cache_bytes=info.bytes // 2)
@@ -222,7 +222,7 @@ def fetch_for_ever(folder: Path, info: ShardInfo) -> None:
 
 
 @pytest.mark.processes
-def test_a_killed_fetcher_leaves_neither_a_lock_nor_its_space(folder, tmp_path):
+def test_killed_fetcher_leaves_no_lock_and_no_reserved_space(folder, tmp_path):
     infos = shards_of(BlockStore(folder, "train", 64))
     cache = ShardCache(tmp_path / "cache", sum(info.bytes for info in infos[:2]), room_seconds=0)
     process = multiprocessing.get_context("spawn").Process(

@@ -1,4 +1,4 @@
-"""Documents get the Hugging Face tokenizer's own ids, by tiktoken where it is proven equal."""
+"""Documents get the ids of the Hugging Face tokenizer, from tiktoken if it was found equal."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_white_space_and_apostrophes_have_equal_ids(encoder, text):
     "text", [" " * 300_000 + "x", "x" + " \n" * 200_000 + "x", "!" * 100_000, "ab" * 100_000]
 )
 def test_degenerate_documents(encoder, text):
-    """tiktoken alone panics on the first two."""
+    """tiktoken panics on the first two."""
     assert encoder.encode(text).tolist() == encoder.encode_by_reference(text).tolist()
 
 
-def test_a_special_token_in_a_document_is_only_text(encoder, gpt2):
+def test_special_token_in_a_document_is_encoded_as_text(encoder, gpt2):
     for ids in (
         encoder.encode("a <|endoftext|> b"),
         encoder.encode_by_reference("a <|endoftext|> b"),
@@ -71,7 +71,7 @@ def test_a_special_token_in_a_document_is_only_text(encoder, gpt2):
         assert gpt2.decode(ids.tolist()) == "a <|endoftext|> b"
 
 
-def test_encoder_travels_to_workers(encoder):
+def test_encoder_can_be_pickled_for_workers(encoder):
     assert (
         pickle.loads(pickle.dumps(encoder)).encode("Not a word.").tolist()
         == encoder.encode("Not a word.").tolist()
@@ -84,7 +84,7 @@ def edited(folder, target, change):
     content = json.loads((target / "tokenizer.json").read_text())
     change(content)
     (target / "tokenizer.json").write_text(json.dumps(content))
-    # The class of GPT-2 would make its own rules again.
+    # GPT-2's tokenizer class would restore its own rules.
     config = json.loads((target / "tokenizer_config.json").read_text())
     (target / "tokenizer_config.json").write_text(
         json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"})
@@ -92,7 +92,7 @@ def edited(folder, target, change):
     return load_tokenizer(target)
 
 
-def test_another_rule_falls_back(tokenizer_folder, tmp_path):
+def test_other_splitting_rules_fall_back(tokenizer_folder, tmp_path):
     def lowercase(content):
         content["normalizer"] = {"type": "Lowercase"}
 
@@ -103,7 +103,7 @@ def test_another_rule_falls_back(tokenizer_folder, tmp_path):
 
 
 def test_unequal_ids_fall_back(tokenizer_folder, monkeypatch):
-    """Should tiktoken ever cut words otherwise, the sample shows it and the reference is used."""
+    """If tiktoken splits words differently, the sample shows it and the reference is used."""
     import gaguide.data.format.tokenizer as module
 
     monkeypatch.setattr(module, "_GPT2_WORDS", r"\S+|\s+")
@@ -113,7 +113,7 @@ def test_unequal_ids_fall_back(tokenizer_folder, monkeypatch):
     assert made.encode("it's so").tolist() == tokenizer.encode("it's so", add_special_tokens=False)
 
 
-def test_fingerprint_follows_meaning_not_files(gpt2_folder, tokenizer_folder, tmp_path):
+def test_fingerprint_depends_on_meaning_not_on_files(gpt2_folder, tokenizer_folder, tmp_path):
     tokenizer = load_tokenizer(tokenizer_folder)
     first = tokenizer_fingerprint(tokenizer)
     tokenizer.save_pretrained(tmp_path / "again")
@@ -139,7 +139,7 @@ def test_vocabulary_size(gpt2):
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "not a name", "surely/not-on-any-hub"])
-def test_a_tokenizer_that_can_not_be_had(name, monkeypatch):
+def test_unavailable_tokenizer_is_reported(name, monkeypatch):
     monkeypatch.setattr("gaguide.data.format.tokenizer.hub_has_model", lambda name: False)
     with pytest.raises(UserError, match="local folder"):
         load_tokenizer(name)

@@ -1,4 +1,4 @@
-"""What is said to a person who is no longer there."""
+"""Output whose reader has gone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.processes
-def test_words_to_nobody_do_not_stop_the_work() -> None:
+def test_output_without_a_reader_does_not_end_the_program() -> None:
     """Both outputs are pipes whose readers are gone, as after the death of a launcher's ssh."""
     program = (
         "import sys; from gaguide.log import has_reader, say\n"
