@@ -1,4 +1,4 @@
-"""Builds give the same result from every kind of source with any number of workers, and count invalid documents."""
+"""Builds give the same result from every kind of source and any number of workers."""
 
 from __future__ import annotations
 

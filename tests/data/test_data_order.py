@@ -85,7 +85,7 @@ GOLDEN_FINGERPRINT = "370887be27ca0a39"
 
 
 def test_mixing_within_an_epoch():
-    """Neighbours in the order are unrelated, and every stretch of a window contains blocks of all its shards."""
+    """Neighbours in the order are unrelated, and every stretch of a window mixes all of its shards."""
     order = BlockOrder((1000,) * 8, seed=3, window_shards=8)
     seen = whole(order)
     steps = np.abs(np.diff(seen))

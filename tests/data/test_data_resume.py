@@ -146,7 +146,7 @@ def test_an_unfinished_build_of_something_else_is_refused(jsonl, tokenizer_folde
 
 @pytest.mark.processes
 def test_a_worker_that_fails_stops_the_build(texts, tokenizer_folder, tmp_path):
-    """With a damaged file after an intact one, the worker's error is raised and the folder is not complete."""
+    """With a damaged file after an intact one, the error is raised and the folder stays incomplete."""
     good = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.jsonl").write_text(good)
