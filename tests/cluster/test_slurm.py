@@ -71,7 +71,7 @@ def test_two_nodes_give_the_losses_of_one_host(trained: Path, expected: dict[int
     assert losses(trained) == expected
 
 
-def test_a_preempted_job_goes_on_with_the_same_losses(
+def test_a_preempted_job_resumes_with_the_same_losses(
     cluster: Slurm, expected_long: dict[int, float], tmp_path: Path
 ) -> None:
     """Once by USR1, as before the time limit; once by Slurm itself, for a job of a better partition."""
@@ -97,7 +97,7 @@ def test_a_preempted_job_goes_on_with_the_same_losses(
     assert losses(output) == expected_long
 
 
-def test_a_chain_goes_on_where_the_job_before_stopped(
+def test_a_chain_resumes_where_the_previous_job_stopped(
     cluster: Slurm, expected_long: dict[int, float], tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
@@ -157,10 +157,10 @@ def test_data_by_a_job_array(cluster: Slurm, trained: Path, tmp_path: Path) -> N
     assert read_manifest(tmp_path / "array") == read_manifest(tmp_path / "one"), log_of(tmp_path)
 
 
-def test_a_lost_host_requeues_and_the_run_goes_on_on_the_other(
+def test_a_lost_host_requeues_and_the_run_resumes_on_the_other(
     expected_long: dict[int, float], tmp_path: Path
 ) -> None:
-    """Slurm takes the job back; a person hands it in for the host that is left."""
+    """Slurm requeues the job; a person submits it again for the remaining host."""
     output, logs = tmp_path / "run", tmp_path / "logs"
     (tmp_path / "slurm").mkdir()
     with hosts(2, tmp_path) as broken, slurm(broken, tmp_path / "slurm") as cluster:

@@ -40,7 +40,7 @@ def logs(folder: Path) -> str:
     return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(paths))
 
 
-def go_on(cluster: Slurm, job: str) -> None:
+def start_requeued(cluster: Slurm, job: str) -> None:
     """Start a requeued job; not in the second of its requeue, in which Slurm revokes its credential."""
     time.sleep(3)
     cluster.now(job)
@@ -76,7 +76,7 @@ def test_a_study_goes_through_slurm_to_its_tables(cluster: Slurm, tmp_path: Path
     (cell,) = folder.glob("out/cells/pico-1-negation-*")
     done = len((cell / "metrics.jsonl").read_text().splitlines())
     assert 5 <= done < STEPS and list((cell / "checkpoints").glob(f"step-{done:08}")), logs(folder)
-    go_on(cluster, jobs["1-negation"])
+    start_requeued(cluster, jobs["1-negation"])
 
     # Preempted, everything in the job gets TERM, and the shell passes its own on: that is still one wish.
     wait_for_steps(folder, "1-negation", done + 5)
@@ -86,7 +86,7 @@ def test_a_study_goes_through_slurm_to_its_tables(cluster: Slurm, tmp_path: Path
     cluster.wait_for(jobs["1-negation"], "PENDING", seconds=60)
     again = len((cell / "metrics.jsonl").read_text().splitlines())
     assert list((cell / "checkpoints").glob(f"step-{again:08}")), logs(folder)
-    go_on(cluster, jobs["1-negation"])
+    start_requeued(cluster, jobs["1-negation"])
 
     for job in jobs.values():
         table = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=300)

@@ -1,4 +1,4 @@
-"""The table of ds_configs/README.md holds what `gaguide plan` counts."""
+"""The table in ds_configs/README.md agrees with `gaguide plan`."""
 
 from __future__ import annotations
 

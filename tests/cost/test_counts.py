@@ -1,4 +1,4 @@
-"""Parameters, operations and saved activations as counted, against real models."""
+"""Counted parameters, operations and saved activations against real models."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def saved_bytes(config: PretrainedConfig, setup: MemorySetup) -> int:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).train()
     fuse_activations(model)
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps their addresses from being used again
+    kept: dict[int, torch.UntypedStorage] = {}  # references keep their addresses from being reused
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

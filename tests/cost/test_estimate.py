@@ -1,4 +1,4 @@
-"""The plan as a function: arithmetic that must hold whatever the model's constants are, and faults."""
+"""`estimate`: relations that hold whatever the model's constants are, and its faults."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_a_step_sends_what_the_zero_paper_says() -> None:
     base = CostRequest(XL, gpus=8, nodes=2, global_batch=16)
     least = 15 / 16 * XL.parameters * 2
     assert estimate(replace(base, zero_stage=0, precision="fp32")).sent_bytes == pytest.approx(2 * 2 * least)
-    for stage in (1, 2):  # DeepSpeed reduces everything to every rank, and gathers the weights besides
+    for stage in (1, 2):  # DeepSpeed all-reduces the gradients and also gathers the weights
         assert estimate(replace(base, zero_stage=stage)).sent_bytes == pytest.approx(3 * least)
     kept_nothing = replace(base, zero_stage=3, kept_parameters=0)
-    tied = 15 / 16 * 2 * 2 * XL.head_matrix  # gathered for the output layer once more
+    tied = 15 / 16 * 2 * 2 * XL.head_matrix  # gathered again for the output layer
     assert estimate(kept_nothing).sent_bytes == pytest.approx(3 * least + tied)
     kept_all = replace(base, zero_stage=3, kept_parameters=10**10)
     assert estimate(kept_all).sent_bytes == pytest.approx(2 * least)
@@ -59,7 +59,7 @@ def test_a_budget_gives_gpu_hours() -> None:
     assert json.loads(json.dumps(plan.as_record()))["gpu_hours"] == plan.gpu_hours
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_all_faults_are_raised_at_once() -> None:
     request = CostRequest(
         SMALL, gpus=0, gpu="a100", link="carrier-pigeon", block_length=4096, zero_stage=2, guided_heads=13,
         offload_parameters="cpu", micro_batch=0,
@@ -75,7 +75,7 @@ def test_every_fault_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"gpu": "v100-32"}, "does not compute in bf16"),
         ({"zero_stage": 0}, "stage 0 keeps no fp32 weights"),
@@ -84,8 +84,8 @@ def test_every_fault_is_told_at_once() -> None:
         ({"precision": "fp32", "zero_stage": 0, "offload_optimizer": "cpu"}, "needs ZeRO"),
     ],
 )
-def test_what_training_refuses_is_refused(changes: dict[str, object], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_training_refuses_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         estimate(replace(CostRequest(SMALL, gpus=2, global_batch=8), **changes))  # type: ignore[arg-type]
 
 
@@ -97,7 +97,7 @@ def test_recommended_is_the_fastest_that_fits_and_keeps_what_is_fixed() -> None:
     assert {plan.request.zero_stage for plan in fixed} == {1}
 
 
-def test_nothing_fits_says_how_much_it_would_take() -> None:
+def test_if_nothing_fits_the_smallest_configuration_is_named() -> None:
     with pytest.raises(UserError, match=r"nothing fits: the smallest .* needs \d+\.\d GiB per GPU"):
         recommend(CostRequest(XL, gpu="v100-16", precision="fp32", zero_stage=0, global_batch=1), ())
 

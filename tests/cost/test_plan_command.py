@@ -1,4 +1,4 @@
-"""`gaguide plan` as a person calls it."""
+"""`gaguide plan` on its command line."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def test_a_folder_needs_a_configuration_only(tmp_path: Path) -> None:
     assert record("--model", tmp_path)["request"]["model"]["kind"] == "llama"
 
 
-def test_faults_of_options_and_files_are_told_together(tmp_path: Path) -> None:
-    told = faults(
+def test_faults_of_options_and_files_are_raised_together(tmp_path: Path) -> None:
+    found = faults(
         "--model", "gpt2", "--gpu", "a100", "--gpus", 0, "--precision", "int8", "--stage", 7,
         "--deepspeed", tmp_path / "none.json", "--curves", "x.txt",
     )  # fmt: skip
-    assert told == {"--gpu", "--gpus", "--precision", "--stage", "--deepspeed", "--curves"}
+    assert found == {"--gpu", "--gpus", "--precision", "--stage", "--deepspeed", "--curves"}
     assert faults() == {"--model"}
     assert faults("--model", "gpt2", "--tokens", "inf") == {"--tokens"}
     assert faults("--model", tmp_path, "--link", "string") == {"model.name", "--link"}
@@ -110,8 +110,8 @@ def test_strong_scaling_never_splits_a_batch_unevenly() -> None:
     assert math.isclose(strong[0].efficiency, 1) and strong[-1].efficiency < 1
 
 
-def test_curves_go_on_over_nodes_of_any_size_and_without_what_training_refuses() -> None:
-    """Six GPUs a node; stage 1, which adds up no micro batches in 16 bits, so few GPUs cannot train it."""
+def test_curves_skip_what_training_refuses_and_take_nodes_of_any_size() -> None:
+    """Six GPUs per node, at stage 1: it does not accumulate in 16 bits, so few GPUs cannot train the batch."""
     shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
     request = CostRequest(shape, gpus=6, nodes=4, global_batch=96, micro_batch=4, zero_stage=1)
     points = scaling_points(estimate(request))

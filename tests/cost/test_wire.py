@@ -1,4 +1,4 @@
-"""Bytes on the wire as planned, against DeepSpeed's own logger on two real ranks."""
+"""Predicted bytes on the wire against those that DeepSpeed logs on two real ranks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_planned_bytes_are_those_that_deepspeed_logs(tmp_path: Path) -> None:
+def test_predicted_bytes_are_those_that_deepspeed_logs(tmp_path: Path) -> None:
     """Within 5% for every operation of every case; the logger counts a rank's share of an all-gather."""
     (tmp_path / "cases.json").write_text(json.dumps(CASES), "utf-8")
     files = [str(tmp_path / "cases.json"), str(tmp_path / "out.json")]
