@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.report.synthetic import write_run
 from tests.study.sample import sample_study
 from tests.support.ranks import REPOSITORY, rank_environment
@@ -47,6 +49,7 @@ for line in sys.argv[1:]:
 """
 
 
+@pytest.mark.processes
 def test_describing_commands_import_neither_torch_nor_transformers(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "run")
     sample_study(tmp_path / "study")

@@ -111,7 +111,7 @@ def test_strong_scaling_never_splits_a_batch_unevenly() -> None:
 
 
 def test_curves_skip_what_training_refuses_and_take_nodes_of_any_size() -> None:
-    """Six GPUs per node, at stage 1, which does not accumulate in 16 bits: few GPUs cannot train the batch."""
+    """Six GPUs per node, at stage 1, which cannot accumulate in 16 bits: few GPUs cannot train the batch."""
     shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
     request = CostRequest(shape, gpus=6, nodes=4, global_batch=96, micro_batch=4, zero_stage=1)
     points = scaling_points(estimate(request))

@@ -38,7 +38,7 @@ def variable(script: str, name: str) -> list[str]:
     head = script.split("# ---- nothing below")[0]
     shown = f'{head}\nprintf "%s\\n" "${{{name}[@]}}"'
     return subprocess.run(
-        ["bash", "-c", shown], capture_output=True, text=True, check=True
+        ["bash"], input=shown, capture_output=True, text=True, check=True
     ).stdout.splitlines()
 
 
