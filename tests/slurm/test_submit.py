@@ -149,14 +149,14 @@ def sbatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_each_job_of_a_chain_waits_for_the_one_before(sbatch: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
-    assert "job 102" in call(*TRAIN, "--chain", 2, "--logs", logs)
+    assert "job 102" in call(*TRAIN, "--chain", 2, "--job-name", "chained", "--logs", logs)
     first, second = sbatch.read_text().splitlines()
     (script,) = logs.glob("*.sbatch")
     assert first == f"--parsable {script}" and second == f"--parsable --dependency=afterany:101 {script}"
     (ended,) = variable(script.read_text(), "ended")
     assert ended == str(script.with_suffix(".ended"))
     with pytest.raises(UserError, match=r"refused the job: Batch job submission failed: no"):
-        call(*TRAIN, "--logs", logs)
+        call(*TRAIN, "--job-name", "refused", "--logs", logs)
 
 
 @pytest.mark.parametrize(
