@@ -12,6 +12,7 @@ from gaguide.config import EMBEDDED, dump_config, load_config, parse_overrides, 
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import UserError
+from gaguide.evaluate.tasks.task import read_task_file
 from gaguide.study.file import load_study
 from tests.support.ranks import REPOSITORY
 
@@ -114,6 +115,7 @@ def test_unreadable_files_are_refused(tmp_path: Path, content: str | None, messa
 READERS: dict[str, Callable[[Path], Any]] = {
     "run": lambda path: load_config(path, {}),
     "study": lambda path: load_study(path, {}),
+    "task": read_task_file,
 }
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from cachetools import FIFOCache
 
 from gaguide.data.format.manifest import VALIDATION, Manifest, ShardInfo
 from gaguide.data.format.shards import Shard, shard_fault
@@ -113,21 +112,20 @@ class ShardBlocks:
         return offsets[low : min(int(high), len(offsets) - 1)].astype(np.int64) - first
 
     def _shard(self, index: int) -> Shard:
-        try:
-            return self._open[index]
-        except KeyError:
-            pass
-        with self._opening:
-            if index not in self._open:
-                # One is closed before another is opened: a cache of remote shards needs the space.
-                while len(self._open) >= self._open_limit:
-                    self._open.popitem()
-                self._open[index] = self._open_shard(index)
-            return self._open[index]
+        shard = self._open.get(index)
+        if shard is None:
+            with self._opening:
+                shard = self._open.get(index)
+                if shard is None:
+                    # One is closed before another is opened: a cache of remote shards needs the space.
+                    while len(self._open) >= self._open_limit:
+                        self._open.pop(next(iter(self._open)))
+                    shard = self._open[index] = self._open_shard(index)
+        return shard
 
     def _close_shards(self) -> None:
-        # First in, first out: a lookup changes nothing, so threads do not need the lock for it.
-        self._open: FIFOCache[int, Shard] = FIFOCache(self._open_limit)
+        # First in, first out. A dict: threads look shards up without the lock, once for every block.
+        self._open: dict[int, Shard] = {}
         self._opening = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
