@@ -18,7 +18,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from gaguide.attention import collect, draw_heatmaps, make_panels, save_figure
-from gaguide.data import BlockStore, embedded_corpus, load_tokenizer
+from gaguide.data import BlockStore, build_embedded_corpus, load_tokenizer
 from gaguide.guidance import GuidancePlan, guide, measure
 from gaguide.model import SIZES, scratch_config
 
@@ -27,12 +27,12 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Text, tokenizer, blocks
 #
-# The embedded corpus is the language reference that every Python carries. `embedded_corpus` trains a small
-# tokenizer on it and writes shards; a `BlockStore` reads blocks of `T` tokens from them. `gaguide data
-# build` does the same for your own text.
+# The embedded corpus is the language reference that every Python carries. `build_embedded_corpus` trains a
+# small tokenizer on it and writes shards; a `BlockStore` reads blocks of `T` tokens from them. `gaguide
+# data build` does the same for your own text.
 
 # %%
-folder = embedded_corpus(Path(mkdtemp()) / "shards", vocab_size=1024)
+folder = build_embedded_corpus(Path(mkdtemp()) / "shards", vocab_size=1024)
 tokenizer = load_tokenizer(folder / "tokenizer")
 training = BlockStore(folder, "train", block_length=64)
 held_out = BlockStore(folder, "validation", block_length=64)
