@@ -111,6 +111,7 @@ def study_cautions(study: StudyRecords) -> list[str]:
         )
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
+    cautions += [f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out]
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
         if len(known) > 1:

@@ -25,9 +25,9 @@ from gaguide.guidance.lexicon import Lexicon, Mode, get_lexicon, shipped_lexicon
 from gaguide.guidance.patterns import Columns
 from gaguide.study.analysis_records import Change, Gain, HeadAttention, LexiconShare, LossCost
 from gaguide.study.compare import Contrast
-from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
+from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated, finite
 from gaguide.study.grid import Grid
-from gaguide.study.records import HELD_OUT
+from gaguide.study.records import HELD_OUT, LeftOut
 from gaguide.study.state import read_summary
 from gaguide.study.statistics import over_seeds, paired_bootstrap
 
@@ -145,6 +145,7 @@ def gains(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Gain]:
             if metric not in BETTER or metric == "acc_norm":
                 continue
             change = _mean_change(contrast, task, metric)
+            seeds = len(contrast.pairs_of(task))
             for group, where in _SPLIT.items():
                 chosen = change[hits == where]
                 found = paired_bootstrap(chosen.tolist(), [0.0] * len(chosen)) if len(chosen) else None
@@ -157,7 +158,7 @@ def gains(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Gain]:
                     better=BETTER[metric],
                     words=group,
                     lexicons=list(words.lexicons),
-                    seeds=len(contrast.pairs),
+                    seeds=seeds,
                     examples=len(chosen),
                     gain=found.difference if found else None,
                     low=found.low if found else None,
@@ -184,18 +185,22 @@ def changes(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Chang
                 example=example,
                 prompt=examples.prompts[index],
                 contains=[name for name in words.lexicons if contains[name][index]],
-                seeds=len(contrast.pairs),
+                seeds=len(contrast.pairs_of(task)),
                 baseline_correct=before[index],
                 correct=now[index],
                 change=float(change[index]),
             )
 
 
-def head_attention(grid: Grid) -> Iterator[HeadAttention]:
-    """Attention of guided, or only measured, heads before and after training, for every trained cell."""
+def head_attention(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadAttention]:
+    """Attention of guided, or only measured, heads before and after training, for every trained cell.
+
+    Cells that are left out as a whole have none.
+    """
+    diverged = {row.cell for row in left if row.task is None}
     for cell in grid.cells:
         record = read_summary(grid.path(cell)).get("validation", {})
-        if cell.run is None or not record:
+        if cell.run is None or not record or cell.id in diverged:
             continue
         before = {(head["layer"], head["head"]): head for head in record["before"]["per_head"]}
         for head in record["after"]["per_head"]:
@@ -209,8 +214,8 @@ def head_attention(grid: Grid) -> Iterator[HeadAttention]:
                 layer=head["layer"],
                 head=head["head"],
                 pattern=head["pattern"],
-                before=before.get(key, {}).get("attention"),
-                after=head["attention"],
+                before=finite(before.get(key, {}).get("attention")),
+                after=finite(head["attention"]),
             )
 
 
@@ -250,7 +255,7 @@ def _mean_change(contrast: Contrast, task: str, metric: str) -> np.ndarray:
     return np.mean(
         [
             pair.now.examples[task].outcomes[metric] - pair.before.examples[task].outcomes[metric]
-            for pair in contrast.pairs
+            for pair in contrast.pairs_of(task)
         ],
         axis=0,
     )
@@ -262,6 +267,6 @@ def _correct_seeds(contrast: Contrast, task: str) -> tuple[list[int | None], lis
     if "acc" not in examples.outcomes:
         nothing: list[int | None] = [None] * len(examples.ids)
         return nothing, nothing
-    before = np.sum([pair.before.examples[task].outcomes["acc"] for pair in contrast.pairs], axis=0)
-    now = np.sum([pair.now.examples[task].outcomes["acc"] for pair in contrast.pairs], axis=0)
+    before = np.sum([pair.before.examples[task].outcomes["acc"] for pair in contrast.pairs_of(task)], axis=0)
+    now = np.sum([pair.now.examples[task].outcomes["acc"] for pair in contrast.pairs_of(task)], axis=0)
     return [int(count) for count in before], [int(count) for count in now]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from gaguide.log import code_commit, code_fingerprint
+from gaguide.log import code_commit, code_fingerprint, say
 from gaguide.study.analysis import (
     GuidedWords,
     WordFinder,
@@ -29,6 +29,7 @@ from gaguide.study.evaluated import (
     results_of,
 )
 from gaguide.study.grid import Cell, Grid
+from gaguide.study.left_out import leave_out
 from gaguide.study.record_files import StudyRecords, write_study, write_tables
 from gaguide.study.records import CellRecord
 from gaguide.study.state import read_state, read_summary
@@ -38,7 +39,13 @@ _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "scipy", "statsmod
 
 def write_progress(grid: Grid) -> StudyRecords:
     """Write study.json, the settings and the state of each cell, and return its content."""
-    records = StudyRecords(
+    records = _progress(grid)
+    write_study(grid.folder, records)
+    return records
+
+
+def _progress(grid: Grid) -> StudyRecords:
+    return StudyRecords(
         grid.study.name,
         grid.study.model_dump(mode="json"),
         {
@@ -50,15 +57,16 @@ def write_progress(grid: Grid) -> StudyRecords:
         },
         tuple(_cell_record(grid, cell) for cell in grid.cells),
     )
-    write_study(grid.folder, records)
-    return records
 
 
 def collect(grid: Grid) -> StudyRecords:
     """Write all files of the study from its finished cells, and return their content."""
-    records = write_progress(grid)
-    cells = read_evaluated(grid)
+    records = _progress(grid)
+    cells, left = leave_out(grid, read_evaluated(grid))
+    for row in left:
+        say(f"left out: {row.sentence}")
     if not cells:
+        records = replace(records, left_out=tuple(left))
         write_tables(grid.folder, records)
         return records
     results = [row for one in cells for row in results_of(one)]
@@ -68,14 +76,15 @@ def collect(grid: Grid) -> StudyRecords:
     complete = replace(
         records,
         results=tuple(results),
-        means=tuple(means(results)),
-        comparisons=tuple(compare(contrasts)),
-        verdicts=tuple(verdicts(cells)),
+        means=tuple(means(results, left)),
+        comparisons=tuple(compare(contrasts, left)),
+        verdicts=tuple(verdicts(cells, left)),
         shares=tuple(lexicon_shares(cells[0], used, finder)),
         gains=tuple(gains(contrasts, finder)),
-        attention=tuple(head_attention(grid)),
+        attention=tuple(head_attention(grid, left)),
         losses=tuple(loss_costs(contrasts)),
         changes=tuple(changes(contrasts, finder)),
+        left_out=tuple(left),
     )
     write_tables(grid.folder, complete)
     return complete

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated, TaskExamples
-from gaguide.study.records import HELD_OUT, Comparison, Mean, Result, ScalingVerdict
-from gaguide.study.scaling import decide, fit_trend
+from gaguide.study.left_out import count_left_out
+from gaguide.study.records import HELD_OUT, Comparison, LeftOut, Mean, Result, ScalingVerdict
+from gaguide.study.scaling import Trend, decide, fit_trend
 from gaguide.study.statistics import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ class Pair:
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks with outcomes of the same examples in both."""
+        """Tasks with outcomes of the same examples, by content, in both."""
         both = [n for n in self.now.examples if n in self.before.examples and self.now.examples[n].outcomes]
-        return [n for n in both if self.now.examples[n].ids == self.before.examples[n].ids]
+        return [n for n in both if self.now.examples[n].keys == self.before.examples[n].keys]
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,12 @@ class Contrast:
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks that can be compared."""
-        return self.pairs[0].tasks
+        """Tasks that can be compared in some seed."""
+        return list(dict.fromkeys(task for pair in self.pairs for task in pair.tasks))
+
+    def pairs_of(self, task: str) -> list[Pair]:
+        """The pairs of the seeds in which a task of `tasks` can be compared."""
+        return [pair for pair in self.pairs if task in pair.tasks]
 
     @property
     def run(self) -> RunConfig | None:
@@ -60,17 +66,21 @@ class Contrast:
         return self.pairs[0].now.cell.run
 
     def examples(self, task: str) -> TaskExamples:
-        """The task's examples with the experiment's outcomes, of the first seed."""
-        return self.pairs[0].now.examples[task]
+        """The task's examples with the experiment's outcomes, of the first seed that has it."""
+        return self.pairs_of(task)[0].now.examples[task]
 
     def values(self, task: str, metric: str) -> list[tuple[float, float]]:
         """(experiment, baseline) values of a metric for each seed that has both."""
-        values = [(pair.now.value(task, metric), pair.before.value(task, metric)) for pair in self.pairs]
+        pairs = self.pairs if task == HELD_OUT else self.pairs_of(task)
+        values = [(pair.now.value(task, metric), pair.before.value(task, metric)) for pair in pairs]
         return [(now, before) for now, before in values if now is not None and before is not None]
 
 
-def means(results: Sequence[Result]) -> list[Mean]:
-    """The mean over seeds of each size, experiment, task and metric, with Student's interval."""
+def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]:
+    """The mean over seeds of each size, experiment, task and metric, with Student's interval.
+
+    `left`: what was left out of `results`; it is only counted.
+    """
     groups: dict[tuple[str, str, str, str], list[Result]] = {}
     for row in results:
         groups.setdefault((row.size, row.experiment, row.task, row.metric), []).append(row)
@@ -92,6 +102,7 @@ def means(results: Sequence[Result]) -> list[Mean]:
                 high=high,
                 chance=one.chance,
                 paper=one.paper,
+                left_out=count_left_out(left, one.size, one.experiment, one.task, one.metric),
             )
         )
     return found
@@ -110,13 +121,17 @@ def find_contrasts(grid: Grid, cells: Sequence[Evaluated]) -> list[Contrast]:
     return [Contrast(*key, tuple(found)) for key, found in pairs.items()]
 
 
-def compare(contrasts: Sequence[Contrast]) -> list[Comparison]:
-    """Every pair on its examples, then every contrast over its seeds; Holm-corrected over tasks."""
+def compare(contrasts: Sequence[Contrast], left: Sequence[LeftOut] = ()) -> list[Comparison]:
+    """Every pair on its examples, then every contrast over its seeds; Holm-corrected over tasks.
+
+    `left`: what was left out of the contrasts; it is only counted.
+    """
     rows: list[Comparison] = []
     for contrast in contrasts:
         for pair in contrast.pairs:
-            rows += _correct(list(_compare_examples(pair, contrast.baseline)), pair.now)
-        rows += _correct(list(_compare_seeds(contrast)), contrast.pairs[0].now)
+            rows += _correct(list(_compare_examples(pair, contrast.baseline)), [pair.now])
+        over = list(_compare_seeds(contrast, left))
+        rows += _correct(over, [pair.now for pair in contrast.pairs])
     return rows
 
 
@@ -148,7 +163,7 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
             )
 
 
-def _compare_seeds(contrast: Contrast) -> Iterator[Comparison]:
+def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comparison]:
     keys = [(task, metric) for task in contrast.tasks for metric in contrast.examples(task).outcomes]
     for task, metric in [*keys, (HELD_OUT, HELD_OUT_METRIC)]:
         known = contrast.values(task, metric)
@@ -171,13 +186,17 @@ def _compare_seeds(contrast: Contrast) -> Iterator[Comparison]:
             count=None if task == HELD_OUT else len(contrast.examples(task).ids),
             value=float(now.mean()),
             baseline_value=float(before.mean()),
+            left_out=sum(
+                count_left_out(left, contrast.size, experiment, task, metric)
+                for experiment in (contrast.experiment, contrast.baseline)
+            ),
             **vars(found),
         )
 
 
-def _correct(rows: list[Comparison], one: Evaluated) -> list[Comparison]:
-    """Holm's correction over tasks: of their main metrics together, of each further metric by itself."""
-    families = [_family(row.task, row.metric, one) for row in rows]
+def _correct(rows: list[Comparison], cells: Sequence[Evaluated]) -> list[Comparison]:
+    """Holm's correction over tasks: of their main metrics together, of each further metric separately."""
+    families = [_family(row.task, row.metric, cells) for row in rows]
     corrected: list[Comparison] = list(rows)
     for name in dict.fromkeys(families):
         places = [index for index, own in enumerate(families) if own == name]
@@ -186,87 +205,125 @@ def _correct(rows: list[Comparison], one: Evaluated) -> list[Comparison]:
     return corrected
 
 
-def _family(task: str, metric: str, one: Evaluated) -> str:
-    """Name of the family of tests that a metric is corrected with."""
+def _family(task: str, metric: str, cells: Sequence[Evaluated]) -> str:
+    """Name of the family of tests that a metric is corrected with; some cell has the task."""
     if task == HELD_OUT:
         return HELD_OUT
-    return "main" if metric == one.main_metric(task) else metric
+    main = next(one.main_metric(task) for one in cells if task in one.tasks)
+    return "main" if metric == main else metric
 
 
-def verdicts(cells: Sequence[Evaluated]) -> list[ScalingVerdict]:
-    """How each task's score moves with size in each experiment, for metrics with a better direction."""
+def verdicts(cells: Sequence[Evaluated], left: Sequence[LeftOut] = ()) -> list[ScalingVerdict]:
+    """How each task's score moves with size in each experiment, for metrics with a better direction.
+
+    `left`: what was left out of `cells`; it is only counted.
+    """
     found: list[ScalingVerdict] = []
     ordered = sorted(cells, key=lambda one: one.cell.experiment)
     for _, group in groupby(ordered, key=lambda one: one.cell.experiment):
         evaluated = sorted(group, key=lambda one: one.parameters)
         families: dict[str, list[tuple[str, str]]] = {}
         for task, metric in _scored(evaluated):
-            families.setdefault(_family(task, metric, evaluated[0]), []).append((task, metric))
+            families.setdefault(_family(task, metric, evaluated), []).append((task, metric))
         for keys in families.values():
-            found += _family_verdicts(evaluated, keys)
+            found += _family_verdicts(evaluated, keys, left)
     names = list(dict.fromkeys(one.cell.experiment for one in cells))
     return sorted(found, key=lambda row: names.index(row.experiment))
 
 
 def _scored(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:
-    """(task, metric) with outcomes of examples in every cell, and held-out loss where every cell has it."""
+    """(task, metric) with outcomes of examples in some cell, and held-out loss where some cell has it."""
     keys = [
         (task, metric)
-        for task, examples in evaluated[0].examples.items()
+        for one in evaluated
+        for task, examples in one.examples.items()
         for metric in examples.outcomes
         if metric in BETTER
     ]
-    keys = [key for key in keys if all(one.value(*key) is not None for one in evaluated)]
-    if all(one.value(HELD_OUT, HELD_OUT_METRIC) is not None for one in evaluated):
-        keys.append((HELD_OUT, HELD_OUT_METRIC))
-    return keys
+    found = [key for key in dict.fromkeys(keys) if _cells_with(evaluated, *key)]
+    if _cells_with(evaluated, HELD_OUT, HELD_OUT_METRIC):
+        found.append((HELD_OUT, HELD_OUT_METRIC))
+    return found
 
 
-def _family_verdicts(evaluated: Sequence[Evaluated], keys: Sequence[tuple[str, str]]) -> list[ScalingVerdict]:
-    sizes = {one.cell.size: one.parameters for one in evaluated}
-    seeds = min(sum(one.cell.size == size for one in evaluated) for size in sizes)
-    trends, better = [], [BETTER[metric] for _, metric in keys]
-    for task, metric in keys:
-        if seeds > 1 or task == HELD_OUT:
-            values = [one.value(task, metric) for one in evaluated]
-            scores = [value for value in values if value is not None]
-            trends.append(fit_trend([one.parameters for one in evaluated], scores, BETTER[metric]))
-            continue
-        outcomes = [(one.parameters, one.examples[task]) for one in evaluated]
-        trends.append(
-            fit_trend(
-                [size for size, examples in outcomes for _ in examples.ids],
-                [float(v) for _, examples in outcomes for v in examples.outcomes[metric]],
-                BETTER[metric],
-                [name for _, examples in outcomes for name in examples.ids],
-            )
-        )
-    rows = []
-    for (task, metric), trend, decision in zip(keys, trends, decide(trends, better), strict=True):
-        averages = [
-            float(np.mean([one.value(task, metric) or 0.0 for one in evaluated if one.cell.size == size]))
-            for size in sizes
+def _cells_with(evaluated: Sequence[Evaluated], task: str, metric: str) -> list[tuple[Evaluated, float]]:
+    """The cells that have a value of a metric, with it."""
+    values = [(one, one.value(task, metric)) for one in evaluated]
+    return [(one, value) for one, value in values if value is not None]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The cells that have a value of one metric of a task, smallest first."""
+
+    known: list[tuple[Evaluated, float]]
+    """(cell, value)."""
+    unit: Literal["seeds", "examples"]
+    """What an observation is."""
+    seeds: int
+    """Smallest number of cells of a size."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size → parameters."""
+        return {one.cell.size: one.parameters for one, _ in self.known}
+
+    @property
+    def means(self) -> list[float]:
+        """Mean value of each size."""
+        return [
+            float(np.mean([value for one, value in self.known if one.cell.size == size]))
+            for size in self.sizes
         ]
-        rows.append(
-            ScalingVerdict(
-                experiment=evaluated[0].cell.experiment,
-                task=task,
-                metric=metric,
-                better=BETTER[metric],
-                sizes=list(sizes),
-                parameters=list(sizes.values()),
-                means=averages,
-                seeds=seeds,
-                unit="seeds" if seeds > 1 or task == HELD_OUT else "examples",
-                slope=trend.slope,
-                slope_low=trend.low,
-                slope_high=trend.high,
-                p_slope=trend.p_slope,
-                p_slope_holm=decision.p_slope,
-                p_bend=trend.p_bend,
-                p_bend_holm=decision.p_bend,
-                turning_point=trend.turning_point,
-                verdict=decision.verdict,
-            )
+
+
+def _scores(evaluated: Sequence[Evaluated], task: str, metric: str) -> _Scores:
+    known = _cells_with(evaluated, task, metric)
+    seeds = min(Counter(one.cell.size for one, _ in known).values())
+    return _Scores(known, "seeds" if seeds > 1 or task == HELD_OUT else "examples", seeds)
+
+
+def _trend(scores: _Scores, task: str, metric: str) -> Trend:
+    if scores.unit == "seeds":
+        values = [value for _, value in scores.known]
+        return fit_trend([one.parameters for one, _ in scores.known], values, BETTER[metric])
+    outcomes = [(one.parameters, one.examples[task]) for one, _ in scores.known]
+    return fit_trend(
+        [size for size, examples in outcomes for _ in examples.ids],
+        [float(v) for _, examples in outcomes for v in examples.outcomes[metric]],
+        BETTER[metric],
+        [key for _, examples in outcomes for key in zip(examples.keys, examples.ids, strict=True)],
+    )
+
+
+def _family_verdicts(
+    evaluated: Sequence[Evaluated], keys: Sequence[tuple[str, str]], left: Sequence[LeftOut]
+) -> list[ScalingVerdict]:
+    found = [_scores(evaluated, *key) for key in keys]
+    trends = [_trend(scores, *key) for scores, key in zip(found, keys, strict=True)]
+    decisions = decide(trends, [BETTER[metric] for _, metric in keys])
+    experiment = evaluated[0].cell.experiment
+    return [
+        ScalingVerdict(
+            experiment=experiment,
+            task=task,
+            metric=metric,
+            better=BETTER[metric],
+            sizes=list(scores.sizes),
+            parameters=list(scores.sizes.values()),
+            means=scores.means,
+            seeds=scores.seeds,
+            unit=scores.unit,
+            slope=trend.slope,
+            slope_low=trend.low,
+            slope_high=trend.high,
+            p_slope=trend.p_slope,
+            p_slope_holm=decision.p_slope,
+            p_bend=trend.p_bend,
+            p_bend_holm=decision.p_bend,
+            turning_point=trend.turning_point,
+            verdict=decision.verdict,
+            left_out=count_left_out(left, None, experiment, task, metric),
         )
-    return rows
+        for (task, metric), scores, trend, decision in zip(keys, found, trends, decisions, strict=True)
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,8 @@ class TaskExamples:
     """Id of each example."""
     prompts: tuple[str, ...]
     """Prompt of each example."""
+    keys: tuple[str, ...]
+    """Hash of what each example asks: kind, prompt, continuations and answer."""
     outcomes: Mapping[str, np.ndarray]
     """Metric → one number per example, 1 or 0 for accuracies; only metrics that are means over examples."""
 
@@ -56,18 +59,19 @@ class Evaluated:
         found: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             found.setdefault(row["task"], []).append(row)
-        return {name: _task_examples(listed) for name, listed in found.items()}
+        chosen = {name: listed for name, listed in found.items() if name in self.tasks}
+        return {name: _task_examples(listed) for name, listed in chosen.items()}
 
     def main_metric(self, task: str) -> str:
         """The metric that the evaluator lists first."""
         return HELD_OUT_METRIC if task == HELD_OUT else next(iter(self.tasks[task]["metrics"]))
 
     def value(self, task: str, metric: str) -> float | None:
-        """The cell's value of a metric; None where it is missing."""
+        """The cell's value of a metric; None where it is missing or not finite."""
         if task == HELD_OUT:
             return self.held_out.get(metric)
         found = self.tasks.get(task, {"metrics": {}})["metrics"].get(metric)
-        return None if found is None else found["value"]
+        return None if found is None else finite(found["value"])
 
 
 HELD_OUT_METRIC = "lm_loss"
@@ -110,14 +114,14 @@ def results_of(one: Evaluated) -> list[Result]:
     key = (cell.id, cell.size, one.parameters, cell.experiment, cell.seed)
     rows = [
         Result(
-            *key, name, task["kind"], metric, BETTER.get(metric), value["value"], value["stderr"],
-            value["low"], value["high"], task["count"],
+            *key, name, task["kind"], metric, BETTER.get(metric), value["value"], finite(value["stderr"]),
+            finite(value["low"]), finite(value["high"]), task["count"],
             task["chance"] if metric in ACCURACIES else None,
             task["paper"].get(model, {}).get(cell.experiment) if metric == "acc" else None,
         )
         for name, task in one.tasks.items()
         for metric, value in task["metrics"].items()
-        if value["value"] is not None
+        if finite(value["value"]) is not None
     ]  # fmt: skip
     return rows + [
         Result(*key, HELD_OUT, "validation", metric, BETTER.get(metric), value)
@@ -152,26 +156,47 @@ def _held_out(grid: Grid, cell: Cell) -> dict[str, float]:
 def _measured(record: Mapping[str, Any], when: str) -> dict[str, float]:
     validation = record.get("validation", {}).get(when) or {}
     names = (HELD_OUT_METRIC, "guided_attention")
-    return {name: validation[name] for name in names if validation.get(name) is not None}
+    return {name: validation[name] for name in names if finite(validation.get(name)) is not None}
+
+
+def finite(value: Any) -> float | None:
+    """The number; None for None, NaN and infinity."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+_ASKED = ("kind", "prompt", "other_prompt", "continuations", "answer_index", "answer")
+
+
+def example_key(row: Mapping[str, Any]) -> str:
+    """Hash of what a row of examples.parquet asks, whatever its id or place."""
+    asked = json.dumps([row.get(name) for name in _ASKED], ensure_ascii=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:24]
 
 
 def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
     return TaskExamples(
         tuple(row["id"] for row in rows),
         tuple(row["prompt"] for row in rows),
+        tuple(map(example_key, rows)),
         {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
     )
 
 
 def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Metric → one number per example; empty for generated numbers, which may be missing."""
-    kind, values = rows[0]["kind"], [row["value"] for row in rows]
+    """Metric → one number per example, NaN where it has none; empty for generated numbers."""
+    kind = rows[0]["kind"]
+    values = [math.nan if finite(row["value"]) is None else row["value"] for row in rows]
     if kind == "classification":
-        return {
-            "class_loss": values,
-            "acc": [row["predicted"] == row["answer_index"] for row in rows],
-            "acc_norm": [row["predicted_norm"] == row["answer_index"] for row in rows],
+        known = [all(finite(one) is not None for one in row["log_probabilities"]) for row in rows]
+        return {"class_loss": values} | {
+            metric: [
+                float(row[predicted] == row["answer_index"]) if right else math.nan
+                for row, right in zip(rows, known, strict=True)
+            ]
+            for metric, predicted in (("acc", "predicted"), ("acc_norm", "predicted_norm"))
         }
     if kind == "perplexity":  # blocks of nearly equal length: nats a token, each block
-        return {"loss": [row["value"] / sum(row["continuation_tokens"]) for row in rows]}
+        return {
+            "loss": [value / sum(row["continuation_tokens"]) for value, row in zip(values, rows, strict=True)]
+        }
     return {} if kind == "numeric" else {"loss" if kind == "sequence_prob" else kind: values}

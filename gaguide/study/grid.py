@@ -1,9 +1,11 @@
 """From a study to its cells: what each trains, which model it starts from, and its stable id.
 
-Pure, apart from reading the DeepSpeed JSON files and the fingerprint of data on this machine.
+Pure, apart from reading the content of the files that the study names on this machine.
 
-A cell's id is a hash of everything that decides its numbers. So a study whose file gains a seed, a size or an
-experiment keeps the cells it has, and a changed learning rate makes new ones.
+A cell's id is a hash of everything that decides its training: settings, and the content of data, local
+models, lexicon files and DeepSpeed JSON. So a study whose file gains a seed, a size or an experiment keeps
+the cells it has, and a changed learning rate, or another model under the same path, makes new ones. What a
+cell is evaluated on is not part of its id but of its done-record (`gaguide.study.state`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from gaguide.config.validation import validation_faults
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.shipped import DEEPSPEED_JSONS
+from gaguide.study.content import ContentHashes, StudyTasks, read_task_contents
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
 
 Role = Literal["base", "original", "tuned"]
@@ -80,7 +83,9 @@ class Grid:
     cells: tuple[Cell, ...]
     """Every cell; a base precedes the cells that start from it."""
     evaluation: str
-    """Hash of the tasks and the settings of the evaluation."""
+    """Hash of the tasks' names and the settings of the evaluation."""
+    tasks: StudyTasks = field(default_factory=lambda: StudyTasks({}))
+    """What the tasks contain."""
 
     def path(self, cell: Cell) -> Path:
         """The cell's folder."""
@@ -109,7 +114,10 @@ def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     for size in study.sizes:
         builder.add_size(size)
     builder.faults.raise_if_any()
-    return Grid(study, folder, tuple(builder.cells), _evaluation_id(study))
+    builder.hashes.save()
+    data = None if study.task_data is None else Path(study.task_data).expanduser()
+    tasks = read_task_contents(study.tasks, data)
+    return Grid(study, folder, tuple(builder.cells), _evaluation_id(study), tasks)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class _GridBuilder:
         self.study, self.folder, self.ranks = study, folder, ranks
         self.cells: list[Cell] = []
         self.faults = FaultCollector()
+        self.hashes = ContentHashes(folder)
         self._data = _data_identity(study)
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()
@@ -182,9 +191,10 @@ class _GridBuilder:
     def _add_original(self, size: SizeSection, seed: int | None, base: Cell | None) -> None:
         model = size.model or size.name if base is None else str(self.folder / base.folder / "model")
         name = f"{size.name}-{ORIGINAL}" + ("" if seed is None else f"-s{seed}")
+        digest = _digest(["original", base.id if base else model, *self._local_model(model, base)])
         self.cells.append(
             Cell(
-                id=f"{name}-{_digest(['original', base.id if base else model])}",
+                id=f"{name}-{digest}",
                 role="original",
                 size=size.name,
                 experiment=ORIGINAL,
@@ -255,7 +265,8 @@ class _GridBuilder:
             for fault in validation_faults(error, RunConfig, tree):
                 self._report(fault, f" ({size.name}, {training.experiment})")
             return None
-        digest = _digest([_material(run, base), ds_content, self._data])
+        contents = [*self._local_model(run.model.name, base), *self._lexicons(run)]
+        digest = _digest([_material(run, base), ds_content, self._data, *contents])
         cell_id = f"{size.name}-{training.experiment}-s{training.seed}-{digest}"
         output = self.folder / "cells" / cell_id
         cell = Cell(
@@ -286,6 +297,16 @@ class _GridBuilder:
         if tokens is None or not isinstance(batch, int) or batch < 1:
             return train
         return {**train, "steps": max(1, round(tokens / (batch * self.study.data.block_length)))}
+
+    def _local_model(self, name: str, base: Cell | None) -> list[str]:
+        """Hash of the model in a local folder; empty for hub ids, sizes and models that the study trains."""
+        folder = Path(name).expanduser()
+        return [self.hashes.model(folder)] if base is None and folder.is_dir() else []
+
+    def _lexicons(self, run: RunConfig) -> list[str]:
+        """Hash of a run's lexicon file; empty without one."""
+        path = None if run.guidance.lexicons is None else Path(run.guidance.lexicons).expanduser()
+        return [self.hashes.file(path)] if path is not None and path.is_file() else []
 
     def _ranks(self, size: SizeSection) -> int:
         return self.ranks or size.ranks or self.study.ranks

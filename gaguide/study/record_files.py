@@ -1,12 +1,14 @@
 """All records of a study and the files they are stored in; docs/studies.md lists the files.
 
-study.json has the settings and the state of each cell. The other files are made from the cells' own records
-by `gaguide.study.collect`, atomically.
+study.json has the settings, the state of each cell, and the name of the folder with the tables, which
+`gaguide.study.collect` makes from the cells' own records. Each collection writes a new folder and then
+replaces study.json: a reader sees the tables of one collection, never some of two.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,12 +21,15 @@ from gaguide.errors import Fault, UserError
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
 from gaguide.study.analysis_records import Analysis, Change, Gain, HeadAttention, LexiconShare, LossCost
-from gaguide.study.records import CellRecord, Comparison, Mean, Result, ScalingVerdict
+from gaguide.study.records import CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
 
-STUDY, RESULTS, MEANS = "study.json", "results.parquet", "means.jsonl"
+STUDY, RESULTS, MEANS, LEFT_OUT = "study.json", "results.parquet", "means.jsonl", "left_out.jsonl"
 COMPARISONS, VERDICTS, ANALYSIS, CHANGES = (
     "comparisons.jsonl", "verdicts.jsonl", "analysis.jsonl", "changes.parquet",
 )  # fmt: skip
+_TABLES = (RESULTS, MEANS, COMPARISONS, VERDICTS, ANALYSIS, CHANGES, LEFT_OUT)
+_PREFIX = "tables-"
+"""Folders of tables are numbered; study.json names the current one."""
 T = TypeVar("T")
 
 
@@ -58,6 +63,8 @@ class StudyRecords:
     """Held-out loss compared with the baselines."""
     changes: tuple[Change, ...] = ()
     """Every example under every guided experiment."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Numbers of finished cells that are in none of the tables above."""
 
     @property
     def analysis(self) -> tuple[Analysis, ...]:
@@ -66,7 +73,53 @@ class StudyRecords:
 
 
 def write_study(folder: Path, records: StudyRecords) -> None:
-    """Write study.json: the settings and the state of each cell."""
+    """Write study.json, the settings and the state of each cell; the tables stay as they are."""
+    _write_study(folder, records, _current(folder))
+
+
+def write_tables(folder: Path, records: StudyRecords) -> None:
+    """Replace study.json and all tables at once. Where this fails, all stay as they were."""
+    before = _current(folder)
+    numbers = [int(path.name.removeprefix(_PREFIX)) for path in _table_folders(folder)]
+    tables = folder / f"{_PREFIX}{max(numbers, default=0) + 1}"
+    tables.mkdir(parents=True)
+    try:
+        _write_parquet(tables / RESULTS, records.results, _RESULTS)
+        _write_lines(tables / MEANS, records.means)
+        _write_lines(tables / COMPARISONS, records.comparisons)
+        _write_lines(tables / VERDICTS, records.verdicts)
+        _write_lines(tables / ANALYSIS, records.analysis)
+        _write_parquet(tables / CHANGES, records.changes, _CHANGES)
+        _write_lines(tables / LEFT_OUT, records.left_out)
+        _write_study(folder, records, tables.name)
+    except BaseException:
+        shutil.rmtree(tables, ignore_errors=True)
+        raise
+    for old in _table_folders(folder):
+        # A reader may have opened study.json just before it was replaced: the previous tables stay.
+        if old.name not in (tables.name, before):
+            shutil.rmtree(old, ignore_errors=True)
+    for name in _TABLES:  # of versions that wrote tables next to study.json
+        (folder / name).unlink(missing_ok=True)
+
+
+def tables_folder(folder: Path) -> Path:
+    """Where the study in `folder` has its tables now."""
+    return folder / (_current(folder) or "")
+
+
+def _current(folder: Path) -> str | None:
+    """Name of the folder with the tables; None before collection, and where they lie next to study.json."""
+    path = folder / STUDY
+    found = json.loads(path.read_text("utf-8")).get("tables") if path.is_file() else None
+    return None if found is None else str(found)
+
+
+def _table_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+
+
+def _write_study(folder: Path, records: StudyRecords, tables: str | None) -> None:
     write_json(
         folder / STUDY,
         {
@@ -74,19 +127,10 @@ def write_study(folder: Path, records: StudyRecords) -> None:
             "name": records.name,
             "study": records.study,
             "provenance": records.provenance,
+            "tables": tables,
             "cells": [asdict(cell) for cell in records.cells],
         },
     )
-
-
-def write_tables(folder: Path, records: StudyRecords) -> None:
-    """Write every file but study.json, each atomically."""
-    _write_parquet(folder / RESULTS, records.results, _RESULTS)
-    _write_lines(folder / MEANS, records.means)
-    _write_lines(folder / COMPARISONS, records.comparisons)
-    _write_lines(folder / VERDICTS, records.verdicts)
-    _write_lines(folder / ANALYSIS, records.analysis)
-    _write_parquet(folder / CHANGES, records.changes, _CHANGES)
 
 
 def read_study(folder: Path) -> StudyRecords:
@@ -100,7 +144,8 @@ def read_study(folder: Path) -> StudyRecords:
     if tree.get("schema") != 1:
         problem = f"{STUDY} has schema {tree.get('schema')!r}; this version reads 1"
         raise UserError(Fault("STUDY", problem, "run gaguide study collect", str(folder)))
-    analysis = _read_lines(folder / ANALYSIS)
+    tables = folder / (tree.get("tables") or "")
+    analysis = _read_lines(tables / ANALYSIS)
 
     def of_kind(kind: str, record: type[T]) -> tuple[T, ...]:
         return tuple(_record(record, row) for row in analysis if row["kind"] == kind)
@@ -110,15 +155,16 @@ def read_study(folder: Path) -> StudyRecords:
         tree["study"],
         tree["provenance"],
         tuple(_record(CellRecord, cell) for cell in tree["cells"]),
-        tuple(_record(Result, row) for row in _read_parquet(folder / RESULTS)),
-        tuple(_record(Mean, row) for row in _read_lines(folder / MEANS)),
-        tuple(_record(Comparison, row) for row in _read_lines(folder / COMPARISONS)),
-        tuple(_record(ScalingVerdict, row) for row in _read_lines(folder / VERDICTS)),
+        tuple(_record(Result, row) for row in _read_parquet(tables / RESULTS)),
+        tuple(_record(Mean, row) for row in _read_lines(tables / MEANS)),
+        tuple(_record(Comparison, row) for row in _read_lines(tables / COMPARISONS)),
+        tuple(_record(ScalingVerdict, row) for row in _read_lines(tables / VERDICTS)),
         of_kind("lexicon-share", LexiconShare),
         of_kind("gain", Gain),
         of_kind("attention", HeadAttention),
         of_kind("loss", LossCost),
-        tuple(_record(Change, row) for row in _read_parquet(folder / CHANGES)),
+        tuple(_record(Change, row) for row in _read_parquet(tables / CHANGES)),
+        tuple(_record(LeftOut, row) for row in _read_lines(tables / LEFT_OUT)),
     )
 
 

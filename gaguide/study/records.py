@@ -117,6 +117,8 @@ class Mean:
     """Accuracy of blind guessing, for accuracies."""
     paper: float | None = None
     """The paper's number."""
+    left_out: int = 0
+    """Seeds that were evaluated but left out, because their numbers are not finite or of other examples."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ class Comparison:
     """Examples that only the experiment answers correctly."""
     hurt: int | None = None
     """Examples that only the baseline answers correctly."""
+    left_out: int = 0
+    """At level `seeds`: cells that are left out, as their numbers are not finite or of other examples."""
 
     @property
     def improved(self) -> bool | None:
@@ -220,3 +224,35 @@ class ScalingVerdict:
     """Parameters at which the parabola turns; None where it turns outside the sizes."""
     verdict: Verdict
     """The verdict."""
+    left_out: int = 0
+    """Models that are left out, because their numbers are not finite or of other examples."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Numbers of a finished cell that are in no mean, comparison, verdict or figure."""
+
+    cell: str
+    """Id of the cell."""
+    size: str
+    """Name of its size."""
+    experiment: str
+    """Name of its experiment."""
+    seed: int | None
+    """Its seed."""
+    task: str | None
+    """Name of the task, or `HELD_OUT`; None where the whole cell is left out."""
+    metric: str | None
+    """Name of the metric; None where all metrics are left out."""
+    count: int | None
+    """Examples without a finite number, where that is the reason."""
+    of: int | None
+    """Number of the task's examples."""
+    reason: str
+    """Why, in words."""
+
+    @property
+    def sentence(self) -> str:
+        """What is left out and why."""
+        what = ", ".join(filter(None, [self.cell, self.task, self.metric]))
+        return f"{what}: {self.reason}"

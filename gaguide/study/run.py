@@ -6,6 +6,7 @@ it are blocked.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from gaguide.config import dump_config
-from gaguide.errors import EXIT_PREEMPTED
+from gaguide.errors import EXIT_PREEMPTED, UserError
 from gaguide.files import write_text
 from gaguide.log import say
 from gaguide.ports import free_port
@@ -32,6 +33,8 @@ from gaguide.study.records import State
 from gaguide.study.state import (
     CellState,
     cell_lock,
+    changed_tasks,
+    evaluation_file,
     is_complete,
     is_evaluated,
     is_trained,
@@ -62,6 +65,8 @@ class Runner:
 
     def run(self, cells: Sequence[Cell]) -> dict[str, CellState]:
         """Train and evaluate `cells`, bases first; cell id → state. SIGTERM and ctrl-C stop it cleanly."""
+        if self.grid.tasks.faults:
+            raise UserError(self.grid.tasks.faults)
         states = {cell.id: read_state(self.grid, cell) for cell in self.grid.cells}
         todo = [cell for cell in cells if states[cell.id].state != "done"]
         say(f"{len(cells) - len(todo)} of {len(cells)} cells are done; {self.jobs} at a time")
@@ -112,16 +117,28 @@ class Runner:
             write_text(folder / RUN_FILE, dump_config(cell.run))
             state = self._stage("train", cell, folder, state)
         if state.state == "running" and cell.model is not None and not is_evaluated(self.grid, cell):
+            _set_aside(folder)
             state = self._stage("evaluate", cell, folder, state)
             if state.state == "running":
-                state = replace(state, evaluation=self.grid.evaluation)
+                contents = {name: of.identity for name, of in self.grid.tasks.contents.items()}
+                state = replace(state, evaluation=self.grid.evaluation, contents=contents)
         if state.state == "running":
             write_state(folder, state)  # with the evaluation's identity, which completeness asks for
-            state = replace(state, state="done" if is_complete(self.grid, cell) else "failed", stage=None)
+            state = self._ended(cell, folder, state)
         write_state(folder, state)
         if state.state == "done" and not self.grid.study.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return state
+
+    def _ended(self, cell: Cell, folder: Path, state: CellState) -> CellState:
+        """The state after all stages: `done`, or `failed` where what was asked for is not there."""
+        if is_complete(self.grid, cell):
+            return replace(state, state="done", stage=None)
+        changed = changed_tasks(self.grid, folder, state) if evaluation_file(folder).is_file() else []
+        error = "it wrote no summary or no results"
+        if changed:
+            error = f"the data of {', '.join(changed)} changed while the study ran; run the study again"
+        return replace(state, state="failed", stage=None, error=error)
 
     def _stage(self, stage: str, cell: Cell, folder: Path, state: CellState) -> CellState:
         """Run a command and return the state after it: `running`, or `failed` with the end of the log."""
@@ -207,6 +224,16 @@ def tail(log: Path, lines: int = _TAIL_LINES) -> str:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode("utf-8", errors="replace")
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename a finished evaluation of other tasks, contents or settings, so that no file of it remains."""
+    if not evaluation_file(folder).is_file():
+        return
+    numbers = itertools.count(1)
+    target = next(path for at in numbers if not (path := folder / f"evaluation.replaced-{at}").exists())
+    (folder / "evaluation").rename(target)
+    say(f"{folder.name}: its evaluation was of other tasks or contents; kept as {target.name}")
 
 
 def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

@@ -62,6 +62,7 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
     study = folder / "study.yaml"
     requests = {cell.id: _request(cell, options, study) for cell in grid.cells}
     with FaultCollector() as faults:
+        faults.add(*grid.tasks.faults)
         for request in requests.values():
             faults.add(*request.faults())
         faults.attempt(check_sbatch, "sbatch")

@@ -31,6 +31,8 @@ class CellState:
     """Why it failed, with the end of its log."""
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Stage → seconds by `wall` and by `cpu` (of all its processes)."""
+    contents: Mapping[str, str] | None = None
+    """Task → identity of the content that the cell was evaluated on; None in records of older versions."""
 
     def total(self, clock: str) -> float | None:
         """Seconds of all stages, by `wall` or `cpu`; None before the first has ended."""
@@ -77,10 +79,34 @@ def is_trained(folder: Path) -> bool:
 
 
 def is_evaluated(grid: Grid, cell: Cell) -> bool:
-    """Whether the evaluation has ended, and was of the study's tasks and settings."""
+    """Whether the evaluation has ended, and was of the study's tasks, by content, and settings."""
     folder = grid.path(cell)
-    whole = (folder / "evaluation" / "results.json").is_file()
-    return whole and stored_state(folder).evaluation == grid.evaluation
+    state = stored_state(folder)
+    if not evaluation_file(folder).is_file() or state.evaluation != grid.evaluation:
+        return False
+    return not changed_tasks(grid, folder, state)
+
+
+def changed_tasks(grid: Grid, folder: Path, state: CellState) -> list[str]:
+    """Tasks whose content now differs from that of the evaluation in a cell's folder.
+
+    Tasks whose data cannot be read now are not listed: then nothing is known of them.
+    """
+    recorded = json.loads(evaluation_file(folder).read_text("utf-8"))["tasks"]
+    changed = []
+    for name, content in grid.tasks.contents.items():
+        data = recorded.get(name, {}).get("sha256")
+        known = None if state.contents is None else state.contents.get(name)
+        if (known is not None and known != content.identity) or (
+            content.data is not None and data is not None and data != content.data
+        ):
+            changed.append(name)
+    return changed
+
+
+def evaluation_file(folder: Path) -> Path:
+    """The results of a cell's evaluation, the last file it writes."""
+    return folder / "evaluation" / "results.json"
 
 
 def is_complete(grid: Grid, cell: Cell) -> bool:

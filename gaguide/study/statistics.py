@@ -66,9 +66,10 @@ def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], seed: i
     """The mean difference with a percentile interval over resampled examples, by scipy's bootstrap.
 
     p: twice the smaller share of resampled means on one side of 0, counting the observed one; scipy gives
-    none. No interval and p for fewer than two examples or equal differences.
+    none. No interval and p for fewer than two examples or equal differences. All numbers must be finite:
+    which ones are left out is the caller's to decide and to report.
     """
-    differences = np.asarray(values, float) - np.asarray(baseline, float)
+    differences = _finite(np.asarray(values, float) - np.asarray(baseline, float))
     mean = float(differences.mean())
     if len(differences) < 2 or np.ptp(differences) == 0:
         return Paired(mean, None, None, None)
@@ -87,7 +88,7 @@ def over_seeds(differences: Sequence[float]) -> Paired:
 
     Both are None for a single seed, and where all seeds differ by the same amount; if that is 0, p is 1.
     """
-    mean = float(np.mean(differences))
+    mean = float(np.mean(_finite(np.asarray(differences, float))))
     interval = t_interval(differences)
     if interval is None:
         return Paired(mean, None, None, 1.0 if len(differences) > 1 and abs(mean) <= _ROUNDING else None)
@@ -99,7 +100,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     Accuracies of few examples can be equal by chance: a spread of zero says nothing about the next seed.
     """
-    if len(values) < 2 or np.ptp(values) <= _ROUNDING:
+    if len(_finite(np.asarray(values, float))) < 2 or np.ptp(values) <= _ROUNDING:
         return None
     low, high = stats.t.interval(1 - ALPHA, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     return float(low), float(high)
@@ -118,6 +119,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(known) - rank) * (p_values[index] or 0.0)))
         corrected[index] = highest
     return corrected
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} numbers are not finite")
+    return values
 
 
 def _z() -> float:

@@ -40,9 +40,9 @@ def finish(
         if cell.model is not None:
             margins = [margin(cell, at) for at in range(len(prompts))]
             _evaluation(folder / "evaluation", prompts, margins)
-        write_state(
-            folder, CellState("done", None, grid.evaluation, None, {"train": {"wall": 2.0, "cpu": 1.5}})
-        )
+        seconds = {"train": {"wall": 2.0, "cpu": 1.5}}
+        contents = {name: of.identity for name, of in grid.tasks.contents.items()}
+        write_state(folder, CellState("done", None, grid.evaluation, None, seconds, contents))
 
 
 def _summary(cell: Cell, folder: Path, loss: Callable[[Cell], float]) -> None:

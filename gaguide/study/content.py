@@ -1,0 +1,117 @@
+"""What the files that a study names contain: identity is content, never a path, a size or a date.
+
+Tasks are identified by the SHA-256 of their data and by everything in their definition that decides a score;
+local models and lexicon files by the SHA-256 of their files. A hub id is trusted by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gaguide.data.format.manifest import is_complete, read_manifest
+from gaguide.errors import Fault, FaultCollector
+from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks, split_names
+from gaguide.files import hash_file, write_json
+
+_WORDS_ONLY = {"description", "group", "lm_eval", "paper", "sha256"}
+"""Fields of a task that no score depends on."""
+_MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".tiktoken"}
+_CACHE = ".content.json"
+
+
+@dataclass(frozen=True)
+class TaskContent:
+    """What one task asks."""
+
+    identity: str
+    """Hash of the definition and all data."""
+    data: str | None = None
+    """SHA-256 of its data file, as the evaluation records it; None for data from elsewhere."""
+
+
+@dataclass(frozen=True)
+class StudyTasks:
+    """The content of a study's tasks on this machine."""
+
+    contents: Mapping[str, TaskContent]
+    """Task → content, of the tasks whose data could be read."""
+    faults: tuple[Fault, ...] = ()
+    """Why others could not."""
+
+
+def read_task_contents(names: Sequence[str], data_folder: Path | None) -> StudyTasks:
+    """The content of the tasks that `names` mean, as the evaluation's options --tasks and --data."""
+    faults = FaultCollector()
+    found = {}
+    for located in locate_tasks(split_names(names), data_folder, faults):
+        content = faults.attempt(_task_content, located)
+        if content is not None:
+            found[located.task.name] = content
+    return StudyTasks(found, tuple(faults.faults))
+
+
+def _task_content(located: LocatedTask) -> TaskContent:
+    task = located.task
+    parts: list[Any] = [task.model_dump(mode="json", exclude=_WORDS_ONLY, exclude_defaults=True)]
+    data = None if located.path is None else hash_file(located.path)
+    parts.append(data)
+    if task.fewshot is not None and task.fewshot.file is not None:
+        pool = located.folder / task.fewshot.file
+        parts.append(hash_file(pool) if pool.is_file() else None)
+    if task.shards is not None and "://" not in task.shards:
+        shards = located.folder / Path(task.shards).expanduser()
+        parts.append(read_manifest(shards).fingerprint if is_complete(shards) else None)
+    return TaskContent(_digest(parts), data)
+
+
+@dataclass
+class ContentHashes:
+    """SHA-256 of files, remembered in the study's folder under their path, size, date and inode.
+
+    A file is read again when any of these differs, so the memory only saves time.
+    """
+
+    folder: Path
+    """The study's folder; nothing is remembered while it does not exist."""
+    _known: dict[str, list[Any]] = field(default_factory=dict)
+    _changed: bool = False
+
+    def __post_init__(self) -> None:
+        path = self.folder / _CACHE
+        if path.is_file():
+            try:
+                self._known = json.loads(path.read_text("utf-8"))
+            except ValueError:
+                self._known = {}
+
+    def file(self, path: Path) -> str:
+        """SHA-256 of a file."""
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        known = self._known.get(str(path))
+        if known is not None and known[:-1] == stamp:
+            return str(known[-1])
+        digest = hash_file(path)
+        self._known[str(path)] = [*stamp, digest]
+        self._changed = True
+        return digest
+
+    def model(self, folder: Path) -> str:
+        """Hash of a model folder's configuration, tokenizer and weights."""
+        files = sorted(path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES and path.is_file())
+        return _digest({path.name: self.file(path) for path in files})
+
+    def save(self) -> None:
+        """Write what was hashed, where the study's folder exists."""
+        if self._changed and self.folder.is_dir():
+            write_json(self.folder / _CACHE, self._known)
+            self._changed = False
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

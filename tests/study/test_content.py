@@ -1,0 +1,267 @@
+"""A study's identity is content: of tasks, models, lexicons, and of every example that is compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from gaguide.data.build.python_reference import train_embedded_tokenizer
+from gaguide.files import write_json
+from gaguide.model import SIZES, scratch_config
+from gaguide.study.collect import collect
+from gaguide.study.content import ContentHashes
+from gaguide.study.evaluated import example_key
+from gaguide.study.file import load_study
+from gaguide.study.grid import Cell, Grid, make_grid
+from gaguide.study.record_files import read_study, tables_folder
+from gaguide.study.run import Runner
+from gaguide.study.state import read_state, stored_state, write_state
+from tests.study.cells import TASK, finish
+
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "sizes": ["pico"],
+    "experiments": ["original", "finetuned", "1-negation"],
+    "seeds": [0, 1],
+    "data": {"shards": "embedded", "block_length": 32},
+    "pretrain": {"tokens": 512},
+    "tokens": 384,
+    "train": {"global_batch": 4},
+    "ds_config": "ds_configs/zero0.json",
+}
+PROMPTS = [f"The {at}th value is {'not ' if at % 2 else ''}bound, so it is" for at in range(20)]
+
+
+def make(folder: Path, **changes: Any) -> Grid:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, "output": str(folder / "out"), "tasks": ["demo"], **changes}))
+    return make_grid(load_study(file, {}))
+
+
+def finished(folder: Path, bad: str = "", examples: range = range(0), **changes: Any) -> Grid:
+    """A finished study; cells whose id contains `bad` have no finite score for the examples in `examples`."""
+    grid = make(folder, **changes)
+
+    def margin(cell: Cell, at: int) -> float:
+        return float("nan") if bad and bad in cell.id and at in examples else 1.0 - at % 3
+
+    finish(grid, train_embedded_tokenizer(300), PROMPTS, margin, lambda cell: 5.0)
+    return grid
+
+
+def states(grid: Grid) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for cell in grid.cells:
+        found.setdefault(cell.role, set()).add(read_state(grid, cell).state)
+    return found
+
+
+def quiz(path: Path, prefix: str = "") -> None:
+    rows = [{"prompt": prefix + prompt, "classes": [" a", " b"], "answer_index": 1} for prompt in PROMPTS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+DONE, AGAIN = {"base": {"done"}, "original": {"done"}, "tuned": {"done"}}, {
+    "base": {"done"}, "original": {"pending"}, "tuned": {"pending"},
+}  # fmt: skip
+
+
+def test_cells_are_evaluated_again_where_a_tasks_content_changes(tmp_path: Path) -> None:
+    data, pool, task = tmp_path / "quiz.jsonl", tmp_path / "pool.jsonl", tmp_path / "quiz.yaml"
+    quiz(data)
+    quiz(pool, "Shown: ")
+    written = {"name": "quiz", "kind": "classification", "file": data.name, "fewshot": {"count": 2}}
+    task.write_text(yaml.safe_dump(written | {"fewshot": {"count": 2, "file": pool.name}}))
+    tasks = [str(task)]
+    finished(tmp_path, tasks=tasks)
+    assert states(make(tmp_path, tasks=tasks)) == DONE
+    text = data.read_text()
+    quiz(data, "Corrected: ")
+    assert states(make(tmp_path, tasks=tasks)) == AGAIN
+    data.write_text(text)  # another date, the same content
+    assert states(make(tmp_path, tasks=tasks)) == DONE
+    quiz(pool, "Corrected: ")
+    assert states(make(tmp_path, tasks=tasks)) == AGAIN
+    quiz(pool, "Shown: ")
+    described = yaml.safe_load(task.read_text()) | {"description": "Words for people."}
+    task.write_text(yaml.safe_dump(described))
+    assert states(make(tmp_path, tasks=tasks)) == DONE
+    task.write_text(yaml.safe_dump(described | {"delimiter": " "}))
+    assert states(make(tmp_path, tasks=tasks)) == AGAIN
+
+
+def test_a_result_of_other_data_is_not_done_whatever_the_record_says(tmp_path: Path) -> None:
+    data = tmp_path / "quiz_classification.jsonl"
+    quiz(data)
+    grid = finished(tmp_path, tasks=[str(data)])
+    cell = grid.cells[-1]
+    results = grid.path(cell) / "evaluation" / "results.json"
+    tree = json.loads(results.read_text())
+    tree["tasks"][TASK]["sha256"] = "0" * 64
+    write_json(results, tree)
+    assert read_state(grid, cell).state == "pending"
+
+
+def test_records_of_older_versions_are_checked_by_the_data_that_the_results_name(tmp_path: Path) -> None:
+    data = tmp_path / "quiz_classification.jsonl"
+    quiz(data)
+    grid = finished(tmp_path, tasks=[str(data)])
+    cell = grid.cells[-1]
+    old = json.loads((grid.path(cell) / "state.json").read_text())
+    del old["contents"]
+    write_json(grid.path(cell) / "state.json", old)
+    assert read_state(grid, cell).state == "done"
+
+
+@pytest.mark.processes
+def test_an_evaluation_of_other_content_is_kept_apart(tmp_path: Path) -> None:
+    data = tmp_path / "quiz_classification.jsonl"
+    quiz(data)
+    finished(tmp_path, tasks=[str(data)])
+    quiz(data, "Corrected: ")
+    grid = make(tmp_path, tasks=[str(data)])
+    cell = next(cell for cell in grid.cells if cell.role == "original")
+    Runner(grid, before=["false"]).run([cell])  # `false EVALUATION…`: nothing is evaluated
+    assert not (grid.path(cell) / "evaluation").exists()
+    assert (grid.path(cell) / "evaluation.replaced-1" / "results.json").is_file()
+    assert read_state(grid, cell).state == "failed"
+
+
+def test_other_content_under_the_same_path_makes_other_cells(tmp_path: Path) -> None:
+    model, words = tmp_path / "model", tmp_path / "words.yaml"
+    scratch_config(SIZES["pico"], 300, None).save_pretrained(model)
+    (model / "model.safetensors").write_bytes(b"\0" * 1000)
+    words.write_text("mine: [bound]\n")
+    plan = {"lexicons": str(words), "plan": [{"pattern": "mine", "heads": [0]}]}
+    changes = {
+        "pretrain": None, "seeds": [0], "sizes": [{"name": "local", "model": str(model)}],
+        "experiments": ["original", "finetuned", {"name": "own", "guidance": plan}],
+    }  # fmt: skip
+
+    def ids() -> dict[str, str]:
+        return {cell.experiment: cell.id for cell in make(tmp_path, **changes).cells}
+
+    first = ids()
+    (model / "model.safetensors").write_bytes(b"\0" * 1000)  # the same content, written again
+    (model / "README.md").write_text("a card\n")
+    assert ids() == first
+    (model / "model.safetensors").write_bytes(b"\0" * 999 + b"\1")
+    second = ids()
+    assert not set(first.values()) & set(second.values())
+    words.write_text("mine: [not]\n")
+    third = ids()
+    assert third["own"] != second["own"] and third["finetuned"] == second["finetuned"]
+
+
+def test_a_hash_is_remembered_only_for_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("one")
+    hashes = ContentHashes(tmp_path)
+    first = hashes.file(file)
+    hashes.save()
+    assert ContentHashes(tmp_path).file(file) == first
+    file.write_text("two")
+    assert ContentHashes(tmp_path).file(file) != first
+
+
+def test_an_example_is_known_by_what_it_asks() -> None:
+    row = {
+        "id": "1",
+        "kind": "classification",
+        "prompt": "p",
+        "continuations": [" a", " b"],
+        "answer_index": 0,
+    }
+    assert example_key(row) == example_key(row | {"id": "2", "value": 3.0})
+    for name, value in (("prompt", "q"), ("continuations", [" b", " a"]), ("answer_index", 1)):
+        assert example_key(row) != example_key(row | {name: value})
+
+
+def test_other_examples_under_the_same_ids_are_never_paired(tmp_path: Path) -> None:
+    """Evaluated on two versions of the data while the data's own file cannot be read any more."""
+    grid = finished(tmp_path)
+    odd = next(cell for cell in grid.cells if cell.experiment == "1-negation" and cell.seed == 1)
+    path = grid.path(odd) / "evaluation" / "examples.parquet"
+    table = pq.read_table(path)
+    prompts = [f"Corrected: {text}" for text in table["prompt"].to_pylist()]
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("prompt"), table.schema.field("prompt"), [prompts]),
+        path,
+    )
+    records = collect(grid)
+    assert [(row.cell, row.task) for row in records.left_out] == [(odd.id, TASK)]
+    assert "not those of 5 other cells" in records.left_out[0].reason
+    rows = [row for row in records.comparisons if row.experiment == "1-negation" and row.task == TASK]
+    assert {row.seed for row in rows if row.level == "seed"} == {0}
+    assert {(row.seeds, row.left_out) for row in rows if row.level == "seeds"} == {(1, 1)}
+    assert all(row.seeds == 1 for row in records.changes)
+
+
+@pytest.mark.parametrize("wholly", [True, False])
+def test_what_is_not_finite_is_left_out_and_named(tmp_path: Path, wholly: bool) -> None:
+    grid = finished(tmp_path, "1-negation-s1", range(20) if wholly else range(3))
+    records = collect(grid)
+    odd = next(cell.id for cell in grid.cells if "1-negation-s1" in cell.id)
+    (row,) = records.left_out
+    assert row.cell == odd and row.task == (None if wholly else TASK)
+    assert ("diverged" in row.reason) == wholly and ("3 of 20" in row.reason) != wholly
+    assert not any(result.cell == odd and result.task == TASK for result in records.results)
+    mean = next(m for m in records.means if (m.experiment, m.task, m.metric) == ("1-negation", TASK, "acc"))
+    assert (mean.seeds, mean.left_out) == (1, 1)
+    assert next(m for m in records.means if m.experiment == "finetuned").left_out == 0
+    assert {head.cell for head in records.attention if head.cell == odd} == (set() if wholly else {odd})
+    assert read_study(grid.folder) == records
+
+
+def test_a_diverged_training_is_left_out_as_a_whole(tmp_path: Path) -> None:
+    grid = finished(tmp_path)
+    odd = next(cell for cell in grid.cells if "finetuned-s0" in cell.id)
+    summary = grid.path(odd) / "summary.json"
+    tree = json.loads(summary.read_text())
+    tree["validation"]["after"]["lm_loss"] = None
+    write_json(summary, tree)
+    records = collect(grid)
+    assert [(row.cell, row.task) for row in records.left_out] == [(odd.id, None)]
+    assert "held-out loss is not finite" in records.left_out[0].reason
+    assert not any(row.cell == odd.id for row in records.results)
+
+
+def test_a_collection_that_fails_leaves_the_whole_set_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = finished(tmp_path)
+    first = collect(grid)
+    tables = tables_folder(grid.folder)
+    cell = grid.cells[-1]
+    write_state(grid.path(cell), stored_state(grid.path(cell)))
+    results = grid.path(cell) / "evaluation" / "results.json"
+    results.write_text(results.read_text().replace('"count": 20', '"count": "twenty"'))  # fits no column
+    with pytest.raises(Exception, match="twenty"):
+        collect(grid)
+    assert read_study(grid.folder) == first and tables_folder(grid.folder) == tables
+    results.write_text(results.read_text().replace('"count": "twenty"', '"count": 20'))
+    collect(grid)
+    collect(grid)
+    folders = sorted(path.name for path in grid.folder.glob("tables-*"))
+    assert len(folders) == 2 and tables_folder(grid.folder).name == folders[-1]
+
+
+def test_tables_of_older_versions_are_read_and_then_replaced(tmp_path: Path) -> None:
+    grid = finished(tmp_path)
+    records = collect(grid)
+    for path in tables_folder(grid.folder).iterdir():
+        shutil.move(path, grid.folder / path.name)
+    tree = json.loads((grid.folder / "study.json").read_text())
+    del tree["tables"]
+    write_json(grid.folder / "study.json", tree)
+    assert read_study(grid.folder) == records
+    collect(grid)
+    assert (
+        not (grid.folder / "means.jsonl").exists() and (tables_folder(grid.folder) / "means.jsonl").is_file()
+    )
