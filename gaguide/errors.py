@@ -27,6 +27,11 @@ EXIT_HUNG = 76
 """Exit code of every rank of a run that the watchdog ended because it made no progress."""
 
 
+EXIT_NOT_FINITE = 77
+"""Exit code of every rank of an evaluation whose results were written, but in which a model's scores were
+not finite for some examples; the metrics of those tasks are null."""
+
+
 class FaultKind(Enum):
     """What code may branch on; the wording of a fault is for people only."""
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from gaguide.distributed import World, barrier, start, stop
-from gaguide.errors import EXIT_USER_ERROR, Fault, UserError
+from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
 
 _MAX_WAIT_MINUTES = 24 * 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate; returns the exit code: 0, or `EXIT_USER_ERROR` on every rank after a `UserError`."""
+    """Evaluate; returns the exit code, the same on every rank.
+
+    0, `EXIT_NOT_FINITE` where scores of a model were not finite, or `EXIT_USER_ERROR` after a `UserError`.
+    """
     world = World.from_environment()
     joined = False
     try:
@@ -24,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Ranks that finish early wait for the others; `watched` notices a rank that is lost.
         start(world, timeout_minutes=_MAX_WAIT_MINUTES)
         joined = True
-        _evaluate(arguments, world)
-        return 0
+        return _evaluate(arguments, world)
     except UserError as error:
         if world.is_main:
             print(f"evaluate: {error}", file=sys.stderr, flush=True)
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop()
 
 
-def _evaluate(arguments: argparse.Namespace, world: World) -> None:
+def _evaluate(arguments: argparse.Namespace, world: World) -> int:
+    from gaguide.evaluate.results.metrics import not_finite
     from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
     from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
     from gaguide.evaluate.tasks.locate import split_names
@@ -57,8 +60,10 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     tasks = split_names(arguments.tasks)
     with watch_evaluation(world):
         several = evaluate_all(arguments.model, tasks, arguments.output, world, settings)
+    failed = any(not_finite(task.scored) for results in several for task in results.tasks.values())
+    code = EXIT_NOT_FINITE if failed else 0
     if not world.is_main:
-        return
+        return code
     folders = output_folders(arguments.output, arguments.model)
     for results, folder in zip(several, folders, strict=True):
         print_table(results)
@@ -66,6 +71,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
         say(f"written: {folder / 'results.json'}")
     if len(several) > 1:
         print_comparison([folder.name for folder in folders], several)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

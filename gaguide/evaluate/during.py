@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from gaguide.distributed import World
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.model_folder import ModelFolder
+from gaguide.evaluate.results.metrics import not_finite
 from gaguide.evaluate.results.task_results import make_task_results
 from gaguide.evaluate.runner import read_on_main
 from gaguide.evaluate.schedule.cost import Budget
@@ -59,7 +60,7 @@ class TrainingEvaluation:
         self._sharing: Sharing | None = None
 
     def __call__(self, model: PreTrainedModel, tick: Callable[[], None]) -> Mapping[str, Any]:
-        """The record: {"tasks": {NAME: {"count", "metrics": {METRIC: {"value", …}}}}}."""
+        """The record: {"tasks": {NAME: {"count", "not_finite", "metrics": {METRIC: {"value", …}}}}}."""
         # The hooks of guidance and ZeRO-3 run only when the model is called as a whole.
         scorer = Scorer(model, model.device, whole_model=True)
         batches = self._work.batches
@@ -72,10 +73,14 @@ class TrainingEvaluation:
         results = make_task_results(
             self._data, self._work.encoded, saved.all_scores(), self._work.folder.tokenizer
         )
+        for warning in (text for result in results.values() for text in result.warnings()):
+            if self._world.is_main:
+                say(f"warning: {warning}")
         return {
             "tasks": {
                 name: {
                     "count": len(result.scored),
+                    "not_finite": len(not_finite(result.scored)),
                     "metrics": {metric: asdict(value) for metric, value in result.metrics.items()},
                 }
                 for name, result in results.items()

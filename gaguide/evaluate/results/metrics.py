@@ -7,6 +7,10 @@ completion, `perplexity` that of a token. logodds kinds: the change in the log-o
 the other prompt to the prompt. numeric: `acc` counts generated numbers that equal the answer, `answered`
 texts that contain a number, `abs_error` is the mean distance from the answer. perplexity: `loss` and
 `perplexity` of a token of held-out text.
+
+An example whose scores are not all finite (NaN or infinite, as of a model with NaN weights) has no outcome. A
+task that contains one has no metrics: a metric over the other examples would be that of a selection which the
+model's failure made.
 """
 
 from __future__ import annotations
@@ -40,6 +44,10 @@ class Metric:
     """Upper end of the interval, likewise."""
 
 
+NO_METRIC = Metric(math.nan, math.nan, math.nan, math.nan)
+"""The metric of a task in which scores are not finite."""
+
+
 @dataclass(frozen=True)
 class ScoredExample:
     """The outcome of one example."""
@@ -51,7 +59,9 @@ class ScoredExample:
     target_tokens: tuple[int, ...]
     """Scored tokens of each pair."""
     value: float
-    """Contribution to the main loss of the kind."""
+    """Contribution to the main loss of the kind; NaN where there is none."""
+    finite: bool = True
+    """Whether the model's scores are finite. Where they are not, there is no prediction."""
     predicted: int | None = None
     """Index of the most probable class."""
     predicted_norm: int | None = None
@@ -85,6 +95,8 @@ def score_example(
 ) -> ScoredExample:
     """The outcome of `example` from the log-probabilities of its pairs, in their order."""
     values, tokens = tuple(log_probabilities), tuple(target_tokens)
+    if not all(map(math.isfinite, values)):
+        return ScoredExample(example, values, tokens, math.nan, finite=False)
     if kind in ("sequence_prob", "perplexity"):
         return ScoredExample(example, values, tokens, -math.fsum(values))
     if kind != "classification":
@@ -107,16 +119,21 @@ def score_example(
     )  # fmt: skip
 
 
-def score_number(example: Example, text: str) -> ScoredExample:
-    """The outcome of a numeric `example` from the text that the model generated."""
+def score_number(example: Example, text: str | None) -> ScoredExample:
+    """The outcome of a numeric `example` from the text that the model generated; None where logits were not
+    finite."""
     assert example.number is not None
+    if text is None:
+        return ScoredExample(example, (), (), math.nan, finite=False)
     number = first_number(text)
     error = math.nan if number is None else abs(number - example.number)
     return ScoredExample(example, (), (), error, text=text, number=number)
 
 
 def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
-    """The metrics of a task by name."""
+    """The metrics of a task by name, each without a value where the scores of an example are not finite."""
+    if not all(one.finite for one in scored):
+        return dict.fromkeys(_metric_names(kind), NO_METRIC)
     values = [one.value for one in scored]
     if kind == "classification":
         return {
@@ -141,12 +158,23 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     return {kind: mean(values)}
 
 
+def _metric_names(kind: Kind) -> tuple[str, ...]:
+    if kind == "classification":
+        return ("acc", "acc_norm", "class_loss")
+    if kind == "numeric":
+        return ("acc", "answered", "abs_error")
+    return ("loss", "perplexity") if kind in ("perplexity", "sequence_prob") else (kind,)
+
+
+def not_finite(scored: Sequence[ScoredExample]) -> list[str]:
+    """Ids of the examples whose scores are not finite."""
+    return [one.example.id for one in scored if not one.finite]
+
+
 def worst(scored: Sequence[ScoredExample], count: int) -> list[ScoredExample]:
     """Up to `count` examples that the model got wrong, the most confident ones (smallest margins) first."""
     wrong = [one for one in scored if one.correct is False and one.margin is not None]
-    return sorted(
-        (one for one in wrong if not math.isnan(one.margin or 0.0)), key=lambda one: one.margin or 0.0
-    )[:count]
+    return sorted(wrong, key=lambda one: one.margin or 0.0)[:count]
 
 
 def near_ties(scored: Sequence[ScoredExample]) -> list[str]:

@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from gaguide import __version__
-from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, worst
+from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, not_finite, worst
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
+from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.log import code_fingerprint
 
@@ -32,6 +33,17 @@ class TaskResult:
     """Accuracy of a random choice of class."""
     scored: tuple[ScoredExample, ...]
     """Outcomes of the examples, in the order of the data."""
+
+    def warnings(self) -> list[str]:
+        """What the scores show to be wrong with the model, a sentence each."""
+        found = not_finite(self.scored)
+        if not found:
+            return []
+        return [
+            f"task {self.data.task.name}: the scores of {len(found)} of {len(self.scored)} examples "
+            f"({len(found) / len(self.scored):.0%}) are not finite ({list_some(found)}), so it has no "
+            "metrics; look for NaN or infinite weights, or evaluate with --dtype fp32"
+        ]
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,10 @@ def versions() -> dict[str, str]:
     }
 
 
+def _share_json(ids: list[str], count: int) -> dict[str, Any]:
+    return {"count": len(ids), "share": len(ids) / count, "ids": ids}
+
+
 def _task_json(result: TaskResult) -> dict[str, Any]:
     data = result.data
     return {
@@ -95,6 +111,7 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         "count": len(result.scored),
         "chance": result.chance,
         "metrics": {name: asdict(metric) for name, metric in result.metrics.items()},
+        "not_finite": _share_json(not_finite(result.scored), len(result.scored)),
         "source": data.source,
         "sha256": data.sha256,
         "warnings": list(data.warnings),

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gaguide.evaluate.results.metric_names import ACCURACIES
-from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, worst
+from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, not_finite, worst
 from gaguide.evaluate.results.results import Results, TaskResult
 
 _SHOWN_WORST = 3
@@ -41,9 +41,9 @@ def print_table(results: Results, console: Console | None = None) -> None:
             chance = result.chance if metric_name in ACCURACIES else None
             cells: list[Text | str] = [
                 Text(name if first else ""),
-                str(len(result.scored)) if first else "",
+                _examples(result) if first else "",
                 metric_name,
-                f"{metric.value:.4f}",
+                _value(metric),
                 _interval(metric),
                 "" if chance is None else f"{chance:.4f}",
             ]
@@ -57,6 +57,8 @@ def print_table(results: Results, console: Console | None = None) -> None:
     for name, result in results.tasks.items():
         if ties := near_ties(result.scored):
             console.print(Text(f"{name}: {len(ties)} near ties, where rounding decides"))
+        for warning in result.warnings():
+            console.print(Text(f"warning: {warning}"), soft_wrap=True)
 
 
 def print_comparison(
@@ -70,7 +72,7 @@ def print_comparison(
         table.add_column(Text(name), justify="right")
     for name, result in several[0].tasks.items():
         for metric in result.metrics:
-            values = [f"{results.tasks[name].metrics[metric].value:.4f}" for results in several]
+            values = [_value_of(results.tasks[name].metrics.get(metric)) for results in several]
             table.add_row(Text(name), metric, *values)
     (console or _console()).print(table)
 
@@ -81,6 +83,11 @@ def print_worst(results: Results, console: Console | None = None) -> None:
     named = [(name, one) for name, task in results.tasks.items() for one in worst(task.scored, _SHOWN_WORST)]
     for name, one in sorted(named, key=lambda pair: pair[1].margin or 0.0)[:_SHOWN_WORST]:
         console.print(Text(_worst_text(name, results.tasks[name], one)), soft_wrap=True)
+
+
+def _examples(result: TaskResult) -> str:
+    count, failed = len(result.scored), len(not_finite(result.scored))
+    return f"{count}, {failed} not finite" if failed else str(count)
 
 
 def _worst_text(name: str, result: TaskResult, one: ScoredExample) -> str:
@@ -106,6 +113,14 @@ def escape_control_characters(text: str) -> str:
 
 def _console() -> Console:
     return Console(width=None if Console().is_terminal else 110)
+
+
+def _value_of(metric: Metric | None) -> str:
+    return "" if metric is None else _value(metric)
+
+
+def _value(metric: Metric) -> str:
+    return "none" if math.isnan(metric.value) else f"{metric.value:.4f}"
 
 
 def _interval(metric: Metric) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ def make_task_results(
             pairs = encoded[at]
             values = [scores[at, nth] for nth in range(len(pairs))]
             if task.kind == "numeric":
-                scored.append(score_number(example, tokenizer.decode([int(value) for value in values])))
+                finite = all(map(math.isfinite, values))
+                text = tokenizer.decode([int(value) for value in values]) if finite else None
+                scored.append(score_number(example, text))
             else:
                 tokens = [len(pair.target_ids) for pair in pairs]
                 scored.append(score_example(task.kind, example, values, tokens))

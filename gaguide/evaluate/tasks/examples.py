@@ -123,10 +123,14 @@ def _check_column_names(task: Task, source: str) -> None:
 
 
 def _list_lines(numbers: Sequence[int]) -> str:
-    """`line 2`, or `lines 2, 5 and 3 more`."""
-    listed = ", ".join(map(str, numbers[:_MAX_LINES]))
-    more = f" and {len(numbers) - _MAX_LINES} more" if len(numbers) > _MAX_LINES else ""
-    return f"line{'s' if len(numbers) > 1 else ''} {listed}{more}"
+    return list_some(numbers, "line")
+
+
+def list_some(values: Sequence[object], what: str = "id") -> str:
+    """`line 2`, or `lines 2, 5 and 3 more`; `what` is the singular."""
+    listed = ", ".join(map(str, values[:_MAX_LINES]))
+    more = f" and {len(values) - _MAX_LINES} more" if len(values) > _MAX_LINES else ""
+    return f"{what}{'s' if len(values) > 1 else ''} {listed}{more}"
 
 
 class _Columns:
