@@ -1,4 +1,4 @@
-"""A model whose scores are NaN gets no metrics of any kind; its examples are counted, the exit code says so."""
+"""A model whose scores are NaN gets no metrics of any kind; examples are counted, the exit code says so."""
 
 from __future__ import annotations
 
