@@ -144,9 +144,9 @@ class GuidanceSection(_Section):
     weight: NonNegative = 3.0
     """Factor of the guidance loss; at 0 the run is plain fine-tuning and attention is only measured."""
     schedule: Literal["constant", "linear"] = "constant"
-    """Of the weight after its warmup: constant, or linear to 0 at the last step."""
+    """Of the weight after its warmup: constant, or linear, which would be 0 one step after the last."""
     warmup_steps: NonNegativeInt = 0
-    """Steps over which the weight rises linearly from 0."""
+    """Steps over which the weight rises linearly; the last of them has the whole weight."""
     reduction: Literal["mean", "frobenius"] = "mean"
     """mean: per visible query-key pair; frobenius: Eq. (2) as printed, summed over a sequence."""
     target: Literal["indicator", "normalized"] = "indicator"
@@ -177,9 +177,9 @@ class TrainSection(_Section):
     learning_rate: Positive = 5e-5
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "linear"
-    """Shape of the learning rate after warmup; cosine and linear end at 0."""
+    """Shape of the learning rate after warmup; cosine and linear would be 0 one step after the last."""
     warmup_steps: NonNegativeInt = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly; the last of them is at the peak."""
     weight_decay: NonNegative = 0.01
     """AdamW's decoupled weight decay, on matrices and embeddings only."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

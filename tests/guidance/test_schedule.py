@@ -18,8 +18,9 @@ from tests.support.ranks import DS_CONFIGS
 def test_weight_schedules() -> None:
     assert [weight_factor("constant", 0, step, 4) for step in (1, 2, 3, 4)] == [1, 1, 1, 1]
     assert [weight_factor("constant", 2, step, 4) for step in (1, 2, 3, 4)] == [0.5, 1, 1, 1]
-    assert [weight_factor("linear", 0, step, 4) for step in (1, 2, 3, 4)] == [0.75, 0.5, 0.25, 0]
-    assert [weight_factor("linear", 2, step, 6) for step in (1, 2, 3, 6)] == [0.5, 1, 0.75, 0]
+    assert [weight_factor("linear", 0, step, 4) for step in (1, 2, 3, 4)] == [1, 0.75, 0.5, 0.25]
+    assert weight_factor("linear", 0, 1, 1) == 1
+    assert [weight_factor("linear", 2, step, 6) for step in (1, 2, 3, 4, 6)] == [0.5, 1, 1, 0.75, 0.25]
 
 
 def custom(shards: Path, folder: Path, plan: str, **more: str) -> Job:
