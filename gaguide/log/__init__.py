@@ -2,7 +2,7 @@
 
 from gaguide.log.code import code_commit, code_fingerprint
 from gaguide.log.console import StepLine, format_duration, has_reader, say
-from gaguide.log.records import MetricsFile, read_metrics
+from gaguide.log.records import MetricsFile, has_step, read_lines, read_metrics
 
 __all__ = [
     "MetricsFile",
@@ -11,6 +11,8 @@ __all__ = [
     "code_fingerprint",
     "format_duration",
     "has_reader",
+    "has_step",
+    "read_lines",
     "read_metrics",
     "say",
 ]

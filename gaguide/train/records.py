@@ -60,7 +60,7 @@ class RunRecords:
         self.engine.resume_monitors(done * job.batch.global_batch)
         if resumed:
             records = read_metrics(output / f"{METRICS}.jsonl")
-            self.clock.total = records[-1]["seconds"] if records else 0.0
+            self.clock.total = max((float(record.get("seconds") or 0) for record in records), default=0.0)
             say(f"resuming after step {done} of {job.total_steps}")
 
     def _open_file(self, name: str, done: int) -> None:
@@ -70,7 +70,7 @@ class RunRecords:
         """Whether the file has a record of `step`; False on ranks other than 0."""
         if name not in self._files:
             return False
-        return any(record["step"] == step for record in read_metrics(self.job.output / f"{name}.jsonl"))
+        return any(record.get("step") == step for record in read_metrics(self.job.output / f"{name}.jsonl"))
 
     def step(self, step: int, numbers: StepNumbers, context: Mapping[str, Any]) -> None:
         """Write a logged step; `context` has lr, skipped_steps, guidance_weight and peak_memory."""

@@ -20,6 +20,7 @@ from gaguide.distributed import World, all_gather, broadcast
 from gaguide.evaluate.schedule.batches import Batch
 from gaguide.evaluate.score.logits import Scores
 from gaguide.evaluate.score.scorer import Sharing
+from gaguide.log import read_metrics
 
 FOLDER = ".unfinished"
 """Folder in the output folder, until the results are written."""
@@ -89,16 +90,12 @@ def remove_saved_scores(outputs: Iterable[Path]) -> None:
 
 
 def _read(folder: Path, batches: Sequence[Batch]) -> dict[str, tuple[Sharing, dict[int, Scores]]]:
-    """(sharing, scores by batch) of every file; a line truncated by a kill ends its file."""
+    """(sharing, scores by batch) of every file; batches whose line is damaged are scored again."""
     found: dict[str, tuple[Sharing, dict[int, Scores]]] = {}
     for path in sorted(folder.glob("rank-*.jsonl")):
         sharing, scores = None, {}
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if sharing is None:
+        for record in read_metrics(path):
+            if "shares" in record:
                 sharing = Sharing(record["shares"])
             else:
                 scores[int(record["batch"])] = {
