@@ -12,7 +12,7 @@ from tests.support.ranks import REPOSITORY
 
 PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
-    "errors", "files", "shipped", "ports", "html", "figures", "config", "distributed", "log", "data",
+    "lazy", "errors", "files", "shipped", "ports", "html", "figures", "config", "distributed", "log", "data",
     "model", "guidance", "attention", "engine", "checkpoint", "cost", "liveness", "train", "evaluate",
     "slurm", "study", "report", "doctor", "cli",
 )  # fmt: skip

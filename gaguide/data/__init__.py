@@ -1,12 +1,17 @@
 """The data plane: text to shards (`build`), shards to blocks in training order (`read`), their `format`."""
 
-from gaguide.data.build.build import BuildRequest, Progress, build_shards
-from gaguide.data.build.demo_corpus import build_embedded_corpus
-from gaguide.data.format.manifest import Manifest, ShardInfo, read_manifest
-from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
-from gaguide.data.read.blocks import BlockStore
-from gaguide.data.read.mixture import MixedOrder, MixedStore
-from gaguide.data.read.order import BlockOrder, Order, rank_micro_batches, steps_for_epochs
+from typing import TYPE_CHECKING
+
+from gaguide.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gaguide.data.build.build import BuildRequest, Progress, build_shards
+    from gaguide.data.build.demo_corpus import build_embedded_corpus
+    from gaguide.data.format.manifest import Manifest, ShardInfo, read_manifest
+    from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
+    from gaguide.data.read.blocks import BlockStore
+    from gaguide.data.read.mixture import MixedOrder, MixedStore
+    from gaguide.data.read.order import BlockOrder, Order, rank_micro_batches, steps_for_epochs
 
 __all__ = [
     "BlockOrder",
@@ -26,3 +31,25 @@ __all__ = [
     "steps_for_epochs",
     "tokenizer_fingerprint",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "BuildRequest": "build.build",
+        "Progress": "build.build",
+        "build_shards": "build.build",
+        "build_embedded_corpus": "build.demo_corpus",
+        "Manifest": "format.manifest",
+        "ShardInfo": "format.manifest",
+        "read_manifest": "format.manifest",
+        "load_tokenizer": "format.tokenizer",
+        "tokenizer_fingerprint": "format.tokenizer",
+        "BlockStore": "read.blocks",
+        "MixedOrder": "read.mixture",
+        "MixedStore": "read.mixture",
+        "BlockOrder": "read.order",
+        "Order": "read.order",
+        "rank_micro_batches": "read.order",
+        "steps_for_epochs": "read.order",
+    },
+)

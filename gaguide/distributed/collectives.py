@@ -1,26 +1,36 @@
-"""Collectives over Python objects and small tensors; with a single process each is the identity."""
+"""Collectives over Python objects and small tensors; with a single process each is the identity.
+
+torch is imported only where ranks have met, so that commands which never start any are fast.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gaguide.errors import Fault, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
 
 def _is_alone() -> bool:
+    if "torch" not in sys.modules:
+        return True
+    import torch.distributed as dist
+
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def barrier() -> None:
     """Wait for every rank."""
     if not _is_alone():
+        import torch.distributed as dist
+
         dist.barrier()
 
 
@@ -28,6 +38,8 @@ def all_gather(value: T) -> list[T]:
     """The picklable `value` of every rank, in order of rank."""
     if _is_alone():
         return [value]
+    import torch.distributed as dist
+
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -37,6 +49,8 @@ def broadcast(value: T) -> T:
     """Rank 0's picklable `value`, on every rank."""
     if _is_alone():
         return value
+    import torch.distributed as dist
+
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
@@ -45,6 +59,8 @@ def broadcast(value: T) -> T:
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum over ranks, in place; `values` must be on the rank's device."""
     if not _is_alone():
+        import torch.distributed as dist
+
         dist.all_reduce(values)
     return values
 
@@ -52,6 +68,8 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 def all_reduce_max(values: torch.Tensor) -> torch.Tensor:
     """Elementwise maximum over ranks, in place; `values` must be on the rank's device."""
     if not _is_alone():
+        import torch.distributed as dist
+
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.distributed.launcher import check_hostfile
 from gaguide.distributed.network import gloo_interface
 from gaguide.distributed.rendezvous import expand_hosts, rendezvous
 from gaguide.errors import Fault, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # (rank, world size, local rank) as each launcher names them, in the order of precedence.
 _LAUNCHER_VARIABLES = (
@@ -50,6 +50,8 @@ class World:
     @property
     def device(self) -> torch.device:
         """The GPU of this local rank if there is one, else the CPU."""
+        import torch
+
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     @classmethod
@@ -78,6 +80,9 @@ def start(world: World, timeout_minutes: float = 30) -> None:
     DeepSpeed uses an existing group. `timeout_minutes` bounds how long a collective waits for a lost rank.
     Raises a `UserError` where the ranks cannot meet or a local rank has no GPU.
     """
+    import torch
+    import torch.distributed as dist
+
     if dist.is_initialized():
         return
     check_hostfile()
@@ -128,6 +133,10 @@ def _number(name: str, text: str) -> int:
 
 def stop() -> None:
     """Destroy the process group, if there is one."""
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -149,4 +158,6 @@ def leave(code: int) -> NoReturn:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` reports that a device ran out of memory; on the CPU only its text says so."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

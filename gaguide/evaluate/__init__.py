@@ -16,10 +16,9 @@ In the order of an evaluation:
 The names below are imported when they are first used, so that modules without torch start fast.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from gaguide.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gaguide.evaluate.results.results import Results, TaskResult
@@ -28,18 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateSettings", "Results", "Task", "TaskResult", "built_in_tasks", "evaluate", "evaluate_all"]
 
-_HOMES = {
-    "EvaluateSettings": "runner",
-    "evaluate": "runner",
-    "evaluate_all": "runner",
-    "Results": "results.results",
-    "TaskResult": "results.results",
-    "Task": "tasks.task",
-    "built_in_tasks": "tasks.task",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "EvaluateSettings": "runner",
+        "evaluate": "runner",
+        "evaluate_all": "runner",
+        "Results": "results.results",
+        "TaskResult": "results.results",
+        "Task": "tasks.task",
+        "built_in_tasks": "tasks.task",
+    },
+)

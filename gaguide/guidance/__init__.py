@@ -1,18 +1,23 @@
 """Attention guidance: lexicons and patterns, the plan, its loss, and attaching it to a model."""
 
-from gaguide.guidance.attach import Guidance, guide
-from gaguide.guidance.lexicon import Lexicon, get_lexicon, read_lexicons, shipped_lexicons
-from gaguide.guidance.measure import HeadAttention, Measurement, measure
-from gaguide.guidance.patterns import Columns, FirstToken, FixedOffset, Offset, Pattern, TokenSet
-from gaguide.guidance.plan import (
-    DEFAULT_WEIGHT,
-    Assignment,
-    GuidancePlan,
-    GuidedHead,
-)
-from gaguide.guidance.registry import make_pattern
-from gaguide.guidance.schedule import weight_factor
-from gaguide.guidance.words import WordSet
+from typing import TYPE_CHECKING
+
+from gaguide.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gaguide.guidance.attach import Guidance, guide
+    from gaguide.guidance.lexicon import Lexicon, get_lexicon, read_lexicons, shipped_lexicons
+    from gaguide.guidance.measurement import HeadAttention, Measurement, measure
+    from gaguide.guidance.patterns import Columns, FirstToken, FixedOffset, Offset, Pattern, TokenSet
+    from gaguide.guidance.plan import (
+        DEFAULT_WEIGHT,
+        Assignment,
+        GuidancePlan,
+        GuidedHead,
+    )
+    from gaguide.guidance.registry import make_pattern
+    from gaguide.guidance.schedule import weight_factor
+    from gaguide.guidance.words import WordSet
 
 __all__ = [
     "DEFAULT_WEIGHT",
@@ -38,3 +43,31 @@ __all__ = [
     "shipped_lexicons",
     "weight_factor",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Guidance": "attach",
+        "guide": "attach",
+        "Lexicon": "lexicon",
+        "get_lexicon": "lexicon",
+        "read_lexicons": "lexicon",
+        "shipped_lexicons": "lexicon",
+        "HeadAttention": "measurement",
+        "Measurement": "measurement",
+        "measure": "measurement",
+        "Columns": "patterns",
+        "FirstToken": "patterns",
+        "FixedOffset": "patterns",
+        "Offset": "patterns",
+        "Pattern": "patterns",
+        "TokenSet": "patterns",
+        "Assignment": "plan",
+        "DEFAULT_WEIGHT": "plan",
+        "GuidancePlan": "plan",
+        "GuidedHead": "plan",
+        "make_pattern": "registry",
+        "weight_factor": "schedule",
+        "WordSet": "words",
+    },
+)

@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
-from gaguide.guidance.patterns import TokenSet
-from gaguide.guidance.words import WordSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gaguide.guidance.patterns import TokenSet
+    from gaguide.guidance.words import WordSet
 
 Mode = Literal["pieces", "words"]
 
@@ -55,6 +57,9 @@ class Lexicon:
 
     def pattern(self, tokenizer: PreTrainedTokenizerBase, mode: Mode = "pieces") -> TokenSet | WordSet:
         """The pattern that matches this lexicon in the tokenizer's ids."""
+        from gaguide.guidance.patterns import TokenSet
+        from gaguide.guidance.words import WordSet
+
         if mode == "pieces":
             return TokenSet(self.name, self.piece_ids(tokenizer))
         return WordSet.build(self.name, self.words, tokenizer)

@@ -10,15 +10,41 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from gaguide.errors import Fault, UserError, suggestion
 from gaguide.guidance.lexicon import Lexicon, Mode, shipped_lexicons
-from gaguide.guidance.patterns import FirstToken, FixedOffset, Pattern, TokenSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gaguide.guidance.patterns import Pattern, TokenSet
 
 ENTRY_POINTS = "gaguide.patterns"
 _FIXED = ("first-token", "previous-token", "self", "end-of-text", "delimiter", "offset-N")
+
+
+def check_pattern_name(name: str, own: Mapping[str, Lexicon] | None = None, field: str = "pattern") -> None:
+    """Raise a `UserError` under `field` for an unknown name and a pattern that a causal model cannot learn.
+
+    Needs neither a tokenizer nor torch.
+    """
+    offset = re.fullmatch(r"offset-(-?\d+)", name)
+    if name == "next-token" or (offset and int(offset[1]) < 0):
+        raise UserError(
+            Fault(
+                field,
+                "is after the query, where a causal model cannot see: its attention there is always 0",
+                "use previous-token, self or offset-N",
+                name,
+            )
+        )
+    known = {*_FIXED, *shipped_lexicons(), *(own or {}), *entry_points(group=ENTRY_POINTS).names} - {
+        "offset-N"
+    }
+    if not offset and name not in known:
+        remedy = suggestion(name, known | {"offset-N"}, limit=40)
+        raise UserError(Fault(field, "unknown pattern or lexicon", remedy, name))
 
 
 def make_pattern(
@@ -32,16 +58,10 @@ def make_pattern(
 
     Raises a `UserError` under `field` for an unknown name and a pattern that a causal model cannot learn.
     """
-    offset = re.fullmatch(r"offset-(-?\d+)", name)
-    if name == "next-token" or (offset and int(offset[1]) < 0):
-        raise UserError(
-            Fault(
-                field,
-                "is after the query, where a causal model cannot see: its attention there is always 0",
-                "use previous-token, self or offset-N",
-                name,
-            )
-        )
+    from gaguide.guidance.patterns import FirstToken, FixedOffset
+
+    check_pattern_name(name, own, field)
+    offset = re.fullmatch(r"offset-(\d+)", name)
     if offset:
         return FixedOffset(int(offset[1]))
     if name in ("self", "previous-token"):
@@ -53,7 +73,7 @@ def make_pattern(
     lexicons = shipped_lexicons() | dict(own or {})
     if name in lexicons:
         return lexicons[name].pattern(tokenizer, mode)
-    return _from_entry_point(name, tokenizer, field, list(lexicons))
+    return _from_entry_point(name, tokenizer, field)
 
 
 def _end_of_text(tokenizer: PreTrainedTokenizerBase, field: str) -> TokenSet:
@@ -62,16 +82,15 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase, field: str) -> TokenSet:
         raise UserError(
             Fault(field, "the tokenizer has no end-of-text token", "use another pattern", "end-of-text")
         )
+    from gaguide.guidance.patterns import TokenSet
+
     return TokenSet("end-of-text", frozenset({int(tokenizer.eos_token_id)}))
 
 
-def _from_entry_point(
-    name: str, tokenizer: PreTrainedTokenizerBase, field: str, lexicons: list[str]
-) -> Pattern:
+def _from_entry_point(name: str, tokenizer: PreTrainedTokenizerBase, field: str) -> Pattern:
+    from gaguide.guidance.patterns import Pattern
+
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name not in offered:
-        known = [*_FIXED, *lexicons, *offered]
-        raise UserError(Fault(field, "unknown pattern or lexicon", suggestion(name, known, limit=40), name))
     pattern = offered[name].load()(tokenizer)
     if not isinstance(pattern, Pattern):
         raise UserError(

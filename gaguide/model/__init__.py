@@ -1,9 +1,14 @@
 """Models: GPT-2's sizes; configurations and weights from a hub, a folder or a seed."""
 
-from gaguide.model.fast import adapt_to, align_head, fuse_activations
-from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
-from gaguide.model.shape import ModelShape, shape_of
-from gaguide.model.sizes import SIZES, scratch_config
+from typing import TYPE_CHECKING
+
+from gaguide.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gaguide.model.fast import adapt_to, align_head, fuse_activations
+    from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
+    from gaguide.model.shape import ModelShape, shape_of
+    from gaguide.model.sizes import SIZES, scratch_config
 
 __all__ = [
     "SIZES",
@@ -19,3 +24,21 @@ __all__ = [
     "shape_of",
     "skeleton",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "adapt_to": "fast",
+        "align_head": "fast",
+        "fuse_activations": "fast",
+        "ModelSource": "load",
+        "build_model": "load",
+        "checkpoint_activations": "load",
+        "find_model": "load",
+        "skeleton": "load",
+        "ModelShape": "shape",
+        "shape_of": "shape",
+        "SIZES": "sizes",
+        "scratch_config": "sizes",
+    },
+)

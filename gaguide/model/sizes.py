@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import GPT2Config
+if TYPE_CHECKING:
+    from transformers import GPT2Config
 
 GPT2_VOCABULARY = 50_257
 """Entries of GPT-2's vocabulary, `<|endoftext|>` included."""
@@ -38,6 +40,8 @@ SIZES = {
 
 def scratch_config(size: Size, vocab_size: int, end_of_text: int | None) -> GPT2Config:
     """Configuration of a GPT-2 of that size; `end_of_text` is the id of the token that ends a document."""
+    from transformers import GPT2Config
+
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=size.positions,

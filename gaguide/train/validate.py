@@ -10,7 +10,7 @@ import torch
 from gaguide.distributed import World
 from gaguide.engine.engine import Engine
 from gaguide.guidance import Guidance, Measurement
-from gaguide.guidance.measure import measure_guided
+from gaguide.guidance.measurement import measure_guided
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 

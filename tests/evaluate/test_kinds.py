@@ -17,7 +17,7 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate
 from gaguide.evaluate.results.numbers import first_number
-from gaguide.guidance.measure import measure_guided
+from gaguide.guidance.measurement import measure_guided
 from gaguide.train.inputs import model_inputs
 
 
