@@ -113,6 +113,7 @@ def _submit(grid: Grid, options: SlurmOptions, file: str) -> None:
 def _run(grid: Grid, jobs: int, cell: str | None, before: str) -> None:
     from gaguide.study.collect import collect as collect_study
     from gaguide.study.collect import write_progress
+    from gaguide.study.record_files import tables_folder
     from gaguide.study.run import Runner
 
     grid.folder.mkdir(parents=True, exist_ok=True)
@@ -131,12 +132,16 @@ def _run(grid: Grid, jobs: int, cell: str | None, before: str) -> None:
     if runner.stopped:
         typer.echo("stopped; the same command resumes it")
         raise typer.Exit(130)
+    left_out = 0
     if cell is None:
-        collect_study(grid)
-        typer.echo(f"tables: {grid.folder}")
+        left_out = len(collect_study(grid).left_out)
+        typer.echo(f"tables: {tables_folder(grid.folder)}")
     unfinished = [name for name, state in states.items() if state.state != "done"]
     if unfinished:
         typer.echo(f"{len(unfinished)} of {len(cells)} cells are not done")
+    if left_out:
+        typer.echo(f"{left_out} of the numbers above are left out of the tables")
+    if unfinished or left_out:
         raise typer.Exit(1)
 
 
@@ -152,6 +157,7 @@ def status(context: typer.Context, file: _FILE) -> None:
 def collect(context: typer.Context, file: _FILE) -> None:
     """Rebuild the tables from the cells that are done."""
     from gaguide.study.collect import collect as collect_study
+    from gaguide.study.record_files import tables_folder
 
     grid = _grid(file, context.args, None)
     if not grid.folder.is_dir():
@@ -159,7 +165,7 @@ def collect(context: typer.Context, file: _FILE) -> None:
         raise UserError(Fault("FILE", "its study has not been run yet", remedy, str(grid.folder)))
     records = collect_study(grid)
     done = sum(record.state == "done" for record in records.cells)
-    typer.echo(f"{done} of {len(records.cells)} cells are done; tables: {grid.folder}")
+    typer.echo(f"{done} of {len(records.cells)} cells are done; tables: {tables_folder(grid.folder)}")
 
 
 def _grid(file: str, arguments: Sequence[str], ranks: int | None) -> Grid:

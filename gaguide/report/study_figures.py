@@ -17,6 +17,7 @@ from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.report.study_tables import attention_means, experiments, main_metrics, mean_of, sizes
 from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
 from gaguide.report.text import shorten
+from gaguide.study.analysis_records import HeadAttention
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, Mean
 
@@ -63,7 +64,7 @@ def draw_loss(study: StudyRecords) -> Figure | None:
         ax = figure.add_subplot(1, 2, 2)
         ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6)
         for index, experiment in enumerate(experiments(study)):
-            rows = {row.size: row for row in costs if row.experiment == experiment}
+            rows = {row.size: row for row in study.index.losses.get((experiment, "finetuned"), ())}
             points = [(size, rows[size].difference, rows[size].low, rows[size].high)
                       for size in sizes(study) if size in rows]  # fmt: skip
             _line(ax, study, index, experiment, points, handles)
@@ -84,20 +85,20 @@ def draw_attention(study: StudyRecords) -> Figure | None:
     measured = {row.size for row in study.attention if row.guided} or {row.size for row in study.attention}
     largest = [size for size in sizes(study) if size in measured][-1]
     for index, experiment in enumerate(experiments(study)):
-        rows = [row for row in study.attention if row.experiment == experiment]
+        rows: dict[str, list[HeadAttention]] = {}
+        for row in study.index.attention.get(experiment, ()):
+            rows.setdefault(row.size, []).append(row)
         before, after = [], []
         for size in sizes(study):
-            first, last = attention_means([row for row in rows if row.size == size])
+            first, last = attention_means(rows.get(size, []))
             before += [] if first is None else [(size, first, None, None)]
-            after += [] if last is None else [(size, last, *_seed_range(rows, size))]
+            after += [] if last is None else [(size, last, *_seed_range(rows[size]))]
         _line(left, study, index, experiment, before, {}, hollow=True)
         _line(left, study, index, experiment, after, handles)
-        here = [row for row in rows if row.size == largest]
-        layers = sorted({row.layer for row in here})
+        by_layer = study.index.attention_by_layer
+        layers = sorted({row.layer for row in rows.get(largest, ())})
         for when, hollow in ((0, True), (1, False)):
-            found = [
-                (layer, attention_means([r for r in here if r.layer == layer])[when]) for layer in layers
-            ]
+            found = [(layer, attention_means(by_layer[largest, layer, experiment])[when]) for layer in layers]
             known = [(layer, value) for layer, value in found if value is not None]
             colour, dashes = series_style(index)
             right.plot([x for x, _ in known], [y for _, y in known], color=colour,
@@ -163,7 +164,7 @@ def _line(
 def _size_axis(ax: Axes, study: StudyRecords) -> None:
     """Sizes at equal steps, each with its number of parameters."""
     order = sizes(study)
-    parameters = {mean.size: mean.parameters for mean in study.means}
+    parameters = study.index.parameters
     labels = [
         f"{shorten(size, 14)}\n{millions(parameters[size])}" if size in parameters else size for size in order
     ]
@@ -181,11 +182,11 @@ def millions(parameters: int) -> str:
     return str(parameters)
 
 
-def _seed_range(rows: Sequence[Any], size: str) -> tuple[float | None, float | None]:
+def _seed_range(rows: Sequence[HeadAttention]) -> tuple[float | None, float | None]:
     """Lowest and highest mean over heads of a seed; (None, None) for fewer than two seeds."""
     by_seed: dict[int | None, list[float]] = {}
     for row in rows:
-        if row.size == size and row.after is not None:
+        if row.after is not None:
             by_seed.setdefault(row.seed, []).append(row.after)
     means = [fmean(values) for values in by_seed.values()]
     return (min(means), max(means)) if len(means) > 1 else (None, None)

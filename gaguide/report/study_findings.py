@@ -27,7 +27,7 @@ def study_findings(study: StudyRecords) -> list[str]:
 def _attention(study: StudyRecords) -> list[str]:
     sentences = []
     for experiment in experiments(study):
-        rows = [row for row in study.attention if row.experiment == experiment]
+        rows = study.index.attention.get(experiment, ())
         before, after = attention_means(rows)
         if before is None or after is None:
             continue
@@ -43,7 +43,7 @@ def _attention(study: StudyRecords) -> list[str]:
 def _losses(study: StudyRecords) -> list[str]:
     sentences = []
     for experiment in experiments(study):
-        rows = [row for row in study.losses if (row.experiment, row.baseline) == (experiment, "finetuned")]
+        rows = study.index.losses.get((experiment, "finetuned"), ())
         if not rows:
             continue
         parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({row.relative:+.2%})" for row in rows]

@@ -89,7 +89,7 @@ def _changes(study: StudyRecords) -> Iterator[Section]:
     """The examples that guidance helped and hurt the most against finetuned, for each guided experiment."""
     tables: list[Table] = []
     for experiment in dict.fromkeys(row.experiment for row in study.changes):
-        rows = [row for row in study.changes if (row.experiment, row.baseline) == (experiment, "finetuned")]
+        rows = study.index.changes.get((experiment, "finetuned"), ())
         ordered = sorted(rows, key=lambda row: row.change)
         helped = [row for row in ordered if row.change < 0][:_CHANGES_SHOWN]
         hurt = [row for row in reversed(ordered) if row.change > 0][:_CHANGES_SHOWN]

@@ -5,50 +5,42 @@ Only averages over heads are computed here; the statistics are in the records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from gaguide.report.document import Cell, Table
 from gaguide.report.text import ABSENT, fixed, interval, p_value, slug
 from gaguide.study.analysis_records import HeadAttention, LossCost
 from gaguide.study.record_files import StudyRecords
-from gaguide.study.records import HELD_OUT, Comparison, Mean, ScalingVerdict
+from gaguide.study.records import Comparison, Mean, ScalingVerdict
 
 SIGNIFICANT = 0.05
 
 
-def sizes(study: StudyRecords) -> list[str]:
+def sizes(study: StudyRecords) -> tuple[str, ...]:
     """Sizes with results, smallest first; those of the cells before there are results."""
-    known = {mean.size: mean.parameters for mean in study.means}
-    if not known:
-        return list(dict.fromkeys(cell.size for cell in study.cells))
-    return sorted(known, key=lambda size: known[size])
+    return study.index.sizes
 
 
-def experiments(study: StudyRecords) -> list[str]:
+def experiments(study: StudyRecords) -> tuple[str, ...]:
     """The study's experiments, the columns of most tables, in its order."""
-    return list(dict.fromkeys(cell.experiment for cell in study.cells if cell.role != "base"))
+    return study.index.experiments
 
 
-def main_metrics(study: StudyRecords) -> dict[str, str]:
+def main_metrics(study: StudyRecords) -> Mapping[str, str]:
     """Task → the metric that its evaluation lists first."""
-    found: dict[str, str] = {}
-    for row in study.means:
-        if row.task != HELD_OUT:
-            found.setdefault(row.task, row.metric)
-    return found
+    return study.index.main_metrics
 
 
 def mean_of(study: StudyRecords, size: str, experiment: str, task: str, metric: str) -> Mean | None:
     """A row of the means, None where it is missing; a single seed gets the interval over examples."""
     key = (size, experiment, task, metric)
-    found = next((m for m in study.means if (m.size, m.experiment, m.task, m.metric) == key), None)
+    found = study.index.means.get(key)
     if found is None or found.seeds > 1 or found.low is not None:
         return found
-    rows = [r for r in study.results if (r.size, r.experiment, r.task, r.metric) == key]
-    low, high = (rows[0].low, rows[0].high) if len(rows) == 1 else (None, None)
-    return Mean(*key[:1], found.parameters, *key[1:], found.better, found.seeds, found.value, low, high,
-                found.chance, found.paper)  # fmt: skip
+    rows = study.index.results.get(key, ())
+    return replace(found, low=rows[0].low, high=rows[0].high) if len(rows) == 1 else found
 
 
 def size_tables(study: StudyRecords) -> list[Table]:
@@ -87,7 +79,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
     note.append(
         f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {SIGNIFICANT:g})."
     )
-    parameters = next((mean.parameters for mean in study.means if mean.size == size), None)
+    parameters = study.index.parameters.get(size)
     title = size if parameters is None else f"{size} ({parameters:,} parameters)"
     return Table(f"table-{slug(size)}", title, ("task", *columns), tuple(rows), " ".join(note))
 
@@ -127,12 +119,7 @@ def decisive(
     study: StudyRecords, size: str, experiment: str, baseline: str, task: str, metric: str
 ) -> Comparison | None:
     """The comparison over seeds where there are several, else that of the only seed; None without either."""
-    key = (size, experiment, baseline, task, metric)
-    rows = [
-        row
-        for row in study.comparisons
-        if (row.size, row.experiment, row.baseline, row.task, row.metric) == key
-    ]
+    rows = study.index.comparisons.get((size, experiment, baseline, task, metric), ())
     over = [row for row in rows if row.level == "seeds" and row.seeds > 1]
     single = [row for row in rows if row.level == "seed"]
     return over[0] if over else single[0] if len(single) == 1 else None
@@ -228,14 +215,14 @@ def _loss(row: LossCost) -> tuple[Cell, ...]:
 def attention_table(study: StudyRecords) -> Table:
     """Attention of the guided or measured heads on their words by layer, before → after training."""
     columns, rows = experiments(study), []
+    by_layer = study.index.attention_by_layer
+    layers: dict[str, set[int]] = {}
+    for size, layer, _ in by_layer:
+        layers.setdefault(size, set()).add(layer)
     for size in sizes(study):
-        found = [row for row in study.attention if row.size == size]
-        for layer in sorted({row.layer for row in found}):
+        for layer in sorted(layers.get(size, ())):
             cells = tuple(
-                Cell(
-                    _before_after(row for row in found if (row.layer, row.experiment) == (layer, experiment))
-                )
-                for experiment in columns
+                Cell(_before_after(by_layer.get((size, layer, experiment), ()))) for experiment in columns
             )
             rows.append((f"{size} · layer {layer}", cells))
     unguided = sorted({row.experiment for row in study.attention if not row.guided})
@@ -283,8 +270,9 @@ def share_table(study: StudyRecords, mode: str) -> Table:
 def gain_table(study: StudyRecords) -> Table:
     """Mean gain over the baseline on examples with and without words that the experiment guides to."""
     pairs: dict[str, dict[str, Cell]] = {}
+    main = main_metrics(study)
     for row in study.gains:
-        if row.metric != main_metrics(study).get(row.task):
+        if row.metric != main.get(row.task):
             continue
         name = f"{row.task} ({row.metric}) · {row.size} · {row.experiment} against {row.baseline}"
         text = ABSENT if row.gain is None else fixed(row.gain, 4, "+")

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from gaguide.errors import Fault, UserError
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
 from gaguide.study.analysis_records import Analysis, Change, Gain, HeadAttention, LexiconShare, LossCost
+from gaguide.study.index import StudyIndex
 from gaguide.study.records import CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
 
 STUDY, RESULTS, MEANS, LEFT_OUT = "study.json", "results.parquet", "means.jsonl", "left_out.jsonl"
@@ -65,6 +67,11 @@ class StudyRecords:
     """Every example under every guided experiment."""
     left_out: tuple[LeftOut, ...] = ()
     """Numbers of finished cells that are in none of the tables above."""
+
+    @cached_property
+    def index(self) -> StudyIndex:
+        """The records by key."""
+        return StudyIndex(self)
 
     @property
     def analysis(self) -> tuple[Analysis, ...]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from gaguide.config import dump_config
-from gaguide.errors import EXIT_PREEMPTED, UserError
+from gaguide.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
 from gaguide.files import write_text
 from gaguide.log import say
 from gaguide.ports import free_port
@@ -150,9 +150,13 @@ class Runner:
         log = folder / f"{stage}.log"
         code, wall, cpu = self._process(command, log, self._environment(cell, port))
         state = state.with_stage(stage, wall, cpu)
+        if code == EXIT_NOT_FINITE and stage == "evaluate" and evaluation_file(folder).is_file():
+            return state  # whole, and what is not finite in it is left out by name (`left_out`)
         if code != 0:
             stopped = self._stopping.is_set() or code == EXIT_PREEMPTED
             ended = "was stopped" if stopped else f"ended with code {code}"
+            if code == EXIT_NOT_FINITE:
+                ended = "diverged: its numbers are not finite"
             after: State = "pending" if stopped else "failed"
             return replace(state, state=after, error=f"{stage} {ended}; {log}:\n{tail(log)}")
         return state

@@ -7,8 +7,10 @@ import io
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -286,3 +288,50 @@ def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRec
             assert browser.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
             browser.hover("summary", click=True)
             assert browser.evaluate("document.querySelector('details').open") is True
+
+
+class _Counted(tuple):
+    """Rows that count how often one of them is looked at."""
+
+    seen = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in super().__iter__():
+            _Counted.seen += 1
+            yield row
+
+
+def _looks(study: StudyRecords) -> float:
+    """How often a report looks at each row of the study's records."""
+    names = ("cells", "results", "means", "comparisons", "verdicts", "shares", "gains", "attention", "losses",
+             "changes", "left_out")  # fmt: skip
+    tables: dict[str, Any] = {name: _Counted(getattr(study, name)) for name in names}
+    counted = replace(study, **tables)
+    _Counted.seen = 0
+    report = make_report(counted)
+    for kind in ("md", "latex", "html", "csv"):
+        render_report(report, kind, "r")
+    return _Counted.seen / sum(len(getattr(study, name)) for name in names)
+
+
+def test_work_grows_with_the_number_of_rows_only(study: StudyRecords) -> None:
+    """Twice the tasks, or twice the experiments, look at each row as often as before."""
+
+    def more(name: str, times: int) -> StudyRecords:
+        def copies(rows: tuple) -> tuple:
+            return tuple(
+                replace(row, **{name: getattr(row, name) + "x" * at}) if getattr(row, name, None) else row
+                for row in rows
+                for at in range(times if getattr(row, name, None) else 1)
+            )
+
+        tables: dict[str, Any] = {
+            part: copies(getattr(study, part))
+            for part in ("cells", "results", "means", "comparisons", "verdicts", "shares", "gains",
+                         "attention", "losses", "changes")
+        }  # fmt: skip
+        return replace(study, **tables)
+
+    before = _looks(study)
+    assert _looks(more("task", 4)) < 1.5 * before
+    assert _looks(more("experiment", 4)) < 1.5 * before
