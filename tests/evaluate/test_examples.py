@@ -174,14 +174,13 @@ def test_empty_files_and_unknown_columns_are_refused(tmp_path: Path) -> None:
 
 
 def test_classes_without_a_leading_space_cause_a_warning(tmp_path: Path) -> None:
-    path = _jsonl(
-        tmp_path / "a.jsonl", _GOOD, _GOOD | {"classes": ["b", "c"]}, _GOOD | {"classes": ["b", "c"]}
-    )
+    rows = [_GOOD | {"prompt": f"A{at} is", "classes": ["b", "c"]} for at in range(25)]
+    path = _jsonl(tmp_path / "a.jsonl", _GOOD, *rows[:2])
     parsed = _parse(path)
     assert len(parsed.warnings) == 1
     assert "2 of 3 examples" in parsed.warnings[0] and "(lines 2, 3)" in parsed.warnings[0]
-    many = _parse(_jsonl(tmp_path / "b.jsonl", *[_GOOD | {"classes": ["b", "c"]}] * 25))
-    assert many.warnings[0].endswith("19, 20 and 5 more)")
+    many = _parse(_jsonl(tmp_path / "b.jsonl", *rows))
+    assert len(many.warnings) == 1 and many.warnings[0].endswith("19, 20 and 5 more)")
 
 
 def test_faults_beyond_the_limit_are_counted(tmp_path: Path) -> None:
@@ -201,3 +200,14 @@ def test_the_prize_files_are_parsed(memo_trap: Path, prize_csv: Path) -> None:
         "qa-bias_logodds": ("logodds", 40),
         "syllogism-0shot_classification": ("classification", 1000),
     }
+
+
+def test_repeated_rows_are_counted_in_a_warning(tmp_path: Path) -> None:
+    rows = [
+        _GOOD | {"id": "a"},
+        _GOOD | {"id": "b"},
+        _GOOD | {"id": "c", "prompt": "B is"},
+        _GOOD | {"id": "d"},
+    ]
+    (warning,) = _parse(_jsonl(tmp_path / "a.jsonl", *rows)).warnings
+    assert "2 of 4 examples" in warning and "intervals are too narrow (lines 2, 4)" in warning

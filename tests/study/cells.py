@@ -61,7 +61,7 @@ def _evaluation(folder: Path, prompts: Sequence[str], margins: Sequence[float]) 
         for example, margin in zip(examples, margins, strict=True)
     ]
     task = Task(name=TASK, kind="classification")
-    data = TaskData(task, "classification", "made up", None, tuple(examples), ())
+    data = TaskData(task, "classification", "made up", None, tuple(examples), len(examples), ())
     result = TaskResult(
         data, summarize("classification", scored), chance_level("classification", examples), tuple(scored)
     )

@@ -23,6 +23,7 @@ _MAX_LINES = 20
 """Lines that a warning lists; the rest are counted."""
 _MAX_SHOWN = 60
 """Characters of a value in a message."""
+_REPEATED = "the same as an earlier one; each counts, so that the intervals are too narrow"
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 ALIASES = {
@@ -51,12 +52,21 @@ class Example:
     """Index of the right class."""
     number: float | None = None
     """Kind numeric: the right answer."""
+    number_text: str = field(default="", compare=False)
+    """Kind numeric: the right answer as the data spell it."""
     segments: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     """Kind perplexity: (input ids, target ids) of each separate part of a block."""
     delimiter: str = ""
     """What every continuation begins with and no class contains; `acc_norm` does not count it."""
     line: int = field(default=0, compare=False)
     """Line in the data file, counted from 1; 0 where there is none."""
+    demonstration_ends: tuple[int, ...] = field(default=(), compare=False)
+    """Where each demonstration in the prompts ends, in characters."""
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Equal for two rows that ask and answer the same."""
+        return self.prompts, self.continuations, self.answer_index, self.number
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -92,6 +102,7 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
     has_ids = "id" in columns.names
     line_of_id: dict[str, int] = {}
     doubtful_lines: dict[str, list[int]] = {}
+    contents: set[tuple[object, ...]] = set()
     for at, record in enumerate(records):
         try:
             example_id = _text(str(columns.get(record, "id")), "id") if has_ids else str(at)
@@ -106,6 +117,9 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
         examples.append(replace(example, line=record.line))
         for doubt in _doubts(example):
             doubtful_lines.setdefault(doubt, []).append(record.line)
+        if example.content in contents:
+            doubtful_lines.setdefault(_REPEATED, []).append(record.line)
+        contents.add(example.content)
     raise_some(faults, source)
     warnings = (
         f"{source}: {len(lines)} of {len(records)} examples: {doubt} ({_list_lines(lines)})"
@@ -182,7 +196,8 @@ def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, del
             raise _RowError("completion is empty", "give the text to score")
         return Example(example_id, (prompt,), (completion,))
     if kind == "numeric":
-        return Example(example_id, (prompt,), (), number=_number(columns.get(record, "number")))
+        number = columns.get(record, "number")
+        return Example(example_id, (prompt,), (), number=_number(number), number_text=_number_text(number))
     classes = _classes(columns.get(record, "classes"))
     continuations = tuple(delimiter + text for text in classes)
     prompts: tuple[str, ...] = (prompt,)
@@ -257,6 +272,10 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not math.isfinite(number):
         raise _RowError(f"the answer is {_short(value)}, not a number", "give one, such as 12 or 3.5")
     return number
+
+
+def _number_text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else getattr(value, "text", str(value))
 
 
 def _short(value: Any) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examples
-from gaguide.evaluate.tasks.fewshot import with_demonstrations
-from gaguide.evaluate.tasks.heldout import read_held_out
+from gaguide.evaluate.tasks.fewshot import Demonstrated, with_demonstrations
+from gaguide.evaluate.tasks.heldout import HeldOut, read_held_out
 from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks
 from gaguide.evaluate.tasks.records import Record, read_records
 from gaguide.evaluate.tasks.synthetic import GENERATORS, generate
@@ -31,6 +31,8 @@ class TaskData:
     """SHA-256 of the data file; the fingerprint of shards; None for hub and generated data."""
     examples: tuple[Example, ...]
     """What is asked, in the order of the data."""
+    available: int
+    """Number of examples without a limit."""
     warnings: tuple[str, ...]
     """Doubts about the data that do not stop the evaluation."""
     tokenizer: str | None = None
@@ -62,8 +64,8 @@ def _read_task(located: LocatedTask, limit: int | None, positions: int | None, s
     if task.kind == "perplexity":
         held_out = read_held_out(located, positions)
         return TaskData(
-            task, task.kind, held_out.source, held_out.fingerprint, held_out.examples[:limit], (),
-            held_out.tokenizer,
+            task, task.kind, held_out.source, held_out.fingerprint, held_out.examples[:limit],
+            len(held_out.examples), _repeated_blocks(held_out), held_out.tokenizer,
         )  # fmt: skip
     sha256, warnings = None, []
     if task.generator is not None:
@@ -78,28 +80,44 @@ def _read_task(located: LocatedTask, limit: int | None, positions: int | None, s
     else:
         source, records = _hub(task)
     parsed = parse_examples(task, records, source)
-    task, examples = _apply_fewshot(located, parsed, shots)
-    return TaskData(task, parsed.kind, source, sha256, examples[:limit], (*warnings, *parsed.warnings))
+    task, asked = _apply_fewshot(located, parsed, shots, limit)
+    warnings += [*parsed.warnings, *asked.warnings]
+    return TaskData(task, parsed.kind, source, sha256, asked.examples, asked.available, tuple(warnings))
+
+
+def _repeated_blocks(held_out: HeldOut) -> tuple[str, ...]:
+    repeated = len(held_out.examples) - len({example.segments for example in held_out.examples})
+    if not repeated:
+        return ()
+    return (
+        f"{held_out.source}: {repeated} of {len(held_out.examples)} blocks are the same as an earlier one; "
+        "each counts, so that the intervals are too narrow",
+    )
 
 
 def _apply_fewshot(
-    located: LocatedTask, parsed: ParsedExamples, shots: int | None
-) -> tuple[Task, tuple[Example, ...]]:
-    """The task and its examples with the demonstrations that the task or `shots` asks for."""
+    located: LocatedTask, parsed: ParsedExamples, shots: int | None, limit: int | None
+) -> tuple[Task, Demonstrated]:
+    """The task and its first `limit` examples with the demonstrations that the task or `shots` asks for."""
     task, fewshot = located.task, located.task.fewshot
     if shots is not None:
         fewshot = (fewshot or Fewshot(count=1)).model_copy(update={"count": shots}) if shots else None
         task = task.model_copy(update={"fewshot": fewshot})
     if fewshot is None:
-        return task, parsed.examples
+        return task, Demonstrated(parsed.examples[:limit], len(parsed.examples), ())
     pool = None
+    warnings: tuple[str, ...] = ()
     if fewshot.file is not None:
         path = located.folder / fewshot.file
         if not path.is_file():
             problem, remedy = "does not exist", "give a path relative to the task file"
             raise UserError(Fault(f"task {task.name}: fewshot.file", problem, remedy, str(path)))
-        pool = parse_examples(task, read_records(path), str(path)).examples
-    return task, with_demonstrations(task, fewshot, parsed.examples, pool)
+        found = parse_examples(task.model_copy(update={"kind": parsed.kind}), read_records(path), str(path))
+        if path != located.path:
+            warnings = found.warnings
+        pool = found.examples
+    asked = with_demonstrations(task, fewshot, parsed.examples, pool, limit)
+    return task, replace(asked, warnings=(*warnings, *asked.warnings))
 
 
 def _generated(task: Task) -> list[Record]:

@@ -18,6 +18,17 @@ MAX_FAULTS = 200
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+class SpelledFloat(float):
+    """A float that keeps its text in the file, as `3.50`."""
+
+    text: str
+
+    def __new__(cls, text: str | float) -> SpelledFloat:
+        value = super().__new__(cls, text)
+        value.text = str(text)
+        return value
+
+
 @dataclass(frozen=True)
 class Record:
     """A row of data before it is checked."""
@@ -58,7 +69,7 @@ def _json_records(lines: Sequence[str], path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            columns = json.loads(line)
+            columns = json.loads(line, parse_float=SpelledFloat)
             if not isinstance(columns, dict):
                 raise ValueError("not an object")
             records.append(Record(number, columns))
