@@ -40,6 +40,12 @@ class JobOptions:
     sbatch: Annotated[
         list[str] | None, typer.Option(help="With --slurm: further option of sbatch. Repeatable.")
     ] = None
+    max_running: Annotated[
+        int | None, typer.Option(help="With --slurm: jobs that run at a time.", show_default="all")
+    ] = None
+    max_restarts: Annotated[
+        int, typer.Option(help="With --slurm: restarts in a row without anything saved that end a job.")
+    ] = 3
 
     def slurm_options(self) -> SlurmOptions:
         """The options of a job."""
@@ -52,6 +58,8 @@ class JobOptions:
             account=self.account,
             setup=tuple(self.setup or ()),
             options=tuple(self.sbatch or ()),
+            max_running=self.max_running,
+            max_restarts=self.max_restarts,
         )
 
 

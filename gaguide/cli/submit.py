@@ -53,7 +53,16 @@ class JobOptions:
             help="Requeue after a lost host or a preemption; training also after its time limit.",
         ),
     ] = True
-    container: Annotated[Path | None, typer.Option(help="Apptainer image to run in.")] = None
+    container: Annotated[
+        str | None, typer.Option(help="Image to run in: a file, or with pyxis also a name in a registry.")
+    ] = None
+    container_runtime: Annotated[
+        str, typer.Option(help="What runs the image: apptainer, or pyxis (enroot).")
+    ] = "apptainer"
+    mount: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder that the container sees as well, PATH or PATH:INSIDE. Repeatable."),
+    ] = None
     python: Annotated[
         str | None,
         typer.Option(help="Python on the hosts.", show_default="this one; in a container its own"),
@@ -85,6 +94,7 @@ class JobOptions:
             "name": given.pop("job_name") or f"gaguide-{kind}",
             "python": self.python or ("python" if self.container else sys.executable),
             "setup": tuple(given["setup"] or ()),
+            "mounts": tuple(given.pop("mount") or ()),
             "options": tuple(given.pop("sbatch") or ()),
         }
         return JobRequest(kind, arguments=tuple(arguments), **given)
@@ -100,6 +110,9 @@ class TrainOptions(JobOptions, HostOptions):
     chain: Annotated[
         int, typer.Option(help="Jobs that run one after another, for a run longer than the time limit.")
     ] = 1
+    max_restarts: Annotated[
+        int, typer.Option(help="Restarts in a row without a newer checkpoint after which the job ends.")
+    ] = 3
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,9 @@ class DataOptions(JobOptions):
     time: Annotated[str, typer.Option(help="Time limit, HOURS:MINUTES:SECONDS or DAYS-HOURS.")] = "04:00:00"
     parts: Annotated[int, typer.Option(help="Tasks of the job array; each builds its share.")] = 8
     cpus_per_rank: Annotated[int, typer.Option("--cpus", help="Cores, and processes, of each task.")] = 8
+    max_running: Annotated[int | None, typer.Option(help="Tasks that run at a time.", show_default="all")] = (
+        None
+    )
 
 
 def register(app: typer.Typer) -> None:
@@ -149,12 +165,19 @@ def _submit(
 ) -> None:
     """Submit the job, or print it. Before that, raises the faults of the request and of what it would run."""
     import shlex
+    from dataclasses import replace
 
     from gaguide.errors import FaultCollector
-    from gaguide.slurm import pending_reason, prepare, submit
+    from gaguide.slurm import check_array, pending_reason, prepare, submit
 
     with FaultCollector() as faults:
         faults.add(*request.faults(), *find_faults(request))
+        if request.kind == "data" and not options.dry_run:
+            faults.attempt(check_array, request.parts)
+    if request.kind == "train":
+        from gaguide.slurm.output import output_of
+
+        request = replace(request, output=output_of(request.arguments))
     prepared = prepare(request, options.logs)
     if options.dry_run:
         typer.echo(prepared.script)

@@ -7,6 +7,7 @@ from gaguide.distributed.collectives import (
     barrier,
     broadcast,
     raise_together,
+    shared_clock,
 )
 from gaguide.distributed.world import World, leave, out_of_memory, start, stop
 
@@ -20,6 +21,7 @@ __all__ = [
     "leave",
     "out_of_memory",
     "raise_together",
+    "shared_clock",
     "start",
     "stop",
 ]

@@ -6,6 +6,7 @@ torch is imported only where ranks have met, so that commands which never start 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +55,17 @@ def broadcast(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def shared_clock() -> Callable[[], float]:
+    """A clock that shows the same Unix seconds on every rank, whatever its host's clock shows (a collective).
+
+    It follows rank 0's clock as of now, to within the time of a message; a host's clock that is set later
+    does not move it.
+    """
+    barrier()  # so that no rank receives rank 0's time long after it was sent
+    began, at = broadcast(time.time()), time.monotonic()
+    return lambda: began + (time.monotonic() - at)
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import atexit
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +16,7 @@ from gaguide.distributed.launcher import check_hostfile
 from gaguide.distributed.network import gloo_interface
 from gaguide.distributed.rendezvous import expand_hosts, rendezvous
 from gaguide.errors import Fault, UserError
+from gaguide.ports import free_port
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,10 @@ _LAUNCHER_VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed, torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
+    # srun; the step's number of tasks, because SLURM_NTASKS is the job's in the shell of an interactive
+    # allocation, which is a step of one task.
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 )
 
 
@@ -49,10 +53,15 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """The GPU of this local rank if there is one, else the CPU."""
+        """The GPU of this rank if there is one, else the CPU.
+
+        The only one that it sees, as under `srun --gpus-per-task`, or the one of its local rank.
+        """
         import torch
 
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", gpu_index(self.local_rank, torch.cuda.device_count()))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> World:
@@ -87,27 +96,70 @@ def start(world: World, timeout_minutes: float = 30) -> None:
         return
     check_hostfile()
     os.environ.update(rendezvous(os.environ, world.rank, world.size))
-    if world.device.type == "cuda" and world.local_rank >= torch.cuda.device_count():
-        raise UserError(
-            Fault(
-                "LOCAL_RANK",
-                f"host {world.host} has {torch.cuda.device_count()} GPUs",
-                "start at most one rank for each GPU",
-                world.local_rank,
-            )
-        )
-    # DeepSpeed and transformers read these names whatever the launcher sets.
-    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
-    if world.device.type == "cuda":
+    has_gpu = world.device.type == "cuda"
+    if has_gpu and world.device.index >= torch.cuda.device_count():
+        raise UserError(_too_many_ranks(world, f"host {world.host} shows {torch.cuda.device_count()} GPUs"))
+    # DeepSpeed and transformers read these names whatever the launcher sets. To both, LOCAL_RANK is the
+    # number of the GPU.
+    gpu = world.device.index if has_gpu else world.local_rank
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(gpu))
+    if has_gpu:
         torch.cuda.set_device(world.device)
     else:
         _choose_interface(world)
-    dist.init_process_group(
-        "nccl" if world.device.type == "cuda" else "gloo",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(minutes=timeout_minutes),
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if has_gpu else "gloo",
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(_busy_port()) from None
+    if has_gpu and world.size > 1:
+        _check_gpus(world)
+
+
+def gpu_index(local_rank: int, visible: int) -> int:
+    """The number of the GPU of a rank that sees `visible` GPUs."""
+    return 0 if visible == 1 else local_rank
+
+
+def _busy_port() -> Fault:
+    """Only rank 0 listens: it alone has this fault, and its launcher ends the others."""
+    problem = "is in use on this host, perhaps by another run"
+    if "CROSS_SIZE" in os.environ:  # the deepspeed launcher
+        remedy = f"give a free one: deepspeed --master_port {free_port()} …"
+        return Fault("--master_port", problem, remedy, os.environ["MASTER_PORT"])
+    remedy = f"give a free one (--master_port or export MASTER_PORT={free_port()}), the same on all hosts"
+    return Fault("MASTER_PORT (--master_port)", problem, remedy, os.environ["MASTER_PORT"])
+
+
+def _check_gpus(world: World) -> None:
+    """Raise a `UserError` on every rank if two ranks have the same GPU."""
+    import torch
+    import torch.distributed as dist
+
+    store = dist.distributed_c10d._get_default_store()
+    own = f"{torch.cuda.get_device_properties(world.device).uuid} of host {world.host}"
+    store.set(f"gpu of rank {world.rank}", own)
+    gpus = [store.get(f"gpu of rank {rank}").decode() for rank in range(world.size)]
+    if pair := shared_gpu(gpus):
+        problem = f"ranks {pair[0]} and {pair[1]} have the same GPU, {gpus[pair[0]]}"
+        raise UserError(_too_many_ranks(world, problem))
+
+
+def shared_gpu(gpus: Sequence[str]) -> tuple[int, int] | None:
+    """Two ranks with the same GPU; `gpus` names the GPU of each rank."""
+    first = {gpu: rank for rank, gpu in reversed(list(enumerate(gpus)))}
+    return next(((first[gpu], rank) for rank, gpu in enumerate(gpus) if first[gpu] != rank), None)
+
+
+def _too_many_ranks(world: World, problem: str) -> Fault:
+    remedy = "start at most one rank for each GPU, and let each rank see all GPUs of its host or only its own"
+    return Fault("LOCAL_RANK", problem, remedy, world.local_rank)
 
 
 def _choose_interface(world: World) -> None:

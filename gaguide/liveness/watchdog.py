@@ -17,7 +17,7 @@ class Watchdog(Monitor):
     """Watches this rank from entry to exit of the context.
 
     `timeout` is `train.hang_timeout` in seconds, 0 for no limit. `on_lost_launcher` is called with the
-    reason, once.
+    reason, once. `unix_time` must be the same on all hosts, whose clocks need not agree.
     """
 
     def __init__(
@@ -27,8 +27,9 @@ class Watchdog(Monitor):
         world: World,
         timeout: float,
         on_lost_launcher: Callable[[str], None],
+        unix_time: Callable[[], float] = time.time,
     ) -> None:
-        self.hang = HangCheck(output, beats, world, timeout)
+        self.hang = HangCheck(output, beats, world, timeout, unix_time=unix_time)
         self._armed = float("-inf")
         super().__init__([LauncherCheck(on_lost_launcher), self.hang])
 

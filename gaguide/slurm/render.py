@@ -33,6 +33,9 @@ def render(request: JobRequest, logs: Path, ended: Path | None = None) -> str:
         "python": request.python,
         "container": _container(request),
     }
+    if request.kind in ("train", "cell"):
+        variables |= {"output": request.output or Verbatim(), "logs": logs}
+        variables["max_restarts"] = request.max_restarts
     if request.kind == "train":
         variables["ended"] = ended or Verbatim()
     if request.kind == "data":
@@ -63,7 +66,7 @@ def directives(request: JobRequest, logs: Path) -> dict[str, str | None]:
         "requeue" if request.requeue else "no-requeue": None,
     }
     if array:
-        found["array"] = f"1-{request.parts}"
+        found["array"] = f"1-{request.parts}" + (f"%{request.max_running}" if request.max_running else "")
     if request.kind == "train":
         found["signal"] = f"USR1@{request.signal_seconds}"
     if request.kind == "cell":  # only the batch shell gets the signal: it ends the cell
@@ -112,9 +115,21 @@ def _directive(name: str, value: str | None) -> Verbatim:
 
 
 def _container(request: JobRequest) -> tuple[str, ...]:
-    """The words before the program that run it in a container; apptainer passes SLURM_* on."""
+    """The words before the program that run it in a container; both runtimes pass SLURM_* on."""
     if request.container is None:
         return ()
+    runtime, image = request.container_runtime, request.container
+    if runtime == "pyxis":
+        # Options of srun. Its containers see no folder of the host that is not named.
+        mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in request.all_mounts)
+        options = (
+            f"--container-image={Path(image).resolve() if Path(image).exists() else image}",
+            f"--container-mounts={mounts}",
+            f"--container-workdir={Path.cwd()}",
+        )
+        # Templates that start the program without srun need it for its options.
+        return options if request.kind in ("train", "evaluate") else ("srun", "--ntasks=1", *options)
     # GPUs may also have been requested by an option of sbatch: --gres=gpu:a100:4.
     has_gpus = request.gpus_per_node or any("gpu" in option for option in request.options)
-    return ("apptainer", "exec", *(("--nv",) if has_gpus else ()), str(request.container.resolve()))
+    binds = [word for mount in request.mounts for word in ("--bind", mount)]
+    return ("apptainer", "exec", *(("--nv",) if has_gpus else ()), *binds, str(Path(image).resolve()))

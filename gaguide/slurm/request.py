@@ -13,6 +13,9 @@ from gaguide.errors import Fault
 JobKind = Literal["train", "evaluate", "data", "cell"]
 """What a job runs, and the name of its template in launch/slurm; `cell` is a cell of a study."""
 
+ContainerRuntime = Literal["apptainer", "pyxis"]
+RUNTIMES: tuple[ContainerRuntime, ...] = ("apptainer", "pyxis")
+
 # minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]
 _TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+))?(?::(\d+))?|(?:(\d+):)?(\d+):(\d+)|(\d+))")
 # Options of sbatch that a user cannot pass on, because gaguide sets them or the script depends on them.
@@ -59,8 +62,18 @@ class JobRequest:
     """Number of jobs that run one after another."""
     parts: int = 8
     """Tasks of the job array that builds data."""
-    container: Path | None = None
-    """Apptainer image."""
+    max_running: int | None = None
+    """Tasks of the job array that run at a time; None is as many as the cluster allows."""
+    output: Path | None = None
+    """The run's folder, where the job looks for checkpoints; None lets the job ask the program."""
+    max_restarts: int = 3
+    """Restarts in a row without a newer checkpoint after which the job ends."""
+    container: str | None = None
+    """Image: a file, or with pyxis also the name of one in a registry."""
+    container_runtime: ContainerRuntime = "apptainer"
+    """What runs the container; `pyxis` is Slurm's plugin for enroot."""
+    mounts: tuple[str, ...] = ()
+    """Folders of the host that the container sees besides the runtime's own, as PATH or PATH:INSIDE."""
     python: str = "python"
     """Python interpreter on the hosts, or in the container."""
     setup: tuple[str, ...] = ()
@@ -72,6 +85,11 @@ class JobRequest:
     def tasks_per_node(self) -> int:
         """Ranks on each host."""
         return self.ranks_per_node or self.gpus_per_node or 1
+
+    @property
+    def all_mounts(self) -> tuple[str, ...]:
+        """What a pyxis container must see: `mounts`, and the folder in which the job is submitted."""
+        return (*self.mounts, str(Path.cwd()))
 
     @property
     def world_size(self) -> int:
@@ -91,9 +109,12 @@ class JobRequest:
             ("--signal-seconds", self.signal_seconds),
             ("--chain", self.chain),
             ("--parts", self.parts),
+            ("--max-running", self.max_running),
         ):
             if value is not None and value < 1:
                 yield Fault(field, "must be at least 1", "give a larger number, or leave it out", value)
+        if self.max_restarts < 0:
+            yield Fault("--max-restarts", "must be at least 0", "give 0 or more", self.max_restarts)
         if self.gpus_per_node and self.ranks_per_node and self.ranks_per_node > self.gpus_per_node:
             problem = f"must be at most {self.gpus_per_node}, the GPUs of a host"
             yield Fault("--ranks-per-node", problem, "give at most one rank per GPU", self.ranks_per_node)
@@ -113,14 +134,31 @@ class JobRequest:
         if self.memory is not None and not re.fullmatch(r"\d+[KMGT]?", self.memory):
             remedy = "write it as 64G, or 0 for all memory of a host"
             yield Fault("--memory", "is not an amount of memory", remedy, self.memory)
-        if self.container is not None and not self.container.exists():
-            remedy = "build it (docker/), or give the path that the hosts see"
-            yield Fault("--container", "does not exist", remedy, str(self.container))
+        yield from self._container_faults()
         for field in ("partition", "account", "qos"):
             value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[^\s\"'\\#]+", value):
                 remedy = "remove spaces, quotes, # and backslashes"
                 yield Fault(f"--{field}", "must be a single word", remedy, value)
+
+    def _container_faults(self) -> Iterator[Fault]:
+        if self.container_runtime not in RUNTIMES:
+            problem = f"must be one of {', '.join(RUNTIMES)}"
+            yield Fault("--container-runtime", problem, "choose one of them", self.container_runtime)
+        elif self.container is None:
+            for field, value in (("--mount", self.mounts), ("--container-runtime", self.container_runtime)):
+                if value not in ((), "apptainer"):
+                    yield Fault(field, "needs --container", "name an image, or leave it out", value)
+        # pyxis also takes names in registries, such as nvcr.io#nvidia/pytorch:25.10-py3.
+        elif not Path(self.container).exists() and (
+            self.container_runtime == "apptainer" or self.container.endswith((".sqsh", ".sif"))
+        ):
+            remedy = "build it (docker/), or give the path that the hosts see"
+            yield Fault("--container", "does not exist", remedy, self.container)
+        for mount in self.mounts:
+            if not re.fullmatch(r"/[^\s,:]*(:/[^\s,:]*)?(:[a-z]+)?", mount):
+                remedy = "write absolute paths as PATH or PATH:INSIDE, without spaces and commas"
+                yield Fault("--mount", "is not a folder to mount", remedy, mount)
 
     def _option_faults(self) -> Iterator[Fault]:
         for option in self.options:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +59,43 @@ def submit(prepared: PreparedJob) -> list[str]:
     return jobs
 
 
+# Of a job that a command is started in, and of the ranks there: sbatch would hand them on to the new job.
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OMPI_")
+_OF_A_RANK = frozenset(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
+                        "CROSS_RANK", "CROSS_SIZE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+                        "GPU_DEVICE_ORDINAL", "TORCHELASTIC_RUN_ID"))  # fmt: skip
+
+
+def submission_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for sbatch: inside a job, without that job's variables; otherwise `environ`.
+
+    SLURM_CONF, by which the commands find the cluster, stays.
+    """
+    if "SLURM_JOB_ID" not in environ and "SLURM_JOBID" not in environ:
+        return dict(environ)
+    return {
+        name: value
+        for name, value in environ.items()
+        if name == "SLURM_CONF" or not (name.startswith(_OF_A_JOB) or name in _OF_A_RANK)
+    }
+
+
+def check_array(parts: int) -> None:
+    """Raise a `UserError` if the cluster does not allow a job array of `parts` tasks, counted from 1.
+
+    Where the cluster does not answer, sbatch judges.
+    """
+    try:
+        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    if found and parts >= int(found[1]):
+        problem = f"must be at most {int(found[1]) - 1}, because MaxArraySize of this cluster is {found[1]}"
+        remedy = "give fewer parts: each then builds a larger share, with --cpus processes"
+        raise UserError(Fault("--parts", problem, remedy, parts))
+
+
 def check_sbatch(field: str) -> None:
     """Raise a `UserError` under `field` if sbatch is not on PATH."""
     if shutil.which("sbatch") is None:
@@ -75,7 +114,8 @@ def run_sbatch(command: list[str], queued: Iterable[str] = ()) -> str:
     Raises a `UserError` with sbatch's reason if it refuses; it names the jobs in `queued`, which were
     submitted before.
     """
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = submission_environment()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return done.stdout.strip().partition(";")[0]
     reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines() or ["no message"]

@@ -6,10 +6,11 @@ local study. Before its time limit the cell saves a checkpoint and the job is re
 
 from __future__ import annotations
 
-import getpass
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,10 @@ class SlurmOptions:
     """Partition; None leaves it to Slurm."""
     account: str | None = None
     """Account; None leaves it to Slurm."""
+    max_running: int | None = None
+    """Jobs of the study that run at a time; None is as many as the cluster allows."""
+    max_restarts: int = 3
+    """Restarts in a row without anything saved after which a job ends."""
     setup: tuple[str, ...] = ()
     """Shell commands that run before the cell."""
     options: tuple[str, ...] = ()
@@ -60,9 +65,13 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
     """
     folder = grid.folder / "slurm"
     study = folder / "study.yaml"
-    requests = {cell.id: _request(cell, options, study) for cell in grid.cells}
+    requests = {cell.id: _request(grid, cell, options, study) for cell in grid.cells}
     with FaultCollector() as faults:
         faults.add(*grid.tasks.faults)
+        if options.max_running is not None and options.max_running < 1:
+            faults.add(
+                Fault("--max-running", "must be at least 1", "give a larger number", options.max_running)
+            )
         for request in requests.values():
             faults.add(*request.faults())
         faults.attempt(check_sbatch, "sbatch")
@@ -77,11 +86,25 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
             continue
         path = folder / f"{cell.id}.sbatch"
         write_text(path, render(requests[cell.id], folder))
-        base = (queued | new).get(cell.base or "")
-        after = [f"--dependency=afterok:{base}", "--kill-on-invalid-dep=yes"] if base else []
+        held = queued | new
+        after = _dependency(held.get(cell.base or ""), list(held.values()), options.max_running)
         new[cell.id] = run_sbatch(sbatch_command(path, *after), new.values())
         write_json(folder / _JOBS, queued | new)
     return Submission(new, queued)
+
+
+def _dependency(base: str | None, held: Sequence[str], max_running: int | None) -> list[str]:
+    """sbatch's options by which a job waits for its base, and for a place among `max_running` jobs.
+
+    `held` are the study's jobs in the order of their submission. Each waits for the end of the one that was
+    submitted `max_running` jobs before, so that no more than that can run.
+    """
+    awaited = [f"afterok:{base}"] if base else []
+    if max_running is not None and len(held) >= max_running:
+        awaited.append(f"afterany:{held[-max_running]}")
+    if not awaited:
+        return []
+    return [f"--dependency={','.join(awaited)}", *(["--kill-on-invalid-dep=yes"] if base else [])]
 
 
 def _queued(file: Path) -> dict[str, str]:
@@ -89,7 +112,7 @@ def _queued(file: Path) -> dict[str, str]:
     known: dict[str, str] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     if not known:
         return {}
-    command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A"]
+    command = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%A"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         problem = f"squeue failed: {done.stderr.strip() or 'no message'}"
@@ -98,11 +121,12 @@ def _queued(file: Path) -> dict[str, str]:
     return {cell: job for cell, job in known.items() if job in held}
 
 
-def _request(cell: Cell, options: SlurmOptions, study: Path) -> JobRequest:
+def _request(grid: Grid, cell: Cell, options: SlurmOptions, study: Path) -> JobRequest:
     # One task: the cell starts its own ranks on the node.
     words = ("study", "run", str(study), "--cell", cell.id, "--ranks", str(cell.ranks))
     return JobRequest(
         "cell", cell.id, words, gpus_per_node=options.gpus, ranks_per_node=1, time=options.time,
         cpus_per_rank=None if options.gpus else cell.ranks, partition=options.partition,
         account=options.account, setup=options.setup, options=options.options, python=sys.executable,
+        output=grid.path(cell), max_restarts=options.max_restarts,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from gaguide.checkpoint import export_model
 from gaguide.data.build.background import BackgroundBuild
 from gaguide.data.format.manifest import is_complete
-from gaguide.distributed import World, raise_together
+from gaguide.distributed import World, raise_together, shared_clock
 from gaguide.engine.build import build_engine
 from gaguide.engine.heap import separate_large_tensors
 from gaguide.engine.monitors import configure_wandb
@@ -37,7 +37,9 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
     """
     claim, beats = claim_output(job.output, world)
     preemption = Preemption(world)
-    watchdog = Watchdog(job.output, beats, world, job.run.train.hang_timeout, preemption.request_stop)
+    watchdog = Watchdog(
+        job.output, beats, world, job.run.train.hang_timeout, preemption.request_stop, shared_clock()
+    )
     with watchdog, _background_build(job, world):
         watchdog.mark(0, "waiting for the first shards", patience=10)
         # A source has no blocks before its first shards are built.

@@ -133,6 +133,22 @@ def test_the_time_limit_requeues_and_a_person_ends(cluster: Slurm, tmp_path: Pat
     assert [path.name for path in (output / "checkpoints").glob("step-*")] != [first.name], "it saved again"
 
 
+def test_a_job_that_never_comes_to_a_checkpoint_does_not_restart_for_ever(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/bash\necho stopped before the first step; exit 75\n")
+    program.chmod(0o755)
+    words = ("--python", program, "--max-restarts", "1", *arguments(tmp_path / "run"))
+    (job,) = submit(cluster, "train", tmp_path, *words)
+    cluster.wait_for(job, "PENDING", seconds=60)
+    assert "without a newer checkpoint (restart 1 of at most 1); back into the queue" in log_of(tmp_path)
+    time.sleep(3)  # not in the second of its requeue, in which Slurm revokes its credential
+    cluster.now(job)
+    assert cluster.wait_for(job, "FAILED", "COMPLETED", seconds=60)["ExitCode"] == "75:0"
+    assert "2 starts in a row ended without a newer checkpoint" in log_of(tmp_path)
+
+
 def test_evaluation_over_two_nodes(cluster: Slurm, trained: Path, tmp_path: Path) -> None:
     words = ("--model", str(trained / "model"), "--tasks", "demo", "--limit", "40", "--output")
     (job,) = submit(cluster, "evaluate", tmp_path, "--nodes", "2", *words, tmp_path / "two")

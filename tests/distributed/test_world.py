@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from gaguide.distributed import World, start
+from gaguide.distributed.world import gpu_index
 from gaguide.errors import Fault, UserError
+
+# Of the shell of `salloc -n 4` under Slurm 22.05 with use_interactive_step: a step of one task.
+INTERACTIVE_SHELL = {
+    "SLURM_STEP_ID": "4294967290",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "1",
+}
 
 
 @pytest.mark.parametrize(
@@ -23,6 +36,11 @@ from gaguide.errors import Fault, UserError
         ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1"}, (1, 2, 1)),
         ({"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2", "SLURM_STEP_ID": "0"}, (5, 6, 2)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6"}, (0, 1, 0)),  # a batch shell is not a task of a step
+        (INTERACTIVE_SHELL, (0, 1, 0)),
+        (
+            INTERACTIVE_SHELL | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"},
+            (3, 4, 0),
+        ),
     ],
 )
 def test_ranks_of_every_launcher(environ: dict[str, str], expected: tuple[int, int, int]) -> None:
@@ -68,3 +86,45 @@ leave(75)
 def test_leave_flushes_output_and_skips_finalizing_the_interpreter() -> None:
     ended = subprocess.run([sys.executable, "-c", _LEAVES], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (75, "output registered\n", "error ")
+
+
+_STARTS = """
+import sys
+from gaguide.distributed import World, start
+from gaguide.errors import UserError
+try:
+    start(World(0, 2))
+except UserError as error:
+    sys.exit(f"{error}")
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("launcher", "message"),
+    [
+        ({"CROSS_SIZE": "1"}, "--master_port = '{}': is in use on this host.*deepspeed --master_port"),
+        ({}, "MASTER_PORT .--master_port. = '{}': is in use on this host.*export MASTER_PORT="),
+    ],
+)
+def test_a_port_in_use_is_reported_with_a_free_one(launcher: dict[str, str], message: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environ = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | launcher
+        ended = subprocess.run([sys.executable, "-c", _STARTS], env=environ, capture_output=True, text=True)
+    assert ended.returncode == 1 and re.search(message.format(port), ended.stderr, re.DOTALL), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "index"),
+    [
+        (0, 4, 0),
+        (3, 4, 3),
+        (3, 1, 0),  # srun --gpus-per-task: each rank sees its own GPU only
+        (2, 2, 2),  # a rank too many: `start` refuses it
+    ],
+)
+def test_the_gpu_of_a_rank(local_rank: int, visible: int, index: int) -> None:
+    assert gpu_index(local_rank, visible) == index

@@ -159,6 +159,64 @@ def test_each_job_of_a_chain_waits_for_the_one_before(sbatch: Path, tmp_path: Pa
         call(*TRAIN, "--job-name", "refused", "--logs", logs)
 
 
+def test_a_job_gets_no_variables_of_the_job_it_is_submitted_in(
+    sbatch: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`SLURM_MEM_PER_CPU` of an allocation, for example, contradicts `--mem` of the new job."""
+    of_the_job = ("SLURM_MEM_PER_CPU", "SLURM_NTASKS", "SBATCH_MEM_BIND", "SRUN_CPUS_PER_TASK", "MASTER_ADDR")
+    seen = tmp_path / "seen"
+    program = sbatch.parent / "bin" / "sbatch"
+    program.write_text(f"#!/bin/bash\nenv >{seen}; echo 5\n")
+    for name in (*of_the_job, "SLURM_CONF", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "1")
+
+    def passed_on() -> set[str]:
+        call(*TRAIN, "--logs", tmp_path)
+        return {line.partition("=")[0] for line in seen.read_text().splitlines()}
+
+    assert passed_on() >= {*of_the_job, "SLURM_CONF", "SBATCH_ACCOUNT"}, "a person's defaults"
+    monkeypatch.setenv("SLURM_JOB_ID", "4")
+    assert {"SLURM_CONF", "PATH"} <= passed_on()
+    assert not passed_on() & {*of_the_job, "SLURM_JOB_ID", "SBATCH_ACCOUNT"}
+
+
+def test_a_job_array_is_checked_against_the_clusters_limit(sbatch: Path, tmp_path: Path) -> None:
+    program = sbatch.parent / "bin" / "scontrol"
+    program.write_text("#!/bin/bash\necho 'MaxArraySize            = 1001'\n")
+    program.chmod(0o755)
+    words = ("data", "--source", "x", "--tokenizer", "t", "--output", "o", "--logs", tmp_path)
+    with pytest.raises(UserError, match=r"--parts = 1001: must be at most 1000, because MaxArraySize"):
+        call(*words, "--parts", 1001)
+    assert not sbatch.exists()
+    assert "job 101" in call(*words, "--parts", 1000, "--max-running", 20)
+    (script,) = tmp_path.glob("*.sbatch")
+    assert "--array=1-1000%20" in directives(script.read_text())
+    with pytest.raises(UserError, match=r"--max-running = 0: must be at least 1"):
+        call(*words, "--max-running", 0)
+
+
+def test_pyxis_gets_its_options_through_srun(tmp_path: Path) -> None:
+    image = "nvcr.io#nvidia/pytorch:25.10-py3"
+    words = ("--container", image, "--container-runtime", "pyxis", "--mount", "/scratch:/data", "--dry-run")
+    script = call(*TRAIN, *words)
+    options = [
+        f"--container-image={image}",
+        f"--container-mounts=/scratch:/data,{Path.cwd()}:{Path.cwd()}",
+        f"--container-workdir={Path.cwd()}",
+    ]
+    assert variable(script, "container") == options
+    data = call("data", *words, "--source", "x", "--tokenizer", "t", "--output", "o")
+    assert variable(data, "container") == ["srun", "--ntasks=1", *options], "that script runs no srun itself"
+    file = tmp_path / "image.sif"
+    file.touch()
+    bound = call(*TRAIN, "--container", file, "--mount", "/scratch", "--dry-run")
+    assert variable(bound, "container") == ["apptainer", "exec", "--bind", "/scratch", str(file)]
+    with pytest.raises(UserError, match=r"3 problems(.|\n)*--container-runtime = 'docker': must be one of"):
+        call(*TRAIN, "--container", image, "--container-runtime", "docker", "--mount", "a b", "--time", "x")
+    with pytest.raises(UserError, match=r"--mount = .*: needs --container"):
+        call(*TRAIN, "--mount", "/scratch", "--dry-run")
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
