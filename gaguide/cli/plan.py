@@ -18,7 +18,7 @@ from gaguide.errors import Fault, FaultCollector
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gaguide.cost import CostEstimate
+    from gaguide.cost import CostEstimate, Measured
 
 _CHOICES = {
     "precision": ("fp32", "bf16", "fp16", "autocast"),
@@ -111,24 +111,38 @@ def plan(
     deepspeed: Annotated[
         Path | None, typer.Option(help="DeepSpeed JSON: stage, precision, offload, buckets.")
     ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run's metrics.jsonl, on the same GPUs: its speed replaces the model's constants."
+        ),
+    ] = None,
     curves: Annotated[
         Path | None, typer.Option(help="Write scaling curves to 1,024 GPUs: .png, .svg, .pdf or .csv.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Estimate what a training costs. Settings that are not given are chosen: the fastest that fit."""
-    from gaguide.cost import assemble_request, estimate, recommend
+    """Estimate what a training costs. Settings that are not given are chosen: the simplest that are fast."""
+    from dataclasses import replace
+
+    from gaguide.cost import assemble_request, estimate, read_measured, recommend
 
     with FaultCollector() as faults:
         faults.add(*options.faults(), *_curves_fault(curves))
         # DeepSpeed's logger keeps the standard output of its first import, which must not end up in the JSON.
         with redirect_stdout(sys.stderr):
             request, open_settings = assemble_request(model, config, deepspeed, options.fields())
+            run = read_measured(measured, request) if measured is not None else None
+    if run is not None:
+        request = replace(request, pace=run.pace)
     best = recommend(request, open_settings)[0] if open_settings else estimate(request)
     if as_json:
-        typer.echo(json.dumps(best.as_record() | {"chosen": open_settings}, indent=2))
+        low, high = _speeds(best, run)
+        extra = {"chosen": open_settings, "tokens_per_second_range": [low, high]}
+        extra["measured"] = None if run is None else asdict(run)
+        typer.echo(json.dumps(best.as_record() | extra, indent=2))
     else:
-        _print(best, open_settings)
+        _print(best, open_settings, run)
     if curves is not None:
         _write_curves(best, model or str(config), curves)
         typer.echo(f"wrote {curves}", err=as_json)
@@ -157,7 +171,34 @@ def _write_curves(cost: CostEstimate, model: str, path: Path) -> None:
     save_figure(draw(points, title), path)
 
 
-def _print(cost: CostEstimate, chosen: list[str]) -> None:
+def _speeds(cost: CostEstimate, measured: Measured | None) -> tuple[float, float]:
+    """The range of tokens per second: of the run that was measured, or by the errors on published runs."""
+    from gaguide.cost import spread
+
+    of = measured if measured is not None else spread(cost.request.gpu)
+    return cost.tokens_per_second * of.slowest, cost.tokens_per_second * of.fastest
+
+
+def _reason(cost: CostEstimate, measured: Measured | None) -> str:
+    """What the range of speeds rests on."""
+    from gaguide.cost import spread
+
+    if measured is not None:
+        return (
+            f"Times: scaled to the measured run's {measured.tokens_per_second:,.0f} tokens per second "
+            f"({measured.ranks} ranks, {measured.steps} logged steps), {measured.pace:.2f} times the model's."
+        )
+    of = spread(cost.request.gpu)
+    names = ", ".join(dict.fromkeys(run.source for run in of.runs))
+    where = f"on {cost.request.gpu}" if of.own_gpu else f"on other GPUs (none is known on {cost.request.gpu})"
+    return (
+        f"Times: a model, not a measurement. {len(of.runs)} published runs {where} reached "
+        f"{of.slowest:.2f} to {of.fastest:.2f} times its speed ({names}). "
+        "A run of your own is better: --measured METRICS.jsonl."
+    )
+
+
+def _print(cost: CostEstimate, chosen: list[str], measured: Measured | None) -> None:
     from rich.console import Console
 
     console, request, setup = Console(), cost.request, cost.request.setup
@@ -174,10 +215,14 @@ def _print(cost: CostEstimate, chosen: list[str]) -> None:
         + (f", {request.guided_heads} guided heads per layer" if request.guided_heads else "")
     )
     if chosen:
-        console.print(f"chosen as the fastest that fits: {', '.join(chosen).replace('_', ' ')}")
+        console.print(
+            f"chosen: {', '.join(chosen).replace('_', ' ')} (the simplest that fits, of those that the model "
+            "cannot tell from the fastest)"
+        )
     console.print(_memory_table(cost))
-    console.print(_time_table(cost))
-    console.print("A model, not a measurement: docs/scaling.md lists its assumptions and what was checked.")
+    console.print(_time_table(cost, _speeds(cost, measured)))
+    console.print(_reason(cost, measured))
+    console.print("docs/scaling.md lists the model's assumptions and what was checked.")
 
 
 def _memory_table(cost: CostEstimate) -> Table:
@@ -201,7 +246,7 @@ def _memory_table(cost: CostEstimate) -> Table:
     return table
 
 
-def _time_table(cost: CostEstimate) -> Table:
+def _time_table(cost: CostEstimate, speeds: tuple[float, float]) -> Table:
     from rich.table import Table
 
     step = cost.step
@@ -217,12 +262,16 @@ def _time_table(cost: CostEstimate) -> Table:
         table.add_row(f"  {name}" if name != "step" else name, f"{seconds:.3f}")
     for name, text in (
         ("sent per rank and step", f"{cost.sent_bytes / 1e9:.2f} GB"),
-        ("tokens per second", f"{cost.tokens_per_second:,.0f}"),
+        ("tokens per second", f"{cost.tokens_per_second:,.0f} ({speeds[0]:,.0f} to {speeds[1]:,.0f})"),
         ("scaling efficiency", f"{step.efficiency:.1%}"),
         ("model FLOPs utilisation", f"{cost.utilisation:.1%}"),
     ):
         table.add_row(name, text)
     if cost.gpu_hours is not None and cost.hours is not None:
-        table.add_row(f"{cost.request.tokens:,} tokens, {cost.steps:,} steps", f"{cost.hours:,.1f} h")
-        table.add_row("GPU-hours", f"{cost.gpu_hours:,.1f}")
+        slow, fast = (cost.tokens_per_second / speed for speed in speeds)
+        for name, hours, unit in (
+            (f"{cost.request.tokens:,} tokens, {cost.steps:,} steps", cost.hours, " h"),
+            ("GPU-hours", cost.gpu_hours, ""),
+        ):
+            table.add_row(name, f"{hours:,.1f}{unit} ({hours * fast:,.1f} to {hours * slow:,.1f})")
     return table

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 GIB = 2**30
 
 MATRIX_SHARE = 0.65
-"""Share of the peak that large matrix products reach."""
+"""Share of the peak that large matrix products reach: of A100s, by the runs in published.py."""
+HOPPER_SHARE = 0.48
+"""The same of H100s. Also assumed of H200 (the same chip), and of Blackwell and MI300, without any run."""
 MEMORY_SHARE = 0.8
 """Share of the memory bandwidth that elementwise operations reach."""
 LINK_SHARE = 0.8
@@ -58,6 +60,8 @@ class Gpu:
     """Whether it computes in bf16."""
     fp16: bool = True
     """Whether it computes in fp16."""
+    matrix_share: float = MATRIX_SHARE
+    """Share of the peak that large matrix products reach."""
 
     def peak(self, precision: str) -> float:
         """Matrix FLOP/s in `precision`: `fp32`, else a 16-bit format."""
@@ -77,6 +81,10 @@ class Link:
 _T, _G = 1e12, 1e9
 
 # Name: reported name, memory, 16-bit and fp32 peak, memory bandwidth, link, host link.
+# Looked up for this table, on pages about them rather than in the data sheets: a10 (600 GB/s, 31.2 fp32), b200
+# (HGX, 1,000 W: 2,250 dense in bf16, 8 TB/s, 900 GB/s NVLink; fp32 is given as 75 and as 80), mi300x (304 units,
+# 163.4 fp32, 5.3 TB/s, 448 GB/s links). From memory, not looked up: the bf16 peaks of a10 and mi300x, mi300a,
+# mi325x, and every usable memory that is less than the data sheet's.
 GPUS = {
     "v100-16": Gpu("V100", 16 * GIB, 125 * _T, 15.7 * _T, 900 * _G, 150 * _G, 16 * _G, bf16=False),
     "v100-32": Gpu("V100", 32 * GIB, 125 * _T, 15.7 * _T, 900 * _G, 150 * _G, 16 * _G, bf16=False),
@@ -87,10 +95,16 @@ GPUS = {
     "a40": Gpu("A40", 44.4 * GIB, 149.7 * _T, 37.4 * _T, 696 * _G, 32 * _G, 32 * _G),
     "a100-40": Gpu("A100", 40 * GIB, 312 * _T, 19.5 * _T, 1555 * _G, 300 * _G, 32 * _G),
     "a100-80": Gpu("A100", 80 * GIB, 312 * _T, 19.5 * _T, 2039 * _G, 300 * _G, 32 * _G),
-    "h100": Gpu("H100", 80 * GIB, 989 * _T, 67 * _T, 3350 * _G, 450 * _G, 64 * _G),
-    "h100-pcie": Gpu("H100 PCIe", 79 * GIB, 756 * _T, 51 * _T, 2000 * _G, 64 * _G, 64 * _G),
-    "h200": Gpu("H200", 139 * GIB, 989 * _T, 67 * _T, 4800 * _G, 450 * _G, 64 * _G),
-    "b200": Gpu("B200", 178 * GIB, 2250 * _T, 75 * _T, 8000 * _G, 900 * _G, 64 * _G),
+    "h100": Gpu("H100", 80 * GIB, 989 * _T, 67 * _T, 3350 * _G, 450 * _G, 64 * _G, matrix_share=HOPPER_SHARE),
+    "h100-pcie": Gpu(
+        "H100 PCIe", 79 * GIB, 756 * _T, 51 * _T, 2000 * _G, 64 * _G, 64 * _G, matrix_share=HOPPER_SHARE
+    ),
+    "h200": Gpu(
+        "H200", 139 * GIB, 989 * _T, 67 * _T, 4800 * _G, 450 * _G, 64 * _G, matrix_share=HOPPER_SHARE
+    ),
+    "b200": Gpu(
+        "B200", 178 * GIB, 2250 * _T, 75 * _T, 8000 * _G, 900 * _G, 64 * _G, matrix_share=HOPPER_SHARE
+    ),
     "l4": Gpu("L4", 22 * GIB, 121 * _T, 30.3 * _T, 300 * _G, 32 * _G, 32 * _G),
     "l40": Gpu("L40", 44.4 * GIB, 181 * _T, 90.5 * _T, 864 * _G, 32 * _G, 32 * _G),
     "l40s": Gpu("L40S", 45 * GIB, 362 * _T, 91.6 * _T, 864 * _G, 32 * _G, 32 * _G),
@@ -98,7 +112,15 @@ GPUS = {
     "rtx-4090": Gpu("RTX 4090", 24 * GIB, 165.2 * _T, 82.6 * _T, 1008 * _G, 32 * _G, 32 * _G),
     "rtx-a6000": Gpu("RTX A6000", 47.5 * GIB, 154.8 * _T, 38.7 * _T, 768 * _G, 32 * _G, 32 * _G),
     "rtx-6000-ada": Gpu("RTX 6000 Ada", 47.5 * GIB, 364.2 * _T, 91.1 * _T, 960 * _G, 32 * _G, 32 * _G),
-    "mi300x": Gpu("MI300X", 192 * GIB, 1307.4 * _T, 163.4 * _T, 5300 * _G, 448 * _G, 64 * _G),
+    "mi300a": Gpu(
+        "MI300A", 120 * GIB, 980.6 * _T, 122.6 * _T, 5300 * _G, 384 * _G, 64 * _G, matrix_share=HOPPER_SHARE
+    ),
+    "mi300x": Gpu(
+        "MI300X", 192 * GIB, 1307.4 * _T, 163.4 * _T, 5300 * _G, 448 * _G, 64 * _G, matrix_share=HOPPER_SHARE
+    ),
+    "mi325x": Gpu(
+        "MI325X", 256 * GIB, 1307.4 * _T, 163.4 * _T, 6000 * _G, 448 * _G, 64 * _G, matrix_share=HOPPER_SHARE
+    ),
 }
 
 LINKS = {

@@ -1,4 +1,4 @@
-"""`recommend`: tries every ZeRO stage, offload, checkpointing and micro batch for the fastest that fits."""
+"""`recommend`: tries every ZeRO stage, offload, checkpointing and micro batch for what fits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from gaguide.cost.estimate import CostEstimate, estimate
 from gaguide.cost.hardware import GIB
+from gaguide.cost.published import spread
 from gaguide.cost.request import CostRequest, check
 from gaguide.errors import Fault, UserError
 
@@ -22,15 +23,18 @@ CHOOSABLE = (*CHOICES, "micro_batch")
 
 
 def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list[CostEstimate]:
-    """Estimates that fit in memory, fastest first; ties go to the lower stage, then to no offload.
+    """Estimates that fit in memory: the recommended one, then the others, fastest first.
 
+    Recommended is the simplest (without offload, at the lowest stage) of those whose times differ from the
+    fastest one's by no more than the model's own error on that GPU, and that recompute no more than it does.
     choose: names of the settings to vary; the others stay as requested. Raises a `UserError` that names the
     smallest configuration if none fits.
     """
     estimates = [estimate(candidate) for candidate in _candidates(request, choose)]
     fitting = sorted((one for one in estimates if one.fits), key=_by_time)
     if fitting:
-        return fitting
+        best = _simplest(fitting)
+        return [best, *(one for one in fitting if one is not best)]
     if not estimates:
         check(request)  # raises what rules out every candidate
         problem = "cannot be split by any setting"
@@ -46,6 +50,18 @@ def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list
             request.gpu,
         )
     )
+
+
+def _simplest(fitting: list[CostEstimate]) -> CostEstimate:
+    """The simplest of the estimates, sorted by time, that the model cannot tell from the fastest one."""
+    fastest = fitting[0]
+    limit = fastest.step.total * spread(fastest.request.gpu).error
+    near = [
+        one
+        for one in fitting
+        if one.step.total <= limit and one.request.checkpointing <= fastest.request.checkpointing
+    ]
+    return min(near, key=lambda one: (one.request.offload_optimizer != "none", one.request.zero_stage))
 
 
 def _by_time(one: CostEstimate) -> tuple[float, int, bool, bool]:

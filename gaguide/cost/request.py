@@ -59,6 +59,8 @@ class CostRequest:
     """Most elements that stage 3 keeps gathered from one use to the next."""
     sub_group: int = 100_000_000
     """Elements that stage 3 updates at a time."""
+    pace: float = 1.0
+    """Measured speed as a multiple of the predicted one; every time is divided by it."""
 
     @property
     def ranks(self) -> int:

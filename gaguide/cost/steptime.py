@@ -1,6 +1,6 @@
 """Time of an optimizer step by a roofline model whose constants are in hardware.py.
 
-compute      matrix products at MATRIX_SHARE of the GPU's peak: bound by arithmetic elementwise  everything
+compute      matrix products at a share of the GPU's peak: bound by arithmetic elementwise  everything
 else at MEMORY_SHARE of the memory bandwidth: bound by memory waiting      the GPU waits for the host where
 the host launches operations more slowly than the GPU runs them wire         each ring collective: the bytes
 a rank sends at LINK_SHARE of the slowest link on the ring, plus one
@@ -62,20 +62,21 @@ def step_time(request: CostRequest) -> StepTime:
     setup, gpu = request.setup, GPUS[request.gpu]
     tokens = setup.tokens * setup.accumulation
     flops = token_flops(request)
-    compute = tokens * flops.training / (gpu.peak(request.precision) * hardware.MATRIX_SHARE)
+    compute = tokens * flops.training / (gpu.peak(request.precision) * gpu.matrix_share)
     touched = _ACTIVATION_PASSES * request.model.layers * activation_bytes_per_layer(request.model, setup)
     touched += _LOGIT_PASSES * 4 * setup.tokens * request.model.vocab
     elementwise = touched * setup.accumulation / (gpu.bandwidth * hardware.MEMORY_SHARE)
     host = hardware.LAUNCH_SECONDS * (4 / 3 if request.checkpointing else 1)
     host += hardware.HOOK_SECONDS if request.zero_stage == 3 else 0
     waiting = max(0.0, host * request.model.layers * setup.accumulation - compute - elementwise)
-    times = [(one, _seconds(one, request)) for one in collectives(request.model, setup)]
-    hidden = sum(seconds for one, seconds in times if one.hidden)
-    exposed_only = sum(seconds for one, seconds in times if not one.hidden)
+    sending = [(one, _seconds(one, request)) for one in collectives(request.model, setup)]
+    hidden = sum(seconds for one, seconds in sending if one.hidden)
+    exposed_only = sum(seconds for one, seconds in sending if not one.hidden)
     computing = compute + elementwise + waiting
     exposed = exposed_only + max((1 - hardware.OVERLAP_SHARE) * hidden, hidden - computing)
     update = _update(request, estimate_memory(request.model, setup))
-    return StepTime(compute, elementwise, waiting, hidden + exposed_only, exposed, update)
+    times = (compute, elementwise, waiting, hidden + exposed_only, exposed, update)
+    return StepTime(*(seconds / request.pace for seconds in times))
 
 
 def token_flops(request: CostRequest) -> TokenFlops:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 from gaguide.distributed.network import address_for_others
 from gaguide.errors import Fault, UserError
@@ -12,6 +13,8 @@ from gaguide.ports import free_port
 
 # Below Linux's ephemeral ports (32768 and up), any of which a connection may be using.
 _FIRST_PORT, _PORTS = 15_000, 17_000
+# How long ranks look for rank 0, whose host may still be importing torch from a slow file system.
+_SEARCH_SECONDS = 600.0
 
 
 def rendezvous(environ: Mapping[str, str], rank: int, size: int) -> dict[str, str]:
@@ -42,18 +45,45 @@ def rendezvous(environ: Mapping[str, str], rank: int, size: int) -> dict[str, st
 
 
 def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """The step's first host, where rank 0 runs, and a port that depends on job and step.
+    """The host of rank 0, and a port that depends on job and step.
 
-    Works without scontrol, which containers lack. Raises a `UserError` where the list of hosts is invalid.
+    Works without scontrol, which containers lack. Raises a `UserError` where the list of hosts is invalid, or
+    nothing says where rank 0 is.
     """
     names = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     try:
-        first = expand_hosts(names)[0]
+        hosts = expand_hosts(names)
+        hosts[0]
     except (ValueError, IndexError):
         remedy = "export MASTER_ADDR, the first host's name, before srun"
         raise UserError(Fault("SLURM_JOB_NODELIST", "is not a list of hosts", remedy, names)) from None
     job, step = (_digits(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    return {"MASTER_ADDR": first, "MASTER_PORT": str(_FIRST_PORT + (job * 31 + step) % _PORTS)}
+    port = _FIRST_PORT + (job * 31 + step) % _PORTS
+    return {"MASTER_ADDR": _host_of_rank_0(environ, hosts, port), "MASTER_PORT": str(port)}
+
+
+def _host_of_rank_0(environ: Mapping[str, str], hosts: Sequence[str], port: int) -> str:
+    """The first host of the step, except where the ranks are on hosts in an arbitrary order.
+
+    There (`srun --distribution=arbitrary`, SLURM_HOSTFILE) no variable says where rank 0 is, and Slurm's
+    lists are sorted; but rank 0 knows its own host, and listens there.
+    """
+    if "SLURM_ARBITRARY_NODELIST" not in environ or len(hosts) == 1:
+        return hosts[0]
+    if environ.get("SLURM_PROCID") == "0":
+        return hosts[int(environ.get("SLURM_NODEID", "0"))]
+    until = time.monotonic() + _SEARCH_SECONDS
+    while time.monotonic() < until:
+        for host in hosts:
+            try:
+                socket.create_connection((host, port), timeout=2).close()
+                return host
+            except OSError:
+                continue
+        time.sleep(0.2)
+    problem = f"rank 0 listens on none of them at port {port}"
+    remedy = "export MASTER_ADDR, the host of rank 0, before srun"
+    raise UserError(Fault("SLURM_ARBITRARY_NODELIST", problem, remedy, ",".join(hosts)))
 
 
 def expand_hosts(names: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.config import load_config
-from gaguide.cost import CostRequest, estimate, recommend, with_deepspeed, with_run
+from gaguide.cost import CostRequest, estimate, recommend, spread, with_deepspeed, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import UserError
 from gaguide.model import SIZES, scratch_config, shape_of
@@ -89,10 +89,12 @@ def test_what_training_refuses_is_refused(changes: dict[str, object], message: s
         estimate(replace(CostRequest(SMALL, gpus=2, global_batch=8), **changes))  # type: ignore[arg-type]
 
 
-def test_recommended_is_the_fastest_that_fits_and_keeps_what_is_fixed() -> None:
+def test_recommended_is_among_the_fastest_that_fit_and_keeps_what_is_fixed() -> None:
     plans = recommend(CostRequest(XL, gpus=8, gpu="a100-40", global_batch=64))
     assert all(plan.fits for plan in plans)
-    assert plans[0].step.total == pytest.approx(min(plan.step.total for plan in plans), rel=0.01)
+    assert plans[0].step.total <= min(plan.step.total for plan in plans) * spread("a100-40").error
+    times = [plan.step.total for plan in plans[1:]]
+    assert times == pytest.approx(sorted(times), rel=0.01)
     fixed = recommend(CostRequest(XL, gpus=8, gpu="a100-80", global_batch=64, zero_stage=1), {"micro_batch"})
     assert {plan.request.zero_stage for plan in fixed} == {1}
 

@@ -1,0 +1,153 @@
+"""Published training speeds, and how far the model's predictions lie from them, by GPU.
+
+`gaguide plan` prints its speeds as ranges of this width. The runs are of other programs (FSDP, hand-written
+CUDA): no published run of this one exists but the project's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+from gaguide.cost.estimate import estimate
+from gaguide.cost.request import CostRequest
+from gaguide.model import ModelShape
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """One published speed of a GPT-2-like model in bf16, on nodes of eight GPUs or on a single GPU."""
+
+    source: str
+    """Where it was published, a key of `SOURCES`."""
+    gpu: str
+    """A key of `GPUS`."""
+    ranks: int
+    """Number of GPUs."""
+    width: int
+    """Width of the model."""
+    layers: int
+    """Number of layers."""
+    heads: int
+    """Heads of a layer."""
+    block: int
+    """Tokens per sequence."""
+    micro: int
+    """Sequences per rank in a forward pass."""
+    passes: int
+    """Forward passes per optimizer step."""
+    tokens_per_second: float
+    """Published tokens per second and GPU."""
+    stage: int = 3
+    """The ZeRO stage that sends what the run sent: 3 for FSDP, 2 for data parallelism."""
+    checkpointing: bool = False
+    """Whether activations were recomputed."""
+
+
+SOURCES = {
+    "llm-foundry": "github.com/mosaicml/llm-foundry, scripts/train/benchmarking/README.md (FSDP, amp_bf16)",
+    "llm.c": "github.com/karpathy/llm.c, discussions 481 and 677 (hand-written CUDA)",
+    "nanoGPT": "github.com/karpathy/nanoGPT, README.md and issue 110 (torch.compile)",
+    "gaguide": "benchmarks/RESULTS.md, On a GPU (before GELU became one operation)",
+}
+
+_R = PublishedRun
+# Not looked up again: llm.c, nanoGPT. The H100 rows of llm-foundry were compared with its table.
+RUNS = (
+    _R("llm-foundry", "a100-80", 8, 768, 12, 12, 1024, 64, 2, 156_468),
+    _R("llm-foundry", "a100-80", 8, 1024, 24, 16, 1024, 64, 2, 64_813),
+    _R("llm-foundry", "a100-80", 8, 1536, 24, 12, 2048, 24, 2, 32_434),
+    _R("llm-foundry", "a100-80", 8, 2048, 24, 16, 1024, 18, 4, 22_112),
+    _R("llm-foundry", "a100-80", 8, 2560, 32, 20, 2048, 10, 2, 10_811),
+    _R("llm-foundry", "a100-80", 8, 4096, 32, 32, 2048, 6, 2, 4_641),
+    _R("llm-foundry", "a100-80", 8, 5120, 40, 40, 2048, 2, 3, 2_262),
+    _R("llm-foundry", "a100-80", 8, 7168, 48, 56, 2048, 3, 21, 916, checkpointing=True),
+    _R("llm.c", "a100-80", 8, 768, 12, 12, 1024, 64, 1, 231_481, stage=2),
+    _R("nanoGPT", "a100-40", 8, 768, 12, 12, 1024, 12, 5, 109_714, stage=2),
+    _R("llm-foundry", "h100", 8, 1536, 24, 12, 1024, 48, 2, 78_581),
+    _R("llm-foundry", "h100", 8, 2048, 24, 16, 2048, 14, 1, 45_455),
+    _R("llm-foundry", "h100", 8, 2560, 32, 20, 1024, 20, 6, 27_046),
+    _R("llm-foundry", "h100", 8, 4096, 32, 32, 2048, 6, 1, 10_643),
+    _R("llm-foundry", "h100", 8, 5120, 40, 40, 2048, 2, 1, 4_792),
+    _R("llm-foundry", "h100", 64, 2048, 24, 16, 2048, 20, 1, 44_402),
+    _R("llm-foundry", "h100", 64, 5120, 40, 40, 2048, 2, 1, 4_800),
+    _R("llm-foundry", "h100", 8, 7168, 48, 56, 2048, 3, 21, 2_002, checkpointing=True),
+    _R("llm.c", "h100", 8, 768, 12, 12, 1024, 64, 1, 462_963, stage=2),
+    _R("llm.c", "h100", 8, 1600, 48, 25, 1024, 16, 8, 48_539, stage=2),
+    _R("gaguide", "h100", 1, 768, 12, 12, 1024, 16, 2, 202_600, stage=2),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How published speeds compare with the model's, as published / predicted."""
+
+    runs: tuple[PublishedRun, ...]
+    """The runs that were compared."""
+    slowest: float
+    """The smallest ratio."""
+    middle: float
+    """The geometric mean of the ratios."""
+    fastest: float
+    """The largest ratio."""
+    own_gpu: bool
+    """Whether the runs are of this GPU; otherwise of all that have any."""
+
+    @property
+    def error(self) -> float:
+        """The factor by which the model was wrong where it was wrong most."""
+        return max(self.fastest, 1 / self.slowest)
+
+
+def run_request(run: PublishedRun) -> CostRequest:
+    """The request that predicts `run`."""
+    return CostRequest(
+        _gpt2_shape(run.width, run.layers, run.heads, run.block),
+        gpus=min(run.ranks, 8),
+        nodes=-(-run.ranks // 8),
+        gpu=run.gpu,
+        link="ib-ndr" if run.gpu == "h100" else "ib-hdr",
+        cards=8,
+        block_length=run.block,
+        global_batch=run.ranks * run.micro * run.passes,
+        micro_batch=run.micro,
+        zero_stage=run.stage,
+        checkpointing=run.checkpointing,
+    )
+
+
+def ratio(run: PublishedRun) -> float:
+    """The published speed as a multiple of the predicted one."""
+    return run.tokens_per_second * run.ranks / estimate(run_request(run)).tokens_per_second
+
+
+@cache
+def spread(gpu: str) -> Spread:
+    """How far published speeds lie from the predictions on `gpu`; on a GPU without any, on all GPUs."""
+    own = tuple(run for run in RUNS if run.gpu == gpu)
+    # The two A100s differ in memory only.
+    if gpu.startswith("a100"):
+        own = tuple(run for run in RUNS if run.gpu.startswith("a100"))
+    runs = own or RUNS
+    ratios = [ratio(run) for run in runs]
+    return Spread(
+        runs=runs,
+        slowest=min(ratios),
+        middle=math.exp(sum(math.log(each) for each in ratios) / len(ratios)),
+        fastest=max(ratios),
+        own_gpu=bool(own),
+    )
+
+
+@cache
+def _gpt2_shape(width: int, layers: int, heads: int, positions: int) -> ModelShape:
+    from transformers import GPT2Config
+
+    from gaguide.model import shape_of
+
+    drops = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    config = GPT2Config(
+        n_embd=width, n_layer=layers, n_head=heads, vocab_size=50_257, n_positions=positions, **drops
+    )
+    return shape_of(config)
