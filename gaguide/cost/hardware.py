@@ -81,10 +81,10 @@ class Link:
 _T, _G = 1e12, 1e9
 
 # Name: reported name, memory, 16-bit and fp32 peak, memory bandwidth, link, host link.
-# Looked up for this table, on pages about them rather than in the data sheets: a10 (600 GB/s, 31.2 fp32), b200
-# (HGX, 1,000 W: 2,250 dense in bf16, 8 TB/s, 900 GB/s NVLink; fp32 is given as 75 and as 80), mi300x (304 units,
-# 163.4 fp32, 5.3 TB/s, 448 GB/s links). From memory, not looked up: the bf16 peaks of a10 and mi300x, mi300a,
-# mi325x, and every usable memory that is less than the data sheet's.
+# Looked up for this table, on pages about them rather than in the data sheets: a10 (600 GB/s, 31.2 fp32),
+# b200 (HGX, 1,000 W: 2,250 dense in bf16, 8 TB/s, 900 GB/s NVLink; fp32 is given as 75 or 80), mi300x (304
+# units, 163.4 fp32, 5.3 TB/s, 448 GB/s links). From memory, not looked up: the bf16 peaks of a10 and mi300x,
+# mi300a, mi325x, and every usable memory that is less than the data sheet's.
 GPUS = {
     "v100-16": Gpu("V100", 16 * GIB, 125 * _T, 15.7 * _T, 900 * _G, 150 * _G, 16 * _G, bf16=False),
     "v100-32": Gpu("V100", 32 * GIB, 125 * _T, 15.7 * _T, 900 * _G, 150 * _G, 16 * _G, bf16=False),

@@ -149,6 +149,39 @@ def test_a_job_that_never_comes_to_a_checkpoint_does_not_restart_for_ever(
     assert "2 starts in a row ended without a newer checkpoint" in log_of(tmp_path)
 
 
+_MEETS = """
+from gaguide.distributed import World, all_gather, start
+world = World.from_environment()
+start(world)
+print(world.rank, all_gather(world.host), flush=True)
+"""
+
+
+def test_ranks_on_hosts_in_an_arbitrary_order_meet_at_rank_0(cluster: Slurm, tmp_path: Path) -> None:
+    """Slurm's lists of hosts are sorted, and rank 0 is on the second."""
+    (tmp_path / "hosts").write_text("node1\nnode0\n")
+    (tmp_path / "meets.py").write_text(_MEETS)
+    allocation = ("salloc", "--nodes=2", "--ntasks=2", "--distribution=arbitrary")
+    step = ("srun", "--distribution=arbitrary", "python", tmp_path / "meets.py")
+    said = cluster.run(*allocation, *step, timeout=patience(200), SLURM_HOSTFILE=str(tmp_path / "hosts"))
+    assert {"0 ['node1', 'node0']", "1 ['node1', 'node0']"} <= set(said.splitlines()), said
+
+
+def test_a_plain_python_in_a_step_of_several_hosts_shell_is_alone(cluster: Slurm, tmp_path: Path) -> None:
+    """An interactive allocation's shell is a step of one task, whose SLURM_NTASKS is that of the job."""
+    (tmp_path / "meets.py").write_text(_MEETS)
+    shell = (
+        "srun",
+        "--nodes=1",
+        "--ntasks=1",
+        "--export=ALL,SLURM_NTASKS=2",
+        "python",
+        tmp_path / "meets.py",
+    )
+    said = cluster.run("salloc", "--nodes=2", "--ntasks=2", *shell, timeout=patience(200))
+    assert "0 ['node0']" in said.splitlines(), said
+
+
 def test_evaluation_over_two_nodes(cluster: Slurm, trained: Path, tmp_path: Path) -> None:
     words = ("--model", str(trained / "model"), "--tasks", "demo", "--limit", "40", "--output")
     (job,) = submit(cluster, "evaluate", tmp_path, "--nodes", "2", *words, tmp_path / "two")

@@ -35,11 +35,11 @@ def test_a_gpu_without_published_runs_has_the_errors_of_all_others() -> None:
     assert {each.gpu for each in RUNS} <= set(GPUS)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
 @pytest.mark.parametrize("gpu", ["a100-80", "h100"])
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_the_lowest_stage_wins_within_the_models_error(size: str, gpu: str, nodes: int) -> None:
-    """ds_configs/README.md names zero1 or zero2 for these; stage 3 is predicted to be faster by less than that."""
+    """ds_configs/README.md names zero1 or zero2 for these; stage 3 is faster by less than the error."""
     shape = shape_of(scratch_config(SIZES[size], 50_257, None))
     request = CostRequest(shape, gpus=8, nodes=nodes, gpu=gpu, link="ib-hdr", global_batch=512)
     best, *others = recommend(request)

@@ -53,6 +53,22 @@ def test_srun_meets_on_the_steps_first_host() -> None:
     )
 
 
+def test_ranks_in_an_arbitrary_order_meet_on_the_host_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    arbitrary = SLURM | {
+        "SLURM_ARBITRARY_NODELIST": "n[07-08,10],x",
+        "SLURM_STEP_NODELIST": "nowhere,localhost",
+    }
+    met = rendezvous(arbitrary | {"SLURM_PROCID": "0", "SLURM_NODEID": "1"}, 0, 6)
+    assert met["MASTER_ADDR"] == "localhost", "rank 0 knows its own host"
+    with socket.socket() as listening:  # as rank 0 does
+        listening.bind(("127.0.0.1", int(met["MASTER_PORT"])))
+        listening.listen()
+        assert rendezvous(arbitrary, 1, 6) == met
+    monkeypatch.setattr("gaguide.distributed.rendezvous._SEARCH_SECONDS", 0.0)
+    with pytest.raises(UserError, match="rank 0 listens on none of them"):
+        rendezvous(arbitrary, 1, 6)
+
+
 def test_srun_with_pmi_gives_the_local_rank_as_slurm_localid() -> None:
     world = World.from_environment({"PMI_RANK": "3", "PMI_SIZE": "4", "SLURM_LOCALID": "1"})
     assert (world.rank, world.size, world.local_rank) == (3, 4, 1)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from gaguide.distributed import World, start
-from gaguide.distributed.world import gpu_index
+from gaguide.distributed.world import gpu_index, shared_gpu
 from gaguide.errors import Fault, UserError
 
 # Of the shell of `salloc -n 4` under Slurm 22.05 with use_interactive_step: a step of one task.
@@ -128,3 +128,8 @@ def test_a_port_in_use_is_reported_with_a_free_one(launcher: dict[str, str], mes
 )
 def test_the_gpu_of_a_rank(local_rank: int, visible: int, index: int) -> None:
     assert gpu_index(local_rank, visible) == index
+
+
+def test_two_ranks_on_one_gpu_are_found() -> None:
+    assert shared_gpu(["a of host x", "b of host x", "a of host y"]) is None
+    assert shared_gpu(["a", "b", "c", "b"]) == (1, 3)
