@@ -146,8 +146,6 @@ def _gpt2_shape(width: int, layers: int, heads: int, positions: int) -> ModelSha
 
     from gaguide.model import shape_of
 
-    drops = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
-    config = GPT2Config(
-        n_embd=width, n_layer=layers, n_head=heads, vocab_size=50_257, n_positions=positions, **drops
-    )
+    config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, vocab_size=50_257, n_positions=positions)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     return shape_of(config)
