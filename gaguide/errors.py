@@ -6,6 +6,7 @@ and raise once, so that a user sees every fault at the first attempt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,14 @@ from difflib import get_close_matches
 from enum import Enum
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
+
+_MASK = "***"
+# A password may contain "@", but not a slash.
+_USER_INFO = re.compile(r"(\w://)[^/\s'\"?#<>]+@")
+_SECRET_PARAMETER = re.compile(
+    r"([?&;](?:[\w.%-]*(?:sig|token|key|secret|pass|pwd|cred|auth|session|policy)[\w.%-]*)=)[^&;#,)\s'\"<>]+",
+    re.IGNORECASE,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +52,7 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong."""
+    """One thing that is wrong. Its text shows no credentials, whatever addresses its fields contain."""
 
     field: str
     """The field as the user wrote it, such as `data.block_length`."""
@@ -58,7 +67,7 @@ class Fault:
 
     def __str__(self) -> str:
         shown = self.field if self.value is None else f"{self.field} = {self.value!r}"
-        return f"{shown}: {self.problem}\n    → {self.remedy}"
+        return mask_credentials(f"{shown}: {self.problem}\n    → {self.remedy}")
 
 
 class UserError(Exception):
@@ -150,6 +159,20 @@ class PreemptedError(Exception):
                 "the same command starts from the beginning"
             )
         super().__init__(text)
+
+
+def mask_credentials(text: str) -> str:
+    """`text` with the user part and the secret parameters of every address in it replaced by `***`.
+
+    Covers `https://USER:PASSWORD@host/…`, signed addresses (`X-Amz-Signature`, `X-Goog-Credential`, `sig`,
+    `Key-Pair-Id`) and tokens in a query. Masking twice changes nothing.
+    """
+    return _SECRET_PARAMETER.sub(rf"\g<1>{_MASK}", _USER_INFO.sub(rf"\g<1>{_MASK}@", text))
+
+
+def is_signed(address: str) -> bool:
+    """Whether the query of an address has secret parameters: it then changes with every signature."""
+    return _SECRET_PARAMETER.search(address) is not None
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,31 @@ def choose(folder: Path, step: str) -> CheckpointInfo:
 
 
 def _folders(folder: Path) -> list[Path]:
-    if (folder / MANIFEST).exists() or _step(folder) is not None:
+    if _step(folder) is not None:
         return [folder]
+    if (folder / MANIFEST).exists():
+        kind = _other_kind(folder / MANIFEST)
+        if kind is None:
+            return [folder]
+        remedy = "give a run's output folder; `gaguide data info FOLDER` describes a folder of shards"
+        raise UserError(
+            Fault("folder", f"is not a checkpoint: its {MANIFEST} is of {kind}", remedy, str(folder))
+        )
     parent = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     found = sorted(path for path in parent.glob("step-*") if _step(path) is not None)
     if not found:
         remedy = "give a run's output folder, or a folder checkpoints/step-NNNNNNNN"
         raise UserError(Fault("folder", "contains no checkpoint", remedy, str(folder)))
     return found
+
+
+def _other_kind(manifest: Path) -> str | None:
+    """What else than a checkpoint a manifest says that it describes; a damaged checkpoint's says nothing."""
+    try:
+        content = json.loads(manifest.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("format") if isinstance(content, dict) else None
 
 
 def _step(folder: Path) -> int | None:

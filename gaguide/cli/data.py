@@ -70,6 +70,21 @@ def build_command(
             "the folder."
         ),
     ] = None,
+    bos: Annotated[
+        bool | None,
+        typer.Option(
+            "--bos/--no-bos",
+            help="Begin every document with the tokenizer's begin-of-text id.",
+            show_default="as the tokenizer itself does",
+        ),
+    ] = None,
+    separator: Annotated[
+        str,
+        typer.Option(help="What ends every document: 'eos', 'none', or one token of the tokenizer."),
+    ] = "eos",
+    max_dropped: Annotated[
+        float, typer.Option(help="Fail if a larger share of the rows gives no document (0 to 1).")
+    ] = 0.5,
     revision: Annotated[
         str | None,
         typer.Option(help="Commit, branch or tag of a hub data set.", show_default="its newest commit"),
@@ -94,6 +109,9 @@ def build_command(
         shard_tokens=shard_tokens,
         workers=_cores(over_mpi) if workers is None else workers,
         revision=revision,
+        bos=bos,
+        separator=separator,
+        max_dropped=max_dropped,
     )
     try:
         manifest = _build_over_mpi(request) if over_mpi else _build_here(request, share)
@@ -177,12 +195,18 @@ def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address
 def describe(folder: Path | str, manifest: Manifest) -> str:
     """A few lines that describe a folder of shards."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()) or "none"
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in manifest.left_out.items()) or "no file"
+    begin = "nothing" if manifest.bos_token_id is None else f"id {manifest.bos_token_id}"
+    end = "nothing" if manifest.separator_token_id is None else f"id {manifest.separator_token_id}"
     lines = [
         f"{folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens ({manifest.token_dtype})",
         f"  source      {manifest.source}" + (f" @ {manifest.revision}" if manifest.revision else ""),
         f"  dropped     {dropped}",
+        f"  left out    {left_out}",
         f"  tokenizer   {manifest.vocab_size:,} ids, fingerprint {manifest.tokenizer_fingerprint[:12]}",
     ]
+    if manifest.source_identity:  # else an older version wrote the folder
+        lines.append(f"  documents   begin with {begin}, end with {end}")
     for split, shards in manifest.splits.items():
         documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
         count = f"{len(shards):,} shard{'s' if len(shards) > 1 else ''}"

@@ -86,6 +86,12 @@ class SourceSection(_Section):
     """Column or field that holds the text."""
     rows: PositiveInt | None = None
     """Use only this many rows from the start; null uses all."""
+    bos: bool | None = None
+    """Begin every document with the tokenizer's begin-of-text id; null does as the tokenizer itself does."""
+    separator: str = "eos"
+    """What ends every document: eos, none, or the text of one token of the tokenizer."""
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the rows that may give no document; the build fails where more do."""
     validation_fraction: Fraction = 0.005
     """Share of the documents that is held out."""
     shard_tokens: Annotated[int, Field(ge=1, le=10**9)] = 10_000_000

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gaguide.data.build.request import BuildRequest, PreparedBuild, check_request, prepare_build
-from gaguide.data.format.manifest import TRAIN, VALIDATION
+from gaguide.data.build.build import check_same_build
+from gaguide.data.build.request import BuildRequest, PreparedBuild, Progress, check_request, prepare_build
+from gaguide.data.format.manifest import TRAIN, VALIDATION, is_complete
 from gaguide.data.format.tokenizer import load_tokenizer, vocabulary_size
 from gaguide.data.read.blocks import Blocks, BlockStore
 from gaguide.data.read.growing import BuildIdentity, FirstHeldOut, GrowingStore, SourceOrder
@@ -36,6 +37,9 @@ _SOURCE_FIELDS = {
     "--revision": "data.source.revision",
     "--text-field": "data.source.text_field",
     "--output": "data.shards",
+    "--bos": "data.source.bos",
+    "--separator": "data.source.separator",
+    "--max-dropped": "data.source.max_dropped",
 }
 
 
@@ -99,12 +103,24 @@ def mixture_corpus(
     return _corpus(blocks, held_out, order, hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest())
 
 
-def source_corpus(request: BuildRequest, block_length: int, seed: int, held_out_blocks: int) -> Corpus:
-    """A source that is read while it is built into `request.output`; does not start the build."""
+def source_corpus(
+    request: BuildRequest,
+    block_length: int,
+    seed: int,
+    held_out_blocks: int,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Corpus:
+    """A source that is read while it is built into `request.output`; does not start the build.
+
+    `UserError` if the folder is complete and holds shards of another request, or of another content.
+    """
 
     def prepare() -> PreparedBuild:
         check_request(request)
-        return prepare_build(request, lambda progress: None)
+        build = prepare_build(request, on_progress)
+        if is_complete(request.output):
+            check_same_build(request.output, build)
+        return build
 
     build = _with_fields(_SOURCE_FIELDS, prepare)
     identity = BuildIdentity(request.output, len(build.parts), build.build_id, build.fingerprint)
@@ -115,7 +131,7 @@ def source_corpus(request: BuildRequest, block_length: int, seed: int, held_out_
         order=SourceOrder(blocks, seed),
         tokenizer=build.tokenizer,
         vocab_size=vocabulary_size(build.tokenizer),
-        eos_token_id=int(build.tokenizer.eos_token_id),
+        eos_token_id=build.ids.eos,
         tokenizer_fingerprint=build.fingerprint,
         fingerprint=build.build_id,
         build=build,

@@ -98,6 +98,9 @@ def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
         shard_tokens=source.shard_tokens,
         workers=source.workers,
         revision=source.revision,
+        bos=source.bos,
+        separator=source.separator,
+        max_dropped=source.max_dropped,
     )
 
 

@@ -92,7 +92,7 @@ def test_the_command_builds_parts(jsonl, tokenizer_folder, tmp_path):
     options = ("--source", jsonl, "--tokenizer", tokenizer_folder, "--output", tmp_path / "s", "--workers", 1)
     options += ("--shard-tokens", 8000)
     code, output = call("build", *options, "--part", "1/2")
-    assert code == 0 and "part 1/2 is done" in output
+    assert code == 0 and "part 1/2 is built" in output
     code, output = call("build", *options, "--part", "2/2")
     assert code == 0 and "100 documents" in output
 

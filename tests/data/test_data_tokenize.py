@@ -151,3 +151,35 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match="contains no tokenizer that can be loaded"):
         load_tokenizer(tmp_path)
+
+
+RUN = st.tuples(
+    st.sampled_from([" ", "\n", " \n", "\u3000", "\t ", "\x1c", "\x85", "a", "!", "'s ", "é"]),
+    st.integers(1, 700),
+)
+
+
+@given(
+    st.lists(
+        st.one_of(RUN, st.tuples(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), st.just(1))),
+        max_size=6,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_runs_have_equal_ids(encoder, runs):
+    """Of white space and of other characters, next to any text, around the length that is handled apart."""
+    text = "".join(unit * count for unit, count in runs)
+    assert encoder.encode(text).tolist() == encoder.encode_by_reference(text).tolist()
+
+
+def test_long_white_space_does_not_reach_the_regex(encoder, monkeypatch):
+    """tiktoken's regex is quadratic in it: its longest input run must not grow with the document's."""
+    seen = []
+    words = DocumentEncoder._encode_words
+    monkeypatch.setattr(
+        DocumentEncoder, "_encode_words", lambda self, text: (seen.append(text), words(self, text))[1]
+    )
+    for text in (" " * 19_000 + "x", "a" + "\n \u3000" * 9_000, " " * 400_000):
+        seen.clear()
+        assert encoder.encode(text).tolist() == encoder.encode_by_reference(text).tolist()
+        assert max(map(len, seen)) < 300

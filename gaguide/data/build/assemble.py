@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gaguide.data.build.encode import EncodingSpec
+from gaguide.data.build.identity import describe_identity
 from gaguide.data.build.request import PreparedBuild
+from gaguide.data.build.rows import Reason
 from gaguide.data.build.sources import Source
 from gaguide.data.format.manifest import (
     SCHEMA_VERSION,
@@ -24,6 +26,7 @@ from gaguide.data.format.manifest import (
     VALIDATION,
     Manifest,
     ShardInfo,
+    folder_digest,
     write_manifest,
 )
 from gaguide.data.format.pieces import Piece, read_pieces
@@ -48,6 +51,7 @@ def assemble_shards(build: PreparedBuild, spec: EncodingSpec) -> Manifest:
         dropped.update(piece.dropped)
     if not any(piece.documents for piece in pieces):
         raise UserError(_no_document(build.source, dropped))
+    _check_dropped(build, dropped, sum(piece.documents for piece in pieces))
     splits = {
         TRAIN: _number_train_shards(output, pieces, spec),
         VALIDATION: _join_validation(output, pieces, spec, build.request.shard_tokens),
@@ -62,16 +66,35 @@ def assemble_shards(build: PreparedBuild, spec: EncodingSpec) -> Manifest:
         tokens=sum(shard.tokens for shards in splits.values() for shard in shards),
         dropped=dict(sorted(dropped.items())),
         vocab_size=vocabulary_size(build.tokenizer),
-        eos_token_id=spec.eos_token_id,
+        eos_token_id=spec.ids.eos,
         tokenizer_fingerprint=spec.tokenizer_fingerprint,
         token_dtype=spec.token_dtype,
         splits=splits,
         tokenizer_files=_file_names(output / TOKENIZER_FOLDER),
         build_id=build.build_id,
+        bos_token_id=spec.ids.bos,
+        separator_token_id=spec.ids.separator,
+        left_out=dict(build.source.left_out),
+        source_identity=describe_identity(build.source.files),
+        build_identity=dict(build.identity),
+        tokenizer_sha256=folder_digest(output / TOKENIZER_FOLDER),
     )
     sync_folder(output)
     write_manifest(output, manifest)
     return manifest
+
+
+def _check_dropped(build: PreparedBuild, dropped: Mapping[str, int], documents: int) -> None:
+    """Raise a `UserError` if more rows were dropped than the request allows."""
+    rows = {reason: count for reason, count in dropped.items() if reason != Reason.OTHER_MEMBER}
+    share = sum(rows.values()) / (sum(rows.values()) + documents)
+    if share > build.request.max_dropped:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rows.items()))
+        problem = f"{share:.0%} of the rows gave no document ({counts}), more than --max-dropped allows"
+        remedy = (
+            "correct the source; or allow it: the same command with a larger --max-dropped finishes the build"
+        )
+        raise UserError(Fault("--max-dropped", problem, remedy, build.request.max_dropped))
 
 
 def _no_document(source: Source, dropped: Counter[str]) -> Fault:

@@ -18,7 +18,7 @@ from gaguide.data.build.build import build_shards
 from gaguide.data.build.request import BuildRequest
 from gaguide.data.format.manifest import BUILD_FOLDER, is_complete
 from gaguide.data.format.pieces import FAILURE_FILE
-from gaguide.errors import FaultKind, UserError
+from gaguide.errors import FaultKind, UserError, mask_credentials
 from gaguide.files import write_text
 
 _RETRY_SECONDS = 2.0
@@ -73,9 +73,11 @@ def main() -> None:
 
 def _write_failure(output: Path, text: str) -> None:
     (output / BUILD_FOLDER).mkdir(exist_ok=True)
-    write_text(output / BUILD_FOLDER / FAILURE_FILE, text)
+    write_text(output / BUILD_FOLDER / FAILURE_FILE, mask_credentials(text))
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # returns when the parent has ended
+    # Not by sys.stdin: a thread that waits in its buffer makes the interpreter abort at its end.
+    while os.read(0, 1):
+        pass
     os._exit(1)

@@ -8,6 +8,7 @@ and restarted, with any number of workers, ends with the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +19,19 @@ from pathlib import Path
 import numpy as np
 
 from gaguide.data.build.assemble import assemble_shards
-from gaguide.data.build.documents import Reason, read_span
+from gaguide.data.build.documents import read_span
 from gaguide.data.build.encode import EncodingSpec, Report
+from gaguide.data.build.identity import stamp
 from gaguide.data.build.parts import Part
-from gaguide.data.build.request import BuildRequest, PreparedBuild, Progress, check_request, prepare_build
+from gaguide.data.build.request import (
+    BuildRequest,
+    PreparedBuild,
+    Progress,
+    check_request,
+    describe_differences,
+    prepare_build,
+)
+from gaguide.data.build.rows import Reason
 from gaguide.data.build.workers import encode_in_processes
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.data.format.pieces import read_pieces
@@ -30,7 +40,7 @@ from gaguide.errors import Fault, FaultKind, UserError
 from gaguide.files import write_text
 
 LOCK_FILE = ".lock"
-_SAMPLE_DOCUMENTS = 100
+_SAMPLE_DOCUMENTS, _SAMPLE_BYTES = 100, 100_000
 _BUSY = "another build is writing to this folder"
 
 PartEncoder = Callable[[Iterable[Part], EncodingSpec, Report], None]
@@ -87,7 +97,7 @@ def start_build(build: PreparedBuild, mine: Iterable[Part]) -> Manifest | None:
     """Start or resume the build of the parts `mine`; the manifest if the whole folder is complete already."""
     output, folder = build.request.output, build.piece_folder
     if is_complete(output):
-        manifest = _read_same_build(output, build.build_id)
+        manifest = check_same_build(output, build)
         shutil.rmtree(folder, ignore_errors=True)  # left by a kill right after the manifest was written
         return manifest
     _start_or_resume(build, mine)
@@ -121,16 +131,19 @@ def encode_parts(
 def finish_build(build: PreparedBuild, on_progress: Callable[[Progress], None]) -> Manifest:
     """Assemble the folder of shards from the pieces of all parts, and return its manifest."""
     on_progress(Progress("finishing"))
+    _check_unchanged(build)
     manifest = assemble_shards(build, _encoding_spec(build))
     shutil.rmtree(build.piece_folder)
     return manifest
 
 
-def _read_same_build(output: Path, build_id: str) -> Manifest:
+def check_same_build(output: Path, build: PreparedBuild) -> Manifest:
+    """The manifest of a complete folder; `UserError` if another request or another content made it."""
     manifest = read_manifest(output)
-    if manifest.build_id == build_id:
+    if manifest.build_id == build.build_id:
         return manifest
-    problem = f"the folder already contains other shards (of {manifest.source})"
+    why = describe_differences(manifest.build_identity, build.identity)
+    problem = f"the folder already contains other shards (of {manifest.source}): {why}"
     raise UserError(Fault("--output", problem, "give another --output", str(output)))
 
 
@@ -141,11 +154,15 @@ def _start_or_resume(build: PreparedBuild, mine: Iterable[Part]) -> None:
     """
     output, folder = build.request.output, build.piece_folder
     state = folder / "request.json"
-    identity = {"build_id": build.build_id, "parts": len(build.parts)}
+    identity = {"build_id": build.build_id, "parts": len(build.parts), "identity": build.identity}
     if state.is_file():
-        if json.loads(state.read_text(encoding="utf-8")) != identity:
-            problem = "the folder contains an unfinished build of another source, or with other options"
-            remedy = "finish it with the same options, or give another --output"
+        before = json.loads(state.read_text(encoding="utf-8"))
+        if before != identity:
+            why = describe_differences(before.get("identity", {}), build.identity)
+            problem = (
+                f"the folder contains an unfinished build of another source, or with other options: {why}"
+            )
+            remedy = "finish it with the same source and options, or give another --output"
             raise UserError(Fault("--output", problem, remedy, str(output)))
         for part in mine:
             for leftover in folder.glob(f".tmp-*-part-{part.index:05d}-*"):
@@ -159,12 +176,25 @@ def _start_or_resume(build: PreparedBuild, mine: Iterable[Part]) -> None:
     write_text(state, json.dumps(identity))
 
 
+def _check_unchanged(build: PreparedBuild) -> None:
+    """Raise a `UserError` if a file of this machine has changed since the build was prepared."""
+    changed = [
+        file.url
+        for file, before in zip(build.source.files, build.stamps)
+        if before is not None and stamp(file) != before
+    ]
+    if changed:
+        problem = f"changed while it was read ({len(changed)} of {len(build.source.files)} files)"
+        remedy = "build again into another --output, from files that do not change"
+        raise UserError(Fault("--source", problem, remedy, changed[0]))
+
+
 def _encoding_spec(build: PreparedBuild) -> EncodingSpec:
     request, tokenizer = build.request, build.tokenizer
     return EncodingSpec(
         folder=build.piece_folder,
         encoder=DocumentEncoder(tokenizer, _sample(build.parts, request.text_field)),
-        eos_token_id=int(tokenizer.eos_token_id),
+        ids=build.ids,
         token_dtype="uint16" if vocabulary_size(tokenizer) <= 2**16 else "uint32",
         tokenizer_fingerprint=build.fingerprint,
         text_field=request.text_field,
@@ -174,11 +204,10 @@ def _encoding_spec(build: PreparedBuild) -> EncodingSpec:
 
 def _sample(parts: tuple[Part, ...], text_field: str) -> list[str]:
     """The first documents of the source, on which the fast encoder is checked."""
-    sample: list[str] = []
-    if parts:
-        for row in read_span(parts[0].spans[0], text_field):
-            if not isinstance(row, Reason):
-                sample.append(row[:100_000].decode("utf-8", errors="ignore"))
-            if len(sample) == _SAMPLE_DOCUMENTS:
-                break
-    return sample
+    spans = itertools.islice((span for part in parts for span in part.spans), _SAMPLE_DOCUMENTS)
+    rows = (row for span in spans for row in read_span(span, text_field))
+    documents = (row for row in rows if not isinstance(row, Reason))
+    return [
+        row[:_SAMPLE_BYTES].decode("utf-8", errors="ignore")
+        for row in itertools.islice(documents, _SAMPLE_DOCUMENTS)
+    ]

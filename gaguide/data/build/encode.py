@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gaguide.data.build.documents import Reason, Row, read_span
+from gaguide.data.build.documents import read_span
 from gaguide.data.build.parts import Part
+from gaguide.data.build.rows import Reason, Row
 from gaguide.data.format.manifest import TRAIN, VALIDATION
 from gaguide.data.format.pieces import Piece, piece_file, read_pieces, write_record
 from gaguide.data.format.shards import write_shard
-from gaguide.data.format.tokenizer import DocumentEncoder
+from gaguide.data.format.tokenizer import DocumentEncoder, DocumentIds
 
 _REPORT_BYTES = 1 << 20
 
@@ -36,8 +37,8 @@ class EncodingSpec:
     """The build's own folder, for the pieces."""
     encoder: DocumentEncoder
     """Text to ids."""
-    eos_token_id: int
-    """Id that is appended to every document."""
+    ids: DocumentIds
+    """Which ids begin and end every document."""
     token_dtype: str
     """dtype of the stored ids: "uint16" or "uint32"."""
     tokenizer_fingerprint: str
@@ -113,7 +114,7 @@ def _rows(part: Part, text_field: str) -> Iterator[Row]:
 
 
 def _encode(row: Row, spec: EncodingSpec, dropped: Counter[str]) -> tuple[str, np.ndarray | None]:
-    """The document's split and its ids as stored, with the end-of-text id; None if it is dropped."""
+    """The document's split and its ids as stored, with those at its start and end; None if it is dropped."""
     if isinstance(row, Reason):
         dropped[row.value] += 1
         return TRAIN, None
@@ -123,9 +124,8 @@ def _encode(row: Row, spec: EncodingSpec, dropped: Counter[str]) -> tuple[str, n
         dropped[Reason.INVALID_UTF8.value] += 1
         return TRAIN, None
     encoded = spec.encoder.encode(text)
-    ids = np.empty(len(encoded) + 1, np.dtype(spec.token_dtype))
-    ids[:-1] = encoded
-    ids[-1] = spec.eos_token_id
+    before, after = spec.ids.before, spec.ids.after
+    ids = np.concatenate([before, encoded, after]).astype(np.dtype(spec.token_dtype))
     return VALIDATION if is_held_out(row, spec.validation_fraction) else TRAIN, ids
 
 

@@ -12,8 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gaguide.data.build.documents import open_bytes, read_span, span_lines
-from gaguide.data.build.sources import Source, SourceFile, Span
+from gaguide.data.build.documents import read_span, span_lines
+from gaguide.data.build.fields import SeenFields, check_columns
+from gaguide.data.build.kinds import SourceFile
+from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, open_bytes, open_raw
+from gaguide.data.build.sources import Source, Span
+from gaguide.data.build.table_rows import check_text_column
 from gaguide.errors import Fault, UserError, first_line
 
 # English text has 4.2 to 4.7 bytes per GPT-2 token; a lower number here keeps shards from overflowing.
@@ -43,25 +47,32 @@ def split_into_parts(
 ) -> tuple[Part, ...]:
     """Split the first `rows` rows of `source` (None: all) into parts; `UserError` for unusable files."""
     part_bytes = shard_tokens * _BYTES_PER_TOKEN
+    fields = SeenFields(text_field)
     parts: list[Part] = []
     gathered: list[Span] = []
+    size = 0
 
     def close() -> None:
         if gathered:
             # A part of about the right size may overflow, so that dense text gives no thin second shard.
-            limit = shard_tokens * (2 if sum(span.weight for span in gathered) <= part_bytes * 1.25 else 1)
+            limit = shard_tokens * (2 if size <= part_bytes * 1.25 else 1)
             parts.append(Part(len(parts), tuple(gathered), limit))
             gathered.clear()
 
-    for span in _spans(source.files, text_field, rows, part_bytes):
-        if sum(each.weight for each in gathered) + span.weight > part_bytes:
+    for span in _spans(source.files, text_field, rows, part_bytes, fields):
+        if size + span.weight > part_bytes:
             close()
+            size = 0
         gathered.append(span)
+        size += span.weight
     close()
+    fields.raise_if_absent()
     return tuple(parts)
 
 
-def _spans(files: Iterable[SourceFile], text_field: str, rows: int | None, part_bytes: int) -> Iterator[Span]:
+def _spans(
+    files: Iterable[SourceFile], text_field: str, rows: int | None, part_bytes: int, fields: SeenFields
+) -> Iterator[Span]:
     left = rows
     for file in files:
         if left == 0:
@@ -70,23 +81,26 @@ def _spans(files: Iterable[SourceFile], text_field: str, rows: int | None, part_
             for span in _parquet_spans(file, text_field, left, part_bytes):
                 left = None if left is None else left - ((span.end or 0) - span.first)
                 yield span
-        elif file.kind == "jsonl" and file.compression is None:
+            continue
+        is_array = file.kind == "jsonl" and fields.look(file)
+        if file.kind in ("csv", "arrow"):
+            check_columns(file, text_field)
+        if file.kind == "jsonl" and file.compression is None and not is_array:
             end = file.bytes
             if left is not None:
                 end, found = _bytes_of_rows(file, left)
                 left -= found
             yield from _byte_spans(file, end, part_bytes)
         else:
-            span = Span(
-                file, rows=left, weight=file.bytes * (_COMPRESSION_RATIO if _is_compressed(file) else 1)
-            )
+            weight = file.bytes * (_COMPRESSION_RATIO if _is_compressed(file) else 1)
+            span = Span(file, rows=left, weight=weight, is_array=is_array)
             if left is not None:
-                left -= _count_rows(span)
+                left -= _count_rows(span, text_field)
             yield span
 
 
 def _is_compressed(file: SourceFile) -> bool:
-    return file.compression is not None or file.name.endswith((".xz", ".gz", ".tgz"))
+    return file.compression is not None or file.name.lower().endswith((".xz", ".gz", ".bz2", ".tgz", ".zip"))
 
 
 def _byte_spans(file: SourceFile, size: int, part_bytes: int) -> Iterator[Span]:
@@ -104,18 +118,18 @@ def _bytes_of_rows(file: SourceFile, rows: int) -> tuple[int, int]:
             if found == rows:
                 break
             at += len(line)
-            if line.strip():
+            if line.removeprefix(BYTE_ORDER_MARK).strip():
                 found, end = found + 1, at
     return end, found
 
 
-def _count_rows(span: Span) -> int:
+def _count_rows(span: Span, text_field: str) -> int:
     """Number of rows of a span, by reading it; needed only with `rows`, for files without an index."""
     if span.file.kind == "text":
         return 1
-    if span.file.kind == "jsonl":
-        return sum(1 for _ in span_lines(span))
-    return sum(1 for _ in read_span(span, ""))
+    if span.file.kind == "jsonl" and not span.is_array:
+        return sum(1 for _ in itertools.islice(span_lines(span), span.rows))
+    return sum(row is not Reason.OTHER_MEMBER for row in read_span(span, text_field))
 
 
 def _parquet_spans(file: SourceFile, text_field: str, left: int | None, part_bytes: int) -> Iterator[Span]:
@@ -146,25 +160,15 @@ def _text_bytes(metadata: Any, text_field: str) -> int:
 
 def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
     """A file's metadata; `UserError` if the file or its text column cannot be used."""
-    import fsspec
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with fsspec.open(file.url, "rb") as raw:
+        with open_raw(file) as raw:
             parquet = pq.ParquetFile(raw)
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (OSError, ValueError, pa.ArrowException) as error:
         problem = f"is not a readable Parquet file ({first_line(error)})"
         raise UserError(Fault("--source", problem, "fetch it again or omit it", file.url)) from None
-    if text_field not in schema.names:
-        remedy = f"choose one of its columns: {', '.join(schema.names)}"
-        raise UserError(Fault("--text-field", f"is not a column of {file.url}", remedy, text_field))
-    kind = schema.field(text_field).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
-        remedy = "name the column that holds the text"
-        raise UserError(
-            Fault("--text-field", f"is a column of {kind} in {file.url}, not of text", remedy, text_field)
-        )
+    check_text_column(schema, text_field, file.url)
     return metadata

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gaguide.data.build.identity import source_digest, stamp
 from gaguide.data.build.parts import Part, split_into_parts
 from gaguide.data.build.sources import EMBEDDED, Source, find_source
 from gaguide.data.format.manifest import BUILD_FOLDER
-from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
+from gaguide.data.format.tokenizer import (
+    EOS,
+    DocumentIds,
+    document_ids,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 from gaguide.errors import Fault, FaultCollector, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHARD_TOKENS = 50_000_000
+MAX_DROPPED = 0.5
+"""Largest share of dropped rows by default: some corpora have blank rows for a third of all."""
 _SMALL_SOURCE_BYTES = 100_000_000
 
 
@@ -47,6 +56,12 @@ class BuildRequest:
     """Number of processes."""
     revision: str | None = None
     """Commit, branch or tag of a hub data set; None is its newest commit."""
+    bos: bool | None = None
+    """Begin every document with the begin-of-text id; None does so if the tokenizer itself does."""
+    separator: str = EOS
+    """What ends every document: "eos" (end of text), "none", or the text of one token of the tokenizer."""
+    max_dropped: float = MAX_DROPPED
+    """Share of the rows that may be dropped; a build that drops more fails."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +92,17 @@ class PreparedBuild:
     """The source, split into units of work."""
     validation_fraction: float
     """Share of the documents that is held out."""
-    build_id: str
-    """Identifies the request and its source."""
+    identity: Mapping[str, Any]
+    """Everything that determines the shards."""
+    ids: DocumentIds
+    """Which ids begin and end every document."""
+    stamps: tuple[tuple[int, int] | None, ...] = ()
+    """Size and modification time of each file when the build was prepared; None for other files."""
+
+    @cached_property
+    def build_id(self) -> str:
+        """SHA-256 of `identity`, to tell a rerun from another request."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,6 +136,9 @@ def check_request(request: BuildRequest) -> None:
         if fraction is not None and not 0 <= fraction < 1:
             problem = "must be at least 0 and less than 1"
             faults.add(Fault("--validation-fraction", problem, "0.005 is usual", fraction))
+        if not 0 <= request.max_dropped <= 1:
+            problem, remedy = "must be between 0 and 1", f"the default is {MAX_DROPPED}"
+            faults.add(Fault("--max-dropped", problem, remedy, request.max_dropped))
     try:
         request.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,20 +148,30 @@ def check_request(request: BuildRequest) -> None:
 
 def prepare_build(request: BuildRequest, on_progress: Callable[[Progress], None]) -> PreparedBuild:
     """Find the source, load the tokenizer and split the source into parts; a function of both alone."""
-    on_progress(Progress("looking at the source"))
-    source, tokenizer = _inputs(request)
-    parts = split_into_parts(source, request.text_field, request.rows, request.shard_tokens)
+    source, tokenizer = _inputs(request, on_progress)
+    stamps = tuple(None if file.is_remote or file.kind == EMBEDDED else stamp(file) for file in source.files)
+    with FaultCollector() as faults:
+        ids = faults.attempt(document_ids, tokenizer, request.bos, request.separator)
+        on_progress(Progress(f"looking at {len(source.files):,} files of the source"))
+        parts = faults.attempt(
+            split_into_parts, source, request.text_field, request.rows, request.shard_tokens
+        )
+    assert ids is not None and parts is not None
     fraction = _validation_fraction(request, parts)
-    build_id = _build_id(request, source, tokenizer_fingerprint(tokenizer), fraction)
-    return PreparedBuild(request, source, tokenizer, parts, fraction, build_id)
+    identity = _identity(request, source, tokenizer_fingerprint(tokenizer), fraction, ids)
+    return PreparedBuild(request, source, tokenizer, parts, fraction, identity, ids, stamps)
 
 
-def _inputs(request: BuildRequest) -> tuple[Source, PreTrainedTokenizerBase]:
+def _inputs(
+    request: BuildRequest, on_progress: Callable[[Progress], None]
+) -> tuple[Source, PreTrainedTokenizerBase]:
     """Source and tokenizer; the faults of both are raised at once."""
     from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY, train_embedded_tokenizer
 
     with FaultCollector() as faults:
-        source = faults.attempt(find_source, request.sources, request.split, request.revision)
+        on_progress(Progress("finding the files of the source"))
+        source = faults.attempt(find_source, request.sources, request.split, request.revision, request.output)
+        on_progress(Progress("loading the tokenizer"))
         tokenizer = (
             train_embedded_tokenizer(EMBEDDED_VOCABULARY)
             if request.tokenizer is None
@@ -154,15 +191,32 @@ def _validation_fraction(request: BuildRequest, parts: tuple[Part, ...]) -> floa
     return 0.05 if sum(part.weight for part in parts) < _SMALL_SOURCE_BYTES else 0.005
 
 
-def _build_id(request: BuildRequest, source: Source, fingerprint: str, fraction: float) -> str:
-    """SHA-256 of everything that determines the shards, to tell a rerun from another request."""
-    identity = {
-        "files": [(file.name, file.bytes) for file in source.files],
-        "source": [source.description, source.revision],
+def _identity(
+    request: BuildRequest, source: Source, fingerprint: str, fraction: float, ids: DocumentIds
+) -> dict[str, Any]:
+    """Everything that determines the shards, under the names that users know."""
+    return {
+        "content of the source": source_digest(source.files),
+        "source": source.description,
+        "revision": source.revision,
         "tokenizer": fingerprint,
-        "rows": request.rows,
-        "text_field": request.text_field,
-        "validation_fraction": fraction,
-        "shard_tokens": request.shard_tokens,
+        "--rows": request.rows,
+        "--text-field": request.text_field,
+        "--validation-fraction": fraction,
+        "--shard-tokens": request.shard_tokens,
+        "id at the start of documents": ids.bos,
+        "id at the end of documents": ids.separator,
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between the identities of two builds, for people."""
+    if not old:
+        return "it was built by a version of gaguide that did not record what from"
+    changed = [name for name in new if old.get(name) != new[name]]
+    return "; ".join(
+        f"the {name} has changed"
+        if name.startswith(("content", "tokenizer"))
+        else f"{name} was {old.get(name)!r}, now {new[name]!r}"
+        for name in changed
+    )

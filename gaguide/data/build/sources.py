@@ -7,40 +7,38 @@ data sets are read file by file at a pinned commit; code from a repository is ne
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from gaguide.errors import Fault, FaultCollector, UserError, first_line, suggestion
+from gaguide.data.build.identity import identify_local, identify_remote
+from gaguide.data.build.kinds import (
+    HIDDEN,
+    KINDS,
+    KNOWN,
+    SourceFile,
+    is_hidden,
+    kind_of,
+    stored_compression,
+)
+from gaguide.errors import (
+    Fault,
+    FaultCollector,
+    UserError,
+    first_line,
+    is_signed,
+    mask_credentials,
+    suggestion,
+)
 
 EMBEDDED = "embedded"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-# In order of preference where a folder contains several kinds, such as a data set and a README.txt.
-_KINDS = {
-    "parquet": (".parquet",),
-    "jsonl": (".jsonl", ".ndjson", ".json"),
-    "tar": (".tar", ".tar.gz", ".tgz", ".tar.xz", "_data.xz"),
-    "text": (".txt", ".text"),
-}
-_KNOWN = "Parquet, JSONL (plain, .gz, .zst, .bz2), text (.txt, one document a file) and tar archives of text"
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a source."""
-
-    url: str
-    """Local path or fsspec address."""
-    name: str
-    """Name that identifies the file within the source, wherever this lies."""
-    kind: str
-    """"parquet", "jsonl", "text", "tar" or "embedded"."""
-    compression: str | None
-    """"gzip", "zstd", "bz2", or None."""
-    bytes: int
-    """Size as stored."""
+_UNKNOWN = "of unknown kind"
+_IN_OUTPUT = "inside the output folder"
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,8 @@ class Span:
     """Maximum number of rows to read; None reads all."""
     weight: int = 0
     """Expected bytes of text."""
+    is_array: bool = False
+    """Whether a JSON file is an array, or has values that stretch over lines."""
 
 
 @dataclass(frozen=True)
@@ -64,37 +64,52 @@ class Source:
     """The files of all `--source` values."""
 
     description: str
-    """What the manifest records as the source."""
+    """What the manifest records as the source, without credentials."""
     revision: str | None
     """Commits of hub data sets; None for other sources."""
     files: tuple[SourceFile, ...]
     """The files, in order."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files of its folders that are not read, by reason."""
 
 
-def find_source(names: Iterable[str], split: str | None, revision: str | None) -> Source:
-    """Resolve `--source` values; one `UserError` lists all that cannot be resolved."""
+def find_source(
+    names: Iterable[str], split: str | None, revision: str | None, output: Path | None = None
+) -> Source:
+    """Resolve `--source` values; one `UserError` lists all that cannot be resolved.
+
+    Files in the folder `output`, where the shards will be, are never read.
+    """
     names = list(names)
     files: list[SourceFile] = []
     commits: list[str] = []
     descriptions: list[str] = []
+    left_out: Counter[str] = Counter()
     with FaultCollector() as faults:
         for name in names:
             with faults.catching():
-                if not _is_path_or_address(name) and _HUB_ID.fullmatch(name) and _kind(name) is None:
+                if not _is_path_or_address(name) and _HUB_ID.fullmatch(name) and kind_of(name) is None:
                     found, commit = _hub_files(name, split or "train", revision)
                     commits.append(commit)
                     descriptions.append(f"{name} (split {split or 'train'})")
                 else:
-                    found = _local_or_remote(name)
+                    found = _local_or_remote(name, output, left_out)
                     descriptions.append(_describe(name))
                 files += found
         if not commits and not faults:
             faults.add(*_hub_only_options(split, revision))
-    return Source(", ".join(descriptions), ", ".join(commits) or None, tuple(files))
+        files = faults.attempt(identify_local, files) or []
+    return Source(
+        ", ".join(descriptions), ", ".join(commits) or None, tuple(files), dict(sorted(left_out.items()))
+    )
 
 
 def _is_path_or_address(name: str) -> bool:
-    return name == EMBEDDED or "://" in name or glob.has_magic(name) or Path(name).exists()
+    return name == EMBEDDED or "://" in name or glob.has_magic(name) or _local(name).exists()
+
+
+def _local(name: str) -> Path:
+    return Path(name).expanduser()
 
 
 def _hub_only_options(split: str | None, revision: str | None) -> Iterable[Fault]:
@@ -109,58 +124,132 @@ def _describe(name: str) -> str:
         from gaguide.data.build.python_reference import EMBEDDED_DESCRIPTION
 
         return EMBEDDED_DESCRIPTION
+    if "://" in name and not _local(name).exists():
+        # A signature differs every time, also in its time and its lifetime.
+        return mask_credentials(name.partition("?")[0] if is_signed(name) else name)
     # Only the name of local paths, since their folder differs between machines.
-    return name if "://" in name else Path(name).name or name
+    return Path(name).name or name
 
 
-def _local_or_remote(name: str) -> list[SourceFile]:
+def _local_or_remote(name: str, output: Path | None, left_out: Counter[str]) -> list[SourceFile]:
     if name == EMBEDDED:
-        return [SourceFile(EMBEDDED, EMBEDDED, EMBEDDED, None, 0)]
-    if "://" in name:
-        return _remote(name)
-    if Path(name).is_dir():
-        return _of_folder(Path(name))
-    paths = [name] if Path(name).is_file() else sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (absolute patterns too)
-    paths = [path for path in paths if Path(path).is_file()]
-    if not paths:
+        return [SourceFile(EMBEDDED, EMBEDDED, EMBEDDED, None, 0, content=_embedded_content())]
+    path = _local(name)
+    if "://" in name and not path.exists():
+        protocol, _, rest = name.partition("://")
+        return _local_or_remote(rest, output, left_out) if protocol == "file" else _remote(name)
+    if path.is_dir():
+        return _of_folder(path, output, left_out)
+    # A file may have a name that looks like a glob.
+    paths = [path] if path.is_file() else _of_glob(str(path), output, left_out)
+    files: list[SourceFile] = []
+    for each in paths:
+        if each.is_dir():
+            files += _of_folder(each, output, left_out)
+        else:
+            files.append(_source_file(str(each), each.name, each.stat().st_size))
+    if not files:
         remedy = (
             "give existing files, a folder, a quoted glob, a data set on the hub (OWNER/NAME), or 'embedded'"
         )
         raise UserError(Fault("--source", "file or folder does not exist", remedy, name))
-    return [_source_file(path, Path(path).name, Path(path).stat().st_size) for path in paths]
+    return files
 
 
-def _of_folder(folder: Path) -> list[SourceFile]:
+def _embedded_content() -> str:
+    import hashlib
+
+    from gaguide.data.build.python_reference import embedded_documents
+
+    return f"sha256 {hashlib.sha256(chr(0).join(embedded_documents()).encode()).hexdigest()}"
+
+
+def _of_glob(pattern: str, output: Path | None, left_out: Counter[str]) -> list[Path]:
+    paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns too)
+    if "**" in pattern:  # it matches the files of the folders too
+        paths = [path for path in paths if path.is_file()]
+    if output is not None:
+        inside = [path for path in paths if _is_inside(path, output)]
+        left_out.update({_IN_OUTPUT: len(inside)} if inside else {})
+        paths = [path for path in paths if path not in inside]
+    return paths
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _of_folder(folder: Path, output: Path | None, left_out: Counter[str]) -> list[SourceFile]:
+    if output is not None and _is_inside(output, folder):
+        problem = f"contains the output folder {output}, whose files would be read as text"
+        remedy = "give an --output outside it, or name the files by a quoted glob"
+        raise UserError(Fault("--source", problem, remedy, str(folder)))
     by_kind: dict[str, list[SourceFile]] = {}
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
-        relative = path.relative_to(folder)
-        kind = _kind(path.name)
-        if kind and not any(part.startswith(".") for part in relative.parts):
-            found = _source_file(str(path), relative.as_posix(), path.stat().st_size)
-            by_kind.setdefault(kind, []).append(found)
-    for kind in _KINDS:
-        if kind in by_kind:
-            return by_kind[kind]
-    raise UserError(
-        Fault("--source", "the folder contains no file of a known kind", f"known: {_KNOWN}", str(folder))
-    )
+    for relative, path in sorted(_walk(folder, left_out)):
+        if is_hidden(relative):
+            left_out[HIDDEN] += 1
+        elif kind_of(path.name) is None:
+            left_out[f"{_UNKNOWN} ({path.suffix or path.name})"] += 1
+        else:
+            found = _source_file(str(path), relative, path.stat().st_size)
+            by_kind.setdefault(found.kind, []).append(found)
+    kinds = [kind for kind in KINDS if kind in by_kind]
+    if not kinds:
+        raise UserError(
+            Fault("--source", "the folder contains no file of a known kind", f"known: {KNOWN}", str(folder))
+        )
+    for kind in kinds[1:]:
+        left_out[f"{kind}, because the folder is read as {kinds[0]}"] += len(by_kind[kind])
+    return by_kind[kinds[0]]
+
+
+def _walk(folder: Path, left_out: Counter[str]) -> Iterator[tuple[str, Path]]:
+    """Relative and whole paths of all files below a folder, behind links as well, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        stat = Path(top).stat()
+        if (
+            stat.st_dev,
+            stat.st_ino,
+        ) in seen:  # a link to a folder above or to one that another name leads to
+            left_out["folder that a link names a second time"] += 1
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders.sort()
+        for name in names:
+            path = Path(top, name)
+            if path.is_file():
+                yield path.relative_to(folder).as_posix(), path
+            else:
+                left_out["broken link or special file"] += 1
 
 
 def _remote(address: str) -> list[SourceFile]:
     import fsspec
 
+    protocol = address.partition("://")[0]
+    is_http = protocol in ("http", "https")
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
-        paths = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
-        sizes = [int(filesystem.info(each)["size"] or 0) for each in paths]
+        # The "?" of a query is not a pattern.
+        pattern = path.partition("?")[0] if is_http else path
+        paths = sorted(filesystem.glob(path)) if glob.has_magic(pattern) else [path]
+        infos = [filesystem.info(each) for each in paths]
+        contents = [identify_remote(filesystem, each, info) for each, info in zip(paths, infos)]
     except (OSError, ValueError, ImportError) as error:
         remedy = "check the address, the connection and the credentials of that store"
         raise UserError(Fault("--source", f"cannot be opened ({error})", remedy, address)) from None
     if not paths:
         raise UserError(Fault("--source", "does not exist", "check the address", address))
-    urls = [filesystem.unstrip_protocol(each) for each in paths]
-    return [_source_file(url, url.rsplit("/", 1)[-1], size) for url, size in zip(urls, sizes)]
+    files = []
+    for each, info, content in zip(paths, infos, contents):
+        url = filesystem.unstrip_protocol(each)
+        name = unquote(urlsplit(url).path if is_http else url).rsplit("/", 1)[-1]
+        files.append(
+            replace(_source_file(url, name, int(info["size"] or 0)), is_remote=True, content=content)
+        )
+    return files
 
 
 def _hub_files(name: str, split: str, revision: str | None) -> tuple[list[SourceFile], str]:
@@ -183,28 +272,12 @@ def _hub_files(name: str, split: str, revision: str | None) -> tuple[list[Source
     if split not in by_split:
         raise UserError(Fault("--split", f"is not a split of {name}", suggestion(split, by_split), split))
     found = [file for url in by_split[split] for file in _remote(url)]
-    return found, commit
-
-
-def _kind(name: str) -> str | None:
-    bare = _without_compression(name) if _compression(name) else name
-    for kind, endings in _KINDS.items():
-        if name.lower().endswith(endings) or (kind != "tar" and bare.lower().endswith(endings)):
-            return kind
-    return None
-
-
-def _compression(name: str) -> str | None:
-    return _COMPRESSIONS.get(Path(name).suffix.lower())
-
-
-def _without_compression(name: str) -> str:
-    return name[: -len(Path(name).suffix)]
+    # A commit identifies the content of its files.
+    return [replace(file, content=f"commit {commit}") for file in found], commit
 
 
 def _source_file(url: str, name: str, size: int) -> SourceFile:
-    kind = _kind(name)
+    kind = kind_of(name)
     if kind is None:
-        raise UserError(Fault("--source", "is a file of unknown kind", f"known: {_KNOWN}", url))
-    # tarfile detects the compression of an archive.
-    return SourceFile(url, name, kind, None if kind == "tar" else _compression(name), size)
+        raise UserError(Fault("--source", "is a file of unknown kind", f"known: {KNOWN}", url))
+    return SourceFile(url, name, kind, stored_compression(name, kind), size)

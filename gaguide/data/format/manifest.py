@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gaguide.errors import Fault, UserError
-from gaguide.files import write_text
+from gaguide.files import hash_file, write_text
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -66,7 +66,7 @@ class Manifest:
     vocab_size: int
     """Ids lie in [0, vocab_size)."""
     eos_token_id: int
-    """Id that ends every document."""
+    """The tokenizer's end-of-text id, or the id that ends every document instead of it."""
     tokenizer_fingerprint: str
     """`tokenizer_fingerprint` of the tokenizer that made the ids."""
     token_dtype: str
@@ -77,6 +77,18 @@ class Manifest:
     """File names in the tokenizer's folder."""
     build_id: str = field(default="", compare=False)
     """Identifies the request that made the folder, apart from the number of workers."""
+    bos_token_id: int | None = None
+    """Id that begins every document; None: there is none."""
+    separator_token_id: int | None = None
+    """Id that ends every document. None: there is none, or an older version wrote it; then `eos_token_id`."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files in the folders of the source that were not read, by reason."""
+    source_identity: str = ""
+    """How the content of the source was identified."""
+    build_identity: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What `build_id` is the hash of."""
+    tokenizer_sha256: str = ""
+    """`folder_digest` of the tokenizer's folder."""
 
     @property
     def fingerprint(self) -> str:
@@ -92,6 +104,15 @@ class Manifest:
     def dtype(self) -> np.dtype[Any]:
         """numpy dtype of the stored ids."""
         return np.dtype(self.token_dtype)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            digest.update(f"{path.name} {hash_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def is_complete(folder: Path) -> bool:

@@ -11,23 +11,26 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import Fault, FaultCollector, UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # GPT-2's rule for splitting text into words, in tiktoken's spelling: possessive quantifiers make it fast.
 _GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+EOS, NO_SEPARATOR = "eos", "none"
+"""Values of `separator` besides the text of a token."""
 _SMALLEST_VOCABULARY = 3
 _HUB_SECONDS = 15
-# tiktoken panics on about 100,000 characters of white space followed by another character.
-_LONG_TEXT = 50_000
-_LONG_SPACE = re.compile(r"\s{20000}")
+# tiktoken's regex is quadratic in a run of white space, and panics on one of about 100,000 characters.
+# Python's \s has four characters more (the separators 1C to 1F), which are not white space to the regex.
+_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{256,}")
 _PROBE = (
     "The cat didn't sit, but it's what we'd've said: they'll see I'm 100% sure… don't YOU'RE?\n\n\n"
     "  indent\n\tdef f(x):\r\n    return x**2 != 3.14159 and not None  \n   \u00a0\u3000wide  spaces \u200b\n"
@@ -85,6 +88,65 @@ def _not_loaded(name: str, error: Exception) -> Fault:
     )
 
 
+@dataclass(frozen=True)
+class DocumentIds:
+    """The ids that begin and end every document."""
+
+    eos: int
+    """The tokenizer's end-of-text id, or `separator` where that is another one."""
+    bos: int | None = None
+    """Id before every document; None: there is none."""
+    separator: int | None = None
+    """Id after every document; None: there is none."""
+
+    @property
+    def before(self) -> np.ndarray:
+        """The ids before a document [0 or 1] uint32."""
+        return np.array([] if self.bos is None else [self.bos], np.uint32)
+
+    @property
+    def after(self) -> np.ndarray:
+        """The ids after a document [0 or 1] uint32."""
+        return np.array([] if self.separator is None else [self.separator], np.uint32)
+
+
+def document_ids(tokenizer: PreTrainedTokenizerBase, bos: bool | None, separator: str) -> DocumentIds:
+    """The ids that begin and end every document.
+
+    `bos` None begins documents with the begin-of-text id if the tokenizer itself does so. `separator` is
+    "eos", "none" or the text of a token. One `UserError` names all that the tokenizer does not have.
+    """
+    with FaultCollector() as faults:
+        first = tokenizer.bos_token_id
+        if bos and first is None:
+            remedy = "omit --bos, or give a tokenizer that has one"
+            faults.add(Fault("--bos", "the tokenizer has no begin-of-text (bos) token", remedy))
+        ending: int | None = int(tokenizer.eos_token_id)
+        if separator == NO_SEPARATOR:
+            ending = None
+        elif separator != EOS:
+            ending = tokenizer.get_vocab().get(separator)
+            if ending is None:
+                remedy = f"give {EOS!r}, {NO_SEPARATOR!r}, or one of its tokens: {_some_special(tokenizer)}"
+                faults.add(Fault("--separator", "is not a token of the tokenizer", remedy, separator))
+    begins = starts_with_bos(tokenizer) if bos is None else bos
+    return DocumentIds(
+        eos=int(tokenizer.eos_token_id) if ending is None else ending,
+        bos=int(first) if begins and first is not None else None,
+        separator=ending,
+    )
+
+
+def _some_special(tokenizer: PreTrainedTokenizerBase) -> str:
+    return ", ".join(tokenizer.all_special_tokens[:8])
+
+
+def starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts its begin-of-text id before a text."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id, including added tokens."""
     return max(tokenizer.get_vocab().values()) + 1
@@ -140,10 +202,21 @@ class DocumentEncoder:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids [n] uint32 of `text`, which must be encodable as UTF-8."""
-        if self._ranks is None or (len(text) > _LONG_TEXT and _LONG_SPACE.search(text)):
+        if self._ranks is None:
             return self.encode_by_reference(text)
         if self._tiktoken is None:
             self._tiktoken = _tiktoken_encoding(self._ranks)
+        parts, at = [], 0
+        for run in _LONG_SPACE.finditer(text):
+            # A run is one word, without its last character if something follows, to which that may belong.
+            end = run.end() - (run.end() < len(text))
+            parts.append(self._encode_words(text[at : run.start()]))
+            parts.append(np.asarray(self._tiktoken._encode_single_piece(text[run.start() : end]), np.uint32))
+            at = end
+        parts.append(self._encode_words(text[at:]))
+        return np.concatenate(parts)
+
+    def _encode_words(self, text: str) -> np.ndarray:
         # No special token is allowed and none raises: text that spells one gets ordinary ids.
         return np.asarray(self._tiktoken.encode_to_numpy(text, disallowed_special=()), np.uint32)
 

@@ -66,7 +66,11 @@ class Checksums:
 def has_checksum(path: Path, sha256: str) -> bool:
     """Whether a file has this SHA-256. A file that had it is not read again on this host until it changes."""
     stat = path.stat()
-    identity = f"{path.resolve()} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {sha256}"
+    # The time of the last change (ctime) cannot be set, so a copy that keeps a file's time is read again.
+    identity = (
+        f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} "
+        f"{sha256}"
+    )
     folder = host_folder() / "checked"
     folder.mkdir(exist_ok=True)
     marker = folder / hashlib.sha256(identity.encode()).hexdigest()

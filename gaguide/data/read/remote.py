@@ -6,6 +6,7 @@ with its checksum and fetched again if the connection fails; a few threads fetch
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, ShardInfo, parse_manifest
+from gaguide.data.format.manifest import (
+    MANIFEST_FILE,
+    TOKENIZER_FOLDER,
+    ShardInfo,
+    folder_digest,
+    parse_manifest,
+)
 from gaguide.data.format.shards import DamagedShardError, Shard, open_shard, shard_fault
 from gaguide.data.read.cache import NoRoomError, ShardCache
 from gaguide.data.read.host import host_lock
@@ -59,13 +66,22 @@ class RemoteFolder:
     @property
     def tokenizer_folder(self) -> Path:
         """Folder of the tokenizer that made the shards, in the host's cache; fetched at first use."""
-        folder = self.cache.folder / f"tokenizer-{self.manifest.tokenizer_fingerprint}"
+        # By content: the fingerprint leaves out what has no effect on plain text, such as templates. Older
+        # manifests do not state it, so that their address has to do.
+        content = self.manifest.tokenizer_sha256
+        key = content or hashlib.sha256(f"{self.name} {self.manifest.fingerprint}".encode()).hexdigest()
+        folder = self.cache.folder / f"tokenizer-{key}"
         folder.mkdir(exist_ok=True)
         with host_lock(self.cache.folder / ".tokenizer"):
-            for name in self.manifest.tokenizer_files:
-                if not (folder / name).exists():
-                    content = self._retrying(f"{TOKENIZER_FOLDER}/{name}", self._read)
-                    write_bytes(folder / name, content)
+            missing = [name for name in self.manifest.tokenizer_files if not (folder / name).exists()]
+            for name in missing:
+                file = f"{TOKENIZER_FOLDER}/{name}"
+                write_bytes(folder / name, self._retrying(file, self._read))
+            if missing and content and folder_digest(folder) != content:
+                for name in self.manifest.tokenizer_files:
+                    (folder / name).unlink(missing_ok=True)
+                problem = "damaged at its source: its files differ from the manifest (checksum)"
+                raise UserError(shard_fault(self.name, TOKENIZER_FOLDER, problem))
         return folder
 
     @property

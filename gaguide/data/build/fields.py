@@ -1,0 +1,88 @@
+"""Whether the files of a source have the field that holds the text, by a look at the start of each."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+from gaguide.data.build.documents import unreadable
+from gaguide.data.build.json_rows import field_names, field_of, has_row_per_line
+from gaguide.data.build.kinds import SourceFile
+from gaguide.data.build.rows import BYTE_ORDER_MARK, open_bytes, open_raw
+from gaguide.data.build.table_rows import check_text_column, open_arrow, rows_of_csv
+from gaguide.errors import Fault, UserError, suggestion
+
+_LOOK_BYTES = 1 << 16
+
+
+def check_columns(file: SourceFile, text_field: str) -> None:
+    """Raise a `UserError` unless a CSV or Arrow file has the column of the text."""
+    try:
+        if file.kind == "arrow":
+            with open_raw(file) as raw:
+                check_text_column(open_arrow(raw)[0], text_field, file.url)
+        else:
+            with open_bytes(file) as stream:
+                list(islice(rows_of_csv(stream, text_field, file.name, file.url), 1))
+    except UserError:
+        raise
+    except Exception as error:  # of Arrow, of a decompressor, of a store's transport
+        raise unreadable(file, error) from error
+
+
+class SeenFields:
+    """The fields that the first rows of JSON files have."""
+
+    def __init__(self, text_field: str) -> None:
+        self.text_field = text_field
+        self._names: dict[str, None] = {}
+        self._has_field = False
+        self._file: SourceFile | None = None
+
+    def look(self, file: SourceFile) -> bool:
+        """Look at the start of a JSON file; whether it has no row per line, as an array."""
+        try:
+            with open_bytes(file) as stream:
+                start = stream.read(_LOOK_BYTES)
+        except Exception as error:  # of a decompressor, of a store's transport
+            raise unreadable(file, error) from error
+        self._file = self._file or file
+        if not has_row_per_line(start, file.name):
+            self._look_at_values(start)
+            return True
+        lines = start.removeprefix(BYTE_ORDER_MARK).split(b"\n")
+        # The last line may be cut; a file of one short line has no line break.
+        for line in lines[: len(lines) if len(start) < _LOOK_BYTES else -1]:
+            try:
+                self._see(json.loads(line))
+            except (ValueError, RecursionError):
+                continue
+        return False
+
+    def _look_at_values(self, start: bytes) -> None:
+        text = start.decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n[")
+        decoder = json.JSONDecoder()
+        while text:
+            try:
+                value, end = decoder.raw_decode(text)
+            except (ValueError, RecursionError):
+                return
+            self._see(value)
+            text = text[end:].lstrip(", \t\r\n")
+
+    def _see(self, row: object) -> None:
+        if isinstance(row, dict):
+            self._names.update(dict.fromkeys(field_names(row)))
+            parent, _, name = self.text_field.rpartition(".")
+            holder = field_of(row, parent) if parent else row
+            self._has_field |= self.text_field in row or (isinstance(holder, dict) and name in holder)
+
+    def raise_if_absent(self) -> None:
+        """Raise a `UserError` if the rows that were seen have fields, but none has that of the text."""
+        if self._names and not self._has_field and self._file is not None:
+            names = list(self._names)
+            near = suggestion(self.text_field, names)
+            known = "" if near.startswith("known") else f"; the fields are {', '.join(names[:20])}"
+            problem = f"no row at the start of {self._file.url} has this field"
+            remedy = f"name the field that holds the text: {near}{known}"
+            raise UserError(Fault("--text-field", problem, remedy, self.text_field))
