@@ -19,7 +19,9 @@ from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 1000  # of a tuned cell: long enough to be stopped in between
+# Of a tuned cell: more than it does in the 60 s of GraceTime, because Slurm signals the shell of a preempted job
+# only when they are over.
+STEPS = 4000
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,8 @@ def test_a_study_goes_through_slurm_to_its_tables(cluster: Slurm, tmp_path: Path
     assert 5 <= done < STEPS and list((cell / "checkpoints").glob(f"step-{done:08}")), logs(folder)
     start_requeued(cluster, jobs["1-negation"])
 
-    # Preempted, everything in the job gets TERM, and the shell passes its own on: that is still one wish.
+    # Preempted, and the GraceTime over, everything in the job gets TERM, and the shell passes its own on: that is still
+    # one wish.
     wait_for_steps(folder, "1-negation", done + 5)
     urgent = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
     other = cluster.run(*urgent, "--wrap=sleep 1").strip()
@@ -89,7 +92,7 @@ def test_a_study_goes_through_slurm_to_its_tables(cluster: Slurm, tmp_path: Path
     start_requeued(cluster, jobs["1-negation"])
 
     for job in jobs.values():
-        table = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=300)
+        table = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=900)
         assert table["JobState"] == "COMPLETED", logs(folder)
     said = cluster.run("gaguide", "study", "collect", file, timeout=120)
     assert "3 of 3 cells are done" in said
