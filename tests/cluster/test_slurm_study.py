@@ -80,8 +80,8 @@ def test_a_study_goes_through_slurm_to_its_tables(cluster: Slurm, tmp_path: Path
     assert 5 <= done < STEPS and list((cell / "checkpoints").glob(f"step-{done:08}")), logs(folder)
     start_requeued(cluster, jobs["1-negation"])
 
-    # Preempted, and the GraceTime over, everything in the job gets TERM, and the shell passes its own on: that
-    # is still one wish.
+    # Preempted, and the GraceTime over, everything in the job gets TERM, and the shell passes its own on:
+    # that is still one wish.
     wait_for_steps(folder, "1-negation", done + 5)
     urgent = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
     other = cluster.run(*urgent, "--wrap=sleep 1").strip()

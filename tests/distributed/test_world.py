@@ -7,12 +7,14 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gaguide.distributed import World, start
 from gaguide.distributed.world import gpu_index, shared_gpu
 from gaguide.errors import Fault, UserError
+from tests.support.ranks import DS_CONFIGS, rank_environment, run_ranks
 
 # Of the shell of `salloc -n 4` under Slurm 22.05 with use_interactive_step: a step of one task.
 INTERACTIVE_SHELL = {
@@ -133,3 +135,28 @@ def test_the_gpu_of_a_rank(local_rank: int, visible: int, index: int) -> None:
 def test_two_ranks_on_one_gpu_are_found() -> None:
     assert shared_gpu(["a of host x", "b of host x", "a of host y"]) is None
     assert shared_gpu(["a", "b", "c", "b"]) == (1, 3)
+
+
+@pytest.mark.processes
+def test_ranks_share_a_clock_where_their_hosts_do_not() -> None:
+    done = run_ranks(Path(__file__).with_name("clock_script.py"), ranks=2)
+    found = re.search(r"apart (\S+) from here (\S+)", done.stdout)
+    assert found, done.stdout
+    assert max(map(float, found.groups())) < 600, "an hour lies between the ranks' own clocks"
+
+
+@pytest.mark.processes
+def test_a_second_run_at_the_port_of_a_first_ends_with_code_2() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = ["deepspeed", "--num_accelerators", "1", "--master_port", port, "--module", "gaguide.train"]
+        ended = subprocess.run(
+            [*command, "--deepspeed", str(DS_CONFIGS / "zero2.json")],
+            env=rank_environment(),
+            capture_output=True,
+            text=True,
+        )
+    said = ended.stdout + ended.stderr
+    assert f"train: --master_port = '{port}': is in use on this host" in said and ended.returncode == 2, said
