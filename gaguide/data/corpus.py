@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from gaguide.data.read.growing import BuildIdentity, FirstHeldOut, GrowingStore,
 from gaguide.data.read.mixture import MixedOrder, MixedStore
 from gaguide.data.read.order import BlockOrder, Order
 from gaguide.errors import FaultCollector, UserError
+from gaguide.log import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,12 +105,18 @@ def mixture_corpus(
     return _corpus(blocks, held_out, order, hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest())
 
 
+def _say_stage(progress: Progress) -> None:
+    """Print what a source is waited for: finding and hashing its files may take long. Rank 0 only."""
+    if os.environ.get("RANK", "0") == "0":
+        say(f"data.source: {progress.stage}")
+
+
 def source_corpus(
     request: BuildRequest,
     block_length: int,
     seed: int,
     held_out_blocks: int,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] = _say_stage,
 ) -> Corpus:
     """A source that is read while it is built into `request.output`; does not start the build.
 

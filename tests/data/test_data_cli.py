@@ -64,3 +64,21 @@ def test_mistakes(tmp_path, jsonl):
             tmp_path / "o",
         )
     assert {fault.field for fault in caught.value.faults} == {"--source", "tokenizer"}
+
+
+def test_a_folder_of_shards_is_not_a_checkpoint(shards):
+    from gaguide.checkpoint.folder import describe_checkpoints
+
+    with pytest.raises(UserError, match=r"is not a checkpoint.*gaguide-shards.*\n.*gaguide data info"):
+        describe_checkpoints(shards)
+
+
+def test_the_command_shows_what_was_left_out_and_how_documents_begin(jsonl, tokenizer_folder, tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(jsonl.read_bytes())
+    (folder / "README.md").write_text("about")
+    options = ("--tokenizer", tokenizer_folder, "--output", tmp_path / "o", "--workers", 1)
+    code, output = call("build", "--source", folder, *options, "--bos", "--separator", "none")
+    assert code == 0 and "1 of unknown kind (.md)" in output
+    assert "begin with id 2047, end with nothing" in output

@@ -8,14 +8,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from gaguide.data.build.build import build_shards
+from gaguide.data.build.identity import source_digest
 from gaguide.data.build.python_reference import (
     EMBEDDED_DESCRIPTION,
     EMBEDDED_VOCABULARY,
     is_embedded_source,
     train_embedded_tokenizer,
 )
-from gaguide.data.build.request import BuildRequest
-from gaguide.data.build.sources import EMBEDDED
+from gaguide.data.build.request import SOURCE_CONTENT, BuildRequest
+from gaguide.data.build.sources import EMBEDDED, find_source
 from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, is_complete, read_manifest
 
 
@@ -30,7 +31,11 @@ def build_embedded_corpus(folder: Path, vocab_size: int = EMBEDDED_VOCABULARY) -
     with FileLock(folder / ".embedded.lock"):
         if is_complete(folder):
             manifest = read_manifest(folder)
-            if (manifest.source, manifest.vocab_size) == (EMBEDDED_DESCRIPTION, vocab_size):
+            # Distributions may change a Python's documents without its version; older folders state none.
+            digest = source_digest(find_source([EMBEDDED], None, None).files)
+            stated = manifest.build_identity.get(SOURCE_CONTENT, digest)
+            found = (manifest.source, manifest.vocab_size, stated)
+            if found == (EMBEDDED_DESCRIPTION, vocab_size, digest):
                 return folder
             if is_embedded_source(manifest.source):
                 _remove_shards(folder)

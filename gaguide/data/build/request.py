@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHARD_TOKENS = 50_000_000
+SOURCE_CONTENT = "content of the source"
+"""Name of the source's digest in a build's identity."""
 MAX_DROPPED = 0.5
 """Largest share of dropped rows by default: some corpora have blank rows for a third of all."""
 _SMALL_SOURCE_BYTES = 100_000_000
@@ -196,7 +198,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Everything that determines the shards, under the names that users know."""
     return {
-        "content of the source": source_digest(source.files),
+        SOURCE_CONTENT: source_digest(source.files),
         "source": source.description,
         "revision": source.revision,
         "tokenizer": fingerprint,

@@ -48,6 +48,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     name = str(name_or_folder)
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
     cached_only = Path(name).is_dir() or not hub_has_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached_only)

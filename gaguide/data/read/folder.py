@@ -96,7 +96,7 @@ class LocalFolder:
 def open_folder(name: Path | str, cache_bytes: int) -> ShardFolder:
     """The folder of shards at a path, or at any address that fsspec knows (`s3://…`, `https://…`)."""
     if "://" not in str(name):
-        return LocalFolder(Path(name))
+        return LocalFolder(Path(name).expanduser())
     from gaguide.data.read.cache import ShardCache
     from gaguide.data.read.host import host_folder
     from gaguide.data.read.remote import RemoteFolder
