@@ -37,8 +37,7 @@ EXIT_HUNG = 76
 
 
 EXIT_NOT_FINITE = 77
-"""Exit code of every rank of an evaluation whose results were written, but in which a model's scores were
-not finite for some examples; the metrics of those tasks are null."""
+"""Exit code of every rank when the result is not finite: a trained model (not exported), or scores."""
 
 
 class FaultKind(Enum):
@@ -173,6 +172,10 @@ def mask_credentials(text: str) -> str:
 def is_signed(address: str) -> bool:
     """Whether the query of an address has secret parameters: it then changes with every signature."""
     return _SECRET_PARAMETER.search(address) is not None
+
+
+class DivergedError(Exception):
+    """The run did all its steps, but what it trained is unusable; the message says why and what to do."""
 
 
 def first_line(error: BaseException) -> str:

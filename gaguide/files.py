@@ -10,10 +10,31 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from gaguide.errors import Fault, UserError
+
+
+def local_folder(path: str | Path, field: str) -> Path:
+    """`path` with `~` expanded, for output; `UserError` for an address, which would become a local folder."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(path))
+    if scheme:
+        problem = f"is an address ({scheme[1]}:), and output is written to file systems only"
+        remedy = "give a local folder or one of a mounted file system, and copy it from there"
+        raise UserError(Fault(field, problem, remedy, str(path)))
+    return expand_home(path)
+
+
+def expand_home(path: str | Path) -> Path:
+    """`path` with a leading `~` or `~user` expanded; unchanged where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from gaguide.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gaguide.checkpoint.companions import Companions, read_generation_config
     from gaguide.checkpoint.export import export_model
     from gaguide.checkpoint.store import MODEL_FOLDER, Checkpoint, CheckpointStore
     from gaguide.checkpoint.verify import verify_files
@@ -13,13 +14,17 @@ __all__ = [
     "MODEL_FOLDER",
     "Checkpoint",
     "CheckpointStore",
+    "Companions",
     "export_model",
+    "read_generation_config",
     "verify_files",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "Companions": "companions",
+        "read_generation_config": "companions",
         "export_model": "export",
         "Checkpoint": "store",
         "CheckpointStore": "store",

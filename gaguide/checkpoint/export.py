@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
+from gaguide.checkpoint.companions import Companions
 from gaguide.engine.fp32_state import fp32_state
 
 
 def export_model(
     checkpoint: Path,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    companions: Companions,
     output: Path,
     check: bool = False,
     remote_code: bool = False,
 ) -> None:
-    """Write model (safetensors, fp32) and tokenizer to `output`; an older export is replaced as a whole.
+    """Write model (safetensors, fp32) and `companions` to `output`; an older export is replaced as a whole.
 
     `checkpoint` is a folder whose hashes hold, since its state is unpickled. `check` runs `check_export`
     before the export takes its place. `remote_code` allows a model class from the model's own Python code.
@@ -36,7 +36,7 @@ def export_model(
     state = fp32_state(checkpoint)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            deepcopy(config), dtype=torch.float32, trust_remote_code=remote_code
+            deepcopy(companions.config), dtype=torch.float32, trust_remote_code=remote_code
         )
     tied = set(model.all_tied_weights_keys or ())
     missing, unexpected = model.load_state_dict(
@@ -52,7 +52,7 @@ def export_model(
     model.save_pretrained(hidden, max_shard_size="5GB")
     for path in hidden.glob("*.safetensors"):  # safetensors makes them readable by their owner only
         path.chmod((hidden / "config.json").stat().st_mode)
-    tokenizer.save_pretrained(hidden)
+    companions.write_tokenizer(hidden)
     if check:
         names = state.keys() - tied
         del state, model  # the check needs memory for a whole model

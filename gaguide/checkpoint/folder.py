@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def describe_checkpoints(folder: Path) -> list[CheckpointInfo]:
     described = [_describe(path) for path in _folders(folder)]
     whole = [each for each in described if not each.problems]
     latest = max(whole, key=lambda each: each.step, default=None)
-    losses = [(each.lm_loss, each.step) for each in whole if each.lm_loss is not None]
-    best = min(losses)[1] if losses else None
+    ranked = _comparable([each.path for each in whole])
+    best = _step(ranked[0]) if ranked else None
     return [
         CheckpointInfo(**vars(each) | {"latest": each is latest, "best": each in whole and each.step == best})
         for each in described
@@ -66,9 +67,10 @@ def choose(folder: Path, step: str) -> CheckpointInfo:
     if step == "latest":
         candidates = paths[::-1]
     elif step == "best":
-        losses = {path: held_out_loss(path) for path in paths}
-        measured = [(loss, path) for path, loss in losses.items() if loss is not None]
-        candidates = [path for _, path in sorted(measured)]
+        candidates = _comparable(paths)
+        others = sum(held_out_loss(path) is not None for path in paths) - len(candidates)
+        if others:
+            say(f"the held-out losses of {others} checkpoints are of other validation blocks: not compared")
     else:
         candidates = [path for path in paths if str(_step(path)) == step]
     known = ", ".join(str(_step(path)) for path in paths)
@@ -86,6 +88,15 @@ def choose(folder: Path, step: str) -> CheckpointInfo:
         problem = "no checkpoint has a held-out loss" if step == "best" else "does not exist"
         remedy = f"choose one of: {known}"
     raise UserError(Fault("--step", problem, remedy, step))
+
+
+def _comparable(paths: Sequence[Path]) -> list[Path]:
+    """The checkpoints whose held-out loss is of the newest measure, by loss, then by step."""
+    losses = [(path, loss) for path in paths if (loss := held_out_loss(path)) is not None]
+    if not losses:
+        return []
+    measure = losses[-1][1][1]
+    return [path for _, path in sorted((loss[0], path) for path, loss in losses if loss[1] == measure)]
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,12 @@ class Checkpoint:
     """SHA-256 of every file by its path relative to the checkpoint's folder."""
     lm_loss: float | None = None
     """Held-out language-model loss after that step; None where it was not measured."""
+    measure: str | None = None
+    """What that loss was measured on; losses of different measures are not compared."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Resumes that changed something: {"step", "from", "changes": {name: [before, after]}} each."""
+    data_start: int = 0
+    """Step after which the present data began at their first block; 0 unless they changed."""
 
     @property
     def zero_stage(self) -> int:
@@ -68,20 +74,29 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return checkpoint, verify_files(folder, checkpoint.files)
 
 
-def held_out_loss(folder: Path) -> float | None:
-    """The held-out loss in a checkpoint's manifest, if any; its files are not read."""
+def held_out_loss(folder: Path) -> tuple[float, str | None] | None:
+    """The held-out loss in a checkpoint's manifest and its measure, if any; its files are not read."""
     try:
-        loss = json.loads((folder / MANIFEST).read_text("utf-8"))["lm_loss"]
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        loss = manifest["lm_loss"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return float(loss) if isinstance(loss, (int, float)) else None
+    return (float(loss), manifest.get("measure")) if isinstance(loss, (int, float)) else None
 
 
 class CheckpointStore:
     """Saves, finds and prunes the checkpoints below one folder, which all ranks share."""
 
-    def __init__(self, folder: Path, world: World, keep: int, keep_best: int = 0) -> None:
+    def __init__(
+        self, folder: Path, world: World, keep: int, keep_best: int = 0, measure: str | None = None
+    ) -> None:
         self.folder, self.world, self.keep, self.keep_best = folder, world, keep, keep_best
+        self.measure = measure
+        """What held-out losses of this run are measured on."""
+        self.history: list[dict[str, Any]] = []
+        """Of the run, for the manifests."""
+        self.data_start = 0
+        """Of the run, for the manifests."""
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after `step`."""
@@ -92,9 +107,9 @@ class CheckpointStore:
         return sorted(int(path.name[5:]) for path in self.folder.glob("step-*") if path.name[5:].isdigit())
 
     def best(self) -> list[int]:
-        """Steps with a known held-out loss, by loss, then by step."""
+        """Steps with a held-out loss of this run's measure, by loss, then by step."""
         losses = {step: held_out_loss(self.path(step)) for step in self.steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
+        known = {step: loss[0] for step, loss in losses.items() if loss and loss[1] == self.measure}
         return sorted(known, key=lambda step: (known[step], step))
 
     def save(
@@ -117,7 +132,17 @@ class CheckpointStore:
         result = write(hidden)
         hashes = self._on_all_ranks(hidden, lambda: _hashes(result, hidden))
         merged = {name: digest for part in hashes for name, digest in part.items()}
-        checkpoint = Checkpoint(step, identity, self.world.size, layout, merged, lm_loss)
+        checkpoint = Checkpoint(
+            step,
+            identity,
+            self.world.size,
+            layout,
+            merged,
+            lm_loss,
+            self.measure,
+            self.history,
+            self.data_start,
+        )
         self._on_all_ranks(hidden, lambda: self._publish(hidden, checkpoint))
 
     def _make(self, hidden: Path) -> None:
@@ -155,11 +180,14 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def note_loss(self, step: int, lm_loss: float) -> None:
-        """Add the held-out loss to the manifest of a checkpoint that was saved before it was measured."""
-        if self.world.is_main and held_out_loss(self.path(step)) is None:
+        """Put the held-out loss into the manifest of a checkpoint that lacks it, or has one of another
+        measure."""
+        found = held_out_loss(self.path(step))
+        if self.world.is_main and (found is None or found[1] != self.measure):
             manifest = self.path(step) / MANIFEST
+            measured = {"lm_loss": lm_loss, "measure": self.measure}
             with suppress(OSError):  # a full disk: the checkpoint is complete without it
-                write_json(manifest, json.loads(manifest.read_text("utf-8")) | {"lm_loss": lm_loss})
+                write_json(manifest, json.loads(manifest.read_text("utf-8")) | measured)
 
     def _on_all_ranks(self, hidden: Path, part: Callable[[], T]) -> list[T]:
         """Results of a part of a save by rank; a disk error on any rank ends the save on all."""
@@ -195,18 +223,22 @@ class CheckpointStore:
             str(self.folder),
         )
 
-    def newest(self, identity: dict[str, Any]) -> Checkpoint | None:
+    def newest(
+        self, identity: dict[str, Any], refuse: Callable[[Checkpoint], Fault | None] | None = None
+    ) -> Checkpoint | None:
         """The newest complete checkpoint of this run, the same on every rank; None if there is none.
 
         Damaged ones are reported and renamed, half-written ones removed, so no other process may use the
-        folder. Raises a `UserError` if the folder holds checkpoints of another run.
+        folder. Raises a `UserError` if the folder holds checkpoints of another run: where `refuse` returns a
+        fault, by default for every other identity.
         """
-        found, fault = broadcast(self._search(identity) if self.world.is_main else (None, None))
+        refuse = refuse or (lambda checkpoint: self._refuse_others(checkpoint, identity))
+        found, fault = broadcast(self._search(refuse) if self.world.is_main else (None, None))
         if fault is not None:
             raise UserError(fault)
         return found
 
-    def _search(self, identity: dict[str, Any]) -> tuple[Checkpoint | None, Fault | None]:
+    def _search(self, refuse: Callable[[Checkpoint], Fault | None]) -> tuple[Checkpoint | None, Fault | None]:
         self._sweep()
         for step in reversed(self.steps()):
             checkpoint, problems = read_checkpoint(self.path(step))
@@ -216,20 +248,17 @@ class CheckpointStore:
                 self.path(step).rename(aside)
                 say(f"checkpoint {self.path(step)} is renamed to {aside.name}: {'; '.join(problems)}")
                 continue
-            differing = sorted(
-                name
-                for name in identity.keys() | checkpoint.identity.keys()
-                if identity.get(name) != checkpoint.identity.get(name)
-            )
-            if differing:
-                return None, Fault(
-                    "output",
-                    f"holds checkpoints of another run: {', '.join(differing)} differ",
-                    "choose another output folder",
-                    str(self.folder.parent),
-                )
-            return checkpoint, None
+            fault = refuse(checkpoint)
+            return (None, fault) if fault is not None else (checkpoint, None)
         return None, None
+
+    def _refuse_others(self, checkpoint: Checkpoint, identity: dict[str, Any]) -> Fault | None:
+        names = sorted(identity.keys() | checkpoint.identity.keys())
+        differing = [name for name in names if identity.get(name) != checkpoint.identity.get(name)]
+        if not differing:
+            return None
+        problem = f"holds checkpoints of another run: {', '.join(differing)} differ"
+        return Fault("output", problem, "choose another output folder", str(self.folder.parent))
 
 
 def _hashes(result: SaveResult, hidden: Path) -> dict[str, str]:

@@ -92,8 +92,12 @@ def attention(
 ) -> None:
     """Show which tokens heads attend to, as a picture or a page: a heat map, or lines between tokens."""
     from gaguide.figures import check_figure_path
+    from gaguide.files import expand_home, local_folder
 
+    model = [str(expand_home(name)) for name in model]
     with FaultCollector() as faults:
+        given = [faults.attempt(local_folder, path, "--output") for path in output]
+        output = [path for path in given if path is not None]
         for path in output:
             faults.add(*check_figure_path(path, also=(".html",)))
         if view not in _VIEWS:

@@ -68,11 +68,13 @@ def export(
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    from gaguide.checkpoint import MODEL_FOLDER, export_model
+    from gaguide.checkpoint import MODEL_FOLDER, Companions, export_model, read_generation_config
     from gaguide.checkpoint.folder import choose
     from gaguide.errors import Fault, UserError
+    from gaguide.files import expand_home, local_folder
 
     transformers_logging.disable_progress_bar()
+    folder, output = expand_home(folder), local_folder(output, "--output")
     if output.exists():
         raise UserError(Fault("--output", "already exists", "name another folder", str(output)))
     # `choose` compares the hashes, so its pickled files are safe to read.
@@ -82,7 +84,8 @@ def export(
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        export_model(chosen.path, config, tokenizer, output, check=True)
+        companions = Companions(config, tokenizer, read_generation_config(source))
+        export_model(chosen.path, companions, output, check=True)
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise UserError(Fault("--output", problem, "name another folder", str(output))) from None

@@ -93,7 +93,9 @@ def build_command(
     """Turn text into a folder of token shards."""
     from gaguide.data import BuildRequest
     from gaguide.data.build.spread import mpi_size, parse_part
+    from gaguide.files import expand_home, local_folder
 
+    output = local_folder(output, "--output")
     over_mpi = mpi_size() > 1
     share = None if part is None else parse_part(part)
     if over_mpi:
@@ -101,7 +103,7 @@ def build_command(
     request = BuildRequest(
         sources=tuple(source),
         output=output,
-        tokenizer=tokenizer,
+        tokenizer=None if tokenizer is None else str(expand_home(tokenizer)),
         rows=rows,
         split=split,
         text_field=text_field,

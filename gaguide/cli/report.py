@@ -35,12 +35,13 @@ def report(
     ] = None,
 ) -> None:
     """Compare runs (loss, attention on the guided words, tasks) with the first, or report on a study."""
-    from gaguide.files import write_bytes
+    from gaguide.files import expand_home, local_folder, write_bytes
     from gaguide.report import render_report
 
     with FaultCollector() as faults:
-        wanted = _outputs(output or [], formats, faults)
-        made = faults.attempt(_make_report, runs)
+        given = [faults.attempt(local_folder, path, "--output") for path in output or []]
+        wanted = _outputs([path for path in given if path is not None], formats, faults)
+        made = faults.attempt(_make_report, [expand_home(run) for run in runs])
     assert made is not None
 
     _print(made)

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from gaguide.files import expand_home
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,6 +49,19 @@ def _words(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _at_home(value: Any) -> Any:
+    """`~/x` as the home folder's, as in a shell; any other value unchanged."""
+    return str(expand_home(value)) if isinstance(value, str) and value.startswith("~") else value
+
+
+def _words_at_home(value: Any) -> Any:
+    """`_words`, each `_at_home`."""
+    words = _words(value)
+    return tuple(map(_at_home, words)) if isinstance(words, (list, tuple)) else words
+
+
+PathText = Annotated[str, BeforeValidator(_at_home)]
+"""A path or another name; a leading `~` is expanded."""
 Layers = Annotated[
     Literal["all", "last-half"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)],
     BeforeValidator(_indices),
@@ -54,7 +69,7 @@ Layers = Annotated[
 
 
 class ModelSection(_Section):
-    name: str
+    name: PathText
     """Hub id or local folder of a pretrained model; with `init: scratch` a size: pico … gpt2-xl."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the named model's weights, or from random ones."""
@@ -67,16 +82,16 @@ class ModelSection(_Section):
 
 
 class MixtureEntry(_Section):
-    shards: str
+    shards: PathText
     """Folder or address of shards, as `data.shards`."""
     weight: Positive
     """Share of the training blocks that come from it, in any unit."""
 
 
 class SourceSection(_Section):
-    files: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)]
+    files: Annotated[tuple[str, ...], BeforeValidator(_words_at_home), Field(min_length=1)]
     """What `gaguide data build --source` takes: files, a folder, a glob, an address, a hub data set."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Folder or hub name of the tokenizer; null takes the model's."""
     split: str | None = None
     """Split of a hub data set; null is train."""
@@ -101,7 +116,7 @@ class SourceSection(_Section):
 
 
 class DataSection(_Section):
-    shards: str | None = None
+    shards: PathText | None = None
     """Folder or address of shards made by `gaguide data build`, or `embedded`; a `source` is built there."""
     mixture: tuple[MixtureEntry, ...] = ()
     """Instead of `shards`: several folders of shards and their weights."""
@@ -141,7 +156,7 @@ class GuidanceSection(_Section):
     """The study's experiment: finetuned (no guidance), 1-negation, 3-negation or 4-transition."""
     plan: tuple[AssignmentSection, ...] = ()
     """Instead of an experiment: any patterns on any heads of any layers."""
-    lexicons: str | None = None
+    lexicons: PathText | None = None
     """YAML file of the user's own word sets, for `plan`."""
     mode: Literal["pieces", "words"] = "pieces"
     """pieces: vocabulary pieces as the study lists them; words: whole words and phrases."""
@@ -233,9 +248,9 @@ class CheckpointSection(_Section):
 class EvaluateSection(_Section):
     every: NonNegativeInt = 0
     """Steps between evaluations, in addition to one before the first step and one after the last; 0: none."""
-    tasks: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    tasks: Annotated[tuple[str, ...], BeforeValidator(_words_at_home)] = ()
     """What `--tasks` of launch/evaluate.py takes."""
-    data: str | None = None
+    data: PathText | None = None
     """Folder with the data files of named tasks."""
     limit: PositiveInt | None = None
     """Only the first examples of each task."""
@@ -256,8 +271,14 @@ class RunConfig(_Section):
 
     name: str = "run"
     """Name in reports."""
-    output: Annotated[str, Field(min_length=1)]
+    output: Annotated[PathText, Field(min_length=1)]
     """Folder of everything the run writes."""
+    resume_from: PathText | None = None
+    """Resume here with settings that may differ from the next step on: latest, a STEP, or RUN or RUN:STEP."""
+    init_from: PathText | None = None
+    """Start a new run from the weights of a checkpoint: RUN or RUN:STEP."""
+    init_optimizer: bool = False
+    """Take the optimizer's moments from `init_from` as well."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, data order and dropout."""
     model: ModelSection
@@ -270,3 +291,11 @@ class RunConfig(_Section):
     validation: ValidationSection = ValidationSection()
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> RunConfig:
+        if self.resume_from is not None and self.init_from is not None:
+            raise ValueError("must have only one of resume_from and init_from")
+        if self.init_optimizer and self.init_from is None:
+            raise ValueError("init_optimizer needs init_from")
+        return self

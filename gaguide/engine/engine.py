@@ -126,6 +126,12 @@ class Engine:
         NVMe would have to be resharded.
         """
         state = folder / STATE_TAG
+        # DeepSpeed restores these as well, but the run's settings decide.
+        names = ("weight_decay", "betas", "eps")
+        settings = [
+            {name: group[name] for name in names if name in group}
+            for group in self._engine.optimizer.param_groups
+        ]
         if (world_size, layout) == (self.world.size, self.layout):
             loaded, _ = self._engine.load_checkpoint(str(folder), STATE_TAG)
             if loaded is None:
@@ -133,6 +139,13 @@ class Engine:
         else:
             reshard.load_resharded(self._engine, state, int(layout["zero_stage"]))
         offload_state.restore_offloaded(self._engine, state, self.world.rank)
+        for group, own in zip(self._engine.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+
+    def reset_counters(self) -> None:
+        """Count steps and dropped steps from 0, for a new run that starts with a loaded state."""
+        for name in ("global_steps", "global_samples", "micro_steps", "skipped_steps"):
+            setattr(self._engine, name, 0)
 
     def resume_monitors(self, samples: int) -> None:
         """Continue the monitors' files after `samples` sequences; call it once, on rank 0, before writing."""

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from gaguide.distributed import World, barrier, start, stop
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
+from gaguide.files import expand_home, local_folder
 
 _MAX_WAIT_MINUTES = 24 * 60
 
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     joined = False
     try:
         arguments = parser().parse_args(argv)
+        arguments.output = local_folder(arguments.output, "--output")
+        arguments.model = [str(expand_home(name)) for name in arguments.model]
         # Ranks that finish early wait for the others; `watched` notices a rank that is lost.
         start(world, timeout_minutes=_MAX_WAIT_MINUTES)
         joined = True
@@ -97,9 +100,9 @@ def parser() -> argparse.ArgumentParser:
         help="folders, .jsonl, .csv or .yaml files, task names, or the groups inverse-scaling and demo; "
         "separated by spaces or commas",
     )  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument(
-        "--data", type=Path, help="folder with the data files of named tasks (default: the hub)"
+        "--data", type=expand_home, help="folder with the data files of named tasks (default: the hub)"
     )
     parser.add_argument(
         "--batch-tokens", type=int, help="padded tokens of a batch (default: 512 on a CPU, 16384 on a GPU)"

@@ -6,7 +6,14 @@ from gaguide.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gaguide.model.fast import adapt_to, align_head, fuse_activations
-    from gaguide.model.load import ModelSource, build_model, checkpoint_activations, find_model, skeleton
+    from gaguide.model.load import (
+        ModelSource,
+        build_model,
+        checkpoint_activations,
+        find_model,
+        saved_model,
+        skeleton,
+    )
     from gaguide.model.shape import ModelShape, shape_of
     from gaguide.model.sizes import SIZES, scratch_config
 
@@ -20,6 +27,7 @@ __all__ = [
     "checkpoint_activations",
     "find_model",
     "fuse_activations",
+    "saved_model",
     "scratch_config",
     "shape_of",
     "skeleton",
@@ -35,6 +43,7 @@ __getattr__ = lazy_names(
         "build_model": "load",
         "checkpoint_activations": "load",
         "find_model": "load",
+        "saved_model": "load",
         "skeleton": "load",
         "ModelShape": "shape",
         "shape_of": "shape",

@@ -6,18 +6,22 @@ models built from one configuration object share and change it.
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from gaguide.config import ModelSection
 from gaguide.errors import Fault, UserError, first_line, suggestion
 from gaguide.model.fast import fuse_activations
+from gaguide.model.fingerprint import model_fingerprint
 from gaguide.model.shape import DROPOUT_FIELDS
 from gaguide.model.sizes import SIZES, scratch_config
 
@@ -30,6 +34,12 @@ class ModelSource:
     """The settings that name it."""
     config: PretrainedConfig
     """Its configuration."""
+    generation: dict[str, Any] | None = None
+    """Content of its generation_config.json; None for a model from random weights, or without that file."""
+    fingerprint: str = ""
+    """Identifies it by content."""
+    checkpoint: Path | None = None
+    """Checkpoint whose weights replace the model's own, which are then not read."""
 
     @property
     def positions(self) -> int | None:
@@ -42,6 +52,16 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
 
     Raises a `UserError` if there is no such size, folder or hub model, or the hub cannot be reached.
     """
+    folder = Path(section.name)
+    if folder.is_dir() and ((folder / "checkpoints").is_dir() or folder.name.startswith("step-")):
+        kind = "checkpoint" if folder.name.startswith("step-") else "run"
+        remedy = (
+            f"give the model of a finished run (RUN/model), or add --init_from {section.name} and leave "
+            "model.name as in that run; or export it: gaguide checkpoint export"
+        )
+        raise UserError(
+            Fault("model.name", f"is the folder of a {kind}, not of a model", remedy, section.name)
+        )
     if section.init == "scratch" and section.name in SIZES:
         config: PretrainedConfig = scratch_config(SIZES[section.name], vocab_size, end_of_text)
     else:
@@ -54,11 +74,24 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
     if section.init == "pretrained" and Path(section.name).is_dir() and not _has_weights(Path(section.name)):
         remedy = "give a folder made by save_pretrained, or init: scratch"
         raise UserError(Fault("model.name", "the folder contains no weights", remedy, section.name))
+    fingerprint = model_fingerprint(section, config)
+    _set_dropout(config, section)
+    return ModelSource(section, config, _generation_config(section), fingerprint)
+
+
+def saved_model(section: ModelSection, folder: Path, checkpoint: Path, fingerprint: str) -> ModelSource:
+    """The model of a checkpoint, for a base model that cannot be found; `folder` holds its configuration."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
+    _set_dropout(config, section)
+    generation = _generation_config(section.model_copy(update={"name": str(folder), "init": "pretrained"}))
+    return ModelSource(section, config, generation, fingerprint, checkpoint)
+
+
+def _set_dropout(config: PretrainedConfig, section: ModelSection) -> None:
     if section.dropout is not None:
         for name in DROPOUT_FIELDS:
             if hasattr(config, name):
                 setattr(config, name, section.dropout)
-    return ModelSource(section, config)
 
 
 def skeleton(source: ModelSource) -> PreTrainedModel:
@@ -83,14 +116,15 @@ def skeleton(source: ModelSource) -> PreTrainedModel:
 
 
 def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
-    """The model with its weights: fp32, SDPA attention, fused activations, train mode.
+    """The model with its weights (random ones where a checkpoint's replace them): fp32, SDPA attention, fused
+    activations, train mode.
 
     Random weights depend on `seed` alone. Raises a `UserError` if weights are damaged or do not fit.
     """
     config = deepcopy(source.config)
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
-    if source.section.init == "scratch":
+    if source.section.init == "scratch" or source.checkpoint is not None:
         model = AutoModelForCausalLM.from_config(
             config,
             attn_implementation="sdpa",
@@ -129,6 +163,18 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     # Renamed in transformers 5.24, which warns about the old name.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
+
+
+def _generation_config(section: ModelSection) -> dict[str, Any] | None:
+    """The model's generation_config.json as it is: transformers refuses to save some that it loads."""
+    if section.init == "scratch":
+        return None
+    try:
+        path = cached_file(section.name, "generation_config.json", revision=section.revision or "main")
+        found = json.loads(Path(path).read_text("utf-8")) if path else None
+    except (OSError, ValueError):  # most models before 2023 have none
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _has_weights(folder: Path) -> bool:

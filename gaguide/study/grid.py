@@ -25,6 +25,7 @@ from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.validation import validation_faults
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.files import local_folder
 from gaguide.shipped import DEEPSPEED_JSONS
 from gaguide.study.content import ContentHashes, StudyTasks, read_task_contents
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
@@ -109,7 +110,7 @@ class Grid:
 
 def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     """Every cell of the study; `ranks` overrides the study's. Raises one `UserError` with all faults."""
-    folder = Path(study.output).expanduser().resolve()
+    folder = local_folder(study.output, "output").resolve()
     builder = _GridBuilder(study, folder, ranks)
     for size in study.sizes:
         builder.add_size(size)

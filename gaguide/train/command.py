@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
 from gaguide.distributed import World, out_of_memory, raise_together, start, stop
 from gaguide.distributed.launcher import launchers
-from gaguide.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Fault, PreemptedError, UserError
+from gaguide.errors import (
+    EXIT_NOT_FINITE,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    DivergedError,
+    Fault,
+    PreemptedError,
+    UserError,
+)
 from gaguide.log import say
 from gaguide.shipped import DEEPSPEED_JSONS
 
@@ -29,7 +37,8 @@ _REAL_RUN = (
 
 
 def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | None = None) -> int:
-    """Train; returns the exit code, the same on every rank: 0, EXIT_USER_ERROR, EXIT_PREEMPTED.
+    """Train; returns the exit code, the same on every rank: 0, EXIT_USER_ERROR, EXIT_PREEMPTED,
+    EXIT_NOT_FINITE.
 
     `make_evaluation` makes the evaluation during training, which this package does not import.
     """
@@ -49,6 +58,10 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
         if is_main:
             say(f"train: {stopped}", error=True)
         return EXIT_PREEMPTED
+    except DivergedError as error:
+        if is_main:
+            say(f"train: {error}", error=True)
+        return EXIT_NOT_FINITE
     except RuntimeError as error:
         fault = _too_little_memory(error)
         if fault is None:
@@ -71,9 +84,12 @@ def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvalua
     silence_deepspeed()
     start(world)
     # A file may be missing on one host only: all ranks look, then all know.
-    run, deepspeed_json, config = raise_together(lambda: read_arguments(argv))
+    notes: list[str] = []
+    run, deepspeed_json, config = raise_together(lambda: read_arguments(argv, notes.append))
     if world.is_main and config is None:
         say(_REAL_RUN)
+    for note in notes if world.is_main else ():
+        say(note)
     job = raise_together(lambda: prepare(run, deepspeed_json, world))
     job = settle_micro_batch(job, deepspeed_json, world)
     if job.run.evaluate.every and make_evaluation is None:
@@ -104,8 +120,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(Fault("arguments", message, self.format_usage().strip()))
 
 
-def read_arguments(argv: Sequence[str] | None) -> tuple[RunConfig, Path, Path | None]:
-    """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line."""
+def read_arguments(
+    argv: Sequence[str] | None, note: Callable[[str], None] = lambda text: None
+) -> tuple[RunConfig, Path, Path | None]:
+    """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line.
+
+    `note` is called with what the user should know of how they were combined.
+    """
     parser = _Parser(
         prog="gaguide train",
         description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE.",
@@ -123,4 +144,4 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[RunConfig, Path, Path | 
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     known, overrides = parser.parse_known_args(argv)
-    return load_config(known.config, parse_overrides(overrides)), known.deepspeed, known.config
+    return load_config(known.config, parse_overrides(overrides), note), known.deepspeed, known.config

@@ -11,6 +11,7 @@ from warnings import warn
 
 import torch
 
+from gaguide.checkpoint import Companions
 from gaguide.config import BatchPlan, RunConfig
 from gaguide.cost.flops import flops_per_token
 from gaguide.data.corpus import Corpus
@@ -46,11 +47,18 @@ class Job:
     """Optimizer steps of the whole run."""
     frozen: tuple[str, ...] = ()
     """Names of the parameters that are not trained."""
+    data_start: int = 0
+    """Step after which the data begin at their first block: not 0 where they changed during the run."""
 
     @property
     def output(self) -> Path:
         """The folder of everything that the run writes."""
         return Path(self.run.output).expanduser()
+
+    @property
+    def companions(self) -> Companions:
+        """What an export of the run holds besides the weights."""
+        return Companions(self.model.config, self.corpus.tokenizer, self.model.generation)
 
     @property
     def tokens_per_step(self) -> int:
@@ -122,7 +130,7 @@ class Job:
 
     def epoch(self, step: int) -> float | None:
         """Epochs done after `step`; None while a source is being tokenised."""
-        done = step * self.batch.global_batch
+        done = (step - self.data_start) * self.batch.global_batch
         return done / len(self.corpus.blocks) if self.corpus.is_complete else None
 
     @property
@@ -144,12 +152,23 @@ class Job:
         if self.frozen:
             parts["train.freeze"] = sorted(self.frozen)
         parts |= {
-            f"model.{name}": value
-            for name, value in run.model.model_dump(mode="json", exclude={"trust_remote_code"}).items()
+            "model": self.model.fingerprint,
+            "model.dropout": run.model.dropout,
         }
         parts |= {f"guidance.{name}": value for name, value in guidance.items()}
         optimizer = run.train.model_dump(mode="json", include=_OPTIMIZER_FIELDS)
         return parts | {f"train.{name}": value for name, value in optimizer.items()}
+
+    @property
+    def measure(self) -> str:
+        """Identifies what a held-out loss is measured on; only losses of one measure may be compared."""
+        parts = {
+            "data": self.corpus.fingerprint,
+            "blocks": min(self.run.validation.blocks, len(self.corpus.held_out)),
+            "block_length": self.run.data.block_length,
+            "isolate_documents": self.run.data.isolate_documents,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def fingerprint(self) -> str:

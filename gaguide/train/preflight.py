@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gaguide.checkpoint import MODEL_FOLDER
+from gaguide.checkpoint.folder import CheckpointInfo, choose
 from gaguide.config import BatchPlan, GuidanceSection, RunConfig, SourceSection, plan_batch
 from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
 from gaguide.data.build.demo_corpus import build_embedded_corpus
@@ -18,30 +24,33 @@ from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
 from gaguide.engine.monitors import check_monitors
 from gaguide.engine.offload_state import check_offload
 from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.files import local_folder
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
-from gaguide.model import ModelSource, find_model, skeleton
+from gaguide.log import say
+from gaguide.model import ModelSource, find_model, saved_model, skeleton
 from gaguide.model.attention_hooks import attention_modules
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
+from gaguide.train.resume import find_origin, parse_origin, read_manifest
 
 
 def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
     """The job of `run` in `world`. Raises one `UserError` with every fault found."""
     with FaultCollector() as faults:
         attempt = faults.attempt
-        output = attempt(_create_output, Path(run.output).expanduser())
-        json = attempt(load_deepspeed_json, deepspeed_json)
+        output = attempt(_create_output, run.output)
+        settings = attempt(load_deepspeed_json, deepspeed_json)
         batch = attempt(plan_batch, run.train.global_batch, run.train.micro_batch, world.size)
         corpus = attempt(_find_corpus, run)
         model = plan = architecture = deepspeed = None
         if corpus is not None:
-            model = attempt(find_model, run.model, corpus.vocab_size, corpus.eos_token_id)
+            model = attempt(_find_model, run, corpus)
             plan = attempt(_make_plan, run, corpus.tokenizer)
         if model is not None and corpus is not None:
             attempt(_check_model_takes_data, model, corpus, run)
             architecture = attempt(skeleton, model)
-        if json is not None and batch is not None:
-            deepspeed = attempt(complete_json, json, batch, run, model)
+        if settings is not None and batch is not None:
+            deepspeed = attempt(complete_json, settings, batch, run, model)
         if deepspeed is not None:
             attempt(check_monitors, deepspeed, world)
             parameters = architecture.num_parameters() if architecture is not None else 0
@@ -63,12 +72,46 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
 
 
 def complete_json(
-    json: JsonObject, batch: BatchPlan, run: RunConfig, model: ModelSource | None
+    settings: JsonObject, batch: BatchPlan, run: RunConfig, model: ModelSource | None
 ) -> DeepSpeedConfig:
     """The DeepSpeed JSON completed with the run's values; `model` is None where it was not found."""
     width = getattr(model.config.get_text_config(), "hidden_size", None) if model else None
     values = RunValues(run.train.gradient_clipping, Path(run.output).expanduser(), run.name, width)
-    return resolve_deepspeed(json, batch, values, device_precisions())
+    return resolve_deepspeed(settings, batch, values, device_precisions())
+
+
+def _find_model(run: RunConfig, corpus: Corpus) -> ModelSource:
+    """The run's model; where it cannot be found but a checkpoint holds its weights, that one's."""
+    start = None
+    try:
+        start = find_origin(run.init_from, "init_from") if run.init_from else None
+        model = find_model(run.model, corpus.vocab_size, corpus.eos_token_id)
+    except UserError as error:
+        saved = start or _earlier_checkpoint(run)
+        if saved is None:
+            raise
+        fingerprint = str(read_manifest(saved.path).identity.get("model"))
+        problem = error.faults[0].problem
+        problem = error.faults[0].problem
+        say(f"model.name {run.model.name}: {problem}; {saved.path} holds its weights")
+        model = saved_model(run.model, saved.path / MODEL_FOLDER, saved.path, fingerprint)
+    if start is None:
+        return model
+    files = json.dumps(read_manifest(start.path).files, sort_keys=True)
+    digest = hashlib.sha256(f"{files} {run.init_optimizer}".encode()).hexdigest()
+    return replace(model, checkpoint=start.path, fingerprint=digest)
+
+
+def _earlier_checkpoint(run: RunConfig) -> CheckpointInfo | None:
+    """The checkpoint that the run will resume from, if there is one."""
+    elsewhere = parse_origin(run.resume_from) if run.resume_from else None
+    folders = [(Path(run.output), "latest")]
+    if elsewhere is not None and elsewhere.run is not None:
+        folders.append((elsewhere.run, elsewhere.step))
+    for folder, step in folders:
+        with suppress(UserError):
+            return choose(folder, step)
+    return None
 
 
 def _find_corpus(run: RunConfig) -> Corpus:
@@ -87,9 +130,10 @@ def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
     if run.train.steps is None:
         problem = "cannot be given for a source, whose size is unknown until it is tokenised"
         raise UserError(Fault("train.epochs", problem, "give train.steps, or build shards first"))
+    folder = local_folder(run.data.shards or Path(run.output) / "data", "data.shards")
     return BuildRequest(
         sources=source.files,
-        output=Path(run.data.shards or Path(run.output) / "data").expanduser(),
+        output=folder,
         tokenizer=source.tokenizer or run.model.name,
         rows=source.rows,
         split=source.split,
@@ -132,7 +176,8 @@ def _check_best_is_measured(run: RunConfig) -> None:
         )
 
 
-def _create_output(output: Path) -> Path:
+def _create_output(given: str) -> Path:
+    output = local_folder(given, "output")
     try:
         if output.exists() and not output.is_dir():
             raise UserError(Fault("output", "is a file", "choose a folder", str(output)))
@@ -227,10 +272,12 @@ def _check_model_takes_data(model: ModelSource, corpus: Corpus, run: RunConfig) 
 def _tokenizer_faults(corpus: Corpus, run: RunConfig) -> list[Fault]:
     """Faults of a pretrained model with a tokenizer other than the one that made the shards."""
     try:
-        theirs = tokenizer_fingerprint(load_tokenizer(run.model.name))
+        tokenizer = load_tokenizer(run.model.name)
     except UserError:
         return []  # a folder without a tokenizer: only the vocabulary's size can be compared
-    if theirs == corpus.tokenizer_fingerprint:
+    if not corpus.tokenizer.chat_template:
+        corpus.tokenizer.chat_template = tokenizer.chat_template  # for the export
+    if tokenizer_fingerprint(tokenizer) == corpus.tokenizer_fingerprint:
         return []
     return [
         Fault(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,8 +36,10 @@ class RunRecords:
         self.clock = Clock()
         self._files: dict[str, MetricsFile] = {}
 
-    def open(self, done: int, resumed: bool) -> None:
+    def open(self, done: int, resumed: bool, origin: Path | None = None) -> None:
         """Write the run's configuration, and truncate the records of an earlier start to step `done`.
+
+        `origin` is the folder of another run that is continued here: its records are copied first.
 
         Raises a `UserError` where nothing can be written.
         """
@@ -43,6 +47,10 @@ class RunRecords:
             return
         output, job = self.job.output, self.job
         try:
+            if origin is not None:
+                for name in (METRICS, VALIDATION, EVALUATIONS, SKIPPED):
+                    if (origin / f"{name}.jsonl").exists():
+                        shutil.copyfile(origin / f"{name}.jsonl", output / f"{name}.jsonl")
             write_text(output / "config.yaml", dump_config(job.run))
             write_json(output / "deepspeed.json", job.deepspeed.settings)
             self._open_file(METRICS, done)
@@ -66,11 +74,14 @@ class RunRecords:
     def _open_file(self, name: str, done: int) -> None:
         self._files[name] = MetricsFile(self.job.output / f"{name}.jsonl", done)
 
-    def has(self, name: str, step: int) -> bool:
-        """Whether the file has a record of `step`; False on ranks other than 0."""
+    def has(self, name: str, step: int, measure: str | None = None) -> bool:
+        """Whether the file has a record of `step`, and of `measure` if given; False on ranks other than 0."""
         if name not in self._files:
             return False
-        return any(record.get("step") == step for record in read_metrics(self.job.output / f"{name}.jsonl"))
+        records = read_metrics(self.job.output / f"{name}.jsonl")
+        return any(
+            record.get("step") == step and measure in (None, record.get("measure")) for record in records
+        )
 
     def step(self, step: int, numbers: StepNumbers, context: Mapping[str, Any]) -> None:
         """Write a logged step; `context` has lr, skipped_steps, guidance_weight and peak_memory."""
@@ -99,7 +110,8 @@ class RunRecords:
         if not self.world.is_main:
             return
         size = self.job.batch.global_batch
-        ids = self.job.corpus.order.at(np.arange((step - 1) * size, step * size))
+        first = (step - 1 - self.job.data_start) * size
+        ids = self.job.corpus.order.at(np.arange(first, first + size))
         with suppress(OSError):  # a full disk: the next checkpoint reports it on all ranks
             if SKIPPED not in self._files:
                 self._open_file(SKIPPED, step - 1)
@@ -109,7 +121,7 @@ class RunRecords:
         """Write the held-out loss and attention after `step`."""
         if not self.world.is_main:
             return
-        self._files[VALIDATION].append({"step": step, **measured.as_record()})
+        self._files[VALIDATION].append({"step": step, "measure": self.job.measure, **measured.as_record()})
         mass = measured.guided_attention
         attention = "" if mass is None else f", attention {mass:.3f}"
         say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")

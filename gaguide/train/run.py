@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -15,9 +17,10 @@ from gaguide.data.build.background import BackgroundBuild
 from gaguide.data.format.manifest import is_complete
 from gaguide.distributed import World, raise_together, shared_clock
 from gaguide.engine.build import build_engine
+from gaguide.engine.fp32_state import fp32_state
 from gaguide.engine.heap import separate_large_tensors
 from gaguide.engine.monitors import configure_wandb
-from gaguide.errors import Fault, UserError
+from gaguide.errors import DivergedError, Fault, UserError, first_line
 from gaguide.guidance import Guidance, guide
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
@@ -26,7 +29,7 @@ from gaguide.model import build_model
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
 from gaguide.train.output import claim_output
-from gaguide.train.summary import write_summary
+from gaguide.train.summary import validation_at, write_summary
 from gaguide.train.trainer import Trainer
 
 
@@ -45,12 +48,15 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
         # A source has no blocks before its first shards are built.
         raise_together(lambda: len(job.corpus.held_out))
         with preemption:
-            checkpoint = _optimize(job, world, preemption, watchdog, evaluation)
+            outcome = _optimize(job, world, preemption, watchdog, evaluation)
             gc.collect()  # the export needs room for a whole model where the engine had its part
             exported = job.output / "model"
             watchdog.mark(job.total_steps, "exporting the model", patience=4)
-            raise_together(lambda: _export(job, world, checkpoint, exported))
+            raise_together(lambda: _export(job, world, outcome, exported))
+            diverged = raise_together(lambda: explain_divergence(job, outcome.dropped_steps))
     claim.release()
+    if diverged is not None:
+        raise DivergedError(diverged)
     return exported
 
 
@@ -70,13 +76,13 @@ def _background_build(job: Job, world: World) -> Iterator[None]:
 
 def _optimize(
     job: Job, world: World, preemption: Preemption, watchdog: Watchdog, evaluation: Evaluation | None
-) -> Path:
-    """Do all steps; returns the last checkpoint's folder."""
+) -> _Outcome:
+    """Do all steps."""
     watchdog.mark(0, "building the model", patience=4)
     if world.is_main:
         configure_wandb(job.deepspeed, job.output, job.run.name)
     with separate_large_tensors():
-        model = raise_together(lambda: build_model(job.model, job.run.seed))
+        model = raise_together(lambda: _build(job))
         engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
     with guided(engine.module, job) as guidance:
         trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation)
@@ -84,8 +90,34 @@ def _optimize(
         for step in trainer.steps_left():
             trainer.step(step)
         trainer.finish()
+    dropped = engine.skipped_steps
     engine.close()
-    return trainer.store.path(job.total_steps)
+    return _Outcome(
+        trainer.store.path(job.total_steps), dropped, trainer.done > trainer.started_at, trainer.store.history
+    )
+
+
+def _build(job: Job) -> PreTrainedModel:
+    """The model before its first step, or before a checkpoint is loaded into the engine."""
+    model = build_model(job.model, job.run.seed)
+    if job.model.checkpoint is None:
+        return model
+    tied = set(model.all_tied_weights_keys or ())
+    state = fp32_state(job.model.checkpoint)
+    try:
+        missing, unexpected = model.load_state_dict(
+            {name: tensor for name, tensor in state.items() if name not in tied}, strict=False
+        )
+        wrong = [name for name in missing if name not in tied] + list(unexpected)
+    except RuntimeError as error:  # shapes
+        wrong = [first_line(error)]
+    if wrong:
+        problem = f"its weights do not fit model.name = {job.run.model.name} ({', '.join(wrong[:3])})"
+        raise UserError(
+            Fault("init_from", problem, "give the model.name of that run", str(job.model.checkpoint))
+        )
+    model.tie_weights()
+    return model
 
 
 def guided(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance | None]:
@@ -96,15 +128,59 @@ def guided(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance 
     return guide(model, job.plan, measure_only=job.plan.weight == 0)
 
 
-def _export(job: Job, world: World, checkpoint: Path, exported: Path) -> None:
+@dataclass(frozen=True)
+class _Outcome:
+    checkpoint: Path
+    """Folder of the last checkpoint."""
+    dropped_steps: int
+    """Steps of the whole run that were dropped because their gradient was not finite."""
+    trained: bool
+    """Whether this start did a step; otherwise an earlier one had finished the run."""
+    history: list[dict[str, Any]]
+    """Resumes that changed something."""
+
+
+def explain_divergence(job: Job, dropped: int) -> str | None:
+    """Why the trained model is unusable and what to do; None if its held-out loss is a finite number.
+
+    Reads the run's records, which all hosts share.
+    """
+    record = validation_at(job, job.total_steps)
+    if record is None or record.get("lm_loss") is not None:
+        return None
+    at = job.output / "checkpoints" / f"step-{job.total_steps:08}"
+    return (
+        f"the run has diverged: its held-out loss after step {job.total_steps} is not a finite number, and "
+        f"{dropped} of {job.total_steps} steps were dropped because their gradient was not finite\n"
+        f"    the model is not exported; its state is in {at}\n"
+        "    → lower train.learning_rate or guidance.weight, or lengthen train.warmup_steps, and train into "
+        "another output folder"
+    )
+
+
+def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
     if not world.is_main:
         return
+    diverged = explain_divergence(job, outcome.dropped_steps)
+    if outcome.dropped_steps:
+        share = outcome.dropped_steps / job.total_steps
+        say(
+            f"warning: {outcome.dropped_steps} of {job.total_steps} steps ({share:.0%}) were dropped because "
+            f"their gradient was not finite; they are listed in {job.output / 'skipped.jsonl'}",
+            error=True,
+        )
     try:
-        trusted = job.run.model.trust_remote_code
-        export_model(checkpoint, job.model.config, job.corpus.tokenizer, exported, remote_code=trusted)
-        write_summary(job, world)
+        if diverged is None:
+            trusted = job.run.model.trust_remote_code
+            export_model(outcome.checkpoint, job.companions, exported, remote_code=trusted)
+        # A finished run that is started again keeps the summary of the start that trained it.
+        if outcome.trained or not (job.output / "summary.json").exists():
+            write_summary(
+                job, world, outcome.dropped_steps, outcome.history, diverged and diverged.splitlines()[0]
+            )
     except (OSError, SafetensorError) as error:
         problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
         remedy = "make room and start the same command again: the last checkpoint is complete"
         raise UserError(Fault("output", problem, remedy, str(exported))) from None
-    say(f"model: {exported}")
+    if diverged is None:
+        say(f"model: {exported}")

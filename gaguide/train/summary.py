@@ -14,10 +14,15 @@ from gaguide.train.job import Job
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "tokenizers", "pyarrow")
 
 
-def write_summary(job: Job, world: World) -> None:
-    """Write summary.json from the run's records, which include the steps before a resume."""
+def write_summary(
+    job: Job, world: World, dropped_steps: int, history: list[dict[str, Any]], diverged: str | None = None
+) -> None:
+    """Write summary.json from the run's records, which include the steps before a resume.
+
+    `history` lists the resumes that changed settings; `diverged` says why the trained model is unusable.
+    """
     steps = read_metrics(job.output / "metrics.jsonl")
-    validations = read_metrics(job.output / "validation.jsonl")
+    before, after = validation_at(job, 0), validation_at(job, job.total_steps)
     write_json(
         job.output / "summary.json",
         {
@@ -25,11 +30,17 @@ def write_summary(job: Job, world: World) -> None:
             "experiment": job.plan.name if job.plan else "finetuned",
             "guidance_weight": job.run.guidance.weight if job.plan else 0.0,
             "steps": job.total_steps,
+            "dropped_steps": dropped_steps,
+            "diverged": diverged,
             "tokens": job.total_steps * job.batch.global_batch * job.run.data.block_length,
-            "seconds": steps[-1]["seconds"] if steps else 0.0,
+            "seconds": max((float(record.get("seconds") or 0) for record in steps), default=0.0),
+            "changes": history,
             "world_size": world.size,
             "zero_stage": job.deepspeed.zero_stage,
-            "validation": {"before": _measured(validations[0]), "after": _measured(validations[-1])},
+            "validation": {
+                "before": None if before is None else _measured(before),
+                "after": None if after is None else _measured(after),
+            },
             "best_checkpoint": _best(job),
             "versions": _versions(),
             "fingerprints": {
@@ -43,6 +54,15 @@ def write_summary(job: Job, world: World) -> None:
     )
 
 
+def validation_at(job: Job, step: int) -> dict[str, Any] | None:
+    """The record of the held-out loss after `step`, if it is of the run's present measure."""
+    found = None
+    for record in read_metrics(job.output / "validation.jsonl"):
+        if record.get("step") == step and record.get("measure") == job.measure:
+            found = record
+    return found
+
+
 def _versions() -> dict[str, str]:
     commit = code_commit()
     found = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
@@ -51,10 +71,11 @@ def _versions() -> dict[str, str]:
 
 def _measured(record: dict[str, Any]) -> dict[str, Any]:
     return {
-        "lm_loss": record["lm_loss"],
-        "guided_attention": record["guided_attention"],
-        "per_head": record["per_head"],
-        "blocks": record["sequences"],
+        "lm_loss": record.get("lm_loss"),
+        "guided_attention": record.get("guided_attention"),
+        "per_head": record.get("per_head"),
+        "blocks": record.get("sequences"),
+        "measure": record.get("measure"),
     }
 
 

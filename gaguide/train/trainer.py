@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gaguide.distributed import World, broadcast, raise_together
 from gaguide.engine.engine import Engine
 from gaguide.engine.layout import describe_layout
 from gaguide.engine.save import SaveResult
+from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, weight_factor
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
@@ -25,6 +27,15 @@ from gaguide.train.evaluating import Evaluation, undisturbed
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
+from gaguide.train.resume import (
+    changes,
+    check_own_step,
+    data_start,
+    find_origin,
+    parse_origin,
+    read_manifest,
+    refuse_changes,
+)
 from gaguide.train.schedule import learning_rate
 from gaguide.train.skipped import SkippedSteps
 from gaguide.train.step import train_step
@@ -48,21 +59,37 @@ class Trainer:
         self.preemption, self.watchdog, self.evaluation = preemption, watchdog, evaluation
         self.skips = SkippedSteps(job.run.train.max_skipped_steps, job.deepspeed.precision)
         checkpoint = job.run.checkpoint
-        self.store = CheckpointStore(job.output / "checkpoints", world, checkpoint.keep, checkpoint.keep_best)
+        self.store = CheckpointStore(
+            job.output / "checkpoints", world, checkpoint.keep, checkpoint.keep_best, job.measure
+        )
         self.records = RunRecords(job, world, engine)
         self.done = 0
         """Optimizer steps done."""
+        self.started_at = 0
+        """Steps that were done before this start."""
         self.validated: tuple[int, float | None] = (-1, None)
         """The step of the latest validation, and its held-out loss."""
 
     def resume(self) -> None:
         """Load the newest complete checkpoint, or validate the untrained model."""
         self.watchdog.mark(0, "loading a checkpoint", patience=4)
-        found = self.store.newest(self.job.identity)
+        found = self.store.newest(self.job.identity, self._refuse)
+        folder, origin = None, None
         if found is not None:
-            self._load(found)
+            folder = self.store.path(found.step)
+        elif self.job.run.resume_from:
+            folder, found = self._find_elsewhere(self.job.run.resume_from)
+            origin = folder.parent.parent
+        if found is not None and folder is not None:
+            self._load(found, folder)
             self.done = found.step
-        raise_together(lambda: self.records.open(self.done, resumed=found is not None))
+            self._take_over(found, origin)
+        elif self.job.run.init_optimizer:
+            assert self.job.model.checkpoint is not None
+            self._load(read_manifest(self.job.model.checkpoint), self.job.model.checkpoint)
+            self.engine.reset_counters()
+        self.started_at = self.done
+        raise_together(lambda: self.records.open(self.done, found is not None, origin))
         stop = self._is_stop_requested()
         if not stop and self.done < self.job.total_steps:  # after the last step, `finish` measures
             stop = self._measure_if_due()
@@ -72,7 +99,53 @@ class Trainer:
         if stop:
             self.preemption.stop(self.done, self.job.total_steps)
 
-    def _load(self, found: Checkpoint) -> None:
+    def _refuse(self, saved: Checkpoint) -> Fault | None:
+        """Why the run may not resume from a checkpoint of its own folder; for rank 0."""
+        run = self.job.run
+        origin = parse_origin(run.resume_from) if run.resume_from else None
+        if origin is not None and origin.run is None:
+            fault = check_own_step(saved, origin.step, self.job.output)
+            if fault is not None:
+                return fault
+        elif origin is not None and origin.run is not None:
+            if origin.run.resolve() != self.job.output.resolve():
+                # Begun from another run already: from now on the settings are those of this folder.
+                run = run.model_copy(update={"resume_from": None})
+            elif origin.step.isdigit() and (fault := check_own_step(saved, origin.step, self.job.output)):
+                return fault
+        return refuse_changes(saved, self.job.identity, run, self.job.output)
+
+    def _find_elsewhere(self, resume_from: str) -> tuple[Path, Checkpoint]:
+        """The checkpoint of another run that this one resumes from; a collective."""
+
+        def find() -> tuple[Path, Checkpoint] | None:
+            if not self.world.is_main:
+                return None
+            folder = find_origin(resume_from, "resume_from").path.absolute()
+            saved = read_manifest(folder)
+            fault = refuse_changes(saved, self.job.identity, self.job.run, folder.parent.parent)
+            if fault is not None:
+                raise UserError(fault)
+            return folder, saved
+
+        found = broadcast(raise_together(find))
+        assert found is not None
+        return found
+
+    def _take_over(self, found: Checkpoint, origin: Path | None) -> None:
+        """Record what differs from the checkpoint's run, and where the data begin."""
+        differing = changes(found.identity, self.job.identity)
+        self.store.history = list(found.history)
+        if differing or origin is not None:
+            source = None if origin is None else str(origin)
+            self.store.history.append({"step": found.step, "from": source, "changes": differing})
+        self.store.data_start = data_start(found, differing)
+        self.job = self.records.job = replace(self.job, data_start=self.store.data_start)
+        if self.world.is_main and differing:
+            listed = "; ".join(f"{name} {old} → {new}" for name, (old, new) in differing.items())
+            say(f"from step {found.step + 1} on: {listed[:1000]}")
+
+    def _load(self, found: Checkpoint, folder: Path) -> None:
         same_files = (found.world_size, found.layout) == (self.world.size, self.engine.layout)
         if self.world.is_main and not same_files:
             say(
@@ -80,7 +153,7 @@ class Trainer:
                 f"{describe_layout(found.layout)}: its state is resharded to {self.world.size} at "
                 f"{describe_layout(self.engine.layout)}"
             )
-        self.engine.load(self.store.path(found.step), found.world_size, found.layout)
+        self.engine.load(folder, found.world_size, found.layout)
 
     def steps_left(self) -> range:
         """Optimizer steps still to do, counted from 1."""
@@ -121,9 +194,14 @@ class Trainer:
         raise_together(
             self.job.corpus.blocks.wait_for_checksums
         )  # of shards whose checksums are still compared
-        if not broadcast(self.store.path(self.job.total_steps).exists()):
-            self._validate(self.job.total_steps)
-            self._evaluate(self.job.total_steps)
+        total = self.job.total_steps
+        if not broadcast(self.records.has(VALIDATION, total, self.job.measure)):
+            self._validate(total)
+            loss = self.validated[1]
+            if loss is not None and broadcast(self.store.path(total).exists()):
+                self.store.note_loss(total, loss)
+        if not broadcast(self.store.path(total).exists()):
+            self._evaluate(total)
             self._save()
 
     def _measure_if_due(self) -> bool:
@@ -136,7 +214,8 @@ class Trainer:
             (self.job.run.evaluate.every, EVALUATIONS, self._evaluate),
         ):
             due = self.done == 0 or (every and self.done % every == 0)
-            if due and not broadcast(self.records.has(name, self.done)):
+            kind = self.job.measure if name == VALIDATION else None
+            if due and not broadcast(self.records.has(name, self.done, kind)):
                 measure(self.done)
                 if self._is_stop_requested():
                     return True
@@ -165,12 +244,13 @@ class Trainer:
         """This rank's micro batches of a step; seeds dropout, so that a repeated step drops the same."""
         batch, corpus, run = self.job.batch, self.job.corpus, self.job.run
         _seed_dropout(run.seed, step, self.world.rank)
-        corpus.look_ahead((step - 1) * batch.global_batch)
+        position = step - 1 - self.job.data_start
+        corpus.look_ahead(position * batch.global_batch)
 
         def block_ids() -> np.ndarray:
             return rank_micro_batches(
                 corpus.order,
-                step - 1,
+                position,
                 batch.global_batch,
                 batch.micro_batch,
                 self.world.rank,
@@ -209,9 +289,9 @@ class Trainer:
     def _write(self, folder: Path) -> SaveResult:
         result = self.engine.save(folder)
         if self.world.is_main:
-            # Configuration and tokenizer: an export needs no more than this folder.
-            for part in (self.job.model.config, self.job.corpus.tokenizer):
-                result.attempt(part.save_pretrained, folder / MODEL_FOLDER)
+            # An export needs no more than this folder.
+            result.attempt((folder / MODEL_FOLDER).mkdir, parents=True, exist_ok=True)
+            result.attempt(self.job.companions.write, folder / MODEL_FOLDER)
             result.files += [path for path in (folder / MODEL_FOLDER).rglob("*") if path.is_file()]
             # Retries records that a full disk refused, so that none are missing once there is a checkpoint.
             result.attempt(self.records.sync)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.checkpoint import CheckpointStore
-from gaguide.checkpoint.folder import choose
+from gaguide.checkpoint.folder import choose, describe_checkpoints
 from gaguide.config import EMBEDDED, load_config
 from gaguide.distributed import World
 from gaguide.engine.save import SaveResult
@@ -104,6 +104,23 @@ def test_a_loss_measured_later_is_added_to_the_manifest(tmp_path: Path) -> None:
     store.note_loss(1, 9.0)
     found = store.newest({"seed": 0})
     assert found is not None and found.lm_loss == 2.5 and store.best() == [1]
+
+
+def test_losses_of_different_blocks_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`validation.blocks` was changed after step 2, whose lower loss is of the old blocks."""
+    folder, world = tmp_path / "checkpoints", World.from_environment()
+    for steps, measure in (({1: 3.0, 2: 1.0}, "old"), ({3: 2.0, 4: 2.5}, "new")):
+        store = CheckpointStore(folder, world, keep=4, keep_best=1, measure=measure)
+        for step, loss in steps.items():
+            save(store, step, loss)
+    assert (folder / "best").read_text() == "step-00000003\n"
+    assert choose(tmp_path, "best").step == 3
+    assert "2 checkpoints are of other validation blocks: not compared" in capsys.readouterr().out
+    assert [each.step for each in describe_checkpoints(tmp_path) if each.best] == [3]
+    store.note_loss(2, 5.0)  # measured again
+    assert store.best() == [3, 4, 2]
 
 
 @pytest.mark.parametrize(("validation", "every", "refused"), [(0, 2, True), (3, 4, True), (4, 2, False)])

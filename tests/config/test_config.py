@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gaguide.config import EMBEDDED, dump_config, load_config, parse_overrides, plan_batch
 from gaguide.config.experiments import EXPERIMENTS
@@ -57,7 +58,7 @@ def test_every_fault_is_reported_at_once_with_its_remedy() -> None:
     assert "did you mean 'train'?" in text
     assert "seed = -1" in text and "guidance.reduction = 'sum'" in text
     with pytest.raises(UserError, match="exactly one of epochs and steps"):
-        load_config(EMBEDDED, {"train.epochs": "1"})
+        load_config(EMBEDDED, {"train.epochs": "1", "train.steps": "3"})
 
 
 @pytest.mark.parametrize(
@@ -174,3 +175,30 @@ def test_split_keeps_the_global_batch_and_a_given_micro_batch(
     plan = plan_batch(32, micro_batch, world_size)
     assert plan.micro_batch * plan.accumulation * plan.world_size == 32
     assert micro_batch in (None, plan.micro_batch)
+
+
+def test_an_override_replaces_its_partner_and_says_so(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    tree = yaml.safe_load(EMBEDDED.read_text())
+    del tree["train"]["steps"]
+    tree["train"]["epochs"] = 2
+    base.write_text(yaml.safe_dump(tree))
+    notes: list[str] = []
+    run = load_config(base, {"train.steps": "6"}, notes.append)
+    assert (run.train.steps, run.train.epochs) == (6, None)
+    assert notes == [f"--train.steps replaces train.epochs = 2 of {base}"]
+    plan = {"guidance.plan": "[{pattern: contrast, heads: 0}]"}
+    run = load_config(base, plan, notes.append)
+    assert run.guidance.experiment == "finetuned" and run.guidance.plan[0].pattern == "contrast"
+    assert notes[1:] == [f"--guidance.plan replaces guidance.experiment = 1-negation of {base}"]
+    with pytest.raises(UserError, match="exactly one of epochs and steps"):
+        load_config(base, {"train.steps": "6", "train.epochs": "1"})
+    over = tmp_path / "over.yaml"
+    over.write_text("extends: base.yaml\ntrain: {steps: 3}\ndata: {mixture: [{shards: a, weight: 1}]}\n")
+    run = load_config(over, {"data.shards": "b"}, notes.append)
+    assert (run.train.steps, run.train.epochs, run.data.shards, run.data.mixture) == (3, None, "b", ())
+    assert notes[2:] == [
+        f"{over}: train.steps replaces train.epochs = 2 of base.yaml",
+        f"{over}: data.mixture replaces data.shards = embedded of base.yaml",
+        f"--data.shards replaces data.mixture = {[{'shards': 'a', 'weight': 1}]} of {over}",
+    ]

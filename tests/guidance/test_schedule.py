@@ -24,7 +24,7 @@ def test_weight_schedules() -> None:
 
 
 def custom(shards: Path, folder: Path, plan: str, **more: str) -> Job:
-    settings = {"data.shards": str(shards), "output": str(folder), "guidance.experiment": "finetuned"}
+    settings = {"data.shards": str(shards), "output": str(folder)}
     run = load_config(EMBEDDED, settings | {"guidance.plan": plan} | more)
     return prepare(run, DS_CONFIGS / "zero2.json", World())
 

@@ -199,7 +199,8 @@ def test_a_resumed_run_does_what_a_signal_prevented(embedded_shards: Path, tmp_p
     assert code == 0, printed
     validations = read_metrics(output / "validation.jsonl")
     assert [record["step"] for record in validations] == [0, 1, 2, 3, 4]
-    assert held_out_loss(output / "checkpoints" / "step-00000002") == validations[2]["lm_loss"]
+    found = held_out_loss(output / "checkpoints" / "step-00000002")
+    assert found == (validations[2]["lm_loss"], validations[2]["measure"])
 
 
 def test_a_second_job_on_the_folder_is_refused(embedded_shards: Path, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Settings of which a run has one or the other: the one given last replaces that of an earlier file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+# Given (a field or a section) → what it replaces.
+_PARTNERS = {
+    "train.steps": ("train.epochs",),
+    "train.epochs": ("train.steps",),
+    "guidance.plan": ("guidance.experiment", "guidance.layers"),
+    "guidance.experiment": ("guidance.plan", "guidance.lexicons"),
+    "data.shards": ("data.mixture",),
+    "data.source": ("data.mixture",),
+    "data.mixture": ("data.shards", "data.source"),
+    "resume_from": ("init_from", "init_optimizer"),
+    "init_from": ("resume_from",),
+}
+
+
+def replace_partners(tree: dict[str, Any], given: Iterable[str]) -> list[str]:
+    """Remove from `tree`, in place, what the dotted fields `given` replace, unless it is given as well.
+
+    Returns a sentence for each removal, for the user.
+    """
+    given, said = list(given), []
+    for field, partners in _PARTNERS.items():
+        by = next((name for name in given if name == field or name.startswith(f"{field}.")), None)
+        if by is None or _get(tree, field) in (None, [], {}):
+            continue
+        for partner in partners:
+            old = _get(tree, partner)
+            is_given = any(name == partner or name.startswith(f"{partner}.") for name in given)
+            if old in (None, [], {}, False) or is_given:
+                continue
+            section, _, leaf = partner.rpartition(".")
+            del (tree[section] if section else tree)[leaf]
+            said.append(f"{by} replaces {partner} = {old}")
+    return said
+
+
+def leaves(tree: Any, above: str = "") -> list[str]:
+    """Dotted names of every value in a tree of sections."""
+    if not isinstance(tree, dict):
+        return [above]
+    return [name for key, below in tree.items() for name in leaves(below, f"{above}.{key}" if above else key)]
+
+
+def _get(tree: dict[str, Any], field: str) -> Any:
+    found: Any = tree
+    for part in field.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found

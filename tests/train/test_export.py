@@ -1,0 +1,108 @@
+"""What an export holds besides the weights, and where output may lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+from gaguide.checkpoint import Companions
+from gaguide.cli import make_app
+from gaguide.config import EMBEDDED, load_config
+from gaguide.distributed import World
+from gaguide.errors import UserError
+from gaguide.evaluate.command import main as evaluate_main
+from gaguide.files import local_folder
+from gaguide.train.job import Job
+from gaguide.train.preflight import prepare
+from tests.support.ranks import DS_CONFIGS
+
+GENERATION = {"eos_token_id": [2, 0], "temperature": 0.6, "max_new_tokens": 128, "future_setting": "kept"}
+
+
+@pytest.fixture
+def base(embedded_shards: Path, tmp_path: Path) -> Path:
+    """A pretrained folder with generation settings and a chat template."""
+    folder = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(embedded_shards / "tokenizer")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=1)
+    ).save_pretrained(folder)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    return folder
+
+
+def job(base: Path, shards: Path, output: Path, **more: str) -> Job:
+    settings = {
+        "data.shards": str(shards),
+        "model.name": str(base),
+        "model.init": "pretrained",
+        "data.block_length": "32",
+        "output": str(output),
+    }
+    return prepare(load_config(EMBEDDED, settings | more), DS_CONFIGS / "zero2.json", World())
+
+
+def test_an_export_keeps_generation_settings_and_chat_template(
+    base: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    companions = job(base, embedded_shards, tmp_path / "out").companions
+    assert companions.generation == GENERATION
+    folder = tmp_path / "written"
+    folder.mkdir()
+    companions.write(folder)
+    assert json.loads((folder / "generation_config.json").read_text()) == GENERATION
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
+    assert tokenizer.model_max_length == 64
+
+
+def test_a_model_from_random_weights_has_no_generation_settings(
+    embedded_shards: Path, tmp_path: Path
+) -> None:
+    more = {"model.name": "pico", "model.init": "scratch"}
+    companions = job(tmp_path, embedded_shards, tmp_path / "out", **more).companions
+    assert isinstance(companions, Companions) and companions.generation is None
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x", "gs://bucket/x", "file:///x", "hf://datasets/x"])
+def test_output_is_no_address(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = load_config(EMBEDDED, {"output": address})
+    with pytest.raises(UserError, match=r"output = .*is an address"):
+        prepare(run, DS_CONFIGS / "zero2.json", World())
+    assert evaluate_main(["--model", "x", "--tasks", "demo", "--output", address]) == 2
+    for command in (
+        ["data", "build", "--source", "embedded", "--output", address],
+        ["report", ".", "--output", address + ".html"],
+        ["study", "run", "laptop", "--output", address, "--dry-run"],
+    ):
+        done = CliRunner().invoke(make_app(), command)
+        assert isinstance(done.exception, UserError) and "is an address" in str(done.exception), done
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {
+        "output": "~/out",
+        "model.name": "~/base",
+        "data.source.files": "[~/text, other]",
+        "data.source.tokenizer": "~/tokenizer",
+        "data.shards": "~/shards",
+        "evaluate.data": "~/tasks",
+    }
+    run = load_config(EMBEDDED, settings)
+    assert run.data.source is not None
+    found = [run.output, run.model.name, run.data.shards, run.data.source.tokenizer, run.evaluate.data]
+    assert found == [str(tmp_path / name) for name in ("out", "base", "shards", "tokenizer", "tasks")]
+    assert run.data.source.files == (str(tmp_path / "text"), "other")
+    assert local_folder("~/x", "output") == tmp_path / "x"
