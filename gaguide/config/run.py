@@ -77,6 +77,8 @@ class ModelSection(_Section):
     """Commit or tag of a hub model; null is its newest."""
     dropout: Fraction | None = None
     """Dropout everywhere in the model; null leaves the model's own."""
+    resize_embeddings: bool = False
+    """Add a row, the mean of all others, for each token that the data's tokenizer has and the model lacks."""
     trust_remote_code: bool = False
     """Run the Python files that come with the named model: they can do anything that you can."""
 

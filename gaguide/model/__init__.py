@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         find_model,
         saved_model,
         skeleton,
+        with_vocabulary,
     )
     from gaguide.model.shape import ModelShape, shape_of
     from gaguide.model.sizes import SIZES, scratch_config
@@ -31,6 +32,7 @@ __all__ = [
     "scratch_config",
     "shape_of",
     "skeleton",
+    "with_vocabulary",
 ]
 
 __getattr__ = lazy_names(
@@ -45,6 +47,7 @@ __getattr__ = lazy_names(
         "find_model": "load",
         "saved_model": "load",
         "skeleton": "load",
+        "with_vocabulary": "load",
         "ModelShape": "shape",
         "shape_of": "shape",
         "SIZES": "sizes",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class ModelSource:
     """Identifies it by content."""
     checkpoint: Path | None = None
     """Checkpoint whose weights replace the model's own, which are then not read."""
+    base_vocabulary: int | None = None
+    """Rows of the embeddings as they are stored, where `config` says more: the others are added."""
 
     @property
     def positions(self) -> int | None:
@@ -77,6 +79,31 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
     fingerprint = model_fingerprint(section, config)
     _set_dropout(config, section)
     return ModelSource(section, config, _generation_config(section), fingerprint)
+
+
+def with_vocabulary(source: ModelSource, vocabulary: int) -> ModelSource:
+    """The model with embeddings for ids in [0, vocabulary); it never loses rows."""
+    stored = source.config.get_text_config().vocab_size
+    if vocabulary <= stored:
+        return source
+    config = deepcopy(source.config)
+    config.get_text_config().vocab_size = vocabulary
+    fingerprint = f"{source.fingerprint}+{vocabulary - stored}"
+    return replace(source, config=config, fingerprint=fingerprint, base_vocabulary=stored)
+
+
+def _add_rows(model: PreTrainedModel, vocabulary: int) -> None:
+    """Resize the embeddings to `vocabulary` rows; the new ones are the mean of the others."""
+    embeddings: Any = model.get_input_embeddings()
+    stored = len(embeddings.weight)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    tables: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    with torch.no_grad():
+        for table in tables:
+            for rows in (getattr(table, "weight", None), getattr(table, "bias", None)):
+                if rows is not None and len(rows) == vocabulary:
+                    rows[stored:] = rows[:stored].mean(dim=0)
+    model.tie_weights()
 
 
 def saved_model(section: ModelSection, folder: Path, checkpoint: Path, fingerprint: str) -> ModelSource:
@@ -122,6 +149,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
     Random weights depend on `seed` alone. Raises a `UserError` if weights are damaged or do not fit.
     """
     config = deepcopy(source.config)
+    vocabulary = config.get_text_config().vocab_size
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
     if source.section.init == "scratch" or source.checkpoint is not None:
@@ -132,6 +160,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
             trust_remote_code=source.section.trust_remote_code,
         )
     else:
+        config.get_text_config().vocab_size = source.base_vocabulary or vocabulary
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 source.section.name,
@@ -147,6 +176,8 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
             raise UserError(
                 Fault("model.name", f"its weights cannot be loaded ({reason})", remedy, source.section.name)
             ) from None
+        if source.base_vocabulary is not None:
+            _add_rows(model, vocabulary)
     # transformers guesses it from the class name, and warns because it does not know GPT-2's.
     model.loss_type = "ForCausalLM"
     # Training needs no cache, and with one transformers ignores position ids.

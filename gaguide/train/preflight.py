@@ -27,7 +27,7 @@ from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.files import local_folder
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
 from gaguide.log import say
-from gaguide.model import ModelSource, find_model, saved_model, skeleton
+from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
 from gaguide.model.attention_hooks import attention_modules
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
@@ -86,6 +86,8 @@ def _find_model(run: RunConfig, corpus: Corpus) -> ModelSource:
     try:
         start = find_origin(run.init_from, "init_from") if run.init_from else None
         model = find_model(run.model, corpus.vocab_size, corpus.eos_token_id)
+        if run.model.resize_embeddings:
+            model = with_vocabulary(model, corpus.vocab_size)
     except UserError as error:
         saved = start or _earlier_checkpoint(run)
         if saved is None:
@@ -259,7 +261,8 @@ def _check_model_takes_data(model: ModelSource, corpus: Corpus, run: RunConfig) 
             Fault(
                 "data.shards",
                 f"were made with a vocabulary of {corpus.vocab_size} entries, the model has {vocabulary}",
-                f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …",
+                f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …; or, if "
+                "theirs is the model's with added tokens, set model.resize_embeddings: true",
                 run.data.shards,
             )
         )
@@ -279,11 +282,17 @@ def _tokenizer_faults(corpus: Corpus, run: RunConfig) -> list[Fault]:
         corpus.tokenizer.chat_template = tokenizer.chat_template  # for the export
     if tokenizer_fingerprint(tokenizer) == corpus.tokenizer_fingerprint:
         return []
+    extended = tokenizer.get_vocab().items() <= corpus.tokenizer.get_vocab().items()
+    if extended and run.model.resize_embeddings:
+        return []
+    remedy = f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …"
+    if extended:
+        remedy = f"it has added tokens: set model.resize_embeddings: true; or {remedy}"
     return [
         Fault(
             "data.shards",
             f"were made with a tokenizer other than that of {run.model.name}",
-            f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …",
+            remedy,
             run.data.shards,
         )
     ]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from gaguide.checkpoint import Companions
 from gaguide.cli import make_app
 from gaguide.config import EMBEDDED, load_config
+from gaguide.data import BuildRequest, build_shards
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate.command import main as evaluate_main
@@ -63,6 +64,28 @@ def test_an_export_keeps_generation_settings_and_chat_template(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
     assert tokenizer.model_max_length == 64
+
+
+def test_added_tokens_need_the_word(base: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<tool>", "<call>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "text").mkdir()
+    for at in range(40):
+        (tmp_path / "text" / f"{at}.txt").write_text(f"document {at} is not short but long " * 40)
+    build_shards(
+        BuildRequest(
+            sources=(str(tmp_path / "text"),),
+            output=tmp_path / "shards",
+            tokenizer=str(tmp_path / "tokenizer"),
+            validation_fraction=0.3,
+            workers=1,
+        )
+    )
+    with pytest.raises(UserError, match=r"model\.resize_embeddings: true"):
+        job(base, tmp_path / "shards", tmp_path / "out")
+    found = job(base, tmp_path / "shards", tmp_path / "out", **{"model.resize_embeddings": "true"})
+    assert found.model.config.vocab_size == len(tokenizer)
 
 
 def test_a_model_from_random_weights_has_no_generation_settings(
