@@ -1,11 +1,12 @@
 """Records of a run: metrics.jsonl, the step line on the console, and which code made them."""
 
 from gaguide.log.code import code_commit, code_fingerprint
-from gaguide.log.console import StepLine, format_duration, has_reader, say
+from gaguide.log.console import SlowWork, StepLine, format_duration, has_reader, say
 from gaguide.log.records import MetricsFile, has_step, read_lines, read_metrics
 
 __all__ = [
     "MetricsFile",
+    "SlowWork",
     "StepLine",
     "code_commit",
     "code_fingerprint",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +37,51 @@ class _Reader:
 def has_reader() -> bool:
     """Whether the reader of this process's output is still there, as far as `say` has noticed."""
     return not _Reader.gone
+
+
+class SlowWork:
+    """Reports work that takes long: nothing in its first five seconds, then what it is and how far.
+
+        with SlowWork("validating", total=64) as work:
+            for at, batch in enumerate(batches):
+                work.done(at)
+
+    Without `done` it says once that it has begun. `shown` is False on ranks that print nothing.
+    """
+
+    def __init__(self, what: str, total: int | None = None, shown: bool = True) -> None:
+        self.what, self.total, self.shown = what, total, shown
+        self._count = 0
+        self._started = time.monotonic()
+        self._wait = _PATIENCE
+        self._timer: threading.Timer | None = None
+
+    def done(self, count: int) -> None:
+        """Note that `count` parts of the total are done."""
+        self._count = count
+
+    def __enter__(self) -> SlowWork:
+        if self.shown:
+            self._schedule()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _schedule(self) -> None:
+        self._timer = threading.Timer(self._wait, self._report)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _report(self) -> None:
+        far = "" if self.total is None else f": {self._count} of {self.total}"
+        say(f"{self.what}{far} ({format_duration(time.monotonic() - self._started)})")
+        self._wait = min(4 * self._wait, 60.0)
+        self._schedule()
+
+
+_PATIENCE = 5.0
 
 
 class StepLine:

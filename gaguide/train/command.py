@@ -21,7 +21,7 @@ from gaguide.errors import (
     PreemptedError,
     UserError,
 )
-from gaguide.log import say
+from gaguide.log import SlowWork, say
 from gaguide.shipped import DEEPSPEED_JSONS
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvalua
         say(_REAL_RUN)
     for note in notes if world.is_main else ():
         say(note)
-    job = raise_together(lambda: prepare(run, deepspeed_json, world))
+    with SlowWork("looking at model and data", shown=world.is_main):
+        job = raise_together(lambda: prepare(run, deepspeed_json, world))
     job = settle_micro_batch(job, deepspeed_json, world)
     if job.run.evaluate.every and make_evaluation is None:
         problem = "this program does not evaluate while it trains"

@@ -261,8 +261,8 @@ def _check_model_takes_data(model: ModelSource, corpus: Corpus, run: RunConfig) 
             Fault(
                 "data.shards",
                 f"were made with a vocabulary of {corpus.vocab_size} entries, the model has {vocabulary}",
-                f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …; or, if "
-                "theirs is the model's with added tokens, set model.resize_embeddings: true",
+                f"build them with the model's tokenizer: gaguide data build --tokenizer {run.model.name} …; "
+                "or, if theirs is the model's with added tokens, set model.resize_embeddings: true",
                 run.data.shards,
             )
         )

@@ -130,7 +130,8 @@ class RunRecords:
         """Write an evaluation's metrics after `step`; the console shows the first metric of each task."""
         if not self.world.is_main:
             return
-        self._files[EVALUATIONS].append({"step": step, **record})
+        kind = self.job.evaluation_measure
+        self._files[EVALUATIONS].append({"step": step, "measure": kind, **record})
         firsts = {name: next(iter(task["metrics"].items())) for name, task in record["tasks"].items()}
         shown = ", ".join(f"{name} {metric} {of['value']:.4f}" for name, (metric, of) in firsts.items())
         say(f"evaluated after step {step}: {shown}")

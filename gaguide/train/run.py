@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from gaguide.checkpoint import export_model
 from gaguide.data.build.background import BackgroundBuild
 from gaguide.data.format.manifest import is_complete
-from gaguide.distributed import World, raise_together, shared_clock
+from gaguide.distributed import World, broadcast, raise_together, shared_clock
 from gaguide.engine.build import build_engine
 from gaguide.engine.fp32_state import fp32_state
 from gaguide.engine.heap import separate_large_tensors
@@ -24,7 +24,7 @@ from gaguide.errors import DivergedError, Fault, UserError, first_line
 from gaguide.guidance import Guidance, guide
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
-from gaguide.log import say
+from gaguide.log import SlowWork, say
 from gaguide.model import build_model
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
@@ -52,8 +52,9 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
             gc.collect()  # the export needs room for a whole model where the engine had its part
             exported = job.output / "model"
             watchdog.mark(job.total_steps, "exporting the model", patience=4)
-            raise_together(lambda: _export(job, world, outcome, exported))
-            diverged = raise_together(lambda: explain_divergence(job, outcome.dropped_steps))
+            with SlowWork("exporting the model", shown=world.is_main):
+                raise_together(lambda: _export(job, world, outcome, exported))
+            diverged = broadcast(explain_divergence(job, outcome.dropped_steps) if world.is_main else None)
     claim.release()
     if diverged is not None:
         raise DivergedError(diverged)
@@ -82,8 +83,10 @@ def _optimize(
     if world.is_main:
         configure_wandb(job.deepspeed, job.output, job.run.name)
     with separate_large_tensors():
-        model = raise_together(lambda: _build(job))
-        engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
+        with SlowWork(f"loading model {job.run.model.name}", shown=world.is_main):
+            model = raise_together(lambda: _build(job))
+        with SlowWork("building the engine (DeepSpeed may compile ops)", shown=world.is_main):
+            engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
     with guided(engine.module, job) as guidance:
         trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation)
         trainer.resume()
@@ -143,7 +146,7 @@ class _Outcome:
 def explain_divergence(job: Job, dropped: int) -> str | None:
     """Why the trained model is unusable and what to do; None if its held-out loss is a finite number.
 
-    Reads the run's records, which all hosts share.
+    Reads the run's records: for rank 0.
     """
     record = validation_at(job, job.total_steps)
     if record is None or record.get("lm_loss") is not None:
@@ -173,11 +176,8 @@ def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
         if diverged is None:
             trusted = job.run.model.trust_remote_code
             export_model(outcome.checkpoint, job.companions, exported, remote_code=trusted)
-        # A finished run that is started again keeps the summary of the start that trained it.
-        if outcome.trained or not (job.output / "summary.json").exists():
-            write_summary(
-                job, world, outcome.dropped_steps, outcome.history, diverged and diverged.splitlines()[0]
-            )
+        reason = diverged and diverged.splitlines()[0]
+        write_summary(job, world, outcome.trained, outcome.dropped_steps, outcome.history, reason)
     except (OSError, SafetensorError) as error:
         problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
         remedy = "make room and start the same command again: the last checkpoint is complete"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -15,14 +16,34 @@ _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "tokenizers", "pya
 
 
 def write_summary(
-    job: Job, world: World, dropped_steps: int, history: list[dict[str, Any]], diverged: str | None = None
+    job: Job,
+    world: World,
+    trained: bool,
+    dropped_steps: int,
+    history: list[dict[str, Any]],
+    diverged: str | None = None,
 ) -> None:
     """Write summary.json from the run's records, which include the steps before a resume.
 
-    `history` lists the resumes that changed settings; `diverged` says why the trained model is unusable.
+    `history` lists the resumes that changed settings; `diverged` says why the trained model is unusable. If
+    this start `trained` no step, what an earlier one wrote of itself (ranks, versions) is kept.
     """
     steps = read_metrics(job.output / "metrics.jsonl")
     before, after = validation_at(job, 0), validation_at(job, job.total_steps)
+    made_by = {
+        "world_size": world.size,
+        "zero_stage": job.deepspeed.zero_stage,
+        "versions": _versions(),
+        "fingerprints": {
+            "run": job.fingerprint,
+            "code": code_fingerprint(),
+            "data": job.corpus.fingerprint,
+            "tokenizer": job.corpus.tokenizer_fingerprint,
+            "order": job.corpus.order.fingerprint,
+        },
+    }
+    if not trained:
+        made_by |= {name: value for name, value in _earlier(job).items() if name in made_by}
     write_json(
         job.output / "summary.json",
         {
@@ -32,26 +53,25 @@ def write_summary(
             "steps": job.total_steps,
             "dropped_steps": dropped_steps,
             "diverged": diverged,
+            "changes": history,
             "tokens": job.total_steps * job.batch.global_batch * job.run.data.block_length,
             "seconds": max((float(record.get("seconds") or 0) for record in steps), default=0.0),
-            "changes": history,
-            "world_size": world.size,
-            "zero_stage": job.deepspeed.zero_stage,
             "validation": {
                 "before": None if before is None else _measured(before),
                 "after": None if after is None else _measured(after),
             },
             "best_checkpoint": _best(job),
-            "versions": _versions(),
-            "fingerprints": {
-                "run": job.fingerprint,
-                "code": code_fingerprint(),
-                "data": job.corpus.fingerprint,
-                "tokenizer": job.corpus.tokenizer_fingerprint,
-                "order": job.corpus.order.fingerprint,
-            },
+            **made_by,
         },
     )
+
+
+def _earlier(job: Job) -> dict[str, Any]:
+    try:
+        found = json.loads((job.output / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def validation_at(job: Job, step: int) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, weight_factor
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
-from gaguide.log import say
+from gaguide.log import SlowWork, say
 from gaguide.train.device import peak_memory
 from gaguide.train.evaluating import Evaluation, undisturbed
 from gaguide.train.inputs import Inputs, model_inputs
@@ -214,7 +214,7 @@ class Trainer:
             (self.job.run.evaluate.every, EVALUATIONS, self._evaluate),
         ):
             due = self.done == 0 or (every and self.done % every == 0)
-            kind = self.job.measure if name == VALIDATION else None
+            kind = self.job.measure if name == VALIDATION else self.job.evaluation_measure
             if due and not broadcast(self.records.has(name, self.done, kind)):
                 measure(self.done)
                 if self._is_stop_requested():
@@ -276,7 +276,8 @@ class Trainer:
     def _evaluate(self, step: int) -> None:
         if self.evaluation is None:
             return
-        with undisturbed(self.engine.module, self.guidance):
+        work = SlowWork("evaluating", shown=self.world.is_main)
+        with work, undisturbed(self.engine.module, self.guidance):
             record = self.evaluation(self.engine.module, partial(self.watchdog.mark, step, "evaluating"))
         self.records.evaluated(step, record)
 
@@ -284,7 +285,8 @@ class Trainer:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
         step, loss = self.validated
         loss = loss if step == self.done else None
-        self.store.save(self.done, self.job.identity, self.engine.layout, loss, self._write)
+        with SlowWork(f"saving the checkpoint of step {self.done}", shown=self.world.is_main):
+            self.store.save(self.done, self.job.identity, self.engine.layout, loss, self._write)
 
     def _write(self, folder: Path) -> SaveResult:
         result = self.engine.save(folder)

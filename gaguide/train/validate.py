@@ -11,6 +11,7 @@ from gaguide.distributed import World
 from gaguide.engine.engine import Engine
 from gaguide.guidance import Guidance, Measurement
 from gaguide.guidance.measurement import measure_guided
+from gaguide.log import SlowWork
 from gaguide.train.inputs import Inputs, model_inputs
 from gaguide.train.job import Job
 
@@ -19,12 +20,14 @@ def validate(
     engine: Engine, guidance: Guidance | None, job: Job, world: World, mark: Callable[[], None]
 ) -> Measurement:
     """Measure the engine's model over all ranks; a collective. `mark` is called before every batch."""
-    with engine.autocast():
-        return measure_guided(engine.module, guidance, _batches(job, world, engine.device, mark))
+    count = min(job.run.validation.blocks, len(job.corpus.held_out))
+    with engine.autocast(), SlowWork("validating: blocks", count, world.is_main) as work:
+        batches = _batches(job, world, engine.device, mark, work)
+        return measure_guided(engine.module, guidance, batches)
 
 
 def _batches(
-    job: Job, world: World, device: torch.device, mark: Callable[[], None]
+    job: Job, world: World, device: torch.device, mark: Callable[[], None], work: SlowWork
 ) -> Iterator[tuple[Inputs, bool]]:
     """This rank's batches, and whether each counts; a rank with one too few repeats the first, uncounted.
 
@@ -39,4 +42,5 @@ def _batches(
         mine = first + world.rank
         counted = mine < len(chunks)
         mark()
+        work.done(min(count, first * size))
         yield model_inputs(held_out, chunks[mine] if counted else chunks[0], isolate, device), counted

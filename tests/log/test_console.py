@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from gaguide.log import console
 
 
 @pytest.mark.processes
@@ -22,3 +25,18 @@ def test_output_without_a_reader_does_not_end_the_program() -> None:
         process.stderr.close()
         process.stdin.write("\n")
     assert process.returncode == 75
+
+
+def test_slow_work_says_what_it_does_and_how_far(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_PATIENCE", 0.01)
+    said = threading.Event()
+    monkeypatch.setattr(console, "say", lambda text: (print(text), said.set()))
+    with console.SlowWork("validating: blocks", 64) as work:
+        work.done(12)
+        assert said.wait(60)
+    assert capsys.readouterr().out.startswith("validating: blocks: 12 of 64 (0s)")
+    with console.SlowWork("quick", shown=False):
+        pass
+    assert capsys.readouterr().out == ""
