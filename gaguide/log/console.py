@@ -52,9 +52,8 @@ class SlowWork:
     def __init__(self, what: str, total: int | None = None, shown: bool = True) -> None:
         self.what, self.total, self.shown = what, total, shown
         self._count = 0
-        self._started = time.monotonic()
-        self._wait = _PATIENCE
-        self._timer: threading.Timer | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def done(self, count: int) -> None:
         """Note that `count` parts of the total are done."""
@@ -62,23 +61,21 @@ class SlowWork:
 
     def __enter__(self) -> SlowWork:
         if self.shown:
-            self._schedule()
+            self._thread = threading.Thread(target=self._report, daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _schedule(self) -> None:
-        self._timer = threading.Timer(self._wait, self._report)
-        self._timer.daemon = True
-        self._timer.start()
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def _report(self) -> None:
-        far = "" if self.total is None else f": {self._count} of {self.total}"
-        say(f"{self.what}{far} ({format_duration(time.monotonic() - self._started)})")
-        self._wait = min(4 * self._wait, 60.0)
-        self._schedule()
+        started, wait = time.monotonic(), _PATIENCE
+        while not self._ended.wait(wait):
+            far = "" if self.total is None else f": {self._count} of {self.total}"
+            say(f"{self.what}{far} ({format_duration(time.monotonic() - started)})")
+            wait = min(4 * wait, 60.0)
 
 
 _PATIENCE = 5.0
