@@ -1,4 +1,4 @@
-"""Output whose reader has gone."""
+"""Output whose reader has gone; progress of slow work."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def test_slow_work_says_what_it_does_and_how_far(
     monkeypatch.setattr(console, "_PATIENCE", 0.01)
     said = threading.Event()
     monkeypatch.setattr(console, "say", lambda text: (print(text), said.set()))
-    with console.SlowWork("validating: blocks", 64) as work:
-        work.done(12)
+    work = console.SlowWork("validating: blocks", 64)
+    work.done(12)
+    with work:
         assert said.wait(60)
     assert capsys.readouterr().out.startswith("validating: blocks: 12 of 64 (0s)")
     with console.SlowWork("quick", shown=False):
