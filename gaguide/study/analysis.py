@@ -202,8 +202,12 @@ def head_attention(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadAtt
         record = read_summary(grid.path(cell)).get("validation", {})
         if cell.run is None or not record or cell.id in diverged:
             continue
-        before = {(head["layer"], head["head"]): head for head in record["before"]["per_head"]}
-        for head in record["after"]["per_head"]:
+        # Either is null where its record was lost, or was measured on other blocks.
+        heads_before, heads_after = (
+            (record.get(when) or {}).get("per_head") or () for when in ("before", "after")
+        )
+        before = {(head["layer"], head["head"]): head for head in heads_before}
+        for head in heads_after:
             key = (head["layer"], head["head"])
             yield HeadAttention(
                 cell=cell.id,
