@@ -59,6 +59,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> int:
         data=arguments.data,
         shots=arguments.shots,
         deepspeed=arguments.deepspeed,
+        on_overflow=arguments.on_overflow,
     )
     tasks = split_names(arguments.tasks)
     with watch_evaluation(world):
@@ -111,6 +112,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="only the first N examples of each task")
     parser.add_argument(
         "--shots", type=int, help="demonstrations before every prompt (default: as the task says)"
+    )
+    parser.add_argument(
+        "--on-overflow",
+        default="cut",
+        help="examples longer than the model: cut them on the left (default), drop-demonstrations, or fail",
     )
     parser.add_argument(
         "--deepspeed",

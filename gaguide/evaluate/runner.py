@@ -15,6 +15,7 @@ from gaguide.distributed import World, all_gather, barrier, broadcast, raise_tog
 from gaguide.engine.sharded import ShardedModel, sharding_config
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.encode.encoder import EncodedPair
+from gaguide.evaluate.encode.overflow import OVERFLOWS
 from gaguide.evaluate.model_folder import (
     DTYPES,
     ModelFolder,
@@ -54,6 +55,8 @@ class EvaluateSettings:
     """Demonstrations before every prompt, overriding the task files."""
     deepspeed: Path | None = None
     """DeepSpeed JSON of ZeRO stage 3: the model is partitioned among the ranks."""
+    on_overflow: str = "cut"
+    """What is done with examples that are longer than the model: one of `OVERFLOWS`."""
 
     def check(self) -> None:
         """Raise `UserError` with every value that is out of range."""
@@ -66,6 +69,9 @@ class EvaluateSettings:
                 faults.add(
                     Fault("--shots", "must not be negative", "give 0 or more or leave it out", self.shots)
                 )
+            if self.on_overflow not in OVERFLOWS:
+                problem = f"must be one of {', '.join(OVERFLOWS)}"
+                faults.add(Fault("--on-overflow", problem, "choose one of them", self.on_overflow))
             if self.dtype not in DTYPES:
                 problem = f"must be one of {', '.join(DTYPES)}"
                 faults.add(Fault("--dtype", problem, "choose one of them", self.dtype))
@@ -102,7 +108,8 @@ def evaluate_all(
     data, folders = _read_all(names, tasks, output, world, settings)
     for warning in (text for task in data for text in task.warnings if world.is_main):
         say(f"warning: {warning}")
-    works = prepare_work(data, folders, world, Budget.of(settings.batch_tokens, world.device.type))
+    budget = Budget.of(settings.batch_tokens, world.device.type)
+    works = prepare_work(data, folders, world, budget, settings.on_overflow)
     outputs = [None] * len(names) if output is None else output_folders(output, names)
     results = []
     for work, folder in zip(works, outputs, strict=True):

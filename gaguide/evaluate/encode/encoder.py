@@ -28,6 +28,8 @@ class EncodedPair:
     """The scored tokens."""
     truncated: int = 0
     """Tokens removed on the left."""
+    dropped: int = 0
+    """Demonstrations left out so that the pair fits."""
 
 
 class EmptyContinuationError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gaguide.distributed import World, all_gather
 from gaguide.errors import FaultCollector
@@ -17,14 +18,15 @@ _CHUNK = 256
 
 
 def encode_on_all_ranks(
-    data: Sequence[TaskData], folder: ModelFolder, world: World
+    data: Sequence[TaskData], folder: ModelFolder, world: World, on_overflow: str = "cut"
 ) -> list[list[EncodedPair]]:
     """Tokens of all pairs of all examples, tasks in sequence; each rank encodes a share, all get everything.
 
+    on_overflow: one of `OVERFLOWS`; `fail` encodes like `cut`.
     Raises `UserError` with the faults of all ranks on every rank.
     """
     own = FaultCollector()
-    share = own.attempt(encode_examples, data, folder, world.rank, world.size)
+    share = own.attempt(encode_examples, data, folder, world.rank, world.size, on_overflow)
     gathered = all_gather((share, own.faults))
     with FaultCollector() as faults:  # not `raise_together`: the rank does not matter to a fault of the data
         for _, found in gathered:
@@ -35,7 +37,11 @@ def encode_on_all_ranks(
 
 
 def encode_examples(
-    data: Sequence[TaskData], folder: ModelFolder, first: int = 0, step: int = 1
+    data: Sequence[TaskData],
+    folder: ModelFolder,
+    first: int = 0,
+    step: int = 1,
+    on_overflow: str = "cut",
 ) -> list[list[EncodedPair]]:
     """Tokens of the pairs of every `step`-th example from `first`, tasks in sequence.
 
@@ -49,12 +55,23 @@ def encode_examples(
         if at % _CHUNK == 0:
             encoder.encode_ahead(pair for _, one in wanted[at : at + _CHUNK] for pair in one.pairs)
         with faults.catching():
-            encoded.append(_encode_example(encoder, task, example))
+            encoded.append(_encode_example(encoder, task, example, on_overflow == "drop-demonstrations"))
     raise_some(faults, "--tasks")
     return encoded
 
 
-def _encode_example(encoder: Encoder, task: TaskData, example: Example) -> list[EncodedPair]:
+def _encode_example(encoder: Encoder, task: TaskData, example: Example, may_drop: bool) -> list[EncodedPair]:
+    """Tokens of an example's pairs; all of them have the same demonstrations."""
+    encoded = _encode_whole(encoder, task, example)
+    for dropped in range(1, len(example.demonstration_ends) + 1) if may_drop else ():
+        if not any(pair.truncated for pair in encoded):
+            break
+        shorter = _encode_whole(encoder, task, example.without_demonstrations(dropped))
+        encoded = [replace(pair, dropped=dropped) for pair in shorter]
+    return encoded
+
+
+def _encode_whole(encoder: Encoder, task: TaskData, example: Example) -> list[EncodedPair]:
     where = f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
     if example.segments:
         return encode_segments(encoder, example.segments, where)

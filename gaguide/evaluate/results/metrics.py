@@ -60,6 +60,8 @@ class ScoredExample:
     """Scored tokens of each pair."""
     value: float
     """Contribution to the main loss of the kind; NaN where there is none."""
+    tokens_cut: tuple[int, ...] = ()
+    """Tokens of each pair's prompt that were cut on the left, since the model is shorter."""
     finite: bool = True
     """Whether the model's scores are finite. Where they are not, there is no prediction."""
     predicted: int | None = None

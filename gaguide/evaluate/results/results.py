@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,6 +99,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def _truncated_json(scored: Sequence[ScoredExample]) -> dict[str, Any]:
+    """The examples whose prompts were cut, and by how many tokens."""
+    cut = {one.example.id: max(one.tokens_cut) for one in scored if any(one.tokens_cut)}
+    sizes = {"least": min(cut.values(), default=0), "most": max(cut.values(), default=0)}
+    return _share_json(list(cut), len(scored)) | sizes
+
+
 def _share_json(ids: list[str], count: int) -> dict[str, Any]:
     return {"count": len(ids), "share": len(ids) / count, "ids": ids}
 
@@ -112,6 +119,7 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         "chance": result.chance,
         "metrics": {name: asdict(metric) for name, metric in result.metrics.items()},
         "not_finite": _share_json(not_finite(result.scored), len(result.scored)),
+        "truncated": _truncated_json(result.scored),
         "source": data.source,
         "sha256": data.sha256,
         "warnings": list(data.warnings),

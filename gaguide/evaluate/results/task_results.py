@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gaguide.evaluate.encode.encoder import EncodedPair
@@ -24,16 +25,19 @@ def make_task_results(
     results, at = {}, 0
     for task in data:
         scored = []
-        for example in task.examples:
+        for whole in task.examples:
             pairs = encoded[at]
+            example = whole.without_demonstrations(pairs[0].dropped)
             values = [scores[at, nth] for nth in range(len(pairs))]
             if task.kind == "numeric":
                 finite = all(map(math.isfinite, values))
                 text = tokenizer.decode([int(value) for value in values]) if finite else None
-                scored.append(score_number(example, text))
+                outcome = score_number(example, text)
+                pairs = pairs[:1]  # one prompt, named once for each generated token
             else:
                 tokens = [len(pair.target_ids) for pair in pairs]
-                scored.append(score_example(task.kind, example, values, tokens))
+                outcome = score_example(task.kind, example, values, tokens)
+            scored.append(replace(outcome, tokens_cut=tuple(pair.truncated for pair in pairs)))
             at += 1
         metrics, chance = summarize(task.kind, scored), chance_level(task.kind, task.examples)
         results[task.task.name] = TaskResult(task, metrics, chance, tuple(scored))

@@ -10,11 +10,13 @@ from gaguide.distributed import World
 from gaguide.errors import Fault, FaultCollector
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.encode.examples import encode_on_all_ranks
+from gaguide.evaluate.encode.overflow import overflow_faults, overflow_warnings
 from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.schedule.batches import Batch, make_batches, make_prompt_batches
 from gaguide.evaluate.schedule.cost import Budget, CostModel
 from gaguide.evaluate.schedule.rows import TokenSequence, prompt_row
 from gaguide.evaluate.tasks.read import TaskData
+from gaguide.log import say
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,12 @@ class ModelWork:
 
 
 def prepare_work(
-    data: Sequence[TaskData], folders: Sequence[ModelFolder], world: World, budget: Budget
-) -> list[ModelWork]:
+    data: Sequence[TaskData], folders: Sequence[ModelFolder], world: World, budget: Budget,
+    on_overflow: str = "cut",
+) -> list[ModelWork]:  # fmt: skip
     """The work of each model; models with the same tokenizer and shape share it.
 
+    on_overflow: what is done with examples that are too long, one of `OVERFLOWS`; rank 0 reports them.
     Call it on every rank. Raises `UserError` with every fault of every example on all ranks.
     """
     encoded: dict[tuple[str, int], Sequence[Sequence[EncodedPair]]] = {}
@@ -44,7 +48,13 @@ def prepare_work(
             tokens = tokenizer_fingerprint(folder.tokenizer), folder.positions
             faults.add(*_tokenizer_faults(data, folder, tokens[0]))
             if tokens not in encoded:
-                encoded[tokens] = faults.attempt(encode_on_all_ranks, data, folder, world) or ()
+                found = faults.attempt(encode_on_all_ranks, data, folder, world, on_overflow) or ()
+                encoded[tokens] = found
+                if found and on_overflow == "fail":
+                    faults.add(*overflow_faults(data, found, folder.positions))
+                elif found and world.is_main:
+                    for warning in overflow_warnings(data, found, folder.positions):
+                        say(f"warning: {warning}")
             if faults:
                 continue
             cost = CostModel.of(folder.config)

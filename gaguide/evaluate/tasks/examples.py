@@ -63,6 +63,17 @@ class Example:
     demonstration_ends: tuple[int, ...] = field(default=(), compare=False)
     """Where each demonstration in the prompts ends, in characters."""
 
+    def without_demonstrations(self, count: int) -> Example:
+        """The example without its first `count` demonstrations."""
+        if not count:
+            return self
+        end = self.demonstration_ends[count - 1]
+        return replace(
+            self,
+            prompts=tuple(prompt[end:] for prompt in self.prompts),
+            demonstration_ends=tuple(other - end for other in self.demonstration_ends[count:]),
+        )
+
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for two rows that ask and answer the same."""

@@ -1,0 +1,67 @@
+"""Examples that are longer than the model: what was cut or left out, and how that is reported. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gaguide.errors import Fault
+from gaguide.evaluate.encode.encoder import EncodedPair
+from gaguide.evaluate.tasks.examples import list_some
+from gaguide.evaluate.tasks.read import TaskData
+
+OVERFLOWS = ("cut", "drop-demonstrations", "fail")
+"""What may be done with an example that is longer than the model's positions: cut on the left, as
+lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut what is still too
+long; refuse the evaluation."""
+
+
+def overflow_warnings(
+    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], positions: int
+) -> list[str]:
+    """A sentence for each task with examples that were cut, and for each with demonstrations left out."""
+    warnings = []
+    for task, pairs in _by_task(data, encoded):
+        ids = [example.id for example in task.examples]
+        cut = {name: max(one.truncated for one in of) for name, of in zip(ids, pairs, strict=True)}
+        cut = {name: tokens for name, tokens in cut.items() if tokens}
+        dropped = {name: of[0].dropped for name, of in zip(ids, pairs, strict=True) if of[0].dropped}
+        if cut:
+            warnings.append(
+                f"task {task.task.name}: {_share(cut, ids)} are longer than the model's {positions} "
+                f"positions and were cut on the left, by {_range(cut)} tokens ({list_some(list(cut))})"
+            )
+        if dropped:
+            warnings.append(
+                f"task {task.task.name}: {_share(dropped, ids)} have {_range(dropped)} demonstrations fewer, "
+                f"to fit into the model's {positions} positions ({list_some(list(dropped))})"
+            )
+    return warnings
+
+
+def overflow_faults(
+    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], positions: int
+) -> list[Fault]:
+    """What `fail` reports: a fault for each task with examples that do not fit."""
+    remedy = "shorten them, ask for fewer demonstrations, or choose --on-overflow cut or drop-demonstrations"
+    return [
+        Fault("--on-overflow", text, remedy, "fail") for text in overflow_warnings(data, encoded, positions)
+    ]
+
+
+def _by_task(
+    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]]
+) -> list[tuple[TaskData, Sequence[Sequence[EncodedPair]]]]:
+    found, at = [], 0
+    for task in data:
+        found.append((task, encoded[at : at + len(task.examples)]))
+        at += len(task.examples)
+    return found
+
+
+def _share(some: dict[str, int], ids: Sequence[str]) -> str:
+    return f"{len(some)} of {len(ids)} examples ({len(some) / len(ids):.0%})"
+
+
+def _range(some: dict[str, int]) -> str:
+    least, most = min(some.values()), max(some.values())
+    return str(most) if least == most else f"{least} to {most}"
