@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, UserError
+from gaguide.files import hash_file
 from gaguide.model import fuse_activations
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,6 +22,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _UNSET_LENGTH = 1_000_000_000_000_000_019_884_624_838_656
 """transformers' `model_max_length` for a tokenizer without one."""
 _DEFAULT_LENGTH = 2048
+_MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja", ".tiktoken", ".gguf")
+"""Files of a model's folder that its identity covers: weights, configuration, tokenizer."""
+_WHOLE_BYTES = 512 * 2**20
+_PARTS, _PART_BYTES = 64, 2**20
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,31 @@ class ModelFolder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Plain JSON that changes whenever the model does, without reading its weights."""
+        """Plain JSON that changes whenever the model's content does, wherever its folder is.
+
+        Files of up to 512 MiB by SHA-256 of all bytes. Larger ones by SHA-256 of 64 parts of 1 MiB, spread
+        over the file, with size and time of change; `how` says which.
+        """
         folder = Path(self.name)
         if not folder.is_dir():
             return {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        found = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        return {"name": str(folder.resolve()), "files": found}
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _MODEL_SUFFIXES)
+        return {"files": [_file_identity(path) for path in files]}
+
+
+def _file_identity(path: Path) -> dict[str, Any]:
+    found = path.stat()
+    if found.st_size <= _WHOLE_BYTES:
+        return {"name": path.name, "sha256": hash_file(path), "how": "whole"}
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for part in range(_PARTS):
+            file.seek((found.st_size - _PART_BYTES) * part // (_PARTS - 1))
+            digest.update(file.read(_PART_BYTES))
+    return {
+        "name": path.name, "sha256": digest.hexdigest(), "how": "sampled",
+        "size": found.st_size, "changed": found.st_mtime_ns,
+    }  # fmt: skip
 
 
 def find_model_folder(name: str) -> ModelFolder:

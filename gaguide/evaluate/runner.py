@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from gaguide.evaluate.model_folder import (
     load_model,
     pretrained_model,
 )
+from gaguide.evaluate.results.earlier import check_earlier, held
 from gaguide.evaluate.results.paper import find_paper_column
 from gaguide.evaluate.results.results import Results, versions
 from gaguide.evaluate.results.task_results import make_task_results
@@ -81,7 +83,11 @@ class EvaluateSettings:
 
 
 def evaluate(
-    model: str | Path, tasks: Sequence[str], output: Path | None, world: World, settings: EvaluateSettings
+    model: str | Path,
+    tasks: Sequence[str],
+    output: str | Path | None,
+    world: World,
+    settings: EvaluateSettings,
 ) -> Results:
     """Evaluate one `model`; see `evaluate_all`. Its results are written directly into `output`."""
     return evaluate_all([model], tasks, output, world, settings)[0]
@@ -90,7 +96,7 @@ def evaluate(
 def evaluate_all(
     models: Sequence[str | Path],
     tasks: Sequence[str],
-    output: Path | None,
+    output: str | Path | None,
     world: World,
     settings: EvaluateSettings,
 ) -> list[Results]:
@@ -102,6 +108,7 @@ def evaluate_all(
     weights of any model are loaded.
     """
     started = time.monotonic()
+    output = None if output is None else Path(output).expanduser()
     make_sums_reproducible()
     _share_cores(world)
     names = [str(model) for model in models]
@@ -111,14 +118,32 @@ def evaluate_all(
     budget = Budget.of(settings.batch_tokens, world.device.type)
     works = prepare_work(data, folders, world, budget, settings.on_overflow)
     outputs = [None] * len(names) if output is None else output_folders(output, names)
-    results = []
-    for work, folder in zip(works, outputs, strict=True):
-        results.append(_evaluate_one(work, data, folder, world, settings, started))
-        started = time.monotonic()
-    barrier()  # until rank 0 has written: another rank of its host must not remove before
-    if world.local_rank == 0:
-        remove_saved_scores(folder for folder in outputs if folder is not None)
+    identities = read_on_main(world, lambda: [folder.identity for folder in folders])
+    with ExitStack() as stack:
+        read_on_main(world, lambda: _claim(stack, outputs, identities, settings, world, data))
+        results, finished = [], []
+        for work, identity, folder in zip(works, identities, outputs, strict=True):
+            found, saved = _evaluate_one(work, identity, data, folder, world, settings, started)
+            results.append(found)
+            finished += [] if folder is None else [(folder, saved)]
+            started = time.monotonic()
+        barrier()  # until rank 0 has written: another rank of its host must not remove before
+        if world.local_rank == 0:
+            remove_saved_scores(finished)
     return results
+
+
+def _claim(
+    stack: ExitStack, outputs: Sequence[Path | None], identities: Sequence[dict[str, Any]],
+    settings: EvaluateSettings, world: World, data: Sequence[TaskData],
+) -> None:  # fmt: skip
+    """Lock the output folders until `stack` closes; raise `UserError` where one cannot take results."""
+    stack.enter_context(held([folder for folder in outputs if folder is not None]))
+    with FaultCollector() as faults:
+        for folder, identity in zip(outputs, identities, strict=True):
+            if folder is not None:
+                values = _settings_json(settings, world, shares=False)
+                faults.attempt(check_earlier, folder, identity, values, data)
 
 
 def output_folders(output: Path, models: Sequence[str]) -> list[Path]:
@@ -196,21 +221,24 @@ def _check_output(output: Path | None) -> None:
 
 def _evaluate_one(
     work: ModelWork,
+    identity: dict[str, Any],
     data: Sequence[TaskData],
     output: Path | None,
     world: World,
     settings: EvaluateSettings,
     started: float,
-) -> Results:
+) -> tuple[Results, str]:
+    """The results, and the fingerprint under which the scores were saved meanwhile."""
     read = time.monotonic()
     conditions = {
-        "model": work.folder.identity,
+        "model": identity,
         "dtype": settings.dtype,
         "device": world.device.type,
         "sharded": settings.deepspeed is not None,
         **versions(),
     }
-    saved = SavedScores(output, fingerprint(broadcast(conditions), work.batches), work.batches, world)
+    name = fingerprint(broadcast(conditions), work.batches)
+    saved = SavedScores(output, name, work.batches, world)
     left = [at for at in range(len(work.batches)) if at not in saved.scores]
     done = 1 - sum(work.batches[at].cost for at in left) / sum(batch.cost for batch in work.batches)
     if len(left) < len(work.batches) and world.is_main:
@@ -237,11 +265,12 @@ def _evaluate_one(
         },
         tokens=_token_counts(work.encoded, work.batches),
         resumed=done,
+        identity=identity,
         paper_column=find_paper_column(work.folder.name, work.folder.config),
     )
     if world.is_main and output is not None:
         write_results(results, output)
-    return results
+    return results, name
 
 
 def _load(folder: ModelFolder, settings: EvaluateSettings, world: World) -> Any:

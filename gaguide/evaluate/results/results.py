@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from gaguide import __version__
+from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, not_finite, worst
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
 from gaguide.evaluate.tasks.examples import list_some
@@ -66,6 +67,8 @@ class Results:
     """The paper's column for the model."""
     resumed: float = 0.0
     """Share of the work, by predicted cost, that an interrupted launch had finished."""
+    identity: Mapping[str, Any] | None = None
+    """The model's content, see `ModelFolder.identity`."""
 
     def paper_accuracy(self, task: str) -> float | None:
         """The paper's accuracy for this model and task; None where it reports none."""
@@ -75,6 +78,7 @@ class Results:
         """The content of results.json."""
         return {
             "model": self.model,
+            "identity": None if self.identity is None else dict(self.identity),
             "tasks": {
                 name: _task_json(result) | {"reported_acc": self.paper_accuracy(name)}
                 for name, result in self.tasks.items()
@@ -122,6 +126,7 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         "truncated": _truncated_json(result.scored),
         "source": data.source,
         "sha256": data.sha256,
+        "content": task_content(data),
         "warnings": list(data.warnings),
         "paper": {model: dict(row) for model, row in data.task.paper.items()},
         "near_ties": near_ties(result.scored),

@@ -7,18 +7,34 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gaguide.evaluate.results.earlier import (
+    RESULTS_FILE,
+    merge_examples,
+    merge_harness,
+    merge_results,
+    read_earlier,
+)
 from gaguide.evaluate.results.harness import harness_json
 from gaguide.evaluate.results.results import Results
 from gaguide.files import replacing, write_json
 
 
 def write_results(results: Results, output: Path) -> None:
-    """Write the three files into `output`; results.json last, so that it exists only where all do."""
+    """Write the three files into `output`, with the other tasks that they hold (see `check_earlier`).
+
+    results.json is last, so that a first one exists only where all do.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / "examples.parquet") as temporary:
-        pq.write_table(_examples_table(results), temporary)
-    write_json(output / "results_lm_eval.json", harness_json(results))
-    write_json(output / "results.json", results.to_json())
+    earlier = read_earlier(output)
+    examples, harness = output / "examples.parquet", output / "results_lm_eval.json"
+    table = _examples_table(results)
+    if earlier is not None:
+        table = merge_examples(examples, table, list(results.tasks))
+    with replacing(examples) as temporary:
+        pq.write_table(table, temporary)
+    found = harness_json(results)
+    write_json(harness, found if earlier is None else merge_harness(harness, found))
+    write_json(output / RESULTS_FILE, merge_results(earlier, results.to_json()))
 
 
 _SCHEMA = pa.schema(

@@ -13,6 +13,7 @@ import shutil
 import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -49,7 +50,7 @@ class SavedScores:
         self.scores: dict[int, Scores] = {}
         self.sharing: Sharing | None = None
         """What the first launch detected; None where nothing was saved."""
-        self._folder = None if output is None else output / FOLDER / name[:16]
+        self._folder = None if output is None else _saved_folder(output, name)
         self._rank = world.rank
         self._file: TextIO | None = None
         # One rank of each host reads: the folder may be on the hosts' own disks.
@@ -83,10 +84,19 @@ class SavedScores:
             self._file.close()
 
 
-def remove_saved_scores(outputs: Iterable[Path]) -> None:
-    """Remove what was saved in these output folders, once the results are written."""
-    for output in outputs:
-        shutil.rmtree(output / FOLDER, ignore_errors=True)
+def remove_saved_scores(finished: Iterable[tuple[Path, str]]) -> None:
+    """Remove what evaluations of these (output folder, fingerprint) saved, once their results are written.
+
+    What other, unfinished evaluations saved in the same folders stays.
+    """
+    for output, name in finished:
+        shutil.rmtree(_saved_folder(output, name), ignore_errors=True)
+        with suppress(OSError):  # another evaluation's scores are in it
+            (output / FOLDER).rmdir()
+
+
+def _saved_folder(output: Path, name: str) -> Path:
+    return output / FOLDER / name[:16]
 
 
 def _read(folder: Path, batches: Sequence[Batch]) -> dict[str, tuple[Sharing, dict[int, Scores]]]:
