@@ -186,7 +186,7 @@ def _reason(cost: CostEstimate, measured: Measured | None) -> str:
     if measured is not None:
         return (
             f"Times: scaled to the measured run's {measured.tokens_per_second:,.0f} tokens per second "
-            f"({measured.ranks} ranks, {measured.steps} logged steps), {measured.pace:.2f} times the model's."
+            f"({measured.ranks} ranks, {measured.steps} logged steps), {measured.pace:.2g} times the model's."
         )
     of = spread(cost.request.gpu)
     names = ", ".join(dict.fromkeys(run.source for run in of.runs))
