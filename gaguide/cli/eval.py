@@ -25,7 +25,10 @@ def list_tasks() -> None:
 
     from gaguide.evaluate import built_in_tasks
 
-    table = Table("task", "group", "kind", "examples from", "in the paper")
+    table = Table()
+    table.add_column("task", no_wrap=True)
+    for name in ("group", "kind", "examples from", "in the paper"):
+        table.add_column(name, overflow="fold")
     for name, task in built_in_tasks().items():
         data = f"generated, {task.count}" if task.generator else f"{task.file}, or hub: {task.hub}"
         table.add_row(name, task.group, task.kind, data, "yes" if task.paper else "")

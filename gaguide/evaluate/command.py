@@ -14,6 +14,8 @@ from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
 from gaguide.files import expand_home, local_folder
 
 _MAX_WAIT_MINUTES = 24 * 60
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell's commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif not world.is_main:
             time.sleep(3)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        if world.is_main:
+            print(
+                "evaluate: interrupted; finished examples are kept, and the same command resumes from them",
+                file=sys.stderr,
+                flush=True,
+            )
+        return EXIT_INTERRUPTED
     finally:
         stop()
 

@@ -87,6 +87,8 @@ def find_model_folder(name: str) -> ModelFolder:
     if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         remedy = "give a folder made by save_pretrained"
         raise UserError(Fault("--model", "does not exist or is not a folder", remedy, name))
+    if fault := _run_fault(Path(name)):
+        raise UserError(fault)
     config = _from_pretrained(AutoConfig, "configuration", name)
     tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", name)
     if not tokenizer.encode("any text", add_special_tokens=False):
@@ -99,6 +101,21 @@ def find_model_folder(name: str) -> ModelFolder:
         remedy = "put the tokenizer that the model was trained with into its folder"
         raise UserError(Fault("--model", problem, remedy, name))
     return ModelFolder(name, config, tokenizer)
+
+
+def _run_fault(folder: Path) -> Fault | None:
+    """What is wrong with a training run's folder, or a checkpoint's, in place of a model's."""
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    if (folder / "model" / "config.json").is_file():
+        remedy = f"give {folder / 'model'}"
+        if not (folder / "summary.json").is_file():  # a checkpoint: its `model` has no weights
+            remedy = f"export it: gaguide checkpoint export {folder} --output DIR"
+        return Fault("--model", "is a folder of a run, not of a model", remedy, str(folder))
+    if (folder / "checkpoints").is_dir():
+        remedy = f"wait for the run to end, or: gaguide checkpoint export {folder} --output DIR"
+        return Fault("--model", "is the folder of a run that has not ended", remedy, str(folder))
+    return None
 
 
 def pretrained_model(folder: ModelFolder, dtype: str) -> Any:

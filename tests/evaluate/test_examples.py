@@ -128,7 +128,7 @@ def test_lines_that_are_not_utf8_or_not_json_are_reported(tmp_path: Path) -> Non
         ({"prompt": "half \ud83c of it"}, "prompt contains half a surrogate pair"),
         ({"classes": [" b", " \udf0a"]}, "a class contains half a surrogate pair"),
         ({"id": "\ud83c"}, "id contains half a surrogate pair"),
-        ({"id": None}, "missing column 'id'"),
+        ({"id": None}, "column 'id' is null"),
         ({"classes": "{[1]: 2}"}, "not a list of strings"),
         ({"classes": "[" * 100_000}, "not a list of strings"),
         ({"answer_index": 10**400}, "a huge number, but there are 2"),

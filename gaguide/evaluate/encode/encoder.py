@@ -14,6 +14,8 @@ from typing import Any
 
 from gaguide.errors import Fault, FaultCollector, UserError
 
+_MAX_END = 20
+"""Characters of a prompt's end in a message."""
 _MAX_SHOWN = 40
 """Characters of a continuation in a message."""
 
@@ -30,6 +32,8 @@ class EncodedPair:
     """Tokens removed on the left."""
     dropped: int = 0
     """Demonstrations left out so that the pair fits."""
+    is_joined: bool = False
+    """Whether the continuation's first characters joined the prompt's last token and are not scored."""
 
 
 class EmptyContinuationError(ValueError):
@@ -67,7 +71,7 @@ class Encoder:
     def encode_pair(self, prompt: str, continuation: str) -> EncodedPair:
         """Tokens of a pair; raises `EmptyContinuationError`, `LongContinuationError`, or `UserError`."""
         stripped = prompt.rstrip()
-        prompt_ids, target_ids = (
+        prompt_ids, target_ids, is_joined = (
             self._split(stripped, prompt[len(stripped) :] + continuation)
             if stripped
             else self._without_prompt(prompt + continuation)
@@ -78,7 +82,7 @@ class Encoder:
             raise LongContinuationError
         whole = (*prompt_ids, *target_ids)
         kept = whole[-(self.max_length + 1) :]
-        return EncodedPair(kept[:-1], tuple(target_ids), len(whole) - len(kept))
+        return EncodedPair(kept[:-1], tuple(target_ids), len(whole) - len(kept), is_joined=is_joined)
 
     def encode_prompt(self, text: str, new_tokens: int) -> EncodedPair:
         """Tokens of a prompt that leaves room for `new_tokens` generated ones; its target is a
@@ -87,18 +91,19 @@ class Encoder:
         kept = ids[-max(1, self.max_length - new_tokens) :]
         return EncodedPair(tuple(kept), (0,), len(ids) - len(kept))
 
-    def _split(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-        prompt_ids = self._encode(prompt)
-        return prompt_ids, self._encode(prompt + continuation)[len(prompt_ids) :]
+    def _split(self, prompt: str, continuation: str) -> tuple[list[int], list[int], bool]:
+        prompt_ids, whole = self._encode(prompt), self._encode(prompt + continuation)
+        start = len(prompt_ids)
+        return prompt_ids, whole[start:], whole[:start] != prompt_ids
 
-    def _without_prompt(self, continuation: str) -> tuple[list[int], list[int]]:
+    def _without_prompt(self, continuation: str) -> tuple[list[int], list[int], bool]:
         if self.prefix_id is None:
             problem = "an empty prompt needs a tokenizer with a beginning-of-text or end-of-text token"
             raise UserError(Fault("--model", problem, "set bos_token in tokenizer_config.json"))
         ids = self.tokenizer.encode(continuation, add_special_tokens=False, verbose=False)
         if ids and ids[0] == self.prefix_id:
-            return ids[:1], ids[1:]
-        return [self.prefix_id], ids
+            return ids[:1], ids[1:], False
+        return [self.prefix_id], ids, False
 
     def _encode(self, text: str) -> list[int]:
         if text in self._encoded_texts:
@@ -131,8 +136,11 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[tuple[str, str]], where: str)
             try:
                 encoded.append(encoder.encode_pair(prompt, continuation))
             except EmptyContinuationError:
-                problem = f"continuation {at} adds no token to its prompt"
-                faults.add(Fault(where, problem, "give it a visible text", continuation))
+                problem, remedy = f"continuation {at} adds no token to its prompt", "give it a visible text"
+                if continuation.strip():
+                    problem += f": its text joins the prompt's end, {prompt[-_MAX_END:]!r}, in one token"
+                    remedy = "begin it with a space, or set `delimiter` in the task file"
+                faults.add(Fault(where, problem, remedy, continuation))
             except LongContinuationError:
                 problem = f"continuation {at} is longer than the model's {encoder.max_length} positions"
                 faults.add(Fault(where, problem, "shorten it", continuation[:_MAX_SHOWN] + "…"))

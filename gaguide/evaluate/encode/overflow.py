@@ -1,4 +1,4 @@
-"""Examples that are longer than the model: what was cut or left out, and how that is reported. Pure."""
+"""What encoding shows to be wrong with examples: tokens cut, demonstrations left out, joined tokens. Pure."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ long; refuse the evaluation."""
 def overflow_warnings(
     data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], positions: int
 ) -> list[str]:
-    """A sentence for each task with examples that were cut, and for each with demonstrations left out."""
+    """Sentences on examples that were cut, have fewer demonstrations, or join their prompts."""
     warnings = []
     for task, pairs in _by_task(data, encoded):
         ids = [example.id for example in task.examples]
         cut = {name: max(one.truncated for one in of) for name, of in zip(ids, pairs, strict=True)}
         cut = {name: tokens for name, tokens in cut.items() if tokens}
         dropped = {name: of[0].dropped for name, of in zip(ids, pairs, strict=True) if of[0].dropped}
+        joined = [name for name, of in zip(ids, pairs, strict=True) if any(one.is_joined for one in of)]
+        if joined:
+            warnings.append(
+                f"task {task.task.name}: in {len(joined)} of {len(ids)} examples a continuation's first "
+                "characters join the prompt's last token, so that only what follows is scored: begin it with "
+                f"a space, or set `delimiter` in the task file ({list_some(joined)})"
+            )
         if cut:
             warnings.append(
                 f"task {task.task.name}: {_share(cut, ids)} are longer than the model's {positions} "

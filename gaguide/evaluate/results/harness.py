@@ -38,7 +38,7 @@ def harness_json(results: Results) -> dict[str, Any]:
             for name, result in tasks.items()
         },
         "n-samples": {
-            name: {"original": len(result.scored), "effective": len(result.scored)}
+            name: {"original": result.data.available, "effective": len(result.scored)}
             for name, result in tasks.items()
         },
         "config": {

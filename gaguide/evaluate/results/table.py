@@ -87,7 +87,11 @@ def print_worst(results: Results, console: Console | None = None) -> None:
 
 def _examples(result: TaskResult) -> str:
     count, failed = len(result.scored), len(not_finite(result.scored))
-    return f"{count}, {failed} not finite" if failed else str(count)
+    fewshot = result.data.task.fewshot
+    parts = [str(count) if count == result.data.available else f"{count} of {result.data.available}"]
+    parts += [f"{fewshot.count} shots"] if fewshot is not None else []
+    parts += [f"{failed} not finite"] if failed else []
+    return ", ".join(parts)
 
 
 def _worst_text(name: str, result: TaskResult, one: ScoredExample) -> str:

@@ -11,6 +11,7 @@ import ast
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,6 +102,10 @@ class _RowError(Exception):
     """A fault of one row; `args` are problem and remedy."""
 
 
+class _MissingColumnError(_RowError):
+    """The row lacks a column; reported once for all rows that lack it in the same way."""
+
+
 def parse_examples(task: Task, records: Sequence[Record], source: str) -> ParsedExamples:
     """Examples of `records`. Raises `UserError` with every fault, each naming `source` and the line."""
     if not records:
@@ -108,12 +113,13 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
     _check_column_names(task, source)
     columns = _Columns(task, records[0].columns)
     kind = task.kind or _infer_kind(columns, source)
-    faults = FaultCollector()
+    found: list[tuple[int, Fault]] = []
     examples: list[Example] = []
     has_ids = "id" in columns.names
     line_of_id: dict[str, int] = {}
     doubtful_lines: dict[str, list[int]] = {}
     contents: set[tuple[object, ...]] = set()
+    lacking: dict[tuple[str, ...], list[int]] = {}
     for at, record in enumerate(records):
         try:
             example_id = _text(str(columns.get(record, "id")), "id") if has_ids else str(at)
@@ -122,8 +128,11 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
                 raise _RowError(problem, "give each example its own id")
             line_of_id[example_id] = record.line
             example = _example(kind, columns, record, example_id, task.delimiter)
+        except _MissingColumnError as error:
+            lacking.setdefault(error.args, []).append(record.line)
+            continue
         except _RowError as error:
-            faults.add(Fault(f"{source}:{record.line}", *error.args))
+            found.append((record.line, Fault(f"{source}:{record.line}", *error.args)))
             continue
         examples.append(replace(example, line=record.line))
         for doubt in _doubts(example):
@@ -131,6 +140,13 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
         if example.content in contents:
             doubtful_lines.setdefault(_REPEATED, []).append(record.line)
         contents.add(example.content)
+    for (problem, remedy), lines in lacking.items():
+        where = f"{source}:{lines[0]}"
+        if len(lines) > 1:
+            where, problem = source, f"{len(lines)} of {len(records)} rows: {problem} ({_list_lines(lines)})"
+        found.append((lines[0], Fault(where, problem, remedy)))
+    faults = FaultCollector()
+    faults.add(*(fault for _, fault in sorted(found, key=lambda pair: pair[0])))
     raise_some(faults, source)
     warnings = (
         f"{source}: {len(lines)} of {len(records)} examples: {doubt} ({_list_lines(lines)})"
@@ -173,9 +189,11 @@ class _Columns:
         value: Any = record.columns
         name = self.names.get(ours, ours)
         for part in [name] if name in record.columns else name.split("."):
-            if not isinstance(value, Mapping) or part not in value or value[part] is None:
+            if isinstance(value, Mapping) and part in value and value[part] is None:
+                raise _RowError(f"column {name!r} is null", "give it a value, or remove the row")
+            if not isinstance(value, Mapping) or part not in value:
                 present = ", ".join(str(key) for key in record.columns)
-                raise _RowError(
+                raise _MissingColumnError(
                     f"missing column {name!r}",
                     f"the row has {present}; map other names with `columns:` in a task file",
                 )
@@ -296,9 +314,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
+def _run_together(before: str, after: str) -> bool:
+    """Whether a space is missing between two characters; Chinese, Thai and other scripts have none."""
+    if before.isspace() or after.isspace():
+        return False
+    return not (_is_spaceless(before) or _is_spaceless(after))
+
+
+def _is_spaceless(character: str) -> bool:
+    name = unicodedata.name(character, "")
+    wide = unicodedata.east_asian_width(character) in "WF" and not name.startswith("HANGUL")
+    return wide or name.startswith(("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN "))
+
+
 def _doubts(example: Example) -> Iterator[str]:
     if any(
-        prompt and not prompt[-1].isspace() and not text[0].isspace()
+        prompt and _run_together(prompt[-1], text[0])
         for prompt in example.prompts
         for text in example.continuations
     ):

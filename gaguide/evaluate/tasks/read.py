@@ -11,7 +11,7 @@ from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examp
 from gaguide.evaluate.tasks.fewshot import Demonstrated, with_demonstrations
 from gaguide.evaluate.tasks.heldout import HeldOut, read_held_out
 from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks
-from gaguide.evaluate.tasks.records import Record, read_records
+from gaguide.evaluate.tasks.records import Record, raise_some, read_records
 from gaguide.evaluate.tasks.synthetic import GENERATORS, generate
 from gaguide.evaluate.tasks.task import Fewshot, Kind, Task
 from gaguide.files import hash_file
@@ -67,11 +67,11 @@ def _read_task(located: LocatedTask, limit: int | None, positions: int | None, s
             task, task.kind, held_out.source, held_out.fingerprint, held_out.examples[:limit],
             len(held_out.examples), _repeated_blocks(held_out), held_out.tokenizer,
         )  # fmt: skip
-    sha256, warnings = None, []
+    sha256, warnings, faults = None, [], FaultCollector()
     if task.generator is not None:
         source, records = f"generated ({task.generator}, seed {task.seed})", _generated(task)
     elif path is not None:
-        source, records, sha256 = str(path), read_records(path), hash_file(path)
+        source, records, sha256 = str(path), read_records(path, faults), hash_file(path)
         if task.sha256 is not None and task.sha256 != sha256:
             warnings.append(
                 f"{path}: not the release's file byte for byte "
@@ -79,7 +79,9 @@ def _read_task(located: LocatedTask, limit: int | None, positions: int | None, s
             )
     else:
         source, records = _hub(task)
-    parsed = parse_examples(task, records, source)
+    parsed = faults.attempt(parse_examples, task, records, source) if records or not faults else None
+    raise_some(faults, source)
+    assert parsed is not None
     task, asked = _apply_fewshot(located, parsed, shots, limit)
     warnings += [*parsed.warnings, *asked.warnings]
     return TaskData(task, parsed.kind, source, sha256, asked.examples, asked.available, tuple(warnings))

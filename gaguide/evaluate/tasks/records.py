@@ -39,9 +39,13 @@ class Record:
     """The row's values by column."""
 
 
-def read_records(path: Path) -> list[Record]:
-    """Rows of a .jsonl or .csv file. Raises `UserError` with every line that is not UTF-8 or not JSON."""
-    faults = FaultCollector()
+def read_records(path: Path, collected: FaultCollector | None = None) -> list[Record]:
+    """Rows of a .jsonl or .csv file.
+
+    Lines that are not UTF-8 or not JSON are faults, all of which `collected` receives; the other rows are
+    returned. Without it, raises `UserError` with all of them.
+    """
+    faults = FaultCollector() if collected is None else collected
     lines = []
     for number, raw in enumerate(path.read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
         try:
@@ -49,8 +53,12 @@ def read_records(path: Path) -> list[Record]:
         except UnicodeDecodeError as error:
             problem = f"is not UTF-8 ({error.reason})"
             faults.add(Fault(f"{path}:{number}", problem, "save the file as UTF-8"))
-    raise_some(faults, path)
-    return _csv_records("\n".join(lines), path) if path.suffix == ".csv" else _json_records(lines, path)
+            lines.append("")
+    read = _csv_records if path.suffix == ".csv" else _json_records
+    records = read(lines, path, faults)
+    if collected is None:
+        raise_some(faults, path)
+    return records
 
 
 def raise_some(faults: FaultCollector, source: Path | str) -> None:
@@ -62,8 +70,7 @@ def raise_some(faults: FaultCollector, source: Path | str) -> None:
     faults.raise_if_any()
 
 
-def _json_records(lines: Sequence[str], path: Path) -> list[Record]:
-    faults = FaultCollector()
+def _json_records(lines: Sequence[str], path: Path, faults: FaultCollector) -> list[Record]:
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -76,14 +83,12 @@ def _json_records(lines: Sequence[str], path: Path) -> list[Record]:
         except (ValueError, RecursionError) as error:
             problem = f"is not a JSON object ({error})"
             faults.add(Fault(f"{path}:{number}", problem, "write one JSON object per line"))
-    raise_some(faults, path)
     return records
 
 
-def _csv_records(text: str, path: Path) -> list[Record]:
+def _csv_records(lines: Sequence[str], path: Path, faults: FaultCollector) -> list[Record]:
     csv.field_size_limit(1 << 30)
-    faults = FaultCollector()
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO("\n".join(lines), newline=""))
     names = [name for name in reader.fieldnames or () if name]  # reads the header, which may span lines
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.add(Fault(f"{path}:1", f"duplicate column {name!r}", "give each column its own name"))
@@ -97,5 +102,4 @@ def _csv_records(text: str, path: Path) -> list[Record]:
         # An unnamed first column is pandas' index.
         records.append(Record(line, {key: value for key, value in row.items() if key}))
         line = reader.line_num + 1
-    raise_some(faults, path)
     return records
