@@ -4,7 +4,7 @@ from gaguide.attention.collect import AttentionMaps, collect, collecting
 from gaguide.attention.page import to_page
 from gaguide.attention.panels import Panel, make_panels
 from gaguide.attention.views import draw_heatmaps, draw_lines
-from gaguide.attention.windows import split, window_panels
+from gaguide.attention.windows import split, text_panels, window_panels
 from gaguide.figures import save_figure
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "make_panels",
     "save_figure",
     "split",
+    "text_panels",
     "to_page",
     "window_panels",
 ]

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
-from gaguide.model.attention_hooks import attach_consumer, causal_attention_modules, suspend_observers
+from gaguide.model.attention_hooks import attach_consumer, suspend_observers
+from gaguide.model.attention_support import causal_attention_modules, unwrap_model
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class AttentionMaps:
     def head(self, layer: int, head: int, sequence: int = 0) -> torch.Tensor:
         """One head's map [Q, T] for one sequence of the batch."""
         return self.maps[layer][sequence, self.heads.index(head)]
+
+    def part(self, queries: tuple[int, int]) -> AttentionMaps:
+        """The rows [start, stop) of the text, which must have been kept, and the columns up to their end."""
+        first, (start, stop) = self.queries[0], queries
+        maps = {
+            layer: map_BhQT[:, :, start - first : stop - first, :stop]
+            for layer, map_BhQT in self.maps.items()
+        }
+        return AttentionMaps(self.heads, queries, MappingProxyType(maps))
 
     def as_bertviz(self, sequence: int | None = None) -> tuple[torch.Tensor, ...]:
         """A tuple over `layers` of [B, h, T, T], the argument of bertviz's head_view and model_view.
@@ -108,6 +118,7 @@ def collect(
     results of the guided pass before it are kept. Raises `UserError` for a model without AttentionInterface,
     a layer, head or window out of range, and ids or lengths that the model does not take.
     """
+    model = unwrap_model(model)
     input_ids_BT = input_ids_BT.to(model.device)
     _check_input(model, input_ids_BT, queries)
     inputs: dict[str, Any] = {"input_ids": input_ids_BT, "use_cache": False}
@@ -151,6 +162,7 @@ def collecting(
     for a model without AttentionInterface and for layers and heads that it does not have.
     """
     modules = causal_attention_modules(model)
+    model = unwrap_model(model)
     with FaultCollector() as faults:
         n_heads = int(model.config.get_text_config().num_attention_heads)
         chosen_layers = _chosen("layers", layers, _n_layers(model), faults)

@@ -118,15 +118,16 @@ def _targets(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal target cells [Q, T] of the rows start..stop, and keys [T] that are targets of all queries."""
     T = len(ids_T)
-    cells, marked_T = torch.zeros(T, T, dtype=torch.bool), torch.zeros(T, dtype=torch.bool)
+    cells, marked_T = torch.zeros(stop - start, T, dtype=torch.bool), torch.zeros(T, dtype=torch.bool)
     if pattern is not None:
         target = pattern.target(ids_T[None].cpu())
         if isinstance(target, Columns):
             marked_T = target.marked_BT[0]
-            cells = marked_T[None].expand(T, T).tril()
-        elif target.distance < T:
-            cells.diagonal(-target.distance).fill_(True)
-    return cells[start:stop], marked_T
+            cells = marked_T[None].expand(stop - start, T).tril(start)
+        else:
+            rows = torch.arange(max(start, target.distance), stop)
+            cells[rows - start, rows - target.distance] = True
+    return cells, marked_T
 
 
 def _cut(map_QT: torch.Tensor, start: int, stop: int, fold: object) -> torch.Tensor:

@@ -27,11 +27,11 @@ class AttentionOptions:
     text: Annotated[str | None, typer.Option(help="The text.")] = None
     text_file: Annotated[Path | None, typer.Option(help="A file with the text, instead of --text.")] = None
     layers: Annotated[
-        str | None, typer.Option(help="Layers, e.g. 0,5.", show_default="first, middle and last")
+        str | None, typer.Option(help="Layers, e.g. 0,5, or all.", show_default="first, middle and last")
     ] = None
     heads: Annotated[
         str | None,
-        typer.Option(help="Heads, e.g. 0,1.", show_default="those that --experiment guides, else 0"),
+        typer.Option(help="Heads, e.g. 0,1, or all.", show_default="those that --experiment guides, else 0"),
     ] = None
     experiment: Annotated[
         str | None, typer.Option(help="Mark the words of this experiment's patterns, e.g. 4-transition.")
@@ -63,10 +63,10 @@ class AttentionOptions:
 class _Selection:
     text: str
     """The text."""
-    layers: list[int] | None
-    """Layers; None for the first, middle and last."""
-    heads: list[int] | None
-    """Heads; None for those that the experiment guides, else 0."""
+    layers: list[int] | str | None
+    """Layers, or `all`; None for the first, middle and last."""
+    heads: list[int] | str | None
+    """Heads, or `all`; None for those that the experiment guides, else 0."""
     experiment: str | None
     """Name of the experiment whose words are marked."""
     window: tuple[int, int] | None
@@ -141,34 +141,39 @@ def _panels(
     """
     import torch
 
-    from gaguide.attention import split, window_panels
+    from gaguide.attention import split, text_panels
     from gaguide.attention.panels import check_window
     from gaguide.data.format.token_text import token_labels
     from gaguide.guidance import GuidancePlan
+    from gaguide.model.attention_support import causal_attention_modules
 
     model, tokenizer = _load(folder)
     ids_T = torch.tensor(tokenizer(selection.text, add_special_tokens=True, verbose=False)["input_ids"])
     if selection.window is not None or not in_parts:
         check_window(len(ids_T), selection.window)
     config = model.config.get_text_config()
+    available = list(causal_attention_modules(model))
     patterns: dict[Any, Any] = {}
     if selection.experiment is not None:
         plan = GuidancePlan.from_experiment(selection.experiment, tokenizer)
         if not plan.is_empty:
+            plan = plan.restricted_to(available, config.num_hidden_layers)
             resolved = plan.resolve(config.num_hidden_layers, config.num_attention_heads)
             patterns = {key: guided.pattern for key, guided in resolved.items()}
     heads, layers = selection.heads, selection.layers
     if heads is None:
         heads = sorted({head for _, head in patterns}) or [0]
-    if layers is None:
-        last = config.num_hidden_layers - 1
-        layers = sorted({0, last // 2, last})
+    elif isinstance(heads, str):
+        heads = list(range(config.num_attention_heads))
+    if layers is None and available:
+        layers = sorted({available[0], available[(len(available) - 1) // 2], available[-1]})
+    elif not isinstance(layers, list):
+        layers = available
     labels = token_labels(tokenizer, ids_T.tolist())
     windows = [selection.window] if selection.window else split(len(ids_T))
-    return [
-        (window, window_panels(name, model, ids_T, labels, window, layers, heads, patterns))
-        for window in windows
-    ]
+    return list(
+        zip(windows, text_panels(name, model, ids_T, labels, windows, layers, heads, patterns), strict=True)
+    )
 
 
 def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -180,6 +185,16 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = Path(folder)
     if path.is_dir() and not (path / "config.json").exists() and (path / "model").is_dir():
         path = path / "model"  # of a run folder
+    if path.is_dir() and not (path / "config.json").exists() and (path / "config.yaml").exists():
+        raise UserError(
+            Fault(
+                "--model",
+                "is the folder of a run that has not exported a model",
+                "run it to its end, or export its latest checkpoint and give that folder: "
+                f"gaguide checkpoint export {folder} --output FOLDER",
+                folder,
+            )
+        )
     source = str(path) if path.is_dir() else folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -206,24 +221,25 @@ def _text(text: str | None, file: Path | None, faults: FaultCollector) -> str:
         return ""
     if file is not None:
         try:
-            text = file.read_text("utf-8")
+            text = file.read_text("utf-8-sig")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             faults.add(Fault("--text-file", f"cannot be read ({reason})", "give a text file", str(file)))
             return ""
     assert text is not None
+    text = text.removeprefix("\ufeff")
     if not text.strip():
         faults.add(Fault("--text" if file is None else "--text-file", "must not be empty", "give a sentence"))
     return text
 
 
-def _indices(option: str, given: str | None, faults: FaultCollector) -> list[int] | None:
-    if given is None:
-        return None
+def _indices(option: str, given: str | None, faults: FaultCollector) -> list[int] | str | None:
+    if given is None or given.strip() == "all":
+        return "all" if given else None
     try:
         return [int(part) for part in given.split(",")]
     except ValueError:
-        faults.add(Fault(option, "must be a list of numbers", f"write e.g. {option} 0,5", given))
+        faults.add(Fault(option, "must be a list of numbers, or all", f"write e.g. {option} 0,5", given))
         return None
 
 

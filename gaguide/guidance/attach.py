@@ -16,15 +16,17 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from gaguide.errors import Fault, UserError
 from gaguide.guidance.backend import guided_attention
 from gaguide.guidance.kernel import guidance_dtype, measure_attention
+from gaguide.guidance.masks import Visibility, read_mask
 from gaguide.guidance.plan import GuidancePlan, GuidedHead
 from gaguide.guidance.targets import RowTerms, row_terms
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
-from gaguide.model.attention_hooks import attach_consumer, attention_modules, consumers_of
+from gaguide.model.attention_hooks import attach_consumer, consumers_of
+from gaguide.model.attention_support import attention_modules, reentrant_fault, unwrap_model
 from gaguide.model.head_split import HeadSplit
 
 _PerHead = dict[tuple[int, int], torch.Tensor]
@@ -46,6 +48,10 @@ class _LayerResult:
     """Attention mass of each guided head on its targets, detached."""
     queries_h: torch.Tensor
     """Queries that can see a target, by head."""
+    is_training: bool
+    """Whether the layer ran in training mode, in a pass that autograd records, and was guided."""
+    lost_gradient: bool
+    """Whether autograd recorded the pass, but not this layer."""
 
 
 class Guidance:
@@ -76,9 +82,12 @@ class Guidance:
     def loss(self) -> torch.Tensor:
         """Eq. (4) times the plan's weight: a scalar in the guidance dtype with gradients to q and k.
 
-        A constant zero where the pass was only measured.
+        A constant zero where the pass was only measured. Raises `UserError` where the loss would carry no
+        gradient although it should: under reentrant checkpointing, or with frozen parameters, in training.
         """
-        losses_N = torch.cat([result.loss_h for result in self._latest()])
+        results = self._latest()
+        _check_gradient(results)
+        losses_N = torch.cat([result.loss_h for result in results])
         # Kept on the model's device; the first copy of a few numbers need not be waited for.
         self._head_weights_N = self._head_weights_N.to(losses_N, non_blocking=True)
         total = (losses_N * self._head_weights_N).sum()
@@ -161,17 +170,22 @@ class _GuidedPass(PassHandler):
         self.valid_BT = mask.bool() if padded else torch.ones_like(inputs.ids_BT).bool()
         self.plan, self.layers, self.measure_only = plan, layers, measure_only
         self.results: dict[int, _LayerResult] | None = results
+        self.is_recorded = torch.is_grad_enabled()
         self._terms: dict[tuple[Any, ...], RowTerms] = {}
-        self._masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._masks: dict[int, tuple[torch.Tensor, Visibility]] = {}
+        self._causal = Visibility(None)
 
     def observe(self, call: AttentionCall) -> None:
         """Measure the guided heads, where the pass is only measured."""
         if not self.measure_only:
             return
-        mask_BQK = self._visible(call.mask)
-        terms = self._row_terms(call, mask_BQK)
+        visible = self._visible(call)
+        terms = self._row_terms(call, visible.mask_BQK)
         q_BhTD, k_BhTD = self.layers[call.layer].split.select(call.q_BHTD, call.k_BGTD)
-        self._record(call.layer, *measure_attention(q_BhTD, k_BhTD, terms, mask_BQK, call.scale), terms)
+        loss_h, mass_h = measure_attention(
+            q_BhTD, k_BhTD, terms, visible.mask_BQK, call.scale, causal=visible.is_causal
+        )
+        self._record(call, loss_h, mass_h, terms)
 
     def split(self, layer: int) -> HeadSplit | None:
         """The guided heads, unless they are only measured."""
@@ -181,32 +195,41 @@ class _GuidedPass(PassHandler):
         self, call: AttentionCall, q_BhTD: torch.Tensor, k_BhTD: torch.Tensor, v_BhTD: torch.Tensor
     ) -> torch.Tensor:
         """Output of the guided heads; their losses are recorded."""
-        mask_BQK = self._visible(call.mask)
+        visible = self._visible(call)
+        mask_BQK = visible.mask_BQK
         terms = self._row_terms(call, mask_BQK)
         out_BhTD, loss_h, mass_h = guided_attention(
-            q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, call.scale, call.dropout
+            q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, call.scale, call.dropout, visible.is_causal
         )
-        self._record(call.layer, loss_h, mass_h, terms)
-        return out_BhTD
+        self._record(call, loss_h, mass_h, terms)
+        return visible.fill_blind_rows(out_BhTD, q_BhTD, k_BhTD, v_BhTD, call.scale, call.dropout)
 
     def finish(self) -> None:
         """Recomputed layers record nothing, and the losses are left to the `Guidance`."""
         self.results = None
 
-    def _record(self, layer: int, loss_h: torch.Tensor, mass_h: torch.Tensor, terms: RowTerms) -> None:
-        if self.results is not None:
-            self.results[layer] = _LayerResult(loss_h, mass_h.detach(), terms.queries_h)
+    def _record(
+        self, call: AttentionCall, loss_h: torch.Tensor, mass_h: torch.Tensor, terms: RowTerms
+    ) -> None:
+        if self.results is None:
+            return
+        recorded = self.is_recorded and not self.measure_only
+        self.results[call.layer] = _LayerResult(
+            loss_h,
+            mass_h.detach(),
+            terms.queries_h,
+            recorded and call.module.training,
+            recorded and not torch.is_grad_enabled(),
+        )
 
-    def _visible(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """The model's mask [B or 1, 1, T, T] as bool [B or 1, T, T]; None stays None (causal)."""
+    def _visible(self, call: AttentionCall) -> Visibility:
+        """What the layer's mask says; layers share the model's mask, which is read once."""
+        mask, T = call.mask, call.q_BHTD.shape[2]
         if mask is None:
-            return None
-        # Layers share the model's mask object; a reference to it keeps its id from being reused.
+            return self._causal
+        # A reference to the mask keeps its id from being reused.
         if id(mask) not in self._masks:
-            visible = mask[:, 0]
-            if visible.stride(0) == 0:
-                visible = visible[:1]  # one mask for all sequences, which a kernel would copy for each
-            self._masks[id(mask)] = mask, visible if visible.dtype == torch.bool else visible >= 0
+            self._masks[id(mask)] = mask, read_mask(mask, T)
         return self._masks[id(mask)][1]
 
     def _row_terms(self, call: AttentionCall, mask_BQK: torch.Tensor | None) -> RowTerms:
@@ -222,20 +245,31 @@ class _GuidedPass(PassHandler):
         return self._terms[key]
 
 
+def _check_gradient(results: list[_LayerResult]) -> None:
+    if any(result.lost_gradient for result in results):
+        raise UserError(reentrant_fault())
+    if all(result.is_training for result in results) and not any(r.loss_h.requires_grad for r in results):
+        problem = "no trained parameter influences the guided heads, so their loss has no gradient"
+        remedy = "train the embeddings or a layer up to the topmost guided one, or open the block to measure"
+        raise UserError(Fault("guidance", problem, f"{remedy} (measure_only=True)"))
+
+
 @contextmanager
-def guide(model: PreTrainedModel, plan: GuidancePlan, *, measure_only: bool = False) -> Iterator[Guidance]:
+def guide(model: nn.Module, plan: GuidancePlan, *, measure_only: bool = False) -> Iterator[Guidance]:
     """Guide `model` by `plan` inside the block; on leaving it the model is as before.
 
     After `out = model(input_ids=ids, labels=ids, use_cache=False)` the block's `Guidance` has the loss to
     add. With `measure_only` the model computes exactly what it would without, and only `per_head()` and
     `attention()` are filled, without gradients. The block may stand inside or around one that collects maps
-    or measures.
+    or measures. `model` may be wrapped (torch.compile, PEFT, DeepSpeed, DDP). In a hybrid, layers `all` and
+    `last-half` mean those with attention.
 
     Raises `UserError` for a plan that does not fit the model, a model that does not use AttentionInterface,
     an attention implementation other than SDPA, reentrant gradient checkpointing, or a model that is guided
     already.
     """
     layers = attention_modules(model)
+    model = unwrap_model(model)
     others = [consumer for consumer in consumers_of(model) if isinstance(consumer, Guidance)]
     if not measure_only and not all(other.measure_only for other in others):
         raise UserError(
@@ -245,8 +279,9 @@ def guide(model: PreTrainedModel, plan: GuidancePlan, *, measure_only: bool = Fa
                 "leave the first `with guide(...)` block, or put all heads in one plan",
             )
         )
-    n_heads = int(model.config.get_text_config().num_attention_heads)
-    heads = plan.resolve(len(layers), n_heads)
+    config = model.config.get_text_config()
+    n_heads, n_layers = int(config.num_attention_heads), int(config.num_hidden_layers)
+    heads = plan.restricted_to(layers, n_layers).resolve(n_layers, n_heads)
     guided: dict[int, _GuidedLayer] = {}
     for index in sorted({layer for layer, _ in heads}):
         chosen = tuple(head for layer, head in heads if layer == index)

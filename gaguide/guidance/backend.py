@@ -27,41 +27,51 @@ def guided_attention(
     mask_BQK: torch.Tensor | None,
     scale: float,
     dropout: float = 0.0,
+    causal: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Causal attention output [B, h, T, D] (dtype of v), loss per head [h], attention mass per head [h].
+    """Attention output [B, h, T, D] (dtype of v), loss per head [h], attention mass per head [h].
 
     The loss carries gradients to q and k; the mass, the mean of sum_q H_pq c_q over rows that can see a
-    target, does not. mask_BQK: bool, True where visible, a subset of the causal mask; None means causal.
+    target, does not. mask_BQK: bool, True where visible; None means causal. causal: whether the mask is a
+    subset of the causal one.
     """
     # The seed comes from the CPU generator. Checkpointing restores that generator, so a recomputed forward
     # drops the same entries, and backward generates the mask again instead of keeping T x T bits.
     seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
-    fused = fused_attention(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1])
-    kernel = row_block_attention if fused is None else fused
-    return kernel(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, Dropout(dropout, seed))
+    given = (q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, Dropout(dropout, seed))
+    if not causal:
+        return row_block_attention(*given, causal=False)  # the kernels skip later keys
+    fused = fused_attention(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1], v_BhTD.shape[-1])
+    return (row_block_attention if fused is None else fused)(*given)
 
 
-def fused_attention(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
-    """The Triton kernels for q of that device, dtype and head width, or None where they cannot run.
+def fused_attention(
+    device: torch.device, dtype: torch.dtype, width: int, value_width: int | None = None
+) -> Attention | None:
+    """The Triton kernels for that device and dtype, or None where they cannot run.
+
+    width: of a head's queries and keys. value_width: of its values; None is the same.
 
     Before their first use they are compared with the row blocks on this GPU. Where they fail or disagree, on
     a GPU or with a compiler they were never tested on, a warning says so and the run continues, slower.
     """
-    return (
-        _verified_kernel(device, dtype, width) if device.type == "cuda" and dtype != torch.float64 else None
-    )
+    if device.type != "cuda" or dtype == torch.float64:
+        return None
+    return _verified_kernel(device, dtype, width, value_width)
 
 
 @cache
-def _verified_kernel(device: torch.device, dtype: torch.dtype, width: int) -> Attention | None:
+def _verified_kernel(
+    device: torch.device, dtype: torch.dtype, width: int, value_width: int | None = None
+) -> Attention | None:
     try:
         from gaguide.guidance.triton_attention import MAX_WIDTH, triton_attention
     except ImportError:
         return None  # not every build of torch includes Triton
-    if width > MAX_WIDTH:
+    if max(width, value_width or 0) > MAX_WIDTH:
         return None
     try:
-        error = disagreement(triton_attention, device, dtype, width)
+        error = disagreement(triton_attention, device, dtype, width, value_width)
         problem = f"it is off by {error:.1e} on this GPU" if error > 20 * torch.finfo(dtype).eps else ""
     except Exception as failure:
         problem = f"{type(failure).__name__}: {failure}"
@@ -71,7 +81,9 @@ def _verified_kernel(device: torch.device, dtype: torch.dtype, width: int) -> At
     return triton_attention
 
 
-def disagreement(kernel: Attention, device: torch.device, dtype: torch.dtype, width: int) -> float:
+def disagreement(
+    kernel: Attention, device: torch.device, dtype: torch.dtype, width: int, value_width: int | None = None
+) -> float:
     """Largest difference from the row blocks' results and gradients on small cases.
 
     Each difference is relative to the largest value of its tensor. The cases compile every variant of the
@@ -80,7 +92,8 @@ def disagreement(kernel: Attention, device: torch.device, dtype: torch.dtype, wi
     with _isolated_autograd(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         B, h, T = 1, 2, 100  # more than one block of queries and of keys
-        q, k, v, weight = (torch.randn(B, h, T, width).to(device, dtype) for _ in range(4))
+        widths = (width, width, value_width or width, value_width or width)
+        q, k, v, weight = (torch.randn(B, h, T, size).to(device, dtype) for size in widths)
         marked_BhT = (torch.rand(B, h, T) < 0.1).to(device, torch.float32)
         ones_BhT = torch.ones_like(marked_BhT)
         causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()

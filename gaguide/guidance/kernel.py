@@ -59,11 +59,15 @@ def row_block_attention(
     scale: float,
     dropout: Dropout = NO_DROPOUT,
     row_block: int | None = None,
+    causal: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`guided_attention` in torch operations, for any device and dtype."""
+    """`guided_attention` in torch operations, for any device and dtype.
+
+    causal: whether the mask hides all later keys; where it does not, blocks have all columns.
+    """
     rows = row_block or rows_of_block(q_BhTD.shape[2])
     with torch.autocast(q_BhTD.device.type, enabled=False):
-        return _GuidedAttention.apply(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, rows)
+        return _GuidedAttention.apply(q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, dropout, rows, causal)
 
 
 @torch.no_grad()
@@ -74,10 +78,12 @@ def measure_attention(
     mask_BQK: torch.Tensor | None,
     scale: float,
     row_block: int | None = None,
+    causal: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and attention mass per head [h], without the attention output and without gradients."""
     with torch.autocast(q_BhTD.device.type, enabled=False):
-        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block or rows_of_block(q_BhTD.shape[2]))
+        size = row_block or rows_of_block(q_BhTD.shape[2])
+        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, size, causal)
         sums = _row_sums(rows, terms)
         return terms.loss(sums.distances_BhT), terms.mean_mass(sums.mass_BhT)
 
@@ -92,7 +98,10 @@ class _Rows:
         mask_BQK: torch.Tensor | None,
         scale: float,
         row_block: int,
+        causal: bool,
     ) -> None:
+        if mask_BQK is None and not causal:
+            raise ValueError("attention that is not causal needs a mask")
         dtype = guidance_dtype(q_BhTD.dtype)
         # Scaling q costs T x D, scaling the scores T x T.
         self.q_BhTD = q_BhTD.to(dtype) * scale
@@ -102,19 +111,24 @@ class _Rows:
         # Only the square on the diagonal contains keys that come after their query.
         size = min(row_block, T)
         self.later_RR = torch.ones(size, size, dtype=torch.bool, device=q_BhTD.device).triu_(1)
-        self.spans = [(start, min(start + row_block, T)) for start in range(0, T, row_block)]
+        blocks = [(start, min(start + row_block, T)) for start in range(0, T, row_block)]
+        self.spans = [(start, stop, stop if causal else T) for start, stop in blocks]
+        """Blocks: queries [start, stop), and the number of keys that some of them may see."""
 
-    def softmax(self, start: int, stop: int) -> torch.Tensor:
-        """H[start:stop, :stop] as [B, h, R, C]; in a causal model later columns are zero."""
-        s_BhRC = self.q_BhTD[:, :, start:stop] @ self.k_BhTD[:, :, :stop].mT
+    def softmax(self, start: int, stop: int, columns: int) -> torch.Tensor:
+        """H[start:stop, :columns] as [B, h, R, C]; later columns are zero."""
+        s_BhRC = self.q_BhTD[:, :, start:stop] @ self.k_BhTD[:, :, :columns].mT
         # The lowest finite value instead of -inf: a padding row that sees no key must not become NaN.
         self.hide(s_BhRC, start, stop, torch.finfo(s_BhRC.dtype).min)
-        return torch.softmax(s_BhRC, -1)
+        h_BhRC = torch.softmax(s_BhRC, -1)
+        if self.mask_BQK is not None:
+            self.hide(h_BhRC, start, stop, 0)  # a row that sees no key has no attention, nor a gradient
+        return h_BhRC
 
     def hide(self, x_BhRC: torch.Tensor, start: int, stop: int, value: float) -> None:
         """Write `value` where the query may not see the key."""
         if self.mask_BQK is not None:
-            x_BhRC.masked_fill_(~self.mask_BQK[:, None, start:stop, :stop], value)
+            x_BhRC.masked_fill_(~self.mask_BQK[:, None, start:stop, : x_BhRC.shape[-1]], value)
         else:
             x_BhRC[..., start:stop].masked_fill_(self.later_RR[: stop - start, : stop - start], value)
 
@@ -131,19 +145,21 @@ class _GuidedAttention(torch.autograd.Function):
         scale: float,
         dropout: Dropout,
         row_block: int,
+        causal: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block)
+        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, scale, row_block, causal)
         v = v_BhTD.to(rows.k_BhTD.dtype)
         out_BhTD = torch.empty_like(v, memory_format=torch.contiguous_format)
 
         def attend(start: int, stop: int, h_BhRC: torch.Tensor) -> None:
             dropped = h_BhRC if dropout.probability == 0 else h_BhRC * _keep(h_BhRC, dropout, start)
-            torch.matmul(dropped, v[:, :, :stop], out=out_BhTD[:, :, start:stop])
+            torch.matmul(dropped, v[:, :, : h_BhRC.shape[-1]], out=out_BhTD[:, :, start:stop])
 
         sums = _row_sums(rows, terms, attend)
         h_dot_d_BhT = sums.squares_BhT - terms.scale_BhT * sums.mass_BhT
         ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BhTD, h_dot_d_BhT, mask_BQK)
         ctx.terms, ctx.scale, ctx.dropout, ctx.row_block = terms, scale, dropout, row_block
+        ctx.causal = causal
         mass_h = terms.mean_mass(sums.mass_BhT)
         ctx.mark_non_differentiable(mass_h)
         return out_BhTD.to(v_BhTD.dtype), terms.loss(sums.distances_BhT), mass_h
@@ -159,7 +175,7 @@ class _GuidedAttention(torch.autograd.Function):
         grad_out_BhTD, grad_loss_h = grads[0], grads[1]
         q_BhTD, k_BhTD, v_BhTD, out_BhTD, h_dot_d_BhT, mask_BQK = ctx.saved_tensors
         terms: RowTerms = ctx.terms
-        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, ctx.scale, ctx.row_block)
+        rows = _Rows(q_BhTD, k_BhTD, mask_BQK, ctx.scale, ctx.row_block, ctx.causal)
         v = v_BhTD.to(out_BhTD.dtype)
         do_BhTD = grad_out_BhTD.to(out_BhTD.dtype)
         dq_BhTD = torch.empty_like(rows.q_BhTD)
@@ -168,27 +184,27 @@ class _GuidedAttention(torch.autograd.Function):
         # d loss / d row term, and the term that softmax's backward subtracts from every entry of a row.
         g_BhT = 2 * grad_loss_h[:, None] * terms.weight_BhT
         delta_BhT = (do_BhTD * out_BhTD).sum(-1) + g_BhT * h_dot_d_BhT
-        for start, stop in rows.spans:
+        for start, stop, columns in rows.spans:
             here = (slice(None), slice(None), slice(start, stop))
-            h_BhRC = rows.softmax(start, stop)
-            dh_BhRC = do_BhTD[here] @ v[:, :, :stop].mT
+            h_BhRC = rows.softmax(start, stop, columns)
+            dh_BhRC = do_BhTD[here] @ v[:, :, :columns].mT
             dropped = h_BhRC
             if ctx.dropout.probability > 0:
                 keep = _keep(h_BhRC, ctx.dropout, start)
                 dropped, dh_BhRC = h_BhRC * keep, dh_BhRC * keep
-            dv_BhTD[:, :, :stop] += dropped.mT @ do_BhTD[here]
+            dv_BhTD[:, :, :columns] += dropped.mT @ do_BhTD[here]
             dh_BhRC.addcmul_(h_BhRC, g_BhT[here][..., None])
             _subtract_target(dh_BhRC, g_BhT[here] * terms.scale_BhT[here], terms, start)
             ds_BhRC = dh_BhRC.sub_(delta_BhT[here][..., None]).mul_(h_BhRC)
-            torch.matmul(ds_BhRC, rows.k_BhTD[:, :, :stop], out=dq_BhTD[here])
-            dk_BhTD[:, :, :stop] += ds_BhRC.mT @ rows.q_BhTD[here]
+            torch.matmul(ds_BhRC, rows.k_BhTD[:, :, :columns], out=dq_BhTD[here])
+            dk_BhTD[:, :, :columns] += ds_BhRC.mT @ rows.q_BhTD[here]
         dq_BhTD *= ctx.scale
         grads_qkv = (
             dq_BhTD.to(q_BhTD.dtype),
             dk_BhTD.to(k_BhTD.dtype),
             dv_BhTD.to(v_BhTD.dtype),
         )
-        return (*grads_qkv, None, None, None, None, None)
+        return (*grads_qkv, None, None, None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -210,12 +226,12 @@ def _row_sums(
     once a head attends to its targets.
     """
     squares, distances, masses = [], [], []
-    for start, stop in rows.spans:
-        h_BhRC = rows.softmax(start, stop)
+    for start, stop, columns in rows.spans:
+        h_BhRC = rows.softmax(start, stop, columns)
         if use is not None:
             use(start, stop, h_BhRC)
         squares.append(torch.linalg.vector_norm(h_BhRC, dim=-1).square_())
-        mass_BhR = (h_BhRC @ terms.columns_BhT[:, :, :stop, None]).squeeze(-1)
+        mass_BhR = (h_BhRC @ terms.columns_BhT[:, :, :columns, None]).squeeze(-1)
         for slot, distance in terms.offsets:
             diagonal_BN, first = _diagonal(h_BhRC, slot, distance, start)
             mass_BhR[:, slot, first : first + diagonal_BN.shape[1]] = diagonal_BN

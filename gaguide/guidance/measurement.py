@@ -14,6 +14,7 @@ from gaguide.distributed import all_reduce_sum
 from gaguide.guidance.attach import Guidance, guide
 from gaguide.guidance.plan import GuidancePlan
 from gaguide.model.attention_hooks import suspend_observers
+from gaguide.model.attention_support import unwrap_model
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def measure(
     Inside a `guide` block the model is measured unguided, and the results of the guided pass before are kept.
     """
     batches = (({"input_ids": ids_BT}, True) for ids_BT in batches_BT)
+    model = unwrap_model(model)
     with suspend_observers(model):
         if plan is None or plan.is_empty:
             return measure_guided(model, None, batches)

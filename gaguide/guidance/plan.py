@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -116,6 +116,28 @@ class GuidancePlan:
     def with_weight(self, weight: float) -> GuidancePlan:
         """The same plan with another weight."""
         return replace(self, weight=weight)
+
+    def restricted_to(self, attention_layers: Collection[int], n_layers: int) -> GuidancePlan:
+        """The plan for a model of which only `attention_layers` have causal self-attention.
+
+        In it `all` and `last-half` name those layers. Raises a `UserError` for a layer without attention that
+        is named by its index. Where all layers have attention it is the same plan.
+        """
+        without = set(range(n_layers)) - set(attention_layers)
+        if not without:
+            return self
+        assignments = []
+        with FaultCollector() as faults:
+            for assignment in self.assignments:
+                layers = _layers(assignment.layers, n_layers)
+                if not isinstance(assignment.layers, str):
+                    remedy = f"choose from {', '.join(map(str, sorted(attention_layers)))}"
+                    problem = "the layer has no causal self-attention"
+                    faults.add(
+                        *(Fault("guidance.layers", problem, remedy, i) for i in layers if i in without)
+                    )
+                assignments.append(replace(assignment, layers=tuple(i for i in layers if i not in without)))
+        return replace(self, assignments=tuple(assignments))
 
     def resolve(self, n_layers: int, n_heads: int) -> dict[tuple[int, int], GuidedHead]:
         """(layer, head) → guided head for a model of this shape, ascending.

@@ -29,9 +29,23 @@ def block_size(dtype: torch.dtype, width: int) -> int:
     return 32 if row_bytes <= 512 else 16
 
 
-def triton_attention(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Same arguments and results as `kernel.row_block_attention`, for fp32, fp16 and bf16."""
-    return _TritonAttention.apply(*arguments)
+def triton_attention(
+    q_BhTD: torch.Tensor, k_BhTD: torch.Tensor, v_BhTD: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Same arguments and results as `kernel.row_block_attention`, for fp32, fp16 and bf16 and causal masks.
+
+    The kernels know one head width. Where values are wider or narrower than queries (multi-head latent
+    attention), the narrower ones are padded with zeros, which changes neither scores nor outputs.
+    """
+    width, value_width = q_BhTD.shape[-1], v_BhTD.shape[-1]
+    if width == value_width:
+        return _TritonAttention.apply(q_BhTD, k_BhTD, v_BhTD, *others)
+    common = max(width, value_width)
+    q_BhTD, k_BhTD, v_BhTD = (
+        torch.nn.functional.pad(x_BhTD, (0, common - x_BhTD.shape[-1])) for x_BhTD in (q_BhTD, k_BhTD, v_BhTD)
+    )
+    out_BhTD, loss_h, mass_h = _TritonAttention.apply(q_BhTD, k_BhTD, v_BhTD, *others)
+    return out_BhTD[..., :value_width], loss_h, mass_h
 
 
 class _TritonAttention(torch.autograd.Function):
@@ -47,6 +61,12 @@ class _TritonAttention(torch.autograd.Function):
         dropout: Dropout,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         B, h, T, _ = q_BhTD.shape
+        # The kernels would read past the end of smaller tensors.
+        if not q_BhTD.shape == k_BhTD.shape == v_BhTD.shape or (
+            mask_BQK is not None and (mask_BQK.shape[0] not in (1, B) or mask_BQK.shape[1:] != (T, T))
+        ):
+            shapes = [None if x is None else tuple(x.shape) for x in (q_BhTD, k_BhTD, v_BhTD, mask_BQK)]
+            raise ValueError(f"q, k, v and mask do not belong together: {shapes}")
         q_BhTD, k_BhTD, v_BhTD = (_contiguous_rows(x) for x in (q_BhTD, k_BhTD, v_BhTD))
         out_BhTD = _empty_output(v_BhTD)
         # By row: log-sum-exp, sum H^2, sum H c, then, to be summed: loss, and mass where a target is seen.

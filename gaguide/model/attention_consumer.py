@@ -51,7 +51,8 @@ class AttentionCall:
     v_BGTD: torch.Tensor
     """Values."""
     mask: torch.Tensor | None
-    """[B or 1, 1 or H, T, T], Boolean (True is visible) or additive; None is causal."""
+    """[B or 1, 1 or H, T, T], Boolean (True is visible) or additive; None is causal. Where the model is not
+    causal it is a mask that hides nothing."""
     dropout: float
     """Probability with which attention probabilities are dropped."""
     scaling: float | None

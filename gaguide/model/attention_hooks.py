@@ -7,8 +7,11 @@ unchanged arguments; in other layers the consumers' handlers act as attention_co
 Handlers belong to a forward pass, not to a model: when gradient checkpointing recomputes a layer during
 backward, the handlers of the pass being differentiated run again, whatever passes came in between.
 transformers stores the function that checkpoints a layer in `_gradient_checkpointing_func`; a wrapper around
-it carries the handlers. Layers checkpointed in another way are recomputed with the handlers of the latest
-pass.
+it carries the handlers. Layers checkpointed in another way are recomputed with the handlers of the pass
+before; where several passes wait for their backward, that is an error.
+
+A pass begins with the outermost transformers model that is called: the model itself, or its base model. A
+copy or a pickle of the model made inside a block is a plain model without consumers.
 
 Shapes: B batch, H heads, G key/value heads, T positions, D head width.
 """
@@ -16,25 +19,35 @@ Shapes: B batch, H heads, G key/value heads, T positions, D head width.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from packaging.version import Version
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gaguide.errors import Fault, UserError
 from gaguide.model.attention_consumer import AttentionCall, AttentionConsumer, PassHandler, PassInputs
+from gaguide.model.attention_support import (
+    CHECKPOINT,
+    IMPLEMENTATION,
+    causal_attention_modules,
+    registered_implementation,
+    split_heads,
+    unwrap_model,
+)
 from gaguide.model.head_split import HeadSplit
 
-_NAME = "gaguide"
 _ATTRIBUTE = "_gaguide"
-_CHECKPOINT = "_gradient_checkpointing_func"
+_REDUCE = "__reduce_ex__"
 # Arguments of some models' attention that change the softmax and that no consumer takes into account.
 _UNSUPPORTED = ("position_bias", "softcap", "s_aux", "head_mask")
 
@@ -55,17 +68,34 @@ class _Attachments:
     def __init__(self, model: PreTrainedModel, modules: Sequence[nn.Module]) -> None:
         self.model = model
         self.modules = modules
+        self.heads = int(model.config.get_text_config().num_attention_heads)
         self.consumers: list[_Attached] = []
         self.handlers: _Handlers = {}
         """Of the pass that is running or being recomputed, else of the last one."""
         self.started: list[PassHandler] = []
-        parameters = inspect.signature(type(model).forward).parameters.values()
-        names = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD][1:]  # without self
-        self.positional = tuple(names) or ("input_ids",)
+        self.running: nn.Module | None = None
+        """The outermost model whose forward is running."""
+        self.thread = 0
+        """The thread in which it runs."""
+        self.recomputing = 0
+        """Number of checkpoint functions that are running with the handlers of their own pass."""
+        self.differentiable = _DifferentiablePasses()
+        own = set(map(id, modules))
+        # Whoever calls the base model instead of the model starts a pass as well.
+        self.models = [
+            module
+            for module in model.modules()
+            if isinstance(module, PreTrainedModel) and any(id(inner) in own for inner in module.modules())
+        ]
+        self.positional = {id(module): _positional_arguments(module) for module in self.models}
         self.checkpointed = [
             module for module in model.modules() if hasattr(module, "gradient_checkpointing")
         ]
         self.undo = ExitStack()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies of a hooked layer have no consumers: None."""
+        return type(None), ()
 
     def open(self) -> None:
         """Make the model call `_attention` and announce its forward passes."""
@@ -73,17 +103,26 @@ class _Attachments:
             for module in self.modules:
                 setattr(module, _ATTRIBUTE, self)
                 undo.callback(vars(module).pop, _ATTRIBUTE, None)
-            before = self.model.register_forward_pre_hook(self.begin, with_kwargs=True, prepend=True)
-            undo.callback(before.remove)
-            undo.callback(self.model.register_forward_hook(self.end, always_call=True).remove)
+            for model in self.models:
+                before = model.register_forward_pre_hook(self.begin, with_kwargs=True, prepend=True)
+                undo.callback(before.remove)
+                undo.callback(model.register_forward_hook(self.end, always_call=True).remove)
+                # Found on the instance by copy.deepcopy and pickle.
+                vars(model)[_REDUCE] = partial(self._reduce, model)
+                undo.callback(vars(model).pop, _REDUCE, None)
             undo.callback(self._restore_checkpoints)
-            undo.enter_context(_registered_implementation(self.model))
+            undo.enter_context(registered_implementation(self.model))
             self.undo = undo.pop_all()
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a forward pass of the model: new handlers."""
+        """Before a forward pass of the model or its base model: new handlers."""
+        if not torch.compiler.is_compiling():
+            self._refuse_threads(model)
+        if self.running is not None and self.running is not model and model is not self.model:
+            return  # called by the model whose pass this is
+        self.running = model
         self.handlers, self.started = {}, []
-        given = dict(zip(self.positional, args)) | kwargs
+        given = dict(zip(self.positional[id(model)], args)) | kwargs
         inputs = PassInputs(given.get("input_ids"), given.get("attention_mask"))
         for attached in self.consumers:
             handler = None if attached.suspended else attached.consumer.start_pass(inputs)
@@ -93,25 +132,102 @@ class _Attachments:
                     self.handlers[layer] = (*self.handlers.get(layer, ()), handler)
         if not torch.compiler.is_compiling():
             self._carry_handlers_through_checkpoints()
+            if torch.is_grad_enabled():
+                self.differentiable.add(self.handlers)
 
-    def end(self, *_: Any) -> None:
+    def end(self, model: nn.Module, *_: Any) -> None:
         """After it."""
+        if model is not self.running:
+            return
+        if not torch.compiler.is_compiling() and threading.get_ident() != self.thread:
+            return  # of a call that was refused
+        self.running = None
         for handler in self.started:
             handler.finish()
         self.started = []
 
+    def handlers_of(self, layer: int) -> tuple[PassHandler, ...]:
+        """The handlers that act on a layer which is running now.
+
+        Raises `RuntimeError` where the layer belongs to no known pass, so that they would be another's.
+        """
+        if self.running is not None or self.recomputing:
+            return self.handlers.get(layer, ())
+        if not any(layer in attached.layers and not attached.suspended for attached in self.consumers):
+            return ()
+        task = torch._C._current_graph_task_id()
+        if task == -1:
+            raise RuntimeError(
+                f"layer {layer} runs outside of a forward pass of the model that is guided or observed: "
+                "call the model, not its layers"
+            )
+        return self.differentiable.recomputed(task).get(layer, ())
+
+    def _refuse_threads(self, model: nn.Module) -> None:
+        thread = threading.get_ident()
+        if id(model) not in self.positional or (self.running is not None and thread != self.thread):
+            raise UserError(
+                Fault(
+                    "model",
+                    "runs in several threads or as a replica (DataParallel), which would mix their batches",
+                    "use one process for each device (DistributedDataParallel, DeepSpeed, FSDP)",
+                )
+            )
+        self.thread = thread
+
+    def _reduce(self, model: PreTrainedModel, protocol: Any) -> Any:
+        """How to copy or pickle the model or its base model: as it is without consumers."""
+        self.undo.close()
+        try:
+            tensors = [*model.parameters(), *model.buffers()]
+            plain = deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        finally:
+            self.open()
+        return plain.__reduce_ex__(protocol)
+
     def _carry_handlers_through_checkpoints(self) -> None:
         # In every pass, for checkpointing may be enabled or disabled inside the block.
         for module in self.checkpointed:
-            function = vars(module).get(_CHECKPOINT)
+            function = vars(module).get(CHECKPOINT)
             if function is not None and not isinstance(function, _CheckpointWithHandlers):
-                setattr(module, _CHECKPOINT, _CheckpointWithHandlers(function, self.model))
+                setattr(module, CHECKPOINT, _CheckpointWithHandlers(function, self.model))
 
     def _restore_checkpoints(self) -> None:
         for module in self.checkpointed:
-            function = vars(module).get(_CHECKPOINT)
+            function = vars(module).get(CHECKPOINT)
             if isinstance(function, _CheckpointWithHandlers):
-                setattr(module, _CHECKPOINT, function.checkpoint)
+                setattr(module, CHECKPOINT, function.checkpoint)
+
+
+class _DifferentiablePasses:
+    """Passes that a backward may follow, for layers checkpointed by others than transformers."""
+
+    def __init__(self) -> None:
+        self.latest: _Handlers = {}
+        self.waiting = 0  # passes since the last backward in which a layer was recomputed
+        self.task = -1  # that backward
+
+    def add(self, handlers: _Handlers) -> None:
+        self.latest = handlers
+        self.waiting += 1
+
+    def recomputed(self, task: int) -> _Handlers:
+        """Handlers of the pass that this backward recomputes."""
+        if task != self.task:
+            if self.waiting > 1:
+                raise RuntimeError(
+                    f"{self.waiting} forward passes ran before this backward, and layers checkpointed by "
+                    "others than transformers do not say to which of them they belong: use the model's "
+                    "gradient_checkpointing_enable, or one forward pass for each backward"
+                )
+            self.task, self.waiting = task, 0
+        return self.latest
+
+
+def _positional_arguments(model: nn.Module) -> tuple[str, ...]:
+    parameters = inspect.signature(type(model).forward).parameters.values()
+    names = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD][1:]  # without self
+    return tuple(names) or ("input_ids",)
 
 
 class _CheckpointWithHandlers:
@@ -136,40 +252,31 @@ class _CheckpointWithHandlers:
             if attachments is None:
                 return function(*inputs, **keywords)
             latest, attachments.handlers = attachments.handlers, handlers
+            attachments.recomputing += 1
             try:
                 return function(*inputs, **keywords)
             finally:
                 attachments.handlers = latest
+                attachments.recomputing -= 1
 
         return self.checkpoint(run, *args, **kwargs)
 
 
-@dataclass
-class _Switch:
-    """A configuration that names our function; models may share one."""
-
-    config: PretrainedConfig
-    before: str
-    users: int = 0
-
-
 _attached: dict[int, _Attachments] = {}  # by id of the model
-_switches: dict[int, _Switch] = {}  # by id of the configuration
 
 
 @contextmanager
-def attach_consumer(
-    model: PreTrainedModel, layers: Sequence[int], consumer: AttentionConsumer
-) -> Iterator[None]:
+def attach_consumer(model: nn.Module, layers: Sequence[int], consumer: AttentionConsumer) -> Iterator[None]:
     """Inside, `consumer` takes part in every forward pass of `model`, in its causal attention of `layers`.
 
     Blocks may nest and end in any order; after the last one the model is as it was before the first. The
     layers must be among `causal_attention_modules(model)`.
     """
     modules = causal_attention_modules(model)
+    model = unwrap_model(model)
     attachments = _attached.get(id(model))
     if attachments is None:
-        if any(_ATTRIBUTE in vars(module) for module in modules.values()):
+        if any(vars(module).get(_ATTRIBUTE) is not None for module in modules.values()):
             raise UserError(
                 Fault(
                     "model",
@@ -193,7 +300,7 @@ def attach_consumer(
 
 def consumers_of(model: nn.Module) -> tuple[AttentionConsumer, ...]:
     """Consumers attached to the model, in the order in which their blocks were opened."""
-    attachments = _attached.get(id(model))
+    attachments = _attached.get(id(unwrap_model(model)))
     return () if attachments is None else tuple(attached.consumer for attached in attachments.consumers)
 
 
@@ -203,7 +310,7 @@ def suspend_observers(model: nn.Module) -> Iterator[None]:
 
     For passes that others did not ask for, so that their results stay those of the pass before.
     """
-    attachments = _attached.get(id(model))
+    attachments = _attached.get(id(unwrap_model(model)))
     observers = attachments.consumers if attachments is not None else []
     suspended = [attached for attached in observers if not attached.consumer.changes_outputs]
     for attached in suspended:
@@ -213,100 +320,6 @@ def suspend_observers(model: nn.Module) -> Iterator[None]:
     finally:
         for attached in suspended:
             attached.suspended -= 1
-
-
-@contextmanager
-def _registered_implementation(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's configuration names our function; several models may share a configuration."""
-    switch = _switches.setdefault(id(model.config), _Switch(model.config, model.config._attn_implementation))
-    switch.users += 1
-    try:
-        model.set_attn_implementation(_NAME)
-        yield
-    finally:
-        switch.users -= 1
-        if switch.users == 0:
-            del _switches[id(model.config)]
-            model.set_attn_implementation(switch.before)
-
-
-def causal_attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
-    """Layer → its causal self-attention module, for the layers that have one.
-
-    Raises `UserError` for a model that does not use transformers' AttentionInterface.
-    """
-    if not isinstance(model, PreTrainedModel):
-        raise UserError(
-            Fault(
-                "model",
-                f"must be a transformers model, but is a {type(model).__name__}",
-                "unwrap it (e.g. engine.module)",
-            )
-        )
-    if not model._can_set_attn_implementation():
-        raise UserError(
-            Fault(
-                "model",
-                f"{type(model).__name__} does not use transformers' AttentionInterface",
-                "use a model that does",
-            )
-        )
-    found = {
-        int(vars(module)["layer_idx"]): module
-        for module in model.modules()
-        if isinstance(vars(module).get("layer_idx"), int)
-        and getattr(module, "is_causal", False)  # cross-attention is not
-        and hasattr(module, "config")
-    }
-    return dict(sorted(found.items()))
-
-
-def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The causal self-attention module of every layer of a model that can be guided, in order.
-
-    Raises `UserError` for a model that does not use AttentionInterface or has layers without causal
-    self-attention, for an attention implementation other than SDPA, and for reentrant checkpointing.
-    """
-    modules = causal_attention_modules(model)
-    switch = _switches.get(id(model.config))
-    implementation = model.config._attn_implementation if switch is None else switch.before
-    if implementation != "sdpa":
-        raise UserError(
-            Fault(
-                "attn_implementation",
-                "must be 'sdpa' to guide a model",
-                'load the model with attn_implementation="sdpa" (it uses a flash kernel where there is one)',
-                implementation,
-            )
-        )
-    if _checkpoints_reentrantly(model):
-        raise UserError(
-            Fault(
-                "gradient_checkpointing",
-                "reentrant checkpointing silently drops the guidance gradient",
-                'use gradient_checkpointing_kwargs={"use_reentrant": False}',
-            )
-        )
-    n_layers = int(model.config.get_text_config().num_hidden_layers)
-    if list(modules) != list(range(n_layers)):
-        raise UserError(
-            Fault(
-                "model",
-                f"{type(model).__name__} has {n_layers} layers, but causal attention modules were found for "
-                f"{list(modules)}",
-                "use a decoder with one causal self-attention module per layer",
-            )
-        )
-    return list(modules.values())
-
-
-def _checkpoints_reentrantly(model: nn.Module) -> bool:
-    for module in model.modules():
-        function: Callable[..., Any] | None = getattr(module, _CHECKPOINT, None)
-        keywords = getattr(function, "keywords", None) or {}
-        if getattr(module, "gradient_checkpointing", False) and keywords.get("use_reentrant", False):
-            return True
-    return False
 
 
 def _attention(
@@ -322,12 +335,18 @@ def _attention(
     """The attention function registered as "gaguide"."""
     attachments: _Attachments | None = getattr(module, _ATTRIBUTE, None)
     layer: int = module.layer_idx if attachments is not None else -1  # type: ignore[assignment]
-    handlers = attachments.handlers.get(layer, ()) if attachments is not None else ()
-    if not handlers:
+    handlers = attachments.handlers_of(layer) if attachments is not None else ()
+    if attachments is None or not handlers:
         return sdpa_attention_forward(
             module, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scaling, **kwargs
         )
     _refuse_unsupported(q_BHTD, k_BGTD, kwargs)
+    if q_BHTD.shape[1] != attachments.heads:
+        heads = f"layer {layer} runs with {q_BHTD.shape[1]} of {attachments.heads} heads"
+        raise UserError(split_heads(f"{heads} (tensor parallelism)"))
+    if attention_mask is None and not _is_causal(module, kwargs):
+        T = q_BHTD.shape[2]
+        attention_mask = torch.ones(1, 1, T, T, dtype=torch.bool, device=q_BHTD.device)
     call = AttentionCall(layer, module, q_BHTD, k_BGTD, v_BGTD, attention_mask, dropout, scaling, kwargs)
     for handler in handlers:
         call = handler.transform_inputs(call)
@@ -340,6 +359,12 @@ def _attention(
     for handler in handlers:
         out_BTHD = handler.transform_output(call, out_BTHD)
     return out_BTHD, None
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether SDPA would be causal without a mask."""
+    given = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 def _sdpa(call: AttentionCall) -> torch.Tensor:
@@ -396,5 +421,5 @@ if Version(torch.__version__) < Version("2.13"):
     # Outside of the graph these layers run as written.
     _produce = torch.compiler.disable(_produce)
 
-AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -28,7 +28,7 @@ from gaguide.files import local_folder
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
 from gaguide.log import say
 from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
-from gaguide.model.attention_hooks import attention_modules
+from gaguide.model.attention_support import attention_modules
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
@@ -57,7 +57,9 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
             attempt(check_offload, deepspeed, parameters, world)
         if model is not None and architecture is not None and plan is not None:
             shape = model.config.get_text_config()
-            attempt(attention_modules, architecture)
+            modules = attempt(attention_modules, architecture)
+            if modules is not None:
+                plan = attempt(plan.restricted_to, modules, shape.num_hidden_layers) or plan
             attempt(plan.resolve, shape.num_hidden_layers, shape.num_attention_heads)
             attempt(_check_offsets, plan, run.data.block_length)
         frozen: tuple[str, ...] | None = ()

@@ -49,7 +49,7 @@ def test_labels_show_spaces_newlines_and_bytes(folder: Path) -> None:
     labels = token_labels(tokenizer, tokenizer(TEXT)["input_ids"])
     assert labels[:6] == ["The", "␣cat", "␣did", "␣not", "␣sleep", ","]
     assert {"↵", "␣$"} <= set(labels)
-    assert "".join(labels).endswith("ve␣<E6><97><A5></script>")
+    assert "".join(labels).endswith("ve␣日[1/3]日[2/3]日[3/3]</script>")
     assert not any("Ġ" in label or "Ċ" in label for label in labels)
     assert token_labels(tokenizer, [50256]) == ["<|endoftext|>"]
 
@@ -217,3 +217,46 @@ def test_the_command_refuses_layers_heads_and_windows_out_of_range(
 def test_the_command_explains_what_a_model_may_be(tmp_path: Path) -> None:
     result = _invoke("--model", tmp_path, "--text", "word", "--output", tmp_path / "a.png")
     assert isinstance(result.exception, UserError) and "save_pretrained" in str(result.exception)
+
+
+def test_the_command_shows_all_layers_and_heads(folder: Path, tmp_path: Path) -> None:
+    result = _invoke("--model", folder, "--text", "a word", "--layers", "all", "--heads", "all",
+                     "--output", tmp_path / "a.html")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.html").read_text("utf-8").count('"layer":') == 2 * 4
+
+
+def test_the_command_names_the_export_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("name: x\n")
+    result = _invoke("--model", run, "--text", "word", "--output", tmp_path / "a.png")
+    assert isinstance(result.exception, UserError)
+    assert f"gaguide checkpoint export {run} --output" in str(result.exception)
+
+
+def test_labels_of_split_characters_and_white_space(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_tokenizer_folder(tmp_path / "gpt2"))
+
+    def labels(text: str) -> list[str]:
+        return token_labels(tokenizer, tokenizer(text)["input_ids"])
+
+    assert labels("a 😀鸡") == ["a", "␣😀[1/2]", "😀[2/2]", "鸡[1/3]", "鸡[2/3]", "鸡[3/3]"]
+    assert labels("a\u00a0b\u2003\t\r\n") == [
+        "a",
+        "⍽",
+        "b",
+        "<2003>[1/2]",
+        "<2003>[2/2]⇥",
+        "<0D>",
+        "↵",
+    ] or all(mark in "".join(labels("a\u00a0b\u2003\t\n")) for mark in ("⍽", "<2003>", "⇥", "↵"))
+    half = tokenizer("鸡")["input_ids"][:2]
+    assert all(label.startswith("<") for label in token_labels(tokenizer, half))
+
+
+def test_a_byte_order_mark_is_dropped(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("\ufeffThe word", "utf-8")
+    result = _invoke("--model", folder, "--text-file", tmp_path / "t.txt", "--output", tmp_path / "a.html")
+    assert result.exit_code == 0, result.output
+    assert "FEFF" not in (tmp_path / "a.html").read_text("utf-8").split("<script", 2)[1]

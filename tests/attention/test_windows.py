@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaguide.attention import collect, make_panels, split, window_panels
+from gaguide.attention import collect, make_panels, split, text_panels, window_panels
 from gaguide.errors import UserError
-from gaguide.guidance import TokenSet
+from gaguide.guidance import FixedOffset, TokenSet
 from tests.support.models import random_ids, tiny_model
 
 
@@ -54,3 +54,23 @@ def test_a_window_outside_of_the_text_is_refused() -> None:
     for window in ((0, 61), (-1, 4), (7, 7)):
         with pytest.raises(UserError, match="the text has 60 tokens"):
             window_panels("m", tiny_model("gpt2"), random_ids(1, 60)[0], ["x"] * 60, window)
+
+
+def test_windows_share_the_forward_pass_of_a_text_within_the_models_positions() -> None:
+    """As many tokens are read as the text has, and the numbers are those of one pass for each window."""
+    model, ids_T = tiny_model("gpt2"), random_ids(1, 90)[0]
+    ids_T[[5, 30]] = 40
+    words = {(1, 2): TokenSet("words", frozenset({40})), (0, 1): FixedOffset(3)}
+    labels, windows = [str(at) for at in range(90)], split(90, 16)
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    together = text_panels("m", model, ids_T, labels, windows, None, None, words)
+    assert read == [90]
+    for window, panels in zip(windows, together, strict=True):
+        alone = window_panels("m", model, ids_T, labels, window, None, None, words)
+        for ours, theirs in zip(panels, alone, strict=True):
+            torch.testing.assert_close(ours.weights_QK, theirs.weights_QK)
+            assert torch.equal(ours.guided_QK, theirs.guided_QK) and ours.guided_keys == theirs.guided_keys
+            assert ours.mass == pytest.approx(theirs.mass) and ours.key_labels == theirs.key_labels

@@ -238,3 +238,31 @@ def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("features", ["plain", "mask-dropout"])
 def test_every_variant_compiles(arch: str, dtype: str, width: str, features: str, tmp_path: Path) -> None:
     compile_for(arch, dtype, width, features, cache=tmp_path)
+
+
+@pytest.mark.parametrize("widths", [(24, 16), (16, 40), (20, 20)])
+def test_values_may_be_wider_or_narrower_than_queries(triton_attention, widths: tuple[int, int]) -> None:
+    """Multi-head latent attention; the first-use check covers such widths."""
+    from gaguide.guidance.triton_attention import _TritonAttention
+    from gaguide.guidance.triton_attention import triton_attention as plain
+
+    width, value_width = widths
+    q, k, _, targets, valid_BT, _ = case(4, 2, 3, 70, width, "none", 0.1)
+    v = torch.randn(2, 3, 70, value_width, generator=torch.Generator().manual_seed(1))
+    terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
+
+    def results(kernel: backend.Attention) -> list[torch.Tensor]:
+        leaves = [x.float().requires_grad_() for x in (q, k, v)]
+        out, loss_h, mass_h = kernel(*leaves, terms, None, 0.25, NO_DROPOUT)
+        gradients = torch.autograd.grad(out.square().sum() + loss_h.sum(), leaves)
+        return [out.detach(), loss_h.detach(), mass_h, *gradients]
+
+    got, want = results(triton_attention), results(row_block_attention)
+    assert got[0].shape == (2, 3, 70, value_width)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert backend.disagreement(plain, DEVICE, torch.float32, width, value_width) < 1e-5
+    if width != value_width:
+        with pytest.raises(ValueError, match="do not belong together"):
+            given = [x.float().to(DEVICE) for x in (q, k, v)]
+            _TritonAttention.apply(*given, on(DEVICE, terms), None, 0.25, NO_DROPOUT)

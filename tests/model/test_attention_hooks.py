@@ -17,7 +17,7 @@ from transformers.integrations import sdpa_attention
 from gaguide.attention import collect, collecting
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide, measure
-from gaguide.model import attention_hooks, checkpoint_activations
+from gaguide.model import attention_hooks, attention_support, checkpoint_activations
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
 from tests.support.models import HEADS, LAYERS, random_ids, tiny_model
 
@@ -52,7 +52,7 @@ def assert_restored(model: PreTrainedModel) -> None:
     assert not model._forward_hooks and not model._forward_pre_hooks
     assert not any("_gaguide" in vars(module) for module in model.modules())
     assert not attention_hooks.consumers_of(model)
-    assert not attention_hooks._switches
+    assert not attention_support.switches
 
 
 @pytest.mark.parametrize("kind", KINDS)
