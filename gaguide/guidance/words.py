@@ -17,7 +17,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -95,8 +95,8 @@ class _Tables:
 
     def to(self, device: torch.device) -> _Tables:
         """A copy on `device`."""
-        values = [getattr(self, item.name) for item in fields(self)]
-        return _Tables(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in values))
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class WordSet:
         """
         kind = type(tokenizer).__name__
         if tokenizer.is_fast:
-            kind = type(tokenizer.backend_tokenizer.model).__name__  # type: ignore[attr-defined]
+            kind = type(tokenizer.backend_tokenizer.model).__name__
         if not tokenizer.is_fast or kind == "WordPiece":
             problem = "words needs a fast tokenizer of byte-level BPE or SentencePiece kind"
             raise UserError(Fault("guidance.mode", problem, "use mode pieces", kind))
