@@ -17,8 +17,9 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -95,8 +96,10 @@ class _Tables:
 
     def to(self, device: torch.device) -> _Tables:
         """A copy on `device`."""
-        tensors = {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        values: dict[str, Any] = {
+            name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in vars(self).items()
+        }
+        return _Tables(**values)
 
 
 @dataclass(frozen=True)
