@@ -150,10 +150,11 @@ def test_a_job_that_never_comes_to_a_checkpoint_does_not_restart_for_ever(
 
 
 _MEETS = """
-from gaguide.distributed import World, all_gather, start
+from gaguide.distributed import World, all_gather, leave, start
 world = World.from_environment()
 start(world)
 print(world.rank, all_gather(world.host), flush=True)
+leave(0)
 """
 
 

@@ -2,7 +2,7 @@
 
 import time
 
-from gaguide.distributed import World, all_gather, shared_clock, start
+from gaguide.distributed import World, all_gather, leave, shared_clock, start
 
 world = World.from_environment()
 start(world)
@@ -12,3 +12,4 @@ clock = shared_clock()
 shown = all_gather(clock())
 if world.is_main:
     print(f"apart {max(shown) - min(shown):.1f} from here {abs(clock() - own_time()):.0f}", flush=True)
+leave(0)
