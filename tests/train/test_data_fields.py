@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -256,13 +256,15 @@ def test_invalid_data_sections(data: dict[str, object], problem: str, tmp_path: 
 def test_an_unreadable_source_ends_all_ranks_with_the_reason(
     folders: dict[str, Path], embedded_shards: Path, tmp_path: Path
 ) -> None:
-    """The second half of a compressed file is missing, which shows only during tokenisation."""
-    packed = gzip.compress(folders["whole.jsonl"].read_bytes())
-    (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
-    source = source_of(folders, embedded_shards / "tokenizer") | {"files": str(tmp_path / "cut.jsonl.gz")}
+    """The second half of an archive is missing, which shows only during tokenisation."""
+    with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as archive:
+        archive.add(folders["whole.jsonl"], "rows.jsonl")
+    packed = (tmp_path / "whole.tar.gz").read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(packed[: len(packed) // 2])
+    source = source_of(folders, embedded_shards / "tokenizer") | {"files": str(tmp_path / "cut.tar.gz")}
     config = write_config(tmp_path / "run.yaml", {"source": source})
     settings = ["--output", str(tmp_path / "out"), "--train.steps", "400"]
     done = run_ranks(TRAIN, ["--deepspeed", str(DS_CONFIGS / "zero1.json"), "--config", config, *settings])
     assert done.returncode != 0
     assert done.stdout.count("building its shards failed") == 1, done.stdout
-    assert "cut.jsonl.gz" in done.stdout
+    assert "cut.tar.gz" in done.stdout
