@@ -115,6 +115,8 @@ def evaluate_all(
     data, folders = _read_all(names, tasks, output, world, settings)
     for warning in (text for task in data for text in task.warnings if world.is_main):
         say(f"warning: {warning}")
+    if world.is_main:
+        say(f"encoding {sum(len(task.examples) for task in data)} examples of {len(data)} tasks")
     budget = Budget.of(settings.batch_tokens, world.device.type)
     works = prepare_work(data, folders, world, budget, settings.on_overflow)
     outputs = [None] * len(names) if output is None else output_folders(output, names)
@@ -245,6 +247,8 @@ def _evaluate_one(
         say(f"{work.folder.name}: resuming, {done:.0%} was finished before")
     loaded, sharing, held_share = read, saved.sharing, None
     if left:
+        if world.is_main:
+            say(f"loading {work.folder.name}")
         network = raise_together(lambda: _load(work.folder, settings, world))
         loaded, sharing = _score(network, work.batches, left, saved, world)
         if isinstance(network, ShardedModel):

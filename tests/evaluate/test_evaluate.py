@@ -119,7 +119,10 @@ def test_continuations_that_cannot_be_scored_are_reported_with_their_lines(
         _evaluate(gpt2_folder, path, None)
     found = [(fault.field, fault.problem) for fault in caught.value.faults]
     assert found == [
-        (f"{path}:2", "continuation 0 adds no token to its prompt"),
+        (
+            f"{path}:2",
+            "continuation 0 adds no token to its prompt: its text joins the prompt's end, 'exam', in one token",
+        ),
         (f"{path}:3", "continuation 0 is longer than the model's 128 positions"),
     ]
 

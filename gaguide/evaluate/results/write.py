@@ -15,12 +15,13 @@ from gaguide.evaluate.results.earlier import (
     read_earlier,
 )
 from gaguide.evaluate.results.harness import harness_json
+from gaguide.evaluate.results.markdown import results_markdown
 from gaguide.evaluate.results.results import Results
-from gaguide.files import replacing, write_json
+from gaguide.files import replacing, without_nonfinite, write_json, write_text
 
 
 def write_results(results: Results, output: Path) -> None:
-    """Write the three files into `output`, with the other tasks that they hold (see `check_earlier`).
+    """Write the four files into `output`, with the other tasks that they hold (see `check_earlier`).
 
     results.json is last, so that a first one exists only where all do.
     """
@@ -34,7 +35,9 @@ def write_results(results: Results, output: Path) -> None:
         pq.write_table(table, temporary)
     found = harness_json(results)
     write_json(harness, found if earlier is None else merge_harness(harness, found))
-    write_json(output / RESULTS_FILE, merge_results(earlier, results.to_json()))
+    merged = without_nonfinite(merge_results(earlier, results.to_json()))
+    write_text(output / "results.md", results_markdown(merged))
+    write_json(output / RESULTS_FILE, merged)
 
 
 _SCHEMA = pa.schema(
