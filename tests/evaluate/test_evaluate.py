@@ -121,7 +121,8 @@ def test_continuations_that_cannot_be_scored_are_reported_with_their_lines(
     assert found == [
         (
             f"{path}:2",
-            "continuation 0 adds no token to its prompt: its text joins the prompt's end, 'exam', in one token",
+            "continuation 0 adds no token to its prompt: "
+            "its text joins the prompt's end, 'exam', in one token",
         ),
         (f"{path}:3", "continuation 0 is longer than the model's 128 positions"),
     ]
