@@ -119,7 +119,10 @@ def test_models_that_cannot_be_trained_or_guided(embedded_shards: Path, tmp_path
 def test_settings_that_would_be_ignored_are_refused() -> None:
     for changes, message in (
         ({"guidance.lexicons": "words.yaml"}, "lexicons apply to a plan only"),
-        ({"guidance.experiment": "finetuned", "guidance.layers": "1"}, "layers apply only if heads are guided"),
+        (
+            {"guidance.experiment": "finetuned", "guidance.layers": "1"},
+            "layers apply only if heads are guided",
+        ),
         (
             {"guidance.experiment": "finetuned", "guidance.plan": "[{pattern: self, heads: 0, layers: []}]"},
             "at least 1",
