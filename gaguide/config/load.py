@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gaguide.config.partners import leaves, replace_partners
 from gaguide.config.run import RunConfig
 from gaguide.config.validation import takes_text, validation_faults
 from gaguide.config.yaml_tree import apply_overrides, merge, read_yaml
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, UserError
 from gaguide.shipped import RECIPES
 
 EMBEDDED = Path(__file__).parent / "embedded.yaml"
 """The run that needs nothing but this package; training without `--config` uses it."""
 
 _MAX_EXTENDS = 8
+_LAX = ConfigDict(coerce_numbers_to_str=True)  # as the sections have it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run as far as they can be read: `run`, or `faults` and the sections without them."""
+
+    run: RunConfig | None
+    """The run; None if there are faults."""
+    faults: tuple[Fault, ...]
+    """What is wrong with the settings themselves."""
+    sections: Mapping[str, Any]
+    """Fields of `RunConfig` by name: values and sections. Faulty values have their defaults; sections that
+    are not valid even so are left out."""
 
 
 def load_config(
@@ -33,15 +49,51 @@ def load_config(
     that of the file it extends; `note` is called with a sentence for each. Raises a `UserError` with every
     fault of the file and of the overrides.
     """
+    settings = read_settings(path, overrides, note)
+    if settings.run is None:
+        raise UserError(settings.faults)
+    return settings.run
+
+
+def read_settings(
+    path: Path | None, overrides: dict[str, str], note: Callable[[str], None] = lambda text: None
+) -> Settings:
+    """The same, for checks that continue where settings are faulty. Raises only for an unreadable file."""
     tree = _read_with_base(EMBEDDED if path is None else RECIPES.find(path, "--config"), note)
-    with FaultCollector() as faults:
-        faults.add(*apply_overrides(tree, overrides, partial(takes_text, RunConfig)))
-        for text in replace_partners(tree, overrides):
-            note(f"--{text} of {path or 'the embedded run'}")
-        try:
-            return RunConfig.model_validate(tree)
-        except ValidationError as error:
-            raise UserError(validation_faults(error, RunConfig, tree)) from None
+    faults = apply_overrides(tree, overrides, partial(takes_text, RunConfig))
+    for text in replace_partners(tree, overrides):
+        note(f"--{text} of {path or 'the embedded run'}")
+    try:
+        run = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        faults += validation_faults(error, RunConfig, tree)
+        return Settings(None, tuple(faults), _valid_fields(RunConfig, tree))
+    sections = {name: getattr(run, name) for name in RunConfig.model_fields}
+    return Settings(None if faults else run, tuple(faults), sections)
+
+
+def _valid_fields(model: type[BaseModel], tree: Any) -> dict[str, Any]:
+    """The fields of `model` that are valid in `tree`, others with their defaults; sections are objects.
+
+    What has no default, and sections that lack it, are left out. Rules between fields are not checked.
+    """
+    values: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        given = tree.get(name) if isinstance(tree, dict) else None
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            found = _valid_fields(section, given)
+            if all(each in found or not part.is_required() for each, part in section.model_fields.items()):
+                values[name] = section.model_construct(**found)
+            continue
+        if not field.is_required():
+            values[name] = field.default
+        if isinstance(tree, dict) and name in tree:
+            # A field describes itself, bounds and validators included.
+            adapter: Any = TypeAdapter(Annotated[section, field], config=_LAX)  # type: ignore[arg-type]
+            with suppress(ValidationError):
+                values[name] = adapter.validate_python(given)
+    return values
 
 
 def dump_config(run: RunConfig) -> str:

@@ -60,7 +60,7 @@ def _fault(
     if first["type"] == "extra_forbidden":
         return Fault(field, "unknown field", _known_names(model, path), first["input"])
     if first["type"] == "missing":
-        return Fault(field, "is required", f"give {_accepted(model, path)}")
+        return Fault(field, "is required", f"give {accepted(model, path)}")
     value = _lookup(tree, path)
     if first["type"] == "value_error":
         problem = first["msg"].removeprefix("Value error, ")
@@ -68,7 +68,7 @@ def _fault(
             return Fault(field, problem, "correct this section")
     else:
         problem = " or ".join(dict.fromkeys(map(_problem, details))).replace(" or must be ", " or ")
-    return Fault(field, problem, f"give {_accepted(model, path)}", value)
+    return Fault(field, problem, f"give {accepted(model, path)}", value)
 
 
 def _problem(detail: Any) -> str:
@@ -133,7 +133,8 @@ def _known_names(model: type[BaseModel], path: Sequence[str]) -> str:
     return suggestion(path[-1], names) if names else "see the documentation"
 
 
-def _accepted(model: type[BaseModel], path: Sequence[str]) -> str:
+def accepted(model: type[BaseModel], path: Sequence[str]) -> str:
+    """What the field at `path` accepts, in words such as `an integer greater than 0 or null`."""
     schema = _field_schema(model, path)
     return _describe(model, schema) if schema else "another value"
 

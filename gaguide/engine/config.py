@@ -72,6 +72,26 @@ def load_deepspeed_json(path: Path) -> JsonObject:
     return config
 
 
+def check_top_level(config: JsonObject, batch: BatchPlan | None, gradient_clipping: float | None) -> None:
+    """Raise a `UserError` with the faults that are found without importing DeepSpeed.
+
+    Without a batch, the file's own batch sizes and clipping are not compared with the run's.
+    """
+    owned = _owned_values(batch, gradient_clipping) if batch is not None else {}
+    with FaultCollector() as faults:
+        faults.add(*top_level_faults(config, owned), *_stage_faults(config))
+
+
+def _owned_values(batch: BatchPlan, gradient_clipping: float | None) -> JsonObject:
+    """What the run owns, under DeepSpeed's names."""
+    return {
+        "train_batch_size": batch.global_batch,
+        "train_micro_batch_size_per_gpu": batch.micro_batch,
+        "gradient_accumulation_steps": batch.accumulation,
+        "gradient_clipping": gradient_clipping,
+    }
+
+
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs; raises `ValueError` on duplicate keys, of which json would keep the last."""
     found = dict(pairs)
@@ -92,12 +112,7 @@ def resolve_deepspeed(
     sizes follow the model's width; anything else gets DeepSpeed's default. Gradients of micro batches are
     accumulated in fp32. Raises one `UserError` with all faults of a stage of checks.
     """
-    owned: JsonObject = {
-        "train_batch_size": batch.global_batch,
-        "train_micro_batch_size_per_gpu": batch.micro_batch,
-        "gradient_accumulation_steps": batch.accumulation,
-        "gradient_clipping": run.gradient_clipping,
-    }
+    owned = _owned_values(batch, run.gradient_clipping)
     with FaultCollector() as faults:
         faults.add(*top_level_faults(config, owned), *_stage_faults(config))
     resolved: dict[str, Any] = {key: value for key, value in config.items() if key not in owned} | owned

@@ -107,6 +107,13 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
+SECTIONS = (
+    "zero_optimization", "bf16", "fp16", "torch_autocast", "aio", "comms_logger", "tensorboard", "wandb",
+    "csv_monitor",
+)  # fmt: skip
+"""The keys of `section_models`, which imports DeepSpeed."""
+
+
 def section_models() -> dict[str, type[BaseModel]]:
     """The pydantic model of every section, DeepSpeed's own where it has one."""
     from deepspeed.comm.config import CommsLoggerConfig
@@ -135,7 +142,7 @@ def fault(field: str, problem: str, remedy: str, value: object = None) -> Fault:
 def top_level_faults(config: JsonObject, owned: JsonObject) -> list[Fault]:
     """Unknown keys, contradictions with the values that the run owns, and values of the wrong type."""
     faults = []
-    sections = [*section_models(), "data_types"]
+    sections = [*SECTIONS, "data_types"]
     for key, value in config.items():
         if key in _ELSEWHERE:
             problem, _, remedy = _ELSEWHERE[key].partition(": ")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gaguide.config import EMBEDDED, RunConfig, load_config, parse_overrides
+from gaguide.config import RunConfig, load_config, parse_overrides
+from gaguide.config.reference import settings_help
 from gaguide.distributed import World, out_of_memory, raise_together, start, stop
 from gaguide.distributed.launcher import launchers
 from gaguide.errors import (
@@ -23,6 +26,7 @@ from gaguide.errors import (
 )
 from gaguide.log import SlowWork, say
 from gaguide.shipped import DEEPSPEED_JSONS
+from gaguide.train.precheck import precheck
 
 if TYPE_CHECKING:
     from gaguide.train.evaluating import MakeEvaluation
@@ -47,7 +51,16 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
     try:
         world = World.from_environment()
         is_main = world.is_main
-        _train(argv, world, make_evaluation)
+        try:
+            arguments = parse_arguments(argv)
+            if world.size == 1:
+                precheck(arguments.config, arguments.overrides, arguments.deepspeed, ranks=1)
+        except UserError:
+            # The same on all ranks. Launchers stop all when one ends, so rank 0 must have printed by then.
+            if not is_main:
+                time.sleep(3)
+            raise
+        _train(arguments, world, make_evaluation)
         return 0
     except UserError as error:
         # Every rank is here at the same moment; the launcher stops all as soon as one has ended.
@@ -75,7 +88,9 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
         stop()
 
 
-def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvaluation | None) -> None:
+def _train(arguments: Arguments, world: World, make_evaluation: MakeEvaluation | None) -> None:
+    if world.is_main:
+        say("gaguide train: loading torch and DeepSpeed")
     from gaguide.engine.build import silence_deepspeed
     from gaguide.train.preflight import prepare
     from gaguide.train.probe import settle_micro_batch
@@ -84,14 +99,19 @@ def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvalua
     silence_deepspeed()
     start(world)
     # A file may be missing on one host only: all ranks look, then all know.
+    deepspeed_json = arguments.deepspeed
     notes: list[str] = []
-    run, deepspeed_json, config = raise_together(lambda: read_arguments(argv, notes.append))
-    if world.is_main and config is None:
+    run = raise_together(
+        lambda: precheck(
+            arguments.config, arguments.overrides, deepspeed_json, ranks=world.size, note=notes.append
+        )
+    )
+    if world.is_main and arguments.config is None:
         say(_REAL_RUN)
     for note in notes if world.is_main else ():
         say(note)
     with SlowWork("looking at model and data", shown=world.is_main):
-        job = raise_together(lambda: prepare(run, deepspeed_json, world))
+        job = raise_together(lambda: prepare(run, deepspeed_json, world, create_output=not arguments.dry_run))
     job = settle_micro_batch(job, deepspeed_json, world)
     if job.run.evaluate.every and make_evaluation is None:
         problem = "this program does not evaluate while it trains"
@@ -99,6 +119,13 @@ def _train(argv: Sequence[str] | None, world: World, make_evaluation: MakeEvalua
             Fault("evaluate.every", problem, "start it as python -m gaguide.train", job.run.evaluate.every)
         )
     evaluation = make_evaluation(job, world) if make_evaluation is not None else None
+    if arguments.dry_run:
+        from gaguide.train.dry_run import describe_dry_run
+
+        text = raise_together(lambda: describe_dry_run(job, world))
+        if world.is_main:
+            say(text)
+        return
     if world.is_main:
         say(job.describe(world))
     train(job, world, evaluation)
@@ -121,17 +148,28 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(Fault("arguments", message, self.format_usage().strip()))
 
 
-def read_arguments(
-    argv: Sequence[str] | None, note: Callable[[str], None] = lambda text: None
-) -> tuple[RunConfig, Path, Path | None]:
-    """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line.
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of a training."""
 
-    `note` is called with what the user should know of how they were combined.
-    """
+    deepspeed: Path
+    """The DeepSpeed JSON: its path or a shipped one's name."""
+    config: Path | None
+    """The run's YAML or a recipe's name; None for the embedded run."""
+    overrides: dict[str, str]
+    """Settings given as --section.field VALUE."""
+    dry_run: bool = False
+    """Whether everything is checked and reported, and nothing trained."""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Arguments:
+    """The command line, without reading a file; `--help` prints and exits. Raises a `UserError`."""
     parser = _Parser(
         prog="gaguide train",
-        description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE.",
-        epilog=f"Fields and their meaning: gaguide/config/run.py; the default run: {EMBEDDED}",
+        description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE; "
+        "it takes precedence over the run's YAML.",
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -141,8 +179,31 @@ def read_arguments(
         help=f"a DeepSpeed JSON: its path, or one of {', '.join(DEEPSPEED_JSONS.names())}",
     )
     parser.add_argument(
-        "--config", type=Path, help="a run's YAML: its path, or a recipe's name such as gpt2-4-transition"
+        "--config",
+        type=Path,
+        help="a run's YAML: its path, or a recipe's name such as gpt2-4-transition; without it, the "
+        "embedded demo is trained",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print the resolved settings, batch, memory and data, and train nothing",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     known, overrides = parser.parse_known_args(argv)
-    return load_config(known.config, parse_overrides(overrides), note), known.deepspeed, known.config
+    return Arguments(known.deepspeed, known.config, parse_overrides(overrides), known.dry_run)
+
+
+def read_arguments(
+    argv: Sequence[str] | None, note: Callable[[str], None] = lambda text: None
+) -> tuple[RunConfig, Path, Path | None]:
+    """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line.
+
+    `note` is called with what the user should know of how they were combined.
+    """
+    arguments = parse_arguments(argv)
+    return (
+        load_config(arguments.config, arguments.overrides, note),
+        arguments.deepspeed,
+        arguments.config,
+    )

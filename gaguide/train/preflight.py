@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from contextlib import suppress
 from dataclasses import replace
@@ -31,14 +30,18 @@ from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_v
 from gaguide.model.attention_support import attention_modules
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
+from gaguide.train.precheck import check_best_is_measured, check_output
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
 
 
-def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
-    """The job of `run` in `world`. Raises one `UserError` with every fault found."""
+def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output: bool = True) -> Job:
+    """The job of `run` in `world`. Raises one `UserError` with every fault found.
+
+    Creates the output folder unless `create_output` is false.
+    """
     with FaultCollector() as faults:
         attempt = faults.attempt
-        output = attempt(_create_output, run.output)
+        attempt(_create_output if create_output else check_output, run.output)
         settings = attempt(load_deepspeed_json, deepspeed_json)
         batch = attempt(plan_batch, run.train.global_batch, run.train.micro_batch, world.size)
         corpus = attempt(_find_corpus, run)
@@ -65,8 +68,8 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World) -> Job:
         frozen: tuple[str, ...] | None = ()
         if architecture is not None and run.train.freeze:
             frozen = attempt(_find_frozen, architecture, run, plan)
-        attempt(_check_best_is_measured, run)
-    assert batch and corpus and model and deepspeed and output
+        attempt(check_best_is_measured, run.checkpoint, run.validation, run.train)
+    assert batch and corpus and model and deepspeed
     total = run.train.steps or steps_for_epochs(
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
     )
@@ -163,23 +166,6 @@ def _embedded_corpus() -> Path:
         ) from None
 
 
-def _check_best_is_measured(run: RunConfig) -> None:
-    """Raise a `UserError` if no checkpoint falls on a step at which the held-out loss is measured."""
-    if not run.checkpoint.keep_best:
-        return
-    both = math.lcm(run.validation.every, run.checkpoint.every)  # 0 where either is
-    if both == 0 or (run.train.steps is not None and both >= run.train.steps):
-        raise UserError(
-            Fault(
-                "checkpoint.keep_best",
-                "no validation before the last step falls on a checkpoint "
-                f"(validation.every {run.validation.every}, checkpoint.every {run.checkpoint.every})",
-                "make one of them a multiple of the other, and smaller than the number of steps",
-                run.checkpoint.keep_best,
-            )
-        )
-
-
 def _create_output(given: str) -> Path:
     output = local_folder(given, "output")
     try:
@@ -233,7 +219,7 @@ def _check_offsets(plan: GuidancePlan, block_length: int) -> None:
 
 
 def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan:
-    own = read_lexicons(Path(section.lexicons)) if section.lexicons else {}
+    own = read_lexicons(Path(section.lexicons).expanduser()) if section.lexicons else {}
     assignments = []
     with FaultCollector() as faults:
         for at, entry in enumerate(section.plan):

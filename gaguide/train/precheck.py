@@ -1,0 +1,174 @@
+"""What settings and files alone show to be wrong, checked in a fraction of a second without torch.
+
+What depends on the model or the tokenizer is checked by `gaguide.train.preflight`, again all at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gaguide.config import (
+    BatchPlan,
+    CheckpointSection,
+    DataSection,
+    GuidanceSection,
+    ModelSection,
+    RunConfig,
+    TrainSection,
+    ValidationSection,
+    plan_batch,
+)
+from gaguide.config.experiments import EXPERIMENTS
+from gaguide.config.load import read_settings
+from gaguide.engine.config import check_top_level, load_deepspeed_json
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.files import local_folder
+from gaguide.guidance.lexicon import read_lexicons
+from gaguide.guidance.registry import check_pattern_name
+
+_EMBEDDED = "embedded"
+
+
+def precheck(
+    config: Path | None,
+    overrides: dict[str, str],
+    deepspeed_json: Path,
+    ranks: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> RunConfig:
+    """The run of these arguments. Raises one `UserError` with every fault that needs no model to be found.
+
+    A faulty setting hides only the checks that use it. Nothing is written.
+    """
+    with FaultCollector() as faults:
+        settings = faults.attempt(read_settings, config, overrides, note)
+        if settings is not None:
+            faults.add(*settings.faults)
+        else:  # what the command line alone shows
+            faults.add(*(each for each in read_settings(None, overrides).faults if each.field in overrides))
+        sections = settings.sections if settings else {}
+        batch = _check_batch(sections.get("train"), ranks, faults)
+        faults.attempt(_check_json, deepspeed_json, batch, sections.get("train"))
+        if "output" in sections:
+            faults.attempt(check_output, sections["output"])
+        _check_data(sections, faults)
+        _check_model(sections, faults)
+        _check_guidance(sections.get("guidance"), faults)
+        faults.attempt(check_best_is_measured, *map(sections.get, ("checkpoint", "validation", "train")))
+    assert settings is not None and settings.run is not None
+    return settings.run
+
+
+def check_best_is_measured(
+    checkpoint: CheckpointSection | None, validation: ValidationSection | None, train: TrainSection | None
+) -> None:
+    """Raise a `UserError` if no checkpoint falls on a step at which the held-out loss is measured."""
+    if checkpoint is None or validation is None or not checkpoint.keep_best:
+        return
+    both = math.lcm(validation.every, checkpoint.every)  # 0 where either is
+    steps = train.steps if train is not None else None
+    if both == 0 or (steps is not None and both >= steps):
+        raise UserError(
+            Fault(
+                "checkpoint.keep_best",
+                "no validation before the last step falls on a checkpoint "
+                f"(validation.every {validation.every}, checkpoint.every {checkpoint.every})",
+                "make one of them a multiple of the other, and smaller than the number of steps",
+                checkpoint.keep_best,
+            )
+        )
+
+
+def check_output(output: str) -> Path:
+    """The folder `output`; raises a `UserError` if it cannot be made or takes no files. Writes nothing."""
+    path = local_folder(output, "output")
+    try:
+        existing = next(each for each in (path, *path.absolute().parents) if each.exists())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            Fault("output", f"cannot be created ({error})", "choose another folder", output)
+        ) from None
+    if not existing.is_dir():
+        problem = "is a file" if existing == path else f"lies below {existing}, which is a file"
+        raise UserError(Fault("output", problem, "choose a folder", output))
+    if not os.access(existing, os.W_OK):
+        problem = "cannot be written to" if existing == path else f"cannot be created in {existing}"
+        raise UserError(Fault("output", problem, "choose another folder", output))
+    return path
+
+
+def _check_batch(train: TrainSection | None, ranks: int, faults: FaultCollector) -> BatchPlan | None:
+    if train is None:
+        return None
+    return faults.attempt(plan_batch, train.global_batch, train.micro_batch, ranks)
+
+
+def _check_json(path: Path, batch: BatchPlan | None, train: TrainSection | None) -> None:
+    check_top_level(load_deepspeed_json(path), batch, train.gradient_clipping if train else None)
+
+
+def _check_data(sections: Mapping[str, Any], faults: FaultCollector) -> None:
+    from gaguide.data.format.manifest import read_manifest
+
+    data: DataSection | None = sections.get("data")
+    train: TrainSection | None = sections.get("train")
+    if data is None:
+        return
+    if data.source is not None:
+        if train is not None and train.steps is None:
+            problem = "cannot be given for a source, whose size is unknown until it is tokenised"
+            faults.add(Fault("train.epochs", problem, "give train.steps, or build shards first"))
+        return
+    folders = {f"data.mixture.{at}.shards": entry.shards for at, entry in enumerate(data.mixture)}
+    if data.shards is not None:
+        folders["data.shards"] = data.shards
+    for field, folder in folders.items():
+        if folder == _EMBEDDED or "://" in folder:
+            continue
+        try:
+            read_manifest(Path(folder).expanduser())
+        except (OSError, ValueError) as error:
+            faults.add(Fault(field, f"cannot be read ({error})", "give a folder of shards", folder))
+        except UserError as error:
+            faults.add(*(replace(fault, field=field) for fault in error.faults))
+
+
+def _check_model(sections: Mapping[str, Any], faults: FaultCollector) -> None:
+    from gaguide.model.sizes import SIZES
+
+    model: ModelSection | None = sections.get("model")
+    origins = (sections.get("resume_from"), sections.get("init_from"))
+    if model is None or model.name in SIZES or any(origins) or _has_checkpoints(sections.get("output")):
+        return
+    is_path = model.name.startswith(("/", ".", "~")) or model.name.count("/") > 1
+    if is_path and not Path(model.name).expanduser().is_dir():
+        remedy = "give a folder made by save_pretrained, or a hub id on a machine that reaches the hub"
+        faults.add(Fault("model.name", "does not exist or is not a folder", remedy, model.name))
+
+
+def _has_checkpoints(output: str | None) -> bool:
+    """Whether a run is resumed, whose checkpoints hold what the model's folder does."""
+    try:
+        return output is not None and any((Path(output).expanduser() / "checkpoints").glob("step-*"))
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _check_guidance(guidance: GuidanceSection | None, faults: FaultCollector) -> None:
+    if guidance is None:
+        return
+    if not guidance.plan and guidance.experiment not in EXPERIMENTS:
+        remedy = suggestion(guidance.experiment, EXPERIMENTS)
+        faults.add(Fault("guidance.experiment", "unknown experiment", remedy, guidance.experiment))
+    own = None
+    if guidance.lexicons is not None:
+        own = faults.attempt(read_lexicons, Path(guidance.lexicons).expanduser())
+        if own is None:
+            return  # names may be those of its lexicons
+    for at, entry in enumerate(guidance.plan):
+        faults.attempt(check_pattern_name, entry.pattern, own, f"guidance.plan.{at}.pattern")
