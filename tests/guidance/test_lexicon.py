@@ -67,7 +67,9 @@ def marked_by_regex(text: str, words: tuple[str, ...], offsets: list[tuple[int, 
     for form in forms:
         before = r"(?<!\w)" if re.match(r"\w", form) else ""
         after = r"(?!\w)" if re.match(r"\w", form[-1]) else ""
-        for match in re.finditer(before + re.escape(form) + after, text):
+        # A space in a phrase is any run of white space.
+        phrase = r"\s+".join(map(re.escape, form.split(" ")))
+        for match in re.finditer(before + phrase + after, text):
             for at, (start, end) in enumerate(offsets):
                 marked[at] |= end > match.start() and start < match.end() and text[start:end].strip() != ""
     return marked
