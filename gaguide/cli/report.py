@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,11 +28,13 @@ def report(
     ],
     output: Annotated[
         list[Path] | None,
-        typer.Option(help="File to write: .html, .md, .csv, .tex, .png or .svg; may be repeated."),
+        typer.Option(
+            help="File to write: .html, .md, .csv, .tex, .png, .svg or .pdf (figures); may be repeated."
+        ),
     ] = None,
     formats: Annotated[
         str | None,
-        typer.Option(help="Further formats of the first --output: html,md,csv,latex,png,svg; or all."),
+        typer.Option(help="Further formats of the first --output: html,md,csv,latex,png,svg,pdf; or all."),
     ] = None,
 ) -> None:
     """Compare runs (loss, attention on the guided words, tasks) with the first, or report on a study."""
@@ -66,9 +69,7 @@ def _outputs(outputs: list[Path], formats: str | None, faults: FaultCollector) -
         else:
             remedy = f"use one of {', '.join(kinds)}"
             faults.add(Fault("--output", "unknown kind of file", remedy, str(path)))
-        if not path.parent.is_dir():
-            remedy = "create it, or choose another"
-            faults.add(Fault("--output", "the folder does not exist", remedy, str(path)))
+        faults.add(*_folder_faults(path))
     given = list(FORMATS) if formats == "all" else formats.split(",") if formats else []
     for kind in (part.strip() for part in given):
         if kind not in FORMATS:
@@ -78,6 +79,22 @@ def _outputs(outputs: list[Path], formats: str | None, faults: FaultCollector) -
     if given and not outputs:
         faults.add(Fault("--formats", "needs a name for its files", "add --output report.html"))
     return wanted
+
+
+def _folder_faults(path: Path) -> list[Fault]:
+    """Makes the folder of an output where it is missing; faults where it cannot be written to."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-"):
+            pass
+    except OSError as error:
+        problem = f"its folder cannot be written to ({error.strerror or error})"
+        return [Fault("--output", problem, "choose another folder", str(path))]
+    return (
+        [Fault("--output", "is a folder", "give the name of a file in it", str(path))]
+        if path.is_dir()
+        else []
+    )
 
 
 def _make_report(folders: list[Path]) -> Report:

@@ -13,7 +13,8 @@ _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "`": "'", '"': "''",
-    "–": "--", "—": "---", "−": "$-$", "→": r"$\rightarrow$", "Δ": r"$\Delta$", "·": r"$\cdot$",
+    "–": "--", "—": "---", "−": "$-$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$", "Δ": r"$\Delta$", "·": r"$\cdot$",
     "×": r"$\times$", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "†": r"$\dagger$", "…": r"\ldots{}",
 }  # fmt: skip
 

@@ -14,7 +14,15 @@ from gaguide.report.run_report import run_report
 from gaguide.report.study_report import study_report
 from gaguide.study.record_files import StudyRecords
 
-FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": ".png", "svg": ".svg"}
+FORMATS = {
+    "html": ".html",
+    "md": ".md",
+    "csv": ".csv",
+    "latex": ".tex",
+    "png": ".png",
+    "svg": ".svg",
+    "pdf": ".pdf",
+}
 """Format → suffix of its files."""
 _WRITERS = {"html": to_html, "md": to_markdown, "latex": to_latex}
 
@@ -31,7 +39,7 @@ def render_report(report: Report, kind: str, stem: str) -> Mapping[str, bytes]:
     Empty where there is nothing to write.
     """
     suffix = FORMATS[kind]
-    if kind in ("png", "svg"):
+    if kind in ("png", "svg", "pdf"):
         figures = {chart.name: figure for chart in report.charts if (figure := chart.draw()) is not None}
         return {f"{stem}-{name}{suffix}": render(figure, suffix) for name, figure in figures.items()}
     if kind == "csv":

@@ -43,6 +43,38 @@ def draw_curves(runs: Sequence[RunRecord]) -> Figure | None:
     return figure
 
 
+_COURSE = {
+    "lr": ("Learning rate", 1.0),
+    "grad_norm": ("Norm of the gradient before clipping", 1.0),
+    "guidance_loss": ("Guidance loss, weighted", 1.0),
+    "tokens_per_second": ("Tokens per second", 1.0),
+    "peak_memory": ("Peak memory of a rank (GiB)", 1 / 2**30),
+}
+"""Column of metrics.jsonl → title and factor."""
+
+
+def draw_course(runs: Sequence[RunRecord]) -> Figure | None:
+    """Rate, gradient norm, guidance loss, throughput and memory over steps; None where no run has them."""
+    shown = [key for key in _COURSE if any(_series(run.metrics, key)[0] for run in runs)]
+    if not shown:
+        return None
+    down = -(-len(shown) // 2)
+    figure = Figure(figsize=(5.2 * min(2, len(shown)), 2.9 * down + 0.5), layout="constrained")
+    handles: dict[str, Any] = {}
+    for place, key in enumerate(shown, 1):
+        title, factor = _COURSE[key]
+        ax = figure.add_subplot(down, min(2, len(shown)), place)
+        for index, run in enumerate(runs):
+            colour, dashes = series_style(index)
+            steps, values = _series(run.metrics, key)
+            (line,) = ax.plot(steps, [value * factor for value in values], color=colour, linestyle=dashes,
+                              linewidth=1.4)  # fmt: skip
+            handles.setdefault(run.name, line)
+        plain_axes(ax, title, "optimizer step")
+    add_legend(figure, handles, 4)
+    return figure
+
+
 def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:
     """Attention mass of each guided head by layer, hollow before training and filled after.
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gaguide.report.run_paired import RunTests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.text import fixed
+
+SIGNIFICANT = 0.05
 
 
 def findings(runs: Sequence[RunRecord]) -> list[str]:
@@ -29,8 +32,12 @@ def findings(runs: Sequence[RunRecord]) -> list[str]:
             parts.append(_cost(run, baseline))
         if parts:
             sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
+        elif run.before and run.before.lm_loss is not None:
+            sentences.append(
+                f"{run.name}: held-out loss {run.before.lm_loss:.4f} before training; no later one yet."
+            )
         elif not run.finished:
-            sentences.append(f"{run.name}: not finished; nothing has been measured on held-out text yet.")
+            sentences.append(f"{run.name}: nothing has been measured on held-out text yet.")
     return sentences
 
 
@@ -63,12 +70,37 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
         for run in runs
         if run.steps and run.validations and (last := run.validations[-1]["step"]) < run.steps
     ]
+    found += [f"{run.name}: {run.state}; its numbers are of its last record." for run in runs
+              if not run.finished]  # fmt: skip
+    found += [f"{run.name} diverged: {run.diverged}." for run in runs if run.diverged]
+    found += [_dropped(run) for run in runs if run.dropped]
+    found += [f"{run.name}: {note}." for run in runs for note in run.notes]
     for what, value in checks:
         known = [value(run) for run in runs]
         if len({item for item in known if item is not None}) > 1:
             odd = [run.name for run, item in zip(runs, known, strict=True) if item not in (None, known[0])]
             found.append(f"Not the same {what}: {', '.join(odd)} against {runs[0].name}.")
     return found
+
+
+def _dropped(run: RunRecord) -> str:
+    of = f" of {run.steps:,}" if run.steps else ""
+    return f"{run.name}: {run.dropped:,}{of} steps were dropped because their gradient was not finite."
+
+
+def tested_findings(runs: Sequence[RunRecord], tests: RunTests) -> list[str]:
+    """One sentence for each run about the tasks' main metrics compared with the first run."""
+    sentences = []
+    for index, run in enumerate(runs):
+        rows = [one for one in tests.tests if one.run == index and one.p_holm is not None]
+        if rows:
+            moved = [one for one in rows if one.p_holm is not None and one.p_holm < SIGNIFICANT]
+            listed = ", ".join(f"{one.task} {fixed(one.found.difference, 3, '+')}" for one in moved)
+            sentences.append(
+                f"{run.name} against {runs[0].name} on the same examples: {len(moved)} of {len(rows)} tasks "
+                f"differ beyond noise after Holm's correction{': ' + listed if moved else ''}."
+            )
+    return sentences
 
 
 def _loss_before(run: RunRecord) -> float | None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from gaguide.evaluate.results.metric_names import Better
 from gaguide.log import format_duration
+from gaguide.report.run_paired import RunTest, RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
-from gaguide.report.text import ABSENT, fixed
+from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, p_value
 
 TASKS, FURTHER = "Tasks", "Tasks, further metrics"
 
@@ -33,7 +34,10 @@ class Value:
     difference: float | None = None
     """Difference to the first run."""
     best: bool = False
-    """Whether no run has a better number, and some run a worse one."""
+    """Whether the difference to the first run, or of the first to every other, is an improvement beyond its
+    95% interval on the same examples."""
+    tested: str = ""
+    """Interval and p value of the difference, in words; empty where it was not tested."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class Measure:
     """One value per run."""
 
 
-def measures(runs: Sequence[RunRecord]) -> list[Measure]:
+def measures(runs: Sequence[RunRecord], tests: RunTests | None = None) -> list[Measure]:
     """Every row for which some run has a value; the first run is the baseline."""
-    rows = _about_runs(runs) + _language_model(runs) + _attention(runs) + _tasks(runs)
+    tests = paired_tests(runs) if tests is None else tests
+    rows = _about_runs(runs) + _language_model(runs) + _attention(runs) + _tasks(runs, tests)
     return [
         row for row in rows if any(value.number is not None or value.text != ABSENT for value in row.values)
     ]
@@ -63,11 +68,12 @@ def _about_runs(runs: Sequence[RunRecord]) -> list[Measure]:
             "Run", name, tuple(Value(ABSENT) if n is None else Value(show(n), float(n)) for n in numbers)
         )
 
-    experiments = (run.experiment or ABSENT if run.finished else "not finished" for run in runs)
     return [
-        Measure("Run", "experiment", tuple(Value(text) for text in experiments)),
+        Measure("Run", "state", tuple(Value(run.state) for run in runs)),
+        Measure("Run", "experiment", tuple(Value(run.experiment or ABSENT) for run in runs)),
         row("guidance weight", "{:g}".format, lambda run: run.guidance_weight),
         row("optimizer steps", "{:,.0f}".format, lambda run: run.steps),
+        row("dropped steps (gradient not finite)", "{:,.0f}".format, lambda run: run.dropped or None),
         row("training tokens", "{:,.0f}".format, lambda run: run.tokens),
         row("ranks", "{:,.0f}".format, lambda run: run.world_size),
         row("time", format_duration, lambda run: run.seconds),
@@ -81,7 +87,7 @@ def _language_model(runs: Sequence[RunRecord]) -> list[Measure]:
     after = [run.after.lm_loss if run.after else None for run in runs]
     return [
         _numbers(section, "loss before", before, 4),
-        _numbers(section, "loss after (nats per token)", after, 4, "low", relative=True),
+        _numbers(section, f"loss after (nats per token){DIRECTIONS['low']}", after, 4, relative=True),
     ]
 
 
@@ -92,30 +98,64 @@ def _attention(runs: Sequence[RunRecord]) -> list[Measure]:
     rise = [None if a is None or b is None else a - b for a, b in zip(after, before, strict=True)]
     return [
         _numbers(section, "before", before, 3),
-        _numbers(section, "after", after, 3, "high", compare=True),
+        _numbers(section, f"after{DIRECTIONS['high']}", after, 3, compare=True),
         _numbers(section, "rise", rise, 3, signed=True),
     ]
 
 
-def _tasks(runs: Sequence[RunRecord]) -> list[Measure]:
+def _tasks(runs: Sequence[RunRecord], tests: RunTests) -> list[Measure]:
     """Each task's main metric, which the evaluator lists first, then the others in a separate section."""
     keys = dict.fromkeys(score.key for run in runs for score in run.scores or ())
     main = {task: metric for task, metric in reversed(keys)}
-    first = [_task(runs, TASKS, *key) for key in keys if main[key[0]] == key[1]]
-    return first + [_task(runs, FURTHER, *key) for key in keys if main[key[0]] != key[1]]
+    first = [_task(runs, tests, TASKS, *key) for key in keys if main[key[0]] == key[1]]
+    return first + [_task(runs, tests, FURTHER, *key) for key in keys if main[key[0]] != key[1]]
 
 
-def _task(runs: Sequence[RunRecord], section: str, task: str, metric: str) -> Measure:
+def _task(runs: Sequence[RunRecord], tests: RunTests, section: str, task: str, metric: str) -> Measure:
     found = [next((score for score in run.scores or () if score.key == (task, metric)), None) for run in runs]
     known = next(score for score in found if score is not None)
-    name = f"{task} · {metric}" + ("" if known.chance is None else f" (chance {known.chance:.3f})")
+    name = f"{task} · {metric}{DIRECTIONS.get(known.better or '', '')}" + (
+        "" if known.chance is None else f" (chance {known.chance:.3f})"
+    )
     numbers = [score.value if score else None for score in found]
-    row = _numbers(section, name, numbers, 3, known.better, compare=True)
+    row = _numbers(section, name, numbers, 3, compare=True)
     values = [
         _with_interval(value, score, evaluated=run.scores is not None)
         for value, score, run in zip(row.values, found, runs, strict=True)
     ]
-    return replace(row, values=tuple(values))
+    others = {index for index in range(len(runs)) if (index, task) in tests.other_examples}
+    values = [
+        replace(value, change=None, difference=None) if index in others else value
+        for index, value in enumerate(values)
+    ]
+    made = [tests.of(index, task, metric) for index in range(len(runs))]
+    return replace(row, values=tuple(_with_tests(values, made, known.better)))
+
+
+def _with_tests(
+    values: Sequence[Value], tests: Sequence[RunTest | None], better: Better | None
+) -> list[Value]:
+    """The values with their tests, bold where one shows an improvement."""
+    improved = [_improved(one, better) for one in tests]
+    first = len(values) > 1 and all(one is False for one in improved[1:])
+    return [
+        replace(value, best=bool(improved[index]) if index else first, tested=_tested(tests[index]))
+        for index, value in enumerate(values)
+    ]
+
+
+def _improved(test: RunTest | None, better: Better | None) -> bool | None:
+    """Whether a difference beyond its interval is an improvement; None where nothing is shown."""
+    if test is None or better is None or not test.is_beyond_noise:
+        return None
+    return (test.found.difference > 0) == (better == "high")
+
+
+def _tested(test: RunTest | None) -> str:
+    if test is None:
+        return ""
+    ends = interval(test.found.low, test.found.high)
+    return " ".join(filter(None, [ends, "" if test.found.p is None else f"p {p_value(test.found.p)}"]))
 
 
 def _with_interval(value: Value, score: TaskScore | None, evaluated: bool) -> Value:
@@ -129,7 +169,6 @@ def _numbers(
     name: str,
     numbers: Sequence[float | None],
     digits: int,
-    better: Better | None = None,
     *,
     compare: bool = False,
     relative: bool = False,
@@ -139,21 +178,12 @@ def _numbers(
 
     compare: add the difference to the first run. relative: add it in percent too. signed: show a plus sign.
     """
-    present = [round(number, digits) for number in numbers if number is not None]
-    target = None
-    # The best needs another to be better than; numbers that are equal as printed are equal.
-    if better and len(set(present)) > 1:
-        target = min(present) if better == "low" else max(present)
     values = []
     for index, number in enumerate(numbers):
         if number is None:
             values.append(Value(ABSENT))
             continue
-        value = Value(
-            fixed(number, digits, "+" if signed else ""),
-            number,
-            best=target is not None and round(number, digits) == target,
-        )
+        value = Value(fixed(number, digits, "+" if signed else ""), number)
         base = numbers[0]
         if index and base is not None and (compare or relative):
             difference = number - base

@@ -1,21 +1,24 @@
 """The records in a run's folder. An unfinished run has fewer of them, which is not an error.
 
-Files: config.yaml, metrics.jsonl and validation.jsonl (one object per logged step), summary.json once the run
-has ended, evaluation/results.json once it was evaluated.
+Files: config.yaml; metrics.jsonl, validation.jsonl, evaluations.jsonl and skipped.jsonl (one object per
+logged step); summary.json once the run has ended, FOLDER/results.json for every evaluation of its model.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.log import read_metrics
-from gaguide.report.run_scores import TaskScore, read_evaluation
+from gaguide.report.run_scores import TaskScore, read_evaluations
 
 _RECORDS = ("summary.json", "metrics.jsonl", "config.yaml")
 
@@ -50,7 +53,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. Fields of an unfinished one that summary.json would give are None or empty."""
+    """One run. An unfinished one is described by its config.yaml and its latest records."""
 
     folder: Path
     """The run's folder."""
@@ -63,7 +66,7 @@ class RunRecord:
     guidance_weight: float | None
     """Weight of the guidance loss; 0 only measures."""
     steps: int | None
-    """Optimizer steps."""
+    """Optimizer steps; of an unfinished run, those it has logged."""
     tokens: int | None
     """Training tokens, of all ranks together."""
     seconds: float | None
@@ -73,7 +76,7 @@ class RunRecord:
     before: Validation | None
     """Measurement before the first step."""
     after: Validation | None
-    """Measurement after the last step."""
+    """Measurement after the last step; of an unfinished run, the latest after step 0."""
     metrics: tuple[Mapping[str, Any], ...]
     """Records of metrics.jsonl that have a step."""
     validations: tuple[Mapping[str, Any], ...]
@@ -86,6 +89,29 @@ class RunRecord:
     """Fingerprint of the data, tokenizer, order and code."""
     config: str
     """Text of config.yaml."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Content of config.yaml; empty where it cannot be read."""
+    total_steps: int | None = None
+    """Optimizer steps that the run is to have; None where that is not known."""
+    dropped: int | None = None
+    """Steps that were dropped because their gradient was not finite; None where nothing is known of them."""
+    diverged: str | None = None
+    """Why the run is taken to have diverged; None where it is not."""
+    evaluations: Mapping[str, Path] = field(default_factory=dict)
+    """Task → folder of the evaluation that its scores are from."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its numbers should know."""
+
+    @property
+    def state(self) -> str:
+        """finished, diverged, or how far the run is."""
+        if self.diverged:
+            return "diverged"
+        if self.finished:
+            return "finished"
+        steps = "" if self.steps is None else f" (step {self.steps:,}"
+        of = "" if self.total_steps is None else f" of {self.total_steps:,}"
+        return f"not finished{steps}{of})" if steps else "not finished"
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -127,25 +153,83 @@ def _read_run(folder: Path) -> RunRecord:
         raise UserError(Fault("RUN", problem, "give the output folder of a training", str(folder)))
     summary = _read_object(folder / "summary.json")
     validation = _mapping(summary.get("validation"))
+    config = (folder / "config.yaml").read_text("utf-8") if (folder / "config.yaml").is_file() else ""
+    settings = _settings(config)
+    metrics, validations = _lines(folder / "metrics.jsonl"), _lines(folder / "validation.jsonl")
+    last = metrics[-1] if metrics else {}
+    if not summary:
+        first = validations[0] if validations and validations[0]["step"] == 0 else None
+        latest = validations[-1] if validations and validations[-1]["step"] > 0 else None
+        validation = {"before": _measured(first), "after": _measured(latest)}
+    evaluations = read_evaluations(folder, _lines(folder / "evaluations.jsonl"))
+    experiment, weight = _guidance(settings)
     return RunRecord(
         folder=folder,
-        name=str(summary.get("name") or folder.resolve().name),
+        name=str(summary.get("name") or settings.get("name") or folder.resolve().name),
         finished=bool(summary),
-        experiment=_text(summary.get("experiment")),
-        guidance_weight=_number(summary.get("guidance_weight")),
-        steps=_whole(summary.get("steps")),
-        tokens=_whole(summary.get("tokens")),
-        seconds=_number(summary.get("seconds")),
+        experiment=_text(summary.get("experiment", experiment)),
+        guidance_weight=_number(summary.get("guidance_weight", weight)),
+        steps=_whole(summary.get("steps", last.get("step"))),
+        tokens=_whole(summary.get("tokens", last.get("tokens"))),
+        seconds=_number(summary.get("seconds", last.get("seconds"))),
         world_size=_whole(summary.get("world_size")),
         before=_validation(validation.get("before")),
         after=_validation(validation.get("after")),
-        metrics=_lines(folder / "metrics.jsonl"),
-        validations=_lines(folder / "validation.jsonl"),
-        scores=read_evaluation(folder / "evaluation" / "results.json"),
+        metrics=metrics,
+        validations=validations,
+        scores=evaluations.scores,
         versions=_texts(summary.get("versions")),
         fingerprints=_texts(summary.get("fingerprints")),
-        config=(folder / "config.yaml").read_text("utf-8") if (folder / "config.yaml").is_file() else "",
+        config=config,
+        settings=settings,
+        total_steps=_whole(summary.get("steps", _mapping(settings.get("train")).get("steps"))),
+        dropped=_dropped(folder, summary, last),
+        diverged=_diverged(summary, validation, last),
+        evaluations=evaluations.folders,
+        notes=evaluations.notes,
     )
+
+
+def _settings(config: str) -> Mapping[str, Any]:
+    try:
+        return _mapping(yaml.safe_load(config))
+    except yaml.YAMLError:
+        return {}
+
+
+def _guidance(settings: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """Experiment and weight of an unfinished run, as its summary will give them."""
+    section = _mapping(settings.get("guidance"))
+    if not section:
+        return None, None
+    experiment = "plan" if section.get("plan") else str(section.get("experiment", "finetuned"))
+    return experiment, 0.0 if experiment == "finetuned" else _number(section.get("weight"))
+
+
+def _measured(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A record of validation.jsonl in the form that summary.json has."""
+    return None if record is None else {**record, "blocks": record.get("blocks", record.get("sequences"))}
+
+
+def _dropped(folder: Path, summary: Mapping[str, Any], last: Mapping[str, Any]) -> int | None:
+    skipped = len({record["step"] for record in _lines(folder / "skipped.jsonl")})
+    known = _whole(summary.get("dropped_steps", last.get("skipped_steps")))
+    return max(skipped, known or 0) if skipped or known is not None else None
+
+
+def _diverged(
+    summary: Mapping[str, Any], validation: Mapping[str, Any], last: Mapping[str, Any]
+) -> str | None:
+    """Why a run is taken to have diverged: what its summary says, or a loss that is not finite."""
+    if summary.get("diverged"):
+        return str(summary["diverged"])
+    for what, record, key in (
+        ("held-out loss", _mapping(validation.get("after")), "lm_loss"),
+        ("training loss", last, "lm_loss"),
+    ):
+        if key in record and _number(record[key]) is None:
+            return f"its last {what} is not finite"
+    return None
 
 
 def _validation(value: Any) -> Validation | None:
@@ -201,7 +285,9 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    """A finite number; None for anything else."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
 
 
 def _whole(value: Any) -> int | None:

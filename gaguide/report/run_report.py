@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
-from gaguide.report.run_figures import draw_curves, draw_heads
-from gaguide.report.run_findings import cautions, findings
+from gaguide.report.run_figures import draw_course, draw_curves, draw_heads
+from gaguide.report.run_findings import cautions, findings, tested_findings
 from gaguide.report.run_measures import FURTHER, Measure, Value, measures
+from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.style import series_style
-from gaguide.report.text import ABSENT, csv_text, interval
+from gaguide.report.text import ABSENT, csv_text, fixed, interval, p_value
 
 
 def run_report(runs: Sequence[RunRecord]) -> Report:
     """Everything that the runs' records say; the first run is the baseline."""
-    rows = measures(runs)
+    tests = paired_tests(runs)
+    rows = measures(runs, tests)
+    paired, differing = paired_table(runs, tests), settings_table(runs)
     table = comparison_table(runs, rows)
     charts = (
         Chart(
@@ -23,6 +27,12 @@ def run_report(runs: Sequence[RunRecord]) -> Report:
             "Training",
             "Lines: training batches. Circles: held-out text. The first run is grey.",
             lambda: draw_curves(runs),
+        ),
+        Chart(
+            "course",
+            "Course of the training",
+            "Training batches. Gaps: steps without a finite number.",
+            lambda: draw_course(runs),
         ),
         Chart(
             "heads",
@@ -34,12 +44,18 @@ def run_report(runs: Sequence[RunRecord]) -> Report:
     )
     return Report(
         title="Comparison of runs",
-        findings=tuple(findings(runs)),
-        cautions=tuple(cautions(runs)),
+        findings=(*findings(runs), *tested_findings(runs, tests)),
+        cautions=(*cautions(runs), *(f"{note}." for note in tests.notes)),
         summary=comparison_table(runs, [row for row in rows if row.section != FURTHER]),
-        tables=(table,),
+        tables=tuple(part for part in (table, paired, differing) if part.rows),
         charts=charts,
-        body=(table, *charts, *_heads(runs), _provenance(runs)),
+        body=(
+            table,
+            *(part for part in (paired, differing) if part.rows),
+            *charts,
+            *_heads(runs),
+            _provenance(runs),
+        ),
         csv_files=lambda: {"": _csv(runs, rows)},
     )
 
@@ -51,17 +67,70 @@ def comparison_table(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> Tabl
         title="Comparison",
         header=("", *(run.name for run in runs)),
         rows=tuple((row.name, tuple(map(_cell, row.values))) for row in rows),
-        note="Differences (Δ) are to the first run and not tested. Bold: best number. "
-        "Brackets: 95% interval of the number itself.",
+        note="Differences (Δ) are to the first run; with brackets: 95% interval of the difference on the "
+        "same examples, and its p value, not corrected. Bold: better beyond that interval. "
+        "Brackets in the last line: 95% interval of the number itself, over examples. "
+        "↑: higher is better, ↓: lower is better.",
         groups=tuple(row.section for row in rows),
         colours=("", *_colours(runs)),
     )
 
 
+def paired_table(runs: Sequence[RunRecord], tests: RunTests) -> Table:
+    """Every test of a run against the first on the same examples."""
+    rows = tuple(
+        (
+            f"{one.task} · {one.metric} · {runs[one.run].name}",
+            (
+                Cell(fixed(one.found.difference, 4, "+"), one.is_beyond_noise),
+                Cell(interval(one.found.low, one.found.high, 4) or ABSENT),
+                Cell(p_value(one.found.p)),
+                Cell(p_value(one.p_holm)),
+                Cell(one.test),
+                Cell(ABSENT if one.found.helped is None else f"{one.found.helped} / {one.found.hurt}"),
+                Cell(f"{one.count:,}", small=f"{one.left_out} not finite" if one.left_out else ""),
+            ),
+        )
+        for one in tests.tests
+    )
+    return Table(
+        "paired",
+        f"Tests against {runs[0].name} on the same examples",
+        ("", "difference", "95% interval", "p", "p, Holm", "test", "helped / hurt", "examples"),
+        rows,
+        "McNemar for accuracies, a paired bootstrap for the others; examples are matched by content. "
+        "Intervals are over examples: they do not cover the variation between seeds. Holm-corrected over the "
+        "tasks' main metrics. Bold: the interval excludes 0.",
+    )
+
+
+def settings_table(runs: Sequence[RunRecord]) -> Table:
+    """The settings in which the runs differ."""
+    flat = [dict(_flat(run.settings)) for run in runs]
+    names = dict.fromkeys(name for settings in flat for name in settings if name not in ("name", "output"))
+    rows = []
+    for name in names:
+        values = [settings.get(name, ABSENT) for settings in flat]
+        if len(set(values)) > 1 and all(flat):
+            rows.append((name, tuple(Cell(value, differs=value != values[0]) for value in values)))
+    header = ("setting", *(run.name for run in runs))
+    title = "What differs in the configurations"
+    return Table("settings", title, header, tuple(rows), colours=("", *_colours(runs)), monospace=True)
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value as text) of every setting."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, "null" if tree is None else str(tree)
+
+
 def _cell(value: Value) -> Cell:
     count = "" if value.count is None else f"n = {value.count:,}"
     details = ", ".join(filter(None, [interval(value.low, value.high), count]))
-    change = f"Δ {value.change}" if value.change else ""
+    change = " ".join(filter(None, [f"Δ {value.change}", value.tested])) if value.change else ""
     return Cell(value.text, value.best, small="\n".join(filter(None, [change, details])))
 
 
@@ -127,13 +196,23 @@ def _provenance(runs: Sequence[RunRecord]) -> Section:
 
 def _csv(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> str:
     """One line per run and measure."""
-    columns = ("section", "measure", "run", "value", "low", "high", "count", "difference_to_first")
+    columns = (
+        "section",
+        "measure",
+        "run",
+        "value",
+        "low",
+        "high",
+        "count",
+        "difference_to_first",
+        "difference_interval_and_p",
+    )
     return csv_text(
         columns,
         (
             (
                 row.section, row.name, run.name, value.text if value.number is None else value.number,
-                value.low, value.high, value.count, value.difference,
+                value.low, value.high, value.count, value.difference, value.tested or None,
             )
             for row in rows
             for run, value in zip(runs, row.values, strict=True)

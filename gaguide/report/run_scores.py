@@ -1,16 +1,20 @@
-"""Scores in the evaluator's results.json: task, metric, value, interval, number of examples."""
+"""Scores of a run's evaluations: every results.json in its folder, and those of the training."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Better
+
+_RESULTS = "results.json"
+_SET_ASIDE = ".replaced-"
+"""In names of folders of evaluations that a study has replaced."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,59 @@ class TaskScore:
     """Which direction is good; None where neither is."""
     chance: float | None = None
     """Accuracy of blind guessing; None for metrics other than accuracies."""
+    origin: str = ""
+    """Where the score was read, relative to the run's folder."""
+    sha256: str | None = None
+    """SHA-256 of the task's data file; None where the evaluation had none."""
 
     @property
     def key(self) -> tuple[str, str]:
         """(task, metric): scores of different runs with equal keys belong in one row."""
         return self.task, self.metric
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """All that a run's evaluations say."""
+
+    scores: tuple[TaskScore, ...] | None
+    """The scores; None where the run was not evaluated."""
+    folders: Mapping[str, Path]
+    """Task → the folder of the evaluation that its scores are from; none for those made during training."""
+    notes: tuple[str, ...]
+    """What a reader should know: tasks that were evaluated more than once, numbers that are not finite."""
+
+
+def read_evaluations(run: Path, during: Iterable[Mapping[str, Any]]) -> Evaluations:
+    """The scores in the folders of `run` that hold a results.json, merged by task; the newest one counts.
+
+    `during`: records of evaluations.jsonl; the last one gives tasks that no folder has.
+    Raises `UserError` for a results.json of another kind.
+    """
+    files = [path for path in run.glob(f"*/{_RESULTS}") if _SET_ASIDE not in path.parent.name]
+    files += run.glob(f"evaluations/*/{_RESULTS}")
+    files.sort(key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
+    by_task: dict[str, list[TaskScore]] = {}
+    folders: dict[str, Path] = {}
+    notes: list[str] = []
+    for path in files:
+        origin = str(path.parent.relative_to(run))
+        for task, record in _tasks(path).items():
+            if task in folders:
+                notes.append(
+                    f"{task} was evaluated again: shown from {folders[task].name}, not from {origin}"
+                )
+                continue
+            folders[task] = path.parent
+            by_task[task] = _scores(task, record, origin)
+            notes += _not_finite(task, record)
+    last = next(reversed(list(during)), None)
+    for task, record in (last or {}).get("tasks", {}).items():
+        if task not in by_task and isinstance(record, Mapping):
+            by_task[task] = _scores(task, record, f"step {last['step']:,.0f}" if last else "")
+            notes += _not_finite(task, record)
+    scores = tuple(score for found in by_task.values() for score in found)
+    return Evaluations(scores if files or last else None, folders, tuple(notes))
 
 
 def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
@@ -48,6 +100,10 @@ def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
     """
     if not path.is_file():
         return None
+    return tuple(score for name, task in _tasks(path).items() for score in _scores(name, task, ""))
+
+
+def _tasks(path: Path) -> dict[str, Mapping[str, Any]]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -58,16 +114,36 @@ def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
     if not isinstance(tasks, Mapping):
         problem = "is not a results.json of the evaluator (it has no tasks)"
         raise UserError(Fault(str(path), problem, "evaluate the model again"))
-    return tuple(
-        score
-        for name, task in tasks.items()
-        if isinstance(task, Mapping) and isinstance(task.get("metrics"), Mapping)
-        for metric, value in task["metrics"].items()
-        if (score := _score(str(name), str(metric), value, task)) is not None
-    )
+    return {str(name): task for name, task in tasks.items() if isinstance(task, Mapping)}
 
 
-def _score(task: str, metric: str, value: Any, record: Mapping[str, Any]) -> TaskScore | None:
+def _scores(task: str, record: Mapping[str, Any], origin: str) -> list[TaskScore]:
+    metrics = record.get("metrics")
+    if not isinstance(metrics, Mapping):
+        return []
+    found = (_score(task, str(metric), value, record, origin) for metric, value in metrics.items())
+    return [score for score in found if score is not None]
+
+
+def _not_finite(task: str, record: Mapping[str, Any]) -> list[str]:
+    """Says that a task has metrics without a finite value, which are in no table."""
+    metrics = record.get("metrics")
+    found = metrics if isinstance(metrics, Mapping) else {}
+    missing = [
+        str(name) for name, value in found.items() if not isinstance(value, Mapping) or _is_missing(value)
+    ]
+    if not missing:
+        return []
+    bad = record.get("not_finite")
+    count = f" ({bad} of {record.get('count')} examples)" if bad else ""
+    return [f"{task} has no finite {', '.join(missing)}{count}; left out"]
+
+
+def _is_missing(value: Mapping[str, Any]) -> bool:
+    return _finite(value.get("value")) is None
+
+
+def _score(task: str, metric: str, value: Any, record: Mapping[str, Any], origin: str) -> TaskScore | None:
     fields = value if isinstance(value, Mapping) else {}
     number, count = _finite(fields.get("value")), _finite(record.get("count"))
     if number is None:
@@ -81,6 +157,8 @@ def _score(task: str, metric: str, value: Any, record: Mapping[str, Any]) -> Tas
         None if count is None else int(count),
         BETTER.get(metric),
         _finite(record.get("chance")) if metric in ACCURACIES else None,
+        origin,
+        None if record.get("sha256") is None else str(record["sha256"]),
     )
 
 

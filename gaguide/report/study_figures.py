@@ -16,7 +16,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.report.study_tables import attention_means, experiments, main_metrics, mean_of, sizes
 from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
-from gaguide.report.text import shorten
+from gaguide.report.text import DIRECTIONS, shorten
 from gaguide.study.analysis_records import HeadAttention
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, Mean
@@ -43,7 +43,7 @@ def draw_tasks(study: StudyRecords) -> Figure | None:
         if metric in ACCURACIES:  # an interval over few seeds may reach beyond 0 and 1
             low, high = ax.get_ylim()
             ax.set_ylim(max(low, -0.02), min(high, 1.02))
-        better = {"low": ", lower is better"}.get(next(iter(series.values()))[0].better or "", "")
+        better = DIRECTIONS.get(next(iter(series.values()))[0].better or "", "")
         plain_axes(ax, f"{task} ({metric}{better})", "")
     add_legend(figure, handles, 6)
     return figure

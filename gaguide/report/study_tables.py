@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, fixed, interval, p_value, slug
+from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, p_value, slug
 from gaguide.study.analysis_records import HeadAttention, LossCost
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Comparison, Mean, ScalingVerdict
@@ -93,7 +93,7 @@ def _interval_note(seeds: set[int]) -> str:
 
 
 def _task_name(mean: Mean) -> str:
-    arrow = {"high": "", "low": ", lower is better"}.get(mean.better or "", "")
+    arrow = DIRECTIONS.get(mean.better or "", "")
     chance = "" if mean.chance is None else f", chance {mean.chance:.3f}"
     return f"{mean.task} ({mean.metric}{arrow}{chance})"
 

@@ -10,6 +10,8 @@ from typing import Any
 
 ABSENT = "–"
 """Shown for what is missing."""
+DIRECTIONS = {"high": " ↑", "low": " ↓"}
+"""Better direction of a metric → arrow after its name: ↑ higher is better, ↓ lower is better."""
 
 
 def fixed(number: float, digits: int, sign: str = "") -> str:

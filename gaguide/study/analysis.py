@@ -25,7 +25,8 @@ from gaguide.guidance.lexicon import Lexicon, Mode, get_lexicon, shipped_lexicon
 from gaguide.guidance.patterns import Columns
 from gaguide.study.analysis_records import Change, Gain, HeadAttention, LexiconShare, LossCost
 from gaguide.study.compare import Contrast
-from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated, finite
+from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
+from gaguide.study.examples import finite
 from gaguide.study.grid import Grid
 from gaguide.study.records import HELD_OUT, LeftOut
 from gaguide.study.state import read_summary

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 from transformers import AutoConfig
 
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
 from gaguide.evaluate.results.paper import find_paper_model
 from gaguide.model import shape_of
+from gaguide.study.examples import TaskExamples, finite, read_examples
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import HELD_OUT, Result
 from gaguide.study.state import is_complete, read_summary
-
-
-@dataclass(frozen=True)
-class TaskExamples:
-    """One task's examples, in the order of the data."""
-
-    ids: tuple[str, ...]
-    """Id of each example."""
-    prompts: tuple[str, ...]
-    """Prompt of each example."""
-    keys: tuple[str, ...]
-    """Hash of what each example asks: kind, prompt, continuations and answer."""
-    outcomes: Mapping[str, np.ndarray]
-    """Metric → one number per example, 1 or 0 for accuracies; only metrics that are means over examples."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +39,8 @@ class Evaluated:
     @cached_property
     def examples(self) -> Mapping[str, TaskExamples]:
         """Task → its examples."""
-        rows = pq.read_table(self.folder / "evaluation" / "examples.parquet").to_pylist()
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            found.setdefault(row["task"], []).append(row)
-        chosen = {name: listed for name, listed in found.items() if name in self.tasks}
-        return {name: _task_examples(listed) for name, listed in chosen.items()}
+        found = read_examples(self.folder / "evaluation")
+        return {name: examples for name, examples in found.items() if name in self.tasks}
 
     def main_metric(self, task: str) -> str:
         """The metric that the evaluator lists first."""
@@ -157,46 +137,3 @@ def _measured(record: Mapping[str, Any], when: str) -> dict[str, float]:
     validation = record.get("validation", {}).get(when) or {}
     names = (HELD_OUT_METRIC, "guided_attention")
     return {name: validation[name] for name in names if finite(validation.get(name)) is not None}
-
-
-def finite(value: Any) -> float | None:
-    """The number; None for None, NaN and infinity."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-_ASKED = ("kind", "prompt", "other_prompt", "continuations", "answer_index", "answer")
-
-
-def example_key(row: Mapping[str, Any]) -> str:
-    """Hash of what a row of examples.parquet asks, whatever its id or place."""
-    asked = json.dumps([row.get(name) for name in _ASKED], ensure_ascii=True)
-    return hashlib.sha256(asked.encode()).hexdigest()[:24]
-
-
-def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
-    return TaskExamples(
-        tuple(row["id"] for row in rows),
-        tuple(row["prompt"] for row in rows),
-        tuple(map(example_key, rows)),
-        {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
-    )
-
-
-def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Metric → one number per example, NaN where it has none; empty for generated numbers."""
-    kind = rows[0]["kind"]
-    values = [math.nan if finite(row["value"]) is None else row["value"] for row in rows]
-    if kind == "classification":
-        known = [all(finite(one) is not None for one in row["log_probabilities"]) for row in rows]
-        return {"class_loss": values} | {
-            metric: [
-                float(row[predicted] == row["answer_index"]) if right else math.nan
-                for row, right in zip(rows, known, strict=True)
-            ]
-            for metric, predicted in (("acc", "predicted"), ("acc_norm", "predicted_norm"))
-        }
-    if kind == "perplexity":  # blocks of nearly equal length: nats a token, each block
-        return {
-            "loss": [value / sum(row["continuation_tokens"]) for value, row in zip(values, rows, strict=True)]
-        }
-    return {} if kind == "numeric" else {"loss" if kind == "sequence_prob" else kind: values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -25,7 +26,8 @@ from gaguide.errors import Fault, FaultCollector, UserError
 
 ORIGINAL, FINETUNED = "original", "finetuned"
 _SHIPPED = Path(__file__).parent / "studies"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=_NAME)]
 
 
 def _split(value: Any) -> Any:
@@ -40,6 +42,16 @@ def _from_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _from_model(value: Any) -> Any:
+    """A size given as a plain name, a hub id or a folder, whose last part is then its name in tables."""
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(_NAME, value):
+        return {"name": value}
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", value.rstrip("/").split("/")[-1]).lstrip("._-")
+    return {"name": last or value, "model": value}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
@@ -50,7 +62,8 @@ class SizeSection(_Section):
     name: Name
     """Name in tables."""
     model: str | None = None
-    """A run's `model.name`: hub id, folder or size; null uses the name."""
+    """A run's `model.name`: hub id, folder or size; null uses the name. A size given as a path or hub id is
+    this, and its last part the name."""
     tokens: PositiveInt | None = None
     """Training tokens of a cell of this size; null uses the study's."""
     ds_config: str | None = None
@@ -92,7 +105,7 @@ class EvaluateSection(_Section):
     """Number of examples of each task, from the first; null evaluates all."""
 
 
-Sizes = Annotated[SizeSection, BeforeValidator(_from_name)]
+Sizes = Annotated[SizeSection, BeforeValidator(_from_model)]
 Experiments = Annotated[ExperimentSection, BeforeValidator(_from_name)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,12 +16,20 @@ from typer.testing import CliRunner
 
 from gaguide.cli import report as command
 from gaguide.errors import UserError
+from gaguide.evaluate.results.metrics import chance_level, score_example, summarize
+from gaguide.evaluate.results.results import Results, TaskResult
+from gaguide.evaluate.results.write import write_results
+from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.read import TaskData
+from gaguide.evaluate.tasks.task import Task
 from gaguide.figures import render
 from gaguide.report import make_report, read_runs, render_report
-from gaguide.report.run_figures import draw_curves, draw_heads
+from gaguide.report.run_figures import draw_course, draw_curves, draw_heads
 from gaguide.report.run_findings import cautions, findings
 from gaguide.report.run_measures import Measure, measures
+from gaguide.report.run_paired import paired_tests
 from gaguide.report.run_records import RunRecord
+from gaguide.report.run_report import settings_table
 from gaguide.report.run_scores import read_evaluation
 from tests.report.synthetic import write_run
 
@@ -58,10 +67,10 @@ def _command(*args: object) -> object:
 def test_differences_are_to_the_first_run(pair: list[Path]) -> None:
     rows = measures(read_runs(pair))
     loss = _row(rows, "Language", "after").values
-    assert (loss[0].text, loss[0].change, loss[0].best) == ("4.7710", None, True)
+    assert (loss[0].text, loss[0].change, loss[0].best) == ("4.7710", None, False)
     assert (loss[1].text, loss[1].change, loss[1].best) == ("4.7770", "+0.0060 (+0.13%)", False)
     attention = _row(rows, "Attention", "after").values
-    assert (attention[1].text, attention[1].change, attention[1].best) == ("0.953", "+0.923", True)
+    assert (attention[1].text, attention[1].change, attention[1].best) == ("0.953", "+0.923", False)
     assert [value.text for value in _row(rows, "Attention", "rise").values] == ["+0.010", "+0.933"]
     memo = _row(rows, "Tasks", "memo").values
     assert "(chance 0.500)" in _row(rows, "Tasks", "memo").name
@@ -83,8 +92,8 @@ def test_a_tasks_main_metric_comes_before_the_further_ones(tmp_path: Path) -> No
     path.write_text(json.dumps({"tasks": tasks | {"z": {"metrics": {"loss": {"value": 2.0}}}}}))
     rows = [row for row in measures(read_runs([folder])) if "Tasks" in row.section]
     assert [(row.section, row.name) for row in rows] == [
-        ("Tasks", "x · acc"), ("Tasks", "y · acc"), ("Tasks", "z · loss"),
-        ("Tasks, further metrics", "x · class_loss"), ("Tasks, further metrics", "y · class_loss"),
+        ("Tasks", "x · acc ↑"), ("Tasks", "y · acc ↑"), ("Tasks", "z · loss ↓"),
+        ("Tasks, further metrics", "x · class_loss ↓"), ("Tasks, further metrics", "y · class_loss ↓"),
     ]  # fmt: skip
     assert (
         "class_loss" in _written(read_runs([folder]), "html") and "class_loss" not in _command(folder).output
@@ -133,8 +142,8 @@ def test_unfinished_unguided_and_unevaluated_runs_are_shown_as_such(tmp_path: Pa
         "0.500", "not evaluated", "not evaluated",
     ]  # fmt: skip
     assert [value.text for value in _row(rows, "Attention", "after").values] == ["0.030", "–", "–"]
-    assert _row(rows, "Run", "experiment").values[2].text == "not finished"
-    assert "not finished" in findings(runs)[2]
+    assert _row(rows, "Run", "state").values[2].text == "not finished (step 300)"
+    assert "nothing has been measured" in findings(runs)[2]
     for kind in ("html", "md", "csv"):
         assert "not evaluated" in _written(runs, kind)
 
@@ -247,7 +256,8 @@ def test_command_prints_and_writes_every_format(pair: list[Path], tmp_path: Path
     result = _command(*pair, "--output", tmp_path / "r.html", "--formats", "all")
     assert result.exit_code == 0, result.output
     assert "+0.0060 (+0.13%)" in result.output
-    names = {"r.html", "r.md", "r.csv", "r.tex", "r-curves.png", "r-heads.png", "r-curves.svg", "r-heads.svg"}
+    names = {"r.html", "r.md", "r.csv", "r.tex", "r-curves.png", "r-heads.png", "r-curves.svg", "r-heads.svg",
+             "r-curves.pdf", "r-heads.pdf"}  # fmt: skip
     written = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
     assert written.keys() == names and min(written.values()) > 500
 
@@ -255,7 +265,8 @@ def test_command_prints_and_writes_every_format(pair: list[Path], tmp_path: Path
 def test_command_names_every_mistake_at_once(pair: list[Path], tmp_path: Path) -> None:
     (pair[1] / "summary.json").write_text("{")
     result = _command(
-        *pair, tmp_path / "none", tmp_path, "--output", "r.pdf", "--output", tmp_path / "no" / "r.md",
+        *pair, tmp_path / "none", tmp_path, "--output", "r.docx",
+        "--output", pair[0] / "config.yaml" / "r.md",
         "--formats", "html,pnk",
     )  # fmt: skip
     assert isinstance(result.exception, UserError)
@@ -265,7 +276,7 @@ def test_command_names_every_mistake_at_once(pair: list[Path], tmp_path: Path) -
         "is not a folder",
         "no records",
         "kind of file",
-        "does not exist",
+        "cannot be written to",
         "unknown format",
     ):
         assert any(part in problem for problem in problems)
@@ -274,3 +285,107 @@ def test_command_names_every_mistake_at_once(pair: list[Path], tmp_path: Path) -
 def test_one_run_given_twice_is_refused(pair: list[Path]) -> None:
     with pytest.raises(UserError, match="given twice"):
         read_runs([pair[0], pair[0] / ".." / pair[0].name])
+
+
+def _evaluate(folder: Path, task: str, right: int, count: int = 80, prefix: str = "") -> None:
+    """An evaluation in `folder` whose model answers the first `right` examples correctly."""
+    prompts = [f"{prefix}{task} {at}" for at in range(count)]
+    examples = tuple(Example(str(at), (text,), (" yes", " no"), 0) for at, text in enumerate(prompts))
+    scored = [
+        score_example("classification", one, (1.0 if at < right else -1.0, 0.0), (1, 1))
+        for at, one in enumerate(examples)
+    ]
+    data = TaskData(Task(name=task), "classification", "made up", None, examples, ())
+    result = TaskResult(
+        data, summarize("classification", scored), chance_level("classification", examples), tuple(scored)
+    )
+    settings = {"dtype": "fp32", "limit": None, "device": "cpu"}
+    write_results(Results("model", {task: result}, settings, 1, {"total": 1.0}, {}), folder)
+
+
+def test_tasks_are_tested_on_the_same_examples_and_bold_needs_more_than_noise(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", "a"), write_run(tmp_path / "b", "b")
+    for task, first, second in (("near", 42, 46), ("far", 30, 60)):
+        _evaluate(a / task, task, first)
+        _evaluate(b / task, task, second)
+    _evaluate(a / "other", "other", 10)
+    _evaluate(b / "other", "other", 70, prefix="corrected ")
+    runs = read_runs([a, b])
+    tests = paired_tests(runs)
+    near, far = (_row(measures(runs), "Tasks", name).values for name in ("near", "far"))
+    assert near[1].change == "+0.050" and not near[0].best and not near[1].best
+    assert far[1].best and not far[0].best and "p < 0.001" in far[1].tested
+    one = tests.of(1, "far", "acc")
+    assert one is not None and (one.found.helped, one.found.hurt, one.count) == (30, 0, 80)
+    assert tests.of(1, "other", "acc") is None
+    assert "only 0 of 80 examples ask the same" in tests.notes[0]
+    assert _row(measures(runs), "Tasks", "other").values[1].change is None
+    page = _written(runs, "html")
+    assert "Tests against a on the same examples" in page and "differ beyond noise" in page
+    worse = read_runs([b, a])
+    assert _row(measures(worse), "Tasks", "far").values[0].best
+
+
+def test_all_evaluations_of_a_run_are_merged_by_task(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a")
+    for at, (name, task, right) in enumerate([("evaluation", "x", 8), ("more", "y", 16), ("again", "x", 40)]):
+        _evaluate(folder / name, task, right)
+        os.utime(folder / name / "results.json", (at + 1, at + 1))
+    _evaluate(folder / "evaluation.replaced-1", "z", 1)
+    during = {"step": 300, "tasks": {"w": {"count": 9, "metrics": {"acc": {"value": 0.25}}}}}
+    (folder / "evaluations.jsonl").write_text(json.dumps(during) + "\n")
+    (run,) = read_runs([folder])
+    assert {score.task: score.value for score in run.scores or () if score.metric == "acc"} == {
+        "x": 0.5, "y": 0.2, "w": 0.25,
+    }  # fmt: skip
+    assert any("x was evaluated again: shown from again" in note for note in cautions([run]))
+
+
+def test_an_unfinished_run_is_described_by_its_records(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "c", "c", experiment="4-transition", finished=False)
+    config = "name: mine\nguidance: {experiment: 4-transition, weight: 7.0}\ntrain: {steps: 900}\n"
+    (folder / "config.yaml").write_text(config)
+    (folder / "validation.jsonl").write_text(json.dumps({"step": 0, "lm_loss": 7.5, "sequences": 64}) + "\n")
+    runs = read_runs([folder])
+    rows = measures(runs)
+    names = ("state", "experiment", "weight", "optimizer steps")
+    assert [_row(rows, "Run", name).values[0].text for name in names] == [
+        "not finished (step 300 of 900)", "4-transition", "7", "300",
+    ]  # fmt: skip
+    assert _row(rows, "Language", "before").values[0].number == 7.5
+    assert findings(runs) == ["mine: held-out loss 7.5000 before training; no later one yet."]
+
+
+def test_dropped_steps_and_diverged_runs_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a", validation={"after": {"lm_loss": None}})
+    (folder / "skipped.jsonl").write_text("".join(json.dumps({"step": at}) + "\n" for at in (3, 4, 4)))
+    runs = read_runs([folder])
+    assert _row(measures(runs), "Run", "dropped").values[0].text == "2"
+    assert _row(measures(runs), "Run", "state").values[0].text == "diverged"
+    text = " ".join(cautions(runs))
+    assert (
+        "2 of 300 steps were dropped" in text and "a diverged: its last held-out loss is not finite" in text
+    )
+
+
+def test_settings_that_differ_have_a_table(pair: list[Path]) -> None:
+    table = settings_table(read_runs(pair))
+    assert [(name, [cell.text for cell in cells]) for name, cells in table.rows] == [
+        ("guidance.experiment", ["finetuned", "4-transition"])
+    ]
+
+
+def test_the_course_of_the_training_has_a_panel_for_each_number(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a")
+    rows = [{"step": at, "lr": 1e-3, "grad_norm": None if at == 2 else 1.0, "peak_memory": 2**30}
+            for at in (1, 2, 3)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = draw_course(read_runs([folder]))
+    assert figure is not None and len(figure.axes) == 3
+    assert list(figure.axes[1].lines[0].get_xdata()) == [1, 3]
+    assert list(figure.axes[2].lines[0].get_ydata()) == [1.0, 1.0, 1.0]
+
+
+def test_the_folder_of_an_output_is_made(pair: list[Path], tmp_path: Path) -> None:
+    result = _command(*pair, "--output", tmp_path / "new" / "deep" / "r.md")
+    assert result.exit_code == 0 and (tmp_path / "new" / "deep" / "r.md").is_file()

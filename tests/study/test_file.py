@@ -135,3 +135,10 @@ def test_overrides_and_shipped_studies() -> None:
         assert make_grid(load_study(name, {})).cells
     with pytest.raises(UserError, match="shipped study"):
         load_study("no-such-study", {})
+
+
+def test_sizes_by_path_or_hub_id(tmp_path: Path) -> None:
+    made = grid(tmp_path, pretrain=None, sizes=["~/models/My model/", "openai-community/gpt2", "gpt2-medium"])
+    assert [(size.name, size.model) for size in made.study.sizes] == [
+        ("My-model", "~/models/My model/"), ("gpt2", "openai-community/gpt2"), ("gpt2-medium", None),
+    ]  # fmt: skip

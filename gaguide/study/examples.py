@@ -1,0 +1,79 @@
+"""The examples of an evaluation: what each asks, and its outcome in every metric; without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """One task's examples, in the order of the data."""
+
+    ids: tuple[str, ...]
+    """Id of each example."""
+    prompts: tuple[str, ...]
+    """Prompt of each example."""
+    keys: tuple[str, ...]
+    """Hash of what each example asks: kind, prompt, continuations and answer."""
+    outcomes: Mapping[str, np.ndarray]
+    """Metric → one number per example, 1 or 0 for accuracies; only metrics that are means over examples."""
+
+
+def read_examples(folder: Path) -> Mapping[str, TaskExamples]:
+    """Task → its examples, from the examples.parquet of an evaluation."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in pq.read_table(folder / "examples.parquet").to_pylist():
+        found.setdefault(row["task"], []).append(row)
+    return {name: _task_examples(listed) for name, listed in found.items()}
+
+
+def finite(value: Any) -> float | None:
+    """The number; None for None, NaN and infinity."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+_ASKED = ("kind", "prompt", "other_prompt", "continuations", "answer_index", "answer")
+
+
+def example_key(row: Mapping[str, Any]) -> str:
+    """Hash of what a row of examples.parquet asks, whatever its id or place."""
+    asked = json.dumps([row.get(name) for name in _ASKED], ensure_ascii=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:24]
+
+
+def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
+    return TaskExamples(
+        tuple(row["id"] for row in rows),
+        tuple(row["prompt"] for row in rows),
+        tuple(map(example_key, rows)),
+        {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
+    )
+
+
+def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Metric → one number per example, NaN where it has none; empty for generated numbers."""
+    kind = rows[0]["kind"]
+    values = [math.nan if finite(row["value"]) is None else row["value"] for row in rows]
+    if kind == "classification":
+        known = [all(finite(one) is not None for one in row["log_probabilities"]) for row in rows]
+        return {"class_loss": values} | {
+            metric: [
+                float(row[predicted] == row["answer_index"]) if right else math.nan
+                for row, right in zip(rows, known, strict=True)
+            ]
+            for metric, predicted in (("acc", "predicted"), ("acc_norm", "predicted_norm"))
+        }
+    if kind == "perplexity":  # blocks of nearly equal length: nats a token, each block
+        return {
+            "loss": [value / sum(row["continuation_tokens"]) for value, row in zip(values, rows, strict=True)]
+        }
+    return {} if kind == "numeric" else {"loss" if kind == "sequence_prob" else kind: values}
