@@ -295,7 +295,7 @@ def _evaluate(folder: Path, task: str, right: int, count: int = 80, prefix: str 
         score_example("classification", one, (1.0 if at < right else -1.0, 0.0), (1, 1))
         for at, one in enumerate(examples)
     ]
-    data = TaskData(Task(name=task), "classification", "made up", None, examples, (), ())
+    data = TaskData(Task(name=task), "classification", "made up", None, examples, len(examples), ())
     result = TaskResult(
         data, summarize("classification", scored), chance_level("classification", examples), tuple(scored)
     )
