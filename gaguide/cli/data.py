@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaguide.cli.options import takes
 from gaguide.errors import EXIT_USER_ERROR
 
 if TYPE_CHECKING:
@@ -29,47 +30,50 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
-def build_command(
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of `gaguide data build`."""
+
     source: Annotated[
         list[str],
         typer.Option(
             help="Files, a folder, a quoted glob, an address (s3://…), a data set on the hub, or 'embedded'. "
             "May be given several times."
         ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder of the shards. An interrupted build is resumed.")],
+    ]
+    output: Annotated[Path, typer.Option(help="Folder of the shards. An interrupted build is resumed.")]
     tokenizer: Annotated[
         str | None,
         typer.Option(help="Folder of a tokenizer or a hub name. Optional with --source embedded only."),
-    ] = None,
-    rows: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
+    ] = None
+    rows: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None
     split: Annotated[
         str | None,
         typer.Option(help="Split of a hub data set.", show_default="train"),
-    ] = None,
-    text_field: Annotated[str, typer.Option(help="Column or field that holds the text.")] = "text",
+    ] = None
+    text_field: Annotated[str, typer.Option(help="Column or field that holds the text.")] = "text"
     validation_fraction: Annotated[
         float | None,
         typer.Option(
             help="Share of documents held out, by a hash of their text.",
             show_default="0.005, or 0.05 under 100 MB",
         ),
-    ] = None,
-    shard_tokens: Annotated[int, typer.Option(help="Approximate number of tokens in a shard.")] = 50_000_000,
+    ] = None
+    shard_tokens: Annotated[int, typer.Option(help="Approximate number of tokens in a shard.")] = 50_000_000
     workers: Annotated[
         int | None,
         typer.Option(
             help="Number of processes. The result does not depend on it.",
             show_default="cores of this machine",
         ),
-    ] = None,
+    ] = None
     part: Annotated[
         str | None,
         typer.Option(
             help="I/N: build the I-th of N shares, as a task of a job array. The last task to end completes "
             "the folder."
         ),
-    ] = None,
+    ] = None
     bos: Annotated[
         bool | None,
         typer.Option(
@@ -77,43 +81,46 @@ def build_command(
             help="Begin every document with the tokenizer's begin-of-text id.",
             show_default="as the tokenizer itself does",
         ),
-    ] = None,
+    ] = None
     separator: Annotated[
         str,
         typer.Option(help="What ends every document: 'eos', 'none', or one token of the tokenizer."),
-    ] = "eos",
+    ] = "eos"
     max_dropped: Annotated[
         float, typer.Option(help="Fail if a larger share of the rows gives no document (0 to 1).")
-    ] = 0.5,
+    ] = 0.5
     revision: Annotated[
         str | None,
         typer.Option(help="Commit, branch or tag of a hub data set.", show_default="its newest commit"),
-    ] = None,
-) -> None:
+    ] = None
+
+
+@takes(BuildOptions)
+def build_command(options: BuildOptions) -> None:
     """Turn text into a folder of token shards."""
     from gaguide.data import BuildRequest
     from gaguide.data.build.spread import mpi_size, parse_part
     from gaguide.files import expand_home, local_folder
 
-    output = local_folder(output, "--output")
+    output = local_folder(options.output, "--output")
     over_mpi = mpi_size() > 1
-    share = None if part is None else parse_part(part)
+    share = None if options.part is None else parse_part(options.part)
     if over_mpi:
-        _refuse_with_mpi(workers, part)
+        _refuse_with_mpi(options.workers, options.part)
     request = BuildRequest(
-        sources=tuple(source),
+        sources=tuple(options.source),
         output=output,
-        tokenizer=None if tokenizer is None else str(expand_home(tokenizer)),
-        rows=rows,
-        split=split,
-        text_field=text_field,
-        validation_fraction=validation_fraction,
-        shard_tokens=shard_tokens,
-        workers=_cores(over_mpi) if workers is None else workers,
-        revision=revision,
-        bos=bos,
-        separator=separator,
-        max_dropped=max_dropped,
+        tokenizer=None if options.tokenizer is None else str(expand_home(options.tokenizer)),
+        rows=options.rows,
+        split=options.split,
+        text_field=options.text_field,
+        validation_fraction=options.validation_fraction,
+        shard_tokens=options.shard_tokens,
+        workers=_cores(over_mpi) if options.workers is None else options.workers,
+        revision=options.revision,
+        bos=options.bos,
+        separator=options.separator,
+        max_dropped=options.max_dropped,
     )
     try:
         manifest = _build_over_mpi(request) if over_mpi else _build_here(request, share)
@@ -123,7 +130,7 @@ def build_command(
     if manifest is not None:
         typer.echo(describe(output, manifest))
     elif share is not None:
-        typer.echo(f"part {part} is built; the last part to end completes {output}")
+        typer.echo(f"part {options.part} is built; the last part to end completes {output}")
 
 
 def _cores(over_mpi: bool) -> int:

@@ -63,6 +63,20 @@ class JobOptions:
         )
 
 
+@dataclass(frozen=True)
+class RunOptions(JobOptions):
+    """Options of `gaguide study run`."""
+
+    jobs: Annotated[int, typer.Option(min=1, help="Number of cells at a time.")] = 1
+    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks of each cell.")] = None
+    cell: Annotated[str | None, typer.Option(help="Run only this cell.")] = None
+    before: Annotated[str, typer.Option(help="Words put before each command, e.g. 'nice -n 10'.")] = ""
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the estimated cost of each cell and run nothing.")
+    ] = False
+    gpu: Annotated[str, typer.Option(help="GPU model of the estimate by --dry-run.")] = "a100-80"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.add_typer(study, name="study")
@@ -82,29 +96,21 @@ def list_studies() -> None:
 
 
 @study.command(context_settings=_FIELDS)
-@takes(JobOptions)
-def run(
-    context: typer.Context,
-    file: _FILE,
-    options: JobOptions,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of cells at a time.")] = 1,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks of each cell.")] = None,
-    cell: Annotated[str | None, typer.Option(help="Run only this cell.")] = None,
-    before: Annotated[str, typer.Option(help="Words put before each command, e.g. 'nice -n 10'.")] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the estimated cost of each cell and run nothing.")
-    ] = False,
-    gpu: Annotated[str, typer.Option(help="GPU model of the estimate by --dry-run.")] = "a100-80",
-) -> None:
+@takes(RunOptions)
+def run(context: typer.Context, file: _FILE, options: RunOptions) -> None:
     """Train and evaluate the cells that are not done, then compare. Fields follow as --field VALUE."""
-    if dry_run:
+    ranks = options.ranks
+    if options.dry_run or options.slurm:
+        ranks = ranks or options.gpus_per_node
+    grid = _grid(file, context.args, ranks)
+    if options.dry_run:
         from gaguide.study.dry_run import print_costs
 
-        print_costs(_grid(file, context.args, ranks or options.gpus_per_node), gpu)
+        print_costs(grid, options.gpu)
     elif options.slurm:
-        _submit(_grid(file, context.args, ranks or options.gpus_per_node), options.slurm_options(), file)
+        _submit(grid, options.slurm_options(), file)
     else:
-        _run(_grid(file, context.args, ranks), jobs, cell, before)
+        _run(grid, options.jobs, options.cell, options.before)
 
 
 def _submit(grid: Grid, options: SlurmOptions, file: str) -> None:

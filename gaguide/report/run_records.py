@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, mask_credentials
 from gaguide.log import read_metrics
 from gaguide.report.run_scores import TaskScore, read_evaluations
 
@@ -153,7 +153,8 @@ def _read_run(folder: Path) -> RunRecord:
         raise UserError(Fault("RUN", problem, "give the output folder of a training", str(folder)))
     summary = _read_object(folder / "summary.json")
     validation = _mapping(summary.get("validation"))
-    config = (folder / "config.yaml").read_text("utf-8") if (folder / "config.yaml").is_file() else ""
+    path = folder / "config.yaml"
+    config = mask_credentials(path.read_text("utf-8")) if path.is_file() else ""
     settings = _settings(config)
     metrics, validations = _lines(folder / "metrics.jsonl"), _lines(folder / "validation.jsonl")
     last = metrics[-1] if metrics else {}

@@ -389,3 +389,12 @@ def test_the_course_of_the_training_has_a_panel_for_each_number(tmp_path: Path) 
 def test_the_folder_of_an_output_is_made(pair: list[Path], tmp_path: Path) -> None:
     result = _command(*pair, "--output", tmp_path / "new" / "deep" / "r.md")
     assert result.exit_code == 0 and (tmp_path / "new" / "deep" / "r.md").is_file()
+
+
+def test_passwords_in_addresses_are_masked(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "run")
+    settings = "data:\n  source:\n    files: [https://me:S3CRET@host/a.jsonl]\n"
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + settings)
+    (found,) = read_runs([run])
+    assert "S3CRET" not in found.config and "S3CRET" not in repr(found.settings)
+    assert found.settings["data"]["source"]["files"] == ["https://***@host/a.jsonl"]

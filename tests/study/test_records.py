@@ -42,3 +42,13 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / STUDY).write_text('{"schema": 7}')
     with pytest.raises(UserError, match="schema 7"):
         read_study(tmp_path)
+
+
+def test_passwords_in_addresses_are_masked(tmp_path: Path) -> None:
+    sample_study(tmp_path / "study")
+    records = read_study(tmp_path / "study")
+    records.study["data"] = {"shards": "https://me:S3CRET@host/shards"}
+    (tmp_path / "masked").mkdir()
+    write_study(tmp_path / "masked", records)
+    text = (tmp_path / "masked" / STUDY).read_text("utf-8")
+    assert "S3CRET" not in text and "https://***@host/shards" in text
