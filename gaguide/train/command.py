@@ -7,13 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.config import RunConfig, load_config, parse_overrides
 from gaguide.config.reference import settings_help
-from gaguide.distributed import World, out_of_memory, raise_together, start, stop
+from gaguide.distributed import World, all_gather, out_of_memory, raise_together, start, stop
 from gaguide.distributed.launcher import launchers
 from gaguide.errors import (
     EXIT_NOT_FINITE,
@@ -21,6 +22,7 @@ from gaguide.errors import (
     EXIT_USER_ERROR,
     DivergedError,
     Fault,
+    FaultCollector,
     PreemptedError,
     UserError,
 )
@@ -30,6 +32,7 @@ from gaguide.train.precheck import precheck
 
 if TYPE_CHECKING:
     from gaguide.train.evaluating import MakeEvaluation
+    from gaguide.train.job import Job
 
 _REAL_RUN = (
     "no --config: this is the embedded run (a tiny GPT-2 on Python's own language reference).\n"
@@ -92,26 +95,19 @@ def _train(arguments: Arguments, world: World, make_evaluation: MakeEvaluation |
     if world.is_main:
         say("gaguide train: loading torch and DeepSpeed")
     from gaguide.engine.build import silence_deepspeed
-    from gaguide.train.preflight import prepare
     from gaguide.train.probe import settle_micro_batch
     from gaguide.train.run import train
 
     silence_deepspeed()
     start(world)
-    # A file may be missing on one host only: all ranks look, then all know.
     deepspeed_json = arguments.deepspeed
     notes: list[str] = []
-    run = raise_together(
-        lambda: precheck(
-            arguments.config, arguments.overrides, deepspeed_json, ranks=world.size, note=notes.append
-        )
-    )
+    with SlowWork("looking at model and data", shown=world.is_main):
+        job = _check(arguments, world, notes.append)
     if world.is_main and arguments.config is None:
         say(_REAL_RUN)
     for note in notes if world.is_main else ():
         say(note)
-    with SlowWork("looking at model and data", shown=world.is_main):
-        job = raise_together(lambda: prepare(run, deepspeed_json, world, create_output=not arguments.dry_run))
     job = settle_micro_batch(job, deepspeed_json, world)
     if job.run.evaluate.every and make_evaluation is None:
         problem = "this program does not evaluate while it trains"
@@ -129,6 +125,31 @@ def _train(arguments: Arguments, world: World, make_evaluation: MakeEvaluation |
     if world.is_main:
         say(job.describe(world))
     train(job, world, evaluation)
+
+
+def _check(arguments: Arguments, world: World, note: Callable[[str], None]) -> Job:
+    """The job of these arguments; a collective. All faults of all ranks are raised as one `UserError`."""
+    from gaguide.train.preflight import prepare
+
+    faults = FaultCollector()
+    given = arguments.config, arguments.overrides
+    run = faults.attempt(precheck, *given, arguments.deepspeed, ranks=world.size, note=note)
+    if run is None:  # its settings may still be well-formed: then what needs the model is reported as well
+        with suppress(UserError):
+            run = load_config(*given)
+
+    def prepare_or_raise() -> Job:
+        if run is None or not everywhere:
+            raise UserError(faults.faults)
+        create_output = not faults and not arguments.dry_run
+        job = faults.attempt(prepare, run, arguments.deepspeed, world, create_output=create_output)
+        if job is None or faults:
+            raise UserError(faults.faults)
+        return job
+
+    # A file may be missing on one host only: then no rank goes on to what ranks check together.
+    everywhere = all(all_gather(run is not None))
+    return raise_together(prepare_or_raise)
 
 
 def _too_little_memory(error: RuntimeError) -> Fault | None:

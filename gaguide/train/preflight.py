@@ -99,7 +99,6 @@ def _find_model(run: RunConfig, corpus: Corpus) -> ModelSource:
             raise
         fingerprint = str(read_manifest(saved.path).identity.get("model"))
         problem = error.faults[0].problem
-        problem = error.faults[0].problem
         say(f"model.name {run.model.name}: {problem}; {saved.path} holds its weights")
         model = saved_model(run.model, saved.path / MODEL_FOLDER, saved.path, fingerprint)
     if start is None:
