@@ -40,7 +40,7 @@ test: $(VENV)/.installed-test
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile \
-	    -m 'not processes and not stress and not cluster and not gpu'
+	    -m 'not processes and not slow and not stress and not cluster and not gpu'
 
 test-stress: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m stress

@@ -142,6 +142,7 @@ def test_experiments_put_the_papers_lexicons_on_the_papers_heads(gpt2) -> None:
     assert GuidancePlan.from_experiment("finetuned", gpt2).is_empty
 
 
+@pytest.mark.slow
 def test_every_shipped_lexicon_matches_something_in_both_modes(gpt2) -> None:
     assert len(shipped_lexicons()) >= 12
     for name, lexicon in shipped_lexicons().items():

@@ -22,6 +22,9 @@ from tests.guidance.test_kernel import case, compare
 from tests.support.models import tiny_model
 from tests.support.patience import patience
 
+# Triton's interpreter runs every kernel element by element.
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="needs triton (extra: test)")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -159,6 +159,7 @@ def test_each_job_of_a_chain_waits_for_the_one_before(sbatch: Path, tmp_path: Pa
         call(*TRAIN, "--job-name", "refused", "--logs", logs)
 
 
+@pytest.mark.slow
 def test_a_job_gets_no_variables_of_the_job_it_is_submitted_in(
     sbatch: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
