@@ -11,10 +11,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gaguide.errors import Fault, UserError
 
@@ -88,6 +88,15 @@ def hash_file(path: Path, flush: bool = False) -> str:
         if flush:
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_parts(file: IO[bytes], parts: Iterable[tuple[int, int]], prefix: bytes = b"") -> str:
+    """Hexadecimal SHA-256 of `prefix` and of parts of a file, each an offset and a number of bytes."""
+    digest = hashlib.sha256(prefix)
+    for offset, length in parts:
+        file.seek(offset)
+        digest.update(file.read(length))
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

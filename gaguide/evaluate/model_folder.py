@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, UserError
-from gaguide.files import hash_file
+from gaguide.files import hash_file, hash_parts
 from gaguide.model import fuse_activations
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,13 +67,11 @@ def _file_identity(path: Path) -> dict[str, Any]:
     found = path.stat()
     if found.st_size <= _WHOLE_BYTES:
         return {"name": path.name, "sha256": hash_file(path), "how": "whole"}
-    digest = hashlib.sha256()
+    last = found.st_size - _PART_BYTES
     with path.open("rb") as file:
-        for part in range(_PARTS):
-            file.seek((found.st_size - _PART_BYTES) * part // (_PARTS - 1))
-            digest.update(file.read(_PART_BYTES))
+        digest = hash_parts(file, ((last * part // (_PARTS - 1), _PART_BYTES) for part in range(_PARTS)))
     return {
-        "name": path.name, "sha256": digest.hexdigest(), "how": "sampled",
+        "name": path.name, "sha256": digest, "how": "sampled",
         "size": found.st_size, "changed": found.st_mtime_ns,
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from gaguide.config import ModelSection
-from gaguide.files import hash_file
+from gaguide.files import hash_file, hash_parts
 from gaguide.model.shape import DROPOUT_FIELDS
 
 _WHOLE = 64 << 20
@@ -47,12 +47,6 @@ def _sampled_hash(path: Path) -> str:
     size = path.stat().st_size
     if size <= _WHOLE:
         return hash_file(path)
-    digest = hashlib.sha256()
+    between = [(size * at // (_SAMPLES + 1), _SAMPLE) for at in range(1, _SAMPLES + 1)]
     with path.open("rb") as file:
-        digest.update(file.read(_END))
-        for at in range(1, _SAMPLES + 1):
-            file.seek(size * at // (_SAMPLES + 1))
-            digest.update(file.read(_SAMPLE))
-        file.seek(size - _END)
-        digest.update(file.read(_END))
-    return digest.hexdigest()
+        return hash_parts(file, [(0, _END), *between, (size - _END, _END)])

@@ -166,16 +166,12 @@ def _embedded_corpus() -> Path:
 
 
 def _create_output(given: str) -> Path:
-    output = local_folder(given, "output")
+    output = check_output(given)
     try:
-        if output.exists() and not output.is_dir():
-            raise UserError(Fault("output", "is a file", "choose a folder", str(output)))
         output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         problem = f"cannot be created ({getattr(error, 'strerror', None) or error})"
         raise UserError(Fault("output", problem, "choose another folder", str(output))) from None
-    if not os.access(output, os.W_OK):
-        raise UserError(Fault("output", "cannot be written to", "choose another folder", str(output)))
     return output
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from gaguide.data.build.kinds import SourceFile
 from gaguide.errors import Fault, UserError
-from gaguide.files import hash_file
+from gaguide.files import hash_file, hash_parts
 
 WHOLE_BYTES = 1_000_000_000
 """Sources of at most this size are hashed as a whole."""
@@ -66,14 +66,9 @@ def _content(path: Path, whole: bool) -> str:
 
 
 def _sampled(file: IO[bytes], size: int) -> str:
-    digest = hashlib.sha256(str(size).encode())
     last = max(0, size - _SAMPLE_BYTES)
-    for number in range(_SAMPLES):
-        file.seek(last * number // (_SAMPLES - 1))
-        digest.update(file.read(_SAMPLE_BYTES))
-        if not last:
-            break
-    return digest.hexdigest()
+    offsets = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)] if last else [0]
+    return hash_parts(file, ((offset, _SAMPLE_BYTES) for offset in offsets), str(size).encode())
 
 
 def identify_remote(filesystem: Any, path: str, info: dict[str, Any]) -> str:
