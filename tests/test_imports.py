@@ -12,8 +12,8 @@ from tests.support.ranks import REPOSITORY
 
 PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
-    "home", "lazy", "errors", "files", "shipped", "ports", "html", "figures", "config", "distributed", "log",
-    "data",
+    "home", "lazy", "errors", "files", "shipped", "ports", "html", "figures", "stats", "config",
+    "distributed", "log", "data",
     "model", "guidance", "attention", "engine", "checkpoint", "cost", "liveness", "train", "evaluate",
     "slurm", "study", "report", "doctor", "cli",
 )  # fmt: skip

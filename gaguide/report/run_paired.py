@@ -10,9 +10,9 @@ import numpy as np
 
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.results.metric_names import ACCURACIES
+from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
 from gaguide.report.run_records import RunRecord
-from gaguide.study.examples import TaskExamples, read_examples
-from gaguide.study.statistics import Paired, holm, mcnemar, paired_bootstrap
+from gaguide.stats.paired import Paired, holm, mcnemar, paired_bootstrap
 
 
 @dataclass(frozen=True)

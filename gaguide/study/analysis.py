@@ -20,17 +20,17 @@ from gaguide.config import GuidanceSection, RunConfig
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
+from gaguide.evaluate.results.outcomes import finite
 from gaguide.guidance import read_lexicons
 from gaguide.guidance.lexicon import Lexicon, Mode, get_lexicon, shipped_lexicons
 from gaguide.guidance.patterns import Columns
+from gaguide.stats.paired import over_seeds, paired_bootstrap
 from gaguide.study.analysis_records import Change, Gain, HeadAttention, LexiconShare, LossCost
 from gaguide.study.compare import Contrast
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
-from gaguide.study.examples import finite
 from gaguide.study.grid import Grid
 from gaguide.study.records import HELD_OUT, LeftOut
 from gaguide.study.state import read_summary
-from gaguide.study.statistics import over_seeds, paired_bootstrap
 
 _MODES: tuple[Mode, ...] = ("pieces", "words")
 _SPLIT: Mapping[Literal["with", "without"], bool] = {"with": True, "without": False}

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
+from gaguide.evaluate.results.outcomes import TaskExamples
+from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
-from gaguide.study.examples import TaskExamples
 from gaguide.study.left_out import count_left_out
 from gaguide.study.records import HELD_OUT, Comparison, LeftOut, Mean, Result, ScalingVerdict
 from gaguide.study.scaling import Trend, decide, fit_trend
-from gaguide.study.statistics import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
 
 if TYPE_CHECKING:
     from gaguide.config import RunConfig

@@ -13,9 +13,9 @@ from typing import Any
 from transformers import AutoConfig
 
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
+from gaguide.evaluate.results.outcomes import TaskExamples, finite, read_examples
 from gaguide.evaluate.results.paper import find_paper_model
 from gaguide.model import shape_of
-from gaguide.study.examples import TaskExamples, finite, read_examples
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import HELD_OUT, Result
 from gaguide.study.state import is_complete, read_summary

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from gaguide.evaluate.results.outcomes import finite
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
-from gaguide.study.examples import finite
 from gaguide.study.grid import Grid
 from gaguide.study.records import LeftOut
 from gaguide.study.state import read_summary

@@ -23,8 +23,8 @@ import numpy as np
 import statsmodels.api as sm
 
 from gaguide.evaluate.results.metric_names import Better
+from gaguide.stats.paired import ALPHA, holm
 from gaguide.study.records import Verdict
-from gaguide.study.statistics import ALPHA, holm
 
 SIZES_FOR_LINE, SIZES_FOR_BEND = 3, 4
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from gaguide.data.build.python_reference import train_embedded_tokenizer
+from gaguide.evaluate.results.outcomes import example_key
 from gaguide.files import write_json
 from gaguide.model import SIZES, scratch_config
 from gaguide.study.collect import collect
 from gaguide.study.content import ContentHashes
-from gaguide.study.examples import example_key
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
 from gaguide.study.record_files import read_study, tables_folder

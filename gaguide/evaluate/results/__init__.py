@@ -3,6 +3,7 @@
 metric_names.py   what is known of metrics by name; imports nothing
 numbers.py        the number in a generated text
 metrics.py        log-probabilities → outcomes of examples → metrics with intervals
+outcomes.py       examples.parquet → one number per example and metric; without torch
 paper.py          the paper's models and accuracies
 results.py        `TaskResult`, `Results` and results.json
 task_results.py   scores of all examples → `TaskResult`

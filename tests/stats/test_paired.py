@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from gaguide.study.statistics import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
+from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
 
 
 def outcomes(both: int, now: int, before: int, neither: int) -> tuple[list[bool], list[bool]]:

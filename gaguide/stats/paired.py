@@ -1,8 +1,7 @@
-"""Intervals and paired tests of a study, by scipy and statsmodels. Pure.
+"""Intervals and paired tests, by scipy and statsmodels. Pure.
 
-Models of one size answer the same examples, so an experiment is compared with its baseline on each of them:
-correct answers by McNemar's test, losses by a paired bootstrap, means over seeds by a paired t-test. All
-intervals are at 95%.
+Two models answer the same examples, so they are compared on each of them: correct answers by McNemar's test,
+losses by a paired bootstrap, means over seeds by a paired t-test. All intervals are at 95%.
 """
 
 from __future__ import annotations
