@@ -1,4 +1,4 @@
-"""Where a text's tokens lie relative to its cues, the tokens that a pattern marks: on one, or how far after it.
+"""Where a text's tokens lie relative to its cues, the tokens that a pattern marks: on one, or how far after.
 
 Shapes: B sequences, T positions.
 """
