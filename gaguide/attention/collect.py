@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
 from gaguide.model.attention_hooks import attach_consumer, suspend_observers
+from gaguide.model.attention_rows import attention_rows
 from gaguide.model.attention_support import causal_attention_modules, unwrap_model
 
 
@@ -93,9 +94,10 @@ class _CollectingPass(PassHandler):
 
     def observe(self, call: AttentionCall) -> None:
         if self.collection is not None:
-            self.collection.maps[call.layer] = _rows(
-                call.q_BHTD, call.k_BGTD, call.mask, call.scale, self.collection
-            )
+            start, stop = self.collection.queries or (0, call.q_BHTD.shape[2])
+            with torch.no_grad():
+                rows_BhQT = attention_rows(call, self.collection.heads, start, stop)
+            self.collection.maps[call.layer] = rows_BhQT.float().cpu()
 
     def finish(self) -> None:
         self.collection = None
@@ -218,33 +220,3 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@torch.no_grad()
-def _rows(
-    q_BHTD: torch.Tensor,
-    k_BGTD: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float,
-    collection: Collection,
-) -> torch.Tensor:
-    """fp32 softmax rows [B, h, Q, T]; `mask` [B or 1, 1 or H, T, T] is bool or additive; None is causal."""
-    heads = torch.tensor(collection.heads, device=q_BHTD.device)
-    groups = q_BHTD.shape[1] // k_BGTD.shape[1]
-    T = q_BHTD.shape[2]
-    start, stop = collection.queries or (0, T)
-    # Autocast would take the product back to half precision.
-    with torch.autocast(q_BHTD.device.type, enabled=False):
-        q_BhQD = q_BHTD[:, :, start:stop].index_select(1, heads).float()
-        k_BhTD = k_BGTD.index_select(1, heads // groups).float()
-        s_BhQT = (q_BhQD @ k_BhTD.mT) * scale
-        if mask is None:
-            hidden = torch.ones(stop - start, T, dtype=torch.bool, device=s_BhQT.device).triu_(start + 1)
-        else:
-            rows = (mask if mask.shape[1] == 1 else mask.index_select(1, heads))[:, :, start:stop, :T]
-            if rows.dtype == torch.bool:
-                hidden = ~rows
-            else:  # additive: biases are small, hidden entries are near the lowest finite value
-                s_BhQT, hidden = s_BhQT + rows.float(), rows < torch.finfo(rows.dtype).min / 2
-        # A row that sees nothing is all -inf, and its softmax NaN; its attention is zero.
-        return torch.softmax(s_BhQT.masked_fill_(hidden, -torch.inf), -1).nan_to_num_(nan=0.0).cpu()

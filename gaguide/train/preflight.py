@@ -44,11 +44,11 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         attempt(_create_output if create_output else check_output, run.output)
         settings = attempt(load_deepspeed_json, deepspeed_json)
         batch = attempt(plan_batch, run.train.global_batch, run.train.micro_batch, world.size)
-        corpus = attempt(_find_corpus, run)
+        corpus = attempt(find_corpus, run)
         model = plan = architecture = deepspeed = None
         if corpus is not None:
             model = attempt(_find_model, run, corpus)
-            plan = attempt(_make_plan, run, corpus.tokenizer)
+            plan = attempt(make_plan, run.guidance, corpus.tokenizer)
         if model is not None and corpus is not None:
             attempt(_check_model_takes_data, model, corpus, run)
             architecture = attempt(skeleton, model)
@@ -120,7 +120,8 @@ def _earlier_checkpoint(run: RunConfig) -> CheckpointInfo | None:
     return None
 
 
-def _find_corpus(run: RunConfig) -> Corpus:
+def find_corpus(run: RunConfig) -> Corpus:
+    """The data of a run. Raises `UserError` with the faults of its `data`."""
     data, seed = run.data, run.seed
     cache_bytes = int(data.cache_gb * 1e9)
     if data.mixture:
@@ -175,8 +176,8 @@ def _create_output(given: str) -> Path:
     return output
 
 
-def _make_plan(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:
-    section = run.guidance
+def make_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:
+    """The plan of a run's `guidance`; None where it guides and measures no head."""
     if section.plan:
         return _custom_plan(section, tokenizer)
     plan = GuidancePlan.from_experiment(

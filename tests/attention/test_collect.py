@@ -98,10 +98,15 @@ def test_the_model_computes_the_same_and_is_restored_after_an_exception() -> Non
 
 def test_only_chosen_layers_compute_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("gaguide.attention.collect")
-    shapes, rows = [], module._rows
-    monkeypatch.setattr(module, "_rows", lambda *args: shapes.append(args[-1].heads) or rows(*args))
+    computed, rows = [], module.attention_rows
+
+    def counted(call, heads, *window):
+        computed.append((call.layer, heads))
+        return rows(call, heads, *window)
+
+    monkeypatch.setattr(module, "attention_rows", counted)
     module.collect(tiny_model("gpt2"), _ids(), [1], [2])
-    assert shapes == [(2,)]
+    assert computed == [(1, (2,))]
 
 
 def test_collecting_inside_a_guided_block_leaves_guidance_working() -> None:
