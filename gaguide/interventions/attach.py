@@ -43,7 +43,7 @@ class Intervention(Protocol):
 
 @contextmanager
 def intervene(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
-    """Apply `interventions` in every forward pass of `model` inside the block; after it the model is as before.
+    """Apply `interventions` in every forward pass of `model` inside the block; then the model is as before.
 
     Blocks may be nested, and combined with `guide`, `collecting` and measuring in any order. Raises
     `UserError` for a model without AttentionInterface and for heads that it does not have.

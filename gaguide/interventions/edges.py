@@ -78,7 +78,7 @@ class ScaleEdges:
 def edge_mask(
     keys: Pattern | None, queries: Pattern | None, ids_BT: torch.Tensor, start: int, stop: int
 ) -> torch.Tensor:
-    """Edges from the queries [start, stop) to keys: bool [B, Q, T], with 1 in place of B or Q where all agree.
+    """Edges from the queries [start, stop) to keys: bool [B, Q, T], with 1 for B or Q where all agree.
 
     keys, queries: as of `ScaleEdges`.
     """

@@ -82,6 +82,27 @@ def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], seed: i
     return Paired(mean, float(interval.low), float(interval.high), min(1.0, 2 * float(one_side)))
 
 
+def paired_rate(differences: Sequence[float], counts: Sequence[float], seed: int = 0) -> Paired:
+    """A sum of differences divided by a sum of counts, such as loss per token over blocks of text.
+
+    The interval resamples pairs of both, as `paired_bootstrap` does the examples; pairs with count 0 are left
+    out. Raises `ValueError` where no count is positive.
+    """
+    sums, sizes = _finite(np.asarray(differences, float)), np.asarray(counts, float)
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
+    if not len(sizes):
+        raise ValueError("no count is positive")
+    rate = float(sums.sum() / sizes.sum())
+    if len(sums) < 2 or np.ptp(sums / sizes) == 0:
+        return Paired(rate, None, None, None)
+    # By how often each pair is drawn; scipy's bootstrap would copy both columns for every resample.
+    drawn = np.random.default_rng(seed).multinomial(len(sums), [1 / len(sums)] * len(sums), RESAMPLES)
+    rates = (drawn @ sums) / (drawn @ sizes)
+    one_side = min((1 + (rates <= 0).sum()), (1 + (rates >= 0).sum())) / (len(rates) + 1)
+    low, high = np.percentile(rates, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    return Paired(rate, float(low), float(high), min(1.0, 2 * float(one_side)))
+
+
 def over_seeds(differences: Sequence[float]) -> Paired:
     """The mean over seeds with Student's interval and a one-sample t-test against 0.
 

@@ -240,11 +240,14 @@ def test_refusals_name_what_to_do() -> None:
         pass
     with pytest.raises(UserError, match="choose from 0 to 3"), intervene(model, ZeroOutput(((0, 4),))):
         pass
-    with pytest.raises(UserError, match="at least two sequences"), intervene(model, ResampleOutput(((0, 1),))):
+    with (
+        pytest.raises(UserError, match="at least two sequences"),
+        intervene(model, ResampleOutput(((0, 1),))),
+    ):
         logits(model, ids)
-    with pytest.raises(UserError, match="marks edges"):
-        with intervene(model, knock_out_edges([(0, 0)], WORDS, FixedOffset(1))):
-            logits(model, ids)
+    offsets = knock_out_edges([(0, 0)], WORDS, FixedOffset(1))
+    with pytest.raises(UserError, match="marks edges"), intervene(model, offsets):
+        logits(model, ids)
     patch = PatchOutput({(0, 0): torch.zeros(1, 4, 8)})
     with pytest.raises(UserError, match="pad their texts"), intervene(model, patch):
         logits(model, ids)
