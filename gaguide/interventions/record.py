@@ -89,8 +89,9 @@ def mean_outputs(
         for inputs in batches:
             inner.base_model(**inputs, use_cache=False)
             mask = inputs.get("attention_mask")
-            padded = isinstance(mask, torch.Tensor) and mask.ndim == 2
-            kept_BT = mask.bool() if padded else torch.ones_like(inputs["input_ids"]).bool()
+            kept_BT = torch.ones_like(inputs["input_ids"]).bool()
+            if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+                kept_BT = mask.bool()
             tokens += int(kept_BT.sum())
             for layer, out_BTHD in outputs.by_layer.items():
                 sum_HD = out_BTHD[kept_BT].double().sum(0).cpu()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
+from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, paired_rate, t_interval
 
 
 def outcomes(both: int, now: int, before: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -102,3 +102,23 @@ def test_bootstrap_keeps_its_level() -> None:
         p = paired_bootstrap(rng.normal(0, 1, 60), np.zeros(60), seed=at).p
         below += p is not None and p < 0.05
     assert 2 <= below <= 22  # 200 × 0.05 = 10, 3.1 of standard deviation, a little more for 60 examples
+
+
+def test_a_rate_weighs_blocks_by_their_tokens() -> None:
+    found = paired_rate([1.0, 9.0, 0.0], [1, 3, 0])
+    assert found.difference == 2.5
+    assert found.low == 1.0 and found.high == 3.0
+
+
+def test_a_rates_interval_is_that_of_the_bootstrap_where_blocks_are_equal() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0.3, 1.0, 80)
+    rate, mean = paired_rate(values * 5, np.full(80, 5)), paired_bootstrap(values, np.zeros(80))
+    assert rate.difference == pytest.approx(mean.difference)
+    assert rate.low == pytest.approx(mean.low, abs=0.02) and rate.high == pytest.approx(mean.high, abs=0.02)
+    assert rate.p == pytest.approx(mean.p, abs=0.02)
+
+
+def test_a_rate_without_counts_is_an_error() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        paired_rate([0.0], [0])
