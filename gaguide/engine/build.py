@@ -17,6 +17,7 @@ from gaguide.engine.nonfinite import drop_nonfinite_gradients
 from gaguide.engine.offload_state import cpu_optimizer_ready
 from gaguide.model import adapt_to, checkpoint_activations
 from gaguide.model.freeze import freeze
+from gaguide.model.packed import use_packed_attention
 
 
 def build_engine(
@@ -39,6 +40,7 @@ def build_engine(
         checkpoint_activations(model)
     adapt_to(model, world.device, config.precision)
     freeze(model, frozen)
+    use_packed_attention(model)
     cpu_adam = cpu_optimizer_ready(config, world)
     settings = dict(config.settings)
     if config.offload_optimizer != "none" and not cpu_adam:

@@ -14,7 +14,7 @@ from typing import Any
 from gaguide.config.batch import BatchPlan
 from gaguide.engine.config_offload import offload_faults, with_nvme_path
 from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
-from gaguide.engine.config_schema import fault, read_sections, top_level_faults
+from gaguide.engine.config_schema import TIMERS, fault, read_sections, top_level_faults
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.shipped import DEEPSPEED_JSONS
 
@@ -129,7 +129,7 @@ def resolve_deepspeed(
     parsed, section_faults = read_sections(resolved)
     with FaultCollector() as faults:
         faults.add(*section_faults)
-    resolved = dict(parsed)
+    resolved = dict(parsed) | {"timers": TIMERS}
     resolved["zero_optimization"] = with_nvme_path(resolved["zero_optimization"], run.output / "nvme")
     read = DeepSpeedConfig(resolved)
     with FaultCollector() as faults:

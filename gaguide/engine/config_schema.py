@@ -62,9 +62,13 @@ _UNSUPPORTED = {
     "curriculum_learning", "data_efficiency", "dataloader_drop_last", "disable_allgather", "eigenvalue",
     "elasticity", "gradient_predivide_factor", "graph_harvesting", "hybrid_engine", "nebula", "pipeline",
     "prescale_gradients", "progressive_layer_drop", "seq_parallel_communication_data_type",
-    "sparse_attention", "sparse_gradients", "tensor_parallel", "timers", "weight_quantization",
+    "sparse_attention", "sparse_gradients", "tensor_parallel", "weight_quantization",
 }  # fmt: skip
 """Keys of DeepSpeed that would change what is trained, or that gaguide does not use."""
+
+TIMERS: JsonObject = {"throughput": {"enabled": False}}
+"""`timers` of every run: DeepSpeed's throughput timer, on by default, waits for the device twice in each micro
+batch, and metrics.jsonl has the throughput."""
 
 # Keys inside sections that would change what is trained or lose what is saved: the harmless value, and why
 # any other is refused.
@@ -142,7 +146,7 @@ def fault(field: str, problem: str, remedy: str, value: object = None) -> Fault:
 def top_level_faults(config: JsonObject, owned: JsonObject) -> list[Fault]:
     """Unknown keys, contradictions with the values that the run owns, and values of the wrong type."""
     faults = []
-    sections = [*SECTIONS, "data_types"]
+    sections = [*SECTIONS, "data_types", "timers"]
     for key, value in config.items():
         if key in _ELSEWHERE:
             problem, _, remedy = _ELSEWHERE[key].partition(": ")
@@ -191,6 +195,10 @@ def read_sections(config: JsonObject) -> tuple[JsonObject, list[Fault]]:
         faults.append(
             fault("data_types", "only accumulation in fp32 is supported", remedy, config["data_types"])
         )
+    if config.get("timers", TIMERS) not in ({}, TIMERS):
+        problem = "DeepSpeed's timers wait for the device in every micro batch"
+        remedy = "remove it: metrics.jsonl has tokens_per_second and seconds"
+        faults.append(fault("timers", problem, remedy, config["timers"]))
     return read, faults
 
 

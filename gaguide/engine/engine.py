@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class StepOutcome:
     """The effect of an optimizer step; the same on every rank."""
 
-    grad_norm: float | None
-    """2-norm of the whole gradient before clipping; None where it was not asked for or has no parameters."""
+    grad_norm: torch.Tensor | float | None
+    """2-norm of the whole gradient before clipping, on the device if it was not read; None where it was not
+    asked for or has no parameters."""
     dropped: bool
     """True if the gradient was not finite and the weights stayed as they were."""
 
@@ -79,11 +80,10 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only advances DeepSpeed's count of micro batches
 
-    def step(self, learning_rate: float, read_norm: bool = True) -> StepOutcome:
+    def step(self, learning_rate: float, with_norm: bool = True) -> StepOutcome:
         """Clip the accumulated gradients and update the weights.
 
-        `read_norm`: return the gradient norm, which on a GPU waits for the device. Raises `RuntimeError`
-        before `backward` of the last micro batch.
+        `with_norm`: return the gradient norm. Raises `RuntimeError` before `backward` of the last micro batch.
         """
         engine = self._engine
         if not engine.is_gradient_accumulation_boundary():
@@ -95,11 +95,9 @@ class Engine:
         if engine.zero_use_cpu_optimizer():
             trim_heap()  # the optimizer's state moves into host memory, where backward left holes
         engine.step()
-        if read_norm and norm is None:
+        if with_norm and norm is None:
             norm = engine.get_global_grad_norm()
-        return StepOutcome(
-            float(norm) if read_norm and norm is not None else None, engine.skipped_steps > skipped_before
-        )
+        return StepOutcome(norm if with_norm else None, engine.skipped_steps > skipped_before)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Inside, direct calls of `module` compute in the precision of training."""

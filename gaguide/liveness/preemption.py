@@ -81,6 +81,13 @@ class Preemption:
             self._reduction = None
         return bool(self._flag.item())
 
+    def any_rank(self, value: bool) -> bool:
+        """Whether `value` is true on any rank (every rank, between steps); waits for no device."""
+        flag = torch.tensor([value], dtype=torch.int32)
+        if self._group is not None:
+            dist.all_reduce(flag, dist.ReduceOp.MAX, self._group)
+        return bool(flag.item())
+
     def stop(self, step: int, total_steps: int) -> NoReturn:
         """Raise `PreemptedError` on all ranks, with the lowest rank's reason (a collective)."""
         reason = next(each for each in all_gather(self._reason) if each)

@@ -39,6 +39,7 @@ from gaguide.model.attention_consumer import AttentionCall, AttentionConsumer, P
 from gaguide.model.attention_support import (
     CHECKPOINT,
     IMPLEMENTATION,
+    PACKED,
     causal_attention_modules,
     registered_implementation,
     split_heads,
@@ -51,6 +52,9 @@ _REDUCE = "__reduce_ex__"
 # Arguments of some models' attention that change the softmax and that no consumer takes into account.
 _UNSUPPORTED = ("position_bias", "softcap", "s_aux", "head_mask")
 
+
+observed_masks: list[bool] | None = None
+"""Whether each call of our function had a mask, while packed.py asks for it."""
 
 _Handlers = dict[int, tuple[PassHandler, ...]]  # by layer
 
@@ -333,6 +337,8 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention function registered as "gaguide"."""
+    if observed_masks is not None:
+        observed_masks.append(attention_mask is not None)
     attachments: _Attachments | None = getattr(module, _ATTRIBUTE, None)
     layer: int = module.layer_idx if attachments is not None else -1  # type: ignore[assignment]
     handlers = attachments.handlers_of(layer) if attachments is not None else ()
@@ -422,4 +428,5 @@ if Version(torch.__version__) < Version("2.13"):
     _produce = torch.compiler.disable(_produce)
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionInterface.register(PACKED, _attention)  # without a mask function
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

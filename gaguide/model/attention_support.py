@@ -18,6 +18,8 @@ from gaguide.errors import Fault, UserError
 
 IMPLEMENTATION = "gaguide"
 """Name under which attention_hooks.py registers its function with transformers."""
+PACKED = f"{IMPLEMENTATION}-packed"
+"""Name of the same function without a function that makes masks; see packed.py."""
 CHECKPOINT = "_gradient_checkpointing_func"
 """Attribute in which transformers stores the function that checkpoints a layer."""
 _OTHER_MODEL = "choose a model with plain softmax attention"

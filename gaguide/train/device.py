@@ -21,10 +21,14 @@ def device_peak_flops(device: torch.device, precision: str, set_tflops: float | 
     return None if gpu is None else gpu.peak(precision)
 
 
+def held_memory(device: torch.device) -> int:
+    """Most bytes that this rank has held, allocated on its GPU or else resident."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that any rank has held, allocated on its GPU or else resident; a collective."""
-    mine = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
-    return int(all_reduce_max(torch.tensor(mine, dtype=torch.int64, device=device)).item())
+    """Most bytes that any rank has held; a collective."""
+    return int(all_reduce_max(torch.tensor(held_memory(device), dtype=torch.int64, device=device)).item())
 
 
 def peak_resident() -> int:

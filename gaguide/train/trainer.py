@@ -22,9 +22,8 @@ from gaguide.guidance import Guidance, weight_factor
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
 from gaguide.log import SlowWork, say
-from gaguide.train.device import peak_memory
 from gaguide.train.evaluating import Evaluation, undisturbed
-from gaguide.train.inputs import Inputs, model_inputs
+from gaguide.train.inputs import InputReader, Inputs
 from gaguide.train.job import Job
 from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
 from gaguide.train.resume import (
@@ -63,6 +62,7 @@ class Trainer:
             job.output / "checkpoints", world, checkpoint.keep, checkpoint.keep_best, job.measure
         )
         self.records = RunRecords(job, world, engine)
+        self.reader = InputReader(job.corpus.blocks, job.run.data.isolate_documents, engine.device)
         self.done = 0
         """Optimizer steps done."""
         self.started_at = 0
@@ -176,7 +176,6 @@ class Trainer:
                 "lr": rate,
                 "skipped_steps": self.engine.skipped_steps,
                 "guidance_weight": None if self.guidance is None else self.guidance.weight,
-                "peak_memory": peak_memory(self.engine.device),
             }
             self.records.step(step, numbers, context)
         if dropped:
@@ -191,6 +190,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Validate, evaluate and save the trained model, unless an earlier start did so."""
+        self.reader.close()
         raise_together(
             self.job.corpus.blocks.wait_for_checksums
         )  # of shards whose checksums are still compared
@@ -242,10 +242,26 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> Iterator[Inputs]:
         """This rank's micro batches of a step; seeds dropout, so that a repeated step drops the same."""
-        batch, corpus, run = self.job.batch, self.job.corpus, self.job.run
-        _seed_dropout(run.seed, step, self.world.rank)
+        _seed_dropout(self.job.run.seed, step, self.world.rank)
+        self.job.corpus.look_ahead((step - 1 - self.job.data_start) * self.job.batch.global_batch)
+        ids_AM = self._block_ids(step)
+        for at, ids_M in enumerate(ids_AM):
+            self.watchdog.mark(step, "reading blocks")
+            inputs = self.reader.take(ids_M)
+            if at + 1 < len(ids_AM):
+                self.reader.begin(ids_AM[at + 1])
+            else:
+                self.preemption.share()
+                # Of a source that is tokenised meanwhile the next blocks may not exist yet.
+                if step < self.job.total_steps and self.job.corpus.build is None:
+                    self.reader.begin(self._block_ids(step + 1)[0])
+            self.watchdog.mark(step, "forward and backward")
+            yield inputs
+
+    def _block_ids(self, step: int) -> np.ndarray:
+        """Blocks [A, M] of this rank's micro batches in a step; of a source in progress, a collective."""
+        batch, corpus = self.job.batch, self.job.corpus
         position = step - 1 - self.job.data_start
-        corpus.look_ahead(position * batch.global_batch)
 
         def block_ids() -> np.ndarray:
             return rank_micro_batches(
@@ -257,15 +273,18 @@ class Trainer:
                 self.world.size,
             )
 
+        if corpus.build is None:
+            return block_ids()
         # A source may turn out to be unreadable while it is tokenised: then all ranks end together.
-        ids_AM = block_ids() if corpus.build is None else raise_together(block_ids)
-        for at, ids_M in enumerate(ids_AM):
-            self.watchdog.mark(step, "reading blocks")
-            inputs = model_inputs(corpus.blocks, ids_M, run.data.isolate_documents, self.engine.device)
-            if at == len(ids_AM) - 1:
-                self.preemption.share()
-            self.watchdog.mark(step, "forward and backward")
-            yield inputs
+        ids_AM, error = None, None
+        try:
+            ids_AM = block_ids()
+        except UserError as caught:
+            error = caught
+        if self.preemption.any_rank(error is not None):
+            raise_together(lambda: _raise(error))
+        assert ids_AM is not None
+        return ids_AM
 
     def _validate(self, step: int) -> None:
         mark = partial(self.watchdog.mark, step, "validating")
@@ -303,3 +322,8 @@ class Trainer:
 def _seed_dropout(*numbers: int) -> None:
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _raise(error: UserError | None) -> None:
+    if error is not None:
+        raise error

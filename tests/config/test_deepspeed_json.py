@@ -77,6 +77,15 @@ def test_sizes_that_say_auto_follow_the_models_width() -> None:
     assert zero["stage3_param_persistence_threshold"] == 7680
 
 
+def test_the_throughput_timer_is_off() -> None:
+    """It is on by default and waits for the device twice in each micro batch."""
+    off = {"throughput": {"enabled": False}}
+    for given in ({}, {"timers": {}}, {"timers": off}):
+        assert resolve(given).settings["timers"] == off
+    on = {"timers": {"throughput": {"enabled": True}}}
+    assert "metrics.jsonl has tokens_per_second" in faults(on)
+
+
 def test_monitors_write_into_the_runs_folder_by_default() -> None:
     monitors = {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True, "job_name": "x"}}
     config = resolve(monitors).settings

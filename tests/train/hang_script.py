@@ -9,13 +9,13 @@ import threading
 import time
 
 import gaguide.train.run
-import gaguide.train.trainer
 from gaguide.distributed import leave
 from gaguide.liveness.heartbeat import HeartbeatFolder
 from gaguide.liveness.watchdog import Watchdog
 from gaguide.train.command import main
+from gaguide.train.inputs import InputReader
 
-read = gaguide.train.trainer.model_inputs
+read = InputReader.take
 calls = 0
 
 
@@ -42,7 +42,7 @@ class DeafWatchdog(PatientWatchdog):
         super().__init__(output, DeafFolder(beats.path), *rest)
 
 
-gaguide.train.trainer.model_inputs = stuck_file_system
+InputReader.take = stuck_file_system
 kinds = {"patient": PatientWatchdog, "deaf": DeafWatchdog}
 if os.environ["RANK"] != os.environ["HANG_RANK"] and os.environ.get("HANG_OTHERS") in kinds:
     gaguide.train.run.Watchdog = kinds[os.environ["HANG_OTHERS"]]
