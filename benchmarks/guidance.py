@@ -1,13 +1,14 @@
 """The cost of guidance: step time and peak memory, compared with the unguided step and with dense maps.
 
     python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7]
-                                  [--device cpu] [--dtype fp32]
+                                  [--device cpu] [--dtype fp32] [--contenders unguided,ours-4,…]
     python benchmarks/guidance.py memory [--lengths 512,1024,2048,4096,8192]
 
 The contenders run a whole training step (forward, backward, fused AdamW) of a GPT-2 with gpt2's width:
   unguided   the model's own SDPA
   ours-N     N heads of every layer guided by gaguide
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
+A name that ends in -compiled runs as `train.compile: true` does, and is compared with unguided-compiled.
 Contenders alternate in one process. Peak memory is that of one child process per contender (CPU: resident
 set, minus that before the first step; GPU: allocated). The default on a GPU is bf16.
 """
@@ -31,9 +32,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gaguide.engine.compiled import CompiledForward
 from gaguide.guidance import DEFAULT_WEIGHT, Assignment, GuidancePlan, TokenSet, guide
 from gaguide.model import adapt_to, fuse_activations
+from gaguide.model.packed import use_packed_attention
 
+COMPILED = "-compiled"
 WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contrast set in English
 
 
@@ -52,14 +56,19 @@ def contender(
     name: str, layers: int, batch: int, length: int, device: str, dtype: str, stack: ExitStack
 ) -> Callable[[], None]:
     """A function that runs one training step of the named contender."""
-    kind, _, heads = name.partition("-")
+    base = name.removesuffix(COMPILED)
+    kind, _, heads = base.partition("-")
     plan = GuidancePlan((Assignment(TokenSet("words", WORDS), tuple(range(int(heads or 1)))),))
     model = model_of(layers, length, "eager" if kind == "dense" else "sdpa", device, dtype)
+    packed = use_packed_attention(model)
+    compiled = CompiledForward(model, True, packed) if name != base else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     ids_BT = torch.randint(0, 50257, (batch, length), generator=torch.Generator().manual_seed(1)).to(device)
     guidance = stack.enter_context(guide(model, plan)) if kind == "ours" else None
 
     def step() -> None:
+        if compiled is not None:
+            compiled.prepare({"input_ids": ids_BT})
         out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False, output_attentions=kind == "dense")
         loss = out.loss
         if guidance is not None:
@@ -73,6 +82,10 @@ def contender(
             torch.cuda.synchronize()
 
     return step
+
+
+def compiled_names(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(COMPILED)]
 
 
 def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -94,15 +107,15 @@ def time_steps(arguments: argparse.Namespace) -> None:
     memory = {name: peak_memory(name, *shape) for name in names}
     with ExitStack() as stack:
         steps = {name: contender(name, *shape, stack) for name in names}
-        for step in steps.values():
-            step()
+        for _ in range(2 if compiled_names(names) else 1):  # in the second round all graphs are there
+            for step in steps.values():
+                step()
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(arguments.repeats):
             for name in names:
                 began = time.perf_counter()
                 steps[name]()
                 seconds[name].append(time.perf_counter() - began)
-    base, base_memory = statistics.median(seconds["unguided"]), memory["unguided"]
     table = Table(
         "contender",
         "median step",
@@ -113,7 +126,9 @@ def time_steps(arguments: argparse.Namespace) -> None:
         title=str(vars(arguments)),
     )
     for name in names:
-        paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds["unguided"])]
+        twin = "unguided" + (COMPILED if name.endswith(COMPILED) else "")
+        base, base_memory = statistics.median(seconds[twin]), memory[twin]
+        paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds[twin])]
         table.add_row(
             name,
             f"{statistics.median(seconds[name]):.4f} s",

@@ -1,20 +1,27 @@
-"""Training speed compared with the Hugging Face Trainer and a plain loop, alternating step by step.
+"""Training speed compared with nanoGPT and the Hugging Face Trainer, eager and compiled, in turns.
 
     python benchmarks/train.py --shards DIR [--steps 12] [--length 512] [--micro-batch 1] [--json zero2]
-                               [--ranks 2] [--groups alone,ranks] [--no-memory] [--output FILE]
+                               [--ranks 2] [--groups eager,compiled,trainer,trainer-compiled] [--no-memory]
+                               [--output FILE]
+    python benchmarks/train.py host --shards DIR [--steps 30]
 
 Contenders, all of gpt2's shape with random weights, no dropout, the same blocks and rate, clipping at 1:
-  plain         nanoGPT's loop on one process: memory-mapped tokens, fused AdamW and GELU, and on a GPU a
-                padded vocabulary
-  ours-alone    gaguide's step (records included) on one process under ZeRO-0
-  guided-alone  the same with experiment 4-transition
-  trainer       transformers' Trainer with --json on --ranks (two by default, one where there is one GPU)
-  ours, guided  gaguide with --json on --ranks
-The global batch is two micro batches for all of them (accumulated on one rank). All cores are used: two
-threads for one process, one for each of two ranks. The contenders of a group, the first three and the last
-three, run in the same processes and take turns step by step, so that changes of the machine's speed affect
-them equally; the first two turns are not counted. Peak memory is that of two steps in processes without the
-others: the largest rank's resident set (CPU) or allocation (GPU).
+  nano           nanoGPT's model and loop on one process (nanogpt.py)
+  ours-alone     gaguide's step (records included) on one process under ZeRO-0
+  guided-N       the same with N of the 12 heads of every layer guided
+  trainer        transformers' Trainer with --json on --ranks (two by default, one where there is one GPU)
+  ours, guided   gaguide with --json on --ranks; guided with 4 heads of every layer
+A name that ends in -compiled runs under torch.compile: nanoGPT's `torch.compile(model)`, the Trainer's
+`torch_compile`, `train.compile: true`. The global batch is two micro batches for all of them (accumulated
+on one rank). All cores are used: two threads for one process, one for each of two ranks. The contenders of
+a group run in the same processes and take turns step by step, so that changes of the machine's speed affect
+them equally; the first three turns, in which graphs are compiled, are not counted. Beside wall-clock time
+stands the processor time of rank 0, which other programs on the machine lengthen less. Peak memory is that
+of two steps in processes without the others: the largest rank's resident set (CPU) or allocation (GPU).
+
+`host` runs the contenders of one process, and ours under ZeRO 0, 1 and 2, on tensors so small that nearly
+all time is the host's: Python, dispatch and launches, one thread. Its ratios say what a GPU waits for where
+the host is the limit.
 """
 
 from __future__ import annotations
@@ -31,24 +38,64 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import nanogpt
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from nanogpt import Shape
 
+Seconds = tuple[float, float]
+"""Wall-clock and processor time of a step."""
 ROOT = Path(__file__).parents[1]
-WARMUP = 2
+WARMUP = 3
 RATE = 1e-4
-GROUPS = {"alone": ("plain", "ours-alone", "guided-alone"), "ranks": ("trainer", "ours", "guided")}
+LEXICONS = ("order", "contrast", "addition", "emphasis")
+COMPILED = "-compiled"
+ALONE = ("nano", "ours-alone", "guided-4", "guided-12")
+RANKS = ("trainer", "ours", "guided")
+HOST = (
+    "nano", "ours-alone", "ours-zero1", "ours-zero2", "guided-4", "guided-12",
+    "nano-compiled", "ours-alone-compiled", "guided-4-compiled", "guided-12-compiled",
+)  # fmt: skip
+GROUPS = {
+    "eager": ALONE,
+    "compiled": tuple(name + COMPILED for name in ALONE),
+    "trainer": RANKS,
+    "trainer-compiled": tuple(name + COMPILED for name in RANKS),
+    "host": HOST,
+}
 
 
 def alone(contender: str) -> bool:
-    return contender == "plain" or contender.endswith("-alone")
+    return contender.removesuffix(COMPILED) in HOST + ALONE
+
+
+def peer(contender: str) -> str:
+    """The contender that this one is compared with; empty for a peer itself."""
+    base, suffix = contender.removesuffix(COMPILED), COMPILED if contender.endswith(COMPILED) else ""
+    if base in ("nano", "trainer"):
+        return ""
+    return ("nano" if alone(contender) else "trainer") + suffix
+
+
+def unguided(contender: str) -> str:
+    """The unguided twin of a guided contender; empty for others."""
+    if guided_heads(contender) is None:
+        return ""
+    suffix = COMPILED if contender.endswith(COMPILED) else ""
+    return ("ours-alone" if alone(contender) else "ours") + suffix
+
+
+def guided_heads(contender: str) -> int | None:
+    """Guided heads of every layer; None without guidance."""
+    base = contender.removesuffix(COMPILED)
+    if not base.startswith("guided"):
+        return None
+    return int(base.partition("-")[2] or 4)
 
 
 def launch(names: Sequence[str], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run a child process, or its ranks, to the end; returns rank 0's JSON."""
-    ranks, cores = 1 if alone(names[0]) else settings["ranks"], os.cpu_count() or 1
+    ranks, cores = 1 if alone(names[0]) else settings["ranks"], settings["threads"]
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
     child = [str(Path(__file__)), "child", ",".join(names), json.dumps(settings), str(answer)]
@@ -70,16 +117,19 @@ def launch(names: Sequence[str], settings: dict[str, Any], folder: Path) -> dict
     return dict(json.loads(answer.read_text()))
 
 
-def overrides(settings: dict[str, Any], guided: bool, output: str) -> dict[str, str]:
-    steps = settings["steps"] + WARMUP
-    return {
+def overrides(settings: dict[str, Any], name: str, output: str) -> dict[str, str]:
+    steps, heads = settings["steps"] + WARMUP, guided_heads(name)
+    plan = [{"pattern": LEXICONS[head % 4], "heads": head} for head in range(heads or 0)]
+    guidance = {"guidance.plan": json.dumps(plan)} if plan else {}
+    return guidance | {
         "output": output,
-        "model.name": "gpt2",
+        "model.name": settings["model"],
         "model.init": "scratch",
         "model.dropout": "0",
         "data.shards": settings["shards"],
         "data.block_length": str(settings["length"]),
-        "guidance.experiment": "4-transition" if guided else "finetuned",
+        "guidance.experiment": "finetuned",
+        "train.compile": str(name.endswith(COMPILED)).lower(),
         "train.global_batch": str(2 * settings["micro_batch"]),
         "train.micro_batch": str(settings["micro_batch"]),
         "train.steps": str(steps + 1),  # the last step is followed by saving: it is not run
@@ -94,18 +144,18 @@ def overrides(settings: dict[str, Any], guided: bool, output: str) -> dict[str, 
     }
 
 
-def make_job(settings: dict[str, Any], guided: bool, stage: str, folder: str) -> tuple[Any, Any]:
+def make_job(settings: dict[str, Any], name: str, stage: str, folder: str) -> tuple[Any, Any]:
     from gaguide.config import EMBEDDED, load_config
     from gaguide.distributed import World, broadcast, start
     from gaguide.train.preflight import prepare
 
     world = World.from_environment()
     start(world)
-    run = load_config(EMBEDDED, overrides(settings, guided, broadcast(folder)))
+    run = load_config(EMBEDDED, overrides(settings, name, broadcast(folder)))
     return prepare(run, ROOT / "ds_configs" / f"{stage}.json", world), world
 
 
-def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
+def ours(settings: dict[str, Any], name: str, stage: str) -> Iterator[None]:
     """gaguide's Trainer; each item is a step."""
     from gaguide.engine.build import build_engine
     from gaguide.liveness.heartbeat import HeartbeatFolder
@@ -116,7 +166,7 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
     from gaguide.train.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        job, world = make_job(settings, guided, stage, folder)
+        job, world = make_job(settings, name, stage, folder)
         model = build_model(job.model, job.run.seed)
         engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
         preemption = Preemption(world)
@@ -135,42 +185,27 @@ def ours(settings: dict[str, Any], guided: bool, stage: str) -> Iterator[None]:
                 yield
 
 
-def plain(settings: dict[str, Any]) -> Iterator[None]:
-    """nanoGPT's loop; each item is a step: random windows of memory-mapped tokens, accumulation, clipping."""
-    from gaguide.model import adapt_to, build_model
-
+def nano(settings: dict[str, Any], compiled: bool) -> Iterator[None]:
+    """nanoGPT's loop on random windows of memory-mapped tokens; each item is a step."""
     with tempfile.TemporaryDirectory() as folder:
-        job, _ = make_job(settings, False, "zero0", folder)
-        blocks, model = job.corpus.blocks, build_model(job.model, 0)
+        job, _ = make_job(settings, "nano", "zero0", folder)
+        blocks = job.corpus.blocks
         T, B = settings["length"], settings["micro_batch"]
         tokens = Path(folder) / "train.bin"
         blocks.read(np.arange(min(len(blocks), 256))).astype(np.uint16).ravel().tofile(tokens)
         data = np.memmap(tokens, dtype=np.uint16, mode="r")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(device)
-        adapt_to(model, device, job.deepspeed.precision)
-        decayed = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=RATE, fused=True)
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
         generator = torch.Generator().manual_seed(0)
-        while True:
-            for _ in range(2):
+
+        def batches() -> Iterator[torch.Tensor]:
+            while True:
                 at = torch.randint(len(data) - T, (B,), generator=generator)
-                ids_BT = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in at])
-                ids_BT = ids_BT.to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss / 2
-                loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss.item()
-            yield
+                yield torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in at])
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        yield from nanogpt.steps(Shape.of(job.model.config), batches(), RATE, 2, compiled, device)
 
 
-def trainer(settings: dict[str, Any], turn: Callable[[], None]) -> None:
+def trainer(settings: dict[str, Any], turn: Callable[[], None], compiled: bool) -> None:
     """transformers' Trainer with the same JSON, model, blocks and logging of every step.
 
     `turn` is called between two steps, before the first and after the last.
@@ -185,7 +220,7 @@ def trainer(settings: dict[str, Any], turn: Callable[[], None]) -> None:
             turn()
 
     with tempfile.TemporaryDirectory() as folder:
-        job, _ = make_job(settings, False, settings["json"], folder)
+        job, _ = make_job(settings, "trainer", settings["json"], folder)
         ds_json = dict(job.deepspeed.settings)
         sequences = 2 * settings["micro_batch"] * (settings["steps"] + WARMUP)
         ids = torch.from_numpy(job.corpus.blocks.read(np.arange(sequences) % len(job.corpus.blocks)))
@@ -202,6 +237,7 @@ def trainer(settings: dict[str, Any], turn: Callable[[], None]) -> None:
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            torch_compile=compiled,
             deepspeed=ds_json,
             bf16=job.deepspeed.precision == "bf16",
             fp16=job.deepspeed.precision == "fp16",
@@ -213,39 +249,48 @@ def trainer(settings: dict[str, Any], turn: Callable[[], None]) -> None:
         Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Turns()]).train()
 
 
-def in_turns(names: Sequence[str], settings: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds of every counted step of these contenders, which take turns in this process."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    works = {name: work(name, settings) for name in names if name != "trainer"}
+def in_turns(names: Sequence[str], settings: dict[str, Any]) -> dict[str, list[Seconds]]:
+    """Wall-clock and processor seconds of every counted step of these contenders, which take turns here."""
+    taken: dict[str, list[Seconds]] = {name: [] for name in names}
+    driver = next((name for name in names if name.startswith("trainer")), None)
+    works = {name: work(name, settings) for name in names if name != driver}
+
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def note(name: str, began: tuple[float, float]) -> None:
+        taken[name].append(tuple(after - before for after, before in zip(now(), began)))  # type: ignore[arg-type]
 
     def turn() -> None:
         for name, steps in works.items():
-            began = time.perf_counter()
+            began = now()
             next(steps)
-            seconds[name].append(time.perf_counter() - began)
+            note(name, began)
 
-    if "trainer" in names:
-        resumed = 0.0
+    if driver is not None:
+        resumed: tuple[float, float] | None = None
 
         def between() -> None:
             nonlocal resumed
-            if resumed:
-                seconds["trainer"].append(time.perf_counter() - resumed)
-            if len(seconds["trainer"]) < settings["steps"] + WARMUP:
+            if resumed is not None:
+                note(driver, resumed)
+            if len(taken[driver]) < settings["steps"] + WARMUP:
                 turn()
-            resumed = time.perf_counter()
+            resumed = now()
 
-        trainer(settings, between)
+        trainer(settings, between, driver.endswith(COMPILED))
     else:
         for _ in range(settings["steps"] + WARMUP):
             turn()
-    return {name: taken[WARMUP:] for name, taken in seconds.items()}
+    return {name: each[WARMUP:] for name, each in taken.items()}
 
 
 def work(name: str, settings: dict[str, Any]) -> Iterator[None]:
-    if name == "plain":
-        return plain(settings)
-    return ours(settings, name.startswith("guided"), "zero0" if alone(name) else settings["json"])
+    base = name.removesuffix(COMPILED)
+    if base == "nano":
+        return nano(settings, name.endswith(COMPILED))
+    stage = base.removeprefix("ours-") if base.startswith("ours-zero") else "zero0"
+    return ours(settings, name, stage if alone(name) else settings["json"])
 
 
 def child(names: str, settings_json: str, answer: str, *_: str) -> None:
@@ -260,27 +305,40 @@ def child(names: str, settings_json: str, answer: str, *_: str) -> None:
     stop()
 
 
-def show(seconds: dict[str, list[float]], memory: dict[str, int], settings: dict[str, Any]) -> None:
+def show(seconds: dict[str, list[Seconds]], memory: dict[str, int], settings: dict[str, Any]) -> None:
+    """Print a table in Markdown; ratios are medians of the turns' own, of wall-clock / processor time."""
     tokens = 2 * settings["micro_batch"] * settings["length"]
-    table = Table(
-        "contender", "ranks", "median step", "tokens/s", "against", "median of turns' ratios", "peak memory"
+    print(
+        "| contender | ranks | median step | processor | tokens/s | peer / it | it / unguided | peak memory |"
     )
+    print("|---|---|---|---|---|---|---|---|")
     for name, taken in seconds.items():
-        peer = "plain" if alone(name) else "trainer"
-        ratio = ""
-        if peer in seconds and peer != name:
-            ratio = f"{statistics.median(theirs / mine for mine, theirs in zip(taken, seconds[peer])):.3f}"
-        median = statistics.median(taken)
-        table.add_row(
-            name,
-            "1" if alone(name) else str(settings["ranks"]),
-            f"{median:.4f} s",
-            f"{tokens / median:,.0f}",
-            peer,
-            ratio,
-            f"{memory[name] / 2**20:,.0f} MiB" if name in memory else "",
+        wall, processor = (statistics.median(each[at] for each in taken) for at in (0, 1))
+        size = f"{memory[name] / 2**20:,.0f} MiB" if name in memory else ""
+        faster = ratios(seconds.get(peer(name)), taken)
+        guidance = ratios(taken, seconds.get(unguided(name)))
+        print(
+            f"| {name} | {1 if alone(name) else settings['ranks']} | {1000 * wall:,.1f} ms | "
+            f"{1000 * processor:,.1f} ms | {tokens / wall:,.0f} | {faster} | {guidance} | {size} |"
         )
-    Console(width=110).print(table)
+
+
+def ratios(some: list[Seconds] | None, others: list[Seconds] | None) -> str:
+    """Medians of the turns' ratios of wall-clock / processor time; empty without one of them."""
+    if some is None or others is None:
+        return ""
+    medians = (statistics.median(a[at] / b[at] for a, b in zip(some, others)) for at in (0, 1))
+    return " / ".join(f"{median:.3f}" for median in medians)
+
+
+def tiny_model(folder: str) -> str:
+    """A folder with the configuration of gpt2's layers and heads, one number wide."""
+    from transformers import GPT2Config
+
+    GPT2Config(
+        n_layer=12, n_head=12, n_embd=24, vocab_size=2048, n_positions=16, bos_token_id=0, eos_token_id=0
+    ).save_pretrained(folder)
+    return folder
 
 
 def main() -> None:
@@ -290,6 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("what", nargs="?", default="time", choices=("time", "host"))
     parser.add_argument("--shards", required=True)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--length", type=int, default=512)
@@ -299,18 +358,26 @@ def main() -> None:
         "--json", default="zero2", choices=jsons, help="where not alone (autocast is unknown to the Trainer)"
     )
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, torch.cuda.device_count() or 2))
-    parser.add_argument("--groups", default="alone,ranks")
+    parser.add_argument("--groups", default="eager,compiled,trainer,trainer-compiled")
+    parser.add_argument("--contenders", help="of the groups, only these")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, help="write all times to this JSON file")
     arguments = parser.parse_args()
     keys = ("shards", "steps", "length", "micro_batch", "json", "ranks")
     settings = {key: getattr(arguments, key) for key in keys}
-    seconds: dict[str, list[float]] = {}
+    settings |= {"model": "gpt2", "threads": os.cpu_count() or 1}
+    groups = arguments.groups.split(",")
+    chosen = arguments.contenders.split(",") if arguments.contenders else None
+    seconds: dict[str, list[Seconds]] = {}
     memory: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for group in arguments.groups.split(","):
-            seconds |= launch(GROUPS[group], settings, Path(folder))["seconds"]
-            for name in GROUPS[group] if arguments.memory else ():
+        if arguments.what == "host":
+            groups, arguments.memory = ["host"], False
+            settings |= {"model": tiny_model(folder), "threads": 1, "length": 8, "micro_batch": 1}
+        for group in groups:
+            names = [name for name in GROUPS[group] if chosen is None or name in chosen]
+            seconds |= launch(names, settings, Path(folder))["seconds"]
+            for name in names if arguments.memory else ():
                 memory[name] = launch([name], settings | {"steps": 0}, Path(folder))["memory"]
             if arguments.output:
                 arguments.output.write_text(json.dumps({"seconds": seconds, "memory": memory}, indent=1))

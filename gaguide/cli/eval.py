@@ -37,7 +37,7 @@ def list_tasks() -> None:
 
 @tasks_app.command()
 def validate(
-    tasks: Annotated[list[str], typer.Argument(help="As for --tasks of launch/evaluate.py.")],
+    tasks: Annotated[list[str], typer.Argument(help="As for --tasks of `gaguide evaluate`.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the data files of named tasks.")] = None,
     model: Annotated[
         str | None,

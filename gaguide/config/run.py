@@ -223,6 +223,8 @@ class TrainSection(_Section):
     """Largest norm of the whole gradient; 0 does not clip."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
+    compile: bool | Literal["max-autotune"] = False
+    """Compile the model with torch.compile, at ZeRO stages 0 to 2; max-autotune tries more kernels first."""
     freeze: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     """Parameters that are frozen: embeddings, `layers 0-3`, or regular expressions on their names."""
     peak_tflops: Positive | None = None
@@ -261,7 +263,7 @@ class EvaluateSection(_Section):
     every: NonNegativeInt = 0
     """Steps between evaluations, in addition to one before the first step and one after the last; 0: none."""
     tasks: Annotated[tuple[str, ...], BeforeValidator(_words_at_home)] = ()
-    """What `--tasks` of launch/evaluate.py takes."""
+    """What `--tasks` of `gaguide evaluate` takes."""
     data: PathText | None = None
     """Folder with the data files of named tasks."""
     limit: PositiveInt | None = None

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from gaguide.config import TrainSection
 from gaguide.distributed import World
+from gaguide.engine.compiled import CompiledForward
 from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.engine.engine import Engine
 from gaguide.engine.nonfinite import drop_nonfinite_gradients
@@ -40,7 +41,7 @@ def build_engine(
         checkpoint_activations(model)
     adapt_to(model, world.device, config.precision)
     freeze(model, frozen)
-    use_packed_attention(model)
+    packed = use_packed_attention(model)
     cpu_adam = cpu_optimizer_ready(config, world)
     settings = dict(config.settings)
     if config.offload_optimizer != "none" and not cpu_adam:
@@ -52,7 +53,8 @@ def build_engine(
     drop_nonfinite_gradients(engine)
     if world.size == 1 and config.zero_stage == 0:
         engine.enable_backward_allreduce = False  # it would copy all gradients twice, to reduce nothing
-    return Engine(engine, config, world)
+    compiled = CompiledForward(engine.module, train.compile, packed) if train.compile else None
+    return Engine(engine, config, world, compiled)
 
 
 def silence_deepspeed() -> None:

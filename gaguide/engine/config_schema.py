@@ -67,8 +67,8 @@ _UNSUPPORTED = {
 """Keys of DeepSpeed that would change what is trained, or that gaguide does not use."""
 
 TIMERS: JsonObject = {"throughput": {"enabled": False}}
-"""`timers` of every run: DeepSpeed's throughput timer, on by default, waits for the device twice in each micro
-batch, and metrics.jsonl has the throughput."""
+"""`timers` of every run: DeepSpeed's throughput timer, on by default, waits for the device twice in each
+micro batch, and metrics.jsonl has the throughput."""
 
 # Keys inside sections that would change what is trained or lose what is saved: the harmless value, and why
 # any other is refused.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from gaguide.distributed import World
 from gaguide.engine import monitors, nonfinite, offload_state, reshard
+from gaguide.engine.compiled import CompileCost, CompiledForward
 from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.engine.heap import trim_heap
 from gaguide.engine.layout import StateLayout, state_layout
@@ -40,8 +41,14 @@ class Engine:
     make the same calls, except those for monitors, which are rank 0's.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, config: DeepSpeedConfig, world: World) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        config: DeepSpeedConfig,
+        world: World,
+        compiled: CompiledForward | None = None,
+    ) -> None:
+        self._engine, self._compiled = engine, compiled
         self.config = config
         """The resolved DeepSpeed JSON."""
         self.world = world
@@ -66,11 +73,18 @@ class Engine:
         """Steps dropped since the run began; part of the saved state."""
         return int(self._engine.skipped_steps)
 
+    @property
+    def compile_cost(self) -> CompileCost | None:
+        """What compiling the model has cost since the start of this process; None if it is not compiled."""
+        return None if self._compiled is None else self._compiled.cost
+
     def lm_loss(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean next-token cross-entropy of a micro batch, with its graph; 0-dimensional.
 
         `inputs` are keyword arguments of the model's forward pass, `input_ids` [M, T] among them.
         """
+        if self._compiled is not None:
+            self._compiled.prepare(inputs)
         loss: torch.Tensor = self._engine(**inputs, labels=inputs["input_ids"], use_cache=False).loss
         return loss
 
@@ -83,7 +97,7 @@ class Engine:
     def step(self, learning_rate: float, with_norm: bool = True) -> StepOutcome:
         """Clip the accumulated gradients and update the weights.
 
-        `with_norm`: return the gradient norm. Raises `RuntimeError` before `backward` of the last micro batch.
+        `with_norm`: return the gradient norm. Raises `RuntimeError` before the last micro batch's `backward`.
         """
         engine = self._engine
         if not engine.is_gradient_accumulation_boundary():
@@ -155,4 +169,6 @@ class Engine:
 
     def close(self) -> None:
         """Free the engine's memory and hooks; it cannot be used afterwards."""
+        if self._compiled is not None:
+            self._compiled.close()
         self._engine.destroy()

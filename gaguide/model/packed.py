@@ -5,9 +5,9 @@ it reads a tensor on the host, which waits for a GPU, and under torch.compile it
 T], with which no fused kernel runs. An attention function that is registered without a mask function leaves
 that path, so SDPA is called with `is_causal=True`.
 
-It also drops masks that are needed: of padding, isolated documents, sliding windows. So a pass uses it only if
-it was called with token ids alone, and only at lengths at which an earlier pass with transformers' masks gave
-no layer a mask. That is observed, not concluded from the configuration, which says it in many ways.
+It also drops masks that are needed: of padding, isolated documents, sliding windows. So a pass uses it only
+if it was called with token ids alone, and only at lengths at which an earlier pass with transformers' masks
+gave no layer a mask. That is observed, not concluded from the configuration, which says it in many ways.
 """
 
 from __future__ import annotations

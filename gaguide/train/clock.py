@@ -29,6 +29,10 @@ class Clock:
         self._seconds += seconds
         self._tokens += self._step_tokens
 
+    def exclude(self, seconds: float) -> None:
+        """Leave `seconds` of the last step out of the throughput: those of compiling. `total` keeps them."""
+        self._seconds -= seconds
+
     def tokens_per_second(self) -> float:
         """Tokens per second over the steps since the last call."""
         rate = self._tokens / self._seconds

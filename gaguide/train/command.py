@@ -38,8 +38,7 @@ _REAL_RUN = (
     "no --config: this is the embedded run (a tiny GPT-2 on Python's own language reference).\n"
     "for a real one: gaguide data build --source Skylion007/openwebtext --rows 1000000 --tokenizer gpt2 "
     "--output data/openwebtext-1m\n"
-    "then:           deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
-    "--config launch/recipes/gpt2-4-transition.yaml"
+    "then:           deepspeed --module gaguide.train --deepspeed zero2 --config gpt2-4-transition"
 )
 
 

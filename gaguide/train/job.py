@@ -69,6 +69,7 @@ class Job:
         """The job in a few lines, for the console."""
         run, batch, shape = self.run, self.batch, self.model.config.get_text_config()
         computing = f"{self.deepspeed.precision}, ZeRO {self.deepspeed.zero_stage}"
+        computing += ", compiled" if run.train.compile else ""
         if run.model.trust_remote_code:
             warn(f"model.trust_remote_code: Python code from {run.model.name} is executed", stacklevel=2)
         for field, steps in (

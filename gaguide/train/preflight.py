@@ -18,6 +18,7 @@ from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokeniz
 from gaguide.data.build.demo_corpus import build_embedded_corpus
 from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
 from gaguide.distributed import World
+from gaguide.engine.compiled import compile_faults
 from gaguide.engine.config import RunValues, device_precisions, load_deepspeed_json, resolve_deepspeed
 from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
 from gaguide.engine.monitors import check_monitors
@@ -56,6 +57,8 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
             deepspeed = attempt(complete_json, settings, batch, run, model)
         if deepspeed is not None:
             attempt(check_monitors, deepspeed, world)
+            on_gpu = world.device.type == "cuda"
+            faults.add(*compile_faults(run.train.compile, deepspeed.zero_stage, on_gpu))
             parameters = architecture.num_parameters() if architecture is not None else 0
             attempt(check_offload, deepspeed, parameters, world)
         if model is not None and architecture is not None and plan is not None:

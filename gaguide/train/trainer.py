@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from gaguide.checkpoint import MODEL_FOLDER, Checkpoint, CheckpointStore
 from gaguide.data import rank_micro_batches
 from gaguide.distributed import World, broadcast, raise_together
+from gaguide.engine.compiled import CompileCost
 from gaguide.engine.engine import Engine
 from gaguide.engine.layout import describe_layout
 from gaguide.engine.save import SaveResult
@@ -165,18 +167,23 @@ class Trainer:
         logged = step % run.train.log_every == 0 or step in (1, self.job.total_steps)
         rate = learning_rate(run.train, step, self.job.total_steps)
         self._set_guidance_weight(step)
+        compiled = self.engine.compile_cost
         with self.records.clock.running(self.job.tokens_per_step):
             numbers, dropped = train_step(self.engine, self.guidance, self._micro_batches(step), rate, logged)
         self.done = step
+        self._note_compiling(step, compiled)
         self.watchdog.training_has_begun()
         stop = self.preemption.is_stop_agreed()
         self.skips.record(step, dropped)
         if numbers is not None:
-            context = {
+            compiled = self.engine.compile_cost
+            context: dict[str, Any] = {
                 "lr": rate,
                 "skipped_steps": self.engine.skipped_steps,
                 "guidance_weight": None if self.guidance is None else self.guidance.weight,
             }
+            if compiled is not None:
+                context |= {f"compile_{name}": value for name, value in asdict(compiled).items()}
             self.records.step(step, numbers, context)
         if dropped:
             self._handle_dropped(step, rate)
@@ -187,6 +194,16 @@ class Trainer:
             self._save()
         if stop:
             self.preemption.stop(step, self.job.total_steps)
+
+    def _note_compiling(self, step: int, before: CompileCost | None) -> None:
+        """Keep the seconds in which a step compiled out of the throughput, and report them."""
+        after = self.engine.compile_cost
+        if before is None or after is None or after == before:
+            return
+        seconds, graphs = after.seconds - before.seconds, after.graphs - before.graphs
+        self.records.clock.exclude(seconds)
+        if self.world.is_main and graphs:
+            say(f"step {step}: compiled {graphs} graph{'s' if graphs > 1 else ''} in {seconds:.0f} s")
 
     def finish(self) -> None:
         """Validate, evaluate and save the trained model, unless an earlier start did so."""

@@ -1,7 +1,7 @@
 """Run on every rank by test_variants.py and test_offload.py: short runs. Arguments: shards, output, SPEC.
 
 SPEC is a JSON file: name → {"ds": a DeepSpeed JSON's object, "run": overrides of the settings below,
-"forget": a checkpoint to remove before}.
+"copy": a run whose folder it starts with, "forget": a checkpoint to remove before}.
 """
 
 import json
@@ -47,6 +47,8 @@ def main(shards: str, output: str, spec: str) -> None:
         ds_json.write_text(json.dumps(wanted["ds"]))
         place = {"data.shards": shards, "output": f"{output}/{name}", "model.name": str(shape), "name": name}
         run = load_config(EMBEDDED, SETTINGS | place | wanted.get("run", {}))
+        if "copy" in wanted and world.is_main:
+            shutil.copytree(Path(output) / wanted["copy"], run.output)
         if "forget" in wanted and world.is_main:
             shutil.rmtree(Path(run.output) / "checkpoints" / wanted["forget"])
         barrier()

@@ -1,0 +1,138 @@
+"""`train.compile`: torch.compile of the model's forward pass in training, and what compiling has cost.
+
+What is compiled is `module.forward`, with the backward that belongs to it: DeepSpeed's own `engine.compile`
+would trace its timers. Passes without gradients (validation, evaluation) run as they are written: their
+batches come in many shapes, each of which would be compiled again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from gaguide.distributed import raise_together
+from gaguide.errors import Fault, UserError, first_line
+from gaguide.model.packed import PackedAttention
+
+CompileMode = bool | Literal["max-autotune"]
+"""`train.compile`."""
+_REMEDY = "set train.compile: false"
+
+
+@dataclass(frozen=True)
+class CompileCost:
+    """What compiling has cost this process since its start."""
+
+    seconds: float
+    """Wall-clock seconds, part of the steps in which they were spent."""
+    graphs: int
+    """Graphs compiled: one, unless the model's Python code breaks it."""
+    recompilations: int
+    """Those of them that replaced a graph which did not fit any more."""
+
+
+class CompiledForward:
+    """A model whose training passes run compiled; its object must live as long as the model."""
+
+    def __init__(self, model: PreTrainedModel, mode: CompileMode, packed: PackedAttention | None) -> None:
+        use_local_caches()
+        torch.compiler.reset()  # graphs of a model before this one would count as replaced
+        self._packed = packed
+        self._graphs: set[str] = set()
+        self._seconds = self._began = 0.0
+        self._has_run = False
+        # Without CUDA graphs: docs/training.md says what is in their way.
+        name = "max-autotune-no-cudagraphs" if mode == "max-autotune" else None
+        self._eager = model.forward
+        self._compiled = torch.compile(model.forward, dynamic=False, mode=name)
+        self._count(True)
+
+        @wraps(self._eager)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not (model.training and torch.is_grad_enabled()):
+                return self._eager(*args, **kwargs)
+            if self._has_run:
+                return self._compiled(*args, **kwargs)
+            self._has_run = True
+            return raise_together(lambda: self._first(*args, **kwargs))
+
+        model.forward = forward  # type: ignore[method-assign]
+
+    @property
+    def cost(self) -> CompileCost:
+        """What compiling has cost so far."""
+        again = sum(not graph.split("/")[-1].startswith("0") for graph in self._graphs)
+        return CompileCost(self._seconds, len(self._graphs), again)
+
+    def prepare(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Before a compiled pass: find out in another one, which is not compiled, whether it needs masks."""
+        packed, length = self._packed, inputs["input_ids"].shape[1]
+        if packed is not None and inputs.keys() == {"input_ids"} and length not in packed.maskless:
+            packed.learn(length)
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._count(False)
+
+    def _first(self, *args: Any, **kwargs: Any) -> Any:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._compiled(*args, **kwargs)
+        except TorchDynamoException as error:
+            problem = f"torch cannot compile the model here ({first_line(error)})"
+            raise UserError(Fault("train.compile", problem, _REMEDY)) from error
+
+    def _count(self, wanted: bool) -> None:
+        from torch._dynamo.callback import callback_handler as handler
+
+        if wanted:
+            handler.register_start_callback(self._begin)
+            handler.register_end_callback(self._end)
+        else:
+            handler.remove_start_callback(self._begin)
+            handler.remove_end_callback(self._end)
+
+    def _begin(self, event: Any) -> None:
+        self._began = time.perf_counter()
+        self._graphs.add(str(event.compile_id))
+
+    def _end(self, _: Any) -> None:
+        self._seconds += time.perf_counter() - self._began
+
+
+def compile_faults(mode: CompileMode, zero_stage: int, on_gpu: bool) -> list[Fault]:
+    """Why a run cannot be compiled; empty where it can, or is not."""
+    if mode is False:
+        return []
+    found = []
+    if zero_stage == 3:
+        problem = "at ZeRO stage 3 DeepSpeed gathers weights in hooks, which break the graph at every module"
+        found.append((problem, "use stage 0, 1 or 2"))
+    if on_gpu and find_spec("triton") is None:
+        found.append(("needs Triton on a GPU", "pip install triton"))
+    compiler = os.environ.get("CXX", "g++")
+    if not on_gpu and shutil.which(compiler) is None:
+        found.append((f"needs a C++ compiler ({compiler} was not found)", "install one or name it in CXX"))
+    return [Fault("train.compile", problem, f"{remedy}, or {_REMEDY}", mode) for problem, remedy in found]
+
+
+def use_local_caches() -> None:
+    """Keep compiled graphs and kernels on this host's own disk, where a resumed run finds them.
+
+    Folders that the environment names stay. Triton's own choice is the home folder, often of a network.
+    """
+    place = Path(tempfile.gettempdir()) / f"gaguide-compiled-{os.getuid()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(place / "triton"))

@@ -1,0 +1,110 @@
+"""`train.compile` on real ranks: losses of the eager run, one graph, exact resume, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gaguide.config import EMBEDDED, load_config
+from gaguide.distributed import World
+from gaguide.engine.compiled import compile_faults
+from gaguide.errors import UserError
+from gaguide.log import read_metrics
+from gaguide.train.preflight import prepare
+from tests.support.ranks import DS_CONFIGS, run_ranks
+
+SCRIPT = Path(__file__).parent / "variants_script.py"
+EAGER = {"guidance.experiment": "finetuned", "validation.every": "2", "validation.blocks": "5"}
+COMPILED = EAGER | {"train.compile": "true", "checkpoint.every": "2"}
+
+
+def shipped(name: str) -> dict[str, Any]:
+    return json.loads((DS_CONFIGS / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    spec: dict[str, Any] = {}
+    for name in ("zero0", "zero1", "zero2"):
+        spec[f"{name}-eager"] = {"ds": shipped(name), "run": EAGER}
+        spec[name] = {"ds": shipped(name), "run": COMPILED}
+    spec["dropout"] = {"ds": shipped("zero2"), "run": COMPILED | {"model.dropout": "0.1"}}
+    spec["resumed"] = spec["dropout"] | {"copy": "dropout", "forget": "step-00000004"}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    arguments = [str(embedded_shards), str(folder), str(folder / "spec.json")]
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    done = run_ranks(SCRIPT, arguments, environment=cache, timeout=900)
+    assert done.returncode == 0, done.stdout
+    (folder / "output.txt").write_text(done.stdout)
+    return folder
+
+
+def curve(runs: Path, name: str, field: str, file: str = "metrics") -> list[Any]:
+    return [record[field] for record in read_metrics(runs / name / f"{file}.jsonl")]
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2"])
+def test_a_compiled_run_has_the_losses_of_the_eager_one(runs: Path, name: str) -> None:
+    for field in ("loss", "grad_norm"):
+        assert curve(runs, name, field) == pytest.approx(curve(runs, f"{name}-eager", field), rel=1e-5)
+    held_out = [curve(runs, each, "lm_loss", "validation") for each in (name, f"{name}-eager")]
+    assert len(held_out[0]) == 3 and held_out[0] == pytest.approx(held_out[1], rel=1e-5)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_one_graph_is_compiled_although_validation_has_other_shapes(runs: Path) -> None:
+    for name in ("zero0", "zero1", "zero2"):
+        assert curve(runs, name, "compile_graphs") == [1] * 4
+        assert curve(runs, name, "compile_recompilations") == [0] * 4
+        assert all(seconds > 0 for seconds in curve(runs, name, "compile_seconds"))
+        assert "compile_graphs" not in read_metrics(runs / f"{name}-eager" / "metrics.jsonl")[0]
+    assert "step 1: compiled 1 graph in" in (runs / "output.txt").read_text()
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_compiled_run_resumes_to_the_same_bits(runs: Path) -> None:
+    """With dropout, whose draws the compiled graph makes itself."""
+    assert "resuming after step 2 of 4" in (runs / "output.txt").read_text()
+    assert curve(runs, "dropout", "loss") != curve(runs, "zero2", "loss")
+    for field in ("loss", "grad_norm"):
+        assert curve(runs, "resumed", field) == curve(runs, "dropout", field)
+    files = (runs / name / "model" / "model.safetensors" for name in ("dropout", "resumed"))
+    whole, resumed = map(load_file, files)
+    assert all(torch.equal(whole[part], resumed[part]) for part in whole)
+
+
+def test_refused_where_it_would_not_help_or_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compile_faults(False, 3, on_gpu=False) == []
+    (fault,) = compile_faults(True, 3, on_gpu=False)
+    assert "stage 3" in fault.problem and "stage 0, 1 or 2" in fault.remedy
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    (fault,) = compile_faults("max-autotune", 2, on_gpu=False)
+    assert "/nowhere/c++ was not found" in fault.problem
+
+
+def test_preflight_refuses_stage_3(embedded_shards: Path, tmp_path: Path) -> None:
+    settings = {"data.shards": str(embedded_shards), "output": str(tmp_path), "train.compile": "true"}
+    with pytest.raises(UserError, match=r"train\.compile = True: at ZeRO stage 3"):
+        prepare(load_config(EMBEDDED, settings), DS_CONFIGS / "zero3.json", World())
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("true", True), ("false", False), ("max-autotune", "max-autotune")]
+)
+def test_the_setting_as_given_on_the_command_line(given: str, read: Any) -> None:
+    assert load_config(EMBEDDED, {"train.compile": given}).train.compile == read
+
+
+def test_another_mode_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.compile"):
+        load_config(EMBEDDED, {"train.compile": "reduce-overhead"})
