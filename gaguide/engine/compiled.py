@@ -67,7 +67,7 @@ class CompiledForward:
             self._has_run = True
             return raise_together(lambda: self._first(*args, **kwargs))
 
-        model.forward = forward  # type: ignore[method-assign]
+        model.forward = forward
 
     @property
     def cost(self) -> CompileCost:

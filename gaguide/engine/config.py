@@ -129,7 +129,7 @@ def resolve_deepspeed(
     parsed, section_faults = read_sections(resolved)
     with FaultCollector() as faults:
         faults.add(*section_faults)
-    resolved = dict(parsed) | {"timers": TIMERS}
+    resolved = {**parsed, "timers": TIMERS}
     resolved["zero_optimization"] = with_nvme_path(resolved["zero_optimization"], run.output / "nvme")
     read = DeepSpeedConfig(resolved)
     with FaultCollector() as faults:

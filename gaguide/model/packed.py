@@ -65,7 +65,7 @@ class PackedAttention:
 
     def learn(self, length: int) -> None:
         """Observe a pass of one sequence of `length` tokens, without consequences."""
-        device = self.model.get_input_embeddings().weight.device
+        device: torch.device = self.model.device
         ids_1T = torch.zeros(1, length, dtype=torch.int64, device=device)
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.model(input_ids=ids_1T, use_cache=False)

@@ -83,13 +83,12 @@ class _Sums:
         if isinstance(grad_norm, torch.Tensor):
             values = torch.cat([values, grad_norm.to(values).reshape(1)])
         count, lm_loss, guidance_loss, *rest = values.tolist()
-        if isinstance(grad_norm, torch.Tensor):
-            grad_norm = rest.pop()
+        norm = rest.pop() if isinstance(grad_norm, torch.Tensor) else grad_norm
         heads, memory = rest[: 2 * self.heads], rest[2 * self.heads :]
         lm_loss, guidance_loss, peak = lm_loss / count, guidance_loss / count, int(max(memory))
         if self.guidance is None:
-            return StepNumbers(lm_loss, lm_loss, None, None, grad_norm, peak)
+            return StepNumbers(lm_loss, lm_loss, None, None, norm, peak)
         pairs = zip(heads[: self.heads], heads[self.heads :])
         seen = [mass / queries for mass, queries in pairs if queries]
         attention = sum(seen) / len(seen) if seen else None
-        return StepNumbers(lm_loss + guidance_loss, lm_loss, guidance_loss, attention, grad_norm, peak)
+        return StepNumbers(lm_loss + guidance_loss, lm_loss, guidance_loss, attention, norm, peak)
