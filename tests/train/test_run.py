@@ -44,7 +44,7 @@ def finished(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     done = run_ranks(TRAIN, arguments(embedded_shards, output))
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("no --config: this is the embedded run") == 1
-    assert "launch/recipes/gpt2-4-transition.yaml" in done.stdout
+    assert "deepspeed --module gaguide.train --deepspeed zero2 --config gpt2-4-transition" in done.stdout
     return output
 
 
