@@ -49,6 +49,7 @@ class Engine:
         compiled: CompiledForward | None = None,
     ) -> None:
         self._engine, self._compiled = engine, compiled
+        self._parameters = tuple(engine.module.parameters())  # walking the modules takes milliseconds
         self.config = config
         """The resolved DeepSpeed JSON."""
         self.world = world
@@ -105,7 +106,7 @@ class Engine:
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         skipped_before = engine.skipped_steps
-        norm = nonfinite.clip_at_stage_0(engine)
+        norm = nonfinite.clip_at_stage_0(engine, self._parameters)
         if engine.zero_use_cpu_optimizer():
             trim_heap()  # the optimizer's state moves into host memory, where backward left holes
         engine.step()

@@ -207,7 +207,6 @@ class Trainer:
 
     def finish(self) -> None:
         """Validate, evaluate and save the trained model, unless an earlier start did so."""
-        self.reader.close()
         raise_together(
             self.job.corpus.blocks.wait_for_checksums
         )  # of shards whose checksums are still compared
@@ -259,21 +258,21 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> Iterator[Inputs]:
         """This rank's micro batches of a step; seeds dropout, so that a repeated step drops the same."""
-        _seed_dropout(self.job.run.seed, step, self.world.rank)
+        _seed_dropout(self.engine.device, self.job.run.seed, step, self.world.rank)
         self.job.corpus.look_ahead((step - 1 - self.job.data_start) * self.job.batch.global_batch)
         ids_AM = self._block_ids(step)
         for at, ids_M in enumerate(ids_AM):
             self.watchdog.mark(step, "reading blocks")
             inputs = self.reader.take(ids_M)
-            if at + 1 < len(ids_AM):
-                self.reader.begin(ids_AM[at + 1])
-            else:
+            if at + 1 == len(ids_AM):
                 self.preemption.share()
-                # Of a source that is tokenised meanwhile the next blocks may not exist yet.
-                if step < self.job.total_steps and self.job.corpus.build is None:
-                    self.reader.begin(self._block_ids(step + 1)[0])
             self.watchdog.mark(step, "forward and backward")
             yield inputs
+            # A GPU still computes. Of a source in progress the next blocks may not exist yet.
+            if at + 1 < len(ids_AM):
+                self.reader.read_ahead(ids_AM[at + 1])
+            elif step < self.job.total_steps and self.job.corpus.build is None:
+                self.reader.read_ahead(self._block_ids(step + 1)[0])
 
     def _block_ids(self, step: int) -> np.ndarray:
         """Blocks [A, M] of this rank's micro batches in a step; of a source in progress, a collective."""
@@ -336,9 +335,13 @@ class Trainer:
         return result
 
 
-def _seed_dropout(*numbers: int) -> None:
+def _seed_dropout(device: torch.device, *numbers: int) -> None:
     digest = hashlib.sha256(repr(numbers).encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    seed = int.from_bytes(digest[:8], "little") >> 1
+    # torch.manual_seed is the same for all devices, but without a GPU it keeps a stack trace of every call.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _raise(error: UserError | None) -> None:
