@@ -294,7 +294,7 @@ def host_child(stage: int) -> None:
 
 
 def host() -> None:
-    for stage in (0, 2, 3):
+    for stage in (0, 1, 2, 3):
         command = [sys.executable, __file__, "host-child", str(stage)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

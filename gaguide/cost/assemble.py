@@ -26,7 +26,7 @@ def assemble_request(
 
     `options` are fields of `CostRequest`, None where not given; they take precedence over the DeepSpeed
     JSON, which takes precedence over the run's YAML. A run fixes micro batch and checkpointing, the JSON
-    fixes stage and offload. Raises a `UserError` with the faults of all sources.
+    fixes stage, offload and precision. Raises a `UserError` with the faults of all sources.
     """
     given = {name: value for name, value in options.items() if value is not None}
     with FaultCollector() as faults:
@@ -45,7 +45,8 @@ def assemble_request(
             request = resolved or request
         request = replace(request, **given)
         fixed = set(given) | ({"micro_batch", "checkpointing"} if run_file else set())
-        fixed |= {"zero_stage", "offload_optimizer"} if deepspeed_file else set()
+        fixed |= {"zero_stage", "offload_optimizer", "precision"} if deepspeed_file else set()
+        fixed |= {"precision"} if "zero_stage" in fixed else set()  # it is open because of stage 0 alone
         open_settings = [name for name in CHOOSABLE if name not in fixed]
         faults.attempt(check, _with_harmless_settings(request, open_settings))
     return request, open_settings

@@ -18,8 +18,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "offload_optimizer": ("none", "cpu"),
     "checkpointing": (False, True),
 }
-CHOOSABLE = (*CHOICES, "micro_batch")
+CHOOSABLE = (*CHOICES, "micro_batch", "precision")
 """Settings that `recommend` can choose."""
+_STAGE_0_SLACK = 1.05
+"""Stage 0, where the host works least, is preferred unless it is predicted to be slower than this ratio."""
 
 
 def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list[CostEstimate]:
@@ -59,7 +61,9 @@ def _simplest(fitting: list[CostEstimate]) -> CostEstimate:
     near = [
         one
         for one in fitting
-        if one.step.total <= limit and one.request.checkpointing <= fastest.request.checkpointing
+        if one.step.total <= limit
+        and one.request.checkpointing <= fastest.request.checkpointing
+        and (one.request.zero_stage or one.step.total <= _STAGE_0_SLACK * fastest.step.total)
     ]
     return min(near, key=lambda one: (one.request.offload_optimizer != "none", one.request.zero_stage))
 
@@ -76,6 +80,8 @@ def _candidates(request: CostRequest, choose: Collection[str]) -> Iterator[CostR
     names = [name for name in CHOICES if name in choose]
     for values in product(*(CHOICES[name] for name in names)):
         chosen = replace(request, **dict(zip(names, values)))
+        if "precision" in choose and chosen.zero_stage == 0 and chosen.precision != "fp32":
+            chosen = replace(chosen, precision="autocast")  # how stage 0 computes in 16 bits
         for micro_batch in _micro_batches(request) if "micro_batch" in choose else [request.micro_batch]:
             candidate = replace(chosen, micro_batch=micro_batch)
             try:

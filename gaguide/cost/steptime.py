@@ -65,9 +65,11 @@ def step_time(request: CostRequest) -> StepTime:
     compute = tokens * flops.training / (gpu.peak(request.precision) * gpu.matrix_share)
     touched = _ACTIVATION_PASSES * request.model.layers * activation_bytes_per_layer(request.model, setup)
     touched += _LOGIT_PASSES * 4 * setup.tokens * request.model.vocab
+    if request.precision == "autocast":  # weights to 16 bits, their gradients back to 32, in every pass
+        touched += 12 * request.model.parameters
     elementwise = touched * setup.accumulation / (gpu.bandwidth * hardware.MEMORY_SHARE)
     host = hardware.LAUNCH_SECONDS * (4 / 3 if request.checkpointing else 1)
-    host += hardware.HOOK_SECONDS if request.zero_stage == 3 else 0
+    host += hardware.HOOK_SECONDS[request.zero_stage]
     waiting = max(0.0, host * request.model.layers * setup.accumulation - compute - elementwise)
     sending = [(one, _seconds(one, request)) for one in collectives(request.model, setup)]
     hidden = sum(seconds for one, seconds in sending if one.hidden)

@@ -32,7 +32,7 @@ def accelerator(answer: dict[str, Any]) -> Iterator[Check]:
         return
     names = ", ".join(f"{device['name']} ({device['gib']:.0f} GiB)" for device in devices)
     if answer["bf16"]:
-        yield ok("accelerator", f"{len(devices)}: {names}; bf16")
+        yield ok("accelerator", f"{len(devices)}: {names}; bf16; {_stage_0(devices)}")
     else:
         yield warn(
             "accelerator",
@@ -44,6 +44,12 @@ def accelerator(answer: dict[str, Any]) -> Iterator[Check]:
         yield fail("nccl", nccl.removeprefix("error: "), "export NCCL_DEBUG=INFO and read its messages")
     else:
         yield ok("nccl", f"{nccl}, a sum on the first device succeeded")
+
+
+def _stage_0(devices: list[dict[str, Any]]) -> str:
+    """Advice on the DeepSpeed JSON: stage 0 costs the host least, and needs 16 bytes per parameter."""
+    parameters = 0.6 * min(device["gib"] for device in devices) * _GIB / 16  # the rest is for activations
+    return f"zero0, which costs the host least, holds models up to about {parameters / 1e9:.1f} B parameters"
 
 
 def _late() -> Check:

@@ -124,4 +124,16 @@ def test_curves_skip_what_training_refuses_and_take_nodes_of_any_size() -> None:
 
 @pytest.mark.parametrize("gpu, precision", [("v100-32", "fp16"), ("h100", "bf16")])
 def test_precision_is_what_the_gpu_has(gpu: str, precision: str) -> None:
-    assert record("--model", "gpt2", "--gpu", gpu)["request"]["precision"] == precision
+    assert record("--model", "gpt2", "--gpu", gpu, "--stage", 2)["request"]["precision"] == precision
+
+
+def test_stage_0_is_advised_where_the_model_fits_and_the_precision_is_open() -> None:
+    """The host works least there; it computes in 16 bits by autocast."""
+    chosen = record("--model", "gpt2", "--gpu", "a100-40", "--global-batch", 512)
+    request = chosen["request"]
+    assert (request["zero_stage"], request["precision"]) == (0, "autocast")
+    assert "precision" in chosen["chosen"]
+    given = record("--model", "gpt2", "--gpu", "a100-40", "--global-batch", 512, "--precision", "bf16")
+    assert given["request"]["zero_stage"] > 0 and "precision" not in given["chosen"]
+    large = record("--model", "gpt2-xl", "--gpu", "rtx-3090", "--global-batch", 512, "--gpus", 2)
+    assert large["request"]["zero_stage"] > 0

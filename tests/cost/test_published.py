@@ -44,7 +44,7 @@ def test_the_lowest_stage_wins_within_the_models_error(size: str, gpu: str, node
     request = CostRequest(shape, gpus=8, nodes=nodes, gpu=gpu, link="ib-hdr", global_batch=512)
     best, *others = recommend(request)
     fastest = min([best, *others], key=lambda one: one.step.total)
-    assert best.request.zero_stage in (1, 2) and best.request.offload_optimizer == "none"
+    assert best.request.zero_stage in (0, 1, 2) and best.request.offload_optimizer == "none"
     assert best.step.total <= fastest.step.total * spread(gpu).error
     assert best.request.checkpointing <= fastest.request.checkpointing
 
