@@ -101,7 +101,6 @@ def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor)
 
 def time_steps(arguments: argparse.Namespace) -> None:
     names = arguments.contenders.split(",")
-    console = Console()
     shape = (arguments.layers, arguments.batch, arguments.length, arguments.device, arguments.dtype)
     # Before this process allocates memory of the GPU.
     memory = {name: peak_memory(name, *shape) for name in names}
@@ -116,28 +115,19 @@ def time_steps(arguments: argparse.Namespace) -> None:
                 began = time.perf_counter()
                 steps[name]()
                 seconds[name].append(time.perf_counter() - began)
-    table = Table(
-        "contender",
-        "median step",
-        "ratio",
-        "median of rounds' ratios",
-        "peak memory",
-        "ratio",
-        title=str(vars(arguments)),
+    print(
+        "| contender | median step | ratio of medians | median of the rounds' ratios | peak memory | ratio |"
     )
+    print("|---|---|---|---|---|---|")
     for name in names:
         twin = "unguided" + (COMPILED if name.endswith(COMPILED) else "")
         base, base_memory = statistics.median(seconds[twin]), memory[twin]
         paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds[twin])]
-        table.add_row(
-            name,
-            f"{statistics.median(seconds[name]):.4f} s",
-            f"{statistics.median(seconds[name]) / base:.3f}",
-            f"{statistics.median(paired):.3f}",
-            f"{memory[name] / 2**20:.0f} MiB",
-            f"{memory[name] / base_memory:.3f}",
+        median, size = statistics.median(seconds[name]), memory[name]
+        print(
+            f"| {name} | {median:.4f} s | {median / base:.3f} | {statistics.median(paired):.3f} | "
+            f"{size / 2**20:,.0f} MiB | {size / base_memory:.3f} |"
         )
-    console.print(table)
 
 
 def peak_resident() -> int:

@@ -2,8 +2,10 @@
 
     python benchmarks/scale.py gpt2-large --shards DIR [--output runs/scale]
                                [--phases bare,guided,resume,evaluate,unguided]
+    python benchmarks/scale.py gpt2 --shards DIR …
     python benchmarks/scale.py gpt2-xl --shards DIR …
 
+gpt2: as gpt2-large, in a minute or two: shows that the script runs.
 gpt2-large: ZeRO-2 on two ranks, a guided step, kill -9 after its checkpoint, resumed for one more.
 gpt2-xl: ZeRO-3, optimizer on NVMe, one rank, checkpointing; two guided steps, kill -9, resumed for one more.
 Both run in bf16 from random weights at T = 1,024, through launch/train.py with the shipped recipe
@@ -61,6 +63,14 @@ class Case:
 
 
 CASES = {
+    "gpt2": Case(
+        "zero2",
+        2,
+        1,
+        MemorySetup(
+            1, LENGTH, 2, 2, checkpointing=True, guided_heads=4, guided_layers=12, fused_attention=False
+        ),
+    ),
     "gpt2-large": Case(
         "zero2",
         2,

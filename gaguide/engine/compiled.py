@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gaguide.distributed import raise_together
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import Fault, UserError
 from gaguide.model.packed import PackedAttention
 
 CompileMode = bool | Literal["max-autotune"]
@@ -91,7 +91,8 @@ class CompiledForward:
         try:
             return self._compiled(*args, **kwargs)
         except TorchDynamoException as error:
-            problem = f"torch cannot compile the model here ({first_line(error)})"
+            reason = " ".join(str(error).split("\n")[:2])  # the first names the backend, the second the cause
+            problem = f"torch cannot compile the model here ({reason})"
             raise UserError(Fault("train.compile", problem, _REMEDY)) from error
 
     def _count(self, wanted: bool) -> None:
