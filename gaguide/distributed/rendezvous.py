@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -110,7 +111,12 @@ def _range(part: str) -> list[str]:
 
 
 def _from_mpi(rank: int, size: int) -> dict[str, str]:
-    """An address of rank 0's host, broadcast over MPI (a collective)."""
+    """An address of rank 0's host, broadcast over MPI (a collective), which is then finalized.
+
+    Nothing else here uses MPI. A rank that ended without finalizing it (`os._exit`) would make Open MPI's
+    launcher end with an error, and one that an exception ends would wait in it for the others.
+    """
+    is_ours = "mpi4py.MPI" not in sys.modules  # whose import initializes MPI
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -135,6 +141,8 @@ def _from_mpi(rank: int, size: int) -> dict[str, str]:
     one_host = len(set(world.allgather(socket.gethostname()))) == 1
     address = "127.0.0.1" if one_host else address_for_others()
     found: dict[str, str] = world.bcast({"MASTER_ADDR": address, "MASTER_PORT": str(free_port())})
+    if is_ours:
+        MPI.Finalize()
     return found
 
 

@@ -70,9 +70,7 @@ class TrainingEvaluation:
         scorer.sharing = self._sharing
         saved = SavedScores(None, "", batches, self._world)
         score_all(scorer, batches, range(len(batches)), saved, self._world, tick)
-        results = make_task_results(
-            self._data, self._work.encoded, saved.all_scores(), self._work.folder.tokenizer
-        )
+        results = make_task_results(self._data, self._work.encoded, saved.all_scores(), self._work.folder)
         for warning in (text for result in results.values() for text in result.warnings()):
             if self._world.is_main:
                 say(f"warning: {warning}")

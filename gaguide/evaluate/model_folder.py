@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, UserError
@@ -48,6 +50,15 @@ class ModelFolder:
                 return int(length)
         length = getattr(self.tokenizer, "model_max_length", None)
         return int(length) if length and length != _UNSET_LENGTH else _DEFAULT_LENGTH
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a text: the tokenizer's, the configuration's, and those of generation_config.json."""
+        found: list[Any] = [self.tokenizer.eos_token_id, getattr(self.config, "eos_token_id", None)]
+        with suppress(OSError, ValueError):  # has none
+            found.append(GenerationConfig.from_pretrained(self.name).eos_token_id)
+        listed = (one if isinstance(one, (list, tuple)) else [one] for one in found)
+        return frozenset(token for ids in listed for token in ids if token is not None)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def _evaluate_one(
     scored = time.monotonic()
     results = Results(
         model=work.folder.name,
-        tasks=make_task_results(data, work.encoded, saved.all_scores(), work.folder.tokenizer),
+        tasks=make_task_results(data, work.encoded, saved.all_scores(), work.folder),
         settings=_settings_json(settings, world, bool(sharing)) | {"held_share": held_share},
         world_size=world.size,
         seconds={

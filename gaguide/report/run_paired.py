@@ -117,10 +117,11 @@ def _tests(run: int, task: str, now: TaskExamples, before: TaskExamples) -> Iter
         if not known.any():
             continue
         a, b = a[known], b[known]
+        groups = None if now.groups is None else np.asarray(now.groups)[second][known].tolist()
         if metric in ACCURACIES:
-            found = mcnemar((b > 0).tolist(), (a > 0).tolist())
+            found = mcnemar((b > 0).tolist(), (a > 0).tolist(), groups)
         else:
-            found = paired_bootstrap(b.tolist(), a.tolist())
+            found = paired_bootstrap(b.tolist(), a.tolist(), groups=groups)
         yield RunTest(run, task, metric, found, len(a), int((~known).sum()))
 
 

@@ -7,12 +7,11 @@ losses by a paired bootstrap, means over seeds by a paired t-test. All intervals
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
 ALPHA = 0.05
 RESAMPLES = 4_999
@@ -39,42 +38,73 @@ class Paired:
     """Examples that only the baseline answers correctly (McNemar)."""
 
 
-def mcnemar(correct: Sequence[bool], baseline: Sequence[bool]) -> Paired:
+def mcnemar(
+    correct: Sequence[bool], baseline: Sequence[bool], groups: Sequence[Hashable] | None = None
+) -> Paired:
     """McNemar's test on the examples that only one of the two answers correctly.
 
-    `p` is the mid-p value (Fagerland, Lydersen and Laake 2013), which holds its level and loses less power
-    than the exact one, `p_exact`. The interval is Agresti and Min's (2005): half an example is added to each
-    cell of the table. Both are written out because statsmodels has neither for paired proportions.
+    `p_exact` is the share of all ways of swapping the two models' answers, in an example or in a whole group,
+    that differ at least as much. `p` is the mid-p value (Fagerland, Lydersen and Laake 2013), which holds its
+    level and loses less power. The interval is Agresti and Min's (2005): half an example, or group of average
+    size, is added to each cell of the table; over groups the variance is that of a ratio of sums. All are
+    written out because statsmodels has none of them but the exact test without groups.
     """
     now, before = np.asarray(correct, bool), np.asarray(baseline, bool)
     helped, hurt = int((now & ~before).sum()), int((~now & before).sum())
-    table = [[int((now & before).sum()), helped], [hurt, int((~now & ~before).sum())]]
-    n, discordant = len(now), helped + hurt
-    exact = float(exact_mcnemar(table, exact=True).pvalue) if discordant else 1.0
-    fewer = min(helped, hurt)
-    mid = 2 * stats.binom.cdf(fewer, discordant, 0.5) - stats.binom.pmf(fewer, discordant, 0.5)
-    centre = (helped - hurt) / (n + 2)
-    half = _z() * math.sqrt(discordant + 1 - (helped - hurt) ** 2 / (n + 2)) / (n + 2)
+    moved, sizes = _sums_by_group(now.astype(float) - before, groups)
+    n, count = len(now), len(moved)
+    at_least, exactly = _swapped(moved.astype(int))
+    unit = n / count  # examples of an average group
+    centre = float(moved.sum()) / unit / (count + 2)
+    spread = float((((moved - centre * sizes) / unit) ** 2).sum()) + 1 + 2 * centre**2
+    half = _z() * math.sqrt(spread) / (count + 2)
     return Paired(
         (helped - hurt) / n, max(-1.0, centre - half), min(1.0, centre + half),
-        min(1.0, float(mid)) if discordant else 1.0, exact, helped, hurt,
+        at_least if helped == hurt else at_least - exactly / 2, at_least, helped, hurt,
     )  # fmt: skip
 
 
-def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Paired:
-    """The mean difference with a percentile interval over resampled examples, by scipy's bootstrap.
+def _swapped(moved: np.ndarray) -> tuple[float, float]:
+    """P(|T| ≥ |t|) and P(|T| = |t|) of T = Σ ± moved with equally likely signs; t = Σ moved. Exact."""
+    steps, observed = np.abs(moved[moved != 0]), abs(int(moved.sum()))
+    if not observed:
+        return 1.0, 1.0
+    if (steps == 1).all():
+        more = (len(steps) + observed) // 2
+        tail, point = stats.binom.sf(more - 1, len(steps), 0.5), stats.binom.pmf(more, len(steps), 0.5)
+        return min(1.0, 2 * float(tail)), 2 * float(point)
+    largest = int(steps.sum())
+    chances = np.zeros(2 * largest + 1)  # of every sum from -largest to largest
+    chances[largest] = 1.0
+    for step in steps.tolist():
+        down, up = np.roll(chances, -step), np.roll(chances, step)  # the ends are still 0: nothing wraps
+        chances = (down + up) / 2
+    return min(1.0, 2 * float(chances[largest + observed :].sum())), 2 * float(chances[largest + observed])
+
+
+def paired_bootstrap(
+    values: Sequence[float],
+    baseline: Sequence[float],
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> Paired:
+    """The mean difference with a percentile interval over resampled examples or groups, by scipy's bootstrap.
 
     p: twice the smaller share of resampled means on one side of 0, counting the observed one; scipy gives
-    none. No interval and p for fewer than two examples or equal differences. All numbers must be finite:
-    which ones are left out is the caller's to decide and to report.
+    none. No interval and p for fewer than two examples (groups) or equal differences. All numbers must be
+    finite: which ones are left out is the caller's to decide and to report.
     """
     differences = _finite(np.asarray(values, float) - np.asarray(baseline, float))
     mean = float(differences.mean())
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    sums, sizes = _sums_by_group(differences, groups)
+    if len(sums) < 2 or np.ptp(differences) == 0:
         return Paired(mean, None, None, None)
+    is_grouped = len(sums) < len(differences)
     found = stats.bootstrap(
-        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", vectorized=True,
-        rng=np.random.default_rng(seed), batch=max(1, 4_000_000 // len(differences)),
+        (sums, sizes) if is_grouped else (differences,),
+        _mean_of_groups if is_grouped else np.mean,
+        paired=is_grouped, n_resamples=RESAMPLES, method="percentile", vectorized=True,
+        rng=np.random.default_rng(seed), batch=max(1, 4_000_000 // len(sums)),
     )  # fmt: skip
     means = found.bootstrap_distribution
     one_side = min((1 + (means <= 0).sum()), (1 + (means >= 0).sum())) / (len(means) + 1)
@@ -101,6 +131,21 @@ def paired_rate(differences: Sequence[float], counts: Sequence[float], seed: int
     one_side = min((1 + (rates <= 0).sum()), (1 + (rates >= 0).sum())) / (len(rates) + 1)
     low, high = np.percentile(rates, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return Paired(rate, float(low), float(high), min(1.0, 2 * float(one_side)))
+
+
+def _mean_of_groups(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray(sums.sum(axis) / sizes.sum(axis))
+
+
+def _sums_by_group(values: np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each group, by first members; without groups, of each value."""
+    if groups is None:
+        return values, np.ones(len(values))
+    places: dict[Hashable, int] = {}
+    index = np.asarray([places.setdefault(group, len(places)) for group in groups], int)
+    if len(index) != len(values):
+        raise ValueError(f"{len(index)} groups of {len(values)} examples")
+    return np.bincount(index, values), np.bincount(index).astype(float)
 
 
 def over_seeds(differences: Sequence[float]) -> Paired:

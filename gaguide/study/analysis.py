@@ -149,7 +149,12 @@ def gains(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Gain]:
             seeds = len(contrast.pairs_of(task))
             for group, where in _SPLIT.items():
                 chosen = change[hits == where]
-                found = paired_bootstrap(chosen.tolist(), [0.0] * len(chosen)) if len(chosen) else None
+                clusters = None if examples.groups is None else np.asarray(examples.groups)[hits == where]
+                found = (
+                    paired_bootstrap(chosen.tolist(), [0.0] * len(chosen), groups=clusters)
+                    if len(chosen)
+                    else None
+                )
                 yield Gain(
                     size=contrast.size,
                     experiment=contrast.experiment,

@@ -140,11 +140,12 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
     cell = pair.now.cell
     for task in pair.tasks:
         now, before = pair.now.examples[task].outcomes, pair.before.examples[task].outcomes
+        groups = pair.now.examples[task].groups
         for metric in now:
             if metric in ACCURACIES:
-                found = mcnemar((now[metric] > 0).tolist(), (before[metric] > 0).tolist())
+                found = mcnemar((now[metric] > 0).tolist(), (before[metric] > 0).tolist(), groups)
             else:
-                found = paired_bootstrap(now[metric].tolist(), before[metric].tolist())
+                found = paired_bootstrap(now[metric].tolist(), before[metric].tolist(), groups=groups)
             yield Comparison(
                 level="seed",
                 size=cell.size,
@@ -293,7 +294,11 @@ def _trend(scores: _Scores, task: str, metric: str) -> Trend:
         [size for size, examples in outcomes for _ in examples.ids],
         [float(v) for _, examples in outcomes for v in examples.outcomes[metric]],
         BETTER[metric],
-        [key for _, examples in outcomes for key in zip(examples.keys, examples.ids, strict=True)],
+        [
+            key
+            for _, examples in outcomes
+            for key in examples.groups or zip(examples.keys, examples.ids, strict=True)
+        ],
     )
 
 

@@ -126,12 +126,23 @@ def test_fingerprint_depends_on_meaning_not_on_files(gpt2_folder, tokenizer_fold
     def swapped(content):
         content["model"]["merges"][:2] = content["model"]["merges"][1::-1]
 
+    def plain_token(**flags):
+        def change(content):
+            token = {"id": len(content["model"]["vocab"]) + 9, "content": "[note]", "special": False}
+            token |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False} | flags
+            content["added_tokens"].append(token)
+
+        return change
+
     others = {
         tokenizer_fingerprint(edited(tokenizer_folder, tmp_path / "swapped", swapped)),
+        tokenizer_fingerprint(edited(tokenizer_folder, tmp_path / "plain", plain_token())),
+        tokenizer_fingerprint(edited(tokenizer_folder, tmp_path / "stripping", plain_token(lstrip=True))),
+        tokenizer_fingerprint(edited(tokenizer_folder, tmp_path / "special", plain_token(special=True))),
         tokenizer_fingerprint(load_tokenizer(gpt2_folder)),
         first,
     }
-    assert len(others) == 3
+    assert len(others) == 6
 
 
 def test_vocabulary_size(gpt2):

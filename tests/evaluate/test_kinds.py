@@ -93,6 +93,22 @@ def test_numbers_equal_those_of_greedy_decoding(gpt2_folder: Path, tmp_path: Pat
     ) / len(texts)
 
 
+def test_a_number_after_the_end_of_the_text_is_not_read(gpt2_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "task_numeric.jsonl").write_text('{"prompt": "Two and two is", "number": 4}\n')
+    (before,) = _evaluate(gpt2_folder, tmp_path / "task_numeric.jsonl").tasks.values()
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
+    ids = tokenizer(before.scored[0].text).input_ids
+    assert len(set(ids)) > 2
+    ending = shutil.copytree(gpt2_folder, tmp_path / "ending")
+    second = next(at for at, token in enumerate(ids) if token != ids[0])
+    settings = json.loads((ending / "generation_config.json").read_text())
+    (ending / "generation_config.json").write_text(
+        json.dumps(settings | {"eos_token_id": [50256, ids[second]]})
+    )
+    (after,) = _evaluate(ending, tmp_path / "task_numeric.jsonl").tasks.values()
+    assert after.scored[0].text == tokenizer.decode(ids[:second])
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [(" 1,234.5 eggs", 1234.5), ("\n\n 7.", 7), (" about -3e2", -300), (" none\n 5", None), ("1,23", 1)],

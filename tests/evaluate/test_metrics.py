@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
+from gaguide.evaluate.results.intervals import Metric, mean, perplexity, proportion
 from gaguide.evaluate.results.metrics import (
+    ScoredExample,
     chance_level,
-    mean,
-    perplexity,
-    proportion,
     score_example,
     summarize,
 )
@@ -86,3 +86,43 @@ def test_chance_is_the_accuracy_of_a_random_choice() -> None:
     examples = [_choice(0, "a", "b"), _choice(0, "a", "b", "c", "d")]
     assert chance_level("classification", examples) == pytest.approx(0.375)
     assert chance_level("sequence_prob", examples) is None
+
+
+def _pairs(right: list[tuple[bool, bool]]) -> dict[str, Metric]:
+    """Metrics of minimal pairs, given which of their two examples are right."""
+    scored = [
+        score_example("classification", replace(_choice(0, " a", " b"), id=f"{at}{nth}", group=f"pair {at}"),
+                      (-1.0, -2.0) if hit else (-2.0, -1.0), [1, 1])
+        for at, pair in enumerate(right) for nth, hit in enumerate(pair)
+    ]  # fmt: skip
+    return summarize("classification", scored)
+
+
+def test_all_of_a_group_right_counts_groups() -> None:
+    metrics = _pairs([(True, True)] * 3 + [(True, False)] * 4 + [(False, False)])
+    assert metrics["acc"].value == 10 / 16
+    assert metrics["group_acc"] == proportion([True] * 3 + [False] * 5)
+    assert "group_acc" not in summarize("classification", [_scored_alone()])
+
+
+def _scored_alone() -> ScoredExample:
+    return score_example("classification", _choice(0, " a", " b"), [-1.0, -2.0], [1, 1])
+
+
+def test_intervals_of_groups_are_as_wide_as_groups_are_few() -> None:
+    same = _pairs([(True, True)] * 30 + [(False, False)] * 10)["acc"]  # 40 answers, each given twice
+    once = proportion([True] * 30 + [False] * 10)
+    twice = proportion([True] * 60 + [False] * 20)
+    assert same.stderr == twice.stderr  # lm-evaluation-harness's
+    assert (same.low, same.high) == pytest.approx((once.low, once.high), abs=2e-3)
+    assert same.low < twice.low and twice.high < same.high
+    opposite = _pairs([(True, False)] * 20)["acc"]  # as a constant answer gives: no evidence of precision
+    assert opposite == proportion([True, False] * 20)
+    assert _pairs([(True, True)] * 20)["acc"].low == proportion([True] * 20).low
+
+
+def test_the_interval_of_a_mean_over_groups_by_hand() -> None:
+    # Groups with sums 2, 6 and 1 of 2, 2 and 1 values; mean 9/5. Deviations from mean × size: -1.6, 2.4,
+    # -0.8, squares 8.96; / (3 · 2) = 1.4933; √ / (5/3) = 0.7332.
+    found = mean([1.0, 1.0, 3.0, 3.0, 1.0], ["a", "a", "b", "b", "c"])
+    assert found.value == 1.8 and found.high - found.value == pytest.approx(1.959964 * 0.733212, rel=1e-5)

@@ -122,3 +122,47 @@ def test_a_rates_interval_is_that_of_the_bootstrap_where_blocks_are_equal() -> N
 def test_a_rate_without_counts_is_an_error() -> None:
     with pytest.raises(ValueError, match="positive"):
         paired_rate([0.0], [0])
+
+
+def test_groups_of_one_example_change_nothing() -> None:
+    correct, baseline = outcomes(40, 15, 5, 40)
+    assert mcnemar(correct, baseline, list(range(100))) == mcnemar(correct, baseline)
+    rng = np.random.default_rng(2)
+    values, zeros = rng.normal(0.2, 1, 50), np.zeros(50)
+    assert paired_bootstrap(values, zeros, groups=list(range(50))) == paired_bootstrap(values, zeros)
+
+
+def test_mcnemar_of_groups_by_hand() -> None:
+    # Groups move by +2, +1 and −1 of two examples each: of the 8 ways of swapping groups |T| is 4, 2, 2, 0
+    # twice each; observed 2. P(|T| ≥ 2) = 6/8, of which 4/8 exactly.
+    correct = [True, True, True, False, False, False]
+    baseline = [False, False, False, False, True, False]
+    found = mcnemar(correct, baseline, ["a", "a", "b", "b", "c", "c"])
+    assert (found.p_exact, found.p) == (pytest.approx(6 / 8), pytest.approx(6 / 8 - 4 / 8 / 2))
+    assert (found.helped, found.hurt, found.difference) == (3, 1, pytest.approx(2 / 6))
+    # Groups of 5 that all move as one are five times the evidence of a group, not of an example.
+    alike = mcnemar([True] * 30, [False] * 30, [at // 5 for at in range(30)])
+    alone = mcnemar([True] * 6, [False] * 6)
+    assert (alike.p, alike.p_exact) == pytest.approx((alone.p, alone.p_exact))
+    assert (alike.low, alike.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_tests_of_groups_keep_their_level_where_those_of_examples_do_not() -> None:
+    rng = np.random.default_rng(4)
+    groups = [at // 6 for at in range(180)]
+    below = {"groups": 0, "examples": 0, "bootstrap": 0, "bootstrap of examples": 0}
+    for seed in range(100):
+        common = np.repeat(rng.normal(0, 1, 30), 6)
+        correct, baseline = common + rng.normal(0, 0.5, 180) > 0, rng.normal(0, 1, 180) > 0
+        below["groups"] += (mcnemar(correct, baseline, groups).p or 1) < 0.05
+        below["examples"] += (mcnemar(correct, baseline).p or 1) < 0.05
+        zeros = np.zeros(180)
+        below["bootstrap"] += (paired_bootstrap(common, zeros, seed, groups).p or 1) < 0.05
+        below["bootstrap of examples"] += (paired_bootstrap(common, zeros, seed).p or 1) < 0.05
+    assert below["groups"] <= 12 and below["bootstrap"] <= 15  # 100 × 0.05 = 5, 2.2 of standard deviation
+    assert below["examples"] >= 15 and below["bootstrap of examples"] >= 30
+
+
+def test_a_group_is_needed_for_every_example() -> None:
+    with pytest.raises(ValueError, match="2 groups of 3"):
+        mcnemar([True] * 3, [False] * 3, ["a", "b"])

@@ -154,7 +154,10 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that determines the ids of a text, and of the end-of-text id; not of file layout."""
+    """SHA-256 of all that determines the ids of a document, and of the end-of-text id; not of file layout.
+
+    A document is encoded without the tokens that a tokenizer adds around a text.
+    """
     identity: dict[str, Any] = {"vocabulary": tokenizer.get_vocab(), "eos": tokenizer.eos_token_id}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -165,9 +168,26 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         model = {key: value for key, value in parsed["model"].items() if key != "vocab"}
         # Older files spell a merge "a b", newer ones ["a", "b"].
         model["merges"] = [_merge_pair(merge) for merge in model.get("merges") or []]
-        rules = {"model": model, "normalizer": parsed["normalizer"], "words": parsed["pre_tokenizer"]}
+        rules = {
+            "model": model,
+            "normalizer": parsed["normalizer"],
+            "words": parsed["pre_tokenizer"],
+            "flags": {token["content"]: _token_flags(token, parsed) for token in parsed["added_tokens"]},
+        }
         identity["rules"] = _without_defaults(rules)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _token_flags(token: dict[str, Any], parsed: dict[str, Any]) -> dict[str, bool]:
+    """The flags of an added token that can change the ids of a document.
+
+    None of a special token's can: a document's text never becomes one. Without a normalizer, `normalized`
+    cannot.
+    """
+    if token["special"]:
+        return {}
+    flags = {name: bool(token[name]) for name in ("single_word", "lstrip", "rstrip")}
+    return flags | {"plain": True, "normalized": token["normalized"] and parsed["normalizer"] is not None}
 
 
 def _merge_pair(merge: str | list[str]) -> list[str]:

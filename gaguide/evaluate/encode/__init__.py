@@ -2,4 +2,5 @@
 
 encoder.py    one (prompt, continuation) → `EncodedPair`
 examples.py   all examples of all tasks
+identity.py   which models encode alike
 """

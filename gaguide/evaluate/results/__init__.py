@@ -2,7 +2,8 @@
 
 metric_names.py   what is known of metrics by name; imports nothing
 numbers.py        the number in a generated text
-metrics.py        log-probabilities → outcomes of examples → metrics with intervals
+metrics.py        log-probabilities → outcomes of examples → metrics
+intervals.py      means, shares and rates with intervals, over examples or groups
 outcomes.py       examples.parquet → one number per example and metric; without torch
 paper.py          the paper's models and accuracies
 results.py        `TaskResult`, `Results` and results.json

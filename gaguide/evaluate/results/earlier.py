@@ -34,7 +34,8 @@ def task_content(data: TaskData) -> str:
     """SHA-256 of everything that a task asks, demonstrations included."""
     digest = hashlib.sha256(data.kind.encode())
     for example in data.examples:
-        digest.update(repr((example.id, *example.content, example.segments)).encode("utf-8"))
+        grouped = () if example.group is None else (example.group,)
+        digest.update(repr((example.id, *example.content, example.segments, *grouped)).encode("utf-8"))
     return digest.hexdigest()
 
 

@@ -16,36 +16,16 @@ model's failure made.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from gaguide.evaluate.results.intervals import NO_METRIC, Groups, Metric, mean, perplexity, proportion, rate
 from gaguide.evaluate.results.numbers import first_number
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.evaluate.tasks.task import Kind
 
-_Z = 1.959963984540054
-"""Quantile of the normal distribution for 95% intervals."""
-
 NEAR_TIE = 2e-4
 """Log-probabilities closer than this may swap places with another order of summation."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A value with its 95% interval."""
-
-    value: float
-    """The estimate."""
-    stderr: float
-    """Standard error; NaN with a single example."""
-    low: float
-    """Lower end of the interval; NaN with a single example, but for proportions."""
-    high: float
-    """Upper end of the interval, likewise."""
-
-
-NO_METRIC = Metric(math.nan, math.nan, math.nan, math.nan)
-"""The metric of a task in which scores are not finite."""
 
 
 @dataclass(frozen=True)
@@ -136,28 +116,54 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     """The metrics of a task by name, each without a value where the scores of an example are not finite."""
     if not all(one.finite for one in scored):
         return dict.fromkeys(_metric_names(kind), NO_METRIC)
-    values = [one.value for one in scored]
+    values, groups = [one.value for one in scored], clusters(scored)
     if kind == "classification":
+        right = [bool(one.correct) for one in scored]
         return {
-            "acc": proportion([bool(one.correct) for one in scored]),
-            "acc_norm": proportion([bool(one.correct_norm) for one in scored]),
-            "class_loss": mean(values),
-        }
+            "acc": proportion(right, groups),
+            "acc_norm": proportion([bool(one.correct_norm) for one in scored], groups),
+            "class_loss": mean(values, groups),
+        } | _group_accuracy(right, groups)
     if kind == "numeric":
         answered = [one for one in scored if one.number is not None]
-        return {
-            "acc": proportion([one.correct_number for one in scored]),
-            "answered": proportion([one.number is not None for one in scored]),
-        } | ({"abs_error": mean([one.value for one in answered])} if answered else {})
+        right = [one.correct_number for one in scored]
+        return (
+            {
+                "acc": proportion(right, groups),
+                "answered": proportion([one.number is not None for one in scored], groups),
+            }
+            | ({"abs_error": mean([one.value for one in answered], clusters(answered))} if answered else {})
+            | _group_accuracy(right, groups)
+        )
     if kind == "perplexity":
         tokens = [sum(one.target_tokens) for one in scored]
         return {"loss": rate(values, tokens), "perplexity": perplexity(values, tokens)}
     if kind == "sequence_prob":
         return {
-            "loss": mean(values),
-            "perplexity": perplexity(values, [one.target_tokens[0] for one in scored]),
+            "loss": mean(values, groups),
+            "perplexity": perplexity(values, [one.target_tokens[0] for one in scored], groups),
         }
-    return {kind: mean(values)}
+    return {kind: mean(values, groups)}
+
+
+def clusters(scored: Sequence[ScoredExample]) -> Groups:
+    """What each example's outcome depends on: its group, or itself; None where no example has a group."""
+    if all(one.example.group is None for one in scored):
+        return None
+    return [
+        ("example", one.example.id) if one.example.group is None else ("group", one.example.group)
+        for one in scored
+    ]
+
+
+def _group_accuracy(right: Sequence[bool], groups: Groups) -> dict[str, Metric]:
+    """Share of groups in which every answer is right; groups are independent."""
+    if groups is None:
+        return {}
+    whole: dict[Hashable, bool] = {}
+    for group, is_right in zip(groups, right, strict=True):
+        whole[group] = whole.get(group, True) and is_right
+    return {"group_acc": proportion(list(whole.values()))}
 
 
 def _metric_names(kind: Kind) -> tuple[str, ...]:
@@ -197,50 +203,6 @@ def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:
     return sum(1 / len(example.continuations) for example in examples) / len(examples)
 
 
-def proportion(hits: Sequence[bool]) -> Metric:
-    """Share of hits with Wilson's interval; the standard error is that of lm-evaluation-harness.
-
-    Not statsmodels' `proportion_confint`, whose import alone would take an evaluation one second.
-    """
-    n, share = len(hits), sum(hits) / len(hits)
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # At 0 and 1 rounding would leave the share itself outside.
-    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-    return Metric(share, _standard_error([float(hit) for hit in hits]), low, high)
-
-
-def mean(values: Sequence[float]) -> Metric:
-    """Mean with a normal interval."""
-    average, error = math.fsum(values) / len(values), _standard_error(values)
-    return Metric(average, error, average - _Z * error, average + _Z * error)
-
-
-def rate(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
-    """Sum of losses divided by sum of tokens; the interval linearizes the ratio over examples."""
-    n, value = len(losses), math.fsum(losses) / sum(tokens)
-    error = math.nan
-    if n > 1:
-        squares = math.fsum((loss - value * count) ** 2 for loss, count in zip(losses, tokens, strict=True))
-        error = math.sqrt(squares / (n * (n - 1))) / (sum(tokens) / n)
-    return Metric(value, error, value - _Z * error, value + _Z * error)
-
-
-def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Metric:
-    """Exponential of `rate`."""
-    loss = rate(losses, tokens)
-    value = _exp(loss.value)
-    return Metric(value, value * loss.stderr, _exp(loss.low), _exp(loss.high))
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    n = len(values)
-    if n < 2:
-        return math.nan
-    average = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - average) ** 2 for value in values) / (n - 1) / n)
-
-
 def _first_largest(values: Sequence[float]) -> int:
     key: Callable[[int], float] = values.__getitem__
     return max(range(len(values)), key=key)
@@ -249,7 +211,3 @@ def _first_largest(values: Sequence[float]) -> int:
 def _log_sum_exp(values: Sequence[float]) -> float:
     largest = max(values)
     return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -26,6 +26,8 @@ class TaskExamples:
     """Hash of what each example asks: kind, prompt, continuations and answer."""
     outcomes: Mapping[str, np.ndarray]
     """Metric → one number per example, 1 or 0 for accuracies; only metrics that are means over examples."""
+    groups: tuple[str, ...] | None = None
+    """Each example's group, or its own id where it has none; None where the data have no groups."""
 
 
 def read_examples(folder: Path) -> Mapping[str, TaskExamples]:
@@ -56,6 +58,18 @@ def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
         tuple(row["prompt"] for row in rows),
         tuple(map(example_key, rows)),
         {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
+        _groups(rows),
+    )
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """A group of examples and an example without one are never the same, whatever their names."""
+    found = [row.get("group") for row in rows]  # results of older releases have none
+    if all(group is None for group in found):
+        return None
+    return tuple(
+        f"example {row['id']}" if group is None else f"group {group}"
+        for row, group in zip(rows, found, strict=True)
     )
 
 

@@ -12,7 +12,8 @@ import transformers
 
 from gaguide import __version__
 from gaguide.evaluate.results.earlier import task_content
-from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, not_finite, worst
+from gaguide.evaluate.results.intervals import Metric
+from gaguide.evaluate.results.metrics import ScoredExample, near_ties, not_finite, worst
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
 from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData

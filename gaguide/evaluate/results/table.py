@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metric_names import ACCURACIES
-from gaguide.evaluate.results.metrics import Metric, ScoredExample, near_ties, not_finite, worst
+from gaguide.evaluate.results.metrics import ScoredExample, near_ties, not_finite, worst
 from gaguide.evaluate.results.results import Results, TaskResult
 
 _SHOWN_WORST = 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import takewhile
 
 from gaguide.evaluate.encode.encoder import EncodedPair
+from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.results.metrics import chance_level, score_example, score_number, summarize
 from gaguide.evaluate.results.results import TaskResult
 from gaguide.evaluate.tasks.read import TaskData
@@ -17,9 +18,12 @@ def make_task_results(
     data: Sequence[TaskData],
     encoded: Sequence[Sequence[EncodedPair]],
     scores: Mapping[tuple[int, int], float],
-    tokenizer: Any,
+    folder: ModelFolder,
 ) -> dict[str, TaskResult]:
-    """Each task's outcome by name, from the scores of all examples by (example, pair)."""
+    """Each task's outcome by name, from the scores of all examples by (example, pair).
+
+    A generated text ends before the first token that ends texts of the model.
+    """
     wanted = {(at, nth) for at, pairs in enumerate(encoded) for nth in range(len(pairs))}
     assert scores.keys() == wanted, f"{len(wanted ^ scores.keys())} scores are missing or unexpected"
     results, at = {}, 0
@@ -30,8 +34,9 @@ def make_task_results(
             example = whole.without_demonstrations(pairs[0].dropped)
             values = [scores[at, nth] for nth in range(len(pairs))]
             if task.kind == "numeric":
+                values = list(takewhile(lambda token: token not in folder.end_ids, values))
                 finite = all(map(math.isfinite, values))
-                text = tokenizer.decode([int(value) for value in values]) if finite else None
+                text = folder.tokenizer.decode([int(value) for value in values]) if finite else None
                 outcome = score_number(example, text)
                 pairs = pairs[:1]  # one prompt, named once for each generated token
             else:

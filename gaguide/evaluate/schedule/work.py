@@ -10,6 +10,7 @@ from gaguide.distributed import World
 from gaguide.errors import Fault, FaultCollector
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.encode.examples import encode_on_all_ranks
+from gaguide.evaluate.encode.identity import encoding_key
 from gaguide.evaluate.encode.overflow import overflow_faults, overflow_warnings
 from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.schedule.batches import Batch, make_batches, make_prompt_batches
@@ -35,7 +36,7 @@ def prepare_work(
     data: Sequence[TaskData], folders: Sequence[ModelFolder], world: World, budget: Budget,
     on_overflow: str = "cut",
 ) -> list[ModelWork]:  # fmt: skip
-    """The work of each model; models with the same tokenizer and shape share it.
+    """The work of each model; models that encode alike and have the same shape share it.
 
     on_overflow: what is done with examples that are too long, one of `OVERFLOWS`; rank 0 reports them.
     Call it on every rank. Raises `UserError` with every fault of every example on all ranks.
@@ -45,8 +46,8 @@ def prepare_work(
     works = []
     with FaultCollector() as faults:
         for folder in folders:
-            tokens = tokenizer_fingerprint(folder.tokenizer), folder.positions
-            faults.add(*_tokenizer_faults(data, folder, tokens[0]))
+            tokens = encoding_key(folder.tokenizer), folder.positions
+            faults.add(*_tokenizer_faults(data, folder))
             if tokens not in encoded:
                 found = faults.attempt(encode_on_all_ranks, data, folder, world, on_overflow) or ()
                 encoded[tokens] = found
@@ -64,7 +65,10 @@ def prepare_work(
     return works
 
 
-def _tokenizer_faults(data: Sequence[TaskData], folder: ModelFolder, fingerprint: str) -> list[Fault]:
+def _tokenizer_faults(data: Sequence[TaskData], folder: ModelFolder) -> list[Fault]:
+    if all(task.tokenizer is None for task in data):
+        return []
+    fingerprint = tokenizer_fingerprint(folder.tokenizer)
     remedy = "give shards that were built with this model's tokenizer"
     return [
         Fault(

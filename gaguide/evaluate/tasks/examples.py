@@ -35,6 +35,7 @@ ALIASES = {
     "completion": ("completion", "continuation"),
     "number": ("number", "true_answer", "answer", "target"),
     "id": ("id", "idx"),
+    "group": ("group",),
 }
 """Our column name → names that it may have in the data; the first match wins, after a task's `columns`."""
 
@@ -59,6 +60,8 @@ class Example:
     """Kind perplexity: (input ids, target ids) of each separate part of a block."""
     delimiter: str = ""
     """What every continuation begins with and no class contains; `acc_norm` does not count it."""
+    group: str | None = None
+    """Examples with the same one are not independent: a minimal pair, a contrast set."""
     line: int = field(default=0, compare=False)
     """Line in the data file, counted from 1; 0 where there is none."""
     demonstration_ends: tuple[int, ...] = field(default=(), compare=False)
@@ -128,13 +131,14 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
                 raise _RowError(problem, "give each example its own id")
             line_of_id[example_id] = record.line
             example = _example(kind, columns, record, example_id, task.delimiter)
+            group = _group(columns, record)
         except _MissingColumnError as error:
             lacking.setdefault(error.args, []).append(record.line)
             continue
         except _RowError as error:
             found.append((record.line, Fault(f"{source}:{record.line}", *error.args)))
             continue
-        examples.append(replace(example, line=record.line))
+        examples.append(replace(example, line=record.line, group=group))
         for doubt in _doubts(example):
             doubtful_lines.setdefault(doubt, []).append(record.line)
         if example.content in contents:
@@ -184,12 +188,14 @@ class _Columns:
             if ours not in self.names and found is not None:
                 self.names[ours] = found
 
-    def get(self, record: Record, ours: str) -> Any:
-        """The value of a column; raises `_RowError` where the row lacks it or it is null."""
+    def get(self, record: Record, ours: str, or_none: bool = False) -> Any:
+        """The value of a column; raises `_RowError` where the row lacks it, or null (`or_none`: None)."""
         value: Any = record.columns
         name = self.names.get(ours, ours)
         for part in [name] if name in record.columns else name.split("."):
             if isinstance(value, Mapping) and part in value and value[part] is None:
+                if or_none:
+                    return None
                 raise _RowError(f"column {name!r} is null", "give it a value, or remove the row")
             if not isinstance(value, Mapping) or part not in value:
                 present = ", ".join(str(key) for key in record.columns)
@@ -240,6 +246,16 @@ def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, del
             return Example(example_id, prompts, continuations)
     answer = _answer(columns.get(record, "answer_index"), len(classes))
     return Example(example_id, prompts, continuations, answer, delimiter=delimiter)
+
+
+def _group(columns: _Columns, record: Record) -> str | None:
+    """The example's group; None where it has none of its own."""
+    value = columns.get(record, "group", or_none=True) if "group" in columns.names else None
+    if value in (None, ""):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise _RowError(f"group is {_short(value)}, not a name", "give a string or an integer")
+    return _text(str(value), "group")
 
 
 def _text(value: Any, name: str) -> str:

@@ -1,0 +1,32 @@
+"""What two models must have in common so that the texts of both are encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def encoding_key(tokenizer: Any) -> str:
+    """A key that two tokenizers share only if they encode every text alike, special tokens included.
+
+    Of everything that a tokenizer of `tokenizers` consists of: vocabulary, rules, flags of added tokens,
+    post-processor (which puts a beginning-of-text token before a text), special tokens, templates. Other
+    tokenizers share it with nobody.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return f"{type(tokenizer).__name__} {id(tokenizer)}"
+    parts = json.loads(backend.to_str())
+    for of_the_last_call in ("truncation", "padding"):
+        del parts[of_the_last_call]
+    parts["tokenizer"] = {
+        "class": type(tokenizer).__name__,
+        "special": tokenizer.special_tokens_map,
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "split_special_tokens": tokenizer.split_special_tokens,
+        "add_prefix_space": getattr(tokenizer, "add_prefix_space", None),
+        "chat_template": tokenizer.chat_template,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""Means, shares and rates over examples with 95% intervals. Pure, without torch.
+
+Standard errors are those of lm-evaluation-harness, over examples. Where examples have groups (minimal pairs,
+contrast sets), they are not independent, and the interval is that over groups, never narrower than over
+examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+_Z = 1.959963984540054
+"""Quantile of the normal distribution for 95% intervals."""
+
+Groups = Sequence[Hashable] | None
+"""The group of each example; None where the examples are independent."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value with its 95% interval."""
+
+    value: float
+    """The estimate."""
+    stderr: float
+    """Standard error over examples; NaN with a single one."""
+    low: float
+    """Lower end of the interval; NaN with a single example, but for proportions."""
+    high: float
+    """Upper end of the interval, likewise."""
+
+
+NO_METRIC = Metric(math.nan, math.nan, math.nan, math.nan)
+"""The metric of a task in which scores are not finite."""
+
+
+def proportion(hits: Sequence[bool], groups: Groups = None) -> Metric:
+    """Share of hits with Wilson's interval, of as many examples as the groups are worth.
+
+    Not statsmodels' `proportion_confint`, whose import alone would take an evaluation one second.
+    """
+    values = [float(hit) for hit in hits]
+    share, error = sum(values) / len(values), _error(values, [1] * len(values))
+    n = len(values) / _design_effect(values, share, error, groups)
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    # At 0 and 1 rounding would leave the share itself outside.
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return Metric(share, error, low, high)
+
+
+def mean(values: Sequence[float], groups: Groups = None) -> Metric:
+    """Mean with a normal interval."""
+    return rate(values, [1] * len(values), groups)
+
+
+def rate(losses: Sequence[float], tokens: Sequence[int], groups: Groups = None) -> Metric:
+    """Sum of losses divided by sum of tokens; the interval linearizes the ratio over examples or groups."""
+    value, error = math.fsum(losses) / sum(tokens), _error(losses, tokens)
+    wider = error if groups is None else max(error, _error(*_by_group(losses, tokens, groups)))
+    return Metric(value, error, value - _Z * wider, value + _Z * wider)
+
+
+def perplexity(losses: Sequence[float], tokens: Sequence[int], groups: Groups = None) -> Metric:
+    """Exponential of `rate`."""
+    loss = rate(losses, tokens, groups)
+    value = _exp(loss.value)
+    return Metric(value, value * loss.stderr, _exp(loss.low), _exp(loss.high))
+
+
+def _error(sums: Sequence[float], counts: Sequence[int]) -> float:
+    """Standard error of Σ sums / Σ counts over independent (sum, count); NaN for a single one."""
+    n, value = len(sums), math.fsum(sums) / sum(counts)
+    if n < 2:
+        return math.nan
+    squares = math.fsum((one - value * count) ** 2 for one, count in zip(sums, counts, strict=True))
+    return math.sqrt(squares / (n - 1) / n) / (sum(counts) / n)
+
+
+def _by_group(
+    losses: Sequence[float], tokens: Sequence[int], groups: Sequence[Hashable]
+) -> tuple[list[float], list[int]]:
+    """Sums of losses and of tokens of each group."""
+    sums: dict[Hashable, list[float]] = {}
+    counts: dict[Hashable, int] = {}
+    for loss, count, group in zip(losses, tokens, groups, strict=True):
+        sums.setdefault(group, []).append(loss)
+        counts[group] = counts.get(group, 0) + count
+    return [math.fsum(some) for some in sums.values()], list(counts.values())
+
+
+def _design_effect(values: Sequence[float], share: float, error: float, groups: Groups) -> float:
+    """How many examples are worth one independent one; at least 1, and a group's size where all are equal."""
+    if groups is None:
+        return 1.0
+    sums, counts = _by_group(values, [1] * len(values), groups)
+    if len(sums) < 2 or share in (0.0, 1.0):
+        return len(values) / len(sums)
+    return max(1.0, (_error(sums, counts) / error) ** 2)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
