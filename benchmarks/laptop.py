@@ -66,7 +66,7 @@ def attention(study: StudyRecords) -> None:
 
     show(
         "Attention, mean over layers, heads and seeds",
-        table(rows, ["experiment", "pattern"], "size")[sizes(study)],
+        table(rows, ["experiment", "pattern"], "size")[list(sizes(study))],
     )
     layers = table(rows[rows.experiment == "1-negation"], ["size"], "layer")
     show("1-negation, head 0, by layer, mean over seeds", layers.sort_index(axis=1))
