@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel
 from gaguide.distributed import World
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.model_folder import ModelFolder
+from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.metrics import not_finite
 from gaguide.evaluate.results.task_results import make_task_results
 from gaguide.evaluate.runner import read_on_main
@@ -58,6 +61,9 @@ class TrainingEvaluation:
     def __init__(self, data: Sequence[TaskData], work: ModelWork, world: World) -> None:
         self._data, self._work, self._world = data, work, world
         self._sharing: Sharing | None = None
+        contents = sorted((task.task.name, task_content(task)) for task in data)
+        self.measure = hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
+        """See `Evaluation.measure`."""
 
     def __call__(self, model: PreTrainedModel, tick: Callable[[], None]) -> Mapping[str, Any]:
         """The record: {"tasks": {NAME: {"count", "not_finite", "metrics": {METRIC: {"value", …}}}}}."""

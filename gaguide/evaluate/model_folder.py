@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, UserError
-from gaguide.files import hash_file, hash_parts
 from gaguide.model import fuse_activations
+from gaguide.model.content import FileContent, model_files, read_content
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by their name after --dtype."""
@@ -23,10 +23,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _UNSET_LENGTH = 1_000_000_000_000_000_019_884_624_838_656
 """transformers' `model_max_length` for a tokenizer without one."""
 _DEFAULT_LENGTH = 2048
-_MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja", ".tiktoken", ".gguf")
-"""Files of a model's folder that its identity covers: weights, configuration, tokenizer."""
-_WHOLE_BYTES = 512 * 2**20
-_PARTS, _PART_BYTES = 64, 2**20
 
 
 @dataclass(frozen=True)
@@ -64,26 +60,19 @@ class ModelFolder:
     def identity(self) -> dict[str, Any]:
         """Plain JSON that changes whenever the model's content does, wherever its folder is.
 
-        Files of up to 512 MiB by SHA-256 of all bytes. Larger ones by SHA-256 of 64 parts of 1 MiB, spread
-        over the file, with size and time of change; `how` says which.
+        `how` says whether a file was hashed whole; where it was not, its size and time of change count too.
         """
         folder = Path(self.name)
         if not folder.is_dir():
             return {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
-        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _MODEL_SUFFIXES)
-        return {"files": [_file_identity(path) for path in files]}
+        return {"files": [_file_json(read_content(path)) for path in model_files(folder)]}
 
 
-def _file_identity(path: Path) -> dict[str, Any]:
-    found = path.stat()
-    if found.st_size <= _WHOLE_BYTES:
-        return {"name": path.name, "sha256": hash_file(path), "how": "whole"}
-    last = found.st_size - _PART_BYTES
-    with path.open("rb") as file:
-        digest = hash_parts(file, ((last * part // (_PARTS - 1), _PART_BYTES) for part in range(_PARTS)))
+def _file_json(one: FileContent) -> dict[str, Any]:
+    if not one.is_sampled:
+        return {"name": one.name, "sha256": one.sha256, "how": "whole"}
     return {
-        "name": path.name, "sha256": digest, "how": "sampled",
-        "size": found.st_size, "changed": found.st_mtime_ns,
+        "name": one.name, "sha256": one.sha256, "how": "sampled", "size": one.size, "changed": one.changed,
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
 from gaguide.guidance.patterns import Pattern, TokenSet
-from gaguide.guidance.words import WordSet
+from gaguide.guidance.words import MATCHING, WordSet
 
 Reduction = Literal["mean", "frobenius"]
 TargetKind = Literal["indicator", "normalized"]
@@ -167,7 +167,7 @@ class GuidancePlan:
 def _content(pattern: Pattern) -> list[Any]:
     if isinstance(pattern, TokenSet):
         return sorted(pattern.token_ids)
-    return list(pattern.words) if isinstance(pattern, WordSet) else []
+    return [MATCHING, *pattern.words] if isinstance(pattern, WordSet) else []
 
 
 def _layers(layers: Layers, n_layers: int) -> tuple[int, ...]:

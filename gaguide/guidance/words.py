@@ -31,6 +31,8 @@ from gaguide.guidance.patterns import Columns
 _AFTER_OTHER, _AFTER_LETTER = 0, 1  # first states, by the character before the token
 _DEAD = -1
 _EXTRA_TOKENS = 6
+MATCHING = 2
+"""Part of a run's identity: to be raised whenever the same words match other tokens."""
 _WHITE = b" \t\n\r\x0b\x0c"
 _RUN = re.compile(rb"[ \t\n\r\x0b\x0c]+")
 # What a state tells of the matches that end with its token, as bits.

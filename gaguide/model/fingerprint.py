@@ -1,7 +1,6 @@
 """The identity of a model by content, so that a folder may be moved or spelt otherwise.
 
-Of a folder: its configuration and its weight files. A file up to 64 MiB is hashed whole; of a larger one its
-size, its first and last MiB and 64 KiB at 64 places in between. Of a hub model: its commit.
+Of a folder: its configuration and its weight files (`gaguide.model.content`). Of a hub model: its commit.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from gaguide.config import ModelSection
-from gaguide.files import hash_file, hash_parts
+from gaguide.model.content import read_content, weight_files
 from gaguide.model.shape import DROPOUT_FIELDS
 
-_WHOLE = 64 << 20
-_END, _SAMPLE, _SAMPLES = 1 << 20, 64 << 10, 64
 _NOT_IDENTITY = {
     "_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache",
     *DROPOUT_FIELDS,
@@ -39,14 +36,4 @@ def _weights(section: ModelSection, config: PretrainedConfig) -> object:
     if not folder.is_dir():
         commit = getattr(config, "_commit_hash", None)
         return commit or [section.name, section.revision]
-    files = [path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)]
-    return [[path.name, path.stat().st_size, _sampled_hash(path)] for path in sorted(files)]
-
-
-def _sampled_hash(path: Path) -> str:
-    size = path.stat().st_size
-    if size <= _WHOLE:
-        return hash_file(path)
-    between = [(size * at // (_SAMPLES + 1), _SAMPLE) for at in range(1, _SAMPLES + 1)]
-    with path.open("rb") as file:
-        return hash_parts(file, [(0, _END), *between, (size - _END, _END)])
+    return [[one.name, one.size, one.sha256] for one in map(read_content, weight_files(folder))]

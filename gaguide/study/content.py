@@ -17,10 +17,10 @@ from gaguide.data.format.manifest import is_complete, read_manifest
 from gaguide.errors import Fault, FaultCollector
 from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks, split_names
 from gaguide.files import hash_file, write_json
+from gaguide.model.content import model_files
 
 _WORDS_ONLY = {"description", "group", "lm_eval", "paper", "sha256"}
 """Fields of a task that no score depends on."""
-_MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".tiktoken"}
 _CACHE = ".content.json"
 
 
@@ -103,8 +103,7 @@ class ContentHashes:
 
     def model(self, folder: Path) -> str:
         """Hash of a model folder's configuration, tokenizer and weights."""
-        files = sorted(path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES and path.is_file())
-        return _digest({path.name: self.file(path) for path in files})
+        return _digest({path.name: self.file(path) for path in model_files(folder)})
 
     def save(self) -> None:
         """Write what was hashed, where the study's folder exists."""

@@ -78,7 +78,7 @@ def evaluation_fingerprints(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     record = json.loads(path.read_text("utf-8"))
-    tasks = {name: [task["sha256"], task["source"], task["count"]] for name, task in record["tasks"].items()}
+    tasks = {name: task.get("content", task["sha256"]) for name, task in record["tasks"].items()}
     digest = hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
     return {"tasks": digest} | ({"evaluation code": record["code"]} if "code" in record else {})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -17,8 +17,18 @@ from gaguide.distributed import World
 from gaguide.guidance import Guidance
 from gaguide.train.job import Job
 
-Evaluation = Callable[[PreTrainedModel, Callable[[], None]], Mapping[str, Any]]
-"""Called by all ranks with the model and a progress callback, to be called regularly; returns a record."""
+
+class Evaluation(Protocol):
+    """What training calls every few steps, on all ranks."""
+
+    @property
+    def measure(self) -> str:
+        """Identifies the content of the tasks and how they are scored; only equal measures are compared."""
+
+    def __call__(self, model: PreTrainedModel, tick: Callable[[], None], /) -> Mapping[str, Any]:
+        """The record of `model`; `tick` is called regularly, as a sign of life."""
+
+
 MakeEvaluation = Callable[[Job, World], Evaluation | None]
 """Makes the evaluation that `run.evaluate` asks for; raises `UserError` on all ranks before step 1."""
 

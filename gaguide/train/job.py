@@ -172,12 +172,6 @@ class Job:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def evaluation_measure(self) -> str:
-        """Identifies what `run.evaluate` evaluates, by its settings."""
-        settings = self.run.evaluate.model_dump_json(exclude={"every", "batch_tokens"})
-        return hashlib.sha256(settings.encode()).hexdigest()[:16]
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 of `identity`, hexadecimal."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()

@@ -126,12 +126,11 @@ class RunRecords:
         attention = "" if mass is None else f", attention {mass:.3f}"
         say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")
 
-    def evaluated(self, step: int, record: Mapping[str, Any]) -> None:
+    def evaluated(self, step: int, measure: str, record: Mapping[str, Any]) -> None:
         """Write an evaluation's metrics after `step`; the console shows the first metric of each task."""
         if not self.world.is_main:
             return
-        kind = self.job.evaluation_measure
-        self._files[EVALUATIONS].append({"step": step, "measure": kind, **record})
+        self._files[EVALUATIONS].append({"step": step, "measure": measure, **record})
         firsts = {name: next(iter(task["metrics"].items())) for name, task in record["tasks"].items()}
         shown = ", ".join(f"{name} {metric} {of['value']:.4f}" for name, (metric, of) in firsts.items())
         say(f"evaluated after step {step}: {shown}")

@@ -225,12 +225,12 @@ class Trainer:
 
         Returns whether a request to stop has come meanwhile; the rest is then measured after the resume.
         """
-        for every, name, measure in (
-            (self.job.run.validation.every, VALIDATION, self._validate),
-            (self.job.run.evaluate.every, EVALUATIONS, self._evaluate),
+        evaluated = None if self.evaluation is None else self.evaluation.measure
+        for every, name, kind, measure in (
+            (self.job.run.validation.every, VALIDATION, self.job.measure, self._validate),
+            (self.job.run.evaluate.every, EVALUATIONS, evaluated, self._evaluate),
         ):
-            due = self.done == 0 or (every and self.done % every == 0)
-            kind = self.job.measure if name == VALIDATION else self.job.evaluation_measure
+            due = kind is not None and (self.done == 0 or (every and self.done % every == 0))
             if due and not broadcast(self.records.has(name, self.done, kind)):
                 measure(self.done)
                 if self._is_stop_requested():
@@ -314,7 +314,7 @@ class Trainer:
         work = SlowWork("evaluating", shown=self.world.is_main)
         with work, undisturbed(self.engine.module, self.guidance):
             record = self.evaluation(self.engine.module, partial(self.watchdog.mark, step, "evaluating"))
-        self.records.evaluated(step, record)
+        self.records.evaluated(step, self.evaluation.measure, record)
 
     def _save(self) -> None:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)

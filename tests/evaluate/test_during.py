@@ -53,6 +53,24 @@ def test_records_equal_those_of_the_exported_model_and_all_state_is_restored(gpt
         assert found["metrics"][name]["value"] == pytest.approx(metric.value, abs=1e-5)
 
 
+def test_records_are_of_one_measure_where_the_tasks_ask_the_same(gpt2_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "quiz_classification.jsonl"
+
+    def measure(prompt: str, **section: object) -> str:
+        data.write_text(
+            json.dumps({"prompt": prompt, "classes": [" a", " b"], "answer_index": 0})
+            + "\n"
+            + json.dumps({"prompt": "second", "classes": [" a", " b"], "answer_index": 1})
+        )
+        evaluation = make_evaluation(_job(gpt2_folder, tasks=str(data), **section), World())
+        assert evaluation is not None
+        return evaluation.measure
+
+    one = measure("first", every=5)
+    assert one == measure("first", every=7, batch_tokens=64)
+    assert len({one, measure("other", every=5), measure("first", every=5, limit=1)}) == 3
+
+
 def test_incomplete_sections_and_unknown_tasks_are_refused_before_the_first_step(gpt2_folder: Path) -> None:
     for half in ({"every": 3}, {"tasks": "demo"}):
         with pytest.raises(ValueError, match="must have both every"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from gaguide.data.build.python_reference import train_embedded_tokenizer
-from gaguide.evaluate.results.outcomes import example_key
+from gaguide.evaluate.results.outcomes import read_examples
+from gaguide.evaluate.tasks.examples import Example
 from gaguide.files import write_json
 from gaguide.model import SIZES, scratch_config
 from gaguide.study.collect import collect
@@ -171,16 +173,26 @@ def test_a_hash_is_remembered_only_for_the_same_file(tmp_path: Path) -> None:
 
 
 def test_an_example_is_known_by_what_it_asks() -> None:
-    row = {
-        "id": "1",
-        "kind": "classification",
-        "prompt": "p",
-        "continuations": [" a", " b"],
-        "answer_index": 0,
-    }
-    assert example_key(row) == example_key(row | {"id": "2", "value": 3.0})
-    for name, value in (("prompt", "q"), ("continuations", [" b", " a"]), ("answer_index", 1)):
-        assert example_key(row) != example_key(row | {name: value})
+    one = Example("1", ("p", "q"), (" a", " b"), 0, segments=(((1, 2), (2, 3)),))
+    key = one.key("logodds")
+    assert key == replace(one, id="2", line=3, demonstration_ends=(1,)).key("logodds")
+    assert key != one.key("absolute_logodds")
+    for other in (
+        {"prompts": ("p", "r")},
+        {"continuations": (" b", " a")},
+        {"answer_index": 1},
+        {"number": 1.0},
+        {"segments": (((1, 2), (2, 4)),)},
+    ):
+        assert replace(one, **other).key("logodds") != key
+
+
+def test_evaluations_from_before_the_column_of_content_pair_with_later_ones(tmp_path: Path) -> None:
+    finished(tmp_path)
+    path = next(tmp_path.rglob("examples.parquet"))
+    now = read_examples(path.parent)[TASK].keys
+    pq.write_table(pq.read_table(path).drop_columns(["content"]), path)
+    assert read_examples(path.parent)[TASK].keys == now
 
 
 def test_other_examples_under_the_same_ids_are_never_paired(tmp_path: Path) -> None:
@@ -189,9 +201,9 @@ def test_other_examples_under_the_same_ids_are_never_paired(tmp_path: Path) -> N
     odd = next(cell for cell in grid.cells if cell.experiment == "1-negation" and cell.seed == 1)
     path = grid.path(odd) / "evaluation" / "examples.parquet"
     table = pq.read_table(path)
-    prompts = [f"Corrected: {text}" for text in table["prompt"].to_pylist()]
+    contents = [text[::-1] for text in table["content"].to_pylist()]
     pq.write_table(
-        table.set_column(table.schema.get_field_index("prompt"), table.schema.field("prompt"), [prompts]),
+        table.set_column(table.schema.get_field_index("content"), table.schema.field("content"), [contents]),
         path,
     )
     records = collect(grid)

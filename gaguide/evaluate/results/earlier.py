@@ -31,12 +31,9 @@ _REMEDY = "give another folder with --output"
 
 
 def task_content(data: TaskData) -> str:
-    """SHA-256 of everything that a task asks, demonstrations included."""
-    digest = hashlib.sha256(data.kind.encode())
-    for example in data.examples:
-        grouped = () if example.group is None else (example.group,)
-        digest.update(repr((example.id, *example.content, example.segments, *grouped)).encode("utf-8"))
-    return digest.hexdigest()
+    """SHA-256 of everything that a task asks with demonstrations, ids and groups included."""
+    asked = [(example.id, example.key(data.kind), example.group) for example in data.examples]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 @contextmanager

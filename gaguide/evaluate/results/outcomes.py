@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from gaguide.evaluate.tasks.examples import example_key
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TaskExamples:
     prompts: tuple[str, ...]
     """Prompt of each example."""
     keys: tuple[str, ...]
-    """Hash of what each example asks: kind, prompt, continuations and answer."""
+    """Hash of what each example asks (`Example.key`)."""
     outcomes: Mapping[str, np.ndarray]
     """Metric → one number per example, 1 or 0 for accuracies; only metrics that are means over examples."""
     groups: tuple[str, ...] | None = None
@@ -43,20 +43,23 @@ def finite(value: Any) -> float | None:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-_ASKED = ("kind", "prompt", "other_prompt", "continuations", "answer_index", "answer")
+def _key(row: Mapping[str, Any]) -> str:
+    """What a row asks, as its evaluation recorded it; of evaluations before 0.2, as far as the row says it.
 
-
-def example_key(row: Mapping[str, Any]) -> str:
-    """Hash of what a row of examples.parquet asks, whatever its id or place."""
-    asked = json.dumps([row.get(name) for name in _ASKED], ensure_ascii=True)
-    return hashlib.sha256(asked.encode()).hexdigest()[:24]
+    Those had neither the second prompt nor the tokens of a block; blocks were known by their place.
+    """
+    if row.get("content"):
+        return str(row["content"])
+    block = [row["id"], row["continuation_tokens"]] if row["kind"] == "perplexity" else ()
+    asked = (row["continuations"], row["answer_index"], row.get("answer"))
+    return example_key(row["kind"], [row["prompt"]], *asked, block)
 
 
 def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
     return TaskExamples(
         tuple(row["id"] for row in rows),
         tuple(row["prompt"] for row in rows),
-        tuple(map(example_key, rows)),
+        tuple(map(_key, rows)),
         {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
         _groups(rows),
     )

@@ -8,6 +8,7 @@ literals, never evaluated.
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import math
 import re
@@ -83,10 +84,29 @@ class Example:
         """Equal for two rows that ask and answer the same."""
         return self.prompts, self.continuations, self.answer_index, self.number
 
+    def key(self, kind: str) -> str:
+        """Hash of `content` and of the blocks of shards, equal wherever the same is asked under any id."""
+        return example_key(
+            kind, self.prompts, self.continuations, self.answer_index, self.number, self.segments
+        )
+
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """(prompt, continuation) in scoring order: all of the first prompt, then all of the other."""
         return [(prompt, text) for prompt in self.prompts for text in self.continuations]
+
+
+def example_key(
+    kind: str,
+    prompts: Sequence[str | None],
+    continuations: Sequence[str],
+    answer_index: int | None,
+    number: float | None,
+    segments: Sequence[Any] = (),
+) -> str:
+    """Hash of what an example asks; the one rule by which examples are the same."""
+    asked = [kind, prompts, continuations, answer_index, number, segments]
+    return hashlib.sha256(json.dumps(asked, ensure_ascii=True).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
