@@ -59,7 +59,7 @@ class CompiledForward:
         self._count(True)
 
         @wraps(self._eager)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def _forward(*args: Any, **kwargs: Any) -> Any:
             if not (model.training and torch.is_grad_enabled()):
                 return self._eager(*args, **kwargs)
             if self._has_run:
@@ -67,7 +67,7 @@ class CompiledForward:
             self._has_run = True
             return raise_together(lambda: self._first(*args, **kwargs))
 
-        model.forward = forward
+        model.forward = _forward
 
     @property
     def cost(self) -> CompileCost:

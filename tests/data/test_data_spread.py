@@ -115,6 +115,7 @@ def test_failure_in_a_pool_names_the_file(request_of, tmp_path, texts):
         build_shards(request, encoder=encoder_in(pool))
 
 
+@pytest.mark.processes
 def test_mpirun_writes_the_same_bytes(request_of, tmp_path):
     pytest.importorskip("mpi4py", reason="needs mpi4py")
     beside = Path(sys.executable).parent / "mpirun"
