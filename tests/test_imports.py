@@ -12,7 +12,7 @@ from tests.support.ranks import REPOSITORY
 
 PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
-    "home", "lazy", "errors", "files", "shipped", "ports", "html", "figures", "stats", "config",
+    "home", "lazy", "errors", "files", "numbers", "shipped", "ports", "html", "figures", "stats", "config",
     "distributed", "log", "data",
     "model", "guidance", "interventions", "attention", "engine", "checkpoint", "cost", "liveness", "train",
     "evaluate", "ablate", "slurm", "study", "report", "doctor", "cli",

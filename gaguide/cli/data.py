@@ -1,4 +1,4 @@
-"""`gaguide data build | info | verify`."""
+"""`gaguide data build | info | verify | overlap`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gaguide.cli.options import takes
+from gaguide.cli.overlap import overlap_command
 from gaguide.errors import EXIT_USER_ERROR
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ _EXIT_INTERRUPTED = 130
 
 def register(app: typer.Typer) -> None:
     """Add `data` and its subcommands."""
-    data = typer.Typer(no_args_is_help=True, help="Build, describe and verify folders of token shards.")
+    data = typer.Typer(
+        no_args_is_help=True, help="Build, describe, verify and search folders of token shards."
+    )
     data.command("build")(build_command)
     data.command("info")(info_command)
     data.command("verify")(verify_command)
+    data.command("overlap")(overlap_command)
     app.add_typer(data, name="data")
 
 

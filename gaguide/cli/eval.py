@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from gaguide.cli.seen import clean_command
+
 _PIPE_WIDTH = 170
 
 tasks_app = typer.Typer(help="Tasks of the evaluator: list them, check their data.", no_args_is_help=True)
+tasks_app.command("clean")(clean_command)
 
 
 def register(app: typer.Typer) -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from gaguide.numbers import parse_whole
+
+
+def integer(value: Any) -> int:
+    """The value of an option, which may be written `1e6` as in a run's settings; else a usage error."""
+    try:
+        return value if isinstance(value, int) else parse_whole(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} must be a whole number, such as 1000000 or 1e6") from None
 
 
 def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator for a command whose parameter `options` is an instance of a dataclass.
 
     typer sees one option per field instead: `Annotated[type, typer.Option(help=…)]` with the field's default.
+    Options of type int take `1e6` too.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,6 +53,12 @@ def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., N
 
 def _parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.default is MISSING else field.default
+    if get_origin(annotation) is Annotated:
+        kind, option = get_args(annotation)
+        if (option.min, option.max) == (None, None) and (kind is int or kind == int | None):
+            option = copy.copy(option)
+            option.parser = integer
+            annotation = Annotated[kind, option]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )

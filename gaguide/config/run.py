@@ -6,7 +6,6 @@ ZeRO, precision and offload belong to the DeepSpeed JSON.
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,18 +17,10 @@ from pydantic import (
 )
 
 from gaguide.files import expand_home
+from gaguide.numbers import whole_number
 
-
-def _whole_number(value: Any) -> Any:
-    """`1e9` and `2.5e3` stand for whole numbers, which YAML 1.1 takes for text."""
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?[eE]\+?\d{1,2}\s*", value):
-        number = Decimal(value)
-        return int(number) if number == int(number) else value
-    return value
-
-
-PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(_whole_number)]
-NonNegativeInt = Annotated[int, Field(ge=0), BeforeValidator(_whole_number)]
+PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(whole_number)]
+NonNegativeInt = Annotated[int, Field(ge=0), BeforeValidator(whole_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -121,7 +112,7 @@ class SourceSection(_Section):
     """Share of the rows that may give no document; the build fails where more do."""
     validation_fraction: Fraction = 0.005
     """Share of the documents that is held out."""
-    shard_tokens: Annotated[int, Field(ge=1, le=10**9), BeforeValidator(_whole_number)] = 10_000_000
+    shard_tokens: Annotated[int, Field(ge=1, le=10**9), BeforeValidator(whole_number)] = 10_000_000
     """Approximate number of tokens in a shard: training starts when the first one exists."""
     workers: PositiveInt = 2
     """Processes that tokenize during training."""
@@ -134,7 +125,7 @@ class DataSection(_Section):
     """Instead of `shards`: several folders of shards and their weights."""
     source: SourceSection | None = None
     """Train from text without a build step before: it is tokenized into shards during training."""
-    block_length: Annotated[int, Field(ge=2), BeforeValidator(_whole_number)] = 1024
+    block_length: Annotated[int, Field(ge=2), BeforeValidator(whole_number)] = 1024
     """Tokens in each training sequence."""
     isolate_documents: bool = False
     """Keep attention, positions and guidance targets inside a document where a block holds several."""
@@ -293,7 +284,7 @@ class RunConfig(_Section):
     """Start a new run from the weights of a checkpoint: RUN or RUN:STEP."""
     init_optimizer: bool = False
     """Take the optimizer's moments from `init_from` as well."""
-    seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole_number)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole_number)] = 0
     """Seed of weights, data order and dropout."""
     model: ModelSection
     """The model to start from: give at least `name`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from gaguide.data.read.growing import BuildIdentity, FirstHeldOut, GrowingStore,
 from gaguide.data.read.mixture import MixedOrder, MixedStore
 from gaguide.data.read.order import BlockOrder, Order
 from gaguide.errors import FaultCollector, UserError
-from gaguide.log import say
+from gaguide.log import is_first_process, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +106,7 @@ def mixture_corpus(
 
 def _say_stage(progress: Progress) -> None:
     """Print what a source is waited for: finding and hashing its files may take long. Rank 0 only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         say(f"data.source: {progress.stage}")
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 from gaguide.distributed import World, barrier, start, stop
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
 from gaguide.files import expand_home, local_folder
+from gaguide.numbers import parse_whole
 
 _MAX_WAIT_MINUTES = 24 * 60
 EXIT_INTERRUPTED = 130
@@ -118,12 +119,14 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=expand_home, help="folder with the data files of named tasks (default: the hub)"
     )
     parser.add_argument(
-        "--batch-tokens", type=int, help="padded tokens of a batch (default: 512 on a CPU, 16384 on a GPU)"
+        "--batch-tokens",
+        type=parse_whole,
+        help="padded tokens of a batch (default: 512 on a CPU, 16384 on a GPU)",
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
-    parser.add_argument("--limit", type=int, help="only the first N examples of each task")
+    parser.add_argument("--limit", type=parse_whole, help="only the first N examples of each task")
     parser.add_argument(
-        "--shots", type=int, help="demonstrations before every prompt (default: as the task says)"
+        "--shots", type=parse_whole, help="demonstrations before every prompt (default: as the task says)"
     )
     parser.add_argument(
         "--on-overflow",

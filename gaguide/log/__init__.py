@@ -1,7 +1,7 @@
 """Records of a run: metrics.jsonl, the step line on the console, and which code made them."""
 
 from gaguide.log.code import code_commit, code_fingerprint
-from gaguide.log.console import SlowWork, StepLine, format_duration, has_reader, say
+from gaguide.log.console import SlowWork, StepLine, format_duration, has_reader, is_first_process, say
 from gaguide.log.records import MetricsFile, has_step, read_lines, read_metrics
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "format_duration",
     "has_reader",
     "has_step",
+    "is_first_process",
     "read_lines",
     "read_metrics",
     "say",

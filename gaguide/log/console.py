@@ -39,6 +39,11 @@ def has_reader() -> bool:
     return not _Reader.gone
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for a job: rank 0 of it, or the only one. For code without a `World`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class SlowWork:
     """Reports work that takes long: nothing in its first five seconds, then what it is and how far.
 
@@ -46,12 +51,13 @@ class SlowWork:
             for at, batch in enumerate(batches):
                 work.done(at)
 
-    Without `done` it says once that it has begun. `shown` is False on ranks that print nothing.
+    Without a total it says how many parts are done, without `done` only that it still runs. `shown` is False
+    on ranks that print nothing.
     """
 
     def __init__(self, what: str, total: int | None = None, shown: bool = True) -> None:
         self.what, self.total, self.shown = what, total, shown
-        self._count = 0
+        self._count: int | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -73,7 +79,8 @@ class SlowWork:
     def _report(self) -> None:
         started, wait = time.monotonic(), _PATIENCE
         while not self._ended.wait(wait):
-            far = "" if self.total is None else f": {self._count} of {self.total}"
+            far = "" if self._count is None else f": {self._count}"
+            far = far if self.total is None else f": {self._count or 0} of {self.total}"
             say(f"{self.what}{far} ({format_duration(time.monotonic() - started)})")
             wait = min(4 * wait, 60.0)
 

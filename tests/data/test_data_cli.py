@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
 
 import pytest
 import typer
@@ -82,3 +85,37 @@ def test_the_command_shows_what_was_left_out_and_how_documents_begin(jsonl, toke
     code, output = call("build", "--source", folder, *options, "--bos", "--separator", "none")
     assert code == 0 and "1 of unknown kind (.md)" in output
     assert "begin with id 2047, end with nothing" in output
+
+
+def test_whole_numbers_are_read_as_in_settings(jsonl, tokenizer_folder, tmp_path):
+    common = ("--source", jsonl, "--tokenizer", tokenizer_folder, "--workers", 1, "--shard-tokens", "8e3")
+    code, output = call("build", *common, "--output", tmp_path / "a", "--rows", "2e1")
+    assert code == 0 and "20 documents" in output
+    code, output = call("build", *common, "--output", tmp_path / "b", "--rows", "many")
+    assert code == 2 and "whole number" in output
+
+
+@pytest.mark.processes
+def test_verify_imports_neither_torch_nor_transformers(shards):
+    program = (
+        "import sys; from gaguide.cli import main; sys.argv[1:] = ['data', 'verify', sys.argv[1]]\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(shards)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "all match the manifest" in done.stdout
+
+
+def test_verify_says_how_far_it_is(shards, monkeypatch, capsys):
+    from gaguide.data.read import verify
+    from gaguide.log import console
+
+    said = threading.Event()
+    monkeypatch.setattr(console, "_PATIENCE", 0.001)
+    monkeypatch.setattr(console, "say", lambda text: (print(text), said.set()))
+    hash_file = verify.hash_file
+    monkeypatch.setattr(verify, "hash_file", lambda path: said.wait(60) and hash_file(path))
+    assert all(finding is None for _, finding in verify.verify(shards))
+    assert "comparing files with the manifest" in capsys.readouterr().out

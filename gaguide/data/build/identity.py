@@ -16,6 +16,7 @@ from typing import IO, Any
 from gaguide.data.build.kinds import SourceFile
 from gaguide.errors import Fault, UserError
 from gaguide.files import hash_file, hash_parts
+from gaguide.log import SlowWork, is_first_process
 
 WHOLE_BYTES = 1_000_000_000
 """Sources of at most this size are hashed as a whole."""
@@ -47,10 +48,13 @@ _REMOTE_KEYS = (
 def identify_local(files: list[SourceFile]) -> list[SourceFile]:
     """The files of this machine with their `content`; `UserError` if one cannot be read."""
     whole = sum(file.bytes for file in files if not file.is_remote) <= WHOLE_BYTES
-    return [
-        file if file.is_remote or file.content else replace(file, content=_content(Path(file.url), whole))
-        for file in files
-    ]
+    identified = []
+    with SlowWork("hashing the files of the source", len(files), is_first_process()) as work:
+        for file in files:
+            known = file.is_remote or bool(file.content)
+            identified.append(file if known else replace(file, content=_content(Path(file.url), whole)))
+            work.done(len(identified))
+    return identified
 
 
 def _content(path: Path, whole: bool) -> str:

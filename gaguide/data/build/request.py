@@ -22,6 +22,7 @@ from gaguide.data.format.tokenizer import (
     tokenizer_fingerprint,
 )
 from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.log import SlowWork, is_first_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -155,9 +156,10 @@ def prepare_build(request: BuildRequest, on_progress: Callable[[Progress], None]
     with FaultCollector() as faults:
         ids = faults.attempt(document_ids, tokenizer, request.bos, request.separator)
         on_progress(Progress(f"looking at {len(source.files):,} files of the source"))
-        parts = faults.attempt(
-            split_into_parts, source, request.text_field, request.rows, request.shard_tokens
-        )
+        with SlowWork("looking at the files of the source", shown=is_first_process()):
+            parts = faults.attempt(
+                split_into_parts, source, request.text_field, request.rows, request.shard_tokens
+            )
     assert ids is not None and parts is not None
     fraction = _validation_fraction(request, parts)
     identity = _identity(request, source, tokenizer_fingerprint(tokenizer), fraction, ids)

@@ -58,7 +58,12 @@ _done: Any
 def _start_worker(spec: EncodingSpec, done: Any) -> None:
     global _spec, _done
     _spec, _done = spec, done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
+    obey_parent()
+
+
+def obey_parent() -> None:
+    """Leave Ctrl-C, which reaches every process, to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with_parent, args=(parent.sentinel,), daemon=True).start()

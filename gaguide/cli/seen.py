@@ -1,0 +1,57 @@
+"""`gaguide eval clean`: results without the examples that the training text contains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gaguide.evaluate.results.metrics import Metric
+    from gaguide.evaluate.results.seen import SplitMetric
+
+FILE = "results_clean.json"
+
+
+def clean_command(
+    results: Annotated[Path, typer.Argument(help="Output folder of an evaluation.")],
+    overlap: Annotated[Path, typer.Option(help="Output folder of `gaguide data overlap`.")],
+    by: Annotated[
+        str, typer.Option(help="What makes an example seen: runs of words, or of tokens.")
+    ] = "words",
+) -> None:
+    """Split an evaluation into clean examples and those that the training text contains."""
+    from dataclasses import asdict
+
+    from gaguide.errors import Fault, UserError
+    from gaguide.evaluate.results.seen import split_results
+    from gaguide.files import expand_home, write_json
+
+    if by not in ("words", "tokens"):
+        raise UserError(Fault("--by", "must be one of words, tokens", "choose one of them", by))
+    folder = expand_home(results)
+    found = split_results(folder, expand_home(overlap), by)  # type: ignore[arg-type]
+    _print(found)
+    content = {"overlap": str(overlap), "by": by, "metrics": [asdict(one) for one in found]}
+    write_json(folder / FILE, content)
+    typer.echo(f"written: {folder / FILE}")
+
+
+def _print(found: list[SplitMetric]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "metric")
+    for name in ("all", "clean", "seen"):
+        table.add_column(name, justify="right")
+    for one in found:
+        cells = [f"{_shown(one.values[name])} n={one.counts[name]:,}" for name in ("all", "clean", "seen")]
+        table.add_row(
+            one.task, one.metric + (f" ({one.left_out} not finite)" if one.left_out else ""), *cells
+        )
+    Console(width=None if Console().is_terminal else 150).print(table)
+
+
+def _shown(metric: Metric | None) -> str:
+    return "—" if metric is None else f"{metric.value:.4f} ({metric.low:.4f} to {metric.high:.4f})"

@@ -1,0 +1,112 @@
+"""Results of examples that the training text contains (seen) and of the others (clean); without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gaguide.data.overlap.report import EXAMPLES_FILE
+from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.evaluate.results.metrics import Metric, mean, proportion
+from gaguide.evaluate.results.outcomes import read_examples
+
+By = Literal["words", "tokens"]
+_SHARES = ("acc", "acc_norm")
+
+
+@dataclass(frozen=True)
+class SplitMetric:
+    """One metric of one task on all, clean and seen examples."""
+
+    task: str
+    """Name of the task."""
+    metric: str
+    """Name of the metric."""
+    counts: Mapping[str, int]
+    """Examples in `all`, `clean` and `seen`, those without a finite score left out."""
+    left_out: int
+    """Examples without a finite score."""
+    values: Mapping[str, Metric | None]
+    """The metric on `all`, `clean` and `seen`; None where there is no example."""
+
+
+def split_results(results: Path, overlap: Path, by: By = "words") -> list[SplitMetric]:
+    """The metrics of an evaluation's folder, split by what `gaguide data overlap` wrote into `overlap`.
+
+    by: whether an example is seen by its runs of words or of tokens. Raises a `UserError` where the overlap
+    is of other examples, or lacks some.
+    """
+    seen = _seen_rows(overlap, by)
+    path = results / "examples.parquet"
+    if not path.is_file():
+        remedy = "give the output folder of a complete evaluation"
+        raise UserError(Fault("RESULTS", f"does not have {path.name}", remedy, str(results)))
+    rows = pq.read_table(path, columns=["task", "id", "prompt", "continuations"]).to_pylist()
+    with FaultCollector() as faults:
+        faults.add(*_mismatches(rows, seen, overlap))
+    found = []
+    for task, examples in read_examples(results).items():
+        is_seen = np.array([bool(seen[task, one]["seen"]) for one in examples.ids])
+        for metric, values in examples.outcomes.items():
+            found.append(_split(task, metric, np.asarray(values, float), is_seen))
+    return found
+
+
+def _seen_rows(overlap: Path, by: By) -> dict[tuple[str, str], dict[str, Any]]:
+    path = overlap / EXAMPLES_FILE
+    if not path.is_file():
+        remedy = "give the --output of `gaguide data overlap`"
+        raise UserError(Fault("--overlap", f"does not have {EXAMPLES_FILE}", remedy, str(overlap)))
+    columns = ["task", "id", "prompts", "continuations", f"seen_{by}"]
+    rows = pq.read_table(path, columns=columns).to_pylist()
+    return {(row["task"], row["id"]): row | {"seen": row[f"seen_{by}"]} for row in rows}
+
+
+def _mismatches(
+    rows: Sequence[Mapping[str, Any]], seen: Mapping[tuple[str, str], Mapping[str, Any]], overlap: Path
+) -> list[Fault]:
+    absent: dict[str, int] = {}
+    other: dict[str, int] = {}
+    for row in rows:
+        found = seen.get((row["task"], row["id"]))
+        if found is None:
+            absent[row["task"]] = absent.get(row["task"], 0) + 1
+        elif not _is_same(row, found):
+            other[row["task"]] = other.get(row["task"], 0) + 1
+    remedy = "run `gaguide data overlap` again, with the tasks of this evaluation"
+    return [
+        Fault(f"task {task}", f"{count} of its examples {what} {overlap}", remedy)
+        for counts, what in ((absent, "are not in"), (other, "ask something else than those of their id in"))
+        for task, count in counts.items()
+    ]
+
+
+def _is_same(row: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether an evaluated example, which may have demonstrations before it, is the one that was searched."""
+    if row["prompt"] is None:  # a block of shards
+        return not row["continuations"]
+    same = not row["continuations"] or row["continuations"] == found["continuations"]
+    return same and str(row["prompt"]).endswith(found["prompts"][0])
+
+
+def _split(task: str, metric: str, values: np.ndarray, is_seen: np.ndarray) -> SplitMetric:
+    known = np.isfinite(values)
+    chosen = {"all": known, "clean": known & ~is_seen, "seen": known & is_seen}
+    return SplitMetric(
+        task,
+        metric,
+        {name: int(kept.sum()) for name, kept in chosen.items()},
+        int((~known).sum()),
+        {name: _metric(metric, values[kept]) for name, kept in chosen.items()},
+    )
+
+
+def _metric(metric: str, values: np.ndarray) -> Metric | None:
+    if not len(values):
+        return None
+    return proportion([bool(value) for value in values]) if metric in _SHARES else mean(values.tolist())

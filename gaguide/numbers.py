@@ -1,0 +1,25 @@
+"""Whole numbers as people write them: `1000000`, `1e6`, `2.5e3`."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any
+
+_EXPONENT = re.compile(r"\s*\d+(\.\d+)?[eE]\+?\d{1,2}\s*")
+
+
+def whole_number(value: Any) -> Any:
+    """`1e9` and `2.5e3` as an int, which YAML 1.1 takes for text; any other value unchanged."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        number = Decimal(value)
+        return int(number) if number == int(number) else value
+    return value
+
+
+def parse_whole(text: str) -> int:
+    """A whole number in an argument of a command; ValueError if it is none."""
+    return int(whole_number(text))
+
+
+parse_whole.__name__ = "whole number"  # what argparse calls it: "invalid whole number value: 'x'"
