@@ -30,7 +30,7 @@ class TokenText:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         encoder = DocumentEncoder(tokenizer, try_fast=False)
         ids = [encoder.encode(text) for text in sample[:_SAMPLE]]
-        decoded = [words_of(tokenizer.decode(one.tolist(), skip_special_tokens=True)) for one in ids]
+        decoded = [words_of(str(tokenizer.decode(one.tolist(), skip_special_tokens=True))) for one in ids]
         if decoded != [words_of(self.of(one)) for one in ids]:
             self._pieces, self._tokenizer = None, tokenizer
 
@@ -38,6 +38,5 @@ class TokenText:
         """The text of a document's ids [n], without special tokens; invalid bytes are replaced."""
         if self._pieces is None:
             assert self._tokenizer is not None
-            text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-            return text
+            return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))
         return b"".join(map(self._pieces.__getitem__, ids.tolist())).decode("utf-8", errors="replace")
