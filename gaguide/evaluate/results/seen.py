@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from gaguide.data.overlap.report import EXAMPLES_FILE
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.results.metrics import Metric, mean, proportion
+from gaguide.evaluate.results.intervals import Groups, Metric, mean, proportion
 from gaguide.evaluate.results.outcomes import read_examples
 
 By = Literal["words", "tokens"]
@@ -53,7 +53,7 @@ def split_results(results: Path, overlap: Path, by: By = "words") -> list[SplitM
     for task, examples in read_examples(results).items():
         is_seen = np.array([bool(seen[task, one]["seen"]) for one in examples.ids])
         for metric, values in examples.outcomes.items():
-            found.append(_split(task, metric, np.asarray(values, float), is_seen))
+            found.append(_split(task, metric, np.asarray(values, float), is_seen, examples.groups))
     return found
 
 
@@ -94,7 +94,7 @@ def _is_same(row: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     return same and str(row["prompt"]).endswith(found["prompts"][0])
 
 
-def _split(task: str, metric: str, values: np.ndarray, is_seen: np.ndarray) -> SplitMetric:
+def _split(task: str, metric: str, values: np.ndarray, is_seen: np.ndarray, groups: Groups) -> SplitMetric:
     known = np.isfinite(values)
     chosen = {"all": known, "clean": known & ~is_seen, "seen": known & is_seen}
     return SplitMetric(
@@ -102,11 +102,14 @@ def _split(task: str, metric: str, values: np.ndarray, is_seen: np.ndarray) -> S
         metric,
         {name: int(kept.sum()) for name, kept in chosen.items()},
         int((~known).sum()),
-        {name: _metric(metric, values[kept]) for name, kept in chosen.items()},
+        {name: _metric(metric, values, kept, groups) for name, kept in chosen.items()},
     )
 
 
-def _metric(metric: str, values: np.ndarray) -> Metric | None:
-    if not len(values):
+def _metric(metric: str, values: np.ndarray, kept: np.ndarray, groups: Groups) -> Metric | None:
+    chosen, of = values[kept], None if groups is None else [groups[at] for at in np.flatnonzero(kept)]
+    if not len(chosen):
         return None
-    return proportion([bool(value) for value in values]) if metric in _SHARES else mean(values.tolist())
+    if metric in _SHARES:
+        return proportion([bool(value) for value in chosen], of)
+    return mean(chosen.tolist(), of)
