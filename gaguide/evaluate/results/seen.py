@@ -107,7 +107,10 @@ def _split(task: str, metric: str, values: np.ndarray, is_seen: np.ndarray, grou
 
 
 def _metric(metric: str, values: np.ndarray, kept: np.ndarray, groups: Groups) -> Metric | None:
-    chosen, of = values[kept], None if groups is None else [groups[at] for at in np.flatnonzero(kept)]
+    chosen, of = (
+        values[kept],
+        None if groups is None else [groups[at] for at in np.flatnonzero(kept).tolist()],
+    )
     if not len(chosen):
         return None
     if metric in _SHARES:
