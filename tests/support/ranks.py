@@ -31,10 +31,14 @@ def launch_command(
     return [*starts[launcher], str(script), *arguments]
 
 
+_OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
 def rank_environment(threads: int = 1) -> dict[str, str]:
     """Threads a rank, this interpreter's folder first on the path, this checkout importable, no hub.
 
-    MASTER_ADDR and MASTER_PORT are for launchers that set none of their own.
+    MASTER_ADDR and MASTER_PORT are for launchers that set none of their own. A rank that a test in this
+    process has set is left out: under mpirun it would be that of every rank.
     """
     mine = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -44,7 +48,7 @@ def rank_environment(threads: int = 1) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    return os.environ | mine
+    return {name: value for name, value in os.environ.items() if name not in _OF_RANKS} | mine
 
 
 def run_ranks(
