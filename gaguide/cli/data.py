@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.cli.options import takes
+from gaguide.cli.options import Workers, cores, takes
 from gaguide.cli.overlap import overlap_command
 from gaguide.errors import EXIT_USER_ERROR
 
@@ -64,13 +63,7 @@ class BuildOptions:
         ),
     ] = None
     shard_tokens: Annotated[int, typer.Option(help="Approximate number of tokens in a shard.")] = 50_000_000
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of processes. The result does not depend on it.",
-            show_default="cores of this machine",
-        ),
-    ] = None
+    workers: Workers = None
     part: Annotated[
         str | None,
         typer.Option(
@@ -138,7 +131,7 @@ def build_command(options: BuildOptions) -> None:
 
 
 def _cores(over_mpi: bool) -> int:
-    return 1 if over_mpi else len(os.sched_getaffinity(0))
+    return 1 if over_mpi else cores()
 
 
 def _refuse_with_mpi(workers: int | None, part: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gaguide.cli.options import print_table
 from gaguide.cli.seen import clean_command
 
 _PIPE_WIDTH = 170
@@ -23,7 +24,6 @@ def register(app: typer.Typer) -> None:
 @tasks_app.command("list")
 def list_tasks() -> None:
     """List the built-in tasks with their group, kind, data, and whether the paper reports them."""
-    from rich.console import Console
     from rich.table import Table
 
     from gaguide.evaluate import built_in_tasks
@@ -35,7 +35,7 @@ def list_tasks() -> None:
     for name, task in built_in_tasks().items():
         data = f"generated, {task.count}" if task.generator else f"{task.file}, or hub: {task.hub}"
         table.add_row(name, task.group, task.kind, data, "yes" if task.paper else "")
-    Console(width=None if Console().is_terminal else _PIPE_WIDTH).print(table)
+    print_table(table, _PIPE_WIDTH)
 
 
 @tasks_app.command()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from gaguide.numbers import parse_whole
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def integer(value: Any) -> int:
@@ -20,6 +24,27 @@ def integer(value: Any) -> int:
         return value if isinstance(value, int) else parse_whole(value)
     except ValueError:
         raise typer.BadParameter(f"{value!r} must be a whole number, such as 1000000 or 1e6") from None
+
+
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of processes. The result does not depend on it.", show_default="cores of this machine"
+    ),
+]
+"""`--workers` of commands that read shards or text; see `cores`."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def print_table(table: Table, pipe_width: int) -> None:
+    """Print a table as wide as the terminal, or `pipe_width` columns where there is none."""
+    from rich.console import Console
+
+    Console(width=None if Console().is_terminal else pipe_width).print(table)
 
 
 def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.cli.options import takes
+from gaguide.cli.options import Workers, cores, print_table, takes
 
 if TYPE_CHECKING:
     from gaguide.data.overlap.find import OverlapResult
@@ -27,13 +26,7 @@ class OverlapOptions:
         Path | None, typer.Option(help="Folder with the data files of named tasks.", show_default="the hub")
     ] = None
     split: Annotated[str, typer.Option(help="Split of the shards that is searched.")] = "train"
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of processes. The result does not depend on it.",
-            show_default="cores of this machine",
-        ),
-    ] = None
+    workers: Workers = None
 
 
 @takes(OverlapOptions)
@@ -52,7 +45,7 @@ def overlap_command(
     from gaguide.log import say
 
     output = local_folder(options.output, "--output")
-    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    workers = cores() if options.workers is None else options.workers
     if workers < 1:
         raise UserError(Fault("--workers", "must be at least 1", "give the number of cores", workers))
     data = None if options.data is None else expand_home(options.data)
@@ -74,7 +67,6 @@ def overlap_command(
 
 
 def _print(result: OverlapResult) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from gaguide.data.overlap.report import TOKEN_SHARE
@@ -91,4 +83,4 @@ def _print(result: OverlapResult) -> None:
         counts = (task.seen_words, task.seen_tokens, task.too_short)
         shares = (f"{count:,} ({count / task.examples:.1%})" for count in counts)
         table.add_row(task.task, f"{task.examples:,}", *shares)
-    Console(width=None if Console().is_terminal else 120).print(table)
+    print_table(table, 120)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaguide.cli.options import print_table
+
 if TYPE_CHECKING:
-    from gaguide.evaluate.results.metrics import Metric
+    from gaguide.evaluate.results.intervals import Metric
     from gaguide.evaluate.results.seen import SplitMetric
 
 FILE = "results_clean.json"
@@ -39,7 +41,6 @@ def clean_command(
 
 
 def _print(found: list[SplitMetric]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("task", "metric")
@@ -50,7 +51,7 @@ def _print(found: list[SplitMetric]) -> None:
         table.add_row(
             one.task, one.metric + (f" ({one.left_out} not finite)" if one.left_out else ""), *cells
         )
-    Console(width=None if Console().is_terminal else 150).print(table)
+    print_table(table, 150)
 
 
 def _shown(metric: Metric | None) -> str:

@@ -1,4 +1,4 @@
-"""Intervals and paired tests, by scipy and statsmodels. Pure.
+"""Intervals and paired tests, by scipy. Pure.
 
 Two models answer the same examples, so they are compared on each of them: correct answers by McNemar's test,
 losses by a paired bootstrap, means over seeds by a paired t-test. All intervals are at 95%.
@@ -90,9 +90,9 @@ def paired_bootstrap(
 ) -> Paired:
     """The mean difference with a percentile interval over resampled examples or groups, by scipy's bootstrap.
 
-    p: twice the smaller share of resampled means on one side of 0, counting the observed one; scipy gives
-    none. No interval and p for fewer than two examples (groups) or equal differences. All numbers must be
-    finite: which ones are left out is the caller's to decide and to report.
+    p is that of `_resampled`; scipy gives none. No interval and p for fewer than two examples (groups) or
+    equal differences. All numbers must be finite: which ones are left out is the caller's to decide and to
+    report.
     """
     differences = _finite(np.asarray(values, float) - np.asarray(baseline, float))
     mean = float(differences.mean())
@@ -106,10 +106,8 @@ def paired_bootstrap(
         paired=is_grouped, n_resamples=RESAMPLES, method="percentile", vectorized=True,
         rng=np.random.default_rng(seed), batch=max(1, 4_000_000 // len(sums)),
     )  # fmt: skip
-    means = found.bootstrap_distribution
-    one_side = min((1 + (means <= 0).sum()), (1 + (means >= 0).sum())) / (len(means) + 1)
     interval = found.confidence_interval
-    return Paired(mean, float(interval.low), float(interval.high), min(1.0, 2 * float(one_side)))
+    return _resampled(mean, interval.low, interval.high, found.bootstrap_distribution)
 
 
 def paired_rate(differences: Sequence[float], counts: Sequence[float], seed: int = 0) -> Paired:
@@ -128,9 +126,14 @@ def paired_rate(differences: Sequence[float], counts: Sequence[float], seed: int
     # By how often each pair is drawn; scipy's bootstrap would copy both columns for every resample.
     drawn = np.random.default_rng(seed).multinomial(len(sums), [1 / len(sums)] * len(sums), RESAMPLES)
     rates = (drawn @ sums) / (drawn @ sizes)
-    one_side = min((1 + (rates <= 0).sum()), (1 + (rates >= 0).sum())) / (len(rates) + 1)
     low, high = np.percentile(rates, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
-    return Paired(rate, float(low), float(high), min(1.0, 2 * float(one_side)))
+    return _resampled(rate, low, high, rates)
+
+
+def _resampled(estimate: float, low: float, high: float, resamples: np.ndarray) -> Paired:
+    """p: twice the smaller share of resampled estimates on one side of 0, counting the observed one."""
+    one_side = min((1 + (resamples <= 0).sum()), (1 + (resamples >= 0).sum())) / (len(resamples) + 1)
+    return Paired(estimate, float(low), float(high), min(1.0, 2 * float(one_side)))
 
 
 def _mean_of_groups(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -129,9 +129,17 @@ class Job:
             )
         return f"{len(corpus.blocks):,} blocks of {length} tokens, {len(corpus.held_out):,} held out"
 
+    def global_batch(self, step: int) -> int:
+        """Which global batch of the data order a step trains on, counted from 0."""
+        return step - 1 - self.data_start
+
+    def first_block(self, step: int) -> int:
+        """The place in the data order of the first block of a step's global batch."""
+        return self.global_batch(step) * self.batch.global_batch
+
     def epoch(self, step: int) -> float | None:
         """Epochs done after `step`; None while a source is being tokenised."""
-        done = (step - self.data_start) * self.batch.global_batch
+        done = self.first_block(step + 1)
         return done / len(self.corpus.blocks) if self.corpus.is_complete else None
 
     @property

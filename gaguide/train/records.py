@@ -110,7 +110,7 @@ class RunRecords:
         if not self.world.is_main:
             return
         size = self.job.batch.global_batch
-        first = (step - 1 - self.job.data_start) * size
+        first = self.job.first_block(step)
         ids = self.job.corpus.order.at(np.arange(first, first + size))
         with suppress(OSError):  # a full disk: the next checkpoint reports it on all ranks
             if SKIPPED not in self._files:

@@ -259,7 +259,7 @@ class Trainer:
     def _micro_batches(self, step: int) -> Iterator[Inputs]:
         """This rank's micro batches of a step; seeds dropout, so that a repeated step drops the same."""
         _seed_dropout(self.engine.device, self.job.run.seed, step, self.world.rank)
-        self.job.corpus.look_ahead((step - 1 - self.job.data_start) * self.job.batch.global_batch)
+        self.job.corpus.look_ahead(self.job.first_block(step))
         ids_AM = self._block_ids(step)
         for at, ids_M in enumerate(ids_AM):
             self.watchdog.mark(step, "reading blocks")
@@ -277,7 +277,7 @@ class Trainer:
     def _block_ids(self, step: int) -> np.ndarray:
         """Blocks [A, M] of this rank's micro batches in a step; of a source in progress, a collective."""
         batch, corpus = self.job.batch, self.job.corpus
-        position = step - 1 - self.job.data_start
+        position = self.job.global_batch(step)
 
         def block_ids() -> np.ndarray:
             return rank_micro_batches(

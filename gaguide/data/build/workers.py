@@ -44,8 +44,7 @@ def encode_in_processes(parts: Iterable[Part], spec: EncodingSpec, report: Repor
                 report(now[0] - reported[0], now[1] - reported[1])
                 reported = now
         except BrokenProcessPool:
-            remedy = "give it more memory or fewer --workers; the same command resumes the build"
-            raise UserError(Fault("--workers", "a worker process was killed", remedy, workers)) from None
+            raise worker_killed(workers, "the same command resumes the build") from None
         finally:
             done[2] = True
             pool.shutdown(wait=True, cancel_futures=True)
@@ -59,6 +58,12 @@ def _start_worker(spec: EncodingSpec, done: Any) -> None:
     global _spec, _done
     _spec, _done = spec, done
     obey_parent()
+
+
+def worker_killed(workers: int, resuming: str) -> UserError:
+    """The error of a pool of which the system killed a process; `resuming` says how the work goes on."""
+    remedy = f"give it more memory or fewer --workers; {resuming}"
+    return UserError(Fault("--workers", "a worker process was killed", remedy, workers))
 
 
 def obey_parent() -> None:

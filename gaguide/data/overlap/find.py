@@ -72,7 +72,7 @@ def find_overlap(
     scanned: list[ScannedShard] = []
     for folder, infos in opened:
         work = output / WORK_FOLDER
-        scanned += scan_folder(folder.name, infos, search, work, workers, report, CACHE_BYTES)
+        scanned += scan_folder(folder.name, infos, search, work, workers, report)
     found = tuple(overlaps(search.words, search.tokens, scanned))
     result = OverlapResult(found, tuple(by_task(found)), total, time.monotonic() - begun)
     write_examples(output / EXAMPLES_FILE, found)

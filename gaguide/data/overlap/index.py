@@ -119,14 +119,6 @@ class WordIndex:
         ]
         return hashlib.sha256(json.dumps([WORDS, FEWEST_WORDS, content]).encode()).hexdigest()
 
-    def owners(self) -> dict[tuple[int, int], list[int]]:
-        """(length, number) of every run → the examples that have it."""
-        found: dict[tuple[int, int], list[int]] = {}
-        for at, own in enumerate(self.runs):
-            for n, number in {(runs.n, int(number)) for runs in own for number in runs.numbers}:
-                found.setdefault((n, number), []).append(at)
-        return found
-
 
 class TokenIndex:
     """Runs of tokens of evaluation examples, for one tokenizer. Can be pickled."""

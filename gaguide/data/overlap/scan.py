@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gaguide.data.build.workers import obey_parent
+from gaguide.data.build.workers import obey_parent, worker_killed
 from gaguide.data.format.manifest import ShardInfo
 from gaguide.data.format.shards import Shard
 from gaguide.data.overlap.index import TokenIndex, WordIndex
 from gaguide.data.overlap.text import TokenText
+from gaguide.data.read.blocks import CACHE_BYTES
 from gaguide.data.read.folder import ShardFolder, open_folder
-from gaguide.errors import Fault, UserError
 from gaguide.files import replacing
 
 TOKEN_RUNS = 0
@@ -72,7 +72,6 @@ class _Job:
     folder: str
     info: ShardInfo
     result: Path
-    cache_bytes: int
 
 
 def scan_folder(
@@ -82,7 +81,6 @@ def scan_folder(
     work: Path,
     workers: int,
     report: Callable[[int], None],
-    cache_bytes: int,
 ) -> Iterator[ScannedShard]:
     """What is found in each shard of a folder or an address, in their order.
 
@@ -90,7 +88,7 @@ def scan_folder(
     Raises a `UserError` for a damaged shard and for a worker that was killed.
     """
     work.mkdir(parents=True, exist_ok=True)
-    jobs = [_Job(folder, info, work / _result_name(info, search), cache_bytes) for info in infos]
+    jobs = [_Job(folder, info, work / _result_name(info, search)) for info in infos]
     left = [job for job in jobs if not job.result.is_file()]
     report(sum(job.info.tokens for job in jobs if job not in left))
     if workers == 1 or len(left) <= 1:
@@ -120,8 +118,7 @@ def _scan_in_processes(
                 future.result()
                 report(futures[future].info.tokens)
         except BrokenProcessPool:
-            remedy = "give it more memory or fewer --workers; the same command continues after the last shard"
-            raise UserError(Fault("--workers", "a worker process was killed", remedy, workers)) from None
+            raise worker_killed(workers, "the same command continues after the last shard") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -140,7 +137,7 @@ def _scan_in_worker(job: _Job) -> None:
 
 
 def _scan(job: _Job, search: Search) -> None:
-    folder: ShardFolder = open_folder(job.folder, job.cache_bytes)
+    folder: ShardFolder = open_folder(job.folder, CACHE_BYTES)
     shard = folder.open(job.info)
     tallies = {n: _Tally() for n in (*search.words.sets, TOKEN_RUNS)}
     for first, after in _chunks(shard.offsets):

@@ -19,7 +19,7 @@ from gaguide.data.format.manifest import (
 from gaguide.data.format.shards import DamagedShardError, content_digest, open_shard
 from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
 from gaguide.errors import UserError
-from gaguide.files import hash_file
+from gaguide.files import expand_home, hash_file
 from gaguide.log import SlowWork
 
 
@@ -40,7 +40,7 @@ def verify(folder: Path | str) -> Iterator[tuple[str, Finding | None]]:
     read.
     """
     is_address = "://" in str(folder)
-    found = _verify_address(str(folder)) if is_address else _verify_folder(Path(folder).expanduser())
+    found = _verify_address(str(folder)) if is_address else _verify_folder(expand_home(folder))
     with SlowWork(f"{folder}: comparing files with the manifest, done") as work:
         for number, each in enumerate(found, start=1):
             yield each

@@ -18,6 +18,19 @@ Groups = Sequence[Hashable] | None
 """The group of each example; None where the examples are independent."""
 
 
+def clusters(ids: Sequence[str], groups: Sequence[str | None]) -> tuple[str, ...] | None:
+    """What the outcome of each example depends on: its group, or itself; None where no example has a group.
+
+    A group and an example without one are never the same, whatever their names.
+    """
+    if all(group is None for group in groups):
+        return None
+    return tuple(
+        f"example {one}" if group is None else f"group {group}"
+        for one, group in zip(ids, groups, strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class Metric:
     """A value with its 95% interval."""

@@ -19,7 +19,16 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from gaguide.evaluate.results.intervals import NO_METRIC, Groups, Metric, mean, perplexity, proportion, rate
+from gaguide.evaluate.results.intervals import (
+    NO_METRIC,
+    Groups,
+    Metric,
+    clusters,
+    mean,
+    perplexity,
+    proportion,
+    rate,
+)
 from gaguide.evaluate.results.numbers import first_number
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.evaluate.tasks.task import Kind
@@ -116,7 +125,7 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     """The metrics of a task by name, each without a value where the scores of an example are not finite."""
     if not all(one.finite for one in scored):
         return dict.fromkeys(_metric_names(kind), NO_METRIC)
-    values, groups = [one.value for one in scored], clusters(scored)
+    values, groups = [one.value for one in scored], _clusters(scored)
     if kind == "classification":
         right = [bool(one.correct) for one in scored]
         return {
@@ -132,7 +141,7 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
                 "acc": proportion(right, groups),
                 "answered": proportion([one.number is not None for one in scored], groups),
             }
-            | ({"abs_error": mean([one.value for one in answered], clusters(answered))} if answered else {})
+            | ({"abs_error": mean([one.value for one in answered], _clusters(answered))} if answered else {})
             | _group_accuracy(right, groups)
         )
     if kind == "perplexity":
@@ -146,14 +155,8 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     return {kind: mean(values, groups)}
 
 
-def clusters(scored: Sequence[ScoredExample]) -> Groups:
-    """What each example's outcome depends on: its group, or itself; None where no example has a group."""
-    if all(one.example.group is None for one in scored):
-        return None
-    return [
-        ("example", one.example.id) if one.example.group is None else ("group", one.example.group)
-        for one in scored
-    ]
+def _clusters(scored: Sequence[ScoredExample]) -> Groups:
+    return clusters([one.example.id for one in scored], [one.example.group for one in scored])
 
 
 def _group_accuracy(right: Sequence[bool], groups: Groups) -> dict[str, Metric]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from gaguide.evaluate.results.intervals import clusters
 from gaguide.evaluate.tasks.examples import example_key
 
 
@@ -61,18 +62,8 @@ def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
         tuple(row["prompt"] for row in rows),
         tuple(map(_key, rows)),
         {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
-        _groups(rows),
-    )
-
-
-def _groups(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
-    """A group of examples and an example without one are never the same, whatever their names."""
-    found = [row.get("group") for row in rows]  # results of older releases have none
-    if all(group is None for group in found):
-        return None
-    return tuple(
-        f"example {row['id']}" if group is None else f"group {group}"
-        for row, group in zip(rows, found, strict=True)
+        # Results of older releases have no groups.
+        clusters([row["id"] for row in rows], [row.get("group") for row in rows]),
     )
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from gaguide.data.overlap.report import EXAMPLES_FILE
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.results.intervals import Groups, Metric, mean, proportion
+from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.evaluate.results.outcomes import read_examples
 
 By = Literal["words", "tokens"]
-_SHARES = ("acc", "acc_norm")
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,10 @@ def _split(task: str, metric: str, values: np.ndarray, is_seen: np.ndarray, grou
 
 
 def _metric(metric: str, values: np.ndarray, kept: np.ndarray, groups: Groups) -> Metric | None:
-    chosen, of = (
-        values[kept],
-        None if groups is None else [groups[at] for at in np.flatnonzero(kept).tolist()],
-    )
+    chosen = values[kept]
     if not len(chosen):
         return None
-    if metric in _SHARES:
+    of = None if groups is None else [groups[at] for at in np.flatnonzero(kept).tolist()]
+    if metric in ACCURACIES:
         return proportion([bool(value) for value in chosen], of)
     return mean(chosen.tolist(), of)
