@@ -84,6 +84,23 @@ class Encoder:
         kept = whole[-(self.max_length + 1) :]
         return EncodedPair(kept[:-1], tuple(target_ids), len(whole) - len(kept), is_joined=is_joined)
 
+    def encode_rolling(self, text: str) -> list[EncodedPair]:
+        """A document in windows of the model's positions, each token scored once; none for an empty text.
+
+        The first window follows the beginning-of-text token; the others are as long as the model allows, so
+        that the last one overlaps the one before. Raises `UserError` where there is no such token.
+        """
+        if self.prefix_id is None:
+            problem = "documents need a tokenizer with a beginning-of-text or end-of-text token"
+            raise UserError(Fault("--model", problem, "set bos_token in tokenizer_config.json"))
+        ids, longest = self._encode(text), self.max_length
+        first = min(longest, len(ids))
+        windows = [EncodedPair((self.prefix_id, *ids[: first - 1]), tuple(ids[:first]))] if ids else []
+        for start in range(first, len(ids), longest):
+            end = min(start + longest, len(ids))
+            windows.append(EncodedPair(tuple(ids[end - longest - 1 : end - 1]), tuple(ids[start:end])))
+        return windows
+
     def encode_prompt(self, text: str, new_tokens: int) -> EncodedPair:
         """Tokens of a prompt that leaves room for `new_tokens` generated ones; its target is a
         placeholder."""

@@ -75,6 +75,8 @@ def _encode_whole(encoder: Encoder, task: TaskData, example: Example) -> list[En
     where = f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
     if example.segments:
         return encode_segments(encoder, example.segments, where)
+    if task.kind == "rolling":
+        return encoder.encode_rolling(example.continuations[0])
     if task.kind == "numeric":
         prompt = encoder.encode_prompt(example.prompts[0], task.task.new_tokens)
         return [prompt] * task.task.new_tokens

@@ -6,7 +6,8 @@ right class's share among the classes. sequence_prob: `loss` is the mean negativ
 completion, `perplexity` that of a token. logodds kinds: the change in the log-odds of the two classes from
 the other prompt to the prompt. numeric: `acc` counts generated numbers that equal the answer, `answered`
 texts that contain a number, `abs_error` is the mean distance from the answer. perplexity: `loss` and
-`perplexity` of a token of held-out text.
+`perplexity` of a token of held-out text. rolling: `word_perplexity`, `byte_perplexity` and `bits_per_byte` of
+whole documents.
 
 An example whose scores are not all finite (NaN or infinite, as of a model with NaN weights) has no outcome. A
 task that contains one has no metrics: a metric over the other examples would be that of a selection which the
@@ -16,6 +17,7 @@ model's failure made.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +61,8 @@ class ScoredExample:
     """Index of the class that is most probable per character."""
     margin: float | None = None
     """Log-probability of the answer minus that of the best other class."""
+    greedy: tuple[bool, ...] = ()
+    """Whether each pair's continuation is what greedy decoding gives; () where it was not asked."""
     text: str | None = None
     """Kind numeric: the generated text."""
     number: float | None = None
@@ -67,12 +71,12 @@ class ScoredExample:
     @property
     def correct(self) -> bool | None:
         """Whether the most probable class is the answer; None where there are no classes."""
-        return None if self.predicted is None else self.predicted == self.example.answer_index
+        return None if self.predicted is None else self.predicted in self.example.answers
 
     @property
     def correct_norm(self) -> bool | None:
         """The same with log-probabilities per character."""
-        return None if self.predicted_norm is None else self.predicted_norm == self.example.answer_index
+        return None if self.predicted_norm is None else self.predicted_norm in self.example.answers
 
     @property
     def correct_number(self) -> bool:
@@ -82,31 +86,41 @@ class ScoredExample:
 
 
 def score_example(
-    kind: Kind, example: Example, log_probabilities: Sequence[float], target_tokens: Sequence[int]
+    kind: Kind,
+    example: Example,
+    log_probabilities: Sequence[float],
+    target_tokens: Sequence[int],
+    greedy: Sequence[bool] = (),
 ) -> ScoredExample:
-    """The outcome of `example` from the log-probabilities of its pairs, in their order."""
-    values, tokens = tuple(log_probabilities), tuple(target_tokens)
+    """The outcome of `example` from the log-probabilities of its pairs, in their order.
+
+    greedy: whether each pair's continuation is the greedy one, where that was asked.
+    """
+    values, tokens, hits = tuple(log_probabilities), tuple(target_tokens), tuple(greedy)
     if not all(map(math.isfinite, values)):
         return ScoredExample(example, values, tokens, math.nan, finite=False)
-    if kind in ("sequence_prob", "perplexity"):
-        return ScoredExample(example, values, tokens, -math.fsum(values))
+    if kind in ("sequence_prob", "perplexity", "rolling"):
+        return ScoredExample(example, values, tokens, -math.fsum(values), greedy=hits)
     if kind != "classification":
         difference = (values[0] - values[1]) - (values[2] - values[3])
         signed = abs(difference) if kind == "absolute_logodds" else difference
         if kind == "logodds" and example.answer_index == 1:
             signed = -difference
         return ScoredExample(example, values, tokens, signed)
-    answer = example.answer_index
-    assert answer is not None
-    lengths = [len(text) - len(example.delimiter) for text in example.continuations]
-    per_character = [value / length for value, length in zip(values, lengths, strict=True)]
-    others = [value for at, value in enumerate(values) if at != answer]
+    given = values[: len(example.continuations)]
+    right = [given[at] for at in example.answers]
+    lengths = map(len, example.counted_texts)
+    per_character = [
+        value / length if length else -math.inf for value, length in zip(given, lengths, strict=True)
+    ]
+    others = [value for at, value in enumerate(given) if at not in example.answers]
     return ScoredExample(
         example, values, tokens,
-        value=_log_sum_exp(values) - values[answer],
-        predicted=_first_largest(values),
+        value=_log_sum_exp(given) - _log_sum_exp(right),
+        predicted=_first_largest(given),
         predicted_norm=_first_largest(per_character),
-        margin=values[answer] - max(others),
+        margin=max(right) - max(others) if others else None,
+        greedy=hits,
     )  # fmt: skip
 
 
@@ -148,9 +162,19 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
         tokens = [sum(one.target_tokens) for one in scored]
         return {"loss": rate(values, tokens), "perplexity": perplexity(values, tokens)}
     if kind == "sequence_prob":
+        asked = all(one.greedy for one in scored)
         return {
             "loss": mean(values, groups),
             "perplexity": perplexity(values, [one.target_tokens[0] for one in scored], groups),
+        } | ({"greedy_acc": proportion([all(one.greedy) for one in scored], groups)} if asked else {})
+    if kind == "rolling":
+        texts = [one.example.continuations[0] for one in scored]
+        sizes = [len(text.encode("utf-8")) for text in texts]
+        bits = [value / math.log(2) for value in values]
+        return {
+            "word_perplexity": perplexity(values, [len(re.split(r"\s+", text)) for text in texts], groups),
+            "byte_perplexity": perplexity(values, sizes, groups),
+            "bits_per_byte": rate(bits, sizes, groups),
         }
     return {kind: mean(values, groups)}
 
@@ -174,6 +198,8 @@ def _metric_names(kind: Kind) -> tuple[str, ...]:
         return ("acc", "acc_norm", "class_loss")
     if kind == "numeric":
         return ("acc", "answered", "abs_error")
+    if kind == "rolling":
+        return ("word_perplexity", "byte_perplexity", "bits_per_byte")
     return ("loss", "perplexity") if kind in ("perplexity", "sequence_prob") else (kind,)
 
 
@@ -193,7 +219,8 @@ def near_ties(scored: Sequence[ScoredExample]) -> list[str]:
     found = []
     for one in scored:
         if one.predicted is not None:
-            first, second = sorted(one.log_probabilities, reverse=True)[:2]
+            asked = one.log_probabilities[: len(one.example.continuations)]
+            first, second = sorted(asked, reverse=True)[:2]
             if first - second < NEAR_TIE:
                 found.append(one.example.id)
     return found

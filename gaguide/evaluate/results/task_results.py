@@ -24,15 +24,17 @@ def make_task_results(
 
     A generated text ends before the first token that ends texts of the model.
     """
-    wanted = {(at, nth) for at, pairs in enumerate(encoded) for nth in range(len(pairs))}
+    greedy = [task.scores_greedy for task in data for _ in task.examples]
+    wanted = {(at, nth) for at, pairs in enumerate(encoded) for nth in range(len(pairs) * (1 + greedy[at]))}
     assert scores.keys() == wanted, f"{len(wanted ^ scores.keys())} scores are missing or unexpected"
     results, at = {}, 0
     for task in data:
         scored = []
         for whole in task.examples:
             pairs = encoded[at]
-            example = whole.without_demonstrations(pairs[0].dropped)
+            example = whole.without_demonstrations(pairs[0].dropped if pairs else 0)
             values = [scores[at, nth] for nth in range(len(pairs))]
+            hits = [scores[at, len(pairs) + nth] for nth in range(len(pairs) * greedy[at])]
             if task.kind == "numeric":
                 values = list(takewhile(lambda token: token not in folder.end_ids, values))
                 finite = all(map(math.isfinite, values))
@@ -41,7 +43,7 @@ def make_task_results(
                 pairs = pairs[:1]  # one prompt, named once for each generated token
             else:
                 tokens = [len(pair.target_ids) for pair in pairs]
-                outcome = score_example(task.kind, example, values, tokens)
+                outcome = score_example(task.kind, example, values, tokens, [hit == 1.0 for hit in hits])
             scored.append(replace(outcome, tokens_cut=tuple(pair.truncated for pair in pairs)))
             at += 1
         metrics, chance = summarize(task.kind, scored), chance_level(task.kind, task.examples)

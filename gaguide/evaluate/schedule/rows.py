@@ -26,6 +26,8 @@ class TokenSequence:
     """The scored tokens, predicted at the last len(target_ids) input positions."""
     key: tuple[int, int]
     """(example, pair)."""
+    greedy: bool = False
+    """Whether the score is 1 or 0 (each target is the most probable token, or not) instead."""
 
     def without_prefix(self, count: int) -> TokenSequence:
         """The sequence without its first `count` tokens, at none of which a score is read."""
@@ -42,6 +44,8 @@ class Readout:
     """Row positions; `positions[i]` predicts `target_ids[i]`."""
     target_ids: tuple[int, ...]
     """The scored tokens."""
+    greedy: bool = False
+    """As of `TokenSequence`."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def build_row(sequences: Sequence[TokenSequence]) -> Row:
             token_ids.append(token)
             ends.append(0)
         positions = tuple(path[-len(sequence.target_ids) :])
-        readouts.append(Readout(sequence.key, positions, sequence.target_ids))
+        readouts.append(Readout(sequence.key, positions, sequence.target_ids, sequence.greedy))
         before = sequence.input_ids
     for at in path:
         ends[at] = len(token_ids)

@@ -85,12 +85,23 @@ def _tokenizer_faults(data: Sequence[TaskData], folder: ModelFolder) -> list[Fau
 def _make_all_batches(
     data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], budget: Budget, cost: CostModel
 ) -> list[Batch]:
-    kinds = [task.kind for task in data for _ in task.examples]
+    tasks = [task for task in data for _ in task.examples]
     scored, prompts = [], []
-    for at, (kind, pairs) in enumerate(zip(kinds, encoded, strict=True)):
-        if kind == "numeric":
+    for at, (task, pairs) in enumerate(zip(tasks, encoded, strict=True)):
+        if task.kind == "numeric":
             prompts.append(prompt_row(pairs[0].input_ids, at, len(pairs)))
-        else:
-            keyed = enumerate(pairs)
-            scored.append([TokenSequence(pair.input_ids, pair.target_ids, (at, nth)) for nth, pair in keyed])
+        elif pairs:
+            scored.append(_sequences(pairs, at, task.scores_greedy))
     return make_batches(scored, budget, cost) + make_prompt_batches(prompts, budget, cost)
+
+
+def _sequences(pairs: Sequence[EncodedPair], at: int, greedy: bool) -> list[TokenSequence]:
+    """What the pairs of example `at` need; with `greedy` twice, the second time for the greedy comparison.
+
+    The keys of the second are (at, number of pairs + nth).
+    """
+    return [
+        TokenSequence(pair.input_ids, pair.target_ids, (at, is_greedy * len(pairs) + nth), bool(is_greedy))
+        for is_greedy in range(1 + greedy)
+        for nth, pair in enumerate(pairs)
+    ]

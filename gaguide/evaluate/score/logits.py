@@ -14,7 +14,7 @@ import torch
 from gaguide.evaluate.schedule.rows import Readout, Row
 
 Scores = dict[tuple[int, int], float]
-"""(example, pair) → log-probability of the continuation, natural logarithm."""
+"""(example, pair) → log-probability of the continuation, natural logarithm; of greedy readouts 1 or 0."""
 
 MAX_LOGIT_POSITIONS = 1024
 """Positions whose logits exist at a time: 1,024 × 50,257 fp32 numbers are 0.2 GB."""
@@ -81,27 +81,46 @@ def read_scores(
     head: Callable[[torch.Tensor], torch.Tensor],
     located: Sequence[tuple[Readout, list[int]]],
 ) -> Scores:
-    """The summed log-probabilities of each readout; `head` maps hidden states [N, D] to logits [N, V].
+    """The summed log-probabilities of each readout, or whether it is greedy (1 or 0, NaN where logits are not
+    finite); `head` maps hidden states [N, D] to logits [N, V].
 
     Logits exist for `MAX_LOGIT_POSITIONS` positions at a time.
     """
     places = torch.tensor([place for _, places in located for place in places])
     targets = torch.tensor([token for readout, _ in located for token in readout.target_ids])
     log_probabilities = torch.empty(len(places), dtype=torch.float64)
+    greedy = torch.tensor([readout.greedy for readout, places in located for _ in places], dtype=torch.bool)
     for start in range(0, len(hidden_ND), MAX_LOGIT_POSITIONS):
         chunk_ND = hidden_ND[start : start + MAX_LOGIT_POSITIONS]
         missing = max(0, MIN_ROWS - len(chunk_ND))
         logits_NV = head(torch.nn.functional.pad(chunk_ND, (0, 0, 0, missing))).float()
         here = ((places >= start) & (places < start + MAX_LOGIT_POSITIONS)).nonzero().squeeze(1)
         rows = (places[here] - start).to(logits_NV.device)
-        chosen = logits_NV[rows, targets[here].to(logits_NV.device)]
+        wanted = targets[here].to(logits_NV.device)
+        chosen = logits_NV[rows, wanted]
+        most_probable = _is_most_probable(logits_NV, rows, wanted, greedy[here])
         log_probabilities[here] = (chosen - logsumexp(logits_NV)[rows]).double().cpu()
+        log_probabilities[here[greedy[here]]] = most_probable
     scores: Scores = {}
     at = 0
     for readout, readout_places in located:
-        scores[readout.key] = float(log_probabilities[at : at + len(readout_places)].sum())
+        values = log_probabilities[at : at + len(readout_places)]
+        scores[readout.key] = float(values.prod() if readout.greedy else values.sum())
         at += len(readout_places)
     return scores
+
+
+def _is_most_probable(
+    logits_NV: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor, asked: torch.Tensor
+) -> torch.Tensor:
+    """For those of (row, token) that are `asked`: 1 where the token is the row's first largest logit, else 0;
+    NaN where that logit is not finite."""
+    if not asked.any():
+        return torch.empty(0, dtype=torch.float64)
+    asked = asked.to(rows.device)
+    largest_N, first_N = logits_NV.max(-1)
+    hits = (first_N[rows[asked]] == wanted[asked]).double()
+    return torch.where(largest_N[rows[asked]].isfinite(), hits, math.nan).cpu()
 
 
 def logsumexp(logits_NV: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gaguide.evaluate.schedule.batches import Batch
 from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row, longest_prefix
@@ -15,7 +16,7 @@ over all others of its row."""
 def row_sequences(rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> list[TokenSequence]:
     """All sequences of `rows`, each beginning with `prefix`."""
     return [
-        TokenSequence((*prefix, *row.sequence(readout)), readout.target_ids, readout.key)
+        TokenSequence((*prefix, *row.sequence(readout)), readout.target_ids, readout.key, readout.greedy)
         for row in rows
         for readout in row.readouts
     ]
@@ -54,7 +55,7 @@ def sample_row(row: Row, prefix: tuple[int, ...], common_tokens: int) -> Row:
     first, last = row.readouts[0], row.readouts[-1]
     branching = (readout for readout in row.readouts if row.ends[readout.positions[-1]] != len(row))
     keys = {readout.key for readout in (first, next(branching, first), last)}
-    sequences = sorted(one for one in row_sequences([row], prefix) if one.key in keys)
+    sequences = sorted(replace(one, greedy=False) for one in row_sequences([row], prefix) if one.key in keys)
     cut = max(0, longest_prefix(sequences) - common_tokens)
     return build_row([one.without_prefix(cut) for one in sequences])
 

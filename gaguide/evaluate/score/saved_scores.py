@@ -35,7 +35,7 @@ def fingerprint(conditions: Mapping[str, Any], batches: Sequence[Batch]) -> str:
         for row in batch.rows:
             digest.update(array("q", [len(row), len(row.readouts), *row.token_ids, *row.depths]).tobytes())
             for readout in row.readouts:
-                values = [*readout.key, *readout.positions, *readout.target_ids]
+                values = [*readout.key, readout.greedy, *readout.positions, *readout.target_ids]
                 digest.update(array("q", values).tobytes())
     return digest.hexdigest()
 

@@ -67,22 +67,46 @@ class Example:
     """Line in the data file, counted from 1; 0 where there is none."""
     demonstration_ends: tuple[int, ...] = field(default=(), compare=False)
     """Where each demonstration in the prompts ends, in characters."""
+    preamble: int = field(default=0, compare=False)
+    """Characters of the prompts before the first demonstration, such as a task's description."""
+    is_zipped: bool = False
+    """Whether prompt i belongs to continuation i alone, as where the classes are part of the prompts."""
+    other_answers: tuple[int, ...] = ()
+    """Indices of further right classes."""
+    class_texts: tuple[str, ...] = ()
+    """What `acc_norm` counts the characters of; () for the continuations without their delimiter."""
+    unconditional: tuple[str, ...] = ()
+    """Texts that are also scored without a prompt, one per class, for `acc_mutual_info`."""
+    document: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """The row of the data; None where nothing asks for it."""
 
     def without_demonstrations(self, count: int) -> Example:
         """The example without its first `count` demonstrations."""
         if not count:
             return self
-        end = self.demonstration_ends[count - 1]
+        start, end = self.preamble, self.demonstration_ends[count - 1]
         return replace(
             self,
-            prompts=tuple(prompt[end:] for prompt in self.prompts),
-            demonstration_ends=tuple(other - end for other in self.demonstration_ends[count:]),
+            prompts=tuple(prompt[:start] + prompt[end:] for prompt in self.prompts),
+            demonstration_ends=tuple(other - end + start for other in self.demonstration_ends[count:]),
         )
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Indices of all right classes."""
+        return () if self.answer_index is None else (self.answer_index, *self.other_answers)
+
+    @property
+    def counted_texts(self) -> tuple[str, ...]:
+        """The text of each class whose length `acc_norm` and its relatives divide by."""
+        return self.class_texts or tuple(text[len(self.delimiter) :] for text in self.continuations)
 
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for two rows that ask and answer the same."""
-        return self.prompts, self.continuations, self.answer_index, self.number
+        further = (self.is_zipped, self.other_answers, self.class_texts, self.unconditional)
+        always = (self.prompts, self.continuations, self.answer_index, self.number)
+        return (*always, *further) if any(further) else always
 
     def key(self, kind: str) -> str:
         """Hash of `content` and of the blocks of shards, equal wherever the same is asked under any id."""
@@ -92,8 +116,12 @@ class Example:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """(prompt, continuation) in scoring order: all of the first prompt, then all of the other."""
-        return [(prompt, text) for prompt in self.prompts for text in self.continuations]
+        """(prompt, continuation) in scoring order: all of the first prompt, then all of the other, then the
+        unconditional texts."""
+        last = [("", text) for text in self.unconditional]
+        if self.is_zipped:
+            return [*zip(self.prompts, self.continuations, strict=True), *last]
+        return [(prompt, text) for prompt in self.prompts for text in self.continuations] + last
 
 
 def example_key(

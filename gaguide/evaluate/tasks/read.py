@@ -37,6 +37,8 @@ class TaskData:
     """Doubts about the data that do not stop the evaluation."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer whose tokens the examples are; None where they are texts."""
+    scores_greedy: bool = False
+    """Whether each continuation is also compared with what greedy decoding gives."""
 
 
 def read_tasks(

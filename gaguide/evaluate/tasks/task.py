@@ -25,7 +25,9 @@ from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import UserError
 
-Kind = Literal["classification", "sequence_prob", "logodds", "absolute_logodds", "numeric", "perplexity"]
+Kind = Literal[
+    "classification", "sequence_prob", "logodds", "absolute_logodds", "numeric", "perplexity", "rolling"
+]
 
 
 class Fewshot(BaseModel):
