@@ -22,7 +22,7 @@ class _StrictLoader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
         if node is not None:
-            _expanded_size(node, {})
+            check_aliases(node)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -33,6 +33,11 @@ class _StrictLoader(yaml.SafeLoader):
                     raise _error(f"duplicate key {key.value!r}", key)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def check_aliases(node: yaml.Node) -> None:
+    """Raise `yaml.YAMLError` where aliases below `node` multiply into a huge tree or contain themselves."""
+    _expanded_size(node, {})
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
