@@ -75,7 +75,9 @@ def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         known = [all(finite(one) is not None for one in row["log_probabilities"]) for row in rows]
         return {"class_loss": values} | {
             metric: [
-                float(row[predicted] == row["answer_index"]) if right else math.nan
+                float(row[predicted] in (row["answer_index"], *(row.get("other_answers") or ())))
+                if right
+                else math.nan
                 for row, right in zip(rows, known, strict=True)
             ]
             for metric, predicted in (("acc", "predicted"), ("acc_norm", "predicted_norm"))

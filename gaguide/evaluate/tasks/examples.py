@@ -104,15 +104,13 @@ class Example:
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for two rows that ask and answer the same."""
+        always = (self.prompts, self.continuations, self.answer_index, self.number, self.segments)
         further = (self.is_zipped, self.other_answers, self.class_texts, self.unconditional)
-        always = (self.prompts, self.continuations, self.answer_index, self.number)
         return (*always, *further) if any(further) else always
 
     def key(self, kind: str) -> str:
-        """Hash of `content` and of the blocks of shards, equal wherever the same is asked under any id."""
-        return example_key(
-            kind, self.prompts, self.continuations, self.answer_index, self.number, self.segments
-        )
+        """Hash of `content`, equal wherever the same is asked under any id."""
+        return example_key(kind, *self.content)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -124,17 +122,9 @@ class Example:
         return [(prompt, text) for prompt in self.prompts for text in self.continuations] + last
 
 
-def example_key(
-    kind: str,
-    prompts: Sequence[str | None],
-    continuations: Sequence[str],
-    answer_index: int | None,
-    number: float | None,
-    segments: Sequence[Any] = (),
-) -> str:
-    """Hash of what an example asks; the one rule by which examples are the same."""
-    asked = [kind, prompts, continuations, answer_index, number, segments]
-    return hashlib.sha256(json.dumps(asked, ensure_ascii=True).encode()).hexdigest()[:24]
+def example_key(kind: str, *content: object) -> str:
+    """Hash of what an example asks (`Example.content`); the one rule by which examples are the same."""
+    return hashlib.sha256(json.dumps([kind, *content], ensure_ascii=True).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
