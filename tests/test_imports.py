@@ -14,8 +14,8 @@ PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
     "home", "lazy", "errors", "files", "numbers", "shipped", "ports", "html", "figures", "stats", "config",
     "distributed", "log", "data",
-    "model", "guidance", "interventions", "attention", "engine", "checkpoint", "cost", "liveness", "train",
-    "evaluate", "ablate", "slurm", "study", "report", "doctor", "cli",
+    "model", "guidance", "integrations", "interventions", "attention", "engine", "checkpoint", "cost",
+    "liveness", "train", "evaluate", "ablate", "slurm", "study", "report", "doctor", "cli",
 )  # fmt: skip
 
 
