@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import Any
-
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from typing import TYPE_CHECKING, Any
 
 from gaguide.errors import Fault, UserError
 from gaguide.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GUIDED = "#C04A00"
 """Guided words and the attention on them."""
@@ -41,6 +40,9 @@ def check_figure_path(path: Path, field: str = "--output", also: tuple[str, ...]
 
 def render(figure: Figure, suffix: str, dpi: int = 160) -> bytes:
     """Bytes of `figure` as PNG, SVG or PDF, by `suffix`."""
+    import matplotlib as mpl
+    from matplotlib.text import Text
+
     kind = suffix.lower().lstrip(".")
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     file = io.BytesIO()

@@ -38,16 +38,23 @@ def show(
     file: Annotated[Path | None, typer.Option("--lexicons", help="YAML file of your own lexicons.")] = None,
 ) -> None:
     """Show a pattern's tokens in a vocabulary, and its matches in a text."""
+    from gaguide.errors import Fault, FaultCollector
+    from gaguide.guidance import read_lexicons, shipped_lexicons
+    from gaguide.guidance.registry import check_pattern_name
+
+    with FaultCollector() as faults:  # before the tokenizer, whose library takes seconds to import
+        if mode not in ("pieces", "words"):
+            faults.add(Fault("--mode", "must be one of pieces, words", "choose one of them", mode))
+        own = faults.attempt(read_lexicons, file) if file else {}
+        if own is not None:
+            faults.attempt(check_pattern_name, name, own, "NAME")
+    assert own is not None
     from rich.console import Console
 
     from gaguide.data import load_tokenizer
-    from gaguide.errors import Fault, UserError
-    from gaguide.guidance import make_pattern, read_lexicons, shipped_lexicons
+    from gaguide.guidance import make_pattern
     from gaguide.guidance.show import describe, mark_matches
 
-    if mode not in ("pieces", "words"):
-        raise UserError(Fault("--mode", "must be one of pieces, words", "choose one of them", mode))
-    own = read_lexicons(file) if file else {}
     loaded = load_tokenizer(tokenizer)
     pattern = make_pattern(name, loaded, mode, own, "NAME")  # type: ignore[arg-type]
     console = Console()

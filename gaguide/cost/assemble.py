@@ -15,7 +15,7 @@ from gaguide.cost.recommend import CHOOSABLE
 from gaguide.cost.request import CostRequest, check, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.model import SIZES, ModelShape, find_model, scratch_config, shape_of
+from gaguide.model import SIZES, ModelShape, gpt2_shape
 from gaguide.model.sizes import GPT2_VOCABULARY
 
 
@@ -63,7 +63,9 @@ def find_shape(model: str | None, run: RunConfig | None = None) -> ModelShape:
         remedy = f"give one of {', '.join(SIZES)}, a folder or a hub id, or --config RUN.yaml"
         raise UserError(Fault("--model", "is missing", remedy))
     if name in SIZES and not (section and section.init == "pretrained" and section.revision):
-        return shape_of(scratch_config(SIZES[name], GPT2_VOCABULARY, None))
+        return gpt2_shape(SIZES[name], GPT2_VOCABULARY)
+    from gaguide.model import find_model, shape_of  # only transformers reads a model's configuration
+
     revision = section.revision if section else None
     # `scratch`: the configuration is enough, so a folder need not hold weights.
     source = find_model(ModelSection(name=name, init="scratch", revision=revision), GPT2_VOCABULARY, None)
@@ -79,5 +81,5 @@ def _with_harmless_settings(request: CostRequest, open_settings: list[str]) -> C
 
 def _placeholder_shape() -> ModelShape:
     """A shape that passes every check, so that a missing model does not hide the other faults."""
-    shape = shape_of(scratch_config(SIZES["gpt2"], GPT2_VOCABULARY, None))
+    shape = gpt2_shape(SIZES["gpt2"], GPT2_VOCABULARY)
     return replace(shape, positions=0, heads=10**6)

@@ -7,12 +7,13 @@ CUDA): no published run of this one exists but the project's own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from gaguide.cost.estimate import estimate
 from gaguide.cost.request import CostRequest
-from gaguide.model import ModelShape
+from gaguide.model import ModelShape, gpt2_shape
+from gaguide.model.sizes import GPT2_VOCABULARY, Size
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Spread:
 def run_request(run: PublishedRun) -> CostRequest:
     """The request that predicts `run`."""
     return CostRequest(
-        _gpt2_shape(run.width, run.layers, run.heads, run.block),
+        _shape(run),
         gpus=min(run.ranks, 8),
         nodes=-(-run.ranks // 8),
         gpu=run.gpu,
@@ -140,12 +141,6 @@ def spread(gpu: str) -> Spread:
     )
 
 
-@cache
-def _gpt2_shape(width: int, layers: int, heads: int, positions: int) -> ModelShape:
-    from transformers import GPT2Config
-
-    from gaguide.model import shape_of
-
-    config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, vocab_size=50_257, n_positions=positions)
-    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
-    return shape_of(config)
+def _shape(run: PublishedRun) -> ModelShape:
+    size = Size(run.layers, run.heads, run.width, run.block)
+    return replace(gpt2_shape(size, GPT2_VOCABULARY), dropout=False)

@@ -9,7 +9,7 @@ from gaguide.config.experiments import EXPERIMENTS
 from gaguide.cost.hardware import GPUS, LINKS
 from gaguide.cost.memory import MemorySetup, Offload, Precision
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.guidance.kernel import rows_of_block
+from gaguide.guidance.row_blocks import rows_of_block
 from gaguide.model import ModelShape
 
 

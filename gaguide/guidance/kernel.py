@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from gaguide.guidance.row_blocks import rows_of_block
 from gaguide.guidance.targets import RowTerms
 
 
@@ -37,17 +38,10 @@ class Dropout:
 
 NO_DROPOUT = Dropout(0.0, 0)
 
-ROW_BLOCK = 128  # measured: 64 and 256 take 10 to 30% longer at 256 to 1,024 tokens, with one thread or two
-
 
 def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that guidance computes in for a model of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def rows_of_block(T: int) -> int:
-    """Query rows of a block: fewer in long sequences, so that the size of a block does not grow with T."""
-    return max(32, min(ROW_BLOCK, ROW_BLOCK * 2048 // T))
 
 
 def row_block_attention(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         skeleton,
         with_vocabulary,
     )
-    from gaguide.model.shape import ModelShape, shape_of
+    from gaguide.model.shape import ModelShape, gpt2_shape, shape_of
     from gaguide.model.sizes import SIZES, scratch_config
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "checkpoint_activations",
     "find_model",
     "fuse_activations",
+    "gpt2_shape",
     "saved_model",
     "scratch_config",
     "shape_of",
@@ -49,6 +50,7 @@ __getattr__ = lazy_names(
         "skeleton": "load",
         "with_vocabulary": "load",
         "ModelShape": "shape",
+        "gpt2_shape": "shape",
         "shape_of": "shape",
         "SIZES": "sizes",
         "scratch_config": "sizes",

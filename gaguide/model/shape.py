@@ -8,13 +8,15 @@ architectures are counted on the meta device.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from gaguide.errors import Fault, UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from gaguide.model.sizes import Size
 
 DROPOUT_FIELDS = (
     "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "dropout",
@@ -130,7 +132,28 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         parameters=0,
     )
     counted = _count(shape, text) if kind in _FAMILIES else _count_skeleton(config)
-    return ModelShape(**(vars(shape) | {"parameters": counted}))
+    return replace(shape, parameters=counted)
+
+
+def gpt2_shape(size: Size, vocab: int) -> ModelShape:
+    """The shape of a GPT-2 of that size: `shape_of` its `scratch_config`, without importing transformers."""
+    shape = ModelShape(
+        kind="gpt2",
+        layers=size.layers,
+        width=size.width,
+        heads=size.heads,
+        kv_heads=size.heads,
+        head_width=size.width // size.heads,
+        mlp_width=4 * size.width,
+        mlp_matrices=2,
+        activation="gelu_new",
+        vocab=vocab,
+        positions=size.positions,
+        tied=True,
+        dropout=True,
+        parameters=0,
+    )
+    return replace(shape, parameters=_count(shape, None))
 
 
 def _first(config: Any, *names: str) -> Any:
@@ -154,6 +177,9 @@ def _count(shape: ModelShape, config: Any) -> int:
 
 
 def _count_skeleton(config: PretrainedConfig) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(deepcopy(config))

@@ -23,7 +23,7 @@ from gaguide.cost.memory import (
 )
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
-from gaguide.model import fuse_activations, scratch_config, shape_of
+from gaguide.model import fuse_activations, gpt2_shape, scratch_config, shape_of
 from gaguide.model.sizes import SIZES
 
 _IDS = {"bos_token_id": 0, "eos_token_id": 0}
@@ -183,3 +183,8 @@ def saved_bytes(config: PretrainedConfig, setup: MemorySetup) -> int:
         output = model(input_ids=ids_BT, use_cache=False)
     assert output.logits.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_has_the_shape_of_its_configuration(name: str) -> None:
+    assert gpt2_shape(SIZES[name], 1234) == shape_of(scratch_config(SIZES[name], 1234, None))
