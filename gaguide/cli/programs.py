@@ -1,4 +1,4 @@
-"""`gaguide train` and `gaguide evaluate`: the programs that launchers start, as commands."""
+"""`gaguide train`, `gaguide evaluate` and `gaguide ablate`: programs that take their own arguments."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def register(app: typer.Typer) -> None:
-    """Add both commands."""
+    """Add the commands."""
     app.command("train", context_settings=_PASS_ON, add_help_option=False)(train)
     app.command("evaluate", context_settings=_PASS_ON, add_help_option=False)(evaluate)
+    app.command("ablate", context_settings=_PASS_ON, add_help_option=False)(ablate)
 
 
 def train(context: typer.Context) -> None:
@@ -24,5 +25,12 @@ def train(context: typer.Context) -> None:
 def evaluate(context: typer.Context) -> None:
     """Evaluate models on tasks: one rank. For several: deepspeed --module gaguide.evaluate …"""
     from gaguide.evaluate.__main__ import run
+
+    run(context.args)
+
+
+def ablate(context: typer.Context) -> None:
+    """Remove guided heads, and controls, and measure what a model loses: is what guidance moved used?"""
+    from gaguide.ablate.__main__ import run
 
     run(context.args)

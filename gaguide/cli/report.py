@@ -11,9 +11,7 @@ import typer
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 
 if TYPE_CHECKING:
-    from rich.table import Table as ConsoleTable
-
-    from gaguide.report.document import Cell, Report, Table
+    from gaguide.report.document import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +22,10 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN…|STUDY", help="Run folders, the baseline first; or one study's folder."),
+        typer.Argument(
+            metavar="RUN…|STUDY|ABLATION…",
+            help="Run folders, the baseline first; or one study's folder; or folders of gaguide ablate.",
+        ),
     ],
     output: Annotated[
         list[Path] | None,
@@ -37,9 +38,11 @@ def report(
         typer.Option(help="Further formats of the first --output: html,md,csv,latex,png,svg,pdf; or all."),
     ] = None,
 ) -> None:
-    """Compare runs (loss, attention on the guided words, tasks) with the first, or report on a study."""
+    """Compare runs (loss, attention on the guided words, tasks) with the first, or report on a study or an
+    ablation."""
     from gaguide.files import expand_home, local_folder, write_bytes
     from gaguide.report import render_report
+    from gaguide.report.console import print_report
 
     with FaultCollector() as faults:
         given = [faults.attempt(local_folder, path, "--output") for path in output or []]
@@ -47,7 +50,7 @@ def report(
         made = faults.attempt(_make_report, [expand_home(run) for run in runs])
     assert made is not None
 
-    _print(made)
+    print_report(made)
     for path, kind in wanted:
         files = render_report(made, kind, path.stem)
         if not files:
@@ -99,9 +102,13 @@ def _folder_faults(path: Path) -> list[Fault]:
 
 def _make_report(folders: list[Path]) -> Report:
     """The report on the study in the only folder, or on the runs. Raises `UserError` for other folders."""
+    from gaguide.ablate.records import FILE, read_ablation
     from gaguide.report import make_report, read_runs
+    from gaguide.report.ablation_report import ablation_report
     from gaguide.study.record_files import STUDY, read_study
 
+    if folders and all((folder / FILE).is_file() for folder in folders):
+        return ablation_report([read_ablation(folder) for folder in folders])
     studies = [folder for folder in folders if (folder / STUDY).is_file()]
     if not studies:
         return make_report(read_runs(folders))
@@ -109,40 +116,3 @@ def _make_report(folders: list[Path]) -> Report:
         problem = "cannot be reported together with other folders"
         raise UserError(Fault("STUDY", problem, "give one study, or runs", str(studies[0])))
     return make_report(read_study(studies[0]))
-
-
-def _print(made: Report) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if made.summary is not None:
-        console.print(_console_table(made.summary, made.title))
-    for sentence in made.findings:
-        console.print(f"• {sentence}", markup=False, highlight=False)
-    for caution in made.cautions:
-        console.print(f"! {caution}", markup=False, highlight=False, style="yellow")
-
-
-def _console_table(table: Table, title: str) -> ConsoleTable:
-    from rich.markup import escape
-    from rich.table import Table as ConsoleTable
-
-    shown = ConsoleTable(header_style="bold", title=escape(f"{title} (Δ: to the first run)"))
-    shown.add_column(escape(table.header[0]))
-    for name in table.header[1:]:
-        shown.add_column(escape(name), justify="right")
-    for group, rows in table.grouped():
-        shown.add_section()
-        if group:
-            shown.add_row(f"[italic]{escape(group)}[/italic]")
-        for name, cells in rows:
-            shown.add_row(f"  {escape(name)}", *map(_console_cell, cells))
-    return shown
-
-
-def _console_cell(cell: Cell) -> str:
-    from rich.markup import escape
-
-    text = escape(cell.text)
-    first = f"[bold]{text}[/bold]" if cell.best else text
-    return "\n".join([first, *(f"[dim]{escape(line)}[/dim]" for line in cell.small.splitlines())])

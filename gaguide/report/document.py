@@ -56,6 +56,8 @@ class Table:
     """For each column of `header` the colour of its line in figures or ""; empty where none has one."""
     monospace: bool = False
     """Set the cells, texts rather than numbers, left-aligned in a monospaced font."""
+    caption: str = ""
+    """Title on the console; empty for the report's."""
 
     kind: ClassVar[str] = "table"
 

@@ -73,6 +73,7 @@ def comparison_table(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> Tabl
         "↑: higher is better, ↓: lower is better.",
         groups=tuple(row.section for row in rows),
         colours=("", *_colours(runs)),
+        caption="Comparison of runs (Δ: to the first run)",
     )
 
 

@@ -130,6 +130,30 @@ def paired_rate(differences: Sequence[float], counts: Sequence[float], seed: int
     return _resampled(rate, low, high, rates)
 
 
+def rate_change(
+    differences: Sequence[float], counts: Sequence[float], groups: Sequence[Hashable] | None = None
+) -> Paired:
+    """A sum of differences divided by a sum of counts, with Student's interval and t-test of the linearised
+    ratio over pairs, or over groups of them.
+
+    `paired_rate` gives no p value below 2 / 5,000, too much for a correction over hundreds of heads; this one
+    does. Pairs with count 0 are left out; no interval and p for fewer than two pairs (groups), or equal
+    rates. Raises `ValueError` where no count is positive.
+    """
+    sums, _ = _sums_by_group(_finite(np.asarray(differences, float)), groups)
+    sizes, _ = _sums_by_group(np.asarray(counts, float), groups)
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
+    if not len(sizes):
+        raise ValueError("no count is positive")
+    n, rate = len(sums), float(sums.sum() / sizes.sum())
+    rates = sums / sizes
+    if n < 2 or np.ptp(rates) <= _ROUNDING * np.abs(rates).max():
+        return Paired(rate, None, None, None)
+    error = math.sqrt(n / (n - 1) * float(((sums - rate * sizes) ** 2).sum())) / float(sizes.sum())
+    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
+    return Paired(rate, rate - half, rate + half, 2 * float(stats.t.sf(abs(rate) / error, n - 1)))
+
+
 def _resampled(estimate: float, low: float, high: float, resamples: np.ndarray) -> Paired:
     """p: twice the smaller share of resampled estimates on one side of 0, counting the observed one."""
     one_side = min((1 + (resamples <= 0).sum()), (1 + (resamples >= 0).sum())) / (len(resamples) + 1)

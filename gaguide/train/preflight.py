@@ -132,7 +132,7 @@ def find_corpus(run: RunConfig) -> Corpus:
         return mixture_corpus(parts, data.block_length, seed, cache_bytes)
     if data.source is not None:
         return source_corpus(_build_request(run, data.source), data.block_length, seed, run.validation.blocks)
-    folder = _embedded_corpus() if data.shards == "embedded" else str(data.shards)
+    folder = embedded_corpus() if data.shards == "embedded" else str(data.shards)
     return folder_corpus(folder, data.block_length, seed, cache_bytes)
 
 
@@ -158,7 +158,8 @@ def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
     )
 
 
-def _embedded_corpus() -> Path:
+def embedded_corpus() -> Path:
+    """The folder of the embedded corpus's shards, built where it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
         return build_embedded_corpus(cache / "gaguide" / "embedded")

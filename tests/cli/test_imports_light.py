@@ -26,6 +26,7 @@ COMMANDS = (
     "data info nothing",
     "eval --help",
     "lexicon show contrastt --tokenizer nothing --mode word --lexicons nothing.yaml",
+    "ablate --help",
     "plan --help",
     "plan --model gpt2-xl --gpus 8 --nodes 4",
     "plan --model gpt2 --json",

@@ -1,0 +1,210 @@
+"""From sums over blocks to effects with intervals, and from those to verdicts. Pure.
+
+Intervals and p values are over blocks of text (`gaguide.stats.paired.rate_change`), so they hold for other
+text of this kind, not for another seed of the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gaguide.ablate.meter import Reading
+from gaguide.ablate.records import Effect, HeadRecord, MethodEffects, Moved, Used
+from gaguide.ablate.subjects import Key, Subject
+from gaguide.ablate.text import TextSums
+from gaguide.guidance.cues import BANDS, NEAR
+from gaguide.stats.paired import ALPHA, holm, rate_change
+
+TaskEffects = Mapping[tuple[Key, str], Mapping[str, Mapping[str, Effect]]]
+"""(head, method) → task → metric → change."""
+_NEAR = [BANDS.index(name) for name in NEAR]
+_ALL = list(range(len(BANDS)))
+NOTHING = Effect(None)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one model."""
+
+    subjects: Sequence[Subject]
+    """The heads."""
+    methods: Sequence[str]
+    """The ways of removing them."""
+    text: TextSums | None
+    """On held-out text; None without text."""
+    tasks: TaskEffects
+    """On tasks; empty without."""
+    before: Mapping[Key, Reading] | None
+    """What the heads did in the model that attention is compared with."""
+    first: TextSums | None
+    """Losses of the first model without the same heads, on the same text; None of the first model itself."""
+
+
+def head_records(measured: Measured, deciding: str) -> tuple[HeadRecord, ...]:
+    """The records of all subjects; verdicts are corrected over the guided heads (Holm)."""
+    heads = [_record(measured, subject) for subject in measured.subjects]
+    guided = [at for at, head in enumerate(heads) if head.role == "guided"]
+    corrected = _corrected([heads[at] for at in guided], deciding)
+    for at, head in zip(guided, corrected, strict=True):
+        heads[at] = head
+    return tuple(heads)
+
+
+def together_effects(measured: Measured) -> dict[str, MethodEffects]:
+    """Method → effects of removing all guided heads at once; empty for one guided head and without text."""
+    text = measured.text
+    if text is None:
+        return {}
+    found = {}
+    for method in measured.methods:
+        if ("guided", method) not in text.together:
+            continue
+        own, tokens = text.together["guided", method], text.together_tokens
+        others = text.together.get(("controls", method))
+        first = None if measured.first is None else measured.first.together.get(("guided", method))
+        found[method] = MethodEffects(
+            loss=_effect(own, tokens, _ALL),
+            near=_effect(own, tokens, _NEAR),
+            bands={name: _effect(own, tokens, [at]) for at, name in enumerate(BANDS)},
+            over_controls=None if others is None else _effect(own - others, tokens, _ALL),
+            near_over_controls=None if others is None else _effect(own - others, tokens, _NEAR),
+            over_first=None if first is None else _effect(own - first, tokens, _ALL),
+            near_over_first=None if first is None else _effect(own - first, tokens, _NEAR),
+        )
+    return found
+
+
+def _record(measured: Measured, subject: Subject) -> HeadRecord:
+    text = measured.text
+    reading = text.readings[subject.key] if text is not None else None
+    before = measured.before.get(subject.key) if measured.before is not None else None
+    return HeadRecord(
+        layer=subject.layer,
+        head=subject.head,
+        role=subject.role,
+        pattern=subject.pattern.name,
+        attention=_rate(reading, "mass"),
+        attention_before=_rate(before, "mass"),
+        rise=_rise(reading, before),
+        output_norm=_output_norm(reading),
+        target_norm=_rate(reading, "target_norm"),
+        weighted_norm=_rate(reading, "weighted_norm"),
+        methods={method: _method(measured, subject, method) for method in measured.methods},
+        moved="not compared",
+        used="not measured",
+    )
+
+
+def _method(measured: Measured, subject: Subject, method: str) -> MethodEffects:
+    text, tasks = measured.text, measured.tasks.get((subject.key, method), {})
+    if text is None:
+        return MethodEffects(NOTHING, NOTHING, dict.fromkeys(BANDS, NOTHING), tasks=tasks)
+    own, tokens = text.change[subject.key, method], text.tokens[id(subject.pattern)]
+    controls = [
+        text.change[other.key, method]
+        for other in measured.subjects
+        if other.key in subject.controls and other.pattern is subject.pattern
+    ]
+    less = own - np.mean(controls, axis=0) if controls else None
+    first = None if measured.first is None else measured.first.change.get((subject.key, method))
+    return MethodEffects(
+        loss=_effect(own, tokens, _ALL),
+        near=_effect(own, tokens, _NEAR),
+        bands={name: _effect(own, tokens, [at]) for at, name in enumerate(BANDS)},
+        over_controls=None if less is None else _effect(less, tokens, _ALL),
+        near_over_controls=None if less is None else _effect(less, tokens, _NEAR),
+        over_first=None if first is None else _effect(own - first, tokens, _ALL),
+        near_over_first=None if first is None else _effect(own - first, tokens, _NEAR),
+        tasks=tasks,
+    )
+
+
+def _effect(change_NK: np.ndarray, tokens_NK: np.ndarray, bands: Sequence[int]) -> Effect:
+    """The change per token in some bands [N blocks, K bands]; no number where a loss is not finite."""
+    change_N, tokens_N = change_NK[:, bands].sum(1), tokens_NK[:, bands].sum(1)
+    count = int(tokens_N.sum())
+    if count == 0 or not np.isfinite(change_N).all():
+        return Effect(None, count=count)
+    found = rate_change(change_N.tolist(), tokens_N.tolist())
+    return Effect(found.difference, found.low, found.high, found.p, None, count)
+
+
+def _rise(reading: Reading | None, before: Reading | None) -> Effect | None:
+    """The change of attention mass, over queries that see a target: the same queries in both models."""
+    if reading is None or before is None or not int(reading.queries.sum()):
+        return None
+    return _effect(
+        (reading.mass - before.mass).numpy()[:, None], reading.queries.numpy()[:, None], [0]
+    )  # fmt: skip
+
+
+def _rate(reading: Reading | None, name: str) -> float | None:
+    """A sum of a reading over queries that see a target, divided by their number; None if not finite."""
+    value = None if reading is None else getattr(reading, name)
+    if reading is None or value is None or not int(reading.queries.sum()):
+        return None
+    return _finite(float(value.sum() / reading.queries.sum()))
+
+
+def _output_norm(reading: Reading | None) -> float | None:
+    if reading is None or reading.output_norm is None:
+        return None
+    return _finite(float(reading.output_norm.mean() / reading.tokens))
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+_FAMILIES = ("loss", "near", "over_controls", "near_over_controls", "over_first", "near_over_first")
+"""Effects of the deciding method that are tested for each guided head; each is a family for Holm."""
+
+
+def _corrected(heads: Sequence[HeadRecord], deciding: str) -> list[HeadRecord]:
+    """Guided heads with verdicts; each effect of the deciding method is Holm-corrected over them."""
+    effects = [head.methods[deciding] for head in heads]
+    for name in _FAMILIES:
+        ps = holm([None if (one := getattr(of, name)) is None else one.p for of in effects])
+        effects = [
+            of if (one := getattr(of, name)) is None else _with(of, name, replace(one, p_holm=p))
+            for of, p in zip(effects, ps, strict=True)
+        ]
+    rises = holm([None if head.rise is None else head.rise.p for head in heads])
+    return [
+        replace(
+            head,
+            methods={**head.methods, deciding: of},
+            rise=rise,
+            moved=movement(rise),
+            used=usage(of.loss),
+        )
+        for head, of, p in zip(heads, effects, rises, strict=True)
+        for rise in [None if head.rise is None else replace(head.rise, p_holm=p)]
+    ]
+
+
+def _with(effects: MethodEffects, name: str, effect: Effect) -> MethodEffects:
+    changed: dict[str, Any] = {name: effect}
+    return replace(effects, **changed)
+
+
+def usage(loss: Effect) -> Used:
+    """used: the loss rises without the head, beyond noise; harmful: it falls; not used: neither."""
+    if loss.difference is None:
+        return "not measured"
+    if loss.p_holm is None or loss.p_holm >= ALPHA:
+        return "not used"
+    return "used" if loss.difference > 0 else "harmful"
+
+
+def movement(rise: Effect | None) -> Moved:
+    """Whether attention on the targets rose (moved) or fell (moved away) beyond noise."""
+    if rise is None or rise.difference is None:
+        return "not compared"
+    if rise.p_holm is None or rise.p_holm >= ALPHA:
+        return "not moved"
+    return "moved" if rise.difference > 0 else "moved away"

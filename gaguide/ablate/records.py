@@ -1,0 +1,192 @@
+"""The records of an ablation, and ablation.json, which holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gaguide.errors import Fault, UserError
+from gaguide.files import write_json
+
+FILE = "ablation.json"
+Role = Literal["guided", "control", "other"]
+Moved = Literal["moved", "moved away", "not moved", "not compared"]
+Used = Literal["used", "not used", "harmful", "not measured"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The change that an intervention makes to a number, paired over blocks of text or examples."""
+
+    difference: float | None
+    """With the intervention minus without; None where a number is not finite."""
+    low: float | None = None
+    """Lower end of its 95% interval."""
+    high: float | None = None
+    """Upper end of its 95% interval."""
+    p: float | None = None
+    """Two-sided p value."""
+    p_holm: float | None = None
+    """Corrected over the model's guided heads; None where it is not part of a verdict."""
+    count: int = 0
+    """Tokens or examples behind the difference."""
+
+
+@dataclass(frozen=True)
+class MethodEffects:
+    """What one way of removing a head changes."""
+
+    loss: Effect
+    """Held-out loss in nats per token."""
+    near: Effect
+    """The same over tokens on a cue and up to 20 tokens after it."""
+    bands: Mapping[str, Effect]
+    """The same by distance to the last cue."""
+    over_controls: Effect | None = None
+    """Of a guided head: its effect on the loss minus the mean effect of its controls."""
+    near_over_controls: Effect | None = None
+    """The same near cues."""
+    over_first: Effect | None = None
+    """Its effect minus that of the same head in the first model, on the same text."""
+    near_over_first: Effect | None = None
+    """The same near cues."""
+    tasks: Mapping[str, Mapping[str, Effect]] = field(default_factory=dict)
+    """Task → metric → change."""
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """One head of one model."""
+
+    layer: int
+    """Layer, counted from 0."""
+    head: int
+    """Head in the layer, counted from 0."""
+    role: Role
+    """guided; control: a random head of the same layer that is not guided; other."""
+    pattern: str
+    """Pattern whose targets are its cues; of a control, that of its guided head."""
+    attention: float | None
+    """Attention mass on the pattern's targets, over queries that see one; None where none does."""
+    attention_before: float | None
+    """The same in the model that it is compared with."""
+    rise: Effect | None
+    """Change of the mass from that model."""
+    output_norm: float | None
+    """Mean norm of what the head adds to the residual stream; None where the output projection is unknown."""
+    target_norm: float | None
+    """Attention-weighted norm of the values, after projection, of the pattern's targets."""
+    weighted_norm: float | None
+    """The same over all keys."""
+    methods: Mapping[str, MethodEffects]
+    """Way of removing the head → effects."""
+    moved: Moved
+    """Whether attention on the targets rose beyond noise (p, Holm-corrected, below 0.05)."""
+    used: Used
+    """Whether the loss rises beyond noise without the head (used), falls (harmful), or neither."""
+
+    @property
+    def verdict(self) -> str:
+        """Both in words."""
+        moved = "attention not compared" if self.moved == "not compared" else f"attention {self.moved}"
+        return f"{moved}, {self.used}"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One model."""
+
+    model: str
+    """Folder or hub id."""
+    name: str
+    """Short name in tables."""
+    identity: Mapping[str, Any]
+    """Hashes of its content."""
+    layers: int
+    """Number of layers."""
+    heads_per_layer: int
+    """Number of heads in each."""
+    loss: float | None
+    """Held-out loss without an intervention; None without text or where it is not finite."""
+    band_loss: Mapping[str, float | None]
+    """The same by distance to the last cue of the plan's first pattern; None where no token is."""
+    band_tokens: Mapping[str, int]
+    """Predicted tokens of each band."""
+    tasks: Mapping[str, Mapping[str, float | None]]
+    """Task → metric → value without an intervention; None where it is not finite."""
+    heads: tuple[HeadRecord, ...]
+    """Guided heads, controls and others, in order of (layer, head)."""
+    together: Mapping[str, MethodEffects]
+    """Way of removing them → effects of removing all guided heads at once; `over_controls` compares with one
+    control of each. Empty for a single guided head."""
+    seconds: float
+    """Time of the model's measurement."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its numbers should know."""
+
+    def with_role(self, role: Role) -> list[HeadRecord]:
+        """Its heads with that role."""
+        return [head for head in self.heads if head.role == role]
+
+
+@dataclass(frozen=True)
+class AblationRecord:
+    """An ablation of one or several models."""
+
+    models: tuple[ModelRecord, ...]
+    """The models, in the order given."""
+    settings: Mapping[str, Any]
+    """What was removed, from what, on which text."""
+    deciding: str
+    """The way of removing a head on which verdicts rest."""
+    before: str | None
+    """What attention is compared with: a model's name, or `start`; None where it is not compared."""
+    versions: Mapping[str, str]
+    """Versions and the fingerprint of the code."""
+
+
+def write_ablation(folder: Path, record: AblationRecord) -> None:
+    """Write ablation.json into `folder`, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FILE, asdict(record))
+
+
+def read_ablation(folder: Path) -> AblationRecord:
+    """The record in `folder`. Raises `UserError` where it cannot be read."""
+    path = folder / FILE
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        models = tuple(_model(model) for model in tree.pop("models"))
+        return AblationRecord(models=models, **tree)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        remedy = "run gaguide ablate again into another folder"
+        raise UserError(Fault(str(path), f"is not an ablation ({error})", remedy)) from None
+
+
+def _model(tree: dict[str, Any]) -> ModelRecord:
+    heads = tuple(_head(head) for head in tree.pop("heads"))
+    together = {name: _method(method) for name, method in tree.pop("together").items()}
+    return ModelRecord(**tree | {"heads": heads, "together": together, "notes": tuple(tree["notes"])})
+
+
+def _head(tree: dict[str, Any]) -> HeadRecord:
+    methods = {name: _method(method) for name, method in tree.pop("methods").items()}
+    return HeadRecord(**tree | {"rise": _effect(tree["rise"]), "methods": methods})
+
+
+def _method(tree: dict[str, Any]) -> MethodEffects:
+    names = set(tree) - {"tasks", "bands"}
+    single = {name: _effect(tree[name]) for name in names}
+    tasks = {
+        task: {metric: Effect(**effect) for metric, effect in metrics.items()}
+        for task, metrics in tree["tasks"].items()
+    }
+    bands = {name: Effect(**effect) for name, effect in tree["bands"].items()}
+    return MethodEffects(**single, bands=bands, tasks=tasks)  # type: ignore[arg-type]
+
+
+def _effect(tree: dict[str, Any] | None) -> Effect | None:
+    return None if tree is None else Effect(**tree)

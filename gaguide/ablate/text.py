@@ -1,0 +1,200 @@
+"""The effect of removing heads on held-out text: losses by block and by distance to the last cue.
+
+Shapes: B blocks of a batch, T positions, K bands.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from gaguide.ablate.meter import Meter, Reading, sum_readings
+from gaguide.ablate.passes import Passes
+from gaguide.ablate.subjects import Key, Subject, by_layer, together
+from gaguide.errors import Fault, UserError
+from gaguide.guidance.cues import BANDS, cue_bands
+from gaguide.guidance.patterns import Columns, Pattern
+from gaguide.interventions import (
+    Intervention,
+    MeanOutput,
+    ResampleOutput,
+    ZeroOutput,
+    intervene,
+    knock_out_edges,
+    mean_outputs,
+)
+from gaguide.model.attention_hooks import attach_consumer
+
+Batch = Mapping[str, torch.Tensor]
+"""Keyword arguments of the model, on its device."""
+
+
+@dataclass(frozen=True)
+class TextSums:
+    """Losses of held-out blocks; arrays [blocks, bands], bands of the subject's pattern."""
+
+    loss: Mapping[int, np.ndarray]
+    """id of the pattern → summed loss without an intervention."""
+    tokens: Mapping[int, np.ndarray]
+    """id of the pattern → predicted tokens."""
+    change: Mapping[tuple[Key, str], np.ndarray]
+    """(head, method) → summed change of the loss."""
+    together: Mapping[tuple[str, str], np.ndarray]
+    """(set of heads as of `together`, method) → summed change, bands of all their patterns."""
+    together_tokens: np.ndarray
+    """Predicted tokens in the bands of all guided heads' patterns."""
+    readings: Mapping[Key, Reading]
+    """Head → what it attends to and writes."""
+    means: Mapping[Key, torch.Tensor]
+    """Head → its mean output; empty without the method `mean`."""
+    passes: float
+    """Computing, in whole passes over the text."""
+    notes: tuple[str, ...] = ()
+    """What the model did not support."""
+
+
+@dataclass
+class _Sums:
+    loss: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    tokens: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    change: dict[tuple[Key, str], list[np.ndarray]] = field(default_factory=dict)
+    together: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)
+    together_tokens: list[np.ndarray] = field(default_factory=list)
+    readings: list[dict[Key, Reading]] = field(default_factory=list)
+
+
+def check_batches(methods: Sequence[str], batches: Sequence[Batch]) -> None:
+    """Raise `UserError` where a block has no other in its batch to resample from."""
+    if "resample" in methods and any(len(batch["input_ids"]) < 2 for batch in batches):
+        problem = "resample takes the output of another block, and there is only one"
+        raise UserError(Fault("--blocks", problem, "give at least two, or leave resample out"))
+
+
+@torch.no_grad()
+def measure_text(
+    model: PreTrainedModel,
+    subjects: Sequence[Subject],
+    batches: Sequence[Batch],
+    methods: Sequence[str],
+    seed: int = 0,
+    tick: Callable[[int, int], None] = lambda done, of: None,
+) -> TextSums:
+    """Losses of `batches` with each of `subjects` removed by each of `methods`, and what their heads do.
+
+    Each batch is computed once as a whole; a removal resumes at its head's layer. `model` must be in eval
+    mode. `tick` is called with the removals done and all.
+    """
+    check_batches(methods, batches)
+    passes, sums, layers, sets = Passes(model), _Sums(), by_layer(subjects), together(subjects)
+    passes.check(batches[0])
+    means = mean_outputs(model, batches, list(layers)) if "mean" in methods else {}
+    meter, rng = Meter(model, subjects), random.Random(seed)
+    done, total = 0, len(batches) * (len(subjects) + len(sets)) * len(methods)
+
+    def lost(some: Sequence[Subject], method: str, shift: int, band_BT: torch.Tensor) -> np.ndarray:
+        nonlocal done
+        with intervene(model, *removals(some, method, means, shift)):
+            loss_BT = passes.losses(batch)
+        done += 1
+        return _by_band(loss_BT.double() - clean_BT.double(), band_BT)
+
+    for batch in batches:
+        bands = {id(one.pattern): _bands([one.pattern], batch) for one in subjects}
+        with passes.keeping(), attach_consumer(model, meter.layers, meter):
+            clean_BT = passes.losses(batch)
+        sums.readings.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
+        for pattern, band_BT in bands.items():
+            sums.loss.setdefault(pattern, []).append(_by_band(clean_BT, band_BT))
+            sums.tokens.setdefault(pattern, []).append(_by_band(torch.ones_like(clean_BT), band_BT))
+        shift = rng.randrange(1, max(2, len(clean_BT)))
+        for layer, here in layers.items():
+            with passes.from_layer(layer):
+                for subject, method in itertools.product(here, methods):
+                    found = lost([subject], method, shift, bands[id(subject.pattern)])
+                    sums.change.setdefault((subject.key, method), []).append(found)
+            tick(done, total)
+        everywhere_BT = _bands([one.pattern for one in subjects if one.role == "guided"], batch)
+        sums.together_tokens.append(_by_band(torch.ones_like(clean_BT), everywhere_BT))
+        for (name, some), method in itertools.product(sets.items(), methods):
+            with passes.from_layer(min(one.layer for one in some)):
+                found = lost(some, method, shift, everywhere_BT)
+            sums.together.setdefault((name, method), []).append(found)
+            tick(done, total)
+    notes = [] if passes.resumes else ["its layers take more than the layer before gives: whole passes"]
+    notes += ["logits come from whole passes of the model"] if passes.whole else []
+    return TextSums(
+        loss={key: np.concatenate(parts) for key, parts in sums.loss.items()},
+        tokens={key: np.concatenate(parts) for key, parts in sums.tokens.items()},
+        change={key: np.concatenate(parts) for key, parts in sums.change.items()},
+        together={key: np.concatenate(parts) for key, parts in sums.together.items()},
+        together_tokens=np.concatenate(sums.together_tokens),
+        readings=sum_readings(sums.readings),
+        means=means,
+        passes=passes.count / len(batches),
+        notes=tuple(notes),
+    )
+
+
+@torch.no_grad()
+def read_attention(
+    model: PreTrainedModel, subjects: Sequence[Subject], batches: Sequence[Batch]
+) -> dict[Key, Reading]:
+    """What the subjects' heads attend to and write, without removing any."""
+    meter, parts = Meter(model, subjects), []
+    with attach_consumer(model, meter.layers, meter):
+        for batch in batches:
+            model.base_model(**batch, use_cache=False)
+            parts.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
+    return sum_readings(parts)
+
+
+def removals(
+    subjects: Sequence[Subject], method: str, means: Mapping[Key, torch.Tensor], shift: int = 1
+) -> list[Intervention]:
+    """The interventions that remove heads by one of `METHODS`, all at once."""
+    keys = tuple(one.key for one in subjects)
+    if method == "zero":
+        return [ZeroOutput(keys)]
+    if method == "mean":
+        return [MeanOutput({key: means[key] for key in keys})]
+    if method == "resample":
+        return [ResampleOutput(keys, shift)]
+    return [knock_out_edges([one.key], one.pattern) for one in subjects]
+
+
+def _bands(patterns: Sequence[Pattern], batch: Batch) -> torch.Tensor:
+    """Band of each predicted token [B, T - 1]; patterns by offset have no cues: all tokens are `rest`."""
+    ids_BT = batch["input_ids"]
+    marked_BT = torch.zeros_like(ids_BT).bool()
+    for pattern in patterns:
+        target = pattern.target(ids_BT)
+        if isinstance(target, Columns):
+            marked_BT = marked_BT | target.marked_BT
+    return cue_bands(marked_BT, _documents(batch))[:, 1:]
+
+
+def _documents(batch: Batch) -> torch.Tensor | None:
+    """Index of each token's document [B, T], where documents are isolated by their positions."""
+    positions_BT = batch.get("position_ids")
+    return None if positions_BT is None else (positions_BT == 0).cumsum(-1)
+
+
+def _by_band(loss_BT: torch.Tensor, band_BT: torch.Tensor) -> np.ndarray:
+    """Sums [B, K] by band, fp64."""
+    sums_BK = torch.zeros(len(loss_BT), len(BANDS), dtype=torch.float64, device=loss_BT.device)
+    return np.asarray(sums_BK.scatter_add_(1, band_BT, loss_BT.double()).cpu().numpy())
+
+
+def _on_cpu(reading: Reading) -> Reading:
+    values: dict[str, Any] = {
+        name: value.cpu() if isinstance(value, torch.Tensor) else value
+        for name, value in vars(reading).items()
+    }
+    return Reading(**values)

@@ -1,0 +1,106 @@
+"""Heat maps of an ablation: what removing each head costs, and what each attends to, by layer and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from gaguide.ablate.records import AblationRecord, HeadRecord, ModelRecord
+from gaguide.report.style import INK
+from gaguide.report.text import shorten
+
+_EMPTY = "#D9D9D9"
+"""Heads that were not removed."""
+_NUMBERED = 8
+"""Largest number of heads in a layer whose cells have their number written in."""
+
+
+def draw_heads(records: Sequence[AblationRecord]) -> Figure | None:
+    """Two maps for each model, side by side: change of loss without a head, attention on its words.
+
+    Guided heads have a frame. None where no loss was measured.
+    """
+    models = [(record, model) for record in records for model in record.models]
+    costs = [_grid(model, partial(_cost, record.deciding)) for record, model in models]
+    masses = [_grid(model, attrgetter("attention")) for _, model in models]
+    known = [abs(value) for grid in costs for value in grid[np.isfinite(grid)]]
+    if not known:
+        return None
+    largest = max(known) or 1e-9
+    tall = max(model.layers for _, model in models)
+    wide = max(model.heads_per_layer for _, model in models)
+    height = min(5.0, max(1.5, 0.32 * tall))
+    width = min(5.5, max(2.4, 0.42 * wide))
+    figure = Figure(figsize=(width * len(models) + 1.6, 2 * height + 1.4), layout="constrained")
+    axes = figure.subplots(2, len(models), squeeze=False)
+    norms: tuple[Any, Any] = (TwoSlopeNorm(0, -largest, largest), Normalize(0, 1))
+    for down, (grids, colours, norm, title) in enumerate(
+        ((costs, "RdBu_r", norms[0], "loss without the head"), (masses, "Greys", norms[1], "attention"))
+    ):
+        for ax, grid, (_, model) in zip(axes[down], grids, models, strict=True):
+            image: Any = ax.imshow(
+                np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto", origin="lower"
+            )
+            ax.set_facecolor(_EMPTY)
+            _write_numbers(ax, grid, norm, down == 0)
+            _frame_guided(ax, model)
+            _label(ax, f"{shorten(model.name, 24)}: {title}")
+        bar = figure.colorbar(image, ax=list(axes[down]), fraction=0.05, pad=0.02)
+        bar.ax.tick_params(colors=INK, labelsize=8)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def _cost(deciding: str, head: HeadRecord) -> float | None:
+    found = head.methods.get(deciding)
+    return None if found is None else found.loss.difference
+
+
+def _grid(model: ModelRecord, value: Callable[[HeadRecord], float | None]) -> np.ndarray:
+    """[layers, heads], NaN where a head was not measured."""
+    grid = np.full((model.layers, model.heads_per_layer), np.nan)
+    for head in model.heads:
+        if (found := value(head)) is not None:
+            grid[head.layer, head.head] = found
+    return grid
+
+
+def _write_numbers(ax: Axes, grid: np.ndarray, norm: Any, signed: bool) -> None:
+    if grid.shape[1] > _NUMBERED or grid.shape[0] > 2 * _NUMBERED:
+        return
+    for (layer, head), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            shade = float(norm(value))
+            dark = abs(shade - 0.5) > 0.35 if signed else shade > 0.55
+            text = f"{value:+.3f}" if signed else f"{value:.2f}"
+            ax.text(head, layer, text, ha="center", va="center", fontsize=7,
+                    color="white" if dark else "black")  # fmt: skip
+
+
+def _frame_guided(ax: Axes, model: ModelRecord) -> None:
+    for head in model.with_role("guided"):
+        ax.add_patch(
+            Rectangle(
+                (head.head - 0.5, head.layer - 0.5), 1, 1, fill=False, edgecolor="#E08A00", linewidth=1.8
+            )
+        )
+
+
+def _label(ax: Axes, title: str) -> None:
+    ax.set_title(title, loc="left", fontsize=9, color=INK)
+    ax.set_xlabel("head", fontsize=8, color=INK)
+    ax.set_ylabel("layer", fontsize=8, color=INK)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    ax.tick_params(colors=INK, labelsize=8, length=2)
+    for spine in ax.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,125 @@
+"""The report on ablations: verdicts in words, tables, heat maps, and where the numbers come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from gaguide.ablate.records import AblationRecord, ModelRecord
+from gaguide.ablate.tables import effect_rows, head_rows
+from gaguide.report.ablation_figures import draw_heads
+from gaguide.report.ablation_tables import (
+    methods_table,
+    norm_table,
+    side_table,
+    summary_table,
+    task_table,
+    verdict_table,
+)
+from gaguide.report.document import Cell, Chart, Report, Section, Table, folded
+from gaguide.report.text import ABSENT, csv_text, fixed, interval, p_value
+
+
+def ablation_report(records: Sequence[AblationRecord]) -> Report:
+    """Everything that the records of one or several ablations say."""
+    verdicts, methods, norms = verdict_table(records), methods_table(records), norm_table(records)
+    sides, tasks = side_table(records), task_table(records)
+    heat = Chart(
+        "heads",
+        "By layer and head",
+        "Above: change of held-out loss without the head, red where the model loses by it. Below: attention "
+        "on the head's words (of other heads: on those of a head of the plan). Frames: heads of the plan; "
+        "grey: not removed.",
+        lambda: draw_heads(records),
+    )
+    tables = tuple(table for table in (verdicts, methods, norms, sides, tasks) if table.rows)
+    return Report(
+        title="Ablation of heads",
+        findings=tuple(text for record in records for text in findings(record)),
+        cautions=tuple(
+            f"{model.name}: {note}." for record in records for model in record.models for note in model.notes
+        ),
+        summary=summary_table(records),
+        tables=tables,
+        charts=(heat,),
+        body=(
+            verdicts, heat,
+            *(table for table in (methods, norms) if table.rows),
+            *(folded(table) for table in (sides, tasks) if table.rows),
+            _provenance(records),
+        ),
+        csv_files=lambda: _csv(records),
+    )  # fmt: skip
+
+
+def findings(record: AblationRecord) -> list[str]:
+    """One sentence for each model: how many guided heads are moved, used, harmful."""
+    return [sentence for model in record.models if (sentence := _finding(record, model))]
+
+
+def _finding(record: AblationRecord, model: ModelRecord) -> str:
+    guided = model.with_role("guided")
+    counts = Counter(head.verdict for head in guided)
+    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    text = f"{model.name}: of {len(guided)} heads of the plan: {listed}"
+    together = model.together.get(record.deciding)
+    if together is not None and together.loss.difference is not None:
+        loss = together.loss
+        assert loss.difference is not None
+        sign = p_value(loss.p)
+        text += (
+            f"; without all of them at once the held-out loss changes by {fixed(loss.difference, 4, '+')} "
+            f"{interval(loss.low, loss.high, 4)} (p {sign if sign.startswith('<') else '= ' + sign})"
+        )
+    return f"{text}."
+
+
+def _provenance(records: Sequence[AblationRecord]) -> Section:
+    """Models, settings and versions of each ablation."""
+    models = Table(
+        "models",
+        "Models",
+        ("", "folder", "held-out loss", "tokens near cues", "tokens", "time"),
+        tuple(
+            (
+                model.name,
+                (
+                    Cell(model.model),
+                    Cell(ABSENT if model.loss is None else f"{model.loss:.4f}"),
+                    Cell(f"{sum(model.band_tokens.values()) - model.band_tokens.get('rest', 0):,}"),
+                    Cell(f"{sum(model.band_tokens.values()):,}"),
+                    Cell(f"{model.seconds:.0f} s"),
+                ),
+            )
+            for record in records
+            for model in record.models
+        ),
+    )
+    names = dict.fromkeys(name for record in records for name in record.settings if name != "patterns")
+    columns = tuple(str(at) if len(records) > 1 else "" for at in range(1, len(records) + 1))
+    rows = [(name, tuple(Cell(_words(record.settings.get(name))) for record in records)) for name in names]
+    rows += [("attention compared with", tuple(Cell(record.before or ABSENT) for record in records))]
+    rows += [
+        (name, tuple(Cell(_words(record.versions.get(name))[:16]) for record in records))
+        for name in dict.fromkeys(name for record in records for name in record.versions)
+    ]
+    settings = Table("settings", "Settings and versions", ("", *columns), tuple(rows), monospace=True)
+    return Section("provenance", "Where the numbers come from", (models, folded(settings)))
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items()) or ABSENT
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or ABSENT
+    return ABSENT if value is None else str(value)
+
+
+def _csv(records: Sequence[AblationRecord]) -> dict[str, str]:
+    found = {}
+    for name, rows_of in (("heads", head_rows), ("effects", effect_rows)):
+        rows = [row for record in records for row in rows_of(record)]
+        if rows:
+            found[name] = csv_text(list(rows[0]), [list(row.values()) for row in rows])
+    return found

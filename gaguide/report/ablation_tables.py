@@ -1,0 +1,229 @@
+"""Tables of an ablation: verdicts with their tests, ways of removing compared, norms, models side by side,
+tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from gaguide.ablate.records import (
+    AblationRecord,
+    Effect,
+    HeadRecord,
+    MethodEffects,
+    ModelRecord,
+    Role,
+)
+from gaguide.report.document import Cell, Row, Table
+from gaguide.report.text import ABSENT, fixed, interval, p_value
+
+SIGNIFICANT = 0.05
+_DIGITS = 4
+
+
+def head_name(head: HeadRecord) -> str:
+    """Layer and head in words."""
+    return f"layer {head.layer} · head {head.head}"
+
+
+def verdict_table(records: Sequence[AblationRecord]) -> Table:
+    """Of every guided head: is attention moved, is the head used, each with its test."""
+    rows: list[Row] = []
+    groups: list[str] = []
+    for record, model in _models(records):
+        for head in model.with_role("guided"):
+            rows.append((head_name(head), _verdict_cells(head, record.deciding)))
+        if record.deciding in model.together:
+            rows.append(("all of these at once", _together_cells(model.together[record.deciding])))
+        groups += [model.name] * (len(rows) - len(groups))
+    how = ", ".join(dict.fromkeys(record.deciding for record in records))
+    return Table(
+        "verdicts",
+        "Is the guided head used?",
+        ("", "words", "attention", "loss without it", "near cues", "more than controls", "more than first",
+         "verdict"),
+        tuple(rows),
+        f"Removed by: {how}. Changes of held-out loss in nats per token, with 95% intervals and p values "
+        "over blocks of text, Holm-corrected over a model's heads of the plan; bold: p < 0.05. Near cues: "
+        "predicted tokens on a guided word and up to 20 after it. More than controls: minus the mean of "
+        "random other heads of the same layer. More than first: minus the same head's in the first model. "
+        "Used: the loss rises without the head beyond noise; harmful: it falls; not used: neither. "
+        "Two heads that do the same can each be removed at no cost: compare all at once.",
+        groups=tuple(groups),
+        caption="Is the guided head used? (change of held-out loss without it)",
+    )  # fmt: skip
+
+
+def summary_table(records: Sequence[AblationRecord]) -> Table:
+    """The verdicts in the width of a terminal."""
+    whole = verdict_table(records)
+    wanted = [whole.header.index(name) - 1 for name in ("attention", "loss without it", "verdict")]
+    rows = tuple((name, tuple(cells[at] for at in wanted)) for name, cells in whole.rows)
+    header = ("", "attention", "loss without it", "verdict")
+    return Table(whole.name, whole.title, header, rows, groups=whole.groups, caption=whole.caption)
+
+
+def _models(records: Sequence[AblationRecord]) -> Iterator[tuple[AblationRecord, ModelRecord]]:
+    return ((record, model) for record in records for model in record.models)
+
+
+def _verdict_cells(head: HeadRecord, deciding: str) -> tuple[Cell, ...]:
+    effects = head.methods[deciding]
+    rise = head.rise
+    moved = ABSENT if head.attention is None else f"{head.attention:.3f}"
+    if head.attention is not None and head.attention_before is not None:
+        moved = f"{head.attention_before:.3f} → {head.attention:.3f}"
+    is_moved = rise is not None and rise.p_holm is not None and rise.p_holm < SIGNIFICANT
+    small = "" if rise is None or rise.p_holm is None else _p(rise.p_holm)
+    return (
+        Cell(head.pattern),
+        Cell(moved, is_moved, small=small),
+        *(effect_cell(getattr(effects, name)) for name in ("loss", "near", "over_controls", "over_first")),
+        Cell(head.verdict, head.used in ("used", "harmful")),
+    )
+
+
+def _together_cells(effects: MethodEffects) -> tuple[Cell, ...]:
+    cells = (effect_cell(getattr(effects, name)) for name in ("loss", "near", "over_controls", "over_first"))
+    return Cell(ABSENT), Cell(ABSENT), *cells, Cell(ABSENT)
+
+
+def effect_cell(effect: Effect | None, digits: int = _DIGITS) -> Cell:
+    """A change with its interval and p value."""
+    if effect is None or effect.difference is None:
+        return Cell(ABSENT)
+    p = effect.p if effect.p_holm is None else effect.p_holm
+    lines = [interval(effect.low, effect.high, digits), "" if p is None else _p(p)]
+    shown = fixed(effect.difference, digits, "+")
+    return Cell(shown, p is not None and p < SIGNIFICANT, small="\n".join(filter(None, lines)))
+
+
+def _p(p: float) -> str:
+    text = p_value(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def methods_table(records: Sequence[AblationRecord]) -> Table:
+    """Every way of removing a head, on all tokens and near cues; empty with a single way."""
+    rows: list[Row] = []
+    groups: list[str] = []
+    methods = list(dict.fromkeys(method for record in records for method in record.settings["methods"]))
+    for _, model in _models(records):
+        for head in model.with_role("guided"):
+            rows.append((head_name(head), tuple(_by_method(head.methods, methods))))
+        groups += [model.name] * (len(rows) - len(groups))
+    columns = [f"{method}{where}" for method in methods for where in ("", ", near cues")]
+    return Table(
+        "methods",
+        "Ways of removing a head",
+        ("", *columns),
+        tuple(rows) if len(methods) > 1 else (),
+        "Mean: the head writes its mean over this text; zero: nothing, so that the constant which it adds to "
+        "every token goes too; resample: what it writes in another block; edges: it does not attend to its "
+        "words. p values of ways other than the deciding one are not corrected.",
+        groups=tuple(groups) if len(methods) > 1 else (),
+    )
+
+
+def _by_method(effects: object, methods: Sequence[str]) -> Iterator[Cell]:
+    assert isinstance(effects, dict)
+    for method in methods:
+        found = effects.get(method)
+        yield effect_cell(found.loss if found else None)
+        yield effect_cell(found.near if found else None)
+
+
+def norm_table(records: Sequence[AblationRecord]) -> Table:
+    """What heads attend to and how much they write from there; controls as means."""
+    rows: list[Row] = []
+    groups: list[str] = []
+    for _, model in _models(records):
+        for role in ("guided", "control"):
+            rows += [_norm_row(head_name(head), [head]) for head in model.with_role(role) if role == "guided"]
+        if controls := model.with_role("control"):
+            rows.append(_norm_row(f"mean of {len(controls)} controls", controls))
+        groups += [model.name] * (len(rows) - len(groups))
+    return Table(
+        "norms",
+        "What heads write",
+        ("", "attention on the words", "norm of output", "weighted norm of values", "of it from the words"),
+        tuple(rows),
+        "Norms after the output projection, in the residual stream. Weighted norms: attention times norm of "
+        "the value, summed over keys, mean over queries that see a word. A head that attends to a word and "
+        "writes nothing from it is a sink.",
+        groups=tuple(groups),
+    )
+
+
+def _norm_row(name: str, heads: Sequence[HeadRecord]) -> Row:
+    attention = _mean([head.attention for head in heads])
+    weighted, target = (
+        _mean([head.weighted_norm for head in heads]),
+        _mean([head.target_norm for head in heads]),
+    )
+    share = None if target is None or not weighted else target / weighted
+    values = (attention, _mean([head.output_norm for head in heads]), weighted)
+    cells = [Cell(ABSENT if value is None else f"{value:.3f}") for value in values]
+    return name, (*cells, Cell(ABSENT if share is None else f"{share:.1%}"))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def side_table(records: Sequence[AblationRecord]) -> Table:
+    """The deciding change of loss of every removed head, a column for each model; empty for one model."""
+    columns = [model for _, model in _models(records)]
+    deciding = [record.deciding for record, _ in _models(records)]
+    places: dict[tuple[int, int], dict[int, HeadRecord]] = {}
+    for at, model in enumerate(columns):
+        for head in model.heads:
+            places.setdefault((head.layer, head.head), {})[at] = head
+    rows = []
+    for _, found in sorted(places.items()):
+        cells = [
+            _side_cell(found[at].methods[deciding[at]].loss, found[at].role) if at in found else Cell(ABSENT)
+            for at in range(len(columns))
+        ]
+        rows.append((head_name(next(iter(found.values()))), tuple(cells)))
+    return Table(
+        "heads",
+        "Loss without each head, models side by side",
+        ("", *(model.name for model in columns)),
+        tuple(rows) if len(columns) > 1 else (),
+        "Change of held-out loss; roles differ where models are guided differently.",
+    )
+
+
+def _side_cell(effect: Effect, role: Role) -> Cell:
+    cell = effect_cell(effect)
+    return Cell(cell.text, cell.best, small=f"{role}\n{cell.small}")
+
+
+def task_table(records: Sequence[AblationRecord]) -> Table:
+    """Changes of the tasks' metrics without each head, by the deciding method or the first that can."""
+    rows: list[Row] = []
+    groups: list[str] = []
+    for record, model in _models(records):
+        for head in model.heads:
+            method = next((name for name in record.settings["methods"] if head.methods[name].tasks), None)
+            if method is None or head.role == "other":
+                continue
+            for task, metrics in head.methods[method].tasks.items():
+                for metric, effect in metrics.items():
+                    value = model.tasks.get(task, {}).get(metric)
+                    with_it = ABSENT if value is None else f"{value:.4f}"
+                    cells = Cell(head.role), Cell(with_it), effect_cell(effect), Cell(f"{effect.count:,}")
+                    rows.append((f"{task} · {metric} · {head_name(head)} ({method})", cells))
+        groups += [model.name] * (len(rows) - len(groups))
+    return Table(
+        "tasks",
+        "Tasks without each head",
+        ("", "role", "with it", "change", "examples"),
+        tuple(rows),
+        "McNemar for accuracies, a t-test of the paired differences for others, over examples or "
+        "their groups; "
+        "p values are not corrected for the number of rows.",
+        groups=tuple(groups),
+    )

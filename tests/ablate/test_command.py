@@ -1,0 +1,201 @@
+"""`gaguide ablate` from folders to records and page, and its effect on tasks compared with the evaluator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gaguide.ablate.__main__ import show
+from gaguide.ablate.command import main
+from gaguide.ablate.records import AblationRecord, read_ablation
+from gaguide.data import load_tokenizer
+from gaguide.distributed import World
+from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
+from gaguide.evaluate import EvaluateSettings, evaluate
+
+LAYERS, HEADS = 2, 4
+
+
+@pytest.fixture(scope="module")
+def shards(embedded_shards: Path) -> Path:
+    return embedded_shards
+
+
+def save(folder: Path, shards: Path, seed: int) -> Path:
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_layer=LAYERS, n_embd=32, n_head=HEADS, n_positions=128,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [save(folder / name, shards, seed) for seed, name in enumerate(("first", "second"))]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Examples that share a prefix, so that its keys and values are cached with the head removed."""
+    shots = "".join(f"Q: Is {at} not odd? A: {'no' if at % 2 else 'yes'}.\n" for at in range(4))
+    rows = [
+        {"prompt": f"{shots}Q: Is {at} not odd? A:", "classes": [" no", " yes"], "answer_index": at % 2}
+        for at in range(24)
+    ]
+    path = tmp_path_factory.mktemp("tasks") / "odd.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def without(model: Path, folder: Path, layer: int, head: int) -> Path:
+    """A copy of the model whose head writes nothing: its rows of the output projection are zero."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    width = 32 // HEADS
+    weights[f"transformer.h.{layer}.attn.c_proj.weight"][head * width : (head + 1) * width] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ablated(
+    models: list[Path], shards: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AblationRecord, Path]:
+    folder = tmp_path_factory.mktemp("out") / "ablation"
+    words = ["--model", *map(str, models), "--plan", "3-negation", "--text", str(shards), "--blocks", "9"]
+    words += ["--block-length", "64", "--batch", "4", "--tasks", str(tasks), "--all-heads", "--controls", "1"]
+    words += ["--methods", "zero", "mean", "resample", "edges", "--output", str(folder)]
+    assert main(words, show) == 0
+    return read_ablation(folder), folder
+
+
+def test_the_records_have_every_head_with_its_role(ablated: tuple[AblationRecord, Path]) -> None:
+    record, _ = ablated
+    first, second = record.models
+    assert (first.name, second.name, record.before, record.deciding) == ("first", "second", "first", "zero")
+    for model in record.models:
+        assert [(head.layer, head.head) for head in model.heads] == [
+            (layer, head) for layer in range(LAYERS) for head in range(HEADS)
+        ]
+        assert {head.head for head in model.with_role("guided")} == {0, 1, 2}
+        assert {head.head for head in model.with_role("control")} == {3}
+        assert model.loss is not None and model.band_tokens["rest"] > 0
+        assert set(model.together) == {"zero", "mean", "resample", "edges"}
+        assert any("over 9 blocks" in note for note in model.notes)
+    assert all(head.rise is None for head in first.heads)
+    assert all(head.rise is not None for head in second.with_role("guided"))
+    head = second.heads[0]
+    loss = head.methods["zero"].loss
+    assert loss.difference is not None and loss.low is not None and loss.low < loss.difference
+    assert loss.p_holm is not None and loss.p is not None and loss.p_holm >= loss.p
+    over = head.methods["zero"].over_first
+    assert over is not None and over.difference == pytest.approx(
+        loss.difference - (first.heads[0].methods["zero"].loss.difference or 0), abs=1e-12
+    )
+    assert not head.methods["resample"].tasks and head.methods["mean"].tasks
+
+
+def test_the_tables_and_the_page_say_the_same(ablated: tuple[AblationRecord, Path], tmp_path: Path) -> None:
+    record, folder = ablated
+    heads = pq.read_table(folder / "heads.parquet").to_pylist()
+    effects = pq.read_table(folder / "effects.parquet").to_pylist()
+    assert len(heads) == 2 * LAYERS * HEADS
+    one = record.models[1].heads[0]
+    (loss,) = [
+        row for row in effects
+        if (row["model"], row["layer"], row["head"], row["method"], row["effect"], row["task"])
+        == ("second", 0, 0, "zero", "loss", None)
+    ]  # fmt: skip
+    assert (loss["difference"], loss["p_holm"]) == (
+        one.methods["zero"].loss.difference,
+        one.methods["zero"].loss.p_holm,
+    )
+    page = (folder / "report.html").read_text("utf-8")
+    assert one.verdict in page and "<svg" in page and f"{loss['difference']:+.4f}" in page
+    assert "odd · acc · layer 0 · head 0 (zero)" in page
+
+
+def test_tasks_without_a_head_are_the_evaluators_scores_of_a_model_without_it(
+    ablated: tuple[AblationRecord, Path], models: list[Path], tasks: Path, tmp_path: Path
+) -> None:
+    record, _ = ablated
+    settings = EvaluateSettings()
+    with_it = evaluate(models[0], [str(tasks)], None, World(), settings).tasks["odd"].metrics
+    removed = without(models[0], tmp_path / "removed", 1, 2)
+    without_it = evaluate(removed, [str(tasks)], None, World(), settings).tasks["odd"].metrics
+    model = record.models[0]
+    for metric in ("acc", "class_loss"):
+        assert model.tasks["odd"][metric] == pytest.approx(with_it[metric].value, abs=1e-5)
+        effect = model.heads[HEADS + 2].methods["zero"].tasks["odd"][metric]
+        change = without_it[metric].value - with_it[metric].value
+        assert effect.difference == pytest.approx(change, abs=2e-5)
+        assert effect.count == 24
+    assert abs(without_it["class_loss"].value - with_it["class_loss"].value) > 1e-3
+
+
+def test_faults_are_reported_at_once_and_nothing_is_overwritten(
+    models: list[Path], shards: Path, ablated: tuple[AblationRecord, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = ["--model", str(models[0]), str(models[0]), "--plan", "4-negation", "--methods", "remove"]
+    assert main([*words, "--blocks", "0", "--output", str(tmp_path / "o")]) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    for part in ("is given twice", "is not an experiment or a file", "must be one of mean", "--blocks"):
+        assert part in said
+    again = ["--model", str(models[0]), "--plan", "1-negation", "--text", str(shards)]
+    assert main([*again, "--output", str(ablated[1])]) == EXIT_USER_ERROR
+    assert "already has an ablation.json" in capsys.readouterr().err
+    assert main([*again[:4], "--output", str(tmp_path / "o")]) == EXIT_USER_ERROR
+    assert "must give at least one of them" in capsys.readouterr().err
+    assert main([*again, "--before", "start", "--output", str(tmp_path / "o")]) == EXIT_USER_ERROR
+    assert "not that of a run" in capsys.readouterr().err
+    assert main([*again[:2], "--text", str(shards), "--output", str(tmp_path / "o")]) == EXIT_USER_ERROR
+    assert "is required, as no model lies in the folder of a run" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_finite_gives_no_number_and_says_so(
+    models: list[Path], shards: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(models[0], tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    words = ["--model", str(broken), "--plan", "1-negation", "--text", str(shards), "--blocks", "4"]
+    words += ["--block-length", "32", "--output", str(tmp_path / "o")]
+    assert main(words, show) == EXIT_NOT_FINITE
+    (model,) = read_ablation(tmp_path / "o").models
+    assert model.loss is None and {head.used for head in model.with_role("guided")} == {"not measured"}
+    assert any("not finite" in note for note in model.notes)
+
+
+def test_models_of_the_same_content_are_named(models: list[Path], shards: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(models[0], tmp_path / "twin")
+    words = ["--model", str(models[0]), str(twin), "--plan", "1-negation", "--text", str(shards)]
+    words += ["--blocks", "12", "--block-length", "128", "--methods", "zero", "--controls", "0"]
+    assert main([*words, "--output", str(tmp_path / "o")], show) == 0
+    _, second = read_ablation(tmp_path / "o").models
+    assert any("files are the same as those of" in note for note in second.notes)
+    assert all(head.moved == "not moved" for head in second.heads)
+
+
+def test_a_record_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ablation.json").write_text('{"models": 3}')
+    with pytest.raises(UserError, match="is not an ablation"):
+        read_ablation(tmp_path)
