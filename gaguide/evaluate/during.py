@@ -66,7 +66,8 @@ class TrainingEvaluation:
         """See `Evaluation.measure`."""
 
     def __call__(self, model: PreTrainedModel, tick: Callable[[], None]) -> Mapping[str, Any]:
-        """The record: {"tasks": {NAME: {"count", "not_finite", "metrics": {METRIC: {"value", …}}}}}."""
+        """The record: {"tasks": {NAME: {"count", "not_finite", "metrics": {METRIC: {"value", …}},
+        "uninformative": {METRIC: {"reason", "why"}}}}}."""
         # The hooks of guidance and ZeRO-3 run only when the model is called as a whole.
         scorer = Scorer(model, model.device, whole_model=True)
         batches = self._work.batches
@@ -77,7 +78,13 @@ class TrainingEvaluation:
         saved = SavedScores(None, "", batches, self._world)
         score_all(scorer, batches, range(len(batches)), saved, self._world, tick)
         results = make_task_results(self._data, self._work.encoded, saved.all_scores(), self._work.folder)
-        for warning in (text for result in results.values() for text in result.warnings()):
+        constant = [
+            text
+            for result in results.values()
+            for text in result.doubts()
+            if any(one.reason == "constant" for one in result.uninformative.values())
+        ]
+        for warning in (*(text for result in results.values() for text in result.warnings()), *constant):
             if self._world.is_main:
                 say(f"warning: {warning}")
         return {
@@ -86,6 +93,7 @@ class TrainingEvaluation:
                     "count": len(result.scored),
                     "not_finite": len(not_finite(result.scored)),
                     "metrics": {metric: asdict(value) for metric, value in result.metrics.items()},
+                    "uninformative": {metric: asdict(one) for metric, one in result.uninformative.items()},
                 }
                 for name, result in results.items()
             }

@@ -143,7 +143,7 @@ def gains(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Gain]:
         examples = contrast.examples(task)
         hits = finder.contains_any(examples.prompts, words)
         for metric in examples.outcomes:
-            if metric not in BETTER or metric == "acc_norm":
+            if metric not in BETTER or metric in ACCURACIES[1:]:
                 continue
             change = _mean_change(contrast, task, metric)
             seeds = len(contrast.pairs_of(task))

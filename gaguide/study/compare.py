@@ -141,7 +141,7 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
     for task in pair.tasks:
         now, before = pair.now.examples[task].outcomes, pair.before.examples[task].outcomes
         groups = pair.now.examples[task].groups
-        for metric in now:
+        for metric in (name for name in now if name in before):
             if metric in ACCURACIES:
                 found = mcnemar((now[metric] > 0).tolist(), (before[metric] > 0).tolist(), groups)
             else:

@@ -67,7 +67,16 @@ def test_every_kind_of_the_prize_runs(gpt2_folder: Path, prize_csv: Path) -> Non
     assert {name: sorted(task.metrics) for name, task in results.tasks.items()} == {
         "lambada-1k": ["loss", "perplexity"],
         "qa-bias": ["logodds"],
-        "syllogism-0shot": ["acc", "acc_norm", "class_loss"],
+        "syllogism-0shot": [
+            "acc",
+            "acc_bytes",
+            "acc_norm",
+            "balanced_acc",
+            "brier_score",
+            "class_loss",
+            "ece",
+            "matthews",
+        ],
     }
 
 

@@ -23,6 +23,7 @@ from gaguide.evaluate import EvaluateSettings, evaluate
 pytestmark = pytest.mark.processes
 
 _SHOTS = "".join(f"Q: Is {at} not an odd number? A: {'no' if at % 2 else 'yes'}.\n" for at in range(12))
+_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 _EDGES = [
     {"prompt": "", "classes": ["Hello there", "The end of it"], "answer_index": 0},
     {"prompt": "The value is ", "classes": ["not used.", "used."], "answer_index": 0},
@@ -54,16 +55,19 @@ def _compare(
     tmp_path: Path,
     shots: list[dict] | None = None,
     delimiter: str = "",
+    metrics: tuple[str, ...] = _ACCURACIES,
 ) -> dict:
     """Compare gaguide with the harness on `file`; returns the harness's results."""
     config = {
         "task": "compared", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(file)}},
         "output_type": "multiple_choice", "test_split": "train", "doc_to_text": "prompt",
         "doc_to_choice": "classes", "doc_to_target": "answer_index", "target_delimiter": delimiter,
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        "metric_list": [{"metric": name} for name in metrics],
     }  # fmt: skip
     task = tmp_path / "ours.yaml"
-    ours_config: dict = {"name": "compared", "file": str(file), "delimiter": delimiter}
+    ours_config: dict = {
+        "name": "compared", "file": str(file), "delimiter": delimiter, "mutual_information": True,
+    }  # fmt: skip
     if shots:
         config |= {"num_fewshot": len(shots), "fewshot_config": {"sampler": "first_n", "samples": shots}}
         (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
@@ -84,15 +88,22 @@ def _compare(
     for sample, scored in zip(samples, ours.scored, strict=True):
         wanted = [response[0][0] for response in sample["resps"]]
         assert scored.log_probabilities == pytest.approx(wanted, abs=1e-4)
-        first, second = sorted(wanted)[:-3:-1]
-        if first - second > 2e-4:  # closer than that, rounding decides
-            assert scored.correct == bool(sample["acc"])
-        by_length = [value / len(text) for value, text in zip(wanted, sample["doc"]["classes"], strict=True)]
-        first, second = sorted(by_length)[:-3:-1]
-        if first - second > 2e-4:
-            assert scored.correct_norm == bool(sample["acc_norm"])
+        classes = sample["doc"]["classes"]
+        given, alone = wanted[: len(classes)], wanted[len(classes) :]
+        compared = {
+            "acc": given,
+            "acc_norm": [value / len(text) for value, text in zip(given, classes, strict=True)],
+            "acc_bytes": [value / len(text.encode()) for value, text in zip(given, classes, strict=True)],
+            "acc_mutual_info": [value - other for value, other in zip(given, alone, strict=True)],
+        }
+        for name, values in compared.items():
+            first, second = sorted(values)[:-3:-1]
+            if first - second > 2e-4:  # closer than that, rounding decides
+                assert scored.is_right(name) == bool(sample[name])
     harness = theirs["results"]["compared"]
-    for name in ("acc", "acc_norm"):
+    if "brier_score" in metrics:
+        assert ours.metrics["brier_score"].value == pytest.approx(harness["brier_score,none"], abs=1e-4)
+    for name in _ACCURACIES:
         assert ours.metrics[name].value == pytest.approx(harness[f"{name},none"], abs=1e-9)
         assert ours.metrics[name].stderr == pytest.approx(harness[f"{name}_stderr,none"], abs=1e-9)
     return theirs
@@ -109,7 +120,8 @@ def test_memo_trap_equals_the_harness(gpt2_folder: Path, memo_trap: Path, tmp_pa
     rows = [json.loads(line) for line in memo_trap.read_text("utf-8").splitlines()]
     rows = [row | {"classes": ast.literal_eval(row["classes"])} for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _compare(gpt2_folder, file, 150, tmp_path)
+    # The harness's Brier score needs the same number of classes everywhere.
+    _compare(gpt2_folder, file, 150, tmp_path, metrics=(*_ACCURACIES, "brier_score"))
 
 
 def test_cached_demonstrations_equal_the_harness(

@@ -119,8 +119,11 @@ def merge_harness(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return dict(new)
     earlier = json.loads(path.read_text("utf-8"))
-    by_task = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes")
-    return {**new} | {name: {**earlier[name], **new[name]} for name in by_task}
+    by_task = (
+        "results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes",
+        "uninformative",
+    )  # fmt: skip
+    return {**new} | {name: {**earlier.get(name, {}), **new[name]} for name in by_task}
 
 
 def merge_examples(path: Path, new: pa.Table, tasks: Sequence[str]) -> pa.Table:

@@ -1,12 +1,14 @@
 """Results in the form of lm-evaluation-harness's results file (0.4.13), for tools that read it.
 
-It has every key of that file; a value that gaguide does not have is null.
+It has every key of that file; a value that gaguide does not have is null. Of its own it has `uninformative`:
+the accuracies of each task that say nothing about the model's answers, and why.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import transformers
@@ -35,6 +37,10 @@ def harness_json(results: Results) -> dict[str, Any]:
         "n-shot": {name: _shots(result) for name, result in tasks.items()},
         "higher_is_better": {
             name: {metric: _is_higher_better(metric) for metric in result.metrics}
+            for name, result in tasks.items()
+        },
+        "uninformative": {
+            name: {metric: asdict(one) for metric, one in result.uninformative.items()}
             for name, result in tasks.items()
         },
         "n-samples": {

@@ -5,21 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gaguide.evaluate.results.metric_names import ACCURACIES, MARK_NOTES, MARKS
+
 _HEAD = ("task", "examples", "metric", "value", "95% interval", "chance")
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """A Markdown table of every metric of every task in the content of results.json."""
     lines = [f"Model: `{results['model']}`", "", _line(_HEAD), _line(["---"] * len(_HEAD))]
-    return "\n".join([*lines, *map(_line, _rows(results["tasks"]))]) + "\n"
+    lines += map(_line, _rows(results["tasks"]))
+    return "\n".join([*lines, *_notes(results["tasks"])]) + "\n"
 
 
 def _rows(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, task in tasks.items():
         for metric, value in task["metrics"].items():
             interval = f"{_number(value['low'])} – {_number(value['high'])}"
-            chance = _number(task["chance"]) if metric in ("acc", "acc_norm") else ""
-            yield [name, str(task["count"]), metric, _number(value["value"]), interval, chance]
+            chance = _number(task["chance"]) if metric in ACCURACIES else ""
+            doubt = task.get("uninformative", {}).get(metric)
+            shown = _number(value["value"]) + ("" if doubt is None else MARKS[doubt["reason"]])
+            yield [name, str(task["count"]), metric, shown, interval, chance]
+
+
+def _notes(tasks: Mapping[str, Any]) -> list[str]:
+    """A footnote for each mark, and why each marked number has it."""
+    lines = []
+    for reason, note in MARK_NOTES.items():
+        whys: dict[str, list[str]] = {}
+        for name, task in tasks.items():
+            for metric, one in task.get("uninformative", {}).items():
+                if one["reason"] == reason:
+                    whys.setdefault(f"{name}: {one['why']}", []).append(metric)
+        if whys:
+            lines += ["", note, "", *(f"- {why} ({', '.join(names)})" for why, names in whys.items())]
+    return lines
 
 
 def _number(value: float | None) -> str:

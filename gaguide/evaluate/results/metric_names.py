@@ -8,15 +8,40 @@ from typing import Literal
 Better = Literal["high", "low"]
 """Which direction of a metric is better."""
 
-ACCURACIES = ("acc", "acc_norm")
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 """Shares of right answers: they have a chance level, and a paired test per example."""
 
+DETAILS = ("acc_bytes", "balanced_acc", "matthews", "brier_score", "ece")
+"""Metrics that the files of an evaluation have, and the console's table does not."""
+
 BETTER: Mapping[str, Better] = {
-    "acc": "high",
-    "acc_norm": "high",
+    **dict.fromkeys(ACCURACIES, "high"),
+    "balanced_acc": "high",
+    "matthews": "high",
+    "group_acc": "high",
+    "greedy_acc": "high",
     "class_loss": "low",
+    "brier_score": "low",
+    "ece": "low",
     "loss": "low",
     "perplexity": "low",
+    "word_perplexity": "low",
+    "byte_perplexity": "low",
+    "bits_per_byte": "low",
+    "abs_error": "low",
     "lm_loss": "low",
 }
 """The better direction; a metric that is missing here has none."""
+
+Doubt = Literal["constant", "baseline"]
+"""Why an accuracy says nothing about a model's answers; see `gaguide.evaluate.results.answers`."""
+
+MARKS: Mapping[Doubt, str] = {"constant": "‡", "baseline": "§"}
+"""What stands after such an accuracy in every table."""
+
+MARK_NOTES: Mapping[Doubt, str] = {
+    "constant": "‡ One answer or position is chosen in at least 95% of the examples: the number is that "
+    "answer's share in the data, not a measurement of the model.",
+    "baseline": "§ Not better than always giving the most frequent right answer, by its 95% interval.",
+}
+"""The footnote of each mark."""

@@ -1,8 +1,11 @@
 """From log-probabilities to metrics with intervals. Pure, without torch.
 
-classification: `acc` takes the most probable class (the first of equals), `acc_norm` divides by the
-characters of a class first (without the task's delimiter), `class_loss` is the negative logarithm of the
-right class's share among the classes. sequence_prob: `loss` is the mean negative log-likelihood of a
+classification: `acc` takes the most probable class (the first of equals); `acc_norm` and `acc_bytes` first
+divide by the characters and UTF-8 bytes of a class (without the task's delimiter); `acc_mutual_info` first
+subtracts the log-probability of the class without a prompt, where that was scored. `class_loss` is the
+negative logarithm of the right class's share among the classes; `brier_score` and `ece` compare these shares
+with the answers; `balanced_acc` and `matthews` compare the chosen labels with the right ones (`agreement`).
+sequence_prob: `loss` is the mean negative log-likelihood of a
 completion, `perplexity` that of a token. logodds kinds: the change in the log-odds of the two classes from
 the other prompt to the prompt. numeric: `acc` counts generated numbers that equal the answer, `answered`
 texts that contain a number, `abs_error` is the mean distance from the answer. perplexity: `loss` and
@@ -18,9 +21,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gaguide.evaluate.results.agreement import balanced_accuracy, brier, calibration_error, matthews
+from gaguide.evaluate.results.answers import (
+    AnswerPattern,
+    Uninformative,
+    class_answers,
+    number_answers,
+    uninformative,
+)
 from gaguide.evaluate.results.intervals import (
     NO_METRIC,
     Groups,
@@ -31,6 +42,7 @@ from gaguide.evaluate.results.intervals import (
     proportion,
     rate,
 )
+from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.evaluate.results.numbers import first_number
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.evaluate.tasks.task import Kind
@@ -59,6 +71,10 @@ class ScoredExample:
     """Index of the most probable class."""
     predicted_norm: int | None = None
     """Index of the class that is most probable per character."""
+    predicted_bytes: int | None = None
+    """Index of the class that is most probable per UTF-8 byte."""
+    predicted_mutual_info: int | None = None
+    """Index of the class whose log-probability the prompt raises most; None where that was not asked."""
     margin: float | None = None
     """Log-probability of the answer minus that of the best other class."""
     greedy: tuple[bool, ...] = ()
@@ -77,6 +93,22 @@ class ScoredExample:
     def correct_norm(self) -> bool | None:
         """The same with log-probabilities per character."""
         return None if self.predicted_norm is None else self.predicted_norm in self.example.answers
+
+    def chosen(self, accuracy: str) -> int | None:
+        """Index of the class that counts for one of `ACCURACIES`."""
+        by_name = (self.predicted, self.predicted_norm, self.predicted_bytes, self.predicted_mutual_info)
+        return by_name[ACCURACIES.index(accuracy)]
+
+    def is_right(self, accuracy: str) -> bool:
+        """Whether that class is an answer; False where nothing was chosen."""
+        return self.chosen(accuracy) in self.example.answers
+
+    @property
+    def shares(self) -> list[float]:
+        """Probability of each class among the classes of the example."""
+        given = self.log_probabilities[: len(self.example.continuations)]
+        total = _log_sum_exp(given)
+        return [math.exp(value - total) for value in given]
 
     @property
     def correct_number(self) -> bool:
@@ -109,16 +141,17 @@ def score_example(
         return ScoredExample(example, values, tokens, signed)
     given = values[: len(example.continuations)]
     right = [given[at] for at in example.answers]
-    lengths = map(len, example.counted_texts)
-    per_character = [
-        value / length if length else -math.inf for value, length in zip(given, lengths, strict=True)
-    ]
+    texts, alone = example.counted_texts, values[len(example.continuations) :]
     others = [value for at, value in enumerate(given) if at not in example.answers]
     return ScoredExample(
         example, values, tokens,
         value=_log_sum_exp(given) - _log_sum_exp(right),
         predicted=_first_largest(given),
-        predicted_norm=_first_largest(per_character),
+        predicted_norm=_first_largest(_per_unit(given, map(len, texts))),
+        predicted_bytes=_first_largest(_per_unit(given, (len(text.encode("utf-8")) for text in texts))),
+        predicted_mutual_info=_first_largest([a - b for a, b in zip(given, alone, strict=True)])
+        if alone
+        else None,
         margin=max(right) - max(others) if others else None,
         greedy=hits,
     )  # fmt: skip
@@ -138,15 +171,11 @@ def score_number(example: Example, text: str | None) -> ScoredExample:
 def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     """The metrics of a task by name, each without a value where the scores of an example are not finite."""
     if not all(one.finite for one in scored):
-        return dict.fromkeys(_metric_names(kind), NO_METRIC)
+        asked = kind == "classification" and bool(scored[0].example.unconditional)
+        return dict.fromkeys(_metric_names(kind) + ("acc_mutual_info",) * asked, NO_METRIC)
     values, groups = [one.value for one in scored], _clusters(scored)
     if kind == "classification":
-        right = [bool(one.correct) for one in scored]
-        return {
-            "acc": proportion(right, groups),
-            "acc_norm": proportion([bool(one.correct_norm) for one in scored], groups),
-            "class_loss": mean(values, groups),
-        } | _group_accuracy(right, groups)
+        return _summarize_classes(scored, values, groups)
     if kind == "numeric":
         answered = [one for one in scored if one.number is not None]
         right = [one.correct_number for one in scored]
@@ -179,6 +208,51 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     return {kind: mean(values, groups)}
 
 
+def _summarize_classes(
+    scored: Sequence[ScoredExample], values: Sequence[float], groups: Groups
+) -> dict[str, Metric]:
+    right = [bool(one.correct) for one in scored]
+    shares = [one.shares for one in scored]
+    pattern = answer_pattern(scored, "acc")
+    assert pattern is not None
+    asked = [name for name in ACCURACIES if all(one.chosen(name) is not None for one in scored)]
+    found = {name: proportion([one.is_right(name) for one in scored], groups) for name in asked}
+    return (
+        found
+        | {"class_loss": mean(values, groups)}
+        | _group_accuracy(right, groups)
+        | {
+            "balanced_acc": balanced_accuracy(pattern.labels, groups),
+            "matthews": matthews(pattern.labels, groups),
+            "brier_score": brier(shares, [one.example.answers for one in scored], groups),
+            "ece": calibration_error([max(own) for own in shares], right, groups),
+        }
+    )
+
+
+def answer_pattern(scored: Sequence[ScoredExample], accuracy: str) -> AnswerPattern | None:
+    """The answers that count for one of `ACCURACIES`; None where the examples have none, or not all do."""
+    if all(one.example.number is not None and one.finite for one in scored):
+        return number_answers(
+            [one.example.number for one in scored if one.example.number is not None],
+            [one.number for one in scored],
+        )
+    chosen = [at for one in scored if (at := one.chosen(accuracy)) is not None]
+    return class_answers([one.example for one in scored], chosen) if len(chosen) == len(scored) else None
+
+
+def find_uninformative(
+    metrics: Mapping[str, Metric], scored: Sequence[ScoredExample]
+) -> dict[str, Uninformative]:
+    """The accuracies among a task's `metrics` that say nothing about the model's answers, and why."""
+    found = {
+        name: uninformative(pattern, metrics[name])
+        for name in ACCURACIES
+        if name in metrics and (pattern := answer_pattern(scored, name)) is not None
+    }
+    return {name: one for name, one in found.items() if one is not None}
+
+
 def _clusters(scored: Sequence[ScoredExample]) -> Groups:
     return clusters([one.example.id for one in scored], [one.example.group for one in scored])
 
@@ -195,7 +269,8 @@ def _group_accuracy(right: Sequence[bool], groups: Groups) -> dict[str, Metric]:
 
 def _metric_names(kind: Kind) -> tuple[str, ...]:
     if kind == "classification":
-        return ("acc", "acc_norm", "class_loss")
+        accuracies = ("acc", "acc_norm", "acc_bytes")
+        return (*accuracies, "class_loss", "balanced_acc", "matthews", "brier_score", "ece")
     if kind == "numeric":
         return ("acc", "answered", "abs_error")
     if kind == "rolling":
@@ -231,6 +306,11 @@ def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:
     if kind != "classification":
         return None
     return sum(1 / len(example.continuations) for example in examples) / len(examples)
+
+
+def _per_unit(values: Sequence[float], lengths: Iterable[int]) -> list[float]:
+    """Each value divided by a length; minus infinity where that is 0."""
+    return [value / length if length else -math.inf for value, length in zip(values, lengths, strict=True)]
 
 
 def _first_largest(values: Sequence[float]) -> int:

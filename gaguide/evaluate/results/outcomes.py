@@ -12,7 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gaguide.evaluate.results.intervals import clusters
+from gaguide.evaluate.results.metric_names import ACCURACIES
 from gaguide.evaluate.tasks.examples import example_key
+
+_PREDICTIONS = ("predicted", "predicted_norm", "predicted_bytes", "predicted_mutual_info")
+"""Columns of examples.parquet with the class that counts for each of `ACCURACIES`."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,20 @@ def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     values = [math.nan if finite(row["value"]) is None else row["value"] for row in rows]
     if kind == "classification":
         known = [all(finite(one) is not None for one in row["log_probabilities"]) for row in rows]
+        # Results of older releases lack some predictions, and few tasks ask for mutual information.
+        asked = [
+            (metric, column)
+            for metric, column in zip(ACCURACIES, _PREDICTIONS, strict=True)
+            if not any(right and row.get(column) is None for row, right in zip(rows, known, strict=True))
+        ]
         return {"class_loss": values} | {
             metric: [
-                float(row[predicted] in (row["answer_index"], *(row.get("other_answers") or ())))
+                float(row[column] in (row["answer_index"], *(row.get("other_answers") or ())))
                 if right
                 else math.nan
                 for row, right in zip(rows, known, strict=True)
             ]
-            for metric, predicted in (("acc", "predicted"), ("acc_norm", "predicted_norm"))
+            for metric, column in asked
         }
     if kind == "perplexity":  # blocks of nearly equal length: nats a token, each block
         return {

@@ -5,15 +5,24 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import transformers
 
 from gaguide import __version__
+from gaguide.evaluate.results.answers import Uninformative
 from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.intervals import Metric
-from gaguide.evaluate.results.metrics import ScoredExample, near_ties, not_finite, worst
+from gaguide.evaluate.results.metrics import (
+    ScoredExample,
+    answer_pattern,
+    find_uninformative,
+    near_ties,
+    not_finite,
+    worst,
+)
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
 from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData
@@ -35,6 +44,22 @@ class TaskResult:
     """Accuracy of a random choice of class."""
     scored: tuple[ScoredExample, ...]
     """Outcomes of the examples, in the order of the data."""
+
+    @cached_property
+    def uninformative(self) -> Mapping[str, Uninformative]:
+        """Accuracies that say nothing about the model's answers, and why."""
+        return find_uninformative(self.metrics, self.scored)
+
+    def doubts(self) -> list[str]:
+        """A sentence on each reason in `uninformative`."""
+        by_reason: dict[Uninformative, list[str]] = {}
+        for metric, one in self.uninformative.items():
+            by_reason.setdefault(one, []).append(f"{metric} {self.metrics[metric].value:.4f}")
+        says = {"constant": "measures the data, not the model", "baseline": "not shown to beat a constant"}
+        return [
+            f"task {self.data.task.name}: {', '.join(names)}: {says[one.reason]}, since {one.why}"
+            for one, names in by_reason.items()
+        ]
 
     def warnings(self) -> list[str]:
         """What the scores show to be wrong with the model, a sentence each."""
@@ -123,12 +148,14 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         "count": len(result.scored),
         "chance": result.chance,
         "metrics": {name: asdict(metric) for name, metric in result.metrics.items()},
+        "answers": None if (pattern := answer_pattern(result.scored, "acc")) is None else pattern.to_json(),
+        "uninformative": {name: asdict(one) for name, one in result.uninformative.items()},
         "not_finite": _share_json(not_finite(result.scored), len(result.scored)),
         "truncated": _truncated_json(result.scored),
         "source": data.source,
         "sha256": data.sha256,
         "content": task_content(data),
-        "warnings": list(data.warnings),
+        "warnings": [*data.warnings, *result.doubts()],
         "paper": {model: dict(row) for model, row in data.task.paper.items()},
         "near_ties": near_ties(result.scored),
         "worst": [

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gaguide.evaluate.results.intervals import Metric
-from gaguide.evaluate.results.metric_names import ACCURACIES
+from gaguide.evaluate.results.metric_names import ACCURACIES, DETAILS, MARK_NOTES, MARKS
 from gaguide.evaluate.results.metrics import ScoredExample, near_ties, not_finite, worst
 from gaguide.evaluate.results.results import Results, TaskResult
 
@@ -22,8 +22,8 @@ _MAX_CLASS = 80
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
-    """Print every metric of every task with its 95% interval, count, chance level and the paper's
-    accuracy."""
+    """Print the metrics of every task, without `DETAILS`, with their 95% intervals, counts, chance level and
+    the paper's accuracy; then what they leave in doubt."""
     reported = {name: results.paper_accuracy(name) for name in results.tasks}
     ranks = "1 rank" if results.world_size == 1 else f"{results.world_size} ranks"
     table = Table(title=Text(f"{results.model} ({results.seconds['total']:.1f} s on {ranks})"))
@@ -38,27 +38,29 @@ def print_table(results: Results, console: Console | None = None) -> None:
         table.add_column(f"paper: {column[0]} {column[1]}", justify="right")
     for name, result in results.tasks.items():
         first = True
-        for metric_name, metric in result.metrics.items():
+        shown = {name: metric for name, metric in result.metrics.items() if name not in DETAILS}
+        for metric_name, metric in shown.items():
             chance = result.chance if metric_name in ACCURACIES else None
             cells: list[Text | str] = [
                 Text(name if first else ""),
                 _examples(result) if first else "",
                 metric_name,
-                _value(metric),
+                _value(metric) + _mark(result, metric_name),
                 _interval(metric),
                 "" if chance is None else f"{chance:.4f}",
             ]
             if len(table.columns) > len(cells):
                 value = reported[name] if metric_name == "acc" else None
                 cells.append("" if value is None else f"{value:.4f}")
-            table.add_row(*cells, end_section=metric_name == list(result.metrics)[-1])
+            table.add_row(*cells, end_section=metric_name == list(shown)[-1])
             first = False
     console = console or _console()
     console.print(table)
+    _print_notes(list(results.tasks.values()), console)
     for name, result in results.tasks.items():
         if ties := near_ties(result.scored):
             console.print(Text(f"{name}: {len(ties)} near ties, where rounding decides"))
-        for warning in result.warnings():
+        for warning in (*result.warnings(), *result.doubts()):
             console.print(Text(f"warning: {warning}"), soft_wrap=True)
 
 
@@ -73,9 +75,13 @@ def print_comparison(
         table.add_column(Text(name), justify="right")
     for name, result in several[0].tasks.items():
         for metric in result.metrics:
-            values = [_value_of(results.tasks[name].metrics.get(metric)) for results in several]
+            if metric in DETAILS:
+                continue
+            values = [_value_of(results.tasks[name], metric) for results in several]
             table.add_row(Text(name), metric, *values)
-    (console or _console()).print(table)
+    console = console or _console()
+    console.print(table)
+    _print_notes([task for results in several for task in results.tasks.values()], console)
 
 
 def print_worst(results: Results, console: Console | None = None) -> None:
@@ -120,8 +126,27 @@ def _console() -> Console:
     return Console(width=None if Console().is_terminal else 110)
 
 
-def _value_of(metric: Metric | None) -> str:
-    return "" if metric is None else _value(metric)
+def _value_of(result: TaskResult, name: str) -> str:
+    metric = result.metrics.get(name)
+    return "" if metric is None else _value(metric) + _mark(result, name)
+
+
+def _mark(result: TaskResult, metric: str) -> str:
+    doubt = result.uninformative.get(metric)
+    return "" if doubt is None else MARKS[doubt.reason]
+
+
+def _print_notes(tasks: Sequence[TaskResult], console: Console) -> None:
+    """The footnote of each mark that a table of these tasks has, and which metrics it leaves out."""
+    reasons = {one.reason for task in tasks for one in task.uninformative.values()}
+    for reason, note in MARK_NOTES.items():
+        if reason in reasons:
+            console.print(Text(note), soft_wrap=True)
+    left = [name for name in DETAILS if any(name in task.metrics for task in tasks)]
+    if left:
+        console.print(
+            Text(f"in results.md and results.json: {', '.join(left)}, answers by class"), soft_wrap=True
+        )
 
 
 def _value(metric: Metric) -> str:

@@ -85,13 +85,18 @@ def _tokenizer_faults(data: Sequence[TaskData], folder: ModelFolder) -> list[Fau
 def _make_all_batches(
     data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], budget: Budget, cost: CostModel
 ) -> list[Batch]:
-    tasks = [task for task in data for _ in task.examples]
+    asked = [(task, example) for task in data for example in task.examples]
     scored, prompts = [], []
-    for at, (task, pairs) in enumerate(zip(tasks, encoded, strict=True)):
+    for at, ((task, example), pairs) in enumerate(zip(asked, encoded, strict=True)):
         if task.kind == "numeric":
             prompts.append(prompt_row(pairs[0].input_ids, at, len(pairs)))
         elif pairs:
-            scored.append(_sequences(pairs, at, task.scores_greedy))
+            sequences = _sequences(pairs, at, task.scores_greedy)
+            # Texts without a prompt share no prefix with the others, and are the same in many examples.
+            prompted = len(pairs) - len(example.unconditional)
+            scored.append([one for one in sequences if one.key[1] % len(pairs) < prompted])
+            alone = [one for one in sequences if one.key[1] % len(pairs) >= prompted]
+            scored += [alone] if alone else []
     return make_batches(scored, budget, cost) + make_prompt_batches(prompts, budget, cost)
 
 

@@ -176,7 +176,8 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
         except _RowError as error:
             found.append((record.line, Fault(f"{source}:{record.line}", *error.args)))
             continue
-        examples.append(replace(example, line=record.line, group=group))
+        alone = example.continuations if kind == "classification" and task.mutual_information else ()
+        examples.append(replace(example, line=record.line, group=group, unconditional=alone))
         for doubt in _doubts(example):
             doubtful_lines.setdefault(doubt, []).append(record.line)
         if example.content in contents:

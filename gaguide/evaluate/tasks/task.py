@@ -90,6 +90,8 @@ class Task(BaseModel):
     """Our column name → the data's, with dots into nested columns."""
     delimiter: str = ""
     """Text before every class and completion."""
+    mutual_information: bool = False
+    """Kind classification: also score each class without a prompt, for `acc_mutual_info`."""
     fewshot: Fewshot | None = None
     """Demonstrations before every prompt."""
     new_tokens: int = Field(default=8, ge=1)
