@@ -7,7 +7,7 @@ and raise once, so that a user sees every fault at the first attempt.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,11 +17,13 @@ from typing import Any, ParamSpec, TypeVar
 
 _MASK = "***"
 # A password may contain "@", but not a slash.
-_USER_INFO = re.compile(r"(\w://)[^/\s'\"?#<>]+@")
+_USER_INFO = re.compile(r"(\w://)[^/\s\"?#<>]+@")
 _SECRET_PARAMETER = re.compile(
     r"([?&;](?:[\w.%-]*(?:sig|token|key|secret|pass|pwd|cred|auth|session|policy)[\w.%-]*)=)[^&;#,)\s'\"<>]+",
     re.IGNORECASE,
 )
+
+_LOST = re.compile(r"\w://\*\*\*@|[?&;][\w.%-]+=\*\*\*")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -167,6 +169,20 @@ def mask_credentials(text: str) -> str:
     `Key-Pair-Id`) and tokens in a query. Masking twice changes nothing.
     """
     return _SECRET_PARAMETER.sub(rf"\g<1>{_MASK}", _USER_INFO.sub(rf"\g<1>{_MASK}@", text))
+
+
+def mask_all(value: Any) -> Any:
+    """Plain JSON data with `mask_credentials` applied to every text in it."""
+    if isinstance(value, str):
+        return mask_credentials(value)
+    if isinstance(value, Mapping):
+        return {key: mask_all(item) for key, item in value.items()}
+    return [mask_all(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def is_masked(address: str) -> bool:
+    """Whether `address` has lost credentials to `mask_credentials`, so that nothing can be read from it."""
+    return _LOST.search(address) is not None
 
 
 def is_signed(address: str) -> bool:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, mask_credentials
 
 
 def local_folder(path: str | Path, field: str) -> Path:
@@ -55,15 +55,22 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Atomically replace the file `path` with `content`."""
+def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
+    """Atomically replace the file `path` with `content`; if `private`, only its owner can read it."""
     with replacing(path) as temporary:
+        if private:
+            temporary.touch(mode=0o600)
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
     """Atomically replace the file `path` with `text`, encoded as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_settings(path: Path, text: str) -> None:
+    """`write_text` for settings that a later process reads: private where an address has credentials."""
+    write_bytes(path, text.encode("utf-8"), private=mask_credentials(text) != text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -93,6 +93,7 @@ def attention(
     """Show which tokens heads attend to, as a picture or a page: a heat map, or lines between tokens."""
     from gaguide.figures import check_figure_path
     from gaguide.files import expand_home, local_folder
+    from gaguide.log import SlowWork
 
     model = [str(expand_home(name)) for name in model]
     with FaultCollector() as faults:
@@ -117,7 +118,8 @@ def attention(
             parts[at] += panels
     _print_masses(parts[0], len(parts))
     for path in output:
-        _write(path, parts, spans, view)
+        with SlowWork(f"drawing {path}"):
+            _write(path, parts, spans, view)
         typer.echo(f"wrote {path}")
 
 
@@ -145,9 +147,11 @@ def _panels(
     from gaguide.attention.panels import check_window
     from gaguide.data.format.token_text import token_labels
     from gaguide.guidance import GuidancePlan
+    from gaguide.log import SlowWork
     from gaguide.model.attention_support import causal_attention_modules
 
-    model, tokenizer = _load(folder)
+    with SlowWork(f"{name}: loading the model"):
+        model, tokenizer = _load(folder)
     ids_T = torch.tensor(tokenizer(selection.text, add_special_tokens=True, verbose=False)["input_ids"])
     if selection.window is not None or not in_parts:
         check_window(len(ids_T), selection.window)
@@ -171,9 +175,13 @@ def _panels(
         layers = available
     labels = token_labels(tokenizer, ids_T.tolist())
     windows = [selection.window] if selection.window else split(len(ids_T))
-    return list(
-        zip(windows, text_panels(name, model, ids_T, labels, windows, layers, heads, patterns), strict=True)
-    )
+    parts = text_panels(name, model, ids_T, labels, windows, layers, heads, patterns)
+    shown = []
+    with SlowWork(f"{name}: attention of parts of the text", len(windows)) as work:
+        for window, panels in zip(windows, parts, strict=True):
+            shown.append((window, panels))
+            work.done(len(shown))
+    return shown
 
 
 def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -56,12 +56,15 @@ def validate(
     from gaguide.evaluate.model_folder import find_model_folder
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.evaluate.tasks.read import read_tasks
+    from gaguide.log import SlowWork
 
-    folder = None if model is None else find_model_folder(model)
-    found = read_tasks(split_names(tasks), data, None, None if folder is None else folder.positions)
+    with SlowWork("reading the tasks"):
+        folder = None if model is None else find_model_folder(model)
+        found = read_tasks(split_names(tasks), data, None, None if folder is None else folder.positions)
     longest: dict[str, str] = {}
     if folder is not None:
-        encoded = iter(encode_examples(found, folder))
+        with SlowWork("encoding examples", sum(len(task.examples) for task in found)) as work:
+            encoded = iter(encode_examples(found, folder, done=work.done))
         for task in found:
             pairs = [pair for _ in task.examples for pair in next(encoded)]
             truncated = sum(pair.truncated > 0 for pair in pairs)

@@ -41,18 +41,21 @@ def report(
     """Compare runs (loss, attention on the guided words, tasks) with the first, or report on a study or an
     ablation."""
     from gaguide.files import expand_home, local_folder, write_bytes
+    from gaguide.log import SlowWork
     from gaguide.report import render_report
     from gaguide.report.console import print_report
 
     with FaultCollector() as faults:
         given = [faults.attempt(local_folder, path, "--output") for path in output or []]
         wanted = _outputs([path for path in given if path is not None], formats, faults)
-        made = faults.attempt(_make_report, [expand_home(run) for run in runs])
+        with SlowWork("reading the records"):
+            made = faults.attempt(_make_report, [expand_home(run) for run in runs])
     assert made is not None
 
     print_report(made)
     for path, kind in wanted:
-        files = render_report(made, kind, path.stem)
+        with SlowWork(f"drawing {path}"):
+            files = render_report(made, kind, path.stem)
         if not files:
             typer.echo(f"nothing to write as {kind}: nothing has been measured yet")
         for name, content in files.items():

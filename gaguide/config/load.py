@@ -16,7 +16,7 @@ from gaguide.config.partners import leaves, replace_partners
 from gaguide.config.run import RunConfig
 from gaguide.config.validation import takes_text, validation_faults
 from gaguide.config.yaml_tree import apply_overrides, merge, read_yaml
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, mask_all
 from gaguide.shipped import RECIPES
 
 EMBEDDED = Path(__file__).parent / "embedded.yaml"
@@ -96,9 +96,13 @@ def _valid_fields(model: type[BaseModel], tree: Any) -> dict[str, Any]:
     return values
 
 
-def dump_config(run: RunConfig) -> str:
-    """The run as YAML text that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def dump_config(run: RunConfig, masked: bool = False) -> str:
+    """The run as YAML text that `load_config` reads back to an equal one.
+
+    masked: for people and records, with the credentials of addresses replaced by `***`.
+    """
+    tree = run.model_dump(mode="json")
+    return yaml.safe_dump(mask_all(tree) if masked else tree, sort_keys=False, allow_unicode=True)
 
 
 def _read_with_base(path: Path, note: Callable[[str], None], depth: int = 0) -> dict[str, Any]:

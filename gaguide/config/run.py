@@ -61,6 +61,10 @@ def _words_at_home(value: Any) -> Any:
     return tuple(map(_at_home, words)) if isinstance(words, (list, tuple)) else words
 
 
+OnOverflow = Literal["cut", "drop-demonstrations", "fail"]
+"""What may be done with an example that is longer than the model's positions: cut on the left, as
+lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut what is still too
+long; refuse the evaluation."""
 PathText = Annotated[str, BeforeValidator(_at_home)]
 """A path or another name; a leading `~` is expanded."""
 Layers = Annotated[
@@ -261,6 +265,8 @@ class EvaluateSection(_Section):
     """Only the first examples of each task."""
     shots: NonNegativeInt | None = None
     """Demonstrations before every prompt; null takes what the tasks say."""
+    on_overflow: OnOverflow = "cut"
+    """Examples longer than the model: cut on the left, leave out whole demonstrations, or fail."""
     batch_tokens: PositiveInt | None = None
     """Padded tokens of a batch; null takes 16,384 on a GPU, 512 on a CPU (see docs/evaluation.md)."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from gaguide.config.run import OnOverflow
 from gaguide.distributed import World
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.model_folder import ModelFolder
@@ -51,17 +52,28 @@ def make_evaluation(job: Job, world: World) -> Evaluation | None:
         raise UserError(Fault("evaluate.tasks", problem, "evaluate it after training", section.tasks))
     for warning in (text for task in data for text in task.warnings if world.is_main):
         say(f"warning: {warning}")
-    (work,) = prepare_work(data, [folder], world, Budget.of(section.batch_tokens, world.device.type))
-    return TrainingEvaluation(data, work, world)
+    budget = Budget.of(section.batch_tokens, world.device.type)
+    try:
+        (work,) = prepare_work(data, [folder], world, budget, section.on_overflow)
+    except UserError as error:
+        named = {"--on-overflow": "evaluate.on_overflow"}
+        raise UserError(
+            replace(fault, field=named.get(fault.field, fault.field)) for fault in error.faults
+        ) from None
+    return TrainingEvaluation(data, work, world, section.on_overflow)
 
 
 class TrainingEvaluation:
     """An `Evaluation`; its first call detects whether the model supports shared prefixes."""
 
-    def __init__(self, data: Sequence[TaskData], work: ModelWork, world: World) -> None:
+    def __init__(
+        self, data: Sequence[TaskData], work: ModelWork, world: World, on_overflow: OnOverflow
+    ) -> None:
         self._data, self._work, self._world = data, work, world
         self._sharing: Sharing | None = None
         contents = sorted((task.task.name, task_content(task)) for task in data)
+        if on_overflow == "drop-demonstrations":  # the others score what the tasks' content says
+            contents.append(("on_overflow", on_overflow))
         self.measure = hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
         """See `Evaluation.measure`."""
 

@@ -30,6 +30,9 @@ def evaluate_command(grid: Grid, cell: Cell, port: int) -> list[str]:
         arguments += ["--batch-tokens", str(settings.batch_tokens)]
     if settings.limit is not None:
         arguments += ["--limit", str(settings.limit)]
+    if settings.shots is not None:
+        arguments += ["--shots", str(settings.shots)]
+    arguments += ["--on-overflow", settings.on_overflow]
     return _launch("gaguide.evaluate", arguments, cell.ranks, port)
 
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from gaguide.config.run import DataSection, Fraction, ValidationSection
+from gaguide.config.run import DataSection, Fraction, NonNegativeInt, OnOverflow, ValidationSection
 from gaguide.config.validation import takes_text, validation_faults
 from gaguide.config.yaml_tree import apply_overrides, read_yaml
 from gaguide.errors import Fault, FaultCollector, UserError
@@ -103,6 +103,10 @@ class EvaluateSection(_Section):
     """Padded tokens of an evaluation batch; null chooses by device."""
     limit: PositiveInt | None = None
     """Number of examples of each task, from the first; null evaluates all."""
+    shots: NonNegativeInt | None = None
+    """Demonstrations before every prompt; null takes what the tasks say."""
+    on_overflow: OnOverflow = "cut"
+    """Examples longer than the model: cut on the left, leave out whole demonstrations, or fail."""
 
 
 Sizes = Annotated[SizeSection, BeforeValidator(_from_model)]

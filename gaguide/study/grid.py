@@ -351,7 +351,11 @@ def _data_identity(study: StudyConfig) -> list[str]:
 
 
 def _evaluation_id(study: StudyConfig) -> str:
-    return _digest([list(study.tasks), study.task_data, study.evaluate.model_dump()])
+    # Fields that were added later are left out at their default, so that finished evaluations keep their ids.
+    added = {"shots": None, "on_overflow": "cut"}
+    settings = study.evaluate.model_dump()
+    settings = {name: value for name, value in settings.items() if name not in added or value != added[name]}
+    return _digest([list(study.tasks), study.task_data, settings])
 
 
 def _digest(parts: Iterable[Any] | Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gaguide.errors import Fault, UserError, mask_credentials
+from gaguide.errors import Fault, UserError, mask_all
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
 from gaguide.study.analysis_records import Analysis, Change, Gain, HeadAttention, LexiconShare, LossCost
@@ -133,7 +133,7 @@ def _write_study(folder: Path, records: StudyRecords, tables: str | None) -> Non
             "schema": 1,
             "name": records.name,
             # The study's data may name an address with a password in it.
-            "study": json.loads(mask_credentials(json.dumps(records.study))),
+            "study": mask_all(records.study),
             "provenance": records.provenance,
             "tables": tables,
             "cells": [asdict(cell) for cell in records.cells],

@@ -24,7 +24,7 @@ from filelock import Timeout
 
 from gaguide.config import dump_config
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
-from gaguide.files import write_text
+from gaguide.files import write_settings
 from gaguide.log import say
 from gaguide.ports import free_port
 from gaguide.study.commands import RUN_FILE, evaluate_command, train_command
@@ -114,7 +114,7 @@ class Runner:
     def _stages(self, cell: Cell, folder: Path) -> CellState:
         state = replace(stored_state(folder), state="running", error=None)
         if cell.run is not None and not is_trained(folder):
-            write_text(folder / RUN_FILE, dump_config(cell.run))
+            write_settings(folder / RUN_FILE, dump_config(cell.run))
             state = self._stage("train", cell, folder, state)
         if state.state == "running" and cell.model is not None and not is_evaluated(self.grid, cell):
             _set_aside(folder)

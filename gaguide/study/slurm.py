@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.files import write_json, write_text
+from gaguide.files import write_json, write_settings, write_text
 from gaguide.slurm import JobRequest, render, run_sbatch
 from gaguide.slurm.submit import check_sbatch, sbatch_command
 from gaguide.study.grid import Cell, Grid
@@ -78,7 +78,7 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
     folder.mkdir(parents=True, exist_ok=True)
     # As resolved, so that a job needs neither the overrides nor the shipped study.
     tree = {**grid.study.model_dump(mode="json"), "output": str(grid.folder)}
-    write_text(study, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    write_settings(study, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     queued = _queued(folder / _JOBS)
     new: dict[str, str] = {}
     for cell in grid.cells:

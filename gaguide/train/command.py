@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
         is_main = world.is_main
         try:
             arguments = parse_arguments(argv)
-            if world.size == 1:
-                precheck(arguments.config, arguments.overrides, arguments.deepspeed, ranks=1)
+            if world.size == 1 and not _passes_precheck(arguments, world):
+                return EXIT_USER_ERROR
         except UserError:
             # The same on all ranks. Launchers stop all when one ends, so rank 0 must have printed by then.
             if not is_main:
@@ -88,6 +88,33 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
         return 128 + signal.SIGINT
     finally:
         stop()
+
+
+def _passes_precheck(arguments: Arguments, world: World) -> bool:
+    """Whether `precheck` finds nothing, for a single rank; otherwise all faults have been printed.
+
+    Those that need neither model nor data are printed at once, the others after torch is loaded.
+    """
+    given = arguments.config, arguments.overrides
+    try:
+        precheck(*given, arguments.deepspeed, ranks=1)
+        return True
+    except UserError as error:
+        early = error
+    say(f"train: {early}", error=True)
+    try:
+        run = load_config(*given)
+    except UserError:
+        return False  # without settings nothing else can be looked at
+    say("gaguide train: looking for further problems in model and data", error=True)
+    from gaguide.train.preflight import prepare
+
+    try:
+        prepare(run, arguments.deepspeed, world, create_output=False)
+    except UserError as error:
+        later = [fault for fault in error.faults if fault not in early.faults]
+        say(f"train: {UserError(later)}" if later else "gaguide train: found none", error=True)
+    return False
 
 
 def _train(arguments: Arguments, world: World, make_evaluation: MakeEvaluation | None) -> None:

@@ -25,7 +25,7 @@ def describe_dry_run(job: Job, world: World) -> str:
     return "\n".join(
         (
             "settings of the run, as resolved:",
-            _indented(dump_config(job.run)),
+            _indented(dump_config(job.run, masked=True)),
             "DeepSpeed JSON, as resolved:",
             _indented(json.dumps(job.deepspeed.settings, indent=2, default=str)),
             job.describe(world),

@@ -26,7 +26,7 @@ from gaguide.config import (
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.load import read_settings
 from gaguide.engine.config import check_top_level, load_deepspeed_json
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, is_masked, suggestion
 from gaguide.files import local_folder
 from gaguide.guidance.lexicon import read_lexicons
 from gaguide.guidance.registry import check_pattern_name
@@ -119,6 +119,13 @@ def _check_data(sections: Mapping[str, Any], faults: FaultCollector) -> None:
     train: TrainSection | None = sections.get("train")
     if data is None:
         return
+    addresses = [(f"data.mixture.{at}.shards", entry.shards) for at, entry in enumerate(data.mixture)]
+    addresses += [("data.shards", data.shards or "")]
+    addresses += [("data.source.files", name) for name in (data.source.files if data.source else ())]
+    for field, address in addresses:
+        if is_masked(address):
+            problem = "its credentials are masked, as in the config.yaml that a run writes"
+            faults.add(Fault(field, problem, f"give it with them: --{field} ADDRESS", address))
     if data.source is not None:
         if train is not None and train.steps is None:
             problem = "cannot be given for a source, whose size is unknown until it is tokenised"

@@ -31,7 +31,7 @@ from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_v
 from gaguide.model.attention_support import attention_modules
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.train.job import Job
-from gaguide.train.precheck import check_best_is_measured, check_output
+from gaguide.train.precheck import check_output
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
 
 
@@ -71,7 +71,6 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         frozen: tuple[str, ...] | None = ()
         if architecture is not None and run.train.freeze:
             frozen = attempt(_find_frozen, architecture, run, plan)
-        attempt(check_best_is_measured, run.checkpoint, run.validation, run.train)
     assert batch and corpus and model and deepspeed
     total = run.train.steps or steps_for_epochs(
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch

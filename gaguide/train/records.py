@@ -51,7 +51,7 @@ class RunRecords:
                 for name in (METRICS, VALIDATION, EVALUATIONS, SKIPPED):
                     if (origin / f"{name}.jsonl").exists():
                         shutil.copyfile(origin / f"{name}.jsonl", output / f"{name}.jsonl")
-            write_text(output / "config.yaml", dump_config(job.run))
+            write_text(output / "config.yaml", dump_config(job.run, masked=True))
             write_json(output / "deepspeed.json", job.deepspeed.settings)
             self._open_file(METRICS, done)
             # Step 0 is the untrained model: a run that starts over writes its record again.

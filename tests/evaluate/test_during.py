@@ -71,6 +71,24 @@ def test_records_are_of_one_measure_where_the_tasks_ask_the_same(gpt2_folder: Pa
     assert len({one, measure("other", every=5), measure("first", every=5, limit=1)}) == 3
 
 
+def test_examples_that_are_too_long_are_cut_shortened_or_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "quiz_classification.jsonl"
+    rows = [
+        {"prompt": f"question {at} " * 20, "classes": [" a", " b"], "answer_index": at % 2} for at in range(6)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def measure(on_overflow: str) -> str:
+        section = {"every": 5, "shots": 3, "on_overflow": on_overflow}
+        evaluation = make_evaluation(_job(gpt2_folder, tasks=str(data), **section), World())
+        assert evaluation is not None
+        return evaluation.measure
+
+    assert measure("cut") != measure("drop-demonstrations")
+    with pytest.raises(UserError, match=r"evaluate\.on_overflow = 'fail'"):
+        measure("fail")
+
+
 def test_incomplete_sections_and_unknown_tasks_are_refused_before_the_first_step(gpt2_folder: Path) -> None:
     for half in ({"every": 3}, {"tasks": "demo"}):
         with pytest.raises(ValueError, match="must have both every"):

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from gaguide.errors import UserError
+from gaguide.evaluate.command import parser as evaluate_parser
+from gaguide.study.commands import evaluate_command
 from gaguide.study.file import load_study, shipped_studies
 from gaguide.study.grid import Grid, make_grid
 
@@ -55,6 +57,16 @@ def test_the_cells_of_a_study(tmp_path: Path) -> None:
     original = next(cell for cell in cells if cell.role == "original" and cell.size == "wide")
     assert original.base is not None and original.run is None
     assert original.model == str(tmp_path / "out" / by_id[original.base].folder / "model")
+
+
+def test_settings_of_the_evaluation_reach_its_command(tmp_path: Path) -> None:
+    plain, changed = grid(tmp_path), grid(tmp_path, evaluate={"shots": 3, "on_overflow": "fail"})
+    command = evaluate_command(changed, changed.cells[-1], 1)
+    assert command[command.index("--shots") + 1] == "3"
+    assert command[command.index("--on-overflow") + 1] == "fail"
+    assert evaluate_parser().parse_args(command[command.index("--model") :]).on_overflow == "fail"
+    assert plain.evaluation != changed.evaluation
+    assert plain.evaluation == grid(tmp_path, evaluate={"on_overflow": "cut"}).evaluation == "d864ef96f1"
 
 
 def test_pretrained_models_need_no_base_and_have_one_original(tmp_path: Path) -> None:

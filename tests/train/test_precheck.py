@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gaguide.errors import UserError
+from gaguide.errors import EXIT_USER_ERROR, UserError
+from gaguide.train.command import main
 from gaguide.train.precheck import precheck
 from tests.support.ranks import DS_CONFIGS, REPOSITORY, rank_environment
 
@@ -122,7 +123,7 @@ def test_whole_numbers_may_have_an_exponent() -> None:
         ("--help", "help", "--train.learning_rate"),
         ("--deepspeed zero2 --train.stps 3", 2, "did you mean 'steps'?"),
         ("--deepspeed zero2 --config nothing --data.shards nowhere", 2, "gpt2-4-transition"),
-        ("--deepspeed zero9", 2, "did you mean"),
+        ("--deepspeed zero9 --train.steps x --guidance.experiment 5-x", 2, "4-transition"),
     ],
 )
 def test_mistakes_in_arguments_are_reported_without_torch(
@@ -138,6 +139,33 @@ def test_mistakes_in_arguments_are_reported_without_torch(
     assert done.returncode == 0, done.stderr
     assert f"code {code}" in done.stdout
     assert message in done.stdout + done.stderr
+
+
+def test_one_start_names_what_needs_the_model_as_well(
+    embedded_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "data.shards": str(embedded_shards),
+        "output": str(tmp_path / "run"),
+        "guidance.experiment": "5-everything",
+        "checkpoint.keep_best": "1",
+        "validation.every": "0",
+        "data.block_length": "999",
+        "guidance.layers": "all",
+    }
+    arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    assert main(["--deepspeed", "zero9", *arguments]) == EXIT_USER_ERROR
+    said = capfd.readouterr().err
+    early, _, later = said.partition("looking for further problems")
+    assert all(field in early for field in ("--deepspeed", "guidance.experiment", "checkpoint.keep_best"))
+    assert "data.block_length" in later and "guidance.experiment" not in later
+    assert not (tmp_path / "run").exists()
+
+
+def test_masked_addresses_must_be_given_again() -> None:
+    changes = {"data.shards": "null", "data.source.files": "https://***@host/a.jsonl, b.jsonl"}
+    assert "data.source.files" in fields(changes)
+    assert "data.shards" in fields({"data.shards": "s3://***@bucket/shards?X-Amz-Signature=***"})
 
 
 @pytest.mark.processes

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gaguide.config import EMBEDDED, load_config
+from gaguide.config import EMBEDDED, dump_config, load_config
 from gaguide.data import BlockStore
 from gaguide.log import read_metrics
 from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
@@ -157,6 +157,13 @@ def test_an_unknown_option_is_reported_before_anything_starts(tmp_path: Path) ->
     assert "Traceback" not in done.stdout
     assert done.stdout.count("train.stepz = 3: unknown field") == 1
     assert "did you mean 'steps'?" in done.stdout
+
+
+def test_a_recorded_configuration_shows_no_credentials() -> None:
+    run = load_config(EMBEDDED, {"data.shards": "https://me:S3CR'ET@host/x?token=S3CRET", "output": "out"})
+    masked = dump_config(run, masked=True)
+    assert "S3CR" not in masked and yaml.safe_load(masked)["data"]["shards"] == "https://***@host/x?token=***"
+    assert yaml.safe_load(dump_config(run))["data"]["shards"] == run.data.shards
 
 
 def test_recorded_config_is_plain_yaml(finished: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gaguide.config import dump_config, load_config
 from gaguide.cost.hardware import find_gpu
@@ -56,6 +57,15 @@ def variants(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
             "run": {"train.freeze": "[embeddings, layers 0, ln_f]"},
         },
     }
+    for name in ("tied", "untied"):
+        torch.manual_seed(0)
+        shape = GPT2Config(vocab_size=2000, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+        shape.tie_word_embeddings = name == "tied"
+        GPT2LMHeadModel(shape).save_pretrained(folder / name)
+        for stage in range(4):
+            base = {"model.name": str(folder / name), "model.init": "pretrained"}
+            run = base | {"model.resize_embeddings": "true"}
+            spec[f"resized-{name}-{stage}"] = {"ds": shipped(f"zero{stage}"), "run": run}
     (folder / "spec.json").write_text(json.dumps(spec))
     # No compiler and an empty cache: DeepSpeed's op cannot be built.
     environment = {
@@ -107,6 +117,28 @@ def test_frozen_parts_keep_their_weights_and_others_change(variants: tuple[Path,
         fixed = any(part in name for part in ("wte", "wpe", ".h.0.", "ln_f"))
         assert torch.equal(tensor, began[name]) == fixed, name
         assert not torch.equal(free[name], began[name]), name
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_embeddings_are_resized_alike_at_every_stage(variants: tuple[Path, str], name: str) -> None:
+    """48 rows are added to a pretrained model; losses and exported weights do not depend on the stage."""
+    folders = [variants[0] / f"resized-{name}-{stage}" for stage in range(4)]
+    losses = [[record["lm_loss"] for record in read_metrics(each / "metrics.jsonl")] for each in folders]
+    exports = [load_file(each / "model" / "model.safetensors") for each in folders]
+    assert len(losses[0]) == 4
+    for loss, export in zip(losses, exports, strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-5)
+        assert export.keys() == exports[0].keys() and ("lm_head.weight" in export) == (name == "untied")
+        for key, weights in export.items():
+            torch.testing.assert_close(weights, exports[0][key], rtol=1e-4, atol=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(folders[0] / "model")
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    assert [len(table) for table in tables] == [2048, 2048]
+    assert (tables[0] is tables[1]) == (name == "tied")
+    before = load_file(variants[0] / name / "model.safetensors")["transformer.wte.weight"]
+    # Rows that only weight decay and a few gradients have moved since they were added.
+    moved = (tables[0][2000:] - before.mean(dim=0)).abs().max()
+    assert 0 < moved < 0.02 and not torch.equal(tables[0][:2000], before)
 
 
 def test_monitors_receive_the_recorded_numbers(variants: tuple[Path, str]) -> None:

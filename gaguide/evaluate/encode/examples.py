@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gaguide.distributed import World, all_gather
@@ -42,16 +42,18 @@ def encode_examples(
     first: int = 0,
     step: int = 1,
     on_overflow: str = "cut",
+    done: Callable[[int], None] = lambda count: None,
 ) -> list[list[EncodedPair]]:
     """Tokens of the pairs of every `step`-th example from `first`, tasks in sequence.
 
-    Raises `UserError` with every fault.
+    `done` is called with the number of examples that are encoded. Raises `UserError` with every fault.
     """
     encoder = Encoder(folder.tokenizer, folder.positions)
     encoded: list[list[EncodedPair]] = []
     faults = FaultCollector()
     wanted = [(task, example) for task in data for example in task.examples][first::step]
     for at, (task, example) in enumerate(wanted):
+        done(at)
         if at % _CHUNK == 0:
             encoder.encode_ahead(pair for _, one in wanted[at : at + _CHUNK] for pair in one.pairs)
         with faults.catching():

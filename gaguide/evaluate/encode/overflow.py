@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
+from gaguide.config.run import OnOverflow
 from gaguide.errors import Fault
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData
 
-OVERFLOWS = ("cut", "drop-demonstrations", "fail")
-"""What may be done with an example that is longer than the model's positions: cut on the left, as
-lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut what is still too
-long; refuse the evaluation."""
+OVERFLOWS: tuple[str, ...] = get_args(OnOverflow)
+"""The values of `OnOverflow`."""
 
 
 def overflow_warnings(
