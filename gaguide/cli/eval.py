@@ -1,4 +1,4 @@
-"""`gaguide eval list|validate`: lists the built-in tasks and checks data."""
+"""`gaguide eval list|validate|compare`: lists the built-in tasks, checks data, compares evaluations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from gaguide.cli import eval_compare
 from gaguide.cli.options import print_table
 from gaguide.cli.seen import clean_command
 
 _PIPE_WIDTH = 170
 
-tasks_app = typer.Typer(help="Tasks of the evaluator: list them, check their data.", no_args_is_help=True)
+tasks_app = typer.Typer(
+    help="Tasks of the evaluator: list them, check their data; compare evaluations.", no_args_is_help=True
+)
 tasks_app.command("clean")(clean_command)
+tasks_app.command()(eval_compare.compare)
 
 
 def register(app: typer.Typer) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.cli.report_files import wanted_files
+from gaguide.errors import Fault, FaultCollector, UserError
 
 if TYPE_CHECKING:
     from gaguide.report.document import Report
@@ -42,12 +42,12 @@ def report(
     ablation."""
     from gaguide.files import expand_home, local_folder, write_bytes
     from gaguide.log import SlowWork
-    from gaguide.report import render_report
+    from gaguide.report import FORMATS, render_report
     from gaguide.report.console import print_report
 
     with FaultCollector() as faults:
         given = [faults.attempt(local_folder, path, "--output") for path in output or []]
-        wanted = _outputs([path for path in given if path is not None], formats, faults)
+        wanted = wanted_files([path for path in given if path is not None], formats, FORMATS, faults)
         with SlowWork("reading the records"):
             made = faults.attempt(_make_report, [expand_home(run) for run in runs])
     assert made is not None
@@ -61,46 +61,6 @@ def report(
         for name, content in files.items():
             write_bytes(path.parent / name, content)
             typer.echo(f"wrote {path.parent / name}")
-
-
-def _outputs(outputs: list[Path], formats: str | None, faults: FaultCollector) -> list[tuple[Path, str]]:
-    """(path, format) of each thing to write; faults of the two options are added to `faults`."""
-    from gaguide.report import FORMATS
-
-    kinds = {suffix: kind for kind, suffix in FORMATS.items()}
-    wanted = []
-    for path in outputs:
-        if path.suffix.lower() in kinds:
-            wanted.append((path, kinds[path.suffix.lower()]))
-        else:
-            remedy = f"use one of {', '.join(kinds)}"
-            faults.add(Fault("--output", "unknown kind of file", remedy, str(path)))
-        faults.add(*_folder_faults(path))
-    given = list(FORMATS) if formats == "all" else formats.split(",") if formats else []
-    for kind in (part.strip() for part in given):
-        if kind not in FORMATS:
-            faults.add(Fault("--formats", "unknown format", suggestion(kind, FORMATS), kind))
-        elif outputs and kind not in [other for _, other in wanted]:
-            wanted.append((outputs[0].with_suffix(FORMATS[kind]), kind))
-    if given and not outputs:
-        faults.add(Fault("--formats", "needs a name for its files", "add --output report.html"))
-    return wanted
-
-
-def _folder_faults(path: Path) -> list[Fault]:
-    """Makes the folder of an output where it is missing; faults where it cannot be written to."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-"):
-            pass
-    except OSError as error:
-        problem = f"its folder cannot be written to ({error.strerror or error})"
-        return [Fault("--output", problem, "choose another folder", str(path))]
-    return (
-        [Fault("--output", "is a folder", "give the name of a file in it", str(path))]
-        if path.is_dir()
-        else []
-    )
 
 
 def _make_report(folders: list[Path]) -> Report:

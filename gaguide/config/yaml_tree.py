@@ -75,12 +75,20 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(Fault(field, f"is not UTF-8 text ({error})", "save it as UTF-8", str(path))) from None
     try:
-        tree = yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        tree = parse_yaml(text)
+    except ValueError as error:
         raise UserError(Fault(field, f"is not valid YAML: {error}", "correct the file", str(path))) from None
     if not isinstance(tree, dict):
         raise UserError(Fault(field, "must be a mapping of fields to values", "see the docs", str(path)))
     return tree
+
+
+def parse_yaml(text: str) -> Any:
+    """The tree of a YAML text. Raises `ValueError` where it is not valid, or its aliases multiply."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -142,7 +150,7 @@ def _set(
         tree[leaf] = None if text == "null" else text  # a date or 007 in a name stays text
         return []
     try:
-        tree[leaf] = yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        tree[leaf] = parse_yaml(text)
+    except ValueError:
         tree[leaf] = text
     return []

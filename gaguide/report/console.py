@@ -8,23 +8,35 @@ from rich.table import Table as ConsoleTable
 
 from gaguide.report.document import Cell, Report, Table
 
+_PIPE_WIDTH = 170
+
 
 def print_report(report: Report) -> None:
     """Print what fits a terminal."""
     console = Console()
-    if report.summary is not None:
-        console.print(_console_table(report.summary, report.summary.caption or report.title))
+    if report.summary is not None and report.summary.rows:
+        _print(report.summary, report.summary.caption or report.title)
     for sentence in report.findings:
         console.print(f"• {sentence}", markup=False, highlight=False)
     for caution in report.cautions:
         console.print(f"! {caution}", markup=False, highlight=False, style="yellow")
 
 
+def print_table(table: Table) -> None:
+    """Print one table of a report."""
+    _print(table, table.title)
+
+
+def _print(table: Table, title: str) -> None:
+    # No terminal: wide enough for a file, where nobody can widen it.
+    Console(width=None if Console().is_terminal else _PIPE_WIDTH).print(_console_table(table, title))
+
+
 def _console_table(table: Table, title: str) -> ConsoleTable:
     shown = ConsoleTable(header_style="bold", title=escape(title))
-    shown.add_column(escape(table.header[0]))
+    shown.add_column(escape(table.header[0]), overflow="fold")
     for name in table.header[1:]:
-        shown.add_column(escape(name), justify="right")
+        shown.add_column(escape(name), justify="right", overflow="fold")
     for group, rows in table.grouped():
         shown.add_section()
         if group:

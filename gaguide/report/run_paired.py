@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.results.metric_names import ACCURACIES
+from gaguide.evaluate.compare.metric_tests import Test, match, metric_tests
 from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
 from gaguide.report.run_records import RunRecord
-from gaguide.stats.paired import Paired, holm, mcnemar, paired_bootstrap
+from gaguide.stats.paired import Paired, holm
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,8 @@ class RunTest:
     """Name of the task."""
     metric: str
     """Name of the metric."""
+    test: Test
+    """Name of the test."""
     found: Paired
     """The difference, run minus first, its interval and p value."""
     count: int
@@ -39,11 +38,6 @@ class RunTest:
         """Whether the 95% interval of the difference excludes 0."""
         low, high = self.found.low, self.found.high
         return low is not None and high is not None and not low <= 0 <= high
-
-    @property
-    def test(self) -> str:
-        """Name of the test."""
-        return "mcnemar" if self.metric in ACCURACIES else "bootstrap"
 
 
 @dataclass(frozen=True)
@@ -75,15 +69,18 @@ def paired_tests(runs: Sequence[RunRecord]) -> RunTests:
         found: list[RunTest] = []
         for task in (name for name in examples[0] if name in examples[index]):
             before, now = examples[0][task], examples[index][task]
-            if Counter(before.keys) != Counter(now.keys):
+            matched = match(now.keys, before.keys)
+            if not matched.is_complete:
                 others.add((index, task))
-                shared = sum((Counter(before.keys) & Counter(now.keys)).values())
                 notes.append(
-                    f"{runs[index].name}, {task}: only {shared} of {len(now.keys)} examples ask the same as "
-                    f"those of {runs[0].name}; not compared"
+                    f"{runs[index].name}, {task}: only {len(matched.now)} of {len(now.keys)} examples ask "
+                    f"the same as those of {runs[0].name}; not compared"
                 )
                 continue
-            found += _tests(index, task, now, before)
+            found += [
+                RunTest(index, task, one.metric, one.test, one.found, len(one.now), one.left_out)
+                for one in metric_tests(now, before, matched)
+            ]
         tests += _corrected(found, _main_metrics(runs[index]))
     return RunTests(tuple(tests), tuple(notes), frozenset(others))
 
@@ -104,25 +101,6 @@ def _examples(run: RunRecord) -> Mapping[str, TaskExamples]:
             task: known[task] for task, own in run.evaluations.items() if own == folder and task in known
         }
     return found
-
-
-def _tests(run: int, task: str, now: TaskExamples, before: TaskExamples) -> Iterator[RunTest]:
-    # Stable: duplicate rows keep their order among themselves.
-    first, second = (np.argsort(np.asarray(one.keys), kind="stable") for one in (before, now))
-    for metric in now.outcomes:
-        if metric not in before.outcomes:
-            continue
-        a, b = before.outcomes[metric][first], now.outcomes[metric][second]
-        known = np.isfinite(a) & np.isfinite(b)
-        if not known.any():
-            continue
-        a, b = a[known], b[known]
-        groups = None if now.groups is None else np.asarray(now.groups)[second][known].tolist()
-        if metric in ACCURACIES:
-            found = mcnemar((b > 0).tolist(), (a > 0).tolist(), groups)
-        else:
-            found = paired_bootstrap(b.tolist(), a.tolist(), groups=groups)
-        yield RunTest(run, task, metric, found, len(a), int((~known).sum()))
 
 
 def _corrected(tests: Sequence[RunTest], main: Mapping[str, str]) -> list[RunTest]:

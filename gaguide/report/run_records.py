@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, mask_credentials
 from gaguide.log import read_metrics
 from gaguide.report.run_scores import TaskScore, read_evaluations
@@ -193,8 +192,8 @@ def _read_run(folder: Path) -> RunRecord:
 
 def _settings(config: str) -> Mapping[str, Any]:
     try:
-        return _mapping(yaml.safe_load(config))
-    except yaml.YAMLError:
+        return _mapping(parse_yaml(config))
+    except ValueError:
         return {}
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, p_value, slug
+from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, p_value, slug, small_number
 from gaguide.study.analysis_records import HeadAttention, LossCost
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Comparison, Mean, ScalingVerdict
@@ -145,11 +145,12 @@ def comparison_table(study: StudyRecords) -> Table:
     return Table(
         "comparisons",
         "Comparisons on the same examples",
-        ("", "difference", "95% interval", "p", "p, Holm", "test", "helped / hurt"),
+        ("", "difference", "95% interval", "p", "p, Holm", "detectable", "test", "helped / hurt"),
         tuple(rows),
         "Over seeds where there are several: t-test of the paired differences; else McNemar for accuracies "
         "and a paired bootstrap for losses. Holm-corrected over the tasks of a size, experiment and "
-        "baseline.",
+        "baseline. Detectable: the smallest true difference that these seeds (examples, where there is one "
+        "seed) show with probability 0.8, before correction.",
     )
 
 
@@ -160,6 +161,7 @@ def _comparison(row: Comparison) -> tuple[Cell, ...]:
         Cell(interval(row.low, row.high, 4) or ABSENT),
         Cell(p_value(row.p)),
         Cell(p_value(row.p_holm)),
+        Cell(ABSENT if row.detectable is None else small_number(row.detectable, 4)),
         Cell(row.test),
         Cell(moved),
     )
@@ -187,7 +189,8 @@ def verdict_table(study: StudyRecords) -> Table:
         ("task", *columns),
         tuple(rows),
         "Small print: slope per tenfold of parameters, its 95% interval, Holm-corrected p (of the bend where "
-        "one is claimed). "
+        "one is claimed), and the smallest true slope that is detectable (with probability 0.8, before "
+        "correction): flat means that no slope of about that size or more was found. "
         "Positive: bigger is better (a higher accuracy, a lower loss); inverse: bigger is worse. "
         "Bold: neither flat nor undecided.",
     )
@@ -301,4 +304,9 @@ def _slope_text(row: ScalingVerdict) -> str:
     sign = " " if text.startswith("<") else " = "
     unbroken = interval(row.slope_low, row.slope_high).replace(" ", "\u00a0")
     slope = f"{fixed(row.slope, 3, '+')} {unbroken}"
-    return f"{slope}\n{'bend: ' if bent else ''}p{sign}{text}"
+    found = f"{slope}\n{'bend: ' if bent else ''}p{sign}{text}"
+    return (
+        found
+        if row.slope_detectable is None
+        else f"{found}\ndetectable {small_number(row.slope_detectable, 3)}"
+    )

@@ -19,6 +19,12 @@ def fixed(number: float, digits: int, sign: str = "") -> str:
     return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
 
 
+def small_number(number: float, digits: int) -> str:
+    """A positive number with `digits` decimals, "< 0.0001" (of four) below the last of them."""
+    smallest = 10.0**-digits
+    return f"< {smallest:.{digits}f}" if 0 < number < smallest else fixed(number, digits)
+
+
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
     """`[low, high]`; empty where either is missing."""
     return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"

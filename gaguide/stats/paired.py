@@ -1,7 +1,8 @@
 """Intervals and paired tests, by scipy. Pure.
 
 Two models answer the same examples, so they are compared on each of them: correct answers by McNemar's test,
-losses by a paired bootstrap, means over seeds by a paired t-test. All intervals are at 95%.
+losses by a paired bootstrap, means over seeds by a paired t-test. Examples of one group (a contrast set, a
+minimal pair) are not independent, so both tests take groups as the unit. All intervals are at 95%.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+from gaguide.stats.groups import ratio_error, sums_by_group
 
 ALPHA = 0.05
 RESAMPLES = 4_999
@@ -36,6 +39,8 @@ class Paired:
     """Examples that only the experiment answers correctly (McNemar)."""
     hurt: int | None = None
     """Examples that only the baseline answers correctly (McNemar)."""
+    groups: int | None = None
+    """Number of groups of examples that were taken as the unit; None where every example is one."""
 
 
 def mcnemar(
@@ -51,7 +56,8 @@ def mcnemar(
     """
     now, before = np.asarray(correct, bool), np.asarray(baseline, bool)
     helped, hurt = int((now & ~before).sum()), int((~now & before).sum())
-    moved, sizes = _sums_by_group(now.astype(float) - before, groups)
+    changes = now.astype(float) - before
+    moved, sizes = _units(changes, np.ones(len(now)), groups)
     n, count = len(now), len(moved)
     at_least, exactly = _swapped(moved.astype(int))
     unit = n / count  # examples of an average group
@@ -61,6 +67,7 @@ def mcnemar(
     return Paired(
         (helped - hurt) / n, max(-1.0, centre - half), min(1.0, centre + half),
         at_least if helped == hurt else at_least - exactly / 2, at_least, helped, hurt,
+        count if count < n else None,
     )  # fmt: skip
 
 
@@ -87,47 +94,43 @@ def paired_bootstrap(
     baseline: Sequence[float],
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Paired:
     """The mean difference with a percentile interval over resampled examples or groups, by scipy's bootstrap.
 
-    p is that of `_resampled`; scipy gives none. No interval and p for fewer than two examples (groups) or
-    equal differences. All numbers must be finite: which ones are left out is the caller's to decide and to
-    report.
+    weights: what each example counts in the mean, such as its tokens; examples of weight 0 are left out.
+
+    p is twice the smaller share of resampled means on one side of 0, counting the observed one; scipy gives
+    none. No interval and p for fewer than two examples (groups) or equal differences. Raises `ValueError` for
+    numbers that are not finite, which the caller has to leave out and report, and for weights without a
+    positive one.
     """
     differences = _finite(np.asarray(values, float) - np.asarray(baseline, float))
-    mean = float(differences.mean())
-    sums, sizes = _sums_by_group(differences, groups)
+    counts = np.ones(len(differences)) if weights is None else np.asarray(weights, float)
+    if not (counts > 0).any():
+        raise ValueError("no weight is positive")
+    if (counts <= 0).any():
+        kept = counts > 0
+        differences, counts = differences[kept], counts[kept]
+        groups = (
+            None if groups is None else [one for one, is_kept in zip(groups, kept, strict=True) if is_kept]
+        )
+    sums, sizes = _units(differences * counts, counts, groups)
+    is_grouped, is_mean = len(sums) < len(differences), np.ptp(counts) == 0
+    mean = float(differences.mean()) if is_mean else float(sums.sum() / sizes.sum())
+    units = len(sums) if is_grouped else None
     if len(sums) < 2 or np.ptp(differences) == 0:
-        return Paired(mean, None, None, None)
-    is_grouped = len(sums) < len(differences)
+        return Paired(mean, None, None, None, groups=units)
+    is_ratio = is_grouped or not is_mean
     found = stats.bootstrap(
-        (sums, sizes) if is_grouped else (differences,),
-        _mean_of_groups if is_grouped else np.mean,
-        paired=is_grouped, n_resamples=RESAMPLES, method="percentile", vectorized=True,
+        (sums, sizes) if is_ratio else (differences,),
+        _ratio if is_ratio else np.mean,
+        paired=is_ratio, n_resamples=RESAMPLES, method="percentile", vectorized=True,
         rng=np.random.default_rng(seed), batch=max(1, 4_000_000 // len(sums)),
     )  # fmt: skip
-    interval = found.confidence_interval
-    return _resampled(mean, interval.low, interval.high, found.bootstrap_distribution)
-
-
-def paired_rate(differences: Sequence[float], counts: Sequence[float], seed: int = 0) -> Paired:
-    """A sum of differences divided by a sum of counts, such as loss per token over blocks of text.
-
-    The interval resamples pairs of both, as `paired_bootstrap` does the examples; pairs with count 0 are left
-    out. Raises `ValueError` where no count is positive.
-    """
-    sums, sizes = _finite(np.asarray(differences, float)), np.asarray(counts, float)
-    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
-    if not len(sizes):
-        raise ValueError("no count is positive")
-    rate = float(sums.sum() / sizes.sum())
-    if len(sums) < 2 or np.ptp(sums / sizes) == 0:
-        return Paired(rate, None, None, None)
-    # By how often each pair is drawn; scipy's bootstrap would copy both columns for every resample.
-    drawn = np.random.default_rng(seed).multinomial(len(sums), [1 / len(sums)] * len(sums), RESAMPLES)
-    rates = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.percentile(rates, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
-    return _resampled(rate, low, high, rates)
+    ends, means = found.confidence_interval, found.bootstrap_distribution
+    one_side = min((1 + (means <= 0).sum()), (1 + (means >= 0).sum())) / (len(means) + 1)
+    return Paired(mean, float(ends.low), float(ends.high), min(1.0, 2 * float(one_side)), groups=units)
 
 
 def rate_change(
@@ -136,12 +139,11 @@ def rate_change(
     """A sum of differences divided by a sum of counts, with Student's interval and t-test of the linearised
     ratio over pairs, or over groups of them.
 
-    `paired_rate` gives no p value below 2 / 5,000, too much for a correction over hundreds of heads; this one
+    A bootstrap gives no p value below 2 / 5,000, too much for a correction over hundreds of heads; this one
     does. Pairs with count 0 are left out; no interval and p for fewer than two pairs (groups), or equal
     rates. Raises `ValueError` where no count is positive.
     """
-    sums, _ = _sums_by_group(_finite(np.asarray(differences, float)), groups)
-    sizes, _ = _sums_by_group(np.asarray(counts, float), groups)
+    sums, sizes = _units(_finite(np.asarray(differences, float)), np.asarray(counts, float), groups)
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
     if not len(sizes):
         raise ValueError("no count is positive")
@@ -149,30 +151,23 @@ def rate_change(
     rates = sums / sizes
     if n < 2 or np.ptp(rates) <= _ROUNDING * np.abs(rates).max():
         return Paired(rate, None, None, None)
-    error = math.sqrt(n / (n - 1) * float(((sums - rate * sizes) ** 2).sum())) / float(sizes.sum())
+    error = ratio_error(sums.tolist(), sizes.tolist())
     half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
     return Paired(rate, rate - half, rate + half, 2 * float(stats.t.sf(abs(rate) / error, n - 1)))
 
 
-def _resampled(estimate: float, low: float, high: float, resamples: np.ndarray) -> Paired:
-    """p: twice the smaller share of resampled estimates on one side of 0, counting the observed one."""
-    one_side = min((1 + (resamples <= 0).sum()), (1 + (resamples >= 0).sum())) / (len(resamples) + 1)
-    return Paired(estimate, float(low), float(high), min(1.0, 2 * float(one_side)))
-
-
-def _mean_of_groups(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
+def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.asarray(sums.sum(axis) / sizes.sum(axis))
 
 
-def _sums_by_group(values: np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each group, by first members; without groups, of each value."""
+def _units(
+    values: np.ndarray, counts: np.ndarray, groups: Sequence[Hashable] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and counts of what is independent: summed over each group; as they are without groups."""
     if groups is None:
-        return values, np.ones(len(values))
-    places: dict[Hashable, int] = {}
-    index = np.asarray([places.setdefault(group, len(places)) for group in groups], int)
-    if len(index) != len(values):
-        raise ValueError(f"{len(index)} groups of {len(values)} examples")
-    return np.bincount(index, values), np.bincount(index).astype(float)
+        return values, counts
+    sums, sizes = sums_by_group(values.tolist(), counts.tolist(), groups)
+    return np.asarray(sums), np.asarray(sizes)
 
 
 def over_seeds(differences: Sequence[float]) -> Paired:

@@ -179,8 +179,9 @@ def changes(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Chang
         contains = {
             name: finder.contains(examples.prompts, name, words.mode, words.file) for name in words.lexicons
         }
-        loss = next(name for name in examples.outcomes if name not in ACCURACIES)
-        change = _mean_change(contrast, task, loss)
+        loss = next((name for name in examples.outcomes if name not in ACCURACIES), None)
+        # Generated numbers have no loss: there a change is that of the share of wrong answers.
+        change = _mean_change(contrast, task, loss) if loss else -_mean_change(contrast, task, "acc")
         before, now = _correct_seeds(contrast, task)
         for index, example in enumerate(examples.ids):
             yield Change(

@@ -148,7 +148,8 @@ class Change:
     correct: int | None
     """Seeds in which the experiment is correct."""
     change: float
-    """Mean change of the example's value in the task's main loss: below 0 is an improvement."""
+    """Mean change of the example's loss, of its share of wrong answers where there is none: below 0 is an
+    improvement."""
 
 
 Analysis = LexiconShare | Gain | HeadAttention | LossCost

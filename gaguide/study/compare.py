@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
+from gaguide.evaluate.compare.metric_tests import match, metric_tests
+from gaguide.evaluate.results.metric_names import BETTER
 from gaguide.evaluate.results.outcomes import TaskExamples
-from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
+from gaguide.stats.paired import holm, over_seeds, t_interval
+from gaguide.stats.power import seeds_detectable
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
 from gaguide.study.left_out import count_left_out
 from gaguide.study.records import HELD_OUT, Comparison, LeftOut, Mean, Result, ScalingVerdict
@@ -139,13 +141,8 @@ def compare(contrasts: Sequence[Contrast], left: Sequence[LeftOut] = ()) -> list
 def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
     cell = pair.now.cell
     for task in pair.tasks:
-        now, before = pair.now.examples[task].outcomes, pair.before.examples[task].outcomes
-        groups = pair.now.examples[task].groups
-        for metric in (name for name in now if name in before):
-            if metric in ACCURACIES:
-                found = mcnemar((now[metric] > 0).tolist(), (before[metric] > 0).tolist(), groups)
-            else:
-                found = paired_bootstrap(now[metric].tolist(), before[metric].tolist(), groups=groups)
+        now, before = pair.now.examples[task], pair.before.examples[task]
+        for one in metric_tests(now, before, match(now.keys, before.keys)):
             yield Comparison(
                 level="seed",
                 size=cell.size,
@@ -155,13 +152,14 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
                 seed=cell.seed,
                 seeds=1,
                 task=task,
-                metric=metric,
-                better=BETTER.get(metric),
-                test="mcnemar" if metric in ACCURACIES else "bootstrap",
-                count=len(now[metric]),
-                value=float(now[metric].mean()),
-                baseline_value=float(before[metric].mean()),
-                **vars(found),
+                metric=one.metric,
+                better=BETTER.get(one.metric),
+                test=one.test,
+                count=len(one.now),
+                value=one.value,
+                baseline_value=one.baseline_value,
+                detectable=None if (possible := one.sensitivity) is None else possible.detectable,
+                **vars(one.found),
             )
 
 
@@ -172,7 +170,8 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
         if not known:
             continue
         now, before = (np.asarray(column) for column in zip(*known, strict=True))
-        found = over_seeds((now - before).tolist())
+        differences = (now - before).tolist()
+        found = over_seeds(differences)
         yield Comparison(
             level="seeds",
             size=contrast.size,
@@ -188,6 +187,7 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
             count=None if task == HELD_OUT else len(contrast.examples(task).ids),
             value=float(now.mean()),
             baseline_value=float(before.mean()),
+            detectable=seeds_detectable(differences),
             left_out=sum(
                 count_left_out(left, contrast.size, experiment, task, metric)
                 for experiment in (contrast.experiment, contrast.baseline)
@@ -329,6 +329,7 @@ def _family_verdicts(
             p_bend_holm=decision.p_bend,
             turning_point=trend.turning_point,
             verdict=decision.verdict,
+            slope_detectable=trend.detectable,
             left_out=count_left_out(left, None, experiment, task, metric),
         )
         for (task, metric), scores, trend, decision in zip(keys, found, trends, decisions, strict=True)

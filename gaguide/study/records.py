@@ -173,6 +173,10 @@ class Comparison:
     """Examples that only the experiment answers correctly."""
     hurt: int | None = None
     """Examples that only the baseline answers correctly."""
+    groups: int | None = None
+    """Number of groups of examples that were taken as the unit; None where every example is one."""
+    detectable: float | None = None
+    """Smallest true difference that these examples, or seeds, show with power 0.8 before correction."""
     left_out: int = 0
     """At level `seeds`: cells that are left out, as their numbers are not finite or of other examples."""
 
@@ -224,6 +228,8 @@ class ScalingVerdict:
     """Parameters at which the parabola turns; None where it turns outside the sizes."""
     verdict: Verdict
     """The verdict."""
+    slope_detectable: float | None = None
+    """Smallest true slope that the regression shows with power 0.8 before correction."""
     left_out: int = 0
     """Models that are left out, because their numbers are not finite or of other examples."""
 

@@ -24,6 +24,7 @@ import statsmodels.api as sm
 
 from gaguide.evaluate.results.metric_names import Better
 from gaguide.stats.paired import ALPHA, holm
+from gaguide.stats.power import estimate_detectable
 from gaguide.study.records import Verdict
 
 SIZES_FOR_LINE, SIZES_FOR_BEND = 3, 4
@@ -41,6 +42,8 @@ class Trend:
     """Upper end of the slope's 95% interval."""
     p_slope: float | None = None
     """Two-sided p value of the slope."""
+    detectable: float | None = None
+    """Smallest true slope that the regression shows with power 0.8, before correction."""
     bend: Literal["U-shaped", "inverted U"] | None = None
     """Shape of the parabola, upside down for scores where low is better."""
     p_bend: float | None = None
@@ -82,8 +85,13 @@ def fit_trend(
     centre = x.mean()
     line = _fit(np.column_stack([np.ones_like(x), x - centre]), y, clusters)
     low, high = (float(end) for end in line.conf_int(ALPHA)[1])
-    trend = Trend(float(line.params[1]), low, high, _number(line.pvalues[1]))
+    trend = Trend(float(line.params[1]), low, high, _number(line.pvalues[1]), _detectable(line))
     return _with_bend(trend, x - centre, centre, y, better, clusters) if sizes >= SIZES_FOR_BEND else trend
+
+
+def _detectable(line: Any) -> float | None:
+    error, freedom = float(line.bse[1]), float(getattr(line, "df_resid_inference", line.df_resid))
+    return estimate_detectable(error, freedom) if np.isfinite(error) and freedom >= 1 else None
 
 
 def _with_bend(

@@ -15,14 +15,10 @@ from gaguide.cli import make_app
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
+from gaguide.evaluate.results.escape import escape_control_characters
 from gaguide.evaluate.results.metrics import near_ties, score_example, worst
 from gaguide.evaluate.results.paper import find_paper_column
-from gaguide.evaluate.results.table import (
-    escape_control_characters,
-    print_comparison,
-    print_table,
-    print_worst,
-)
+from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
 from gaguide.evaluate.runner import output_folders
 from gaguide.evaluate.tasks.examples import Example
 

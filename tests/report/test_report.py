@@ -356,6 +356,14 @@ def test_an_unfinished_run_is_described_by_its_records(tmp_path: Path) -> None:
     assert findings(runs) == ["mine: held-out loss 7.5000 before training; no later one yet."]
 
 
+def test_aliases_that_multiply_in_a_configuration_are_not_expanded(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a")
+    layers = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    layers += [f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 10)}]" for at in range(1, 12)]
+    (folder / "config.yaml").write_text("\n".join(layers))
+    assert read_runs([folder])[0].settings == {}
+
+
 def test_dropped_steps_and_diverged_runs_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "a", validation={"after": {"lm_loss": None}})
     (folder / "skipped.jsonl").write_text("".join(json.dumps({"step": at}) + "\n" for at in (3, 4, 4)))

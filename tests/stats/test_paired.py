@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, paired_rate, t_interval
+from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
 
 
 def outcomes(both: int, now: int, before: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -105,23 +105,28 @@ def test_bootstrap_keeps_its_level() -> None:
 
 
 def test_a_rate_weighs_blocks_by_their_tokens() -> None:
-    found = paired_rate([1.0, 9.0, 0.0], [1, 3, 0])
+    found = paired_bootstrap([1.0, 3.0, 7.0], [0.0] * 3, weights=[1, 3, 0])
     assert found.difference == 2.5
     assert found.low == 1.0 and found.high == 3.0
+    # Blocks 1 and 2 are one group: sums 1 + 3 × 2 and 4 × 5 of 4 tokens each.
+    grouped = paired_bootstrap([1.0, 2.0, 5.0], [0.0] * 3, groups="aab", weights=[1, 3, 4])
+    assert (grouped.difference, grouped.low, grouped.high, grouped.groups) == (27 / 8, 7 / 4, 5.0, 2)
 
 
 def test_a_rates_interval_is_that_of_the_bootstrap_where_blocks_are_equal() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(0.3, 1.0, 80)
-    rate, mean = paired_rate(values * 5, np.full(80, 5)), paired_bootstrap(values, np.zeros(80))
-    assert rate.difference == pytest.approx(mean.difference)
+    mean = paired_bootstrap(values, np.zeros(80))
+    assert paired_bootstrap(values, np.zeros(80), weights=[5] * 80) == mean
+    rate = paired_bootstrap(values, np.zeros(80), weights=[5] * 79 + [5.0001])
+    assert rate.difference == pytest.approx(mean.difference, abs=1e-5)
     assert rate.low == pytest.approx(mean.low, abs=0.02) and rate.high == pytest.approx(mean.high, abs=0.02)
     assert rate.p == pytest.approx(mean.p, abs=0.02)
 
 
-def test_a_rate_without_counts_is_an_error() -> None:
+def test_a_rate_without_weights_is_an_error() -> None:
     with pytest.raises(ValueError, match="positive"):
-        paired_rate([0.0], [0])
+        paired_bootstrap([0.0], [0.0], weights=[0])
 
 
 def test_groups_of_one_example_change_nothing() -> None:

@@ -138,6 +138,18 @@ def uninformative(pattern: AnswerPattern, accuracy: Metric) -> Uninformative | N
     )
 
 
+def doubt_sentences(task: str, values: Mapping[str, float], found: Mapping[str, Uninformative]) -> list[str]:
+    """A sentence on each reason in `found`, which holds accuracies by metric; `values`: those accuracies."""
+    by_reason: dict[Uninformative, list[str]] = {}
+    for metric, one in found.items():
+        by_reason.setdefault(one, []).append(f"{metric} {values[metric]:.4f}")
+    says = {"constant": "measures the data, not the model", "baseline": "not shown to beat a constant"}
+    return [
+        f"task {task}: {', '.join(names)}: {says[one.reason]}, since {one.why}"
+        for one, names in by_reason.items()
+    ]
+
+
 def entropy(counts: Mapping[Answer, int]) -> float:
     """Entropy of the shares in bits; 0 for a constant answer."""
     total = sum(counts.values())

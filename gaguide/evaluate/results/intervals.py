@@ -11,6 +11,8 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from gaguide.stats.groups import ratio_error, sums_by_group
+
 _Z = 1.959963984540054
 """Quantile of the normal distribution for 95% intervals."""
 
@@ -55,7 +57,7 @@ def proportion(hits: Sequence[bool], groups: Groups = None) -> Metric:
     Not statsmodels' `proportion_confint`, whose import alone would take an evaluation one second.
     """
     values = [float(hit) for hit in hits]
-    share, error = sum(values) / len(values), _error(values, [1] * len(values))
+    share, error = sum(values) / len(values), ratio_error(values, [1] * len(values))
     n = len(values) / _design_effect(values, share, error, groups)
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
@@ -71,8 +73,8 @@ def mean(values: Sequence[float], groups: Groups = None) -> Metric:
 
 def rate(losses: Sequence[float], tokens: Sequence[int], groups: Groups = None) -> Metric:
     """Sum of losses divided by sum of tokens; the interval linearizes the ratio over examples or groups."""
-    value, error = math.fsum(losses) / sum(tokens), _error(losses, tokens)
-    wider = error if groups is None else max(error, _error(*_by_group(losses, tokens, groups)))
+    value, error = math.fsum(losses) / sum(tokens), ratio_error(losses, tokens)
+    wider = error if groups is None else max(error, ratio_error(*sums_by_group(losses, tokens, groups)))
     return Metric(value, error, value - _Z * wider, value + _Z * wider)
 
 
@@ -83,35 +85,14 @@ def perplexity(losses: Sequence[float], tokens: Sequence[int], groups: Groups = 
     return Metric(value, value * loss.stderr, _exp(loss.low), _exp(loss.high))
 
 
-def _error(sums: Sequence[float], counts: Sequence[int]) -> float:
-    """Standard error of Σ sums / Σ counts over independent (sum, count); NaN for a single one."""
-    n, value = len(sums), math.fsum(sums) / sum(counts)
-    if n < 2:
-        return math.nan
-    squares = math.fsum((one - value * count) ** 2 for one, count in zip(sums, counts, strict=True))
-    return math.sqrt(squares / (n - 1) / n) / (sum(counts) / n)
-
-
-def _by_group(
-    losses: Sequence[float], tokens: Sequence[int], groups: Sequence[Hashable]
-) -> tuple[list[float], list[int]]:
-    """Sums of losses and of tokens of each group."""
-    sums: dict[Hashable, list[float]] = {}
-    counts: dict[Hashable, int] = {}
-    for loss, count, group in zip(losses, tokens, groups, strict=True):
-        sums.setdefault(group, []).append(loss)
-        counts[group] = counts.get(group, 0) + count
-    return [math.fsum(some) for some in sums.values()], list(counts.values())
-
-
 def _design_effect(values: Sequence[float], share: float, error: float, groups: Groups) -> float:
     """How many examples are worth one independent one; at least 1, and a group's size where all are equal."""
     if groups is None:
         return 1.0
-    sums, counts = _by_group(values, [1] * len(values), groups)
+    sums, counts = sums_by_group(values, [1] * len(values), groups)
     if len(sums) < 2 or share in (0.0, 1.0):
         return len(values) / len(sums)
-    return max(1.0, (_error(sums, counts) / error) ** 2)
+    return max(1.0, (ratio_error(sums, counts) / error) ** 2)
 
 
 def _exp(value: float) -> float:

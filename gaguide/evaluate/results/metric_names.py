@@ -28,6 +28,7 @@ BETTER: Mapping[str, Better] = {
     "word_perplexity": "low",
     "byte_perplexity": "low",
     "bits_per_byte": "low",
+    "word_loss": "low",
     "abs_error": "low",
     "lm_loss": "low",
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,18 @@ class TaskExamples:
     """Metric → one number per example, 1 or 0 for accuracies; only metrics that are means over examples."""
     groups: tuple[str, ...] | None = None
     """Each example's group, or its own id where it has none; None where the data have no groups."""
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Metric → what each example counts, where that differs, such as its tokens for a loss per token; the
+    metric's value is the mean with these weights."""
+    answers: tuple[str | None, ...] = ()
+    """Text of the right answer; None where there is none."""
+    predictions: tuple[str | None, ...] = ()
+    """Text of the model's answer; None where there is none."""
+
+    @property
+    def question_keys(self) -> tuple[str, ...]:
+        """Id of each example with its answer: equal for one question in several wordings of its prompt."""
+        return tuple(json.dumps(pair) for pair in zip(self.ids, self.answers, strict=True))
 
 
 def read_examples(folder: Path) -> Mapping[str, TaskExamples]:
@@ -68,11 +82,28 @@ def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
         {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
         # Results of older releases have no groups.
         clusters([row["id"] for row in rows], [row.get("group") for row in rows]),
+        _weights(rows),
+        tuple(_answer(row) for row in rows),
+        tuple(_prediction(row) for row in rows),
     )
 
 
+def _answer(row: Mapping[str, Any]) -> str | None:
+    if row["kind"] == "numeric":
+        return str(row["answer"])
+    if row["answer_index"] is not None:
+        return str(row["continuations"][row["answer_index"]])
+    return str(row["continuations"][0]) if len(row["continuations"]) == 1 else None
+
+
+def _prediction(row: Mapping[str, Any]) -> str | None:
+    if row["kind"] == "numeric":
+        return None if row["text"] is None else str(row["text"])
+    return None if row["predicted"] is None else str(row["continuations"][row["predicted"]])
+
+
 def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Metric → one number per example, NaN where it has none; empty for generated numbers."""
+    """Metric → one number per example, NaN where it has none."""
     kind = rows[0]["kind"]
     values = [math.nan if finite(row["value"]) is None else row["value"] for row in rows]
     if kind == "classification":
@@ -92,8 +123,35 @@ def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
             ]
             for metric, column in asked
         }
-    if kind == "perplexity":  # blocks of nearly equal length: nats a token, each block
+    if kind == "perplexity":  # nats a token, each block
         return {
             "loss": [value / sum(row["continuation_tokens"]) for value, row in zip(values, rows, strict=True)]
         }
-    return {} if kind == "numeric" else {"loss" if kind == "sequence_prob" else kind: values}
+    if kind == "rolling":  # per word in nats, per byte in bits, each document
+        units = _weights(rows)
+        return {
+            "word_loss": (np.asarray(values) / units["word_loss"]).tolist(),
+            "bits_per_byte": (np.asarray(values) / math.log(2) / units["bits_per_byte"]).tolist(),
+        }
+    if kind == "numeric":
+        return {"acc": [_correct_number(row) for row in rows]}
+    return {"loss" if kind == "sequence_prob" else kind: values}
+
+
+def _weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """What each example counts in a metric over tokens; see `TaskExamples.weights`."""
+    if rows[0]["kind"] == "rolling":
+        texts = [row["continuations"][0] for row in rows]
+        return {
+            "word_loss": np.asarray([len(re.split(r"\s+", text)) for text in texts], float),
+            "bits_per_byte": np.asarray([max(1, len(text.encode("utf-8"))) for text in texts], float),
+        }
+    if rows[0]["kind"] != "perplexity":
+        return {}
+    return {"loss": np.asarray([sum(row["continuation_tokens"]) for row in rows], float)}
+
+
+def _correct_number(row: Mapping[str, Any]) -> float:
+    if not row["finite"]:
+        return math.nan
+    return float(row["number"] is not None and math.isclose(row["number"], row["answer"]))

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from gaguide import __version__
-from gaguide.evaluate.results.answers import Uninformative
+from gaguide.evaluate.results.answers import Uninformative, doubt_sentences
 from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metrics import (
@@ -52,14 +52,8 @@ class TaskResult:
 
     def doubts(self) -> list[str]:
         """A sentence on each reason in `uninformative`."""
-        by_reason: dict[Uninformative, list[str]] = {}
-        for metric, one in self.uninformative.items():
-            by_reason.setdefault(one, []).append(f"{metric} {self.metrics[metric].value:.4f}")
-        says = {"constant": "measures the data, not the model", "baseline": "not shown to beat a constant"}
-        return [
-            f"task {self.data.task.name}: {', '.join(names)}: {says[one.reason]}, since {one.why}"
-            for one, names in by_reason.items()
-        ]
+        values = {metric: self.metrics[metric].value for metric in self.uninformative}
+        return doubt_sentences(self.data.task.name, values, self.uninformative)
 
     def warnings(self) -> list[str]:
         """What the scores show to be wrong with the model, a sentence each."""

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gaguide.evaluate.results.escape import escape_control_characters
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metric_names import ACCURACIES, DETAILS, MARK_NOTES, MARKS
 from gaguide.evaluate.results.metrics import ScoredExample, near_ties, not_finite, worst
@@ -111,14 +112,6 @@ def _worst_text(name: str, result: TaskResult, one: ScoredExample) -> str:
         f"  {escape_control_characters(shown)}\n"
         f"  answer   {escape_control_characters(example.continuations[answer][:_MAX_CLASS])}\n"
         f"  model    {escape_control_characters(example.continuations[one.predicted][:_MAX_CLASS])}"
-    )
-
-
-def escape_control_characters(text: str) -> str:
-    """`text` with escapes for line ends and control characters, which a terminal would act on."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
     )
 
 
