@@ -37,6 +37,6 @@ def test_long_commands_report_their_work(tmp_path: Path, monkeypatch: pytest.Mon
     assert (encoding.total, encoding._count) == (5, 4)
     (tmp_path / "text.txt").write_text("not one word but many " * 40)
     found = run(f"attention --model {model} --text-file text.txt --layers 0 --heads 0 --output page2.html")
-    parts = found["model: attention of parts of the text"]
+    parts = found[f"{tmp_path.name}: attention of parts of the text"]
     assert parts._count == parts.total and (parts.total or 0) > 1
-    assert {"model: loading the model", "drawing page2.html"} <= found.keys()
+    assert {f"{tmp_path.name}: loading the model", "drawing page2.html"} <= found.keys()
