@@ -16,6 +16,7 @@ _ESCAPES = {
     "–": "--", "—": "---", "−": "$-$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
     "↓": r"$\downarrow$", "Δ": r"$\Delta$", "·": r"$\cdot$",
     "×": r"$\times$", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "†": r"$\dagger$", "…": r"\ldots{}",
+    "‡": r"$\ddagger$", "§": r"\S{}",
 }  # fmt: skip
 
 

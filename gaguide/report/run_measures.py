@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from gaguide.evaluate.results.metric_names import Better
+from gaguide.evaluate.results.metric_names import Better, Doubt
 from gaguide.log import format_duration
 from gaguide.report.run_paired import RunTest, RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
-from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, p_value
+from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, mark, p_value
 
 TASKS, FURTHER = "Tasks", "Tasks, further metrics"
 
@@ -38,6 +38,8 @@ class Value:
     95% interval on the same examples."""
     tested: str = ""
     """Interval and p value of the difference, in words; empty where it was not tested."""
+    doubt: Doubt | None = None
+    """Why an accuracy says nothing about the model's answers, which `text` is marked for."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,14 @@ def _tested(test: RunTest | None) -> str:
 def _with_interval(value: Value, score: TaskScore | None, evaluated: bool) -> Value:
     if score is None:
         return replace(value, text=ABSENT if evaluated else "not evaluated")
-    return replace(value, low=score.low, high=score.high, count=score.count)
+    return replace(
+        value,
+        text=value.text + mark(score.doubt),
+        low=score.low,
+        high=score.high,
+        count=score.count,
+        doubt=score.doubt,
+    )
 
 
 def _numbers(

@@ -12,7 +12,14 @@ from gaguide.report.run_measures import FURTHER, Measure, Value, measures
 from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.style import series_style
-from gaguide.report.text import ABSENT, csv_text, fixed, interval, p_value
+from gaguide.report.text import ABSENT, csv_text, fixed, interval, mark_notes, p_value
+
+_NOTE = (
+    "Differences (Δ) are to the first run; with brackets: 95% interval of the difference on the "
+    "same examples, and its p value, not corrected. Bold: better beyond that interval. "
+    "Brackets in the last line: 95% interval of the number itself, over examples. "
+    "↑: higher is better, ↓: lower is better."
+)
 
 
 def run_report(runs: Sequence[RunRecord]) -> Report:
@@ -67,10 +74,9 @@ def comparison_table(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> Tabl
         title="Comparison",
         header=("", *(run.name for run in runs)),
         rows=tuple((row.name, tuple(map(_cell, row.values))) for row in rows),
-        note="Differences (Δ) are to the first run; with brackets: 95% interval of the difference on the "
-        "same examples, and its p value, not corrected. Bold: better beyond that interval. "
-        "Brackets in the last line: 95% interval of the number itself, over examples. "
-        "↑: higher is better, ↓: lower is better.",
+        note=" ".join(
+            [_NOTE, *mark_notes(value.doubt for row in rows for value in row.values)],
+        ),
         groups=tuple(row.section for row in rows),
         colours=("", *_colours(runs)),
         caption="Comparison of runs (Δ: to the first run)",
@@ -207,13 +213,14 @@ def _csv(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> str:
         "count",
         "difference_to_first",
         "difference_interval_and_p",
+        "doubt",
     )
     return csv_text(
         columns,
         (
             (
                 row.section, row.name, run.name, value.text if value.number is None else value.number,
-                value.low, value.high, value.count, value.difference, value.tested or None,
+                value.low, value.high, value.count, value.difference, value.tested or None, value.doubt,
             )
             for row in rows
             for run, value in zip(runs, row.values, strict=True)

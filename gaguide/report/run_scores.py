@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Better
+from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Better, Doubt
 
 _RESULTS = "results.json"
 _SET_ASIDE = ".replaced-"
@@ -41,6 +41,8 @@ class TaskScore:
     """Where the score was read, relative to the run's folder."""
     sha256: str | None = None
     """SHA-256 of the task's data file; None where the evaluation had none."""
+    doubt: Doubt | None = None
+    """Why an accuracy says nothing about the model's answers; None where it does."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -82,12 +84,12 @@ def read_evaluations(run: Path, during: Iterable[Mapping[str, Any]]) -> Evaluati
                 continue
             folders[task] = path.parent
             by_task[task] = _scores(task, record, origin)
-            notes += _not_finite(task, record)
+            notes += _not_finite(task, record) + _constant(task, record)
     last = next(reversed(list(during)), None)
     for task, record in (last or {}).get("tasks", {}).items():
         if task not in by_task and isinstance(record, Mapping):
             by_task[task] = _scores(task, record, f"step {last['step']:,.0f}" if last else "")
-            notes += _not_finite(task, record)
+            notes += _not_finite(task, record) + _constant(task, record)
     scores = tuple(score for found in by_task.values() for score in found)
     return Evaluations(scores if files or last else None, folders, tuple(notes))
 
@@ -159,7 +161,26 @@ def _score(task: str, metric: str, value: Any, record: Mapping[str, Any], origin
         _finite(record.get("chance")) if metric in ACCURACIES else None,
         origin,
         None if record.get("sha256") is None else str(record["sha256"]),
+        _doubts(record).get(metric, {}).get("reason"),
     )
+
+
+def _doubts(record: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Metric → reason and sentence of the accuracies that say nothing."""
+    found = record.get("uninformative")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _constant(task: str, record: Mapping[str, Any]) -> list[str]:
+    """Says that a task's answers are constant; accuracies of one reason together."""
+    metrics: dict[str, list[str]] = {}
+    for metric, one in _doubts(record).items():
+        if one.get("reason") == "constant":
+            metrics.setdefault(str(one.get("why")), []).append(metric)
+    return [
+        f"{task}: {', '.join(names)} (‡) measures the data, not the model, since {why}"
+        for why, names in metrics.items()
+    ]
 
 
 def _finite(value: Any) -> float | None:

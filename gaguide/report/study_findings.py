@@ -100,6 +100,19 @@ def _verdicts(study: StudyRecords) -> list[str]:
     return [f"Scaling verdicts over tasks and columns: {listed}."]
 
 
+def _constant_answers(study: StudyRecords) -> list[str]:
+    """One sentence for each task in which models give constant answers."""
+    cells: dict[str, dict[str, None]] = {}
+    for row in study.results:
+        if row.doubt == "constant" and main_metrics(study).get(row.task) == row.metric:
+            cells.setdefault(row.task, {})[row.cell] = None
+    return [
+        f"{task}: {len(found)} models give one answer in at least 95% of the examples (‡), so that their "
+        f"accuracy measures the data: {', '.join(list(found)[:6])}{' …' if len(found) > 6 else ''}."
+        for task, found in cells.items()
+    ]
+
+
 def study_cautions(study: StudyRecords) -> list[str]:
     """Missing cells, different code or data between cells, and sizes too small to say much."""
     states = Counter(cell.state for cell in study.cells)
@@ -112,6 +125,7 @@ def study_cautions(study: StudyRecords) -> list[str]:
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
     cautions += [f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out]
+    cautions += _constant_answers(study)
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
         if len(known) > 1:

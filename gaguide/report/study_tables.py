@@ -9,8 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, p_value, slug, small_number
+from gaguide.report.text import (
+    ABSENT,
+    DIRECTIONS,
+    fixed,
+    interval,
+    mark,
+    mark_notes,
+    p_value,
+    slug,
+    small_number,
+)
 from gaguide.study.analysis_records import HeadAttention, LossCost
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Comparison, Mean, ScalingVerdict
@@ -50,6 +61,7 @@ def size_tables(study: StudyRecords) -> list[Table]:
 
 def _size_table(study: StudyRecords, size: str) -> Table:
     columns, rows, with_paper, seeds = experiments(study), [], False, set()
+    doubts: set[Doubt | None] = set()
     for task, metric in main_metrics(study).items():
         means = [mean_of(study, size, experiment, task, metric) for experiment in columns]
         known = [mean for mean in means if mean is not None]
@@ -57,14 +69,16 @@ def _size_table(study: StudyRecords, size: str) -> Table:
             continue
         digits = 3 if max(abs(mean.value) for mean in known) < 100 else 1
         better = known[0].better
-        ours = [None if mean is None else mean.value for mean in means]
+        # A share of the data is not the best result.
+        ours = [None if mean is None or mean.constant else mean.value for mean in means]
         papers = [None if mean is None else mean.paper for mean in means]
         best, paper_best = _best(ours, better, digits), _best(papers, better, 4)
         with_paper |= any(paper is not None for paper in papers)
         seeds |= {mean.seeds for mean in known}
+        doubts |= {mean.doubt for mean in known}
         cells = tuple(
             Cell(ABSENT) if mean is None else Cell(
-                fixed(mean.value, digits) + _marks(study, size, experiment, task, metric),
+                fixed(mean.value, digits) + mark(mean.doubt) + _marks(study, size, experiment, task, metric),
                 index in best,
                 None if mean.paper is None else f"{mean.paper:g}",
                 index in paper_best,
@@ -79,6 +93,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
     note.append(
         f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {SIGNIFICANT:g})."
     )
+    note += mark_notes(doubts)
     parameters = study.index.parameters.get(size)
     title = size if parameters is None else f"{size} ({parameters:,} parameters)"
     return Table(f"table-{slug(size)}", title, ("task", *columns), tuple(rows), " ".join(note))
@@ -133,7 +148,7 @@ def is_significant(row: Comparison) -> bool:
 
 def comparison_table(study: StudyRecords) -> Table:
     """Every decisive comparison of each task's main metric, with its test."""
-    rows = []
+    rows, constant = [], False
     for task, metric in main_metrics(study).items():
         for size in sizes(study):
             for baseline in ("finetuned", "original"):
@@ -142,6 +157,7 @@ def comparison_table(study: StudyRecords) -> Table:
                     if row is not None:
                         name = f"{task} · {size} · {experiment} against {baseline}"
                         rows.append((name, _comparison(row)))
+                        constant |= row.constant > 0
     return Table(
         "comparisons",
         "Comparisons on the same examples",
@@ -150,14 +166,14 @@ def comparison_table(study: StudyRecords) -> Table:
         "Over seeds where there are several: t-test of the paired differences; else McNemar for accuracies "
         "and a paired bootstrap for losses. Holm-corrected over the tasks of a size, experiment and "
         "baseline. Detectable: the smallest true difference that these seeds (examples, where there is one "
-        "seed) show with probability 0.8, before correction.",
+        "seed) show with probability 0.8, before correction." + _constant_note(constant),
     )
 
 
 def _comparison(row: Comparison) -> tuple[Cell, ...]:
     moved = ABSENT if row.helped is None or row.hurt is None else f"{row.helped} / {row.hurt}"
     return (
-        Cell(fixed(row.difference, 4, "+"), is_significant(row)),
+        Cell(fixed(row.difference, 4, "+") + _constant_mark(row), is_significant(row)),
         Cell(interval(row.low, row.high, 4) or ABSENT),
         Cell(p_value(row.p)),
         Cell(p_value(row.p_holm)),
@@ -176,7 +192,7 @@ def verdict_table(study: StudyRecords) -> Table:
         if any(found):
             cells = tuple(
                 Cell(ABSENT) if v is None else Cell(
-                    v.verdict,
+                    v.verdict + _constant_mark(v),
                     v.verdict not in ("flat", "not enough sizes"),
                     small=_slope_text(v),
                 )
@@ -192,8 +208,17 @@ def verdict_table(study: StudyRecords) -> Table:
         "one is claimed), and the smallest true slope that is detectable (with probability 0.8, before "
         "correction): flat means that no slope of about that size or more was found. "
         "Positive: bigger is better (a higher accuracy, a lower loss); inverse: bigger is worse. "
-        "Bold: neither flat nor undecided.",
+        "Bold: neither flat nor undecided." + _constant_note(any(v.constant for v in by_key.values())),
     )
+
+
+def _constant_mark(row: Comparison | ScalingVerdict) -> str:
+    return mark("constant" if row.constant else None)
+
+
+def _constant_note(used: bool) -> str:
+    note = "some of the models give constant answers there, whose accuracy measures the data."
+    return f" {mark('constant')} {note.capitalize()}" if used else ""
 
 
 def loss_table(study: StudyRecords) -> Table:

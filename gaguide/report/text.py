@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
+
 ABSENT = "–"
 """Shown for what is missing."""
 DIRECTIONS = {"high": " ↑", "low": " ↓"}
@@ -33,6 +35,17 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
 def p_value(p: float | None) -> str:
     """A p value with three decimals, "< 0.001" below that."""
     return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def mark(doubt: Doubt | None) -> str:
+    """What stands after an accuracy that says nothing about a model's answers; "" where it does."""
+    return "" if doubt is None else MARKS[doubt]
+
+
+def mark_notes(doubts: Iterable[Doubt | None]) -> list[str]:
+    """The footnotes of the marks in a table with these doubts."""
+    found = set(doubts)
+    return [note for doubt, note in MARK_NOTES.items() if doubt in found]
 
 
 def shorten(name: str, length: int = 32) -> str:

@@ -106,6 +106,8 @@ def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]
                 chance=one.chance,
                 paper=one.paper,
                 left_out=count_left_out(left, one.size, one.experiment, one.task, one.metric),
+                constant=sum(row.doubt == "constant" for row in rows),
+                baseline=sum(row.doubt == "baseline" for row in rows),
             )
         )
     return found
@@ -159,6 +161,7 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
                 value=one.value,
                 baseline_value=one.baseline_value,
                 detectable=None if (possible := one.sensitivity) is None else possible.detectable,
+                constant=_count_constant((pair.now, pair.before), task, one.metric),
                 **vars(one.found),
             )
 
@@ -188,12 +191,20 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
             value=float(now.mean()),
             baseline_value=float(before.mean()),
             detectable=seeds_detectable(differences),
+            constant=_count_constant(
+                [one for pair in contrast.pairs for one in (pair.now, pair.before)], task, metric
+            ),
             left_out=sum(
                 count_left_out(left, contrast.size, experiment, task, metric)
                 for experiment in (contrast.experiment, contrast.baseline)
             ),
             **vars(found),
         )
+
+
+def _count_constant(cells: Sequence[Evaluated], task: str, metric: str) -> int:
+    """How many of these cells' models answer constantly; a baseline of several pairs counts once."""
+    return len({one.cell.id for one in cells if one.doubt(task, metric) == "constant"})
 
 
 def _correct(rows: list[Comparison], cells: Sequence[Evaluated]) -> list[Comparison]:
@@ -331,6 +342,7 @@ def _family_verdicts(
             verdict=decision.verdict,
             slope_detectable=trend.detectable,
             left_out=count_left_out(left, None, experiment, task, metric),
+            constant=_count_constant([one for one, _ in scores.known], task, metric),
         )
         for (task, metric), scores, trend, decision in zip(keys, found, trends, decisions, strict=True)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
+from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, finite, read_examples
 from gaguide.evaluate.results.paper import find_paper_model
 from gaguide.model import shape_of
@@ -52,6 +52,11 @@ class Evaluated:
             return self.held_out.get(metric)
         found = self.tasks.get(task, {"metrics": {}})["metrics"].get(metric)
         return None if found is None else finite(found["value"])
+
+    def doubt(self, task: str, metric: str) -> Doubt | None:
+        """Why an accuracy says nothing about the model's answers; None where it does, or is not known."""
+        found: Mapping[str, Any] = self.tasks.get(task, {}).get("uninformative", {}).get(metric, {})
+        return found.get("reason")
 
 
 HELD_OUT_METRIC = "lm_loss"
@@ -98,6 +103,7 @@ def results_of(one: Evaluated) -> list[Result]:
             finite(value["low"]), finite(value["high"]), task["count"],
             task["chance"] if metric in ACCURACIES else None,
             task["paper"].get(model, {}).get(cell.experiment) if metric == "acc" else None,
+            one.doubt(name, metric),
         )
         for name, task in one.tasks.items()
         for metric, value in task["metrics"].items()

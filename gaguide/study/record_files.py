@@ -182,6 +182,7 @@ _RESULTS = pa.schema(
         ("seed", pa.int64()), ("task", pa.string()), ("kind", pa.string()), ("metric", pa.string()),
         ("better", pa.string()), ("value", pa.float64()), ("stderr", pa.float64()), ("low", pa.float64()),
         ("high", pa.float64()), ("count", pa.int64()), ("chance", pa.float64()), ("paper", pa.float64()),
+        ("doubt", pa.string()),
     ]
 )  # fmt: skip
 _CHANGES = pa.schema(

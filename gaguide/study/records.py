@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gaguide.evaluate.results.metric_names import Better
+from gaguide.evaluate.results.metric_names import Better, Doubt
 
 HELD_OUT = "held-out text"
 """The name that held-out loss and guided attention have in place of a task's."""
@@ -87,6 +87,8 @@ class Result:
     """Accuracy of blind guessing, for accuracies."""
     paper: float | None = None
     """The paper's number for this model, experiment and task."""
+    doubt: Doubt | None = None
+    """Why an accuracy says nothing about the model's answers, as its evaluation found; None where it does."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,17 @@ class Mean:
     """The paper's number."""
     left_out: int = 0
     """Seeds that were evaluated but left out, because their numbers are not finite or of other examples."""
+    constant: int = 0
+    """Seeds whose answers are constant, so that their accuracy measures the data."""
+    baseline: int = 0
+    """Seeds whose accuracy is not better than always giving the most frequent right answer."""
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """`constant` where the answers of any seed are; `baseline` where no seed is better than that."""
+        if self.constant:
+            return "constant"
+        return "baseline" if self.baseline == self.seeds else None
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,8 @@ class Comparison:
     """Smallest true difference that these examples, or seeds, show with power 0.8 before correction."""
     left_out: int = 0
     """At level `seeds`: cells that are left out, as their numbers are not finite or of other examples."""
+    constant: int = 0
+    """Compared models whose answers are constant."""
 
     @property
     def improved(self) -> bool | None:
@@ -232,6 +247,8 @@ class ScalingVerdict:
     """Smallest true slope that the regression shows with power 0.8 before correction."""
     left_out: int = 0
     """Models that are left out, because their numbers are not finite or of other examples."""
+    constant: int = 0
+    """Models whose answers are constant: as often as that is so, the verdict is on the data."""
 
 
 @dataclass(frozen=True)

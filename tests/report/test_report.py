@@ -406,3 +406,24 @@ def test_passwords_in_addresses_are_masked(tmp_path: Path) -> None:
     (found,) = read_runs([run])
     assert "S3CRET" not in found.config and "S3CRET" not in repr(found.settings)
     assert found.settings["data"]["source"]["files"] == ["https://***@host/a.jsonl"]
+
+
+def test_a_constant_answer_is_marked_and_said_in_every_format(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", "a"), write_run(tmp_path / "b", "b")
+    _evaluate(a / "evaluation", "quiz", 20)  # 60 of 80 choose " no"
+    _evaluate(b / "evaluation", "quiz", 80)  # all choose " yes", which is right in all
+    runs = read_runs([a, b])
+    acc = _row(measures(runs), "Tasks", "quiz").values
+    assert [value.doubt for value in acc] == ["baseline", "constant"]
+    assert [value.text for value in acc] == ["0.250§", "1.000‡"]
+    why = "the answer ' yes' is chosen in 80 of 80 examples, and right in 100.0%"
+    assert any(why in note for note in make_report(runs).cautions)
+    for kind in ("md", "html"):
+        page = _written(runs, kind)
+        assert "1.000‡" in page and "‡ One answer or position" in page and "§ Not better than" in page
+    latex = _written(runs, "latex")
+    assert r"1.000$\ddagger$" in latex and r"0.250\S{}" in latex
+    rows = list(csv.DictReader(io.StringIO(_written(runs, "csv"))))
+    assert {(row["run"], row["doubt"]) for row in rows if row["measure"].startswith("quiz · acc ")} == {
+        ("a", "baseline"), ("b", "constant"),
+    }  # fmt: skip

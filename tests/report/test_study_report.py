@@ -335,3 +335,33 @@ def test_work_grows_with_the_number_of_rows_only(study: StudyRecords) -> None:
     before = _looks(study)
     assert _looks(more("task", 4)) < 1.5 * before
     assert _looks(more("experiment", 4)) < 1.5 * before
+
+
+def test_constant_answers_are_marked_in_tables_verdicts_and_cautions(study: StudyRecords) -> None:
+    def doubted(row: Any, **changes: Any) -> Any:
+        is_one = (row.task, row.metric, row.experiment) == ("memo-trap", "acc", "1-negation")
+        return replace(row, **changes) if is_one else row
+
+    assert not any("‡" in table.note for table in size_tables(study))
+    marked = replace(
+        study,
+        results=tuple(doubted(row, doubt="constant") for row in study.results),
+        means=tuple(doubted(row, constant=1, value=0.99) for row in study.means),
+        comparisons=tuple(doubted(row, constant=1) for row in study.comparisons),
+        verdicts=tuple(doubted(row, constant=2) for row in study.verdicts),
+    )
+    for table in size_tables(marked):
+        (cells,) = (cells for name, cells in table.rows if name.startswith("memo-trap"))
+        assert [cell.text.rstrip("*†").endswith("‡") for cell in cells] == [False, False, True, False]
+        assert not cells[2].best  # the largest number, but of the data
+        assert "‡ One answer or position is chosen in at least 95%" in table.note
+    (cells,) = (cells for name, cells in verdict_table(marked).rows if name.startswith("memo-trap"))
+    assert cells[2].text == "flat‡" and "‡ Some of the models" in verdict_table(marked).note
+    assert any(
+        "memo-trap" in text and "one answer in at least 95%" in text for text in study_cautions(marked)
+    )
+    report = make_report(marked)
+    latex = render_report(report, "latex", "s")["s.tex"].decode()
+    assert r"0.990$\ddagger$" in latex and r"flat$\ddagger$" in latex
+    rows = csv.DictReader(io.StringIO(render_report(report, "csv", "s")["s-results.csv"].decode()))
+    assert {row["experiment"] for row in rows if row["doubt"] == "constant"} == {"1-negation"}

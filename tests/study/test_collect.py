@@ -10,7 +10,9 @@ import yaml
 from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.log import code_fingerprint
 from gaguide.study.collect import collect
-from gaguide.study.evaluated import Evaluated, results_of
+from gaguide.study.compare import compare, find_contrasts, verdicts
+from gaguide.study.compare import means as collect_means
+from gaguide.study.evaluated import Evaluated, read_evaluated, results_of
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
 from gaguide.study.record_files import StudyRecords, read_study
@@ -134,3 +136,28 @@ def test_attention_loss_and_scaling(found: tuple[Grid, StudyRecords]) -> None:
     assert verdicts["finetuned", TASK, "acc"] == "positive"
     assert verdicts["finetuned", HELD_OUT, "lm_loss"] == "positive"
     assert verdicts["original", HELD_OUT, "lm_loss"] == "flat"
+
+
+def test_constant_answers_reach_every_record(found: tuple[Grid, StudyRecords]) -> None:
+    # The right answer is always " yes", so that no accuracy beats always giving it.
+    grid, records = found
+    means = [mean for mean in records.means if (mean.task, mean.metric) == (TASK, "acc")]
+    assert {(mean.constant, mean.baseline, mean.doubt) for mean in means} == {(0, mean.seeds, "baseline")
+                                                                              for mean in means}  # fmt: skip
+    cells = read_evaluated(grid)
+    for one in cells:
+        if one.cell.size == "tiny":
+            one.tasks[TASK]["uninformative"]["acc"]["reason"] = "constant"
+    results = [row for one in cells for row in results_of(one)]
+    by_size = {mean.size: mean for mean in collect_means(results) if mean.experiment == "finetuned"
+               and (mean.task, mean.metric) == (TASK, "acc")}  # fmt: skip
+    assert [by_size[size].constant for size in SIZES] == [0, 0, 0, 2]
+    (verdict,) = (
+        row for row in verdicts(cells)
+        if (row.experiment, row.task, row.metric) == ("finetuned", TASK, "acc")
+    )  # fmt: skip
+    assert verdict.constant == 2
+    compared = compare(find_contrasts(grid, cells))
+    constant = {(row.level, row.size): row.constant for row in compared if row.metric == "acc"
+                and (row.experiment, row.baseline) == ("1-negation", "finetuned")}  # fmt: skip
+    assert (constant["seed", "tiny"], constant["seeds", "tiny"], constant["seeds", "pico"]) == (2, 4, 0)
