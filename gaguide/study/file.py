@@ -109,6 +109,19 @@ class EvaluateSection(_Section):
     """Examples longer than the model: cut on the left, leave out whole demonstrations, or fail."""
 
 
+class AblationSection(_Section):
+    methods: Annotated[
+        tuple[Literal["mean", "zero", "resample", "edges"], ...], BeforeValidator(_split), Field(min_length=1)
+    ] = ("mean", "zero")
+    """Ways of removing a head, as of `gaguide ablate`; verdicts rest on the first."""
+    controls: NonNegativeInt = 3
+    """Random other heads of the same layer that are removed as controls of each."""
+    blocks: Annotated[int, Field(ge=2)] = 64
+    """Held-out blocks on which losses with and without a head are compared."""
+    seed: NonNegativeInt = 0
+    """Of the choice of controls and of resampling."""
+
+
 Sizes = Annotated[SizeSection, BeforeValidator(_from_model)]
 Experiments = Annotated[ExperimentSection, BeforeValidator(_from_name)]
 
@@ -154,6 +167,8 @@ class StudyConfig(_Section):
     """Folder of the tasks' data, as the evaluation's option `--data`."""
     evaluate: EvaluateSection = EvaluateSection()
     """Settings of the evaluation."""
+    ablation: AblationSection | None = AblationSection()
+    """Removal of the heads of each guided, or measured, cell: are they used? null leaves it out."""
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed JSON of sizes that do not name one."""
     ranks: PositiveInt = 1
