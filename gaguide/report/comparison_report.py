@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 from gaguide.evaluate.compare.records import Comparison, ExampleChange, TaskComparison
-from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
 from gaguide.files import without_nonfinite
 from gaguide.report.comparison_figure import draw_differences
 from gaguide.report.document import Cell, Chart, Part, Report, Row, Table, folded
@@ -19,6 +18,8 @@ from gaguide.report.text import (
     csv_text,
     fixed,
     interval,
+    mark,
+    mark_notes,
     p_value,
     shorten,
     slug,
@@ -55,8 +56,9 @@ def comparison_report(compared: Comparison, shown: int = 5) -> Report:
     chart = Chart(
         "differences",
         "Differences",
-        "Main metric of each task, with the 95% interval of the difference. Grey: differences that these "
-        "examples do not show with power 0.8.",
+        "Main metric of each task, with the 95% interval of the difference over examples, which does not "
+        "cover the variation between trainings. Grey: differences that these examples do not show with "
+        "power 0.8.",
         lambda: draw_differences(main),
     )
     body: list[Part] = [tables[0], chart, tables[1], *map(folded, examples), _sources(compared)]
@@ -93,8 +95,8 @@ def differences_table(tests: Sequence[TaskComparison]) -> Table:
         (
             _label(one),
             (
-                Cell(_value(one.baseline_value, one.baseline_doubt)),
-                Cell(_value(one.value, one.doubt)),
+                Cell(fixed(one.baseline_value, _DIGITS) + mark(one.baseline_doubt)),
+                Cell(fixed(one.value, _DIGITS) + mark(one.doubt)),
                 Cell(fixed(one.difference, _DIGITS, "+"), best=one.is_shown),
                 Cell(interval(one.low, one.high, _DIGITS) or ABSENT),
                 Cell(p_value(one.p)),
@@ -109,9 +111,7 @@ def differences_table(tests: Sequence[TaskComparison]) -> Table:
         "", "baseline", "evaluation", "difference", "95% interval", "p", "p, Holm", "gained / lost",
         "examples",
     )  # fmt: skip
-    doubts = [doubt for one in tests for doubt in (one.doubt, one.baseline_doubt)]
-    marks = [note for doubt, note in MARK_NOTES.items() if doubt in doubts]
-    note = " ".join([_NOTE, *marks])
+    note = " ".join([_NOTE, *mark_notes(doubt for one in tests for doubt in (one.doubt, one.baseline_doubt))])
     return Table("tests", "Tests on the same examples", header, tuple(rows), note, _groups(tests))
 
 
@@ -142,10 +142,6 @@ def _label(one: TaskComparison) -> str:
 
 def _groups(tests: Sequence[TaskComparison]) -> tuple[str, ...]:
     return tuple(f"{one.evaluation} against {one.baseline}" for one in tests)
-
-
-def _value(value: float, doubt: Doubt | None) -> str:
-    return fixed(value, _DIGITS) + ("" if doubt is None else f" {MARKS[doubt]}")
 
 
 def _counts(one: TaskComparison) -> Iterator[str]:

@@ -84,12 +84,12 @@ def read_evaluations(run: Path, during: Iterable[Mapping[str, Any]]) -> Evaluati
                 continue
             folders[task] = path.parent
             by_task[task] = _scores(task, record, origin)
-            notes += _not_finite(task, record) + _constant(task, record)
+            notes += _not_finite(task, record) + _constant(task, record) + _truncated(task, record)
     last = next(reversed(list(during)), None)
     for task, record in (last or {}).get("tasks", {}).items():
         if task not in by_task and isinstance(record, Mapping):
             by_task[task] = _scores(task, record, f"step {last['step']:,.0f}" if last else "")
-            notes += _not_finite(task, record) + _constant(task, record)
+            notes += _not_finite(task, record) + _constant(task, record) + _truncated(task, record)
     scores = tuple(score for found in by_task.values() for score in found)
     return Evaluations(scores if files or last else None, folders, tuple(notes))
 
@@ -137,8 +137,23 @@ def _not_finite(task: str, record: Mapping[str, Any]) -> list[str]:
     if not missing:
         return []
     bad = record.get("not_finite")
+    bad = bad.get("count") if isinstance(bad, Mapping) else bad  # during training: the number alone
     count = f" ({bad} of {record.get('count')} examples)" if bad else ""
     return [f"{task} has no finite {', '.join(missing)}{count}; left out"]
+
+
+def _truncated(task: str, record: Mapping[str, Any]) -> list[str]:
+    """Says that prompts were cut to the model's positions."""
+    cut = truncated_count(record)
+    return (
+        [f"{task}: {cut} of {record.get('count')} prompts were cut to the model's positions"] if cut else []
+    )
+
+
+def truncated_count(record: Mapping[str, Any]) -> int:
+    """Examples of a task's record whose prompts were cut; 0 where that is not recorded."""
+    found = record.get("truncated")
+    return int(found.get("count", 0)) if isinstance(found, Mapping) else 0
 
 
 def _is_missing(value: Mapping[str, Any]) -> bool:

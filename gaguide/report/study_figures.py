@@ -5,7 +5,7 @@ An experiment has the same colour, dash pattern and marker in all figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -115,6 +115,7 @@ def draw_attention(study: StudyRecords) -> Figure | None:
 
 
 _Point = tuple[str, float, float | None, float | None]
+"""Size, value and the ends of its interval."""
 
 
 def _series(study: StudyRecords, task: str, metric: str) -> dict[str, list[Mean]]:
@@ -130,8 +131,10 @@ def _series(study: StudyRecords, task: str, metric: str) -> dict[str, list[Mean]
 
 def _lines(ax: Axes, study: StudyRecords, series: dict[str, list[Mean]], handles: dict[str, Any]) -> None:
     for index, experiment in enumerate(experiments(study)):
-        points = [(mean.size, mean.value, mean.low, mean.high) for mean in series.get(experiment, ())]
-        _line(ax, study, index, experiment, points, handles)
+        means = series.get(experiment, ())
+        points = [(mean.size, mean.value, mean.low, mean.high) for mean in means]
+        single = {mean.size for mean in means if mean.seeds == 1}
+        _line(ax, study, index, experiment, points, handles, over_examples=single)
     _size_axis(ax, study)
 
 
@@ -143,16 +146,23 @@ def _line(
     points: Sequence[_Point],
     handles: dict[str, Any],
     hollow: bool = False,
+    over_examples: Collection[str] = (),
 ) -> None:
-    """One experiment's points and intervals, shifted a little so that experiments do not cover each other."""
+    """One experiment's points and intervals, shifted a little so that experiments do not cover each other.
+
+    Intervals over seeds are solid with a bar at either end, those over examples are dotted.
+    """
     if not points:
         return
     colour, dashes = series_style(index)
     order, columns = sizes(study), len(experiments(study))
     x = [order.index(size) + 0.09 * (index - (columns - 1) / 2) for size, *_ in points]
-    for place, (_, _, low, high) in zip(x, points, strict=True):
+    for place, (size, _, low, high) in zip(x, points, strict=True):
         if low is not None and high is not None:
-            ax.plot([place, place], [low, high], color=colour, linewidth=1.2, alpha=0.75)
+            style = (0, (1, 1.5)) if size in over_examples else "solid"
+            marker = "none" if size in over_examples else "_"
+            ax.plot([place, place], [low, high], color=colour, linewidth=1.2, alpha=0.75, linestyle=style,
+                    marker=marker, markersize=5)  # fmt: skip
     (line,) = ax.plot(
         x, [value for _, value, *_ in points], color=colour, linestyle="none" if hollow else dashes,
         marker=series_marker(index), markersize=5.5, markerfacecolor="none" if hollow else colour,

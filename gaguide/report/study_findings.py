@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from gaguide.report.study_heads import head_findings
 from gaguide.report.study_tables import (
     attention_means,
     decisive,
@@ -17,12 +16,12 @@ from gaguide.report.study_tables import (
 from gaguide.report.text import fixed
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.record_files import StudyRecords
-from gaguide.study.records import Comparison
+from gaguide.study.records import Comparison, Result
 
 
 def study_findings(study: StudyRecords) -> list[str]:
     """Sentences with their numbers; none about what was not measured."""
-    return [*_attention(study), *head_findings(study), *_losses(study), *_tasks(study), *_verdicts(study)]
+    return [*_attention(study), *_losses(study), *_tasks(study), *_verdicts(study)]
 
 
 def _attention(study: StudyRecords) -> list[str]:
@@ -114,6 +113,29 @@ def _constant_answers(study: StudyRecords) -> list[str]:
     ]
 
 
+def _dropped_steps(study: StudyRecords) -> list[str]:
+    """One sentence on all cells that dropped steps."""
+    found = [cell for cell in study.cells if cell.dropped_steps]
+    if not found:
+        return []
+    listed = ", ".join(f"{cell.id} {cell.dropped_steps:,}" for cell in found[:6])
+    more = " …" if len(found) > 6 else ""
+    return [f"Steps were dropped because their gradient was not finite: {listed}{more}."]
+
+
+def _truncated(study: StudyRecords) -> list[str]:
+    """One sentence for each task whose prompts were cut in some cell."""
+    found: dict[str, list[Result]] = {}
+    for row in study.results:
+        if row.truncated and main_metrics(study).get(row.task) == row.metric:
+            found.setdefault(row.task, []).append(row)
+    return [
+        f"{task}: up to {max(row.truncated for row in rows):,} of {rows[0].count:,} prompts were cut to the "
+        f"model's positions, in {len(rows)} cells."
+        for task, rows in found.items()
+    ]
+
+
 def study_cautions(study: StudyRecords) -> list[str]:
     """Missing cells, different code or data between cells, and sizes too small to say much."""
     states = Counter(cell.state for cell in study.cells)
@@ -125,13 +147,8 @@ def study_cautions(study: StudyRecords) -> list[str]:
         )
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
-    cautions += [
-        f"{cell.id}: its heads were not removed ({cell.error.strip().splitlines()[-1]})."
-        for cell in study.cells
-        if cell.state == "done" and cell.error
-    ]
     cautions += [f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out]
-    cautions += _constant_answers(study)
+    cautions += [*_dropped_steps(study), *_truncated(study), *_constant_answers(study)]
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
         if len(known) > 1:

@@ -12,45 +12,50 @@ from gaguide.log import format_duration
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks
 from gaguide.report.study_findings import study_cautions, study_findings
-from gaguide.report.study_heads import head_count_table, head_verdict_table
 from gaguide.report.study_tables import (
     attention_table,
     comparison_table,
+    experiments,
     gain_table,
+    interval_units,
     loss_table,
+    main_metrics,
+    mean_of,
     share_table,
     size_tables,
+    sizes,
     verdict_table,
 )
 from gaguide.report.text import ABSENT, csv_text
 from gaguide.study.analysis_records import Change
 from gaguide.study.record_files import StudyRecords
+from gaguide.study.records import CellRecord
 
 _CHANGES_SHOWN = 8
 _PROMPT_SHOWN = 240
 _RECORDS = (
     "cells", "results", "means", "comparisons", "verdicts", "shares", "gains", "attention", "losses",
-    "changes", "knock_outs", "head_verdicts",
+    "changes",
 )  # fmt: skip
 
 
 def study_report(study: StudyRecords) -> Report:
     """Everything that the study's records say."""
-    sizes = size_tables(study)
+    by_size = size_tables(study)
     verdicts, losses, attention = verdict_table(study), loss_table(study), attention_table(study)
     shares = [share_table(study, "pieces"), share_table(study, "words")]
     gains, comparisons = gain_table(study), comparison_table(study)
-    counts, heads = head_count_table(study), head_verdict_table(study)
     tasks_chart = Chart(
         "tasks",
         "Tasks against size",
-        "Mean over seeds with its 95% interval. Dashed: chance.",
+        f"{_interval_caption(study)} Dashed: chance.{_left_out_caption(study)}",
         lambda: draw_tasks(study),
     )
     loss_chart = Chart(
         "loss",
         "Loss against size",
-        "Held-out text; bars: 95% interval over seeds.",
+        "Held-out text, mean over seeds; bars: 95% interval over seeds, none for a single one."
+        + _left_out_caption(study),
         lambda: draw_loss(study),
     )
     attention_chart = Chart(
@@ -61,10 +66,10 @@ def study_report(study: StudyRecords) -> Report:
         lambda: draw_attention(study),
     )
     body: list[Part] = [
-        *sizes, tasks_chart, verdicts, loss_chart, losses, attention_chart, attention, counts, *shares,
-        *(folded(table) for table in (heads, gains, comparisons) if table.rows), *_changes(study),
+        *by_size, tasks_chart, verdicts, loss_chart, losses, attention_chart, attention, *shares,
+        *(folded(table) for table in (gains, comparisons) if table.rows), *_changes(study),
     ]  # fmt: skip
-    tables = [*sizes, verdicts, losses, attention, counts, heads, *shares, gains, comparisons]
+    tables = [*by_size, verdicts, losses, attention, *shares, gains, comparisons]
     return Report(
         title=f"Study {study.name}",
         findings=tuple(study_findings(study)),
@@ -131,7 +136,8 @@ def _provenance(study: StudyRecords) -> Section:
     cells = Table(
         name="cells",
         title="Every cell",
-        header=("cell", "state", "seed", "parameters", "tokens", "time", "fingerprints", "versions"),
+        header=("cell", "state", "seed", "parameters", "tokens", "dropped steps", "time", "fingerprints",
+                "versions"),
         rows=tuple(
             (
                 cell.id,
@@ -139,6 +145,7 @@ def _provenance(study: StudyRecords) -> Section:
                  Cell(ABSENT if cell.seed is None else str(cell.seed)),
                  Cell(ABSENT if cell.parameters is None else f"{cell.parameters:,}"),
                  Cell(ABSENT if cell.tokens is None else f"{cell.tokens:,}"),
+                 Cell(_dropped(cell), bool(cell.dropped_steps)),
                  Cell(ABSENT if cell.wall_seconds is None else format_duration(cell.wall_seconds)),
                  Cell(_words({name: text[:12] for name, text in cell.fingerprints.items()})),
                  Cell(_words(cell.versions))),
@@ -149,6 +156,40 @@ def _provenance(study: StudyRecords) -> Section:
     file = yaml.safe_dump(dict(study.study), sort_keys=False, allow_unicode=True)
     resolved = Section("study-file", "The study file, as resolved", (Preformatted(file),), folded=True)
     return Section("provenance", "Where the numbers come from", (versions, resolved, folded(cells)))
+
+
+def _interval_caption(study: StudyRecords) -> str:
+    """What the bars of the tasks' figure are."""
+    metrics = main_metrics(study)
+    means = (
+        mean_of(study, size, experiment, task, metric)
+        for task, metric in metrics.items()
+        for size in sizes(study)
+        for experiment in experiments(study)
+    )
+    over_seeds, over_examples = interval_units(mean for mean in means if mean is not None)
+    dotted = "95% interval over the examples of a single model, which says nothing of other seeds."
+    if not over_seeds:
+        return (
+            f"One seed. Dotted bars: {dotted}"
+            if over_examples
+            else "Values of single models, without intervals."
+        )
+    found = "Mean over seeds. Solid bars: 95% interval over seeds."
+    return f"{found} Dotted bars: {dotted}" if over_examples else found
+
+
+def _left_out_caption(study: StudyRecords) -> str:
+    """How much is missing in a figure."""
+    cells = {row.cell for row in study.left_out}
+    plural = "" if len(cells) == 1 else "s"
+    return f" Left out: numbers of {len(cells)} cell{plural}, see the cautions." if cells else ""
+
+
+def _dropped(cell: CellRecord) -> str:
+    if cell.dropped_steps is None:
+        return ABSENT
+    return f"{cell.dropped_steps:,}" + ("" if cell.steps is None else f" of {cell.steps:,}")
 
 
 def _words(value: Any) -> str:

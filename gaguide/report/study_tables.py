@@ -5,7 +5,7 @@ Only averages over heads are computed here; the statistics are in the records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -27,6 +27,12 @@ from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Comparison, Mean, ScalingVerdict
 
 SIGNIFICANT = 0.05
+
+
+def interval_units(means: Iterable[Mean]) -> tuple[bool, bool]:
+    """Whether some interval is over seeds, and some over the examples of a single model."""
+    shown = [mean for mean in means if mean.low is not None]
+    return any(mean.seeds > 1 for mean in shown), any(mean.seeds == 1 for mean in shown)
 
 
 def sizes(study: StudyRecords) -> tuple[str, ...]:
@@ -62,6 +68,8 @@ def size_tables(study: StudyRecords) -> list[Table]:
 def _size_table(study: StudyRecords, size: str) -> Table:
     columns, rows, with_paper, seeds = experiments(study), [], False, set()
     doubts: set[Doubt | None] = set()
+    incomplete = truncated = False
+    several = any(mean.seeds > 1 for mean in study.means if mean.size == size)
     for task, metric in main_metrics(study).items():
         means = [mean_of(study, size, experiment, task, metric) for experiment in columns]
         known = [mean for mean in means if mean is not None]
@@ -75,6 +83,8 @@ def _size_table(study: StudyRecords, size: str) -> Table:
         best, paper_best = _best(ours, better, digits), _best(papers, better, 4)
         with_paper |= any(paper is not None for paper in papers)
         seeds |= {mean.seeds for mean in known}
+        incomplete |= any(mean.left_out for mean in known)
+        truncated |= any(mean.truncated for mean in known)
         doubts |= {mean.doubt for mean in known}
         cells = tuple(
             Cell(ABSENT) if mean is None else Cell(
@@ -82,7 +92,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
                 index in best,
                 None if mean.paper is None else f"{mean.paper:g}",
                 index in paper_best,
-                interval(mean.low, mean.high, digits),
+                _small_print(mean, digits, several),
             )
             for index, (experiment, mean) in enumerate(zip(columns, means, strict=True))
         )  # fmt: skip
@@ -93,6 +103,10 @@ def _size_table(study: StudyRecords, size: str) -> Table:
     note.append(
         f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {SIGNIFICANT:g})."
     )
+    if incomplete:
+        note.append("Of seeds: the others are left out, for the reasons in the cautions.")
+    if truncated:
+        note.append("Cut: examples whose prompts were longer than the model, the most of any seed.")
     note += mark_notes(doubts)
     parameters = study.index.parameters.get(size)
     title = size if parameters is None else f"{size} ({parameters:,} parameters)"
@@ -103,8 +117,24 @@ def _interval_note(seeds: set[int]) -> str:
     """Explains the brackets of cells with these numbers of seeds."""
     if seeds == {1}:
         return "One seed; brackets: 95% interval over examples."
-    single = " (of a single model: over examples)" if 1 in seeds else ""
+    single = (
+        "; where one seed is named, over its examples, which says nothing of other seeds"
+        if 1 in seeds
+        else ""
+    )
     return f"Mean over seeds; brackets: 95% interval over seeds{single}."
+
+
+def _small_print(mean: Mean, digits: int, several: bool) -> str:
+    """Interval, seeds where others have several or some are left out, and examples that were cut."""
+    lines = [interval(mean.low, mean.high, digits)]
+    if mean.left_out:
+        lines.append(f"{mean.seeds} of {mean.seeds + mean.left_out} seeds")
+    elif mean.seeds == 1 and several:
+        lines.append("1 seed")
+    if mean.truncated:
+        lines.append(f"{mean.truncated} cut")
+    return "\n".join(filter(None, lines))
 
 
 def _task_name(mean: Mean) -> str:
@@ -178,9 +208,21 @@ def _comparison(row: Comparison) -> tuple[Cell, ...]:
         Cell(p_value(row.p)),
         Cell(p_value(row.p_holm)),
         Cell(ABSENT if row.detectable is None else small_number(row.detectable, 4)),
-        Cell(row.test),
+        Cell(row.test, small="\n".join(_units(row))),
         Cell(moved),
     )
+
+
+def _units(row: Comparison) -> Iterator[str]:
+    """What the test is over."""
+    if row.level == "seeds":
+        yield f"{row.seeds} seeds"
+    elif row.count is not None:
+        yield f"{row.count:,} examples"
+    if row.groups is not None:
+        yield f"{row.groups:,} groups"
+    if row.left_out:
+        yield f"{row.left_out} left out"
 
 
 def verdict_table(study: StudyRecords) -> Table:
@@ -329,9 +371,9 @@ def _slope_text(row: ScalingVerdict) -> str:
     sign = " " if text.startswith("<") else " = "
     unbroken = interval(row.slope_low, row.slope_high).replace(" ", "\u00a0")
     slope = f"{fixed(row.slope, 3, '+')} {unbroken}"
-    found = f"{slope}\n{'bend: ' if bent else ''}p{sign}{text}"
-    return (
-        found
-        if row.slope_detectable is None
-        else f"{found}\ndetectable {small_number(row.slope_detectable, 3)}"
-    )
+    lines = [slope, f"{'bend: ' if bent else ''}p{sign}{text}"]
+    if row.slope_detectable is not None:
+        lines.append(f"detectable {small_number(row.slope_detectable, 3)}")
+    if row.left_out:
+        lines.append(f"{row.left_out} left out")
+    return "\n".join(lines)

@@ -29,7 +29,6 @@ from gaguide.study.evaluated import (
     results_of,
 )
 from gaguide.study.grid import Cell, Grid
-from gaguide.study.head_verdicts import head_verdicts, knock_outs
 from gaguide.study.left_out import leave_out
 from gaguide.study.record_files import StudyRecords, write_study, write_tables
 from gaguide.study.records import CellRecord
@@ -74,7 +73,6 @@ def collect(grid: Grid) -> StudyRecords:
     contrasts = find_contrasts(grid, cells)
     finder = WordFinder(AutoTokenizer.from_pretrained(str(cells[0].cell.model)))
     used = [GuidedWords.of(cell.run.guidance) for cell in grid.cells if cell.run is not None]
-    removed = tuple(knock_outs(grid, left))
     complete = replace(
         records,
         results=tuple(results),
@@ -87,8 +85,6 @@ def collect(grid: Grid) -> StudyRecords:
         losses=tuple(loss_costs(contrasts)),
         changes=tuple(changes(contrasts, finder)),
         left_out=tuple(left),
-        knock_outs=removed,
-        head_verdicts=tuple(head_verdicts(removed)),
     )
     write_tables(grid.folder, complete)
     return complete
@@ -113,6 +109,8 @@ def _cell_record(grid: Grid, cell: Cell) -> CellRecord:
         wall_seconds=state.total("wall"),
         cpu_seconds=state.total("cpu"),
         tokens=record.get("tokens"),
+        steps=record.get("steps"),
+        dropped_steps=record.get("dropped_steps"),
         error=state.error,
         versions=record.get("versions", {}),
         fingerprints=fingerprints,

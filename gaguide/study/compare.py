@@ -108,6 +108,7 @@ def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]
                 left_out=count_left_out(left, one.size, one.experiment, one.task, one.metric),
                 constant=sum(row.doubt == "constant" for row in rows),
                 baseline=sum(row.doubt == "baseline" for row in rows),
+                truncated=max(row.truncated for row in rows),
             )
         )
     return found

@@ -104,6 +104,7 @@ def results_of(one: Evaluated) -> list[Result]:
             task["chance"] if metric in ACCURACIES else None,
             task["paper"].get(model, {}).get(cell.experiment) if metric == "acc" else None,
             one.doubt(name, metric),
+            (task.get("truncated") or {}).get("count", 0),
         )
         for name, task in one.tasks.items()
         for metric, value in task["metrics"].items()

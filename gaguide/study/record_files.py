@@ -21,16 +21,7 @@ import pyarrow.parquet as pq
 from gaguide.errors import Fault, UserError, mask_all
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
-from gaguide.study.analysis_records import (
-    Analysis,
-    Change,
-    Gain,
-    HeadAttention,
-    HeadKnockOut,
-    HeadVerdict,
-    LexiconShare,
-    LossCost,
-)
+from gaguide.study.analysis_records import Analysis, Change, Gain, HeadAttention, LexiconShare, LossCost
 from gaguide.study.index import StudyIndex
 from gaguide.study.records import CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
 
@@ -76,10 +67,6 @@ class StudyRecords:
     """Every example under every guided experiment."""
     left_out: tuple[LeftOut, ...] = ()
     """Numbers of finished cells that are in none of the tables above."""
-    knock_outs: tuple[HeadKnockOut, ...] = ()
-    """What each cell's model loses without each of its heads."""
-    head_verdicts: tuple[HeadVerdict, ...] = ()
-    """Over seeds: is a head's attention moved, is the head used."""
 
     @cached_property
     def index(self) -> StudyIndex:
@@ -89,9 +76,7 @@ class StudyRecords:
     @property
     def analysis(self) -> tuple[Analysis, ...]:
         """The rows of analysis.jsonl."""
-        return (
-            *self.shares, *self.gains, *self.attention, *self.losses, *self.knock_outs, *self.head_verdicts,
-        )  # fmt: skip
+        return (*self.shares, *self.gains, *self.attention, *self.losses)
 
 
 def write_study(folder: Path, records: StudyRecords) -> None:
@@ -188,8 +173,6 @@ def read_study(folder: Path) -> StudyRecords:
         of_kind("loss", LossCost),
         tuple(_record(Change, row) for row in _read_parquet(tables / CHANGES)),
         tuple(_record(LeftOut, row) for row in _read_lines(tables / LEFT_OUT)),
-        of_kind("knock-out", HeadKnockOut),
-        of_kind("head-verdict", HeadVerdict),
     )
 
 
@@ -199,7 +182,7 @@ _RESULTS = pa.schema(
         ("seed", pa.int64()), ("task", pa.string()), ("kind", pa.string()), ("metric", pa.string()),
         ("better", pa.string()), ("value", pa.float64()), ("stderr", pa.float64()), ("low", pa.float64()),
         ("high", pa.float64()), ("count", pa.int64()), ("chance", pa.float64()), ("paper", pa.float64()),
-        ("doubt", pa.string()),
+        ("doubt", pa.string()), ("truncated", pa.int64()),
     ]
 )  # fmt: skip
 _CHANGES = pa.schema(

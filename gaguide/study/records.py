@@ -49,6 +49,10 @@ class CellRecord:
     """Version by package, at training."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Fingerprint of its data, tokenizer, tasks and code."""
+    steps: int | None = None
+    """Optimizer steps of its training."""
+    dropped_steps: int | None = None
+    """Steps that were dropped because their gradient was not finite; None where that is not recorded."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Result:
     """The paper's number for this model, experiment and task."""
     doubt: Doubt | None = None
     """Why an accuracy says nothing about the model's answers, as its evaluation found; None where it does."""
+    truncated: int = 0
+    """Examples whose prompts were cut to the model's positions."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ class Mean:
     """Seeds whose answers are constant, so that their accuracy measures the data."""
     baseline: int = 0
     """Seeds whose accuracy is not better than always giving the most frequent right answer."""
+    truncated: int = 0
+    """Examples whose prompts were cut to the models' positions, the most of any seed."""
 
     @property
     def doubt(self) -> Doubt | None:

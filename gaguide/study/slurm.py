@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -78,8 +77,7 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
         faults.attempt(check_sbatch, "sbatch")
     folder.mkdir(parents=True, exist_ok=True)
     # As resolved, so that a job needs neither the overrides nor the shipped study.
-    resolved: dict[str, Any] = {"output": str(grid.folder), "budgets": {}, "budget": None}
-    tree = {**grid.study.model_dump(mode="json"), **resolved}
+    tree = {**grid.study.model_dump(mode="json"), "output": str(grid.folder)}
     write_settings(study, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     queued = _queued(folder / _JOBS)
     new: dict[str, str] = {}

@@ -271,7 +271,7 @@ def test_constant_answers_are_named(gpt2_folder: Path, tmp_path: Path) -> None:
     acc, loss = _test_of(compared, "short", "acc"), _test_of(compared, "short", "class_loss")
     assert (acc.doubt, acc.baseline_doubt, loss.doubt) == ("constant", "constant", None)
     found = differences_table([acc])
-    assert [cell.text for cell in found.rows[0][1][:2]] == ["0.5000 ‡", "0.5000 ‡"]
+    assert [cell.text for cell in found.rows[0][1][:2]] == ["0.5000‡", "0.5000‡"]
     assert "not a measurement of the model" in found.note
     assert any("measures the data, not the model" in text for text in comparison_report(compared).cautions)
 

@@ -356,6 +356,20 @@ def test_an_unfinished_run_is_described_by_its_records(tmp_path: Path) -> None:
     assert findings(runs) == ["mine: held-out loss 7.5000 before training; no later one yet."]
 
 
+def test_cut_prompts_and_scores_that_are_not_finite_are_counted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "a", scores={"memo-trap": 0.5})
+    path = folder / "evaluation" / "results.json"
+    tree = json.loads(path.read_text())
+    task = tree["tasks"]["memo-trap"]
+    task["truncated"] = {"count": 4, "share": 0.04, "ids": []}
+    bad = {"count": 100, "not_finite": {"count": 3, "share": 0.03}, "metrics": {"acc": {"value": None}}}
+    tree["tasks"]["neqa"] = bad
+    path.write_text(json.dumps(tree))
+    text = " ".join(cautions(read_runs([folder])))
+    assert "memo-trap: 4 of 100 prompts were cut to the model's positions" in text
+    assert "neqa has no finite acc (3 of 100 examples); left out" in text
+
+
 def test_aliases_that_multiply_in_a_configuration_are_not_expanded(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "a")
     layers = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]

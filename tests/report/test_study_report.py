@@ -35,7 +35,7 @@ from gaguide.report.study_tables import (
     verdict_table,
 )
 from gaguide.study.record_files import StudyRecords, read_study
-from gaguide.study.records import HELD_OUT
+from gaguide.study.records import HELD_OUT, LeftOut
 from tests.report.synthetic import write_run
 from tests.study.sample import sample_study
 from tests.support.browser import Browser, needs_browser
@@ -110,7 +110,7 @@ def test_one_seed_has_the_interval_over_examples(study: StudyRecords) -> None:
     assert "One seed; brackets: 95% interval over examples" in size_tables(single)[0].note
     mixed = tuple(replace(mean, seeds=1) if mean.experiment == "original" else mean for mean in study.means)
     note = size_tables(replace(study, means=mixed))[0].note
-    assert "over seeds (of a single model: over examples)" in note
+    assert "over seeds; where one seed is named, over its examples" in note
 
 
 def test_one_seed_is_not_called_within_noise(study: StudyRecords) -> None:
@@ -275,6 +275,10 @@ def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRec
             assert browser.evaluate("document.querySelectorAll('script, img, iframe').length") == 0
             assert browser.evaluate("document.querySelectorAll('figure svg').length") >= 2
             assert HOSTILE in browser.evaluate("document.body.textContent")
+            # On a narrow phone the second run, and a study's second column, are on the screen.
+            browser.open(page, width=360, phone=True)
+            second = "[...document.querySelectorAll('tr')].find((row) => row.cells.length > 2).cells[2]"
+            assert browser.evaluate(f"{second}.getBoundingClientRect().right") <= 360
             browser.open(page, dark=True, width=390, phone=True)
             assert browser.evaluate("document.documentElement.scrollWidth") <= 390
             assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
@@ -285,9 +289,77 @@ def test_pages_open_in_a_browser_light_dark_narrow_and_printed(hostile: StudyRec
             browser.open(page, dark=True, media="print", width=718)
             wide = "[...document.querySelectorAll('.wide, figure')].filter((e) => e.scrollWidth > 718).length"
             assert browser.evaluate(wide) == 0
+            # A table that does not fit below what is before it begins there nevertheless.
+            assert (
+                browser.evaluate("getComputedStyle(document.querySelector('section')).breakInside") == "auto"
+            )
             assert browser.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
             browser.hover("summary", click=True)
             assert browser.evaluate("document.querySelector('details').open") is True
+
+
+def test_intervals_over_seeds_and_over_examples_are_told_apart(study: StudyRecords) -> None:
+    def tasks_chart(records: StudyRecords) -> Any:
+        return next(one for one in make_report(records).charts if one.name == "tasks")
+
+    def styles(records: StudyRecords) -> set[str]:
+        figure = draw_tasks(records)
+        assert figure is not None
+        lines = [line for ax in figure.axes for line in ax.lines]
+        return {
+            line.get_linestyle() for line in lines if len(set(line.get_xdata())) == 1 < len(line.get_xdata())
+        }
+
+    assert "Dotted" not in tasks_chart(study).caption
+    assert styles(study) == {"-"}
+    # One experiment with a single model of each size.
+    once = replace(
+        study,
+        results=tuple(row for row in study.results if row.experiment != "original" or row.seed == 0),
+        means=tuple(
+            replace(row, seeds=1, low=None, high=None) if row.experiment == "original" else row
+            for row in study.means
+        ),
+    )
+    assert "Solid bars: 95% interval over seeds. Dotted bars: 95% interval over the examples" in (
+        tasks_chart(once).caption
+    )
+    assert styles(once) == {"-", "--"}  # matplotlib's name of every pattern of dashes
+    table = size_tables(once)[0]
+    assert table.rows[0][1][0].small.endswith("1 seed")
+    assert "where one seed is named, over its examples" in table.note
+
+
+def test_what_is_left_out_cut_or_dropped_stands_where_the_numbers_are(study: StudyRecords) -> None:
+    first = study.cells[4]
+    left = LeftOut(first.id, first.size, first.experiment, first.seed, "memo-trap", None, 2, 60, "2 of 60")
+    key = (first.size, first.experiment, "memo-trap", "acc")
+    changed = replace(
+        study,
+        cells=tuple(replace(one, steps=900, dropped_steps=7 if one is first else 0) for one in study.cells),
+        means=tuple(
+            replace(row, seeds=2, left_out=1, truncated=12)
+            if (row.size, row.experiment, row.task, row.metric) == key
+            else row
+            for row in study.means
+        ),
+        results=tuple(replace(row, truncated=12) if row.cell == first.id else row for row in study.results),
+        verdicts=tuple(replace(row, left_out=1, slope_detectable=0.02) for row in study.verdicts),
+        left_out=(left,),
+    )
+    report = make_report(changed)
+    column = sizes(study).index(first.size), 1 + list(report.tables[0].header[1:]).index(first.experiment)
+    cell = size_tables(changed)[column[0]].rows[0][1][column[1] - 1]
+    assert cell.small.splitlines()[1:] == ["2 of 3 seeds", "12 cut"]
+    assert "detectable 0.020\n1 left out" in verdict_table(changed).rows[0][1][0].small
+    text = " ".join(report.cautions)
+    assert f"Steps were dropped because their gradient was not finite: {first.id} 7." in text
+    assert "memo-trap: up to 12 of 60 prompts were cut" in text
+    assert all(
+        "Left out: numbers of 1 cell," in one.caption for one in report.charts if one.name != "attention"
+    )
+    page = render_report(report, "html", "s")["s.html"].decode()
+    assert "7 of 900" in page
 
 
 class _Counted(tuple):
