@@ -50,6 +50,12 @@ def validate(
         str | None,
         typer.Option(help="Also encode every example for this model (folder or hub id); reads no weights."),
     ] = None,
+    include_path: Annotated[
+        list[Path] | None, typer.Option(help="Folder of lm-evaluation-harness's task files, to name them.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run the Python functions that such task files name.")
+    ] = False,
 ) -> None:
     """Read every example and report every fault with file and line; exit code 2 if there is one."""
     from rich.console import Console
@@ -59,12 +65,15 @@ def validate(
     from gaguide.evaluate.encode.examples import encode_examples
     from gaguide.evaluate.model_folder import find_model_folder
     from gaguide.evaluate.tasks.locate import split_names
+    from gaguide.evaluate.tasks.options import TaskOptions
     from gaguide.evaluate.tasks.read import read_tasks
     from gaguide.log import SlowWork
 
+    options = TaskOptions(tuple(include_path or ()), trust_remote_code)
     with SlowWork("reading the tasks"):
         folder = None if model is None else find_model_folder(model)
-        found = read_tasks(split_names(tasks), data, None, None if folder is None else folder.positions)
+        positions = None if folder is None else folder.positions
+        found = read_tasks(split_names(tasks), data, None, positions, options=options)
     longest: dict[str, str] = {}
     if folder is not None:
         with SlowWork("encoding examples", sum(len(task.examples) for task in found)) as work:
@@ -72,7 +81,7 @@ def validate(
         for task in found:
             pairs = [pair for _ in task.examples for pair in next(encoded)]
             truncated = sum(pair.truncated > 0 for pair in pairs)
-            longest[task.task.name] = f"{max(len(pair.input_ids) for pair in pairs)}" + (
+            longest[task.task.name] = f"{max((len(pair.input_ids) for pair in pairs), default=0)}" + (
                 f" ({truncated} truncated on the left)" if truncated else ""
             )
     table = Table("task", "kind", "examples", "longest, in tokens", "data")

@@ -23,9 +23,19 @@ from gaguide.lazy import lazy_names
 if TYPE_CHECKING:
     from gaguide.evaluate.results.results import Results, TaskResult
     from gaguide.evaluate.runner import EvaluateSettings, evaluate, evaluate_all
+    from gaguide.evaluate.tasks.options import TaskOptions
     from gaguide.evaluate.tasks.task import Task, built_in_tasks
 
-__all__ = ["EvaluateSettings", "Results", "Task", "TaskResult", "built_in_tasks", "evaluate", "evaluate_all"]
+__all__ = [
+    "EvaluateSettings",
+    "Results",
+    "Task",
+    "TaskOptions",
+    "TaskResult",
+    "built_in_tasks",
+    "evaluate",
+    "evaluate_all",
+]
 
 __getattr__ = lazy_names(
     __name__,
@@ -36,6 +46,7 @@ __getattr__ = lazy_names(
         "Results": "results.results",
         "TaskResult": "results.results",
         "Task": "tasks.task",
+        "TaskOptions": "tasks.options",
         "built_in_tasks": "tasks.task",
     },
 )

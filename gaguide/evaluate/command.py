@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from gaguide.distributed import World, barrier, start, stop
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
+from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.files import expand_home, local_folder
 from gaguide.numbers import parse_whole
 
@@ -73,6 +74,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> int:
         shots=arguments.shots,
         deepspeed=arguments.deepspeed,
         on_overflow=arguments.on_overflow,
+        options=_options(arguments),
     )
     tasks = split_names(arguments.tasks)
     with watch_evaluation(world):
@@ -89,6 +91,23 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> int:
     if len(several) > 1:
         print_comparison([folder.name for folder in folders], several)
     return code
+
+
+def _options(arguments: argparse.Namespace) -> TaskOptions:
+    """Raises `UserError` for options that exclude each other."""
+    chat, multiturn = arguments.apply_chat_template, arguments.fewshot_as_multiturn
+    if multiturn and not chat:
+        problem, remedy = "needs --apply-chat-template", "give both or neither"
+        raise UserError(Fault("--fewshot-as-multiturn", problem, remedy))
+    return TaskOptions(
+        include_path=tuple(arguments.include_path),
+        trust_remote_code=arguments.trust_remote_code,
+        fewshot_seed=arguments.fewshot_seed,
+        apply_chat_template=chat,
+        system_instruction=arguments.system_instruction,
+        fewshot_as_multiturn=multiturn is not False,
+        log_samples=arguments.log_samples,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
         default="cut",
         help="examples longer than the model: cut them on the left (default), drop-demonstrations, or fail",
     )
+    _add_harness_arguments(parser)
     parser.add_argument(
         "--deepspeed",
         type=Path,
@@ -140,3 +160,37 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser
+
+
+def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options under lm-evaluation-harness's names, which it spells with underscores too."""
+    group = parser.add_argument_group("as in lm-evaluation-harness")
+    group.add_argument(
+        "--include-path", "--include_path", type=expand_home, nargs="+", default=[], metavar="DIR",
+        help="folders of its task files, whose tasks, groups and tags --tasks may then name",
+    )  # fmt: skip
+    group.add_argument(
+        "--trust-remote-code", "--trust_remote_code", action="store_true",
+        help="run the Python functions that its task files name (!function)",
+    )  # fmt: skip
+    group.add_argument(
+        "--apply-chat-template", "--apply_chat_template", action="store_true",
+        help="render prompts with the model's chat template",
+    )  # fmt: skip
+    group.add_argument(
+        "--system-instruction", "--system_instruction", default="", metavar="TEXT",
+        help="text before a task's description",
+    )  # fmt: skip
+    group.add_argument(
+        "--fewshot-as-multiturn", "--fewshot_as_multiturn", action=argparse.BooleanOptionalAction,
+        help="with a chat template: each demonstration is a turn of its own (default), or all are in one "
+        "message",
+    )  # fmt: skip
+    group.add_argument(
+        "--fewshot-seed", "--fewshot_seed", type=parse_whole, default=DEFAULTS.fewshot_seed, metavar="N",
+        help=f"seed of the demonstrations of its tasks (default: {DEFAULTS.fewshot_seed}, as there)",
+    )  # fmt: skip
+    group.add_argument(
+        "--log-samples", "--log_samples", action="store_true",
+        help="write samples_TASK.jsonl in its form, each with all texts and log-probabilities",
+    )  # fmt: skip

@@ -35,6 +35,7 @@ from gaguide.evaluate.schedule.work import ModelWork, prepare_work
 from gaguide.evaluate.score.ranks import agree_on_sharing, score_all
 from gaguide.evaluate.score.saved_scores import SavedScores, fingerprint, remove_saved_scores
 from gaguide.evaluate.score.scorer import Scorer, Sharing, make_sums_reproducible
+from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
 from gaguide.log import say
 
@@ -59,6 +60,8 @@ class EvaluateSettings:
     """DeepSpeed JSON of ZeRO stage 3: the model is partitioned among the ranks."""
     on_overflow: str = "cut"
     """What is done with examples that are longer than the model: one of `OVERFLOWS`."""
+    options: TaskOptions = DEFAULTS
+    """How tasks and prompts are read."""
 
     def check(self) -> None:
         """Raise `UserError` with every value that is out of range."""
@@ -74,6 +77,10 @@ class EvaluateSettings:
             if self.on_overflow not in OVERFLOWS:
                 problem = f"must be one of {', '.join(OVERFLOWS)}"
                 faults.add(Fault("--on-overflow", problem, "choose one of them", self.on_overflow))
+            chat = self.options.apply_chat_template
+            if chat and self.on_overflow == "drop-demonstrations":
+                problem = "cannot be used with --apply-chat-template: demonstrations are parts of a chat"
+                faults.add(Fault("--on-overflow", problem, "choose cut or fail", self.on_overflow))
             if self.dtype not in DTYPES:
                 problem = f"must be one of {', '.join(DTYPES)}"
                 faults.add(Fault("--dtype", problem, "choose one of them", self.dtype))
@@ -118,14 +125,15 @@ def evaluate_all(
     if world.is_main:
         say(f"encoding {sum(len(task.examples) for task in data)} examples of {len(data)} tasks")
     budget = Budget.of(settings.batch_tokens, world.device.type)
-    works = prepare_work(data, folders, world, budget, settings.on_overflow)
+    multiturn = settings.options.fewshot_as_multiturn
+    works = prepare_work(data, folders, world, budget, settings.on_overflow, multiturn)
     outputs = [None] * len(names) if output is None else output_folders(output, names)
     identities = read_on_main(world, lambda: [folder.identity for folder in folders])
     with ExitStack() as stack:
-        read_on_main(world, lambda: _claim(stack, outputs, identities, settings, world, data))
+        read_on_main(world, lambda: _claim(stack, outputs, identities, settings, world, works))
         results, finished = [], []
         for work, identity, folder in zip(works, identities, outputs, strict=True):
-            found, saved = _evaluate_one(work, identity, data, folder, world, settings, started)
+            found, saved = _evaluate_one(work, identity, folder, world, settings, started)
             results.append(found)
             finished += [] if folder is None else [(folder, saved)]
             started = time.monotonic()
@@ -137,15 +145,15 @@ def evaluate_all(
 
 def _claim(
     stack: ExitStack, outputs: Sequence[Path | None], identities: Sequence[dict[str, Any]],
-    settings: EvaluateSettings, world: World, data: Sequence[TaskData],
+    settings: EvaluateSettings, world: World, works: Sequence[ModelWork],
 ) -> None:  # fmt: skip
     """Lock the output folders until `stack` closes; raise `UserError` where one cannot take results."""
     stack.enter_context(held([folder for folder in outputs if folder is not None]))
     with FaultCollector() as faults:
-        for folder, identity in zip(outputs, identities, strict=True):
+        for folder, identity, work in zip(outputs, identities, works, strict=True):
             if folder is not None:
                 values = _settings_json(settings, world, shares=False)
-                faults.attempt(check_earlier, folder, identity, values, data)
+                faults.attempt(check_earlier, folder, identity, values, work.data)
 
 
 def output_folders(output: Path, models: Sequence[str]) -> list[Path]:
@@ -194,7 +202,9 @@ def _read_all(
         data = faults.attempt(
             read_on_main,
             world,
-            lambda: read_tasks(tasks, settings.data, settings.limit, positions, settings.shots),
+            lambda: read_tasks(
+                tasks, settings.data, settings.limit, positions, settings.shots, settings.options
+            ),
         )
         if settings.deepspeed is not None:
             faults.attempt(sharding_config, settings.deepspeed, settings.dtype, world)
@@ -224,7 +234,6 @@ def _check_output(output: Path | None) -> None:
 def _evaluate_one(
     work: ModelWork,
     identity: dict[str, Any],
-    data: Sequence[TaskData],
     output: Path | None,
     world: World,
     settings: EvaluateSettings,
@@ -258,7 +267,7 @@ def _evaluate_one(
     scored = time.monotonic()
     results = Results(
         model=work.folder.name,
-        tasks=make_task_results(data, work.encoded, saved.all_scores(), work.folder),
+        tasks=make_task_results(work.data, work.encoded, saved.all_scores(), work.folder),
         settings=_settings_json(settings, world, bool(sharing)) | {"held_share": held_share},
         world_size=world.size,
         seconds={
@@ -326,6 +335,8 @@ def _settings_json(settings: EvaluateSettings, world: World, shares: bool) -> di
         name: None if path is None else str(path)
         for name, path in (("data", settings.data), ("deepspeed", settings.deepspeed))
     }
+    values |= values.pop("options")
+    values["include_path"] = [str(path) for path in settings.options.include_path]
     return values | {"device": world.device.type, "shared_prefixes": shares}
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 from gaguide.data.format.manifest import is_complete, read_manifest
 from gaguide.errors import Fault, FaultCollector
+from gaguide.evaluate.tasks.harness.read import read_harness_task
 from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks, split_names
+from gaguide.evaluate.tasks.options import DEFAULTS
 from gaguide.files import hash_file, write_json
 from gaguide.model.content import model_files
 
-_WORDS_ONLY = {"description", "group", "lm_eval", "paper", "sha256"}
+_WORDS_ONLY = {"summary", "group", "lm_eval", "paper", "sha256"}
 """Fields of a task that no score depends on."""
 _CACHE = ".content.json"
 
@@ -57,6 +59,10 @@ def read_task_contents(names: Sequence[str], data_folder: Path | None) -> StudyT
 
 def _task_content(located: LocatedTask) -> TaskContent:
     task = located.task
+    if located.harness is not None:
+        asked = read_harness_task(located.harness, None, None, DEFAULTS).examples
+        keys = [example.key(str(task.kind)) for example in asked]
+        return TaskContent(_digest([str(located.harness.tree), keys]))
     parts: list[Any] = [task.model_dump(mode="json", exclude=_WORDS_ONLY, exclude_defaults=True)]
     data = None if located.path is None else hash_file(located.path)
     parts.append(data)

@@ -219,3 +219,15 @@ def test_a_pretrained_model_that_always_answers_no_is_found_out(tmp_path: Path) 
     found = result.uninformative["acc"]
     assert found.reason == "constant" and found.why.startswith("the answer ' No' is chosen in")
     assert result.metrics["acc"].low < 0.5 < result.metrics["acc"].high  # which looks like a measurement
+
+
+def test_positions_say_nothing_where_the_right_class_is_always_the_first() -> None:
+    examples = [
+        Example(str(at), ("",), (f"Nobody {at} ever.", f"Somebody {at} ever."), 0) for at in range(20)
+    ]
+    pattern = class_answers(examples, [0] * 20)
+    assert not pattern.positions and pattern.constant() is None
+    assert uninformative(pattern, proportion([True] * 20)) is None
+    same = [Example(str(at), (f"{at}?",), (" Yes", " No"), 0) for at in range(20)]
+    doubt = uninformative(class_answers(same, [0] * 20), proportion([True] * 20))
+    assert doubt is not None and doubt.reason == "constant"

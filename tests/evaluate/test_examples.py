@@ -211,3 +211,36 @@ def test_repeated_rows_are_counted_in_a_warning(tmp_path: Path) -> None:
     ]
     (warning,) = _parse(_jsonl(tmp_path / "a.jsonl", *rows)).warnings
     assert "2 of 4 examples" in warning and "intervals are too narrow (lines 2, 4)" in warning
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [("B", 1), (" b ", 1), ("C", 2), ("no", 1), (2, 2), ("0", 0)])
+def test_answers_may_be_letters_and_texts_of_classes(answer: object, wanted: int, tmp_path: Path) -> None:
+    row = {"prompt": "Q", "classes": [" yes", "no", " maybe"], "answer_index": answer}
+    (example,) = _parse_rows(tmp_path, [row]).examples
+    assert example.answer_index == wanted
+
+
+@pytest.mark.parametrize("answer", ["D", "AB", "ß", ""])
+def test_other_texts_are_not_answers(answer: str, tmp_path: Path) -> None:
+    row = {"prompt": "Q", "classes": ["x", "y", "z"], "answer_index": answer}
+    with pytest.raises(UserError, match=r"but there are 3 classes|not an integer, a letter or one of"):
+        _parse_rows(tmp_path, [row])
+
+
+def test_a_csv_file_without_a_line_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "plain.csv"
+    path.write_text("\"What, not?\",\"['a', 'b']\",B\nAnd now?,\"['c', 'd']\",A\n")
+    header = ("question", "choices", "answer")
+    records = read_records(path, header=header)
+    assert [record.line for record in records] == [1, 2]
+    found = parse_examples(Task(name="t", header=header), records, str(path)).examples
+    assert [(one.prompts[0], one.answer_index) for one in found] == [("What, not?", 1), ("And now?", 0)]
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="header is given for a file that is not CSV"):
+        read_records(tmp_path / "rows.jsonl", header=header)
+
+
+def _parse_rows(folder: Path, rows: list[dict]) -> ParsedExamples:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return parse_examples(Task(name="t"), read_records(path), str(path))

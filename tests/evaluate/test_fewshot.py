@@ -10,6 +10,7 @@ import pytest
 from gaguide.errors import UserError
 from gaguide.evaluate.tasks.fewshot import reveals
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
+from gaguide.evaluate.tasks.task import built_in_tasks
 
 _QUIZ = [("France", 0), ("Italy", 1), ("Spain", 0), ("France", 0), ("Greece", 1), ("Italy", 1)]
 
@@ -101,3 +102,47 @@ def test_answers_are_shown_as_the_data_spell_them(row: str, task: dict, shown: s
     asked = json.loads(row) | {"prompt": "Asked:"}
     found = _read(tmp_path, [asked], fewshot={"count": 1, "file": "train.jsonl", "separator": "|"}, **task)
     assert found.examples[0].prompts[0] == f"{shown}|Asked:"
+
+
+def test_demonstrations_in_the_order_of_the_file(tmp_path: Path) -> None:
+    task = _read(tmp_path, _quiz(), fewshot={"count": 2, "draw": "first"})
+    assert all(blocks[:2] == _blocks(task)[0][:2] for blocks in _blocks(task))
+    assert [text.split("?")[0] for text in _blocks(task)[0][:2]] == [
+        "Q: capital of France",
+        "Q: capital of Italy",
+    ]
+
+
+def test_demonstrations_drawn_for_each_example_are_those_of_the_harness(tmp_path: Path) -> None:
+    samplers = pytest.importorskip("lm_eval.api.samplers", reason="needs lm-evaluation-harness (extra: test)")
+    rows = [{"prompt": f"Is {at} odd?", "completion": " Yes" if at % 2 else " No"} for at in range(9)]
+    shown = {}
+    for file in (None, "shots.jsonl"):
+        (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _OTHERS))
+        fewshot = {"count": 3, "draw": "each", "seed": 7} | ({"file": file} if file else {})
+        task = _read(tmp_path, rows, fewshot=fewshot)
+        assert len(task.examples) == len(rows)
+        sampler = samplers.ContextSampler(_OTHERS if file else rows, rnd=7)
+        for row, blocks in zip(rows, _blocks(task), strict=True):
+            drawn = sampler.sample(3, eval_doc=None if file else row)
+            assert blocks[:-1] == [one["prompt"] + one["completion"] for one in drawn]
+        shown[file] = {tuple(blocks[:-1]) for blocks in _blocks(task)}
+    assert all(len(found) > 3 for found in shown.values())
+
+
+def test_a_description_is_put_before_the_demonstrations(tmp_path: Path) -> None:
+    task = _read(tmp_path, _quiz(), fewshot={"count": 1}, description="Name capitals.\n", summary="words")
+    example = task.examples[0]
+    assert example.prompts[0].startswith("Name capitals.\nQ: capital") and example.preamble == 15
+    assert example.without_demonstrations(1).prompts[0].count("Q:") == 1
+    assert example.without_demonstrations(1).prompts[0].startswith("Name capitals.\nQ:")
+    assert not any("summary" in text for text in task.warnings)
+    doubtful = _read(tmp_path, _quiz(), description="A quiz on capitals.")
+    assert any("call a text for people `summary`" in text for text in doubtful.warnings)
+
+
+def test_shipped_tasks_describe_themselves_to_people_only() -> None:
+    assert all(task.summary and not task.description for task in built_in_tasks().values())
+
+
+_OTHERS = [{"prompt": f"Was {at} even?", "completion": " No" if at % 2 else " Yes"} for at in range(20, 27)]

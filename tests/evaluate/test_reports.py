@@ -16,7 +16,8 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
 from gaguide.evaluate.results.escape import escape_control_characters
-from gaguide.evaluate.results.metrics import near_ties, score_example, worst
+from gaguide.evaluate.results.metrics import score_example, worst
+from gaguide.evaluate.results.near_ties import near_ties, tie_bound
 from gaguide.evaluate.results.paper import find_paper_column
 from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
 from gaguide.evaluate.runner import output_folders
@@ -36,7 +37,10 @@ def _scored(*values: float) -> object:
 def test_confidently_wrong_examples_are_sorted_and_near_ties_are_found() -> None:
     scored = [_scored(-1, -2), _scored(-3, -1), _scored(-9, -1), _scored(-1.0001, -1)]
     assert [one.margin for one in worst(scored, 2)] == [-8, -2]
-    assert near_ties(scored) == ["(-1.0001, -1)"]
+    assert near_ties(scored, "fp32") == ["(-1.0001, -1)"]
+    close = [_scored(-1, -1.3)]
+    assert [len(near_ties(close, dtype)) for dtype in ("fp32", "fp16", "bf16")] == [0, 0, 1]
+    assert tie_bound("fp32", 2) == 2e-4 and tie_bound("fp32", 100) == 3e-3
 
 
 def test_control_characters_in_examples_are_escaped(gpt2_folder: Path, tmp_path: Path) -> None:

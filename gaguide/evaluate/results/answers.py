@@ -73,6 +73,11 @@ class AnswerPattern:
             "texts": _distribution(self.texts, self.right_texts, self.count),
         }
 
+    @property
+    def says_something(self) -> bool:
+        """Whether there is a distribution at all."""
+        return bool(self.texts or self.positions)
+
     def _distributions(self) -> list[tuple[Counter[Answer], Counter[Answer]]]:
         both = (self.texts, self.right_texts), (self.positions, self.right_positions)
         return [(chosen, right) for chosen, right in both if chosen]
@@ -92,7 +97,8 @@ class Uninformative:
 def class_answers(examples: Sequence[Example], predicted: Sequence[int]) -> AnswerPattern:
     """The pattern of the chosen positions `predicted`; each example must have an answer.
 
-    Where the classes are part of the prompts, only positions are counted.
+    Where the classes are part of the prompts, only positions are counted; and where the right class has the
+    same position in all examples (BLiMP's pairs), positions are not, since a model does not see them.
     """
     offered = [example.counted_texts for example in examples]
     by_text = (
@@ -112,10 +118,11 @@ def class_answers(examples: Sequence[Example], predicted: Sequence[int]) -> Answ
         texts.update(own[at] for own, at in zip(offered, predicted, strict=True))
         pairs = zip(offered, right_places, strict=True)
         right_texts.update(text for own, places in pairs for text in {own[at] for at in places})
-    return AnswerPattern(
-        len(examples), Counter(predicted), Counter(at for places in right_places for at in places),
-        texts, right_texts, tuple(labels), by_text,
-    )  # fmt: skip
+    right_at = Counter[Answer](at for places in right_places for at in places)
+    chosen_at = Counter[Answer](predicted)
+    if len(right_at) == 1 and not by_text:
+        right_at, chosen_at = Counter(), Counter()
+    return AnswerPattern(len(examples), chosen_at, right_at, texts, right_texts, tuple(labels), by_text)
 
 
 def number_answers(answers: Sequence[float], generated: Sequence[float | None]) -> AnswerPattern:
@@ -126,7 +133,7 @@ def number_answers(answers: Sequence[float], generated: Sequence[float | None]) 
 
 def uninformative(pattern: AnswerPattern, accuracy: Metric) -> Uninformative | None:
     """Why `accuracy`, that of the pattern's answers, says nothing; None where it does, or of few examples."""
-    if pattern.count < MIN_EXAMPLES or math.isnan(accuracy.value):
+    if pattern.count < MIN_EXAMPLES or not pattern.says_something or math.isnan(accuracy.value):
         return None
     if clause := pattern.constant():
         return Uninformative("constant", clause)

@@ -24,8 +24,12 @@ from gaguide.evaluate.tasks.read import TaskData
 RESULTS_FILE = "results.json"
 """Name of the results in an output folder; written last."""
 _LOCK = ".evaluation.lock"
-_SETTINGS = ("dtype", "limit", "shots", "on_overflow", "deepspeed")
-"""Settings that results in one folder have in common."""
+_SETTINGS: Mapping[str, Any] = {
+    "dtype": None, "limit": None, "shots": None, "on_overflow": None, "deepspeed": None,
+    "apply_chat_template": False, "system_instruction": "", "fewshot_as_multiturn": True,
+    "fewshot_seed": 1234,
+}  # fmt: skip
+"""Settings that results in one folder have in common, and what they were before they could be chosen."""
 _OF_ONE_EVALUATION = ("seconds", "tokens", "world_size", "resumed", "versions", "code")
 _REMEDY = "give another folder with --output"
 
@@ -72,16 +76,17 @@ def check_earlier(
         problem = f"holds results of another model, or of another state of it ({earlier.get('model')})"
         faults.append(Fault("--output", problem, _REMEDY, str(output)))
     found: Any = earlier.get("settings", {})
-    other = [name for name in _SETTINGS if found.get(name) != settings.get(name)]
+    before = {name: found.get(name, value) for name, value in _SETTINGS.items()}
+    other = [name for name in _SETTINGS if before[name] != settings.get(name, _SETTINGS[name])]
     if other:
-        listed = ", ".join(f"{name} {found.get(name)} instead of {settings.get(name)}" for name in other)
+        listed = ", ".join(f"{name} {before[name]} instead of {settings.get(name)}" for name in other)
         faults.append(
             Fault("--output", f"holds results with other settings ({listed})", _REMEDY, str(output))
         )
     for task in data:
-        before = earlier["tasks"].get(task.task.name)
-        if before is not None and before.get("content") != task_content(task):
-            problem = f"holds results of task {task.task.name} on other examples ({before.get('source')})"
+        same = earlier["tasks"].get(task.task.name)
+        if same is not None and same.get("content") != task_content(task):
+            problem = f"holds results of task {task.task.name} on other examples ({same.get('source')})"
             faults.append(Fault("--output", problem, _REMEDY, str(output)))
     if faults:
         raise UserError(faults)
@@ -120,10 +125,11 @@ def merge_harness(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
         return dict(new)
     earlier = json.loads(path.read_text("utf-8"))
     by_task = (
-        "results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes",
-        "uninformative",
+        "results", "configs", "versions", "n-shot", "higher_is_better", "uninformative", "n-samples",
+        "task_hashes", "group_subtasks", "groups",
     )  # fmt: skip
-    return {**new} | {name: {**earlier.get(name, {}), **new[name]} for name in by_task}
+    kept = [name for name in by_task if name in earlier or name in new]
+    return {**new} | {name: {**earlier.get(name, {}), **new.get(name, {})} for name in kept}
 
 
 def merge_examples(path: Path, new: pa.Table, tasks: Sequence[str]) -> pa.Table:

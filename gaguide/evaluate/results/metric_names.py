@@ -29,6 +29,7 @@ BETTER: Mapping[str, Better] = {
     "byte_perplexity": "low",
     "bits_per_byte": "low",
     "word_loss": "low",
+    "token_perplexity": "low",
     "abs_error": "low",
     "lm_loss": "low",
 }

@@ -47,9 +47,6 @@ from gaguide.evaluate.results.numbers import first_number
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.evaluate.tasks.task import Kind
 
-NEAR_TIE = 2e-4
-"""Log-probabilities closer than this may swap places with another order of summation."""
-
 
 @dataclass(frozen=True)
 class ScoredExample:
@@ -287,18 +284,6 @@ def worst(scored: Sequence[ScoredExample], count: int) -> list[ScoredExample]:
     """Up to `count` examples that the model got wrong, the most confident ones (smallest margins) first."""
     wrong = [one for one in scored if one.correct is False and one.margin is not None]
     return sorted(wrong, key=lambda one: one.margin or 0.0)[:count]
-
-
-def near_ties(scored: Sequence[ScoredExample]) -> list[str]:
-    """Ids of the examples whose two most probable classes are within `NEAR_TIE`, so that rounding decides."""
-    found = []
-    for one in scored:
-        if one.predicted is not None:
-            asked = one.log_probabilities[: len(one.example.continuations)]
-            first, second = sorted(asked, reverse=True)[:2]
-            if first - second < NEAR_TIE:
-                found.append(one.example.id)
-    return found
 
 
 def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:

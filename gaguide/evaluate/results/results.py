@@ -14,15 +14,16 @@ import transformers
 from gaguide import __version__
 from gaguide.evaluate.results.answers import Uninformative, doubt_sentences
 from gaguide.evaluate.results.earlier import task_content
+from gaguide.evaluate.results.groups import group_results
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metrics import (
     ScoredExample,
     answer_pattern,
     find_uninformative,
-    near_ties,
     not_finite,
     worst,
 )
+from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
 from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData
@@ -96,12 +97,21 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
+        dtype = str(self.settings["dtype"])
         return {
             "model": self.model,
             "identity": None if self.identity is None else dict(self.identity),
             "tasks": {
-                name: _task_json(result) | {"reported_acc": self.paper_accuracy(name)}
+                name: _task_json(result, dtype) | {"reported_acc": self.paper_accuracy(name)}
                 for name, result in self.tasks.items()
+            },
+            "groups": {
+                name: {
+                    "tasks": list(one.tasks),
+                    "count": one.count,
+                    "metrics": {metric: asdict(value) for (metric, _), value in one.metrics.items()},
+                }
+                for name, one in group_results(self.tasks).items()
             },
             "settings": dict(self.settings),
             "world_size": self.world_size,
@@ -134,10 +144,11 @@ def _share_json(ids: list[str], count: int) -> dict[str, Any]:
     return {"count": len(ids), "share": len(ids) / count, "ids": ids}
 
 
-def _task_json(result: TaskResult) -> dict[str, Any]:
+def _task_json(result: TaskResult, dtype: str) -> dict[str, Any]:
     data = result.data
     return {
         "kind": data.kind,
+        "summary": data.task.summary,
         "description": data.task.description,
         "count": len(result.scored),
         "chance": result.chance,
@@ -151,7 +162,7 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         "content": task_content(data),
         "warnings": [*data.warnings, *result.doubts()],
         "paper": {model: dict(row) for model, row in data.task.paper.items()},
-        "near_ties": near_ties(result.scored),
+        "near_ties": near_ties(result.scored, dtype),
         "worst": [
             {
                 "id": one.example.id,

@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gaguide.evaluate.results.escape import escape_control_characters
+from gaguide.evaluate.results.groups import group_results
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metric_names import ACCURACIES, DETAILS, MARK_NOTES, MARKS
-from gaguide.evaluate.results.metrics import ScoredExample, near_ties, not_finite, worst
+from gaguide.evaluate.results.metrics import ScoredExample, not_finite, worst
+from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.results import Results, TaskResult
 
 _SHOWN_WORST = 3
@@ -39,7 +41,7 @@ def print_table(results: Results, console: Console | None = None) -> None:
         table.add_column(f"paper: {column[0]} {column[1]}", justify="right")
     for name, result in results.tasks.items():
         first = True
-        shown = {name: metric for name, metric in result.metrics.items() if name not in DETAILS}
+        shown = {one: metric for one, metric in result.metrics.items() if _is_shown(result, one)}
         for metric_name, metric in shown.items():
             chance = result.chance if metric_name in ACCURACIES else None
             cells: list[Text | str] = [
@@ -55,12 +57,17 @@ def print_table(results: Results, console: Console | None = None) -> None:
                 cells.append("" if value is None else f"{value:.4f}")
             table.add_row(*cells, end_section=metric_name == list(shown)[-1])
             first = False
+    for name, group in group_results(results.tasks).items():
+        for (metric_name, _), metric in group.metrics.items():
+            values = _value(metric), _interval(metric)
+            table.add_row(Text(name), str(group.count), metric_name, *values, end_section=True)
     console = console or _console()
     console.print(table)
     _print_notes(list(results.tasks.values()), console)
+    dtype = str(results.settings["dtype"])
     for name, result in results.tasks.items():
-        if ties := near_ties(result.scored):
-            console.print(Text(f"{name}: {len(ties)} near ties, where rounding decides"))
+        if ties := near_ties(result.scored, dtype):
+            console.print(Text(f"{name}: {len(ties)} near ties, where rounding in {dtype} decides"))
         for warning in (*result.warnings(), *result.doubts()):
             console.print(Text(f"warning: {warning}"), soft_wrap=True)
 
@@ -76,13 +83,19 @@ def print_comparison(
         table.add_column(Text(name), justify="right")
     for name, result in several[0].tasks.items():
         for metric in result.metrics:
-            if metric in DETAILS:
+            if not _is_shown(several[0].tasks[name], metric):
                 continue
             values = [_value_of(results.tasks[name], metric) for results in several]
             table.add_row(Text(name), metric, *values)
     console = console or _console()
     console.print(table)
     _print_notes([task for results in several for task in results.tasks.values()], console)
+
+
+def _is_shown(result: TaskResult, metric: str) -> bool:
+    """Whether the table has a metric: not the details, unless a task file of the harness asks for them."""
+    asked = result.data.harness.metrics if result.data.harness is not None else ()
+    return metric not in DETAILS or any(one.name == metric for one in asked)
 
 
 def print_worst(results: Results, console: Console | None = None) -> None:
@@ -104,14 +117,15 @@ def _examples(result: TaskResult) -> str:
 
 def _worst_text(name: str, result: TaskResult, one: ScoredExample) -> str:
     example, answer = one.example, one.example.answer_index
+    classes = example.counted_texts if example.is_zipped else example.continuations
     assert answer is not None and one.predicted is not None and one.margin is not None
     prompt = example.prompts[0]
     shown = prompt if len(prompt) <= _MAX_PROMPT else "…" + prompt[-_MAX_PROMPT:]
     return (
         f"confidently wrong: {name} {escape_control_characters(example.id)} (e^{-one.margin:.1f} to 1)\n"
         f"  {escape_control_characters(shown)}\n"
-        f"  answer   {escape_control_characters(example.continuations[answer][:_MAX_CLASS])}\n"
-        f"  model    {escape_control_characters(example.continuations[one.predicted][:_MAX_CLASS])}"
+        f"  answer   {escape_control_characters(classes[answer][:_MAX_CLASS])}\n"
+        f"  model    {escape_control_characters(classes[one.predicted][:_MAX_CLASS])}"
     )
 
 

@@ -9,6 +9,8 @@ from itertools import takewhile
 
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.model_folder import ModelFolder
+from gaguide.evaluate.results.harness_metrics import harness_metrics
+from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metrics import chance_level, score_example, score_number, summarize
 from gaguide.evaluate.results.results import TaskResult
 from gaguide.evaluate.tasks.read import TaskData
@@ -47,5 +49,14 @@ def make_task_results(
             scored.append(replace(outcome, tokens_cut=tuple(pair.truncated for pair in pairs)))
             at += 1
         metrics, chance = summarize(task.kind, scored), chance_level(task.kind, task.examples)
+        if task.harness is not None:
+            metrics = _with_harness(metrics, harness_metrics(task.harness, scored))
         results[task.task.name] = TaskResult(task, metrics, chance, tuple(scored))
     return results
+
+
+def _with_harness(own: Mapping[str, Metric], harness: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The metrics of a task of the harness: whatever has a name of the harness's has its number."""
+    renamed = {"perplexity": "token_perplexity"}
+    kept = {renamed.get(name, name): metric for name, metric in own.items() if name != "greedy_acc"}
+    return {**harness, **kept, **harness}

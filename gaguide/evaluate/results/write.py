@@ -17,11 +17,12 @@ from gaguide.evaluate.results.earlier import (
 from gaguide.evaluate.results.harness import harness_json
 from gaguide.evaluate.results.markdown import results_markdown
 from gaguide.evaluate.results.results import Results
+from gaguide.evaluate.results.samples import sample_lines, samples_file
 from gaguide.files import replacing, without_nonfinite, write_json, write_text
 
 
 def write_results(results: Results, output: Path) -> None:
-    """Write the four files into `output`, with the other tasks that they hold (see `check_earlier`).
+    """Write the files into `output`, with the other tasks that they hold (see `check_earlier`).
 
     results.json is last, so that a first one exists only where all do.
     """
@@ -37,6 +38,10 @@ def write_results(results: Results, output: Path) -> None:
     write_json(harness, found if earlier is None else merge_harness(harness, found))
     merged = without_nonfinite(merge_results(earlier, results.to_json()))
     write_text(output / "results.md", results_markdown(merged))
+    if results.settings.get("log_samples"):
+        for name, result in results.tasks.items():
+            if lines := "".join(sample_lines(result)):
+                write_text(output / samples_file(name), lines)
     write_json(output / RESULTS_FILE, merged)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gaguide.data import tokenizer_fingerprint
 from gaguide.distributed import World
 from gaguide.errors import Fault, FaultCollector
+from gaguide.evaluate.encode.chat import render_chats
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.encode.examples import encode_on_all_ranks
 from gaguide.evaluate.encode.identity import encoding_key
@@ -26,6 +27,8 @@ class ModelWork:
 
     folder: ModelFolder
     """The model."""
+    data: Sequence[TaskData]
+    """The tasks, with the prompts as the model's chat template renders them."""
     encoded: Sequence[Sequence[EncodedPair]]
     """Tokens of every pair of every example, tasks in sequence."""
     batches: Sequence[Batch]
@@ -34,13 +37,15 @@ class ModelWork:
 
 def prepare_work(
     data: Sequence[TaskData], folders: Sequence[ModelFolder], world: World, budget: Budget,
-    on_overflow: str = "cut",
+    on_overflow: str = "cut", multiturn: bool = True,
 ) -> list[ModelWork]:  # fmt: skip
     """The work of each model; models that encode alike and have the same shape share it.
 
     on_overflow: what is done with examples that are too long, one of `OVERFLOWS`; rank 0 reports them.
+    multiturn: see `render_chats`.
     Call it on every rank. Raises `UserError` with every fault of every example on all ranks.
     """
+    rendered: dict[tuple[str, int], Sequence[TaskData]] = {}
     encoded: dict[tuple[str, int], Sequence[Sequence[EncodedPair]]] = {}
     batches: dict[tuple[str, int, CostModel], list[Batch]] = {}
     works = []
@@ -48,20 +53,23 @@ def prepare_work(
         for folder in folders:
             tokens = encoding_key(folder.tokenizer), folder.positions
             faults.add(*_tokenizer_faults(data, folder))
-            if tokens not in encoded:
-                found = faults.attempt(encode_on_all_ranks, data, folder, world, on_overflow) or ()
+            if tokens not in rendered:
+                rendered[tokens] = faults.attempt(render_chats, data, folder, multiturn) or ()
+            asked = rendered[tokens]
+            if tokens not in encoded and asked:
+                found = faults.attempt(encode_on_all_ranks, asked, folder, world, on_overflow) or ()
                 encoded[tokens] = found
                 if found and on_overflow == "fail":
-                    faults.add(*overflow_faults(data, found, folder.positions))
+                    faults.add(*overflow_faults(asked, found, folder.positions))
                 elif found and world.is_main:
-                    for warning in overflow_warnings(data, found, folder.positions):
+                    for warning in overflow_warnings(asked, found, folder.positions):
                         say(f"warning: {warning}")
             if faults:
                 continue
             cost = CostModel.of(folder.config)
             if (*tokens, cost) not in batches:
-                batches[*tokens, cost] = _make_all_batches(data, encoded[tokens], budget, cost)
-            works.append(ModelWork(folder, encoded[tokens], batches[*tokens, cost]))
+                batches[*tokens, cost] = _make_all_batches(asked, encoded[tokens], budget, cost)
+            works.append(ModelWork(folder, asked, encoded[tokens], batches[*tokens, cost]))
     return works
 
 

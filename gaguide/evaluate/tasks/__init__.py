@@ -4,7 +4,10 @@ task.py       task files, and the tasks that ship with the package
 locate.py     the names after --tasks → task files and data files
 records.py    JSON Lines and CSV → rows
 examples.py   rows → examples
-fewshot.py    demonstrations before the prompts
+fewshot.py    which examples are demonstrations
+prompts.py    description, demonstrations and question → prompts; conversation.py: prompts as messages
+harness/      task files of lm-evaluation-harness
+options.py    settings that change what is asked
 heldout.py    blocks of shards as examples
 synthetic.py  generated sets
 read.py       all of the above → `TaskData`

@@ -12,12 +12,14 @@ import hashlib
 import json
 import math
 import re
+import string
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.evaluate.tasks.conversation import Conversation, as_text, demonstration_ends
 from gaguide.evaluate.tasks.records import Record, raise_some
 from gaguide.evaluate.tasks.task import Kind, Task
 
@@ -77,6 +79,8 @@ class Example:
     """What `acc_norm` counts the characters of; () for the continuations without their delimiter."""
     unconditional: tuple[str, ...] = ()
     """Texts that are also scored without a prompt, one per class, for `acc_mutual_info`."""
+    conversations: tuple[Conversation, ...] = field(default=(), compare=False)
+    """The messages of each prompt, for a model's chat template; () where prompts are final."""
     document: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     """The row of the data; None where nothing asks for it."""
 
@@ -90,6 +94,16 @@ class Example:
             prompts=tuple(prompt[:start] + prompt[end:] for prompt in self.prompts),
             demonstration_ends=tuple(other - end + start for other in self.demonstration_ends[count:]),
         )
+
+    def asked_as(self, conversations: Sequence[Conversation], chat: bool) -> Example:
+        """The example with one prompt for each of `conversations`.
+
+        chat: whether a model's chat template will be applied to them; until then prompts are plain texts.
+        """
+        preamble, ends = demonstration_ends(conversations[0])
+        prompts = tuple(map(as_text, conversations))
+        kept = tuple(conversations) if chat else ()
+        return replace(self, prompts=prompts, preamble=preamble, demonstration_ends=ends, conversations=kept)
 
     @property
     def answers(self) -> tuple[int, ...]:
@@ -283,7 +297,7 @@ def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, del
             )
         if kind == "absolute_logodds" and "answer_index" not in columns.names:
             return Example(example_id, prompts, continuations)
-    answer = _answer(columns.get(record, "answer_index"), len(classes))
+    answer = _answer(columns.get(record, "answer_index"), classes)
     return Example(example_id, prompts, continuations, answer, delimiter=delimiter)
 
 
@@ -332,7 +346,8 @@ def _literal(text: str) -> Any:
         return None
 
 
-def _answer(value: Any, classes: int) -> int:
+def _answer(value: Any, classes: Sequence[str]) -> int:
+    """Index of the right class, given as one, as the class's text, or as a letter (A is the first)."""
     number = None
     if isinstance(value, float):
         number = int(value) if value.is_integer() else None
@@ -340,11 +355,16 @@ def _answer(value: Any, classes: int) -> int:
         number = value
     elif isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
         number = int(value)
+    elif isinstance(value, str) and value in classes:
+        number = classes.index(value)
+    elif isinstance(value, str) and len(letter := value.strip().upper()) == 1:
+        number = string.ascii_uppercase.find(letter) if letter in string.ascii_uppercase else None
     if number is None:
-        raise _RowError(f"answer_index is {_short(value)}, not an integer", "count the classes from 0")
-    if not 0 <= number < classes:
-        problem = f"answer_index is {_short(number)}, but there are {classes} classes"
-        raise _RowError(problem, "count the classes from 0")
+        problem = f"answer_index is {_short(value)}, not an integer, a letter or one of the classes"
+        raise _RowError(problem, "count the classes from 0, give A for the first, or the right class's text")
+    if not 0 <= number < len(classes):
+        problem = f"answer_index is {_short(value)}, but there are {len(classes)} classes"
+        raise _RowError(problem, "count the classes from 0, or from A")
     return number
 
 

@@ -1,27 +1,31 @@
-"""Few-shot prompts: the same demonstrations before every prompt of a task, drawn once from a seed.
+"""Which examples are demonstrations: drawn once, the first ones, or drawn for each example. Pure.
 
-The prompts then share a long prefix, which is computed once for many of them. An example never has its own
-content among its demonstrations: one that would gets another demonstration in that place. Pure.
+Where all prompts of a task have the same demonstrations, they share a long prefix, which is computed once for
+many of them. An example never has its own content among its demonstrations: one that would gets another
+demonstration in that place.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from dataclasses import dataclass
+from itertools import islice
 
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.tasks.examples import Example, list_some
+from gaguide.evaluate.tasks.harness.sampler import Sampler, TooFewError
 from gaguide.evaluate.tasks.task import Fewshot, Task
 
 
 @dataclass(frozen=True)
 class Demonstrated:
-    """Examples with demonstrations before their prompts."""
+    """Examples, and the demonstrations of each."""
 
     examples: tuple[Example, ...]
     """What is asked."""
+    shown: tuple[tuple[Example, ...], ...]
+    """The demonstrations of each, in their order."""
     available: int
     """How many there are to ask without a limit."""
     warnings: tuple[str, ...]
@@ -35,30 +39,34 @@ def with_demonstrations(
     pool: Sequence[Example] | None,
     limit: int | None,
 ) -> Demonstrated:
-    """The first `limit` of `examples` with demonstrations before their prompts.
+    """The first `limit` of `examples` with their demonstrations.
 
-    pool: what demonstrations are drawn from; None draws from `examples`, and neither the drawn ones nor
-    others with their content are asked. Raises `UserError` where there are too few, or where one has no
-    answer.
+    pool: what demonstrations are drawn from; None draws from `examples`, of which, unless they are drawn for
+    each example, neither the drawn ones nor others with their content are asked. Raises `UserError` where
+    there are too few.
     """
     source = examples if pool is None else pool
     needed = fewshot.count + (pool is None)
     if len(source) < needed:
         problem = f"asks for {fewshot.count} demonstrations, but there are {len(source)} examples"
         raise UserError(Fault(f"task {task.name}: fewshot", problem, "ask for fewer", fewshot.count))
+    if fewshot.draw == "each":
+        return _ask_each(task, fewshot, examples, pool, limit)
     random_draw = random.Random(fewshot.seed)
-    drawn = random_draw.sample(range(len(source)), fewshot.count)
+    first = list(range(fewshot.count))
+    drawn = first if fewshot.draw == "first" else random_draw.sample(range(len(source)), fewshot.count)
     rest = [at for at in range(len(source)) if at not in set(drawn)]
-    shown = [source[at] for at in drawn]
+    shown = tuple(source[at] for at in drawn)
     if pool is None:
-        return _ask_others(task, fewshot, [source[at] for at in rest], shown, limit)
+        return _ask_others(task, [source[at] for at in rest], shown, limit)
     spare = [source[at] for at in random_draw.sample(rest, len(rest))]
-    asked = _ask_all(task, fewshot, examples[:limit], shown, spare)
-    return replace(asked, available=len(examples))
+    asked = examples[:limit]
+    chosen = [tuple(_not_revealing(example, shown, spare)) for example in asked]
+    return _ask_all(task, examples, asked, [shown] * len(asked), chosen)
 
 
 def _ask_others(
-    task: Task, fewshot: Fewshot, others: Sequence[Example], shown: Sequence[Example], limit: int | None
+    task: Task, others: Sequence[Example], shown: tuple[Example, ...], limit: int | None
 ) -> Demonstrated:
     """Of the examples that were not drawn, those without the content of a drawn one."""
     revealed = [one for one in others if any(reveals(demonstration, one) for demonstration in shown)]
@@ -73,37 +81,57 @@ def _ask_others(
             f"task {task.name}: {len(revealed)} examples are not asked, since they have the content of a "
             f"demonstration ({list_some([one.id for one in revealed])})"
         )
-    prefix = [demonstrate(task, one) + fewshot.separator for one in shown]
-    examples = tuple(_with_prefix(one, prefix) for one in asked[:limit])
-    return Demonstrated(examples, len(asked), tuple(warnings))
+    examples = tuple(asked[:limit])
+    return Demonstrated(examples, (shown,) * len(examples), len(asked), tuple(warnings))
+
+
+def _ask_each(
+    task: Task,
+    fewshot: Fewshot,
+    examples: Sequence[Example],
+    pool: Sequence[Example] | None,
+    limit: int | None,
+) -> Demonstrated:
+    """All examples, with demonstrations that are drawn anew for each, as lm-evaluation-harness draws them."""
+    source = examples if pool is None else pool
+    sampler = Sampler("default", source, fewshot.seed)
+    drawn, chosen, asked = [], [], examples[:limit]
+    for at, example in enumerate(asked):
+        try:
+            drawn.append(tuple(sampler.sample(fewshot.count, example if pool is None else None)))
+        except TooFewError:
+            drawn.append(())
+        further = random.Random(f"{fewshot.seed} {at}").sample(source, len(source))
+        spare = [one for one in further if one not in drawn[-1]]
+        chosen.append(tuple(_not_revealing(example, drawn[-1], spare)))
+    return _ask_all(task, examples, asked, drawn, chosen)
 
 
 def _ask_all(
-    task: Task, fewshot: Fewshot, asked: Sequence[Example], shown: Sequence[Example], spare: Sequence[Example]
+    task: Task,
+    examples: Sequence[Example],
+    asked: Sequence[Example],
+    drawn: Sequence[tuple[Example, ...]],
+    chosen: Sequence[tuple[Example, ...]],
 ) -> Demonstrated:
-    """All examples; a demonstration that would reveal one is replaced, for that example, by a spare one."""
-    result, replaced, without = [], [], []
-    for example in asked:
-        chosen = list(_not_revealing(example, shown, spare))
-        if len(chosen) < len(shown):
-            without.append(example.id)
-        elif chosen != list(shown):
-            replaced.append(example.id)
-        result.append(_with_prefix(example, [demonstrate(task, one) + fewshot.separator for one in chosen]))
+    """All examples, with the `chosen` demonstrations in place of the `drawn` ones."""
+    count = max(map(len, drawn), default=0)
+    without = [one.id for one, shown in zip(asked, chosen, strict=True) if len(shown) < count]
     if without:
         problem = (
-            f"for {len(without)} of {len(asked)} examples there are fewer than {len(shown)} demonstrations "
+            f"for {len(without)} of {len(asked)} examples there are fewer than {count} demonstrations "
             f"that do not have their own content ({list_some(without)})"
         )
         remedy = "ask for fewer, or give a file of other examples"
-        raise UserError(Fault(f"task {task.name}: fewshot", problem, remedy, len(shown)))
+        raise UserError(Fault(f"task {task.name}: fewshot", problem, remedy, count))
+    replaced = [one.id for one, *of in zip(asked, drawn, chosen, strict=True) if of[0] != of[1]]
     warnings = []
     if replaced:
         warnings.append(
             f"task {task.name}: {len(replaced)} of {len(asked)} examples are in the file of demonstrations; "
             f"they have another demonstration in place of their own content ({list_some(replaced)})"
         )
-    return Demonstrated(tuple(result), len(asked), tuple(warnings))
+    return Demonstrated(tuple(asked), tuple(chosen), len(examples), tuple(warnings))
 
 
 def _not_revealing(example: Example, shown: Sequence[Example], spare: Sequence[Example]) -> Iterator[Example]:
@@ -131,28 +159,3 @@ def reveals(demonstration: Example, asked: Example) -> bool:
         and demonstration.continuations[demonstration.answer_index].strip()
         == asked.continuations[asked.answer_index].strip()
     )
-
-
-def _with_prefix(example: Example, demonstrations: Sequence[str]) -> Example:
-    prefix = "".join(demonstrations)
-    prompts = tuple(prefix + prompt for prompt in example.prompts)
-    return replace(example, prompts=prompts, demonstration_ends=tuple(accumulate(map(len, demonstrations))))
-
-
-def demonstrate(task: Task, example: Example) -> str:
-    """A prompt with its right answer, both as the data spell them.
-
-    A number follows the task's delimiter or, where the task gives none and the prompt does not end in white
-    space, a space.
-    """
-    prompt = example.prompts[0]
-    if example.number is not None:
-        space = "" if not prompt or prompt[-1].isspace() else " "
-        delimiter = task.delimiter if "delimiter" in task.model_fields_set else space
-        return prompt + delimiter + example.number_text
-    if len(example.continuations) == 1:
-        return prompt + example.continuations[0]
-    if example.answer_index is None:
-        problem = f"example {example.id} has no answer to demonstrate"
-        raise UserError(Fault(f"task {task.name}: fewshot", problem, "give answer_index, or remove fewshot"))
-    return prompt + example.continuations[example.answer_index]

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from gaguide.data.format.manifest import MANIFEST_FILE
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.evaluate.tasks.harness.config import HarnessTask
+from gaguide.evaluate.tasks.harness.registry import Registry, is_harness_file
+from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.evaluate.tasks.task import Kind, Task, built_in_tasks, groups, read_task_file
 
 DATA_SUFFIXES = (".jsonl", ".csv")
@@ -33,6 +36,8 @@ class LocatedTask:
     """The data file; None for hub data, generated data and shards."""
     folder: Path = Path()
     """What other paths in the task file are relative to."""
+    harness: HarnessTask | None = None
+    """A task of lm-evaluation-harness, which says itself where its data are."""
 
 
 def split_names(arguments: Sequence[str]) -> list[str]:
@@ -40,34 +45,51 @@ def split_names(arguments: Sequence[str]) -> list[str]:
     return [name for argument in arguments for name in argument.split(",") if name]
 
 
-def locate_tasks(names: Sequence[str], data_folder: Path | None, faults: FaultCollector) -> list[LocatedTask]:
+def locate_tasks(
+    names: Sequence[str],
+    data_folder: Path | None,
+    faults: FaultCollector,
+    options: TaskOptions = DEFAULTS,
+) -> list[LocatedTask]:
     """The tasks that `names` mean, each once; `faults` receives what is wrong with the other names.
 
     data_folder: holds the data files of built-in tasks, under the file names of the release.
     """
     found: dict[str, LocatedTask] = {}
-    for name in names:
-        for entry in faults.attempt(_locate, name, data_folder) or ():
+    registry = faults.attempt(Registry, options.include_path, options.trust_remote_code)
+    for name in names if registry is not None else ():
+        assert registry is not None
+        for entry in faults.attempt(_locate, name, data_folder, registry) or ():
             other = found.setdefault(entry.task.name, entry)
             if other != entry:
-                problem = f"names two tasks: {other.path or 'built-in'} and {entry.path or 'built-in'}"
-                faults.add(Fault(f"task {entry.task.name}", problem, "rename one of them"))
+                problem = f"names two tasks: {_describe(other)} and {_describe(entry)}"
+                remedy = "rename one of them"
+                if _describe(other) == _describe(entry):
+                    problem, remedy = "is named twice, through different groups", "name one of them"
+                faults.add(Fault(f"task {entry.task.name}", problem, remedy))
     if not names:
         faults.add(Fault("--tasks", "must name a task", f"known groups: {', '.join(groups())}"))
     return list(found.values())
 
 
-def _locate(name: str, data_folder: Path | None) -> list[LocatedTask]:
+def _describe(entry: LocatedTask) -> str:
+    path = entry.path if entry.harness is None else entry.harness.path
+    return str(path or "built-in")
+
+
+def _locate(name: str, data_folder: Path | None, registry: Registry) -> list[LocatedTask]:
     path = Path(name)
+    if name in registry:
+        return _of_harness(registry.find(name))
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path, registry)
     if path.is_file():
-        return [_from_file(path)]
+        return _from_file(path, registry)
     if name in groups():
         return _in_group(name, data_folder)
     if name in built_in_tasks():
         return [_built_in(built_in_tasks()[name], data_folder)]
-    remedy = suggestion(name, [*groups(), *built_in_tasks()])
+    remedy = suggestion(name, [*groups(), *built_in_tasks(), *registry.names])
     raise UserError(
         Fault(
             "--tasks",
@@ -78,37 +100,60 @@ def _locate(name: str, data_folder: Path | None) -> list[LocatedTask]:
     )
 
 
-def _in_folder(folder: Path) -> list[LocatedTask]:
+def _in_folder(folder: Path, registry: Registry) -> list[LocatedTask]:
     if (folder / MANIFEST_FILE).is_file():
         return [LocatedTask(Task(name=folder.name, kind="perplexity", shards=str(folder.resolve())))]
-    described = [_from_file(path) for path in sorted(folder.iterdir()) if path.suffix in TASK_SUFFIXES]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in TASK_SUFFIXES]
+    described = [one for path in files for one in _from_file(path, registry, in_folder=True)]
     taken = {found.path for found in described}
     data = [path for path in sorted(folder.iterdir()) if path.suffix in DATA_SUFFIXES and path not in taken]
+    if any(found.harness is not None for found in described):
+        data = []  # whose files name their data themselves
     if not described and not data:
         problem = "is a folder without .jsonl, .csv or .yaml files"
         raise UserError(Fault("--tasks", problem, "give the folder of the data", str(folder)))
-    return described + [_from_file(path) for path in data]
+    return described + [one for path in data for one in _from_file(path, registry)]
 
 
-def _from_file(path: Path) -> LocatedTask:
+def _from_file(path: Path, registry: Registry, in_folder: bool = False) -> list[LocatedTask]:
     if path.suffix in TASK_SUFFIXES:
+        if is_harness_file(path):
+            return _of_harness(registry.read(path, in_folder=in_folder))
         task = read_task_file(path)
         if task.file is None:
-            return LocatedTask(task, folder=path.parent)
+            return [LocatedTask(task, folder=path.parent)]
         data = path.parent / task.file
         if not data.is_file():
             remedy = "give a path relative to the task file"
             raise UserError(Fault(f"{path}: file", "does not exist", remedy, str(data)))
-        return LocatedTask(task, data, path.parent)
+        return [LocatedTask(task, data, path.parent)]
     if path.suffix not in DATA_SUFFIXES:
         raise UserError(Fault("--tasks", "must be a .jsonl, .csv or .yaml file", "convert it", str(path)))
     for task in built_in_tasks().values():
         if path.name in _file_names(task):
-            return LocatedTask(task, path)
+            return [LocatedTask(task, path)]
     name, _, kind = path.stem.rpartition("_")
     if name and kind in _PRIZE_KINDS:
-        return LocatedTask(Task(name=name, kind=_PRIZE_KINDS[kind]), path)
-    return LocatedTask(Task(name=path.stem), path)
+        return [LocatedTask(Task(name=name, kind=_PRIZE_KINDS[kind]), path)]
+    return [LocatedTask(Task(name=path.stem), path)]
+
+
+_KINDS: dict[str, Kind] = {
+    "multiple_choice": "classification",
+    "loglikelihood": "sequence_prob",
+    "loglikelihood_rolling": "rolling",
+}
+
+
+def _of_harness(tasks: Sequence[HarnessTask]) -> list[LocatedTask]:
+    return [
+        LocatedTask(
+            Task(name=one.name, kind=_KINDS[one.output_type], lm_eval=one.name),
+            folder=one.path.parent,
+            harness=one,
+        )
+        for one in tasks
+    ]
 
 
 def _in_group(name: str, data_folder: Path | None) -> list[LocatedTask]:

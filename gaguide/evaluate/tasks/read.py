@@ -9,8 +9,12 @@ from pathlib import Path
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examples
 from gaguide.evaluate.tasks.fewshot import Demonstrated, with_demonstrations
+from gaguide.evaluate.tasks.harness.config import HarnessTask
+from gaguide.evaluate.tasks.harness.read import read_harness_task
 from gaguide.evaluate.tasks.heldout import HeldOut, read_held_out
 from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks
+from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
+from gaguide.evaluate.tasks.prompts import with_prompts
 from gaguide.evaluate.tasks.records import Record, raise_some, read_records
 from gaguide.evaluate.tasks.synthetic import GENERATORS, generate
 from gaguide.evaluate.tasks.task import Fewshot, Kind, Task
@@ -39,6 +43,8 @@ class TaskData:
     """Fingerprint of the tokenizer whose tokens the examples are; None where they are texts."""
     scores_greedy: bool = False
     """Whether each continuation is also compared with what greedy decoding gives."""
+    harness: HarnessTask | None = None
+    """The task of lm-evaluation-harness that this is, its `num_fewshot` as it was applied."""
 
 
 def read_tasks(
@@ -47,6 +53,7 @@ def read_tasks(
     limit: int | None,
     positions: int | None = None,
     shots: int | None = None,
+    options: TaskOptions = DEFAULTS,
 ) -> list[TaskData]:
     """The data of all tasks that `names` mean, at most `limit` examples of each.
 
@@ -55,13 +62,22 @@ def read_tasks(
     """
     read: list[TaskData] = []
     with FaultCollector() as faults:
-        for located in locate_tasks(names, data_folder, faults):
+        for located in locate_tasks(names, data_folder, faults, options):
             with faults.catching():
-                read.append(_read_task(located, limit, positions, shots))
+                if located.harness is not None:
+                    read.append(_read_harness(located.task, located.harness, limit, shots, options))
+                else:
+                    read.append(_read_task(located, limit, positions, shots, options))
     return read
 
 
-def _read_task(located: LocatedTask, limit: int | None, positions: int | None, shots: int | None) -> TaskData:
+def _read_task(
+    located: LocatedTask,
+    limit: int | None,
+    positions: int | None,
+    shots: int | None,
+    options: TaskOptions,
+) -> TaskData:
     task, path = located.task, located.path
     if task.kind == "perplexity":
         held_out = read_held_out(located, positions)
@@ -73,7 +89,7 @@ def _read_task(located: LocatedTask, limit: int | None, positions: int | None, s
     if task.generator is not None:
         source, records = f"generated ({task.generator}, seed {task.seed})", _generated(task)
     elif path is not None:
-        source, records, sha256 = str(path), read_records(path, faults), hash_file(path)
+        source, records, sha256 = str(path), read_records(path, faults, task.header), hash_file(path)
         if task.sha256 is not None and task.sha256 != sha256:
             warnings.append(
                 f"{path}: not the release's file byte for byte "
@@ -85,8 +101,36 @@ def _read_task(located: LocatedTask, limit: int | None, positions: int | None, s
     raise_some(faults, source)
     assert parsed is not None
     task, asked = _apply_fewshot(located, parsed, shots, limit)
-    warnings += [*parsed.warnings, *asked.warnings]
-    return TaskData(task, parsed.kind, source, sha256, asked.examples, asked.available, tuple(warnings))
+    examples = with_prompts(task, asked.examples, asked.shown, options)
+    warnings += [*parsed.warnings, *asked.warnings, *_description_doubts(task)]
+    return TaskData(
+        task, parsed.kind, source, sha256, examples, asked.available, tuple(warnings),
+        scores_greedy=parsed.kind == "sequence_prob" or (options.log_samples and parsed.kind != "numeric"),
+    )  # fmt: skip
+
+
+def _description_doubts(task: Task) -> list[str]:
+    if not task.description or task.description[-1].isspace():
+        return []
+    return [
+        f"task {task.name}: description is put before every prompt, and no white space separates them; end "
+        "it with a line break, or call a text for people `summary`"
+    ]
+
+
+def _read_harness(
+    task: Task, harness: HarnessTask, limit: int | None, shots: int | None, options: TaskOptions
+) -> TaskData:
+    found = read_harness_task(harness, limit, shots, options)
+    if (count := found.task.num_fewshot) and task.kind != "rolling":
+        separator = harness.fewshot.fewshot_delimiter
+        fewshot = Fewshot(count=count, seed=options.fewshot_seed, separator=separator)
+        task = task.model_copy(update={"fewshot": fewshot})
+    assert task.kind is not None
+    return TaskData(
+        task, task.kind, found.source, None, found.examples, found.available, found.warnings,
+        scores_greedy=task.kind != "rolling", harness=found.task,
+    )  # fmt: skip
 
 
 def _repeated_blocks(held_out: HeldOut) -> tuple[str, ...]:
@@ -108,7 +152,8 @@ def _apply_fewshot(
         fewshot = (fewshot or Fewshot(count=1)).model_copy(update={"count": shots}) if shots else None
         task = task.model_copy(update={"fewshot": fewshot})
     if fewshot is None:
-        return task, Demonstrated(parsed.examples[:limit], len(parsed.examples), ())
+        asked = parsed.examples[:limit]
+        return task, Demonstrated(asked, ((),) * len(asked), len(parsed.examples), ())
     pool = None
     warnings: tuple[str, ...] = ()
     if fewshot.file is not None:
@@ -116,12 +161,14 @@ def _apply_fewshot(
         if not path.is_file():
             problem, remedy = "does not exist", "give a path relative to the task file"
             raise UserError(Fault(f"task {task.name}: fewshot.file", problem, remedy, str(path)))
-        found = parse_examples(task.model_copy(update={"kind": parsed.kind}), read_records(path), str(path))
+        others = parse_examples(
+            task.model_copy(update={"kind": parsed.kind}), read_records(path, header=task.header), str(path)
+        )
         if path != located.path:
-            warnings = found.warnings
-        pool = found.examples
-    asked = with_demonstrations(task, fewshot, parsed.examples, pool, limit)
-    return task, replace(asked, warnings=(*warnings, *asked.warnings))
+            warnings = others.warnings
+        pool = others.examples
+    found = with_demonstrations(task, fewshot, parsed.examples, pool, limit)
+    return task, replace(found, warnings=(*warnings, *found.warnings))
 
 
 def _generated(task: Task) -> list[Record]:

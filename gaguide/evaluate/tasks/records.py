@@ -39,8 +39,12 @@ class Record:
     """The row's values by column."""
 
 
-def read_records(path: Path, collected: FaultCollector | None = None) -> list[Record]:
+def read_records(
+    path: Path, collected: FaultCollector | None = None, header: Sequence[str] | None = None
+) -> list[Record]:
     """Rows of a .jsonl or .csv file.
+
+    header: names of the columns of a CSV file that does not begin with them.
 
     Lines that are not UTF-8 or not JSON are faults, all of which `collected` receives; the other rows are
     returned. Without it, raises `UserError` with all of them.
@@ -54,8 +58,12 @@ def read_records(path: Path, collected: FaultCollector | None = None) -> list[Re
             problem = f"is not UTF-8 ({error.reason})"
             faults.add(Fault(f"{path}:{number}", problem, "save the file as UTF-8"))
             lines.append("")
-    read = _csv_records if path.suffix == ".csv" else _json_records
-    records = read(lines, path, faults)
+    if path.suffix == ".csv":
+        records = _csv_records(lines, path, faults, header)
+    else:
+        if header is not None:
+            faults.add(Fault(str(path), "header is given for a file that is not CSV", "remove `header`"))
+        records = _json_records(lines, path, faults)
     if collected is None:
         raise_some(faults, path)
     return records
@@ -86,9 +94,11 @@ def _json_records(lines: Sequence[str], path: Path, faults: FaultCollector) -> l
     return records
 
 
-def _csv_records(lines: Sequence[str], path: Path, faults: FaultCollector) -> list[Record]:
+def _csv_records(
+    lines: Sequence[str], path: Path, faults: FaultCollector, header: Sequence[str] | None
+) -> list[Record]:
     csv.field_size_limit(1 << 30)
-    reader = csv.DictReader(io.StringIO("\n".join(lines), newline=""))
+    reader = csv.DictReader(io.StringIO("\n".join(lines), newline=""), fieldnames=header)
     names = [name for name in reader.fieldnames or () if name]  # reads the header, which may span lines
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.add(Fault(f"{path}:1", f"duplicate column {name!r}", "give each column its own name"))
@@ -96,8 +106,8 @@ def _csv_records(lines: Sequence[str], path: Path, faults: FaultCollector) -> li
     for row in reader:
         extra: Any = row.pop(None, ())
         if any(extra):
-            header = len(reader.fieldnames or ())
-            problem = f"has {header + len(extra)} cells, the header {header}"
+            named = len(reader.fieldnames or ())
+            problem = f"has {named + len(extra)} cells, the header {named}"
             faults.add(Fault(f"{path}:{line}", problem, "put texts that contain commas into double quotes"))
         # An unnamed first column is pandas' index.
         records.append(Record(line, {key: value for key, value in row.items() if key}))

@@ -31,12 +31,15 @@ Kind = Literal[
 
 
 class Fewshot(BaseModel):
-    """Demonstrations before every prompt of a task: the same ones, drawn once by `seed`."""
+    """Demonstrations before every prompt of a task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     count: int = Field(ge=1)
     """Number of demonstrations."""
+    draw: Literal["once", "first", "each"] = "once"
+    """`once`: the same ones for all examples, by `seed`; `first`: the first ones of the data; `each`: drawn
+    anew for each example, the same ones as lm-evaluation-harness draws with that seed."""
     seed: int = 0
     """Seed of the draw."""
     file: str | None = None
@@ -57,8 +60,11 @@ class Task(BaseModel):
     """How examples are scored; None infers it from the columns of the data."""
     group: str | None = None
     """Name that stands for several tasks after --tasks."""
+    summary: str = ""
+    """One sentence for people; no part of the prompts."""
     description: str = ""
-    """One sentence for people."""
+    """Text before every prompt, demonstrations included; as in lm-evaluation-harness, nothing is put between
+    them."""
 
     file: str | None = None
     """Data file, relative to the task file."""
@@ -88,6 +94,8 @@ class Task(BaseModel):
 
     columns: Mapping[str, str] = {}
     """Our column name → the data's, with dots into nested columns."""
+    header: tuple[str, ...] | None = None
+    """Names of the columns of a CSV file that does not begin with them."""
     delimiter: str = ""
     """Text before every class and completion."""
     mutual_information: bool = False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from gaguide.errors import Fault, FaultCollector
+from gaguide.evaluate.tasks.harness.groups import HarnessGroup
 from gaguide.evaluate.tasks.harness.source import FunctionReference
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling"]
@@ -125,8 +126,10 @@ class HarnessTask:
     filter_name: str = "none"
     """Second half of the harness's metric names."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    groups: tuple[str, ...] = ()
+    groups: tuple[HarnessGroup, ...] = ()
     """Groups through which the task was named, the outermost first."""
+    tree: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The keys and values of the file."""
     warnings: tuple[str, ...] = ()
     """What the file says and has no effect."""
 
@@ -167,7 +170,7 @@ def parse_task(tree: Mapping[str, Any], path: Path, trust: bool) -> HarnessTask:
         target_delimiter=delimiters["target_delimiter"], gen_prefix=delimiters["gen_prefix"],
         num_fewshot=tree.get("num_fewshot"), fewshot=HarnessFewshot(**(inherited | fewshot)), metrics=metrics,
         alias=str(tree.get("task_alias") or tree["task"]), filter_name=str(filters[0]["name"]),
-        metadata=metadata if isinstance(metadata, dict) else {},
+        metadata=metadata if isinstance(metadata, dict) else {}, tree=dict(tree),
         warnings=tuple(f"task {tree['task']}: {text}" for text in warnings),
     )  # fmt: skip
 

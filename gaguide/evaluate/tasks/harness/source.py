@@ -97,7 +97,7 @@ def _read(path: Path, cache: dict[Path, dict[str, Any]], above: tuple[Path, ...]
         return cache[path]
     if path in above:
         raise UserError(Fault("task file", "includes itself", "remove the include", str(path)))
-    tree = _load(path)
+    tree = read_tree(path)
     includes = tree.pop("include", None) or []
     merged: dict[str, Any] = {}
     for name in [includes] if isinstance(includes, str) else includes:
@@ -107,7 +107,8 @@ def _read(path: Path, cache: dict[Path, dict[str, Any]], above: tuple[Path, ...]
     return cache[path]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """The keys and values of a task file without those of the files that it includes; `UserError`."""
     loader = type("Loader", (_Loader,), {"folder": path.parent})
     try:
         tree: Any = yaml.load(path.read_bytes(), loader)  # a safe loader, see `_Loader`
