@@ -32,6 +32,7 @@ demo: $(VENV)/.installed
 	gaguide attention --model $(DEMO)/unguided/model --model $(DEMO)/guided/model --experiment 1-negation \
 	    --layers 2 --heads 0 --output $(DEMO)/attention.png \
 	    --text "The value is not a number, but a name can be bound to it. It does not change, but the list does."
+	gaguide ablate --model $(DEMO)/unguided $(DEMO)/guided --methods mean --controls 1 --output $(DEMO)/guided/ablation
 	gaguide report $(DEMO)/unguided $(DEMO)/guided --output $(DEMO)/report.html
 	@echo "open $(DEMO)/report.html and $(DEMO)/attention.png"
 

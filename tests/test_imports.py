@@ -15,7 +15,7 @@ ORDER = (
     "home", "lazy", "errors", "files", "numbers", "shipped", "ports", "html", "figures", "stats", "config",
     "distributed", "log", "data",
     "model", "guidance", "integrations", "interventions", "attention", "engine", "checkpoint", "cost",
-    "liveness", "train", "evaluate", "ablate", "slurm", "study", "report", "doctor", "cli",
+    "publish", "liveness", "train", "evaluate", "ablate", "slurm", "study", "report", "doctor", "cli",
 )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gaguide.ablate.records import read_ablation
 from gaguide.engine.config import load_deepspeed_json
+from gaguide.ports import free_port
 from gaguide.train.command import read_arguments
 from tests.support.patience import patience
 from tests.support.ranks import REPOSITORY, rank_environment
@@ -44,7 +46,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             f"BIN={BIN}",
             f"DEMO={folder / 'demo'}",
             f"TRAIN={short}",
-            "PORT=29581",
+            f"PORT={free_port()}",
             "-o",
             ".venv/.installed",
         ],
@@ -70,6 +72,10 @@ def test_make_demo_trains_evaluates_and_pictures(demo: tuple[Path, str]) -> None
     assert "guided" in page and "synthetic-negation" in page
     assert (folder / "attention.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "Attention on the guided words" in printed
+    ablation = read_ablation(folder / "guided" / "ablation")
+    assert [model.name for model in ablation.models] == ["unguided", "guided"]
+    assert "loss without those heads, all at once" in page
+    assert "guided: 4 heads of the plan" in printed
     assert "Traceback" not in printed
 
 

@@ -91,8 +91,12 @@ class HeadRecord:
     @property
     def verdict(self) -> str:
         """Both in words."""
-        moved = "attention not compared" if self.moved == "not compared" else f"attention {self.moved}"
-        return f"{moved}, {self.used}"
+        return verdict_in_words(self.moved, self.used)
+
+
+def verdict_in_words(moved: Moved, used: Used) -> str:
+    """Such as "attention moved, not used"."""
+    return f"attention {moved}, {used}"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def make_app() -> typer.Typer:
         lexicon,
         plan,
         programs,
+        push,
         report,
         study,
         submit,
@@ -33,7 +34,20 @@ def make_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    modules = (programs, data, lexicon, attention, checkpoint, eval, plan, study, report, submit, doctor)
+    modules = (
+        programs,
+        data,
+        lexicon,
+        attention,
+        checkpoint,
+        eval,
+        plan,
+        study,
+        report,
+        push,
+        submit,
+        doctor,
+    )
     for module in modules:
         module.register(app)
     return app

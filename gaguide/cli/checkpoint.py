@@ -72,6 +72,7 @@ def export(
     from gaguide.checkpoint.folder import choose
     from gaguide.errors import Fault, UserError
     from gaguide.files import expand_home, local_folder
+    from gaguide.publish import write_card
 
     transformers_logging.disable_progress_bar()
     folder, output = expand_home(folder), local_folder(output, "--output")
@@ -86,7 +87,15 @@ def export(
         output.parent.mkdir(parents=True, exist_ok=True)
         companions = Companions(config, tokenizer, read_generation_config(source))
         export_model(chosen.path, companions, output, check=True)
+        if (folder / "summary.json").is_file() and chosen.step == _last_step(folder):
+            write_card(folder, output)  # whose numbers are of the last step
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise UserError(Fault("--output", problem, "name another folder", str(output))) from None
     typer.echo(f"step {chosen.step} → {output}: its tensors are counted, a forward pass is finite")
+
+
+def _last_step(run: Path) -> int | None:
+    """The last step of a finished run, by its summary."""
+    steps = json.loads((run / "summary.json").read_text("utf-8")).get("steps")
+    return steps if isinstance(steps, int) else None

@@ -129,6 +129,7 @@ def _run(grid: Grid, jobs: int, cell: str | None, before: str) -> None:
     from gaguide.study.collect import write_progress
     from gaguide.study.record_files import tables_folder
     from gaguide.study.run import Runner
+    from gaguide.study.state import needs_ablation
 
     grid.folder.mkdir(parents=True, exist_ok=True)
     cells = [grid.cell(cell)] if cell else list(grid.cells)
@@ -151,11 +152,14 @@ def _run(grid: Grid, jobs: int, cell: str | None, before: str) -> None:
         left_out = len(collect_study(grid).left_out)
         typer.echo(f"tables: {tables_folder(grid.folder)}")
     unfinished = [name for name, state in states.items() if state.state != "done"]
+    whole = [one for one in cells if one.id not in unfinished and needs_ablation(grid, one)]
+    if whole:
+        typer.echo(f"{len(whole)} of {len(cells)} cells are done, but their heads were not removed")
     if unfinished:
         typer.echo(f"{len(unfinished)} of {len(cells)} cells are not done")
     if left_out:
         typer.echo(f"{left_out} of the numbers above are left out of the tables")
-    if unfinished or left_out:
+    if unfinished or left_out or whole:
         raise typer.Exit(1)
 
 

@@ -72,6 +72,14 @@ class Corpus:
         """Whether all blocks exist, so that `len(blocks)` does not wait."""
         return not isinstance(self.blocks, GrowingStore) or self.blocks.is_complete
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Descriptions of the text that the shards were made from, one per folder."""
+        if self.build is not None:
+            return (self.build.source.description,)
+        stores = self.blocks.stores if isinstance(self.blocks, MixedStore) else (self.blocks,)
+        return tuple(store.manifest.source for store in stores if isinstance(store, BlockStore))
+
     def look_ahead(self, position: int) -> None:
         """Prefetch what training reads from `position` of the order on."""
         self.blocks.look_ahead(self.order, position)

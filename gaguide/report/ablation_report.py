@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gaguide.ablate.records import AblationRecord, ModelRecord
+from gaguide.ablate.records import AblationRecord
 from gaguide.ablate.tables import effect_rows, head_rows
 from gaguide.report.ablation_figures import draw_heads
+from gaguide.report.ablation_findings import findings
 from gaguide.report.ablation_tables import (
     methods_table,
     norm_table,
@@ -18,7 +18,7 @@ from gaguide.report.ablation_tables import (
     verdict_table,
 )
 from gaguide.report.document import Cell, Chart, Report, Section, Table, folded
-from gaguide.report.text import ABSENT, csv_text, fixed, interval, p_value
+from gaguide.report.text import ABSENT, csv_text
 
 
 def ablation_report(records: Sequence[AblationRecord]) -> Report:
@@ -51,28 +51,6 @@ def ablation_report(records: Sequence[AblationRecord]) -> Report:
         ),
         csv_files=lambda: _csv(records),
     )  # fmt: skip
-
-
-def findings(record: AblationRecord) -> list[str]:
-    """One sentence for each model: how many guided heads are moved, used, harmful."""
-    return [sentence for model in record.models if (sentence := _finding(record, model))]
-
-
-def _finding(record: AblationRecord, model: ModelRecord) -> str:
-    guided = model.with_role("guided")
-    counts = Counter(head.verdict for head in guided)
-    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    text = f"{model.name}: of {len(guided)} heads of the plan: {listed}"
-    together = model.together.get(record.deciding)
-    if together is not None and together.loss.difference is not None:
-        loss = together.loss
-        assert loss.difference is not None
-        sign = p_value(loss.p)
-        text += (
-            f"; without all of them at once the held-out loss changes by {fixed(loss.difference, 4, '+')} "
-            f"{interval(loss.low, loss.high, 4)} (p {sign if sign.startswith('<') else '= ' + sign})"
-        )
-    return f"{text}."
 
 
 def _provenance(records: Sequence[AblationRecord]) -> Section:

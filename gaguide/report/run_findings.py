@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gaguide.report.ablation_findings import model_finding
 from gaguide.report.run_paired import RunTests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.text import fixed
@@ -51,6 +52,16 @@ def _cost(run: RunRecord, baseline: RunRecord) -> str:
     return f"{loss}, {fixed(difference, 4, '+')} ({difference / base:+.2%}) against {baseline.name}"
 
 
+def ablated_findings(runs: Sequence[RunRecord]) -> list[str]:
+    """One sentence for each run whose heads were removed: are they moved, are they used?"""
+    return [
+        sentence
+        for run in runs
+        if run.ablation is not None
+        and (sentence := model_finding(run.ablation.record, run.ablation.model, run.name))
+    ]
+
+
 def cautions(runs: Sequence[RunRecord]) -> list[str]:
     """Why a difference between these runs may not be due to guidance: other data, length, seed or code.
 
@@ -74,6 +85,8 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
               if not run.finished]  # fmt: skip
     found += [f"{run.name} diverged: {run.diverged}." for run in runs if run.diverged]
     found += [_dropped(run) for run in runs if run.dropped]
+    found += [f"{run.name}, ablation: {note}." for run in runs if run.ablation
+              for note in run.ablation.model.notes]  # fmt: skip
     found += [f"{run.name}: {note}." for run in runs for note in run.notes]
     for what, value in checks:
         known = [value(run) for run in runs]

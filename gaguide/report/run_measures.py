@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,8 @@ class Value:
     best: bool = False
     """Whether the difference to the first run, or of the first to every other, is an improvement beyond its
     95% interval on the same examples."""
+    digits: int = 3
+    """Decimals of the interval."""
     tested: str = ""
     """Interval and p value of the difference, in words; empty where it was not tested."""
     doubt: Doubt | None = None
@@ -57,7 +60,9 @@ class Measure:
 def measures(runs: Sequence[RunRecord], tests: RunTests | None = None) -> list[Measure]:
     """Every row for which some run has a value; the first run is the baseline."""
     tests = paired_tests(runs) if tests is None else tests
-    rows = _about_runs(runs) + _language_model(runs) + _attention(runs) + _tasks(runs, tests)
+    rows = (
+        _about_runs(runs) + _language_model(runs) + _attention(runs) + _ablations(runs) + _tasks(runs, tests)
+    )
     return [
         row for row in rows if any(value.number is not None or value.text != ABSENT for value in row.values)
     ]
@@ -102,6 +107,28 @@ def _attention(runs: Sequence[RunRecord]) -> list[Measure]:
         _numbers(section, "before", before, 3),
         _numbers(section, f"after{DIRECTIONS['high']}", after, 3, compare=True),
         _numbers(section, "rise", rise, 3, signed=True),
+    ]
+
+
+def _ablations(runs: Sequence[RunRecord]) -> list[Measure]:
+    """What the models lose without the guided heads, and the verdicts on them."""
+    section = "Without the guided heads, held-out text"
+    counts = [len(run.ablation.heads) if run.ablation else 0 for run in runs]
+    which = "that head" if max(counts, default=0) == 1 else "those heads, all at once"
+    values, verdicts = [], []
+    for run in runs:
+        loss = None if run.ablation is None else run.ablation.loss
+        if run.ablation is None or loss is None or loss.difference is None:
+            values.append(Value(ABSENT))
+        else:
+            text = fixed(loss.difference, 4, "+")
+            values.append(Value(text, loss.difference, loss.low, loss.high, digits=4))
+        heads = run.ablation.heads if run.ablation else ()
+        counted = Counter(head.verdict for head in heads).most_common()
+        verdicts.append(Value("; ".join(f"{count} {text}" for text, count in counted) or ABSENT))
+    return [
+        Measure(section, f"loss without {which} (nats per token)", tuple(values)),
+        Measure(section, "heads", tuple(verdicts)),
     ]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, mask_credentials
 from gaguide.log import read_metrics
+from gaguide.report.run_ablations import RunAblation, read_ablations
 from gaguide.report.run_scores import TaskScore, read_evaluations
 
 _RECORDS = ("summary.json", "metrics.jsonl", "config.yaml")
@@ -100,6 +101,8 @@ class RunRecord:
     """Task → folder of the evaluation that its scores are from."""
     notes: tuple[str, ...] = ()
     """What a reader of its numbers should know."""
+    ablation: RunAblation | None = None
+    """What it loses without its guided heads; None where that was not measured."""
 
     @property
     def state(self) -> str:
@@ -128,7 +131,9 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
         for path, count in Counter(folder.resolve() for folder in folders).items():
             if count > 1:
                 faults.add(Fault("RUN", "is given twice", "give each run once", str(path)))
-    runs = [run for run in found if run is not None]
+        ablations = faults.attempt(read_ablations, folders)
+    assert ablations is not None
+    runs = [replace(run, ablation=ablations.get(run.folder)) for run in found if run is not None]
     names = Counter(run.name for run in runs)
     return [
         replace(run, name=f"{run.name} ({_distinct(run, runs)})") if names[run.name] > 1 else run

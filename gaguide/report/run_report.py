@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
+from gaguide.report.run_ablations import ablation_table
 from gaguide.report.run_figures import draw_course, draw_curves, draw_heads
-from gaguide.report.run_findings import cautions, findings, tested_findings
+from gaguide.report.run_findings import ablated_findings, cautions, findings, tested_findings
 from gaguide.report.run_measures import FURTHER, Measure, Value, measures
 from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
@@ -27,6 +28,7 @@ def run_report(runs: Sequence[RunRecord]) -> Report:
     tests = paired_tests(runs)
     rows = measures(runs, tests)
     paired, differing = paired_table(runs, tests), settings_table(runs)
+    ablations = ablation_table([run.ablation for run in runs])
     table = comparison_table(runs, rows)
     charts = (
         Chart(
@@ -51,14 +53,14 @@ def run_report(runs: Sequence[RunRecord]) -> Report:
     )
     return Report(
         title="Comparison of runs",
-        findings=(*findings(runs), *tested_findings(runs, tests)),
+        findings=(*findings(runs), *ablated_findings(runs), *tested_findings(runs, tests)),
         cautions=(*cautions(runs), *(f"{note}." for note in tests.notes)),
         summary=comparison_table(runs, [row for row in rows if row.section != FURTHER]),
-        tables=tuple(part for part in (table, paired, differing) if part.rows),
+        tables=tuple(part for part in (table, ablations, paired, differing) if part.rows),
         charts=charts,
         body=(
             table,
-            *(part for part in (paired, differing) if part.rows),
+            *(part for part in (ablations, paired, differing) if part.rows),
             *charts,
             *_heads(runs),
             _provenance(runs),
@@ -136,7 +138,7 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _cell(value: Value) -> Cell:
     count = "" if value.count is None else f"n = {value.count:,}"
-    details = ", ".join(filter(None, [interval(value.low, value.high), count]))
+    details = ", ".join(filter(None, [interval(value.low, value.high, value.digits), count]))
     change = " ".join(filter(None, [f"Δ {value.change}", value.tested])) if value.change else ""
     return Cell(value.text, value.best, small="\n".join(filter(None, [change, details])))
 

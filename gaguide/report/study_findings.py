@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from gaguide.report.study_heads import head_findings
 from gaguide.report.study_tables import (
     attention_means,
     decisive,
@@ -21,7 +22,7 @@ from gaguide.study.records import Comparison, Result
 
 def study_findings(study: StudyRecords) -> list[str]:
     """Sentences with their numbers; none about what was not measured."""
-    return [*_attention(study), *_losses(study), *_tasks(study), *_verdicts(study)]
+    return [*_attention(study), *head_findings(study), *_losses(study), *_tasks(study), *_verdicts(study)]
 
 
 def _attention(study: StudyRecords) -> list[str]:
@@ -147,6 +148,11 @@ def study_cautions(study: StudyRecords) -> list[str]:
         )
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
+    cautions += [
+        f"{cell.id}: its heads were not removed ({cell.error.strip().splitlines()[-1]})."
+        for cell in study.cells
+        if cell.state == "done" and cell.error
+    ]
     cautions += [f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out]
     cautions += [*_dropped_steps(study), *_truncated(study), *_constant_answers(study)]
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):

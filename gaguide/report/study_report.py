@@ -12,6 +12,7 @@ from gaguide.log import format_duration
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks
 from gaguide.report.study_findings import study_cautions, study_findings
+from gaguide.report.study_heads import head_count_table, head_verdict_table
 from gaguide.report.study_tables import (
     attention_table,
     comparison_table,
@@ -35,7 +36,7 @@ _CHANGES_SHOWN = 8
 _PROMPT_SHOWN = 240
 _RECORDS = (
     "cells", "results", "means", "comparisons", "verdicts", "shares", "gains", "attention", "losses",
-    "changes",
+    "changes", "knock_outs", "head_verdicts",
 )  # fmt: skip
 
 
@@ -45,6 +46,7 @@ def study_report(study: StudyRecords) -> Report:
     verdicts, losses, attention = verdict_table(study), loss_table(study), attention_table(study)
     shares = [share_table(study, "pieces"), share_table(study, "words")]
     gains, comparisons = gain_table(study), comparison_table(study)
+    counts, heads = head_count_table(study), head_verdict_table(study)
     tasks_chart = Chart(
         "tasks",
         "Tasks against size",
@@ -66,10 +68,10 @@ def study_report(study: StudyRecords) -> Report:
         lambda: draw_attention(study),
     )
     body: list[Part] = [
-        *by_size, tasks_chart, verdicts, loss_chart, losses, attention_chart, attention, *shares,
-        *(folded(table) for table in (gains, comparisons) if table.rows), *_changes(study),
+        *by_size, tasks_chart, verdicts, loss_chart, losses, attention_chart, attention, counts, *shares,
+        *(folded(table) for table in (heads, gains, comparisons) if table.rows), *_changes(study),
     ]  # fmt: skip
-    tables = [*by_size, verdicts, losses, attention, *shares, gains, comparisons]
+    tables = [*by_size, verdicts, losses, attention, counts, heads, *shares, gains, comparisons]
     return Report(
         title=f"Study {study.name}",
         findings=tuple(study_findings(study)),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gaguide.ablate.records import Moved, Used, verdict_in_words
 from gaguide.evaluate.results.metric_names import Better
 
 
@@ -96,6 +97,115 @@ class HeadAttention:
 
 
 @dataclass(frozen=True)
+class HeadKnockOut:
+    """What one cell's model loses without one of the heads that it guides, or only measures."""
+
+    cell: str
+    """Id of the cell."""
+    size: str
+    """Name of its size."""
+    experiment: str
+    """Name of its experiment."""
+    seed: int | None
+    """Its seed."""
+    guided: bool
+    """Whether the head is guided, not only measured."""
+    layer: int
+    """Layer, counted from 0."""
+    head: int
+    """Head in the layer, counted from 0."""
+    pattern: str
+    """Name of the head's pattern."""
+    method: str
+    """Way of removing the head."""
+    before: float | None
+    """Attention mass on the pattern before training, over queries that see a target."""
+    after: float | None
+    """The same after training."""
+    p_moved: float | None
+    """p value of its change over blocks of text, Holm-corrected over the cell's heads."""
+    loss: float | None
+    """Change of held-out loss without the head, in nats per token."""
+    low: float | None
+    """Lower end of its 95% interval over blocks of text."""
+    high: float | None
+    """Upper end of its 95% interval over blocks of text."""
+    p_used: float | None
+    """Its p value, Holm-corrected over the cell's heads."""
+    near: float | None
+    """The same change near the pattern's words."""
+    over_controls: float | None
+    """The change minus the mean of random other heads of the same layer."""
+    moved: Moved
+    """Whether attention moved, in this cell."""
+    used: Used
+    """Whether the head is used, in this cell."""
+    kind: Literal["knock-out"] = "knock-out"
+    """Kind of the record in analysis.jsonl."""
+
+
+@dataclass(frozen=True)
+class HeadVerdict:
+    """Over the seeds of a size and experiment: is a head's attention moved, and is the head used?"""
+
+    size: str
+    """Name of the size."""
+    experiment: str
+    """Name of the experiment."""
+    guided: bool
+    """Whether the head is guided, not only measured."""
+    layer: int
+    """Layer, counted from 0."""
+    head: int
+    """Head in the layer, counted from 0."""
+    pattern: str
+    """Name of the head's pattern."""
+    method: str
+    """Way of removing the head."""
+    test: Literal["t over seeds", "t over blocks"]
+    """Test that gave the p values: over seeds where there are several, else over blocks of the one's text."""
+    seeds: int
+    """Number of seeds."""
+    before: float | None
+    """Mean attention mass before training."""
+    after: float | None
+    """Mean attention mass after training."""
+    p_moved: float | None
+    """p value of the change, Holm-corrected over the heads of the size and experiment."""
+    loss: float | None
+    """Mean change of held-out loss without the head."""
+    low: float | None
+    """Lower end of its 95% interval."""
+    high: float | None
+    """Upper end of its 95% interval."""
+    p_used: float | None
+    """Its p value, Holm-corrected over the heads of the size and experiment."""
+    near: float | None
+    """Mean change near the pattern's words."""
+    over_controls: float | None
+    """Mean change minus that of the controls."""
+    over_finetuned: float | None
+    """Mean change minus that of the same head in `finetuned`, paired by seed; None where none is measured."""
+    over_low: float | None
+    """Lower end of its 95% interval over seeds."""
+    over_high: float | None
+    """Upper end of its 95% interval over seeds."""
+    p_over: float | None
+    """Its p value over seeds, Holm-corrected likewise."""
+    moved: Moved
+    """Whether attention moved."""
+    used: Used
+    """Whether the head is used: its removal raises the loss (used), lowers it (harmful), or neither."""
+    kind: Literal["head-verdict"] = "head-verdict"
+    """Kind of the record in analysis.jsonl."""
+
+    @property
+    def verdict(self) -> str:
+        """Both in words."""
+        return verdict_in_words(self.moved, self.used)
+
+
+@dataclass(frozen=True)
 class LossCost:
     """Held-out loss compared with a baseline, paired by seed."""
 
@@ -152,4 +262,4 @@ class Change:
     improvement."""
 
 
-Analysis = LexiconShare | Gain | HeadAttention | LossCost
+Analysis = LexiconShare | Gain | HeadAttention | HeadKnockOut | HeadVerdict | LossCost

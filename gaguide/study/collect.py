@@ -29,6 +29,7 @@ from gaguide.study.evaluated import (
     results_of,
 )
 from gaguide.study.grid import Cell, Grid
+from gaguide.study.head_verdicts import head_verdicts, knock_outs
 from gaguide.study.left_out import leave_out
 from gaguide.study.record_files import StudyRecords, write_study, write_tables
 from gaguide.study.records import CellRecord
@@ -73,6 +74,7 @@ def collect(grid: Grid) -> StudyRecords:
     contrasts = find_contrasts(grid, cells)
     finder = WordFinder(AutoTokenizer.from_pretrained(str(cells[0].cell.model)))
     used = [GuidedWords.of(cell.run.guidance) for cell in grid.cells if cell.run is not None]
+    removed = tuple(knock_outs(grid, left))
     complete = replace(
         records,
         results=tuple(results),
@@ -85,6 +87,8 @@ def collect(grid: Grid) -> StudyRecords:
         losses=tuple(loss_costs(contrasts)),
         changes=tuple(changes(contrasts, finder)),
         left_out=tuple(left),
+        knock_outs=removed,
+        head_verdicts=tuple(head_verdicts(removed)),
     )
     write_tables(grid.folder, complete)
     return complete

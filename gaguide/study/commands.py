@@ -1,4 +1,4 @@
-"""Command lines that train and evaluate a cell: `gaguide.train` and `gaguide.evaluate` as programs. Pure."""
+"""Command lines that train, evaluate and ablate a cell, by gaguide's programs. Pure."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ def evaluate_command(grid: Grid, cell: Cell, port: int) -> list[str]:
         arguments += ["--shots", str(settings.shots)]
     arguments += ["--on-overflow", settings.on_overflow]
     return _launch("gaguide.evaluate", arguments, cell.ranks, port)
+
+
+def ablate_command(grid: Grid, cell: Cell, port: int) -> list[str]:
+    """The command that removes the heads of a cell's model; one process, whatever the cell's ranks."""
+    folder, settings = grid.path(cell), grid.study.ablation
+    assert cell.model is not None and settings is not None
+    arguments = ["--model", cell.model, "--plan", str(folder / RUN_FILE), "--before", "start"]
+    arguments += ["--methods", *settings.methods, "--controls", str(settings.controls)]
+    arguments += ["--blocks", str(settings.blocks), "--seed", str(settings.seed)]
+    arguments += ["--dtype", grid.study.evaluate.dtype, "--output", str(folder / "ablation")]
+    return _launch("gaguide.ablate", arguments, 1, port)
 
 
 def _launch(module: str, arguments: Sequence[str], ranks: int, port: int) -> list[str]:

@@ -21,8 +21,8 @@ from pydantic import (
 
 from gaguide.config.run import DataSection, Fraction, NonNegativeInt, OnOverflow, ValidationSection
 from gaguide.config.validation import takes_text, validation_faults
-from gaguide.config.yaml_tree import apply_overrides, read_yaml
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.config.yaml_tree import apply_overrides, merge, read_yaml
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 
 ORIGINAL, FINETUNED = "original", "finetuned"
 _SHIPPED = Path(__file__).parent / "studies"
@@ -109,6 +109,19 @@ class EvaluateSection(_Section):
     """Examples longer than the model: cut on the left, leave out whole demonstrations, or fail."""
 
 
+class AblationSection(_Section):
+    methods: Annotated[
+        tuple[Literal["mean", "zero", "resample", "edges"], ...], BeforeValidator(_split), Field(min_length=1)
+    ] = ("mean", "zero")
+    """Ways of removing a head, as of `gaguide ablate`; verdicts rest on the first."""
+    controls: NonNegativeInt = 3
+    """Random other heads of the same layer that are removed as controls of each."""
+    blocks: Annotated[int, Field(ge=2)] = 64
+    """Held-out blocks on which losses with and without a head are compared."""
+    seed: NonNegativeInt = 0
+    """Of the choice of controls and of resampling."""
+
+
 Sizes = Annotated[SizeSection, BeforeValidator(_from_model)]
 Experiments = Annotated[ExperimentSection, BeforeValidator(_from_name)]
 
@@ -154,12 +167,19 @@ class StudyConfig(_Section):
     """Folder of the tasks' data, as the evaluation's option `--data`."""
     evaluate: EvaluateSection = EvaluateSection()
     """Settings of the evaluation."""
+    ablation: AblationSection | None = AblationSection()
+    """Removal of the heads of each guided, or measured, cell: are they used? null leaves it out."""
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed JSON of sizes that do not name one."""
     ranks: PositiveInt = 1
     """Ranks of a cell; its size and --ranks take precedence."""
     baselines: tuple[str, ...] = (ORIGINAL, FINETUNED)
     """Experiments that the others are compared with."""
+    budgets: dict[Name, dict[str, Any]] = {}
+    """Fields of the study that differ under `--budget NAME`, such as tokens, seeds and `train`; sections are
+    merged with the file's."""
+    budget: str | None = None
+    """The budget in force; null takes the file as it stands."""
     keep_checkpoints: bool = False
     """Keep the checkpoints of finished cells; exported models are always kept."""
 
@@ -176,6 +196,8 @@ class StudyConfig(_Section):
                 f"{experiment.name} is compared with {name!r}, which is not an experiment"
                 for name in sorted(unknown)
             ]
+        nested = sorted({"budget", "budgets"} & {key for fields in self.budgets.values() for key in fields})
+        problems += [f"a budget cannot set {key}" for key in nested]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -184,15 +206,31 @@ class StudyConfig(_Section):
 def load_study(path: Path | str, overrides: Mapping[str, str]) -> StudyConfig:
     """The study in a YAML file, or the shipped one of that name, with dotted overrides read as YAML.
 
+    A budget (the file's, or that of the override `budget`) is put over the file, and overrides over both.
     Raises one `UserError` with every fault.
     """
     tree = read_yaml(_find(path), "FILE")
     with FaultCollector() as faults:
+        tree = _with_budget(tree, overrides.get("budget", tree.get("budget")), faults)
         faults.add(*apply_overrides(tree, overrides, partial(takes_text, StudyConfig)))
         try:
             return StudyConfig.model_validate(tree)
         except ValidationError as error:
             raise UserError(validation_faults(error, StudyConfig, tree, "study")) from None
+
+
+def _with_budget(tree: dict[str, Any], budget: object, faults: FaultCollector) -> dict[str, Any]:
+    """The study with the fields of a budget put over its own."""
+    if budget in (None, "null"):
+        return tree
+    budgets = tree.get("budgets")
+    known = budgets if isinstance(budgets, dict) else {}
+    fields = known.get(budget)
+    if not isinstance(fields, dict):
+        remedy = suggestion(str(budget), map(str, known)) if known else "the study has none: leave it out"
+        faults.add(Fault("budget", "the study has no such budget", remedy, budget))
+        return tree
+    return merge(tree, fields)
 
 
 def shipped_studies() -> list[str]:

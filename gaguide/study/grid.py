@@ -68,6 +68,12 @@ class Cell:
     """Id of the cell whose model it starts from, or evaluates."""
 
     @property
+    def names_heads(self) -> bool:
+        """Whether its run guides, or only measures, some heads."""
+        guidance = None if self.run is None else self.run.guidance
+        return guidance is not None and bool(guidance.plan or EXPERIMENTS.get(guidance.experiment))
+
+    @property
     def folder(self) -> str:
         """The cell's folder, relative to the study's."""
         return f"cells/{self.id}"
@@ -87,6 +93,8 @@ class Grid:
     """Hash of the tasks' names and the settings of the evaluation."""
     tasks: StudyTasks = field(default_factory=lambda: StudyTasks({}))
     """What the tasks contain."""
+    ablation: str | None = None
+    """Hash of the settings of the ablation; None where the study leaves it out."""
 
     def path(self, cell: Cell) -> Path:
         """The cell's folder."""
@@ -118,7 +126,8 @@ def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     builder.hashes.save()
     data = None if study.task_data is None else Path(study.task_data).expanduser()
     tasks = read_task_contents(study.tasks, data)
-    return Grid(study, folder, tuple(builder.cells), _evaluation_id(study), tasks)
+    ablation = None if study.ablation is None else _digest(study.ablation.model_dump())
+    return Grid(study, folder, tuple(builder.cells), _evaluation_id(study), tasks, ablation)
 
 
 @dataclass(frozen=True)

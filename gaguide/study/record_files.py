@@ -21,7 +21,16 @@ import pyarrow.parquet as pq
 from gaguide.errors import Fault, UserError, mask_all
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
-from gaguide.study.analysis_records import Analysis, Change, Gain, HeadAttention, LexiconShare, LossCost
+from gaguide.study.analysis_records import (
+    Analysis,
+    Change,
+    Gain,
+    HeadAttention,
+    HeadKnockOut,
+    HeadVerdict,
+    LexiconShare,
+    LossCost,
+)
 from gaguide.study.index import StudyIndex
 from gaguide.study.records import CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
 
@@ -67,6 +76,10 @@ class StudyRecords:
     """Every example under every guided experiment."""
     left_out: tuple[LeftOut, ...] = ()
     """Numbers of finished cells that are in none of the tables above."""
+    knock_outs: tuple[HeadKnockOut, ...] = ()
+    """What each cell's model loses without each of its heads."""
+    head_verdicts: tuple[HeadVerdict, ...] = ()
+    """Over seeds: is a head's attention moved, is the head used."""
 
     @cached_property
     def index(self) -> StudyIndex:
@@ -76,7 +89,9 @@ class StudyRecords:
     @property
     def analysis(self) -> tuple[Analysis, ...]:
         """The rows of analysis.jsonl."""
-        return (*self.shares, *self.gains, *self.attention, *self.losses)
+        return (
+            *self.shares, *self.gains, *self.attention, *self.losses, *self.knock_outs, *self.head_verdicts,
+        )  # fmt: skip
 
 
 def write_study(folder: Path, records: StudyRecords) -> None:
@@ -173,6 +188,8 @@ def read_study(folder: Path) -> StudyRecords:
         of_kind("loss", LossCost),
         tuple(_record(Change, row) for row in _read_parquet(tables / CHANGES)),
         tuple(_record(LeftOut, row) for row in _read_lines(tables / LEFT_OUT)),
+        of_kind("knock-out", HeadKnockOut),
+        of_kind("head-verdict", HeadVerdict),
     )
 
 

@@ -27,17 +27,19 @@ from gaguide.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
 from gaguide.files import write_settings
 from gaguide.log import say
 from gaguide.ports import free_port
-from gaguide.study.commands import RUN_FILE, evaluate_command, train_command
+from gaguide.study.commands import RUN_FILE, ablate_command, evaluate_command, train_command
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import State
 from gaguide.study.state import (
     CellState,
+    ablation_file,
     cell_lock,
     changed_tasks,
     evaluation_file,
     is_complete,
     is_evaluated,
     is_trained,
+    needs_ablation,
     read_state,
     stored_state,
     write_state,
@@ -68,7 +70,7 @@ class Runner:
         if self.grid.tasks.faults:
             raise UserError(self.grid.tasks.faults)
         states = {cell.id: read_state(self.grid, cell) for cell in self.grid.cells}
-        todo = [cell for cell in cells if states[cell.id].state != "done"]
+        todo = [cell for cell in cells if states[cell.id].state != "done" or needs_ablation(self.grid, cell)]
         say(f"{len(cells) - len(todo)} of {len(cells)} cells are done; {self.jobs} at a time")
         with self._stops_cleanly(), ThreadPoolExecutor(self.jobs) as pool:
             working: dict[Future[CellState], Cell] = {}
@@ -117,11 +119,13 @@ class Runner:
             write_settings(folder / RUN_FILE, dump_config(cell.run))
             state = self._stage("train", cell, folder, state)
         if state.state == "running" and cell.model is not None and not is_evaluated(self.grid, cell):
-            _set_aside(folder)
+            _set_aside(evaluation_file(folder), "its evaluation was of other tasks or contents")
             state = self._stage("evaluate", cell, folder, state)
             if state.state == "running":
                 contents = {name: of.identity for name, of in self.grid.tasks.contents.items()}
                 state = replace(state, evaluation=self.grid.evaluation, contents=contents)
+        if state.state == "running" and needs_ablation(self.grid, cell):
+            state = self._remove_heads(cell, folder, state)
         if state.state == "running":
             write_state(folder, state)  # with the evaluation's identity, which completeness asks for
             state = self._ended(cell, folder, state)
@@ -129,6 +133,14 @@ class Runner:
         if state.state == "done" and not self.grid.study.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return state
+
+    def _remove_heads(self, cell: Cell, folder: Path, state: CellState) -> CellState:
+        """The state after the ablation. Where that fails, the cell keeps its results, and the error."""
+        _set_aside(ablation_file(folder), "its ablation had other settings")
+        after = self._stage("ablate", cell, folder, state)
+        if after.state == "running":
+            return replace(after, ablation=self.grid.ablation)
+        return replace(after, state="running") if after.state == "failed" else after
 
     def _ended(self, cell: Cell, folder: Path, state: CellState) -> CellState:
         """The state after all stages: `done`, or `failed` where what was asked for is not there."""
@@ -142,7 +154,7 @@ class Runner:
 
     def _stage(self, stage: str, cell: Cell, folder: Path, state: CellState) -> CellState:
         """Run a command and return the state after it: `running`, or `failed` with the end of the log."""
-        make = {"train": train_command, "evaluate": evaluate_command}[stage]
+        make = {"train": train_command, "evaluate": evaluate_command, "ablate": ablate_command}[stage]
         port = free_port()
         command = [*self.before, *make(self.grid, cell, port)]
         state = replace(state, stage=stage)
@@ -150,7 +162,8 @@ class Runner:
         log = folder / f"{stage}.log"
         code, wall, cpu = self._process(command, log, self._environment(cell, port))
         state = state.with_stage(stage, wall, cpu)
-        if code == EXIT_NOT_FINITE and stage == "evaluate" and evaluation_file(folder).is_file():
+        written = {"evaluate": evaluation_file(folder), "ablate": ablation_file(folder)}
+        if code == EXIT_NOT_FINITE and stage in written and written[stage].is_file():
             return state  # whole, and what is not finite in it is left out by name (`left_out`)
         if code != 0:
             stopped = self._stopping.is_set() or code == EXIT_PREEMPTED
@@ -230,14 +243,15 @@ def tail(log: Path, lines: int = _TAIL_LINES) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
-def _set_aside(folder: Path) -> None:
-    """Rename a finished evaluation of other tasks, contents or settings, so that no file of it remains."""
-    if not evaluation_file(folder).is_file():
+def _set_aside(record: Path, why: str) -> None:
+    """Rename the folder of a finished record that is of something else, so that no file of it remains."""
+    if not record.is_file():
         return
+    folder, cell = record.parent, record.parent.parent
     numbers = itertools.count(1)
-    target = next(path for at in numbers if not (path := folder / f"evaluation.replaced-{at}").exists())
-    (folder / "evaluation").rename(target)
-    say(f"{folder.name}: its evaluation was of other tasks or contents; kept as {target.name}")
+    target = next(path for at in numbers if not (path := cell / f"{folder.name}.replaced-{at}").exists())
+    folder.rename(target)
+    say(f"{cell.name}: {why}; kept as {target.name}")
 
 
 def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -77,7 +78,8 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
         faults.attempt(check_sbatch, "sbatch")
     folder.mkdir(parents=True, exist_ok=True)
     # As resolved, so that a job needs neither the overrides nor the shipped study.
-    tree = {**grid.study.model_dump(mode="json"), "output": str(grid.folder)}
+    resolved: dict[str, Any] = {"output": str(grid.folder), "budgets": {}, "budget": None}
+    tree = {**grid.study.model_dump(mode="json"), **resolved}
     write_settings(study, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     queued = _queued(folder / _JOBS)
     new: dict[str, str] = {}

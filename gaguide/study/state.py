@@ -24,7 +24,7 @@ class CellState:
     state: State = "pending"
     """State of the cell."""
     stage: str | None = None
-    """Stage that runs or failed, `train` or `evaluate`."""
+    """Stage that runs or failed, `train`, `evaluate` or `ablate`."""
     evaluation: str | None = None
     """The grid's `evaluation` that the cell was evaluated with."""
     error: str | None = None
@@ -33,6 +33,8 @@ class CellState:
     """Stage → seconds by `wall` and by `cpu` (of all its processes)."""
     contents: Mapping[str, str] | None = None
     """Task → identity of the content that the cell was evaluated on; None in records of older versions."""
+    ablation: str | None = None
+    """The grid's `ablation` that the cell's heads were removed with."""
 
     def total(self, clock: str) -> float | None:
         """Seconds of all stages, by `wall` or `cpu`; None before the first has ended."""
@@ -113,6 +115,22 @@ def is_complete(grid: Grid, cell: Cell) -> bool:
     """Whether the cell is trained and evaluated, as far as its role asks for it."""
     trained = cell.run is None or is_trained(grid.path(cell))
     return trained and (cell.model is None or is_evaluated(grid, cell))
+
+
+def needs_ablation(grid: Grid, cell: Cell) -> bool:
+    """Whether the study asks for the removal of the cell's heads and it has not been measured.
+
+    A cell is done without it: its results stand, and a study of an older version keeps them.
+    """
+    if grid.ablation is None or cell.role != "tuned" or not cell.names_heads:
+        return False
+    folder = grid.path(cell)
+    return not ablation_file(folder).is_file() or stored_state(folder).ablation != grid.ablation
+
+
+def ablation_file(folder: Path) -> Path:
+    """The record of a cell's ablation, the last file it writes."""
+    return folder / "ablation" / "ablation.json"
 
 
 def _held(folder: Path) -> bool:

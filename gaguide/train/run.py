@@ -21,11 +21,13 @@ from gaguide.engine.fp32_state import fp32_state
 from gaguide.engine.heap import separate_large_tensors
 from gaguide.engine.monitors import configure_wandb
 from gaguide.errors import DivergedError, Fault, UserError, first_line
+from gaguide.files import write_text
 from gaguide.guidance import Guidance, guide
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
 from gaguide.log import SlowWork, say
 from gaguide.model import build_model
+from gaguide.publish import CARD, read_own_card, write_card
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
 from gaguide.train.output import claim_output
@@ -175,9 +177,14 @@ def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
     try:
         if diverged is None:
             trusted = job.run.model.trust_remote_code
+            card = read_own_card(exported)
             export_model(outcome.checkpoint, job.companions, exported, remote_code=trusted)
+            if card is not None:
+                write_text(exported / CARD, card)
         reason = diverged and diverged.splitlines()[0]
         write_summary(job, world, outcome.trained, outcome.dropped_steps, outcome.history, reason)
+        if diverged is None:
+            write_card(job.output, exported)
     except (OSError, SafetensorError) as error:
         problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
         remedy = "make room and start the same command again: the last checkpoint is complete"

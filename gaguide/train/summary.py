@@ -8,8 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 from gaguide.distributed import World
+from gaguide.errors import mask_credentials
 from gaguide.files import write_json
 from gaguide.log import code_commit, code_fingerprint, read_metrics
+from gaguide.publish.base import read_base_model
 from gaguide.train.job import Job
 
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "tokenizers", "pyarrow")
@@ -56,6 +58,11 @@ def write_summary(
             "changes": history,
             "tokens": job.total_steps * job.batch.global_batch * job.run.data.block_length,
             "seconds": max((float(record.get("seconds") or 0) for record in steps), default=0.0),
+            "base_model": read_base_model(
+                job.run.model.name, job.run.model.init == "pretrained", job.model.fingerprint
+            ).as_record(),
+            "sources": [mask_credentials(source) for source in job.corpus.sources],
+            "heads": _heads(job),
             "validation": {
                 "before": None if before is None else _measured(before),
                 "after": None if after is None else _measured(after),
@@ -64,6 +71,18 @@ def write_summary(
             **made_by,
         },
     )
+
+
+def _heads(job: Job) -> list[dict[str, Any]]:
+    """Guided (or, at weight 0, measured) heads with their pattern and weight within the plan."""
+    if job.plan is None:
+        return []
+    shape = job.model.config.get_text_config()
+    heads = job.plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
+    return [
+        {"layer": layer, "head": head, "pattern": guided.pattern.name, "weight": guided.weight}
+        for (layer, head), guided in heads.items()
+    ]
 
 
 def _earlier(job: Job) -> dict[str, Any]:

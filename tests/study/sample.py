@@ -5,7 +5,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from gaguide.study.analysis_records import Change, Gain, HeadAttention, LexiconShare, LossCost
+from gaguide.study.analysis_records import (
+    Change,
+    Gain,
+    HeadAttention,
+    HeadKnockOut,
+    HeadVerdict,
+    LexiconShare,
+    LossCost,
+)
 from gaguide.study.record_files import StudyRecords, write_study, write_tables
 from gaguide.study.records import HELD_OUT, CellRecord, Comparison, Mean, Result, ScalingVerdict
 
@@ -56,6 +64,19 @@ def sample_study(folder: Path, prompt: str = "The value is not a number, but") -
             Change(size, experiment, "finetuned", "memo-trap", str(at), prompt, ["contrast"], 3, at % 4,
                    (at + 1) % 4, rng.gauss(0, 0.1))
             for size, experiment in guided if experiment != "finetuned" for at in range(8)
+        ),
+        (),
+        tuple(
+            HeadKnockOut(cell.id, cell.size, cell.experiment, cell.seed, cell.experiment != "finetuned",
+                         layer, 0, "contrast", "mean", 0.02, 0.9, 0.001, 0.01, -0.01, 0.03, 0.2, 0.0, 0.002,
+                         "moved", "not used")
+            for cell in cells if cell.role == "tuned" for layer in range(LAYERS)
+        ),
+        tuple(
+            HeadVerdict(size, experiment, experiment != "finetuned", layer, 0, "contrast", "mean",
+                        "t over seeds", 3, 0.02, 0.9, 0.001, 0.01, -0.01, 0.03, 0.2, 0.0, 0.002,
+                        0.004, -0.002, 0.01, 0.3, "moved", "used" if layer else "not used")
+            for size, experiment in guided for layer in range(LAYERS)
         ),
     )  # fmt: skip
     write_study(folder, records)

@@ -123,6 +123,24 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         grid(tmp_path, sizes=["pico", "pico"])
 
 
+def test_a_budget_is_put_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    small = {"tokens": 2048, "train": {"learning_rate": 0.5}, "output": "runs/small"}
+    file.write_text(yaml.safe_dump({**SMALL, "budgets": {"small": small}}))
+    whole, small_one = load_study(file, {}), load_study(file, {"budget": "small"})
+    assert whole.budget is None and whole.tokens != 2048
+    assert (small_one.budget, small_one.tokens, small_one.output) == ("small", 2048, "runs/small")
+    assert small_one.train == {**whole.train, "learning_rate": 0.5}
+    assert load_study(file, {"budget": "small", "tokens": "4096"}).tokens == 4096
+    with pytest.raises(UserError, match="did you mean 'small'"):
+        load_study(file, {"budget": "smal"})
+    with pytest.raises(UserError, match="the study has none"):
+        load_study("laptop", {"budget": "small"})
+    file.write_text(yaml.safe_dump({**SMALL, "budgets": {"small": {"budget": "small"}}}))
+    with pytest.raises(UserError, match="a budget cannot set budget"):
+        load_study(file, {})
+
+
 def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("name: a\nseeds: [0]\nseeds: [1]\n")

@@ -32,7 +32,7 @@ def test_a_study_before_collection_has_cells_only(tmp_path: Path) -> None:
     write_study(bare, whole)
     assert read_study(bare) == replace(
         whole, results=(), means=(), comparisons=(), verdicts=(), shares=(), gains=(), attention=(),
-        losses=(), changes=(),
+        losses=(), changes=(), knock_outs=(), head_verdicts=(),
     )  # fmt: skip
 
 

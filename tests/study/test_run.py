@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
+from gaguide.ablate.records import read_ablation
 from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.errors import UserError
+from gaguide.study.collect import collect
 from gaguide.study.file import load_study
 from gaguide.study.grid import Grid, make_grid
 from gaguide.study.record_files import read_study
 from gaguide.study.run import Runner
 from gaguide.study.slurm import SlurmOptions, submit_study
-from gaguide.study.state import read_state
+from gaguide.study.state import needs_ablation, read_state
 from tests.study.cells import finish
 from tests.support.patience import patience
 from tests.support.ranks import rank_environment
@@ -72,15 +74,51 @@ def test_a_failure_keeps_its_log_and_blocks_only_cells_that_start_from_it(tmp_pa
 
 
 def test_finished_cells_are_skipped_and_other_tasks_evaluated_again(tmp_path: Path) -> None:
-    made = grid(tmp_path)
+    made = grid(tmp_path, ablation=None)
     finish(made, train_embedded_tokenizer(300), ["a", "b"], lambda cell, at: 1.0, lambda cell: 5.0)
     before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*.json")}
     assert {state.state for state in Runner(made).run(made.cells).values()} == {"done"}
     assert before == {path: path.stat().st_mtime_ns for path in made.folder.rglob("*.json")}
-    other = grid(tmp_path, tasks=["demo"])
+    other = grid(tmp_path, tasks=["demo"], ablation=None)
     assert {cell.role: read_state(other, cell).state for cell in other.cells} == {
         "base": "done", "original": "pending", "tuned": "pending",
     }  # fmt: skip
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_heads_are_removed_after_the_evaluation_and_again_with_other_settings(tmp_path: Path) -> None:
+    """Real training, evaluation and ablation of one cell from random weights, and of one that fails."""
+    changes: dict[str, Any] = {
+        "experiments": [{"name": "1-negation", "start": "scratch"}], "pretrain": None,
+        "ablation": {"methods": ["mean"], "controls": 1, "blocks": 6},
+        "data": {"shards": "embedded", "block_length": 64},
+    }  # fmt: skip
+    made = grid(tmp_path, **changes)
+    (cell,) = made.cells
+    state = Runner(made).run(made.cells)[cell.id]
+    assert state.state == "done" and state.error is None and state.seconds.keys() == {
+        "train", "evaluate", "ablate",
+    }  # fmt: skip
+    assert not needs_ablation(made, cell)
+    record = read_ablation(made.path(cell) / "ablation")
+    assert (record.before, record.deciding, record.settings["blocks"]) == ("start", "mean", 6)
+    heads = record.models[0].with_role("guided")
+    assert all(head.attention_before is not None and head.rise is not None for head in heads)
+    collected = collect(made)
+    assert len(collected.knock_outs) == len(collected.head_verdicts) == len(heads)
+    assert {one.test for one in collected.head_verdicts} == {"t over blocks"}
+    assert read_study(made.folder) == collected
+    # Other settings: only the heads are removed again. One that fails leaves the cell done, with the error.
+    other = grid(tmp_path, **changes | {"ablation": {"methods": ["zero"], "controls": 0, "blocks": 5}})
+    assert needs_ablation(other, cell)
+    failed = Runner(other, before=["false"]).run(other.cells)[cell.id]
+    assert failed.state == "done" and failed.error is not None and "ablate ended with code 1" in failed.error
+    assert needs_ablation(other, cell) and not collect(other).knock_outs
+    again = Runner(other).run(other.cells)[cell.id]
+    assert again.error is None and again.seconds["train"] == state.seconds["train"]
+    assert (made.path(cell) / "ablation.replaced-1").is_dir()
+    assert read_ablation(made.path(cell) / "ablation").deciding == "zero"
 
 
 def test_slurm_jobs_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,45 @@
+"""`gaguide push`: upload the exported model of a run, with its model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(push)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="Output folder of a finished training.")],
+    repo: Annotated[str, typer.Option(help="Repository: USER/NAME or ORGANISATION/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to upload to.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the card and list the files only.")
+    ] = False,
+) -> None:
+    """Upload RUN/model to the hub, after its card (README.md) was written anew with the run's evaluations."""
+    from gaguide.files import expand_home
+    from gaguide.publish import Score, push_model, write_card
+    from gaguide.publish.push import check_push
+    from gaguide.report.run_records import read_runs
+
+    run = expand_home(run)
+    model = check_push(run, repo)
+    (record,) = read_runs([run])
+    scores = [
+        Score(each.task, each.metric, each.value, each.low, each.high, each.count)
+        for each in record.scores or ()
+    ]
+    if not write_card(run, model, scores):
+        typer.echo(f"{model / 'README.md'} was written by somebody else and stays as it is")
+    files = sorted(path for path in model.rglob("*") if path.is_file() and not path.name.startswith("."))
+    for path in files:
+        typer.echo(f"{path.relative_to(model)}  {path.stat().st_size / 1e6:,.1f} MB")
+    if dry_run:
+        return
+    typer.echo(f"→ {push_model(model, repo, private=private, revision=revision)}")

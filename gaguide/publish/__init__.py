@@ -1,0 +1,25 @@
+"""What leaves the machine: the model card of an exported model, and its upload to a hub."""
+
+from typing import TYPE_CHECKING
+
+from gaguide.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gaguide.publish.base import BaseModel, read_base_model
+    from gaguide.publish.card import CARD, Score, read_own_card, write_card
+    from gaguide.publish.push import push_model
+
+__all__ = ["CARD", "BaseModel", "Score", "push_model", "read_base_model", "read_own_card", "write_card"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "BaseModel": "base",
+        "read_base_model": "base",
+        "CARD": "card",
+        "Score": "card",
+        "read_own_card": "card",
+        "write_card": "card",
+        "push_model": "push",
+    },
+)

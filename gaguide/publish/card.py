@@ -1,0 +1,233 @@
+"""The model card (README.md) of an exported model, written from the records of its run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gaguide.errors import mask_credentials
+from gaguide.files import write_text
+from gaguide.publish.base import BaseModel
+
+CARD = "README.md"
+_MARK = "<!-- written by gaguide; a card without this line is left as it is -->"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_UNKNOWN_LICENSE = (
+    "The licence of the base model is not known to this card: find it, and state it, before you share "
+    "the model."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table of evaluations."""
+
+    task: str
+    """Name of the task."""
+    metric: str
+    """Name of the metric."""
+    value: float
+    """Its value, finite."""
+    low: float | None
+    """Lower end of the 95% interval over examples; None where there is none."""
+    high: float | None
+    """Upper end."""
+    count: int | None
+    """Number of examples."""
+    note: str = ""
+    """What a reader must know of this number, such as that all answers are the same."""
+
+
+def write_card(run: Path, model: Path, scores: Sequence[Score] | None = None) -> bool:
+    """Write `model`/README.md from summary.json and config.yaml of `run`.
+
+    `scores` are None where the run's evaluations were not looked for. A card that somebody else wrote is left
+    alone; returns whether it was written. The base model's licence and languages are carried over.
+    """
+    if read_own_card(model) is not None:
+        return False
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    config = mask_credentials((run / "config.yaml").read_text("utf-8"))
+    write_text(model / CARD, render_card(summary, config, scores))
+    return True
+
+
+def read_own_card(model: Path) -> str | None:
+    """The text of a card in `model` that gaguide did not write; None where there is none."""
+    path = model / CARD
+    text = path.read_text("utf-8") if path.is_file() else _MARK
+    return None if _MARK in text else text
+
+
+def render_card(summary: Mapping[str, Any], config: str, scores: Sequence[Score] | None = None) -> str:
+    """The card's text: YAML metadata, then Markdown. `config` is the text of config.yaml, without secrets."""
+    settings = yaml.safe_load(config)
+    del settings["output"]  # a path of the machine it was made on
+    base = BaseModel.from_record(summary["base_model"])
+    sources = tuple(mask_credentials(source) for source in summary.get("sources") or ())
+    data = ModelCardData(
+        base_model=base.hub_id,
+        datasets=[source for source in sources if _HUB_ID.fullmatch(source)] or None,
+        language=list(base.language) or None,
+        license=base.license,
+        license_name=base.license_name,
+        license_link=base.license_link,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gaguide", *(["attention-guidance"] if summary.get("guidance_weight") else [])],
+        model_name=str(summary["name"]),
+        eval_results=[_result(score) for score in scores or ()] or None,
+    )
+    environment = Environment(
+        loader=PackageLoader("gaguide.publish", "."),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, in which the template escapes what it needs to
+    )
+    body = environment.get_template("card.md.jinja").render(
+        **_content(summary, settings, base, sources),
+        config=yaml.safe_dump(settings, sort_keys=False).strip(),
+        scores=_rows(scores),
+        looked=scores is not None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n{_MARK}\n\n{body}"
+
+
+def _content(
+    summary: Mapping[str, Any], settings: Mapping[str, Any], base: BaseModel, sources: tuple[str, ...]
+) -> dict[str, Any]:
+    before, after = (summary["validation"].get(when) or {} for when in ("before", "after"))
+    guided = bool(summary.get("guidance_weight"))
+    return {
+        "name": _cell(summary["name"]),
+        "base": base,
+        "base_link": f"[{base.hub_id}](https://huggingface.co/{base.hub_id})"
+        if base.hub_id
+        else f"`{base.name}`",
+        "guided": guided,
+        "measured": after.get("guided_attention") is not None,
+        "experiment": summary.get("experiment"),
+        "guidance": settings["guidance"],
+        "plan": _plan(summary.get("heads") or ()),
+        "training": _training(summary, settings, sources),
+        "blocks": after.get("blocks"),
+        "before": _numbers(before),
+        "after": _numbers(after),
+        "limits": _limits(summary, base, guided),
+        "provenance": _provenance(summary, base),
+        "versions": summary.get("versions") or {},
+    }
+
+
+def _plan(heads: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of guided heads: heads of one pattern and weight together."""
+    rows: dict[tuple[str, float], list[tuple[int, int]]] = {}
+    for head in heads:
+        rows.setdefault((head["pattern"], head["weight"]), []).append((head["layer"], head["head"]))
+    found = []
+    for (pattern, weight), places in rows.items():
+        layers, numbers = sorted({layer for layer, _ in places}), sorted({head for _, head in places})
+        whole = len(places) == len(layers) * len(numbers)
+        of_heads = ", ".join(map(str, numbers)) if whole else ", ".join(f"{la}.{he}" for la, he in places)
+        of_layers = ", ".join(map(str, layers)) if whole else "as layer.head"
+        found.append(
+            {"heads": of_heads, "layers": of_layers, "pattern": _cell(pattern), "weight": f"{weight:g}"}
+        )
+    return found
+
+
+def _training(
+    summary: Mapping[str, Any], settings: Mapping[str, Any], sources: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    train, dropped = settings["train"], int(summary.get("dropped_steps") or 0)
+    rows = [
+        ("text", ", ".join(map(_cell, sources)) or "not recorded"),
+        ("tokens", f"{summary['tokens']:,}"),
+        ("steps", f"{summary['steps']:,}" + (f", of which {dropped:,} were dropped" if dropped else "")),
+        ("global batch", f"{train['global_batch']} blocks of {settings['data']['block_length']} tokens"),
+        (
+            "learning rate",
+            f"{train['learning_rate']:g}, {train['schedule']}, {train['warmup_steps']} warmup steps",
+        ),
+        ("ranks", f"{summary['world_size']}, ZeRO stage {summary['zero_stage']}"),
+        ("wall clock", f"{summary['seconds']:,.0f} s"),
+        ("seed", str(settings["seed"])),
+    ]
+    if summary.get("changes"):
+        rows.append(("settings changed on the way", f"{len(summary['changes'])} times: see summary.json"))
+    return rows
+
+
+def _limits(summary: Mapping[str, Any], base: BaseModel, guided: bool) -> list[str]:
+    limits = []
+    if guided:
+        limits.append(
+            "Where the guided heads look is shown above. Whether the model uses what they bring is another "
+            "question, which `gaguide ablate` answers and this card does not."
+        )
+    limits.append(
+        "One run of one seed: differences from other runs may be noise. Intervals are over examples only."
+    )
+    if base.is_pretrained:
+        limits.append("Biases and limits of the base model remain.")
+        if base.license is None:
+            limits.append(_UNKNOWN_LICENSE)
+    if summary.get("dropped_steps"):
+        limits.append("Steps whose gradient was not finite were dropped.")
+    return limits
+
+
+def _provenance(summary: Mapping[str, Any], base: BaseModel) -> list[tuple[str, str]]:
+    prints = summary.get("fingerprints") or {}
+    rows = [("base model", base.fingerprint), *((name, str(value)) for name, value in prints.items())]
+    return [
+        *rows,
+        *((f"version of {name}", str(value)) for name, value in (summary.get("versions") or {}).items()),
+    ]
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, str]:
+    found = {"lm_loss": record.get("lm_loss"), "attention": record.get("guided_attention")}
+    return {name: "not measured" if value is None else f"{value:.4f}" for name, value in found.items()}
+
+
+def _rows(scores: Sequence[Score] | None) -> list[dict[str, str]]:
+    rows = []
+    for score in scores or ():
+        interval = "" if score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
+        value = f"{score.value:.4f}" + (f" ({_cell(score.note)})" if score.note else "")
+        count = "" if score.count is None else f"{score.count:,}"
+        rows.append(
+            {
+                "task": _cell(score.task),
+                "metric": score.metric,
+                "value": value,
+                "interval": interval,
+                "count": count,
+            }
+        )
+    return rows
+
+
+def _result(score: Score) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=score.task,
+        dataset_name=score.task,
+        metric_type=score.metric,
+        metric_value=score.value,
+        verified=False,
+    )
+
+
+def _cell(text: object) -> str:
+    """Text for a cell of a Markdown table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,79 @@
+"""Upload of an exported model to a hub, by huggingface_hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from gaguide.errors import Fault, FaultCollector, UserError
+
+_HIDDEN = [".*", "**/.*"]
+"""Left out: nothing but the export's own files is uploaded."""
+
+_TRANSPORTS = {"httpx", "httpx2"}
+"""What huggingface_hub 1 and 2 send requests with; their errors have no base in common."""
+
+
+def check_push(run: Path, repo: str) -> Path:
+    """The model folder of a finished run. Raises one `UserError` with every reason not to upload it."""
+    model, summary = run / "model", run / "summary.json"
+    with FaultCollector() as faults:
+        try:
+            validate_repo_id(repo)
+            if "/" not in repo:
+                raise HFValidationError("has no user or organisation")
+        except HFValidationError as error:
+            faults.add(
+                Fault(
+                    "--repo", f"is no repository name: {error}", "give USER/NAME or ORGANISATION/NAME", repo
+                )
+            )
+        if not summary.is_file() or not (model / "config.json").is_file():
+            problem = "is not a finished run with an exported model"
+            faults.add(Fault("RUN", problem, "give the output folder of a finished training", str(run)))
+        elif diverged := json.loads(summary.read_text("utf-8")).get("diverged"):
+            faults.add(Fault("RUN", f"has diverged ({diverged})", "push another run", str(run)))
+        if get_token() is None:
+            faults.add(
+                Fault("token", "no token of the hub was found", "run `hf auth login`, or set HF_TOKEN")
+            )
+    return model
+
+
+def push_model(model: Path, repo: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Upload the files of `model` to `repo`, made if it does not exist; returns the commit's address.
+
+    Interrupted and started again, it sends only what the hub does not have. An existing repository keeps its
+    visibility and its other files. Raises `UserError` where the hub refuses or cannot be reached.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=model,
+            revision=revision,
+            ignore_patterns=_HIDDEN,
+            commit_message=f"Upload {model.resolve().parent.name} with gaguide",
+        )
+    except HfHubHTTPError as error:
+        reason = error.server_message or str(error).splitlines()[0]
+        status: int = getattr(error.response, "status_code", 0)
+        remedy = {
+            401: "log in again: hf auth login",
+            403: "use a token with write access to that user or organisation",
+        }.get(status, "start the same command again; what was sent is not sent twice")
+        raise UserError(Fault("--repo", f"the hub refused: {reason}", remedy, repo)) from None
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _TRANSPORTS:
+            raise
+        problem = f"the hub cannot be reached ({error or type(error).__name__})"
+        remedy = "start the same command again where the hub can be reached; what was sent is not sent twice"
+        raise UserError(Fault("--repo", problem, remedy, repo)) from None
+    return str(done.commit_url)

@@ -1,0 +1,133 @@
+"""Is what guidance moved used? From the ablations of a study's cells to verdicts over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from gaguide.ablate.effects import movement, usage
+from gaguide.ablate.records import Effect, read_ablation
+from gaguide.stats.paired import Paired, holm, over_seeds
+from gaguide.study.analysis_records import HeadKnockOut, HeadVerdict
+from gaguide.study.file import FINETUNED
+from gaguide.study.grid import Grid
+from gaguide.study.records import LeftOut
+from gaguide.study.state import ablation_file, needs_ablation
+
+
+def knock_outs(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadKnockOut]:
+    """The heads of every cell that were removed by the study's settings; no cell that is left out."""
+    diverged = {row.cell for row in left if row.task is None}
+    for cell in grid.cells:
+        path = ablation_file(grid.path(cell))
+        if cell.id in diverged or not path.is_file() or needs_ablation(grid, cell) or grid.ablation is None:
+            continue
+        record = read_ablation(path.parent)
+        for head in record.models[0].with_role("guided"):
+            effects = head.methods[record.deciding]
+            assert cell.run is not None
+            yield HeadKnockOut(
+                cell=cell.id,
+                size=cell.size,
+                experiment=cell.experiment,
+                seed=cell.seed,
+                guided=cell.run.guidance.weight > 0,
+                layer=head.layer,
+                head=head.head,
+                pattern=head.pattern,
+                method=record.deciding,
+                before=head.attention_before,
+                after=head.attention,
+                p_moved=None if head.rise is None else head.rise.p_holm,
+                loss=effects.loss.difference,
+                low=effects.loss.low,
+                high=effects.loss.high,
+                p_used=effects.loss.p_holm,
+                near=effects.near.difference,
+                over_controls=None if effects.over_controls is None else effects.over_controls.difference,
+                moved=head.moved,
+                used=head.used,
+            )
+
+
+def head_verdicts(rows: Sequence[HeadKnockOut]) -> list[HeadVerdict]:
+    """Of every size, experiment and head, over its seeds."""
+    families: dict[tuple[str, str], dict[tuple[int, int], list[HeadKnockOut]]] = {}
+    for row in rows:
+        heads = families.setdefault((row.size, row.experiment), {})
+        heads.setdefault((row.layer, row.head), []).append(row)
+    twins = {
+        (row.size, row.seed, row.layer, row.head): row.loss for row in rows if row.experiment == FINETUNED
+    }
+    return [verdict for heads in families.values() for verdict in _family(list(heads.values()), twins)]
+
+
+_Twins = dict[tuple[str, int | None, int, int], float | None]
+
+
+def _family(heads: Sequence[Sequence[HeadKnockOut]], twins: _Twins) -> list[HeadVerdict]:
+    """Verdicts on the heads of one size and experiment, Holm-corrected over them."""
+    found = [_verdict(rows, twins) for rows in heads]
+    corrected = [holm([getattr(one, name) for one in found]) for name in ("p_moved", "p_used", "p_over")]
+    return [
+        _decided(one if one.test == "t over blocks" else replace(one, p_moved=moved, p_used=used), over)
+        for one, moved, used, over in zip(found, *corrected, strict=True)
+    ]
+
+
+def _decided(one: HeadVerdict, p_over: float | None) -> HeadVerdict:
+    rise = None if one.before is None or one.after is None else one.after - one.before
+    return replace(
+        one,
+        p_over=p_over,
+        moved=movement(None if rise is None else Effect(rise, p_holm=one.p_moved)),
+        used=usage(Effect(one.loss, p_holm=one.p_used)),
+    )
+
+
+def _verdict(rows: Sequence[HeadKnockOut], twins: _Twins) -> HeadVerdict:
+    """One head's numbers, p values not yet corrected over heads (those over blocks already are)."""
+    one, single = rows[0], len(rows) == 1
+    losses = [row.loss for row in rows if row.loss is not None]
+    rises = [row.after - row.before for row in rows if row.after is not None and row.before is not None]
+    over = [
+        row.loss - twin
+        for row in rows
+        if row.experiment != FINETUNED and row.loss is not None
+        and (twin := twins.get((row.size, row.seed, row.layer, row.head))) is not None
+    ]  # fmt: skip
+    loss = over_seeds(losses) if losses else Paired(0.0, None, None, None)
+    beyond = over_seeds(over) if over else Paired(0.0, None, None, None)
+    return HeadVerdict(
+        size=one.size,
+        experiment=one.experiment,
+        guided=one.guided,
+        layer=one.layer,
+        head=one.head,
+        pattern=one.pattern,
+        method=one.method,
+        test="t over blocks" if single else "t over seeds",
+        seeds=len(rows),
+        before=_mean([row.before for row in rows]),
+        after=_mean([row.after for row in rows]),
+        p_moved=one.p_moved if single else (over_seeds(rises).p if rises else None),
+        loss=loss.difference if losses else None,
+        low=one.low if single else loss.low,
+        high=one.high if single else loss.high,
+        p_used=one.p_used if single else loss.p,
+        near=_mean([row.near for row in rows]),
+        over_controls=_mean([row.over_controls for row in rows]),
+        over_finetuned=beyond.difference if over else None,
+        over_low=beyond.low,
+        over_high=beyond.high,
+        p_over=beyond.p,
+        moved="not compared",
+        used="not measured",
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None unless all have a number: a mean of others would not be the seeds'."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None

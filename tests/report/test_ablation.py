@@ -1,0 +1,92 @@
+"""The lines about a run without its guided heads, and a page of several ablations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gaguide.ablate.records import (
+    AblationRecord,
+    Effect,
+    HeadRecord,
+    MethodEffects,
+    ModelRecord,
+    write_ablation,
+)
+from gaguide.guidance.cues import BANDS
+from gaguide.report import make_report, read_runs, render_report
+from gaguide.report.ablation_report import ablation_report
+from tests.report.synthetic import write_run
+
+
+def effects(difference: float | None) -> MethodEffects:
+    one = Effect(difference, -0.001, 0.002, 0.5, 0.7, 900) if difference is not None else Effect(None)
+    return MethodEffects(one, one, dict.fromkeys(BANDS, one), over_controls=one, near_over_controls=one)
+
+
+def model_record(folder: Path, difference: float | None, moved: str, used: str) -> ModelRecord:
+    heads = tuple(
+        HeadRecord(
+            layer, head, "guided" if head == 0 else "control", "contrast", 0.9, 0.02,
+            Effect(0.88, 0.8, 0.9, 0.0001, 0.0002, 50), 0.4, 0.3, 0.5, {"mean": effects(difference)},
+            moved, used,
+        )
+        for layer in range(2)
+        for head in range(2)
+    )  # fmt: skip
+    return ModelRecord(
+        str(folder), folder.parent.name, {"files": []}, 2, 3, 4.5, dict.fromkeys(BANDS, 4.5),
+        dict.fromkeys(BANDS, 30), {}, heads, {"mean": effects(difference)}, 3.0, ("a doubt about it",),
+    )  # fmt: skip
+
+
+def ablation(*models: ModelRecord) -> AblationRecord:
+    return AblationRecord(models, {"methods": ["mean"], "blocks": 64, "patterns": []}, "mean", "plain", {})
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    plain = write_run(tmp_path / "plain", "plain")
+    guided = write_run(tmp_path / "guided", "guided", attention=(0.02, 0.9))
+    record = ablation(
+        model_record(plain / "model", 0.0051, "not compared", "used"),
+        model_record(guided / "model", None, "moved", "not measured"),
+    )
+    write_ablation(guided / "ablation", record)
+    return [plain, guided]
+
+
+def test_a_runs_lines_are_those_of_its_model_wherever_the_ablation_is(runs: list[Path]) -> None:
+    plain, guided = read_runs(runs)
+    assert plain.ablation is not None and guided.ablation is not None
+    assert plain.ablation.loss.difference == 0.0051 and guided.ablation.loss.difference is None
+    report = make_report([plain, guided])
+    assert report.summary is not None
+    rows = {name: cells for name, cells in report.summary.rows}
+    loss = rows["loss without those heads, all at once (nats per token)"]
+    assert [cell.text for cell in loss] == ["+0.0051", "–"] and "[-0.0010, 0.0020]" in loss[0].small
+    assert rows["heads"][1].text == "2 attention moved, not measured"
+    assert any("2 attention not compared, used" in sentence for sentence in report.findings)
+    assert "guided, ablation: a doubt about it." in report.cautions
+    assert "verdicts" in [table.name for table in report.tables]
+
+
+def test_runs_without_an_ablation_have_no_such_lines(runs: list[Path], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", "other")
+    (run,) = read_runs([other])
+    assert run.ablation is None
+    report = make_report([run])
+    assert report.summary is not None and not any("without" in name for name, _ in report.summary.rows)
+    assert "verdicts" not in [table.name for table in report.tables]
+
+
+def test_every_format_of_several_ablations(tmp_path: Path) -> None:
+    first = ablation(model_record(tmp_path / "a" / "model", 0.5, "moved", "used"))
+    second = ablation(model_record(tmp_path / "b" / "model", -0.25, "not moved", "harmful"))
+    report = ablation_report([first, second])
+    for kind in ("html", "md", "latex", "csv", "png"):
+        assert all(render_report(report, kind, "x").values()), kind
+    page = render_report(report, "html", "x")["x.html"].decode()
+    for text in ("attention moved, used", "attention not moved, harmful", "+0.5000", "-0.2500", "a doubt"):
+        assert text in page
