@@ -15,7 +15,8 @@ ORDER = (
     "home", "lazy", "errors", "files", "numbers", "shipped", "ports", "html", "figures", "stats", "config",
     "distributed", "log", "data",
     "model", "guidance", "integrations", "interventions", "attention", "engine", "checkpoint", "cost",
-    "publish", "liveness", "train", "evaluate", "ablate", "slurm", "study", "report", "doctor", "cli",
+    "publish", "liveness", "train", "evaluate", "ablate", "heads", "slurm", "study", "report", "doctor",
+    "cli",
 )  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def read_request(models: Sequence[str], plan: str | None, settings: AblateSettin
             for folder in folders:
                 faults.attempt(guided_heads, resolved, folder.config)
         faults.add(*_alike(folders))
-        text = faults.attempt(_find_text, source, folders, settings)
+        text = faults.attempt(find_text, source, folders, settings)
         tasks = (
             faults.attempt(
                 read_tasks, settings.tasks, settings.data, settings.limit,
@@ -177,7 +177,8 @@ def model_path(name: str) -> str:
 
 
 def find_plan(models: Sequence[str], given: str | None) -> PlanSource:
-    """The guidance that `given` names: an experiment, a file of a run or with a `guidance` or `plan` alone.
+    """The guidance that `given` names: an experiment, a file of a run or with a `guidance` or `plan` alone,
+    or FILE:NAME for one of several in a file.
 
     None takes the first run among the models' folders that guides, else one that measures.
     """
@@ -194,13 +195,19 @@ def find_plan(models: Sequence[str], given: str | None) -> PlanSource:
         return PlanSource(run.guidance, run, str(Path(run.output) / "config.yaml"))
     if given in _guiding():
         return PlanSource(GuidanceSection(experiment=given), None, given)
-    path = Path(given).expanduser()
+    path, name = Path(given).expanduser(), ""
+    if not path.exists() and ":" in given:
+        path, name = Path(given.rpartition(":")[0]).expanduser(), given.rpartition(":")[2]
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
     if not path.is_file():
         remedy = f"give an experiment ({', '.join(_guiding())}), a run's config.yaml, or a plan's YAML file"
         raise UserError(Fault("--plan", "is not an experiment or a file", remedy, given))
     tree = read_yaml(path, "--plan")
+    if name:
+        if not isinstance(tree.get(name), dict):
+            raise UserError(Fault("--plan", f"{path} has no such plan", suggestion(name, tree), name))
+        tree = tree[name]
     if {"train", "data", "extends"} & set(tree):
         run = load_config(path, {})
         return PlanSource(run.guidance, run, str(path))
@@ -242,7 +249,8 @@ def _alike(folders: Sequence[ModelFolder]) -> list[Fault]:
     return faults
 
 
-def _find_text(source: PlanSource, folders: Sequence[ModelFolder], settings: AblateSettings) -> Text | None:
+def find_text(source: PlanSource, folders: Sequence[ModelFolder], settings: AblateSettings) -> Text | None:
+    """The held-out blocks that the settings name, else those of the plan's run; None for tasks only."""
     run = source.run
     positions = min(folder.positions for folder in folders)
     length = settings.block_length or (run.data.block_length if run else min(_DEFAULT_LENGTH, positions))

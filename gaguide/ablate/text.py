@@ -106,7 +106,7 @@ def measure_text(
         return _by_band(loss_BT.double() - clean_BT.double(), band_BT)
 
     for batch in batches:
-        bands = {id(one.pattern): _bands([one.pattern], batch) for one in subjects}
+        bands = {id(one.pattern): pattern_bands([one.pattern], batch) for one in subjects}
         with passes.keeping(), attach_consumer(model, meter.layers, meter):
             clean_BT = passes.losses(batch)
         sums.readings.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
@@ -120,7 +120,7 @@ def measure_text(
                     found = lost([subject], method, shift, bands[id(subject.pattern)])
                     sums.change.setdefault((subject.key, method), []).append(found)
             tick(done, total)
-        everywhere_BT = _bands([one.pattern for one in subjects if one.role == "guided"], batch)
+        everywhere_BT = pattern_bands([one.pattern for one in subjects if one.role == "guided"], batch)
         sums.together_tokens.append(_by_band(torch.ones_like(clean_BT), everywhere_BT))
         for (name, some), method in itertools.product(sets.items(), methods):
             with passes.from_layer(min(one.layer for one in some)):
@@ -169,7 +169,7 @@ def removals(
     return [knock_out_edges([one.key], one.pattern) for one in subjects]
 
 
-def _bands(patterns: Sequence[Pattern], batch: Batch) -> torch.Tensor:
+def pattern_bands(patterns: Sequence[Pattern], batch: Batch) -> torch.Tensor:
     """Band of each predicted token [B, T - 1]; patterns by offset have no cues: all tokens are `rest`."""
     ids_BT = batch["input_ids"]
     marked_BT = torch.zeros_like(ids_BT).bool()

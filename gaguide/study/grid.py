@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from gaguide.config import RunConfig
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.validation import validation_faults
+from gaguide.config.yaml_tree import read_yaml
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.files import local_folder
@@ -163,6 +164,7 @@ class _GridBuilder:
         self.faults = FaultCollector()
         self.hashes = ContentHashes(folder)
         self._data = _data_identity(study)
+        self.chosen = self.faults.attempt(_read_chosen, study.chosen) or {}
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()
 
@@ -244,8 +246,10 @@ class _GridBuilder:
         """A run's `guidance` section for an experiment."""
         if experiment.guidance is not None:
             return {**self.study.guidance, **experiment.guidance}
+        if experiment.name in self.chosen:
+            return {**self.study.guidance, **self.chosen[experiment.name]}
         if experiment.name not in EXPERIMENTS:
-            known = suggestion(experiment.name, [ORIGINAL, *EXPERIMENTS])
+            known = suggestion(experiment.name, [ORIGINAL, *EXPERIMENTS, *self.chosen])
             remedy = f"{known} Or give it a guidance section"
             self._report(Fault("experiments", "is not a built-in experiment", remedy, experiment.name))
         if experiment.name != FINETUNED:
@@ -332,6 +336,19 @@ class _GridBuilder:
         if path not in self._ds_contents:
             self._ds_contents[path] = self.faults.attempt(load_deepspeed_json, path)
         return self._ds_contents[path]
+
+
+def _read_chosen(path: str | None) -> dict[str, dict[str, Any]]:
+    """Experiment → `guidance` section, from the file that `chosen` names."""
+    if path is None:
+        return {}
+    tree = read_yaml(Path(path).expanduser(), "chosen")
+    remedy = "give the plan.yaml of gaguide heads profile"
+    faults = [Fault(f"chosen: {name}", "must be a guidance section", remedy, entry)
+              for name, entry in tree.items() if not isinstance(entry, dict)]  # fmt: skip
+    if faults:
+        raise UserError(faults)
+    return {str(name): entry for name, entry in tree.items()}
 
 
 def _material(run: RunConfig, base: Cell | None) -> dict[str, Any]:

@@ -27,6 +27,8 @@ COMMANDS = (
     "eval --help",
     "lexicon show contrastt --tokenizer nothing --mode word --lexicons nothing.yaml",
     "ablate --help",
+    "heads --help",
+    "heads profile --help",
     "plan --help",
     "plan --model gpt2-xl --gpus 8 --nodes 4",
     "plan --model gpt2 --json",

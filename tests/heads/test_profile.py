@@ -1,0 +1,230 @@
+"""Profiles of heads: planted behaviour, estimates against finite differences, rules, and the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gaguide.ablate.request import find_plan
+from gaguide.ablate.subjects import Subject
+from gaguide.ablate.text import measure_text
+from gaguide.cli.heads import ProfileOptions
+from gaguide.cli.heads import profile as command
+from gaguide.data import load_tokenizer
+from gaguide.errors import UserError
+from gaguide.guidance import TokenSet
+from gaguide.guidance.cues import BANDS, NEAR
+from gaguide.heads.attribution import attribute
+from gaguide.heads.behaviour import Behaviour, _repeated_ids, behaviours
+from gaguide.heads.records import HeadProfile, read_profile
+from gaguide.heads.rules import choose
+from gaguide.interventions import intervene, mean_outputs, record_outputs
+from gaguide.study.file import load_study
+from gaguide.study.grid import make_grid
+from tests.support.models import CONFIGS, HEADS, LAYERS, random_ids, tiny_model
+
+WORDS = TokenSet("words", frozenset({5, 9, 17, 33}))
+
+
+def batches() -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": random_ids(2, 40, seed)} for seed in range(2)]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_estimate_is_the_derivative_towards_the_mean(kind: str) -> None:
+    model, given = tiny_model(kind), batches()
+    means = mean_outputs(model, given)
+    found = attribute(model, given, WORDS, means)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert len(found) == LAYERS * HEADS and found[0, 0].shape == (4, 2)
+    step = 1e-3
+    for key in ((0, 1), (1, 3), (2, 0)):
+        with record_outputs(model) as outputs:
+            model(**given[0], use_cache=False)
+        z_BTD = outputs.head(*key)
+        # A small step towards the mean, by an intervention that mixes both.
+        mixed = _Mix(key, (1 - step) * z_BTD + step * means[key].float())
+        before, after = _loss(model, given[0]), None
+        with intervene(model, mixed):
+            after = _loss(model, given[0])
+        derivative = (after - before) / step
+        np.testing.assert_allclose(found[key][:2, 1], derivative, rtol=0.08, atol=0.15)
+
+
+class _Mix:
+    def __init__(self, key, out_BTD) -> None:
+        self.heads, self.out = (key,), out_BTD
+
+    def change(self, call, inputs, heads, out_BTHD):
+        return self.out[:, :, None]
+
+
+def _loss(model, batch) -> np.ndarray:
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits[:, :-1].double()
+    loss = torch.nn.functional.cross_entropy(logits.mT, batch["input_ids"][:, 1:], reduction="none")
+    return loss.sum(1).numpy()
+
+
+def test_estimates_rank_heads_as_their_exact_removal_does() -> None:
+    model, given = tiny_model("gpt2"), batches()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.6)
+    found = attribute(model, given, WORDS, mean_outputs(model, given))
+    subjects = [Subject(layer, head, "other", WORDS) for layer in range(LAYERS) for head in range(HEADS)]
+    exact = measure_text(model, subjects, given, ["mean"])
+    near = [BANDS.index(name) for name in NEAR]
+    estimates = [found[one.key].sum(0) for one in subjects]
+    changes = [exact.change[one.key, "mean"] for one in subjects]
+    for column, wanted in ((0, [c[:, near].sum() for c in changes]), (1, [c.sum() for c in changes])):
+        assert np.corrcoef([e[column] for e in estimates], wanted)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-grouped-query"])
+def test_places_are_those_of_the_maps(kind: str) -> None:
+    model, given = tiny_model(kind), batches()
+    found = behaviours(model, given)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = [model(**batch, output_attentions=True, use_cache=False).attentions for batch in given]
+    for (layer, head), one in found.items():
+        h_BTT = torch.cat([part[layer][:, head] for part in maps])[:, 2:].double()
+        T = h_BTT.shape[2]
+        rows = torch.arange(2, T)
+        assert one.first == pytest.approx(float(h_BTT[..., 0].mean()), abs=1e-5)
+        assert one.previous == pytest.approx(float(h_BTT[:, rows - 2, rows - 1].mean()), abs=1e-5)
+        assert one.same == pytest.approx(float(h_BTT[:, rows - 2, rows].mean()), abs=1e-5)
+    ids_BT = _repeated_ids(given, 20, 0)
+    assert torch.equal(ids_BT[:, :20], ids_BT[:, 20:])
+    with torch.no_grad():
+        again = model(input_ids=ids_BT, output_attentions=True, use_cache=False).attentions
+    for (layer, head), one in found.items():
+        h_BTT = again[layer][:, head].double()
+        after = float(h_BTT[:, torch.arange(20, 40), torch.arange(1, 21)].mean())
+        assert one.induction == pytest.approx(after, abs=1e-5)
+
+
+def test_planted_heads_are_named() -> None:
+    """Head 0 copies: it writes its token's own embedding. Head 1 asks for the position one back."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=64, n_positions=64, n_embd=128, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.transformer.h.parameters():
+            if parameter.ndim > 1:
+                parameter.zero_()
+        model.transformer.wte.weight[:, 64:] = 0
+        model.transformer.wte.weight[:, :64].normal_()
+        model.transformer.wpe.weight.zero_()
+        model.transformer.wpe.weight[:, 64:] = 8 * torch.eye(64)
+        attention = model.transformer.h[0].attn
+        attention.c_attn.weight[64:, 64:128] = torch.eye(64).roll(-1, 1)  # position p asks for p - 1
+        attention.c_attn.weight[64:, 192:256] = torch.eye(64)
+        attention.c_attn.weight[:64, 256:320] = torch.eye(64)
+        attention.c_proj.weight[:64, :64] = torch.eye(64)
+    given = [{"input_ids": random_ids(2, 64)}]
+    found = behaviours(model, given)
+    assert (found[0, 0].type, found[0, 1].type) == ("copying", "previous token")
+    assert found[0, 1].previous > 0.95 and found[0, 1].copying == pytest.approx(0.0, abs=1e-6)
+    copying = found[0, 0].copying
+    assert copying is not None and copying > 3
+    with torch.no_grad():
+        attention.c_proj.weight.neg_()
+    suppressing = behaviours(model, given)[0, 0]
+    assert suppressing.copying == pytest.approx(-copying) and suppressing.type == "other"
+
+
+def test_types_take_the_first_score_that_is_high_enough() -> None:
+    assert Behaviour(0.9, 0.05, 0.0, 0.0, None).type == "first-token sink"
+    assert Behaviour(0.1, 0.6, 0.0, 0.5, 2.0).type == "induction"
+    assert Behaviour(0.1, 0.1, 0.1, 0.0, 1.5).type == "copying"
+    assert Behaviour(0.1, 0.1, 0.1, 0.0, None).type == "other"
+
+
+def head(layer: int, index: int, near: float | None, loss: float | None, estimate: float) -> HeadProfile:
+    return HeadProfile(
+        layer, index, 0.1, None, None, 0.6, 0.1, 0.1, 0.0, None, "first-token sink", estimate, estimate,
+        near, None, None, loss, None, None,
+    )  # fmt: skip
+
+
+def test_rules_rank_exact_changes_before_estimates() -> None:
+    heads = [
+        head(0, 0, 0.03, 0.02, 0.01),
+        head(0, 1, None, None, 0.5),  # an estimate, however large, comes after what was removed
+        head(0, 2, 0.05, 0.03, 0.0),
+        head(0, 3, 0.0, 0.0001, 0.0),
+        head(1, 0, -0.04, 0.0, 0.0),  # not unused: the loss near cues falls without it
+    ]
+    most, least, chance = choose(heads, 2, seed=0)
+    assert most.heads == ((0, 0), (0, 2)) and least.heads == ((0, 0), (0, 3))
+    assert choose(heads, 2, seed=0)[2] == chance and len(chance.heads) == 2
+    assert len({choose(heads, 2, seed=seed)[2].heads for seed in range(8)}) > 1
+    assert "60% of its attention is on the first token" in heads[0].displaces
+    assert "(estimated)" in heads[1].displaces
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, embedded_shards: Path) -> Path:
+    tokenizer = load_tokenizer(embedded_shards / "tokenizer")
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_layer=2, n_embd=32, n_head=4, n_positions=64,
+                   bos_token_id=0, eos_token_id=0)
+    )  # fmt: skip
+    place = tmp_path_factory.mktemp("model")
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def test_the_command_writes_a_plan_that_studies_and_ablations_read(
+    folder: Path, embedded_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "profile"
+    words = {"model": str(folder), "lexicon": "negation", "output": out}
+    options = {"text": str(embedded_shards), "blocks": 12, "top": 2, "choose": 2}
+    command(**words, **vars(ProfileOptions(**options)))
+    record = read_profile(out)
+    assert len(record.heads) == 8 and record.near_tokens > 0
+    assert 2 <= sum(one.near is not None for one in record.heads) <= 4
+    plans = yaml.safe_load((out / "plan.yaml").read_text("utf-8"))
+    assert list(plans) == ["chosen-most-used", "chosen-least-used", "chosen-random"]
+    source = find_plan([], f"{out / 'plan.yaml'}:chosen-random")
+    assert {
+        (layer, h) for entry in source.section.plan for layer in entry.layers for h in entry.heads
+    } == set(record.chosen[2].heads)
+    with pytest.raises(UserError, match="has no such plan"):
+        find_plan([], f"{out / 'plan.yaml'}:chosen-rando")
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({
+        "name": "choice", "output": str(tmp_path / "out"), "sizes": [{"name": "here", "model": str(folder)}],
+        "experiments": ["finetuned", "1-negation", *plans], "chosen": str(out / "plan.yaml"),
+        "data": {"shards": str(embedded_shards), "block_length": 64},
+        "train": {"global_batch": 4, "steps": 2}, "guidance": {"weight": 5}, "tasks": ["demo"],
+    }))  # fmt: skip
+    cells = {cell.experiment: cell for cell in make_grid(load_study(study, {})).cells}
+    run = cells["chosen-least-used"].run
+    assert run is not None and run.guidance.weight == 5 and run.guidance.mode == "words"
+    assert {entry.pattern for entry in run.guidance.plan} == {"negation"}
+    page = (out / "report.html").read_text("utf-8")
+    assert "chosen-most-used" in page and page.count("<svg") == 2
+    with pytest.raises(UserError, match="already has a"):
+        command(**words, **vars(ProfileOptions(**options)))
+
+
+def test_faults_before_the_weights(folder: Path, embedded_shards: Path, tmp_path: Path) -> None:
+    options = ProfileOptions(text=str(embedded_shards), blocks=1, top=0)
+    with pytest.raises(UserError, match=r"(?s)--blocks.*--top"):
+        command(model=str(folder), lexicon="negation", output=tmp_path / "a", **vars(options))
+    options = ProfileOptions(text=str(embedded_shards), blocks=4)
+    with pytest.raises(UserError, match="did you mean 'negation'"):
+        command(model=str(folder), lexicon="negatio", output=tmp_path / "a", **vars(options))
