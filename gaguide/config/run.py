@@ -243,6 +243,18 @@ class ValidationSection(_Section):
     """Steps between two validations; 0 validates before the first step and after the last only."""
     blocks: PositiveInt = 256
     """Held-out blocks measured each time, at most."""
+    near_cue: str | None = None
+    """Lexicon: the held-out loss is also split by distance after its words (docs/training.md)."""
+    lexicons: PathText | None = None
+    """YAML file of the user's own word sets, for `near_cue`."""
+    cue_mode: Literal["pieces", "words"] = "words"
+    """words: whole words and phrases of `near_cue`; pieces: its vocabulary pieces."""
+
+    @model_validator(mode="after")
+    def _cues(self) -> ValidationSection:
+        if self.lexicons is not None and self.near_cue is None:
+            raise ValueError("lexicons apply to near_cue only: name one of their word sets there")
+        return self
 
 
 class CheckpointSection(_Section):

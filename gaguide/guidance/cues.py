@@ -1,11 +1,21 @@
 """Where a text's tokens lie relative to its cues, the tokens that a pattern marks: on one, or how far after.
 
-Shapes: B sequences, T positions.
+Shapes: B sequences, T positions, K bands, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import torch
+
+from gaguide.guidance.lexicon import Lexicon, Mode
+from gaguide.guidance.patterns import Columns, Pattern
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BANDS = ("on", "1-5", "6-20", "rest")
 """Bands of a token's distance to the last cue: the cue itself, 1 to 5 tokens after it, 6 to 20, and tokens
@@ -38,3 +48,60 @@ def cue_bands(marked_BT: torch.Tensor, document_BT: torch.Tensor | None = None) 
     distance_BT = cue_distances(marked_BT, document_BT)
     bounds = torch.tensor(_LAST, device=marked_BT.device)
     return torch.where(distance_BT < 0, len(_LAST), torch.bucketize(distance_BT, bounds))
+
+
+@dataclass(frozen=True)
+class Cues:
+    """The cues of one lexicon for one tokenizer."""
+
+    lexicon: str
+    """Name of the lexicon."""
+    mode: Mode
+    """Whether its pieces or whole words are cues."""
+    content: str
+    """Hash of the mode and of the lexicon's pieces or words."""
+    pattern: Pattern
+    """Marks them."""
+
+    def marked(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """True on cues, bool [B, T]."""
+        target = self.pattern.target(ids_BT)
+        assert isinstance(target, Columns)
+        return target.marked_BT
+
+    def bands(self, ids_T: Sequence[int], document_T: Sequence[int]) -> list[str]:
+        """The band of each of T tokens; `document_T` numbers their documents."""
+        ids_BT, document_BT = torch.tensor([ids_T]), torch.tensor([document_T])
+        return [BANDS[index] for index in cue_bands(self.marked(ids_BT), document_BT)[0].tolist()]
+
+    def loss_sums(
+        self, logits_BTV: torch.Tensor, ids_BT: torch.Tensor, document_BT: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Summed loss and number of the predicted tokens of each band, float64 [K, 2].
+
+        The first token of a sequence is not predicted. Logits are made fp32 one sequence at a time.
+        """
+        bands_BT = cue_bands(self.marked(ids_BT), document_BT)
+        sums_K2 = torch.zeros(len(BANDS), 2, dtype=torch.float64, device=ids_BT.device)
+        for logits_TV, ids_T, bands_T in zip(logits_BTV, ids_BT, bands_BT, strict=True):
+            losses = torch.nn.functional.cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="none")
+            sums_K2[:, 0].index_add_(0, bands_T[1:], losses.double())
+            sums_K2[:, 1].index_add_(0, bands_T[1:], torch.ones_like(losses, dtype=torch.float64))
+        return sums_K2
+
+    def record(self, sums: Sequence[Sequence[float]]) -> Mapping[str, Any]:
+        """What `loss_sums`, summed over batches and ranks, says, as plain JSON values."""
+        return {
+            "lexicon": self.lexicon,
+            "mode": self.mode,
+            "content": self.content,
+            "bands": {
+                band: {"loss": loss / count if count else None, "tokens": round(count)}
+                for band, (loss, count) in zip(BANDS, sums, strict=True)
+            },
+        }
+
+
+def make_cues(lexicon: Lexicon, mode: Mode, tokenizer: PreTrainedTokenizerBase) -> Cues:
+    """The cues of a lexicon; raises `UserError` where the tokenizer has no token of it."""
+    return Cues(lexicon.name, mode, lexicon.content(mode), lexicon.pattern(tokenizer, mode))

@@ -7,6 +7,8 @@ whole words and phrases, whatever tokens spell them (see words.py).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +39,11 @@ class Lexicon:
     """Vocabulary pieces, with the order and repetitions of their source."""
     words: tuple[str, ...]
     """Words and phrases, with the order and repetitions of their source."""
+
+    def content(self, mode: Mode) -> str:
+        """A hash of what the lexicon matches in this mode, the same for any name and order."""
+        words = sorted(set(self.pieces if mode == "pieces" else self.words))
+        return hashlib.sha256(json.dumps([mode, words]).encode()).hexdigest()[:16]
 
     def piece_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         """Ids of the vocabulary entries that are a listed piece, with or without the mark of a leading space.

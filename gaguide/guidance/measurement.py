@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from gaguide.distributed import all_reduce_sum
 from gaguide.guidance.attach import Guidance, guide
+from gaguide.guidance.cues import BANDS, Cues
 from gaguide.guidance.plan import GuidancePlan
 from gaguide.model.attention_hooks import suspend_observers
 from gaguide.model.attention_support import unwrap_model
@@ -43,10 +44,13 @@ class Measurement:
     """Attention mass of every guided head, in order of (layer, head)."""
     sequences: int
     """Number of sequences measured."""
+    near_cue: Mapping[str, Any] | None = None
+    """The loss by distance after cues, as `Cues.record` gives it; None where it was not asked for."""
 
     def as_record(self) -> dict[str, Any]:
         """The measurement as plain JSON values."""
-        return asdict(self)
+        found = asdict(self)
+        return found if self.near_cue is not None else {k: v for k, v in found.items() if k != "near_cue"}
 
 
 def measure(
@@ -70,35 +74,42 @@ def measure_guided(
     model: PreTrainedModel,
     guidance: Guidance | None,
     batches: Iterable[tuple[dict[str, torch.Tensor], bool]],
+    cues: Cues | None = None,
 ) -> Measurement:
     """Measure `model` in eval mode over pairs of its keyword arguments, on its device, and whether they
     count.
 
     `guidance` is that of the `with guide(...)` block around the call. It only measures here, so that the loss
     is the model's own. Every rank passes its own batches and gets the result over all ranks. Under ZeRO-3 all
-    ranks must pass equally many batches; ones that do not count make up the difference.
+    ranks must pass equally many batches; ones that do not count make up the difference. `cues` splits the
+    loss by distance after them; where documents are isolated, those of other documents do not count.
     """
     heads = list(guidance.heads) if guidance else []
     # Loss × predicted tokens, predicted tokens, sequences; then mass × queries and queries of each head.
     sums = torch.zeros(3 + 2 * len(heads), dtype=torch.float64, device=model.device)
+    near = torch.zeros(len(BANDS) if cues else 0, 2, dtype=torch.float64, device=model.device)
     was_training = model.training
     model.eval()
     try:
         with guidance.measuring() if guidance else nullcontext():
             for inputs, counted in batches:
                 ids_BT = inputs["input_ids"]
-                loss = model(**inputs, labels=ids_BT, use_cache=False).loss.double()
+                output = model(**inputs, labels=ids_BT, use_cache=False)
+                loss = output.loss.double()
                 if not counted:
                     continue
                 tokens = ids_BT.shape[0] * (ids_BT.shape[1] - 1)
                 sums[:3] += torch.stack(
                     [loss * tokens, loss.new_tensor(tokens), loss.new_tensor(len(ids_BT))]
                 )
+                if cues:
+                    near += cues.loss_sums(output.logits, ids_BT, _documents(inputs))
                 if guidance:
                     sums[3:] += guidance.attention_sums().flatten()
     finally:
         model.train(was_training)
     loss_sum, tokens_sum, sequences, *by_head = all_reduce_sum(sums).tolist()
+    near_cue = cues.record(all_reduce_sum(near).tolist()) if cues else None
     per_head = tuple(
         HeadAttention(
             layer, head, guidance.heads[layer, head].pattern.name, mass / queries if queries else None
@@ -108,5 +119,11 @@ def measure_guided(
     )
     seen = [head.attention for head in per_head if head.attention is not None]
     return Measurement(
-        loss_sum / tokens_sum, sum(seen) / len(seen) if seen else None, per_head, round(sequences)
+        loss_sum / tokens_sum, sum(seen) / len(seen) if seen else None, per_head, round(sequences), near_cue
     )
+
+
+def _documents(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The document of each token [B, T], where positions begin again with each; None without positions."""
+    positions_BT = inputs.get("position_ids")
+    return None if positions_BT is None else (positions_BT == 0).cumsum(-1)

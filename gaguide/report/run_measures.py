@@ -13,6 +13,12 @@ from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
 from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, mark, p_value
 
+_BANDS = {
+    "on": "the cues themselves",
+    "1-5": "1 to 5 tokens after",
+    "6-20": "6 to 20 tokens after",
+    "rest": "other tokens",
+}
 TASKS, FURTHER = "Tasks", "Tasks, further metrics"
 
 
@@ -61,7 +67,12 @@ def measures(runs: Sequence[RunRecord], tests: RunTests | None = None) -> list[M
     """Every row for which some run has a value; the first run is the baseline."""
     tests = paired_tests(runs) if tests is None else tests
     rows = (
-        _about_runs(runs) + _language_model(runs) + _attention(runs) + _ablations(runs) + _tasks(runs, tests)
+        _about_runs(runs)
+        + _language_model(runs)
+        + _near_cue(runs)
+        + _attention(runs)
+        + _ablations(runs)
+        + _tasks(runs, tests)
     )
     return [
         row for row in rows if any(value.number is not None or value.text != ABSENT for value in row.values)
@@ -96,6 +107,24 @@ def _language_model(runs: Sequence[RunRecord]) -> list[Measure]:
         _numbers(section, "loss before", before, 4),
         _numbers(section, f"loss after (nats per token){DIRECTIONS['low']}", after, 4, relative=True),
     ]
+
+
+def _near_cue(runs: Sequence[RunRecord]) -> list[Measure]:
+    """Rows for each set of cues by content: losses of different cues are never in one row."""
+    names = {
+        one.cue_content: one.cues for run in runs for one in (run.before, run.after) if one and one.near_cue
+    }
+    rows = []
+    for content, name in names.items():
+        section = f"Loss near cues on held-out text (tokens after {name})"
+        for when, direction in (("before", ""), ("after", DIRECTIONS["low"])):
+            measured = [getattr(run, when) for run in runs]
+            own = [one.near_cue if one and one.cue_content == content else {} for one in measured]
+            for band in dict.fromkeys(band for losses in own for band in losses):
+                losses = [found.get(band) for found in own]
+                name_of_row = f"{_BANDS.get(band, band)}, {when}{direction}"
+                rows.append(_numbers(section, name_of_row, losses, 4, relative=when == "after"))
+    return rows
 
 
 def _attention(runs: Sequence[RunRecord]) -> list[Measure]:

@@ -49,6 +49,12 @@ class Validation:
     """Attention mass of each guided head."""
     blocks: int | None
     """Number of held-out blocks."""
+    near_cue: Mapping[str, float] = field(default_factory=dict)
+    """Band of distance after a cue → loss of the tokens in it; empty where it was not measured."""
+    cues: str = ""
+    """Name of the cues' lexicon."""
+    cue_content: str = ""
+    """Hash of what the cues are."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,16 @@ def _validation(value: Any) -> Validation | None:
             if {"layer", "head", "pattern"} <= head.keys()
         ),
         _whole(value.get("blocks")),
+        *_near_cue(_mapping(value.get("near_cue"))),
     )
+
+
+def _near_cue(record: Mapping[str, Any]) -> tuple[Mapping[str, float], str, str]:
+    bands = {
+        str(band): _number(_mapping(one).get("loss")) for band, one in _mapping(record.get("bands")).items()
+    }
+    known = {band: loss for band, loss in bands.items() if loss is not None}
+    return known, str(record.get("lexicon", "")), str(record.get("content", ""))
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:

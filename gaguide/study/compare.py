@@ -303,15 +303,25 @@ def _trend(scores: _Scores, task: str, metric: str) -> Trend:
         return fit_trend([one.parameters for one, _ in scores.known], values, BETTER[metric])
     outcomes = [(one.parameters, one.examples[task]) for one, _ in scores.known]
     return fit_trend(
-        [size for size, examples in outcomes for _ in examples.ids],
-        [float(v) for _, examples in outcomes for v in examples.outcomes[metric]],
+        [size for size, examples in outcomes for _ in _counted(examples, metric)],
+        [
+            float(examples.outcomes[metric][at])
+            for _, examples in outcomes
+            for at in _counted(examples, metric)
+        ],
         BETTER[metric],
         [
-            key
+            examples.groups[at] if examples.groups else (examples.keys[at], examples.ids[at])
             for _, examples in outcomes
-            for key in examples.groups or zip(examples.keys, examples.ids, strict=True)
+            for at in _counted(examples, metric)
         ],
     )
+
+
+def _counted(examples: TaskExamples, metric: str) -> list[int]:
+    """Places of the examples that count in a metric, such as texts that have tokens near a cue."""
+    weights = examples.weights.get(metric)
+    return list(range(len(examples.ids))) if weights is None else np.flatnonzero(weights).tolist()
 
 
 def _family_verdicts(

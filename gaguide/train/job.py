@@ -19,6 +19,7 @@ from gaguide.distributed import World
 from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import UserError
 from gaguide.guidance import GuidancePlan
+from gaguide.guidance.cues import Cues
 from gaguide.model import ModelSource, shape_of
 from gaguide.train.device import device_peak_flops
 
@@ -47,6 +48,8 @@ class Job:
     """Optimizer steps of the whole run."""
     frozen: tuple[str, ...] = ()
     """Names of the parameters that are not trained."""
+    cues: Cues | None = None
+    """What the held-out loss is split by; None where it is not."""
     data_start: int = 0
     """Step after which the data begin at their first block: not 0 where they changed during the run."""
 

@@ -13,7 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gaguide.checkpoint import MODEL_FOLDER
 from gaguide.checkpoint.folder import CheckpointInfo, choose
-from gaguide.config import BatchPlan, GuidanceSection, RunConfig, SourceSection, plan_batch
+from gaguide.config import (
+    BatchPlan,
+    GuidanceSection,
+    RunConfig,
+    SourceSection,
+    ValidationSection,
+    plan_batch,
+)
 from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
 from gaguide.data.build.demo_corpus import build_embedded_corpus
 from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
@@ -23,9 +30,17 @@ from gaguide.engine.config import RunValues, device_precisions, load_deepspeed_j
 from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
 from gaguide.engine.monitors import check_monitors
 from gaguide.engine.offload_state import check_offload
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.files import local_folder
-from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, make_pattern, read_lexicons
+from gaguide.guidance import (
+    Assignment,
+    FixedOffset,
+    GuidancePlan,
+    make_pattern,
+    read_lexicons,
+    shipped_lexicons,
+)
+from gaguide.guidance.cues import Cues, make_cues
 from gaguide.log import say
 from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
 from gaguide.model.attention_support import attention_modules
@@ -46,10 +61,11 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         settings = attempt(load_deepspeed_json, deepspeed_json)
         batch = attempt(plan_batch, run.train.global_batch, run.train.micro_batch, world.size)
         corpus = attempt(find_corpus, run)
-        model = plan = architecture = deepspeed = None
+        model = plan = architecture = deepspeed = cues = None
         if corpus is not None:
             model = attempt(_find_model, run, corpus)
             plan = attempt(make_plan, run.guidance, corpus.tokenizer)
+            cues = attempt(_find_cues, run.validation, corpus.tokenizer)
         if model is not None and corpus is not None:
             attempt(_check_model_takes_data, model, corpus, run)
             architecture = attempt(skeleton, model)
@@ -75,7 +91,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
     total = run.train.steps or steps_for_epochs(
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
     )
-    return Job(run, deepspeed, batch, corpus, model, plan, total, frozen or ())
+    return Job(run, deepspeed, batch, corpus, model, plan, total, frozen or (), cues)
 
 
 def complete_json(
@@ -193,6 +209,18 @@ def make_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> G
         weight=section.weight,
     )
     return None if plan.is_empty else plan
+
+
+def _find_cues(section: ValidationSection, tokenizer: PreTrainedTokenizerBase) -> Cues | None:
+    """The cues of a run's `validation.near_cue`; None where it names none."""
+    if section.near_cue is None:
+        return None
+    own = read_lexicons(Path(section.lexicons).expanduser()) if section.lexicons else {}
+    known = shipped_lexicons() | own
+    if section.near_cue not in known:
+        remedy = suggestion(section.near_cue, known, limit=30)
+        raise UserError(Fault("validation.near_cue", "unknown lexicon", remedy, section.near_cue))
+    return make_cues(known[section.near_cue], section.cue_mode, tokenizer)
 
 
 def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePlan | None) -> tuple[str, ...]:

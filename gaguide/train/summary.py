@@ -115,6 +115,7 @@ def _measured(record: dict[str, Any]) -> dict[str, Any]:
         "per_head": record.get("per_head"),
         "blocks": record.get("sequences"),
         "measure": record.get("measure"),
+        "near_cue": record.get("near_cue"),
     }
 
 

@@ -23,7 +23,7 @@ def validate(
     count = min(job.run.validation.blocks, len(job.corpus.held_out))
     with engine.autocast(), SlowWork("validating: blocks", count, world.is_main) as work:
         batches = _batches(job, world, engine.device, mark, work)
-        return measure_guided(engine.module, guidance, batches)
+        return measure_guided(engine.module, guidance, batches, job.cues)
 
 
 def _batches(

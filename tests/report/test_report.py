@@ -441,3 +441,19 @@ def test_a_constant_answer_is_marked_and_said_in_every_format(tmp_path: Path) ->
     assert {(row["run"], row["doubt"]) for row in rows if row["measure"].startswith("quiz · acc ")} == {
         ("a", "baseline"), ("b", "constant"),
     }  # fmt: skip
+
+
+def test_losses_near_cues_are_compared_where_the_cues_are_the_same(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, name) for name in ("a", "b", "c")]
+    for folder, loss, content in zip(folders, (4.0, 3.5, 9.0), ("x", "x", "other"), strict=True):
+        summary = json.loads((folder / "summary.json").read_text())
+        bands = {"on": {"loss": loss, "tokens": 10}, "1-5": {"loss": None, "tokens": 0}}
+        near = {"lexicon": "negation", "mode": "words", "content": content, "bands": bands}
+        summary["validation"]["after"]["near_cue"] = near
+        (folder / "summary.json").write_text(json.dumps(summary))
+    rows = [row for row in measures(read_runs(folders)) if row.section.startswith("Loss near cues")]
+    assert [row.name for row in rows] == ["the cues themselves, after ↓"] * 2
+    assert [value.number for value in rows[0].values] == [4.0, 3.5, None]
+    assert rows[0].values[1].change == "-0.5000 (-12.50%)"
+    assert [value.number for value in rows[1].values] == [None, None, 9.0]
+    assert "the cues themselves, after" in _written(read_runs(folders), "md")

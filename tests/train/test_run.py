@@ -41,7 +41,7 @@ def arguments(shards: Path, output: Path, **more: str) -> list[str]:
 def finished(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run."""
     output = tmp_path_factory.mktemp("run") / "whole"
-    done = run_ranks(TRAIN, arguments(embedded_shards, output))
+    done = run_ranks(TRAIN, arguments(embedded_shards, output, **{"validation.near_cue": "negation"}))
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("no --config: this is the embedded run") == 1
     assert "deepspeed --module gaguide.train --deepspeed zero2 --config gpt2-4-transition" in done.stdout
@@ -65,6 +65,13 @@ def test_output_folder(finished: Path, embedded_shards: Path) -> None:
     assert summary["validation"]["before"]["lm_loss"] > summary["validation"]["after"]["lm_loss"]
     assert len(summary["validation"]["after"]["per_head"]) == 4
     assert [record["step"] for record in read_metrics(finished / "validation.jsonl")] == [0, 16]
+    after = summary["validation"]["after"]
+    near = after["near_cue"]
+    assert (near["lexicon"], near["mode"]) == ("negation", "words")
+    known = [band for band in near["bands"].values() if band["tokens"]]
+    assert sum(band["tokens"] for band in known) == 6 * 63  # over both ranks, each token once
+    mean = sum(band["loss"] * band["tokens"] for band in known) / (6 * 63)
+    assert mean == pytest.approx(after["lm_loss"], abs=1e-3)
 
 
 def test_the_export_is_the_trained_model(finished: Path, embedded_shards: Path) -> None:

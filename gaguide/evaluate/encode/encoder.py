@@ -34,6 +34,8 @@ class EncodedPair:
     """Demonstrations left out so that the pair fits."""
     is_joined: bool = False
     """Whether the continuation's first characters joined the prompt's last token and are not scored."""
+    band: str = ""
+    """Kind near_cue: band of the scored tokens, one of `gaguide.guidance.cues.BANDS`."""
 
 
 class EmptyContinuationError(ValueError):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gaguide.distributed import World, all_gather
 from gaguide.errors import FaultCollector
 from gaguide.evaluate.encode.encoder import EncodedPair, Encoder, encode_pairs, encode_segments
+from gaguide.evaluate.encode.near_cue import CueEncoder
 from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.evaluate.tasks.read import TaskData
@@ -49,6 +50,7 @@ def encode_examples(
     `done` is called with the number of examples that are encoded. Raises `UserError` with every fault.
     """
     encoder = Encoder(folder.tokenizer, folder.positions)
+    cues: dict[str, CueEncoder] = {}
     encoded: list[list[EncodedPair]] = []
     faults = FaultCollector()
     wanted = [(task, example) for task in data for example in task.examples][first::step]
@@ -57,6 +59,11 @@ def encode_examples(
         if at % _CHUNK == 0:
             encoder.encode_ahead(pair for _, one in wanted[at : at + _CHUNK] for pair in one.pairs)
         with faults.catching():
+            if task.kind == "near_cue":
+                name = task.task.name
+                cues[name] = cues.get(name) or CueEncoder(task, encoder)
+                encoded.append(cues[name].encode(example, _where(task, example)))
+                continue
             encoded.append(_encode_example(encoder, task, example, on_overflow == "drop-demonstrations"))
     raise_some(faults, "--tasks")
     return encoded
@@ -73,8 +80,12 @@ def _encode_example(encoder: Encoder, task: TaskData, example: Example, may_drop
     return encoded
 
 
+def _where(task: TaskData, example: Example) -> str:
+    return f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
+
+
 def _encode_whole(encoder: Encoder, task: TaskData, example: Example) -> list[EncodedPair]:
-    where = f"{task.source}:{example.line}" if example.line else f"{task.source}: example {example.id}"
+    where = _where(task, example)
     if example.segments:
         return encode_segments(encoder, example.segments, where)
     if task.kind == "rolling":

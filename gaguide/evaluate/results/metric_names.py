@@ -14,8 +14,17 @@ ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 DETAILS = ("acc_bytes", "balanced_acc", "matthews", "brier_score", "ece")
 """Metrics that the files of an evaluation have, and the console's table does not."""
 
+CUE_LOSSES: Mapping[str, str] = {
+    "on": "loss_on_cue",
+    "1-5": "loss_1_to_5",
+    "6-20": "loss_6_to_20",
+    "rest": "loss_rest",
+}
+"""Band of distance after a cue (`gaguide.guidance.cues.BANDS`) → metric of the tokens in it."""
+
 BETTER: Mapping[str, Better] = {
     **dict.fromkeys(ACCURACIES, "high"),
+    **dict.fromkeys(CUE_LOSSES.values(), "low"),
     "balanced_acc": "high",
     "matthews": "high",
     "group_acc": "high",

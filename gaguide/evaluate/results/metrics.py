@@ -9,8 +9,9 @@ sequence_prob: `loss` is the mean negative log-likelihood of a
 completion, `perplexity` that of a token. logodds kinds: the change in the log-odds of the two classes from
 the other prompt to the prompt. numeric: `acc` counts generated numbers that equal the answer, `answered`
 texts that contain a number, `abs_error` is the mean distance from the answer. perplexity: `loss` and
-`perplexity` of a token of held-out text. rolling: `word_perplexity`, `byte_perplexity` and `bits_per_byte` of
-whole documents.
+`perplexity` of a token of held-out text. near_cue: `loss` of a token of text, and of the tokens on a cue,
+1 to 5 and 6 to 20 tokens after one, and of the rest. rolling: `word_perplexity`, `byte_perplexity` and
+`bits_per_byte` of whole documents.
 
 An example whose scores are not all finite (NaN or infinite, as of a model with NaN weights) has no outcome. A
 task that contains one has no metrics: a metric over the other examples would be that of a selection which the
@@ -42,7 +43,7 @@ from gaguide.evaluate.results.intervals import (
     proportion,
     rate,
 )
-from gaguide.evaluate.results.metric_names import ACCURACIES
+from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES
 from gaguide.evaluate.results.numbers import first_number
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.evaluate.tasks.task import Kind
@@ -76,6 +77,8 @@ class ScoredExample:
     """Log-probability of the answer minus that of the best other class."""
     greedy: tuple[bool, ...] = ()
     """Whether each pair's continuation is what greedy decoding gives; () where it was not asked."""
+    bands: tuple[str, ...] = ()
+    """Kind near_cue: the band of each pair's tokens."""
     text: str | None = None
     """Kind numeric: the generated text."""
     number: float | None = None
@@ -128,7 +131,7 @@ def score_example(
     values, tokens, hits = tuple(log_probabilities), tuple(target_tokens), tuple(greedy)
     if not all(map(math.isfinite, values)):
         return ScoredExample(example, values, tokens, math.nan, finite=False)
-    if kind in ("sequence_prob", "perplexity", "rolling"):
+    if kind in ("sequence_prob", "perplexity", "rolling", "near_cue"):
         return ScoredExample(example, values, tokens, -math.fsum(values), greedy=hits)
     if kind != "classification":
         difference = (values[0] - values[1]) - (values[2] - values[3])
@@ -193,6 +196,8 @@ def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
             "loss": mean(values, groups),
             "perplexity": perplexity(values, [one.target_tokens[0] for one in scored], groups),
         } | ({"greedy_acc": proportion([all(one.greedy) for one in scored], groups)} if asked else {})
+    if kind == "near_cue":
+        return _summarize_bands(scored, groups)
     if kind == "rolling":
         texts = [one.example.continuations[0] for one in scored]
         sizes = [len(text.encode("utf-8")) for text in texts]
@@ -225,6 +230,25 @@ def _summarize_classes(
             "ece": calibration_error([max(own) for own in shares], right, groups),
         }
     )
+
+
+def band_sums(scored: Sequence[ScoredExample]) -> dict[str, tuple[list[float], list[int]]]:
+    """Kind near_cue: each band's losses and tokens of every example; bands without a token are left out."""
+    found = {}
+    for band in CUE_LOSSES:
+        picked = [[at for at, own in enumerate(one.bands) if own == band] for one in scored]
+        pairs = list(zip(scored, picked, strict=True))
+        tokens = [sum(one.target_tokens[at] for at in places) for one, places in pairs]
+        if any(tokens):
+            losses = [-math.fsum(one.log_probabilities[at] for at in places) for one, places in pairs]
+            found[band] = losses, tokens
+    return found
+
+
+def _summarize_bands(scored: Sequence[ScoredExample], groups: Groups) -> dict[str, Metric]:
+    whole = rate([one.value for one in scored], [sum(one.target_tokens) for one in scored], groups)
+    by_band = {CUE_LOSSES[band]: rate(*sums, groups) for band, sums in band_sums(scored).items()}
+    return {"loss": whole} | by_band
 
 
 def answer_pattern(scored: Sequence[ScoredExample], accuracy: str) -> AnswerPattern | None:
@@ -270,6 +294,8 @@ def _metric_names(kind: Kind) -> tuple[str, ...]:
         return (*accuracies, "class_loss", "balanced_acc", "matthews", "brier_score", "ece")
     if kind == "numeric":
         return ("acc", "answered", "abs_error")
+    if kind == "near_cue":
+        return ("loss", *CUE_LOSSES.values())
     if kind == "rolling":
         return ("word_perplexity", "byte_perplexity", "bits_per_byte")
     return ("loss", "perplexity") if kind in ("perplexity", "sequence_prob") else (kind,)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gaguide.evaluate.results.intervals import clusters
-from gaguide.evaluate.results.metric_names import ACCURACIES
+from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES
 from gaguide.evaluate.tasks.examples import example_key
 
 _PREDICTIONS = ("predicted", "predicted_norm", "predicted_bytes", "predicted_mutual_info")
@@ -127,6 +127,11 @@ def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         return {
             "loss": [value / sum(row["continuation_tokens"]) for value, row in zip(values, rows, strict=True)]
         }
+    if kind == "near_cue":  # nats a token of each band, each text
+        return {
+            metric: (sums / np.maximum(units, 1)).tolist()
+            for metric, (sums, units) in _band_losses(rows).items()
+        }
     if kind == "rolling":  # per word in nats, per byte in bits, each document
         units = _weights(rows)
         return {
@@ -146,9 +151,26 @@ def _weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
             "word_loss": np.asarray([len(re.split(r"\s+", text)) for text in texts], float),
             "bits_per_byte": np.asarray([max(1, len(text.encode("utf-8"))) for text in texts], float),
         }
+    if rows[0]["kind"] == "near_cue":
+        return {metric: units for metric, (_, units) in _band_losses(rows).items()}
     if rows[0]["kind"] != "perplexity":
         return {}
     return {"loss": np.asarray([sum(row["continuation_tokens"]) for row in rows], float)}
+
+
+def _band_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric → summed loss and tokens of each text, float [examples]; 0 where it has none of a band."""
+    found = {}
+    for band, metric in [(None, "loss"), *CUE_LOSSES.items()]:
+        picked = [[at for at, own in enumerate(row["bands"]) if band in (None, own)] for row in rows]
+        pairs = list(zip(rows, picked, strict=True))
+        tokens = np.asarray(
+            [sum(row["continuation_tokens"][at] for at in places) for row, places in pairs], float
+        )
+        sums = [-math.fsum(row["log_probabilities"][at] for at in places) for row, places in pairs]
+        if tokens.any():
+            found[metric] = np.asarray(sums), tokens
+    return found
 
 
 def _correct_number(row: Mapping[str, Any]) -> float:

@@ -19,6 +19,7 @@ from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metrics import (
     ScoredExample,
     answer_pattern,
+    band_sums,
     find_uninformative,
     not_finite,
     worst,
@@ -140,6 +141,15 @@ def _truncated_json(scored: Sequence[ScoredExample]) -> dict[str, Any]:
     return _share_json(list(cut), len(scored)) | sizes
 
 
+def _bands_json(result: TaskResult) -> dict[str, Any]:
+    """Kind near_cue: the lexicon, and how many tokens each band has."""
+    if result.data.kind != "near_cue":
+        return {}
+    task = result.data.task
+    tokens = {band: sum(counts) for band, (_, counts) in band_sums(result.scored).items()}
+    return {"cues": {"lexicon": task.lexicon, "mode": task.cue_mode, "tokens": tokens}}
+
+
 def _share_json(ids: list[str], count: int) -> dict[str, Any]:
     return {"count": len(ids), "share": len(ids) / count, "ids": ids}
 
@@ -155,6 +165,7 @@ def _task_json(result: TaskResult, dtype: str) -> dict[str, Any]:
         "metrics": {name: asdict(metric) for name, metric in result.metrics.items()},
         "answers": None if (pattern := answer_pattern(result.scored, "acc")) is None else pattern.to_json(),
         "uninformative": {name: asdict(one) for name, one in result.uninformative.items()},
+        **_bands_json(result),
         "not_finite": _share_json(not_finite(result.scored), len(result.scored)),
         "truncated": _truncated_json(result.scored),
         "source": data.source,

@@ -46,7 +46,9 @@ def make_task_results(
             else:
                 tokens = [len(pair.target_ids) for pair in pairs]
                 outcome = score_example(task.kind, example, values, tokens, [hit == 1.0 for hit in hits])
-            scored.append(replace(outcome, tokens_cut=tuple(pair.truncated for pair in pairs)))
+            bands = tuple(pair.band for pair in pairs) if task.kind == "near_cue" else ()
+            cut = tuple(pair.truncated for pair in pairs)
+            scored.append(replace(outcome, tokens_cut=cut, bands=bands))
             at += 1
         metrics, chance = summarize(task.kind, scored), chance_level(task.kind, task.examples)
         if task.harness is not None:

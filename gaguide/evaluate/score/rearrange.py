@@ -39,8 +39,13 @@ def rows_with_prefix(rows: Sequence[Row], prefix: tuple[int, ...]) -> list[Row]:
 
 def separate_rows(rows: Sequence[Row], max_positions: int) -> list[list[Row]]:
     """The sequences of `rows`, each as its own row, longest first, in lists of up to `max_positions` padded
-    tokens."""
-    alone = [build_row([sequence]) for sequence in row_sequences(rows)]
+    tokens.
+
+    A row without branches, one sequence and its prefixes, stays as it is: any causal model computes it so.
+    """
+    alone = [row for row in rows if not row.branches]
+    branching = [row for row in rows if row.branches]
+    alone += [build_row([sequence]) for sequence in row_sequences(branching)]
     alone.sort(key=len)
     portions = []
     while alone:

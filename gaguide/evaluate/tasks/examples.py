@@ -81,6 +81,8 @@ class Example:
     """Texts that are also scored without a prompt, one per class, for `acc_mutual_info`."""
     conversations: tuple[Conversation, ...] = field(default=(), compare=False)
     """The messages of each prompt, for a model's chat template; () where prompts are final."""
+    cues: str = ""
+    """Kind near_cue: hash of the lexicon whose words are the cues."""
     document: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     """The row of the data; None where nothing asks for it."""
 
@@ -120,6 +122,8 @@ class Example:
         """Equal for two rows that ask and answer the same."""
         always = (self.prompts, self.continuations, self.answer_index, self.number, self.segments)
         further = (self.is_zipped, self.other_answers, self.class_texts, self.unconditional)
+        if self.cues:
+            return (*always, *further, self.cues)
         return (*always, *further) if any(further) else always
 
     def key(self, kind: str) -> str:
@@ -278,6 +282,10 @@ def _infer_kind(columns: _Columns, source: str) -> Kind:
 
 def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, delimiter: str) -> Example:
     prompt = _text(columns.get(record, "prompt"), "prompt")
+    if kind == "near_cue":
+        if not prompt:
+            raise _RowError("the text is empty", "give the text to score")
+        return Example(example_id, (), (prompt,))
     if kind == "sequence_prob":
         completion = delimiter + _text(columns.get(record, "completion"), "completion")
         if not completion:

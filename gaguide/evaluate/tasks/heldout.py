@@ -41,7 +41,7 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
     task = located.task
     if task.shards is None:
         field, remedy = f"task {task.name}: shards", "give shards: FOLDER in the task file"
-        raise UserError(Fault(field, "is required for kind perplexity", remedy))
+        raise UserError(Fault(field, f"is required for kind {task.kind}", remedy))
     folder = task.shards if "://" in task.shards else located.folder / task.shards
     length = task.block_length or min(_DEFAULT_LENGTH, positions or _DEFAULT_LENGTH)
     try:

@@ -13,6 +13,7 @@ from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.read import read_harness_task
 from gaguide.evaluate.tasks.heldout import HeldOut, read_held_out
 from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks
+from gaguide.evaluate.tasks.near_cue import mark_cues, with_cues
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.evaluate.tasks.prompts import with_prompts
 from gaguide.evaluate.tasks.records import Record, raise_some, read_records
@@ -79,10 +80,13 @@ def _read_task(
     options: TaskOptions,
 ) -> TaskData:
     task, path = located.task, located.path
-    if task.kind == "perplexity":
+    task = with_cues(task, located.folder)
+    located = replace(located, task=task)
+    if task.kind == "perplexity" or (task.kind == "near_cue" and task.shards is not None):
         held_out = read_held_out(located, positions)
+        examples = held_out.examples if task.lexicon is None else mark_cues(task, held_out.examples)
         return TaskData(
-            task, task.kind, held_out.source, held_out.fingerprint, held_out.examples[:limit],
+            task, task.kind, held_out.source, held_out.fingerprint, examples[:limit],
             len(held_out.examples), _repeated_blocks(held_out), held_out.tokenizer,
         )  # fmt: skip
     sha256, warnings, faults = None, [], FaultCollector()
@@ -100,6 +104,11 @@ def _read_task(
     parsed = faults.attempt(parse_examples, task, records, source) if records or not faults else None
     raise_some(faults, source)
     assert parsed is not None
+    if parsed.kind == "near_cue":  # texts have no prompts
+        marked = mark_cues(task, parsed.examples)
+        return TaskData(
+            task, parsed.kind, source, sha256, marked[:limit], len(marked), (*warnings, *parsed.warnings)
+        )
     task, asked = _apply_fewshot(located, parsed, shots, limit)
     examples = with_prompts(task, asked.examples, asked.shown, options)
     warnings += [*parsed.warnings, *asked.warnings, *_description_doubts(task)]

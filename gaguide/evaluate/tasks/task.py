@@ -26,7 +26,14 @@ from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import UserError
 
 Kind = Literal[
-    "classification", "sequence_prob", "logodds", "absolute_logodds", "numeric", "perplexity", "rolling"
+    "classification",
+    "sequence_prob",
+    "logodds",
+    "absolute_logodds",
+    "numeric",
+    "perplexity",
+    "rolling",
+    "near_cue",
 ]
 
 
@@ -84,11 +91,17 @@ class Task(BaseModel):
     """Seed of the generator."""
 
     shards: str | None = None
-    """Kind perplexity: folder (relative to the task file) or address of shards."""
+    """Kinds perplexity and near_cue: folder (relative to the task file) or address of shards."""
     block_length: int | None = Field(default=None, ge=2)
     """Kind perplexity: tokens of a block; None takes the model's positions, at most 1,024."""
     blocks: int = Field(default=256, ge=1)
     """Kind perplexity: blocks to evaluate, spread evenly over the split."""
+    lexicon: str | None = None
+    """Kind near_cue: word set whose words are the cues."""
+    lexicons: str | None = None
+    """Kind near_cue: YAML file of own word sets, relative to the task file."""
+    cue_mode: Literal["pieces", "words"] = "words"
+    """Kind near_cue: whether whole words are cues, or vocabulary pieces, as guidance's `pieces`."""
     isolate_documents: bool = False
     """Kind perplexity: whether documents of a block are evaluated separately."""
 

@@ -15,7 +15,7 @@ def evaluation_texts(names: Sequence[str], data_folder: Path | None = None) -> l
     """Every example of the tasks that `names` mean, without demonstrations; `UserError` with every fault."""
     texts: list[EvaluationText] = []
     for task in read_tasks(names, data_folder, limit=None, shots=0):
-        decode = _decoder(task) if task.kind == "perplexity" else None
+        decode = _decoder(task) if task.tokenizer is not None else None
         texts += [_text(task.task.name, example, decode) for example in task.examples]
     return texts
 
