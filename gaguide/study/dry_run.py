@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
-from gaguide.cost import CostEstimate, CostRequest, estimate, with_deepspeed, with_run
+from gaguide.cost import GPUS, CostEstimate, CostRequest, Spread, estimate, spread, with_deepspeed, with_run
 from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, suggestion
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
 from gaguide.model.sizes import GPT2_VOCABULARY
 from gaguide.study.grid import Cell, Grid
@@ -60,43 +60,70 @@ def estimate_cells(grid: Grid, gpu: str) -> Iterator[CellCost]:
 
 
 def print_costs(grid: Grid, gpu: str) -> None:
-    """Print the table of `gaguide study run --dry-run`, and its sums."""
+    """Print the table of `gaguide study run --dry-run`, one row for all seeds, and its sums.
+
+    Speeds and hours are ranges: what the model says, divided and multiplied by its errors on published runs.
+    """
+    if gpu not in GPUS:
+        raise UserError(Fault("--gpu", "unknown GPU", suggestion(gpu, GPUS), gpu))
+    known = spread(gpu)
     table = Table(title=f"{grid.study.name} on {gpu}: a model, not a measurement")
-    table.add_column("cell", overflow="fold")
-    for name in ("ranks", "tokens", "GiB a rank", "tokens/s", "GPU-hours"):
+    table.add_column("size", overflow="fold")
+    table.add_column("experiment", overflow="fold")
+    for name in ("seeds", "ranks", "tokens", "GiB a rank", "tokens/s", "GPU-hours"):
         table.add_column(name, justify="right")
     costs = list(estimate_cells(grid, gpu))
+    rows: dict[tuple[str, str], list[CellCost]] = {}
     for cost in costs:
-        tokens = "?" if cost.tokens is None else f"{cost.tokens / 1e6:,.4g}M"
-        row = [cost.cell.id + (" (done)" if cost.done else ""), str(cost.cell.ranks), tokens]
-        found = cost.estimate
-        if found is None:
-            table.add_row(*row, cost.problem)
-            continue
-        needed = f"{found.needed / _GIB:.1f} of {found.capacity / _GIB:.0f}" + ("" if found.fits else " !")
-        hours = "?" if found.gpu_hours is None else _hours(found.gpu_hours)
-        table.add_row(*row, needed, f"{found.tokens_per_second:,.0f}", hours)
+        rows.setdefault((cost.cell.size, cost.cell.experiment or cost.cell.role), []).append(cost)
+    for (size, experiment), cells in rows.items():
+        table.add_row(size, experiment, *_row(cells, known))
     console = Console()
     console.print(table)
-    for line in _sums(grid, costs):
+    for line in _sums(grid, costs, known):
         console.print(line, highlight=False)
 
 
-def _sums(grid: Grid, costs: list[CellCost]) -> Iterator[str]:
+def _row(cells: list[CellCost], known: Spread) -> list[str]:
+    """Columns of a row of cells that differ in their seed only, of which some may be done."""
+    cost, done = cells[0], sum(cell.done for cell in cells)
+    seeds = str(len(cells)) + (f" ({done} done)" if done else "")
+    tokens = "?" if cost.tokens is None else f"{cost.tokens / 1e6:,.4g}M"
+    found = cost.estimate
+    if found is None:
+        return [seeds, str(cost.cell.ranks), tokens, str(cost.problem)]
+    needed = f"{found.needed / _GIB:.1f} of {found.capacity / _GIB:.0f}" + ("" if found.fits else " !")
+    speed = found.tokens_per_second
+    speeds = (
+        f"{speed * known.slowest:,.3g} to {speed * known.fastest:,.3g}"
+        if speed < 1000
+        else (f"{speed * known.slowest / 1000:,.0f} to {speed * known.fastest / 1000:,.0f} thousand")
+    )
+    hours = "?" if found.gpu_hours is None else _hours(found.gpu_hours * len(cells), known)
+    return [seeds, str(cost.cell.ranks), tokens, needed, speeds, hours]
+
+
+def _sums(grid: Grid, costs: list[CellCost], known: Spread) -> Iterator[str]:
     evaluated = sum(cell.model is not None for cell in grid.cells)
     yield f"{len(costs)} cells to train, {evaluated} to evaluate on {', '.join(grid.study.tasks)}"
     estimates = [cost.estimate for cost in costs if not cost.done and cost.estimate is not None]
     hours = [one.gpu_hours for one in estimates if one.gpu_hours is not None]
     if hours:
-        yield f"training left: {_hours(sum(hours))} GPU-hours, without evaluation and starts"
+        yield f"training left: {_hours(sum(hours), known)} GPU-hours, without evaluation and starts"
+        where = "this GPU" if known.own_gpu else "other GPUs"
+        yield f"ranges: {len(known.runs)} published runs on {where} reached {known.slowest:.2f} to " + (
+            f"{known.fastest:.2f} times the speed that the model gives"
+        )
     if len(hours) < len(estimates):
         yield "? give data_tokens, or build the data: an epoch has an unknown number of tokens"
     if any(not one.fits for one in estimates):
         yield "! more than the GPU has: gaguide plan finds settings that fit"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+def _hours(hours: float, known: Spread) -> str:
+    """GPU-hours as a range."""
+    low, high = hours / known.fastest, hours / known.slowest
+    return " to ".join(f"{each:,.0f}" if each >= 100 else f"{each:.2g}" for each in (low, high))
 
 
 def _manifest(grid: Grid) -> Manifest | None:
