@@ -104,6 +104,8 @@ def _match(
 def _main_metric(before: Evaluation, now: Evaluation, task: str, found: Sequence[MetricTest]) -> str:
     tested = [one.metric for one in found]
     chosen = before.main_metrics.get(task, now.main_metrics.get(task))
+    if chosen == "acc" and "acc" not in tested:  # greedy accuracy, as lm-evaluation-harness calls it
+        chosen = "greedy_acc"
     return chosen if chosen in tested else tested[0]
 
 

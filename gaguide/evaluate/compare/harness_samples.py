@@ -172,7 +172,8 @@ def _row(sample: Mapping[str, Any], path: Path, line: int, group: str | None) ->
     if len(texts) > 1:
         return row | _choice(row, texts, scores, target, "acc_mutual_info" in metrics)
     if len(requests[0]) > 1:
-        row["outcomes"] = {"loss": -scores[0]} | row["outcomes"]
+        outcomes = {("greedy_acc" if name == "acc" else name): one for name, one in row["outcomes"].items()}
+        row["outcomes"] = {"loss": -scores[0]} | outcomes
         return row | {"kind": "sequence_prob", "continuations": texts, "answer_text": texts[0]}
     text = {"prompts": [""], "continuations": row["prompts"]}
     return row | {"kind": "rolling"} | text | _per_unit(metrics)
@@ -204,8 +205,9 @@ def _choice(
     if has_prior:  # the second half of the requests is without the context
         half = len(texts) // 2
         texts, prior, scores = texts[:half], texts[half:], scores[:half]
-    prompts, answers = row["prompts"][: len(texts)], _answers(target, len(texts))
+    prompts = row["prompts"][: len(texts)]
     several = len(set(prompts)) > 1  # one context per choice, as of WinoGrande
+    answers = [] if several else _answers(target, len(texts))
     shown = [context + text for context, text in zip(prompts, texts, strict=True)] if several else texts
     known, outcomes = all(map(math.isfinite, scores)), dict(row["outcomes"])
     if answers:
@@ -217,7 +219,8 @@ def _choice(
         "continuations": list(texts),
         "answer_index": answers[0] if answers else None,
         "further": (several, answers[1:], (), prior),
-        "answer_text": " or ".join(shown[at] for at in answers) or target,
+        # The harness does not say which of several contexts is right.
+        "answer_text": texts[0] if several else " or ".join(shown[at] for at in answers) or target,
         "answers": answers,
         "predicted": scores.index(max(scores)) if known else None,
         "prediction": shown[scores.index(max(scores))] if known else None,

@@ -99,12 +99,18 @@ def _harness(path: Path, name: str, group: str | None) -> Evaluation:
     latest = {task: file for task, _, file in named}
     read = {task: read_samples(file, task, group) for task, file in latest.items()}
     tasks = {task: one.examples for task, one in read.items()}
-    main = {task: next(iter(examples.outcomes)) for task, examples in tasks.items() if examples.outcomes}
+    main = {task: _main_metric(examples) for task, examples in tasks.items() if examples.outcomes}
     older = [file.name for *_, file in named if file not in latest.values()]
     warnings = [f"older samples of the same tasks are not read: {', '.join(older)}"] if older else []
     warnings += [sentence for one in read.values() for sentence in one.warnings]
     doubts = {task: one.doubts for task, one in read.items()}
     return Evaluation(name, path, Path(folders[0]).name, tasks, main, tuple(warnings), doubts)
+
+
+def _main_metric(examples: TaskExamples) -> str:
+    """The first metric but losses; the harness names none as the main one."""
+    names = list(examples.outcomes)
+    return next((name for name in names if name not in ("loss", "class_loss")), names[0])
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

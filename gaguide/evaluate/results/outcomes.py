@@ -140,6 +140,9 @@ def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         }
     if kind == "numeric":
         return {"acc": [_correct_number(row) for row in rows]}
+    if kind == "sequence_prob" and all(row.get("greedy") is not None for row in rows if row["finite"]):
+        greedy = [float(row["greedy"]) if row["finite"] else math.nan for row in rows]
+        return {"loss": values, "greedy_acc": greedy}
     return {"loss" if kind == "sequence_prob" else kind: values}
 
 
