@@ -180,7 +180,7 @@ def test_groups_and_tags_equal_the_harness(tmp_path: Path) -> None:
         for metric, higher in theirs["higher_is_better"][name].items():
             assert found["higher_is_better"][name][metric] == higher
     summed = json.loads((tmp_path / "out" / "results.json").read_text())["groups"]
-    assert summed["outer"]["tasks"] == ["jinja_quiz", "piqa_like", "blimp_like"]
+    assert summed["outer"]["tasks"] == ["jinja_quiz", "piqa_like", "blimp_like", "outer::own_task"]
     assert summed["outer"]["metrics"]["acc"]["value"] == pytest.approx(theirs["groups"]["outer"]["acc,none"])
     named = [task.task.name for task in read_tasks(["one_tag"], None, None, options=options)]
     assert named == ["jinja_quiz"]

@@ -101,9 +101,11 @@ def test_metrics_that_are_not_computed_are_named(tmp_path: Path) -> None:
         {"metric": "brier_score"},
         {"metric": "bleu"},
         {"metric": "f1", "aggregation": "x"},
+        {"metric": "mcc", "aggregation": "mean"},
     ]
     task = _parse(tmp_path, metric_list=listed)
     assert [(one.name, one.aggregation, one.higher_is_better) for one in task.metrics] == [
         ("acc", "mean", True), ("brier_score", "brier_score", False),
     ]  # fmt: skip
-    assert len(task.warnings) == 2 and "bleu" in task.warnings[0] and "aggregation x" in task.warnings[1]
+    assert len(task.warnings) == 3 and "mcc is not computed: aggregation mean" in task.warnings[2]
+    assert "bleu" in task.warnings[0] and "aggregation x" in task.warnings[1]

@@ -91,7 +91,7 @@ def test_cells_are_evaluated_again_where_a_tasks_content_changes(tmp_path: Path)
     quiz(pool, "Corrected: ")
     assert states(make(tmp_path, tasks=tasks)) == AGAIN
     quiz(pool, "Shown: ")
-    described = yaml.safe_load(task.read_text()) | {"description": "Words for people."}
+    described = yaml.safe_load(task.read_text()) | {"summary": "Words for people."}
     task.write_text(yaml.safe_dump(described))
     assert states(make(tmp_path, tasks=tasks)) == DONE
     task.write_text(yaml.safe_dump(described | {"delimiter": " "}))

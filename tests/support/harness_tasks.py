@@ -37,7 +37,9 @@ def write_tasks(folder: Path, rows: int = 8) -> Path:
 
 
 def write_groups(folder: Path) -> Path:
-    """Write two groups of the tasks in `folder`, one of which contains the other."""
+    """Write two groups of the tasks in `folder`, one of which contains the other and a task of its own."""
+    tree = json.loads((folder / "piqa_like.yaml").read_text())
+    one_more = {key: value for key, value in tree.items() if key not in ("task", "tag")}
     inner = {
         "group": "inner", "task": ["jinja_quiz", {"task": "piqa_like", "num_fewshot": 0}],
         "aggregate_metric_list": [
@@ -45,7 +47,8 @@ def write_groups(folder: Path) -> Path:
         ],
     }  # fmt: skip
     outer = {
-        "group": "outer", "group_alias": "All of it", "task": ["inner", "blimp_like"],
+        "group": "outer", "group_alias": "All of it",
+        "task": ["inner", "blimp_like", {"task": "own_task", **one_more}],
         "aggregate_metric_list": {"metric": "acc", "filter_list": "none"}, "metadata": {"version": 2.0},
     }  # fmt: skip
     for tree in (inner, outer):

@@ -6,6 +6,7 @@ text. sentencepiece: words with a visible space, bytes for what it does not know
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def model_folder(kind: str, target: Path, positions: int = 128) -> Path:
         gpt2_tokenizer_folder(target)
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(target)
     else:
-        tokenizer = _llama() if kind == "llama" else _sentencepiece()
+        tokenizer = llama_tokenizer() if kind == "llama" else _sentencepiece()
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.model_max_length = positions
     tokenizer.save_pretrained(target)
@@ -61,7 +62,8 @@ def model_folder(kind: str, target: Path, positions: int = 128) -> Path:
     return target
 
 
-def _llama() -> PreTrainedTokenizerFast:
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that puts a token before every text, as Llama's does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,8 +84,6 @@ def _sentencepiece() -> PreTrainedTokenizerFast:
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False)
     trained.train_from_iterator(_TEXTS * 3, trainer)
-    import json
-
     state = json.loads(trained.to_str())["model"]
     vocabulary = {token: at for at, token in enumerate(tokens)}
     for token in state["vocab"]:

@@ -298,7 +298,9 @@ def _metric_names(kind: Kind) -> tuple[str, ...]:
         return ("loss", *CUE_LOSSES.values())
     if kind == "rolling":
         return ("word_perplexity", "byte_perplexity", "bits_per_byte")
-    return ("loss", "perplexity") if kind in ("perplexity", "sequence_prob") else (kind,)
+    if kind == "sequence_prob":
+        return ("loss", "perplexity", "greedy_acc")
+    return ("loss", "perplexity") if kind == "perplexity" else (kind,)
 
 
 def not_finite(scored: Sequence[ScoredExample]) -> list[str]:

@@ -30,6 +30,10 @@ _AGGREGATIONS = {
     "bits_per_byte": "bits_per_byte",
 }  # fmt: skip
 """The harness's aggregation of a metric that names none; all others are means."""
+_NUMBERS = {"mean", "median", "nanmean", "perplexity"}
+_CHOICES = {"f1", "matthews_corrcoef"}
+_WEIGHTED = {"weighted_perplexity", "bits_per_byte"}
+"""Aggregations of numbers, of (right, predicted), and of (log-likelihood, weight)."""
 AGGREGATION_NAMES = ("mean", "median", "nanmean", *dict.fromkeys(_AGGREGATIONS.values()))
 _LOWER_IS_BETTER = {"brier_score", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
 
@@ -253,6 +257,15 @@ def _shape_faults(tree: Mapping[str, Any], path: Path) -> Iterator[Fault]:
             yield Fault(f"{path}: filter_list", problem, "remove it")
 
 
+def _fits(metric: str, aggregation: object) -> bool:
+    """Whether an aggregation is for what a metric has for each example: a number, or a pair of some kind."""
+    if aggregation is None or isinstance(aggregation, FunctionReference):
+        return True
+    own = _AGGREGATIONS.get(metric, "mean")
+    kinds = _NUMBERS, _CHOICES, _WEIGHTED, {"brier_score"}
+    return any(own in kind and aggregation in kind for kind in kinds)
+
+
 def _metrics(
     tree: Mapping[str, Any], output_type: OutputType, trust: bool, warnings: list[str]
 ) -> Iterator[HarnessMetric]:
@@ -271,6 +284,10 @@ def _metrics(
             known = ", ".join(AGGREGATION_NAMES)
             warnings.append(
                 f"metric_list: {name} is not computed: aggregation {aggregation} is not one of {known}"
+            )
+        elif tree.get("process_results") is None and not _fits(str(name), aggregation):
+            warnings.append(
+                f"metric_list: {name} is not computed: aggregation {aggregation} is not for its values"
             )
         elif name not in METRICS[output_type] and tree.get("process_results") is None:
             warnings.append(f"metric_list: {name} is not a metric of {output_type}, in the harness neither")

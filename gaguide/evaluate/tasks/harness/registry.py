@@ -61,7 +61,7 @@ class Registry:
 
     def find(self, name: str) -> list[HarnessTask]:
         """The tasks that a task, group or tag means. Raises `UserError` with the faults of all."""
-        return self._expand([name], {}, ())
+        return self._member(name, {}, (), Path())
 
     def read(self, path: Path, in_folder: bool = False) -> list[HarnessTask]:
         """The tasks of a file: one, or those of a group.
@@ -100,23 +100,17 @@ class Registry:
                 found.setdefault(tag, []).append(name)
         return found
 
-    def _expand(
-        self, members: Sequence[Any], overrides: Mapping[str, Any], above: tuple[str, ...]
+    def _member(
+        self, member: Any, overrides: Mapping[str, Any], above: tuple[str, ...], path: Path
     ) -> list[HarnessTask]:
-        found: list[HarnessTask] = []
-        with FaultCollector() as faults:
-            for member in members:
-                found += faults.attempt(self._member, member, overrides, above) or ()
-        return found
-
-    def _member(self, member: Any, overrides: Mapping[str, Any], above: tuple[str, ...]) -> list[HarnessTask]:
-        """The tasks of a group's member: a name, or keys that override those of a task or group."""
+        """The tasks of a member of the group in `path`: a name, or keys that override those of a task or
+        group, or a task or group that is defined there."""
         own = dict(member) if isinstance(member, Mapping) else {}
         if "group" in own:
             name = own.pop("group")
-            if name not in self._entries:  # a group that is defined within another one
-                name = f"{above[-1]}::{name}" if above else name
-                return self._tasks((Path(name), {"group": name} | own), overrides, above)
+            if name not in self._entries:
+                name = "::".join([*above[-1:], name])
+                return self._tasks((path, {"group": name} | own), overrides, above)
             return self._tasks(self._entries[name], {**overrides, **own}, above)
         name = own.get("task", member if isinstance(member, str) else None)
         if name in self._tags and name not in self._entries:
@@ -125,13 +119,14 @@ class Registry:
                 for one in self._tags[name]
                 for task in self._tasks(self._entries[one], {**overrides, **own, "task": one}, above)
             ]
-        if name not in self._entries:
-            if "dataset_path" in own:
-                return [parse_task({**overrides, **own}, Path(), self._trust)]
-            where = f"group {above[-1]}: task" if above else "--tasks"
-            problem = "must be a task, group or tag below --include_path"
-            raise UserError(Fault(where, problem, suggestion(str(name), self.names), str(name)))
-        return self._tasks(self._entries[name], {**overrides, **own}, above)
+        if name in self._entries:
+            return self._tasks(self._entries[name], {**overrides, **own}, above)
+        if len(own) > 1 and above:
+            tree = {**overrides, **own, "task": f"{above[-1]}::{name}"}
+            return self._tasks((path, tree), {}, above)
+        where = f"group {above[-1]}: task" if above else "--tasks"
+        problem = "must be a task, group or tag below --include_path"
+        raise UserError(Fault(where, problem, suggestion(str(name), self.names), str(name)))
 
     def _tasks(self, entry: Entry, overrides: Mapping[str, Any], above: tuple[str, ...]) -> list[HarnessTask]:
         path, tree = entry
@@ -147,7 +142,11 @@ class Registry:
             members = [members] if isinstance(members, str) else []
         if not members:
             raise UserError(Fault(f"{path}: task", "lists no task", "list the group's tasks"))
-        tasks = self._expand(members, {**further, **overrides}, (*above, name))
+        tasks: list[HarnessTask] = []
+        with FaultCollector() as faults:
+            for member in members:
+                inner = {**further, **overrides}
+                tasks += faults.attempt(self._member, member, inner, (*above, name), path) or ()
         direct = dict.fromkeys(task.groups[0].name if task.groups else task.name for task in tasks)
         group = parse_group(name, tree, tuple(direct), path)
         return [replace(task, groups=(group, *task.groups)) for task in tasks]
