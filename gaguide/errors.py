@@ -7,11 +7,13 @@ and raise once, so that a user sees every fault at the first attempt.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
+from itertools import chain
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,6 +26,11 @@ _SECRET_PARAMETER = re.compile(
 )
 
 _LOST = re.compile(r"\w://\*\*\*@|[?&;][\w.%-]+=\*\*\*")
+
+_MAX_FIELD, _MAX_VALUE, _MAX_SENTENCE = 300, 500, 4_000
+"""Characters of the parts of a fault in a message; what is longer is cut, and its length is said."""
+_MAX_FAULTS = 500
+"""Faults that a message lists; the rest are counted."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,8 +74,47 @@ class Fault:
     """For code that has to tell faults apart."""
 
     def __str__(self) -> str:
-        shown = self.field if self.value is None else f"{self.field} = {self.value!r}"
-        return mask_credentials(f"{shown}: {self.problem}\n    → {self.remedy}")
+        shown = _cut(self.field, _MAX_FIELD)
+        if self.value is not None:
+            shown += f" = {_repr(self.value)}"
+        problem, remedy = _cut(self.problem, _MAX_SENTENCE), _cut(self.remedy, _MAX_SENTENCE)
+        return mask_credentials(f"{shown}: {problem}\n    → {remedy}")
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"
+
+
+def _repr(value: Any) -> str:
+    """`repr(value)`, of a large value its beginning; what is left out is never put into characters."""
+    if isinstance(value, str) and len(value) > _MAX_VALUE:
+        return f"{value[:_MAX_VALUE]!r}… ({len(value):,} characters)"
+    if _measure(value, _MAX_VALUE) <= _MAX_VALUE:
+        try:
+            return _cut(repr(value), 2 * _MAX_VALUE)
+        except ValueError:  # Python refuses to print integers of very many digits
+            return "a huge number"
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    return _cut(short.repr(value), _MAX_VALUE)
+
+
+def _measure(value: Any, limit: int) -> int:
+    """About how many characters `value` is printed in; counting ends beyond `limit`."""
+    if isinstance(value, (str, bytes)):
+        return len(value) + 2
+    if isinstance(value, Mapping):
+        parts: Iterable[Any] = chain.from_iterable(value.items())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    else:
+        return 1
+    total = 2
+    for part in parts:
+        if total > limit:
+            break
+        total += 2 + _measure(part, limit - total)
+    return total
 
 
 class UserError(Exception):
@@ -83,7 +129,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         if len(self.faults) == 1:
             return str(self.faults[0])
-        return f"{len(self.faults)} problems\n" + "\n".join(f"  {fault}" for fault in self.faults)
+        lines = [f"  {fault}" for fault in self.faults[:_MAX_FAULTS]]
+        if len(self.faults) > _MAX_FAULTS:
+            lines.append(f"  and {len(self.faults) - _MAX_FAULTS} more; correct these first")
+        return f"{len(self.faults)} problems\n" + "\n".join(lines)
 
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Fault, ...]]]:
         return UserError, (self.faults,)  # ranks exchange their errors pickled

@@ -26,6 +26,22 @@ def integer(value: Any) -> int:
         raise typer.BadParameter(f"{value!r} must be a whole number, such as 1000000 or 1e6") from None
 
 
+def _integer_parser(low: float | None, high: float | None) -> Callable[[Any], int]:
+    """`integer`, also within bounds."""
+    if low is None and high is None:
+        return integer
+
+    def bounded(value: Any) -> int:
+        number = integer(value)
+        if (low is not None and number < low) or (high is not None and number > high):
+            limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+            raise typer.BadParameter(f"{value!r} must be {' and '.join(limits)}")
+        return number
+
+    bounded.__name__ = integer.__name__  # what the help calls it
+    return bounded
+
+
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -80,9 +96,10 @@ def _parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.default is MISSING else field.default
     if get_origin(annotation) is Annotated:
         kind, option = get_args(annotation)
-        if (option.min, option.max) == (None, None) and (kind is int or kind == int | None):
+        if kind is int or kind == int | None:
             option = copy.copy(option)
-            option.parser = integer
+            option.parser = _integer_parser(option.min, option.max)
+            option.min = option.max = None
             annotation = Annotated[kind, option]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

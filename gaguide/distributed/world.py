@@ -32,6 +32,9 @@ _LAUNCHER_VARIABLES = (
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 )
 
+_RANK_IS_ITS_OWN = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
+"""torchrun and the deepspeed launcher set these together with RANK."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -67,7 +70,7 @@ class World:
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> World:
         """From the launcher's variables; a plain `python script.py` is a world of one.
 
-        Raises a `UserError` where a variable is not a number.
+        Raises a `UserError` where a variable is not a number, or where RANK is left from elsewhere.
         """
         environ = os.environ if environ is None else environ
         host = socket.gethostname()
@@ -79,8 +82,34 @@ class World:
                 if local_rank not in environ:  # srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE only
                     local_rank = "SLURM_LOCALID"
                 numbers = [_number(name, environ.get(name, "0")) for name in (rank, size, local_rank)]
+                if rank == "RANK":
+                    _check_left_over(environ, numbers)
                 return cls(numbers[0], numbers[1], numbers[2], host)
         return cls(host=host)
+
+
+def _check_left_over(environ: Mapping[str, str], numbers: Sequence[int]) -> None:
+    """Raise a `UserError` where RANK and WORLD_SIZE contradict an MPI launcher or srun that started several.
+
+    Exported in a shell, they would make every process rank 0. Where deepspeed or torchrun run below such a
+    launcher, RANK is theirs.
+    """
+    if any(name in environ for name in _RANK_IS_ITS_OWN):
+        return
+    for rank, size, _ in _LAUNCHER_VARIABLES[1:4]:
+        if rank not in environ or size not in environ or (rank[0] == "S" and "SLURM_STEP_ID" not in environ):
+            continue
+        found = _number(rank, environ[rank]), _number(size, environ[size])
+        if found[1] > 1 and found != tuple(numbers[:2]):
+            raise UserError(
+                Fault(
+                    "RANK",
+                    f"says rank {numbers[0]} of {numbers[1]}, but the launcher says rank {found[0]} of "
+                    f"{found[1]} ({rank}, {size})",
+                    "unset RANK WORLD_SIZE LOCAL_RANK, which the shell that launches has exported",
+                    environ["RANK"],
+                )
+            )
 
 
 def start(world: World, timeout_minutes: float = 30) -> None:

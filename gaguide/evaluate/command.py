@@ -25,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, `EXIT_NOT_FINITE` where scores of a model were not finite, or `EXIT_USER_ERROR` after a `UserError`.
     """
-    world = World.from_environment()
+    try:
+        world = World.from_environment()
+    except UserError as error:  # of which rank is not known
+        print(f"evaluate: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
     joined = False
     try:
         arguments = parser().parse_args(argv)

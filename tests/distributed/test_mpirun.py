@@ -18,11 +18,11 @@ LEAVE = Path(__file__).with_name("leave_script.py")
 pytestmark = pytest.mark.processes
 
 
-def _mpirun(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def _mpirun(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("mpi4py")
     if not MPIRUN.exists():
         pytest.skip("Open MPI's wheel is not installed")
-    environment = rank_environment()
+    environment = rank_environment() | variables
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         del environment[name]
     start = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable]
@@ -39,6 +39,13 @@ def _mpirun(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def test_code_of_the_ranks(end: str, is_code: Callable[[int], bool]) -> None:
     ended = _mpirun(LEAVE, end)
     assert is_code(ended.returncode), ended.stderr
+
+
+def test_ranks_left_in_the_environment_are_refused_without_a_traceback(tmp_path: Path) -> None:
+    words = ["--model", tmp_path, "--tasks", "synthetic-order", "--output", tmp_path]
+    ended = _mpirun(EVALUATE, *words, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    assert ended.returncode == 2 and "unset RANK WORLD_SIZE LOCAL_RANK" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow

@@ -55,6 +55,23 @@ def test_a_variable_that_is_not_a_number_is_named() -> None:
         World.from_environment({"RANK": "0", "WORLD_SIZE": "two"})
 
 
+_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+_SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize("launcher", [_MPI, _SRUN, {"PMI_RANK": "1", "PMI_SIZE": "2"}])
+def test_a_rank_left_in_the_environment_is_refused(launcher: dict[str, str]) -> None:
+    left = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with pytest.raises(UserError, match="says rank 0 of 1, but the launcher says rank 1 of 2"):
+        World.from_environment(left | launcher)
+    agreed = World.from_environment({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | launcher)
+    assert (agreed.rank, agreed.size) == (1, 2)
+    below = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}  # two ranks on each of two hosts
+    for own in ({"TORCHELASTIC_RUN_ID": "x"}, {"CROSS_SIZE": "2"}):
+        assert World.from_environment(below | launcher | own).size == 4
+    assert World.from_environment(left | INTERACTIVE_SHELL).size == 1
+
+
 def test_several_ranks_without_an_address_get_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("MASTER_PORT", "29500")
@@ -66,6 +83,18 @@ def test_faults_are_listed_once_with_remedies() -> None:
     first, second = Fault("a.b", "is wrong", "correct it", [1]), Fault("c", "too", "correct that")
     assert str(UserError([first, second, first])).count("correct it") == 1
     assert str(UserError(second)) == "c: too\n    → correct that"
+
+
+def test_a_message_does_not_contain_a_huge_value() -> None:
+    text = "x" * 100_000
+    for value in (text, [text] * 1000, {f"k{at}": [text] for at in range(1000)}, (text.encode(),), 10**5000):
+        assert 20 < len(str(Fault("a", "is wrong", "correct it", value))) < 1500
+    assert "(100,000 characters)" in str(Fault("a", "is wrong", "correct it", text))
+    assert len(str(Fault(text, text, text))) < 10_000
+    listed = ["name"] * 40
+    assert repr(listed) in str(Fault("a", "is wrong", "correct it", listed))
+    many = str(UserError(Fault(f"field {at}", "is wrong", "correct it") for at in range(600)))
+    assert many.startswith("600 problems") and many.endswith("and 100 more; correct these first")
 
 
 _LEAVES = """

@@ -15,8 +15,8 @@ from gaguide.evaluate.results.results import TaskResult
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.fields import Fields
 
-_WITHOUT_TEXTS = ("perplexity",)
-"""Kinds whose examples are tokens."""
+_WITHOUT_TEXTS = ("perplexity", "near_cue")
+"""Kinds whose examples are tokens, or have a score for each part of a text."""
 
 
 def samples_file(task: str) -> str:

@@ -221,7 +221,7 @@ def _check_column_names(task: Task, source: str) -> None:
         for name in task.columns:
             if name not in ALIASES:
                 field = f"task {task.name}: columns.{name}"
-                faults.add(Fault(field, "unknown column", suggestion(name, ALIASES), source))
+                faults.add(Fault(field, "unknown column", suggestion(name, ALIASES), task.columns[name]))
 
 
 def _list_lines(numbers: Sequence[int]) -> str:
