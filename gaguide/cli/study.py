@@ -72,7 +72,11 @@ class RunOptions(JobOptions):
     cell: Annotated[str | None, typer.Option(help="Run only this cell.")] = None
     before: Annotated[str, typer.Option(help="Words put before each command, e.g. 'nice -n 10'.")] = ""
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the estimated cost of each cell and run nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the estimated cost of each cell and what the tasks can show; run nothing.",
+        ),
     ] = False
     gpu: Annotated[str, typer.Option(help="GPU model of the estimate by --dry-run.")] = "a100-80"
 
@@ -105,8 +109,10 @@ def run(context: typer.Context, file: _FILE, options: RunOptions) -> None:
     grid = _grid(file, context.args, ranks)
     if options.dry_run:
         from gaguide.study.dry_run import print_costs
+        from gaguide.study.task_power import print_powers
 
         print_costs(grid, options.gpu)
+        print_powers(grid)
     elif options.slurm:
         _submit(grid, options.slurm_options(), file)
     else:
