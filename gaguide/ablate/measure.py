@@ -30,7 +30,7 @@ from gaguide.guidance.cues import BANDS
 from gaguide.log import SlowWork, code_fingerprint, say
 from gaguide.model import build_model, find_model, with_vocabulary
 from gaguide.model.attention_support import causal_attention_modules
-from gaguide.train.inputs import Inputs, model_inputs
+from gaguide.train.inputs import Batch, guidance_marks, model_inputs
 from gaguide.train.preflight import find_corpus
 
 _FEW_BLOCKS = 20
@@ -91,7 +91,7 @@ def short_name(model: str) -> str:
     return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
-def _batches(request: Request, device: torch.device) -> list[Inputs]:
+def _batches(request: Request, device: torch.device) -> list[Batch]:
     text, size = request.text, request.settings.batch
     assert text is not None
     count = len(text.chosen)
@@ -100,13 +100,16 @@ def _batches(request: Request, device: torch.device) -> list[Inputs]:
         starts.pop()  # no batch of a single block, which has no other to take from
     ends = [*starts[1:], count]
     return [
-        model_inputs(text.blocks, text.chosen[start:end], text.isolate, device)
+        Batch(
+            model_inputs(text.blocks, text.chosen[start:end], text.isolate, device),
+            guidance_marks(text.blocks, text.chosen[start:end], request.plan.marks, device),
+        )
         for start, end in zip(starts, ends, strict=True)
     ]
 
 
 def _measure(
-    request: Request, folder: ModelFolder, work: ModelWork | None, batches: Sequence[Inputs],
+    request: Request, folder: ModelFolder, work: ModelWork | None, batches: Sequence[Batch],
     device: torch.device,
 ) -> _One:  # fmt: skip
     started, settings = time.monotonic(), request.settings
@@ -120,7 +123,10 @@ def _measure(
     name = short_name(folder.name)
     if batches:
         with SlowWork(f"{name}: removing heads, passes over text", None) as slow:
-            one.text = measure_text(model, subjects, batches, settings.methods, settings.seed, _ticker(slow))
+            inputs, marks = [batch.inputs for batch in batches], [batch.marks for batch in batches]
+            one.text = measure_text(
+                model, subjects, inputs, settings.methods, settings.seed, _ticker(slow), marks
+            )
         for note in one.text.notes:
             say(f"{name}: {note}")
     if work is not None:
@@ -141,7 +147,7 @@ def _ticker(slow: SlowWork) -> Any:
 
 
 def _before(
-    request: Request, found: Sequence[_One], batches: Sequence[Inputs], device: torch.device
+    request: Request, found: Sequence[_One], batches: Sequence[Batch], device: torch.device
 ) -> dict[Key, Reading] | None:
     """What the heads do in the model that attention is compared with."""
     if request.before is None:
@@ -153,7 +159,8 @@ def _before(
         model = load_model(request.before, request.settings.dtype, device)
     else:
         model = _start_model(request).to(device).eval()
-    return read_attention(model, found[0].subjects, batches)
+    inputs, marks = [batch.inputs for batch in batches], [batch.marks for batch in batches]
+    return read_attention(model, found[0].subjects, inputs, marks)
 
 
 def _start_model(request: Request) -> Any:

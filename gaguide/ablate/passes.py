@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gaguide.evaluate.score.logits import MAX_LOGIT_POSITIONS, logsumexp
+from gaguide.guidance.measurement import IGNORED
 from gaguide.model.attention_support import causal_attention_modules
 
 _TOLERANCE = 1e-4
@@ -41,9 +42,9 @@ class Passes:
     def check(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Compare both shortcuts with whole passes on these inputs, and leave out one that differs."""
         ids_BT = inputs["input_ids"]
-        logits_BTV = self.model(**inputs, use_cache=False).logits[:, :-1].float()
+        logits_BTV = self.model(**without_labels(inputs), use_cache=False).logits[:, :-1].float()
         right = logits_BTV.gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
-        want_BT = torch.logsumexp(logits_BTV, -1) - right
+        want_BT = (torch.logsumexp(logits_BTV, -1) - right) * self.counted(inputs)
         self.whole = not bool((self._losses(inputs) - want_BT).abs().max() < _TOLERANCE)
         if self.resumes:
             with self.keeping():
@@ -54,9 +55,14 @@ class Passes:
             self._kept, self.count = {}, 0.0
 
     def losses(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Loss of predicting each token but the first [B, T - 1], fp32, in nats."""
+        """Loss of predicting each token but the first [B, T - 1], fp32, in nats; 0 where a label is -100."""
         self.count += 1
         return self._losses(inputs)
+
+    def counted(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """1 where a token but the first counts [B, T - 1], fp32."""
+        labels_BT = inputs.get("labels", inputs["input_ids"])
+        return (labels_BT[:, 1:] != IGNORED).float()
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -94,10 +100,11 @@ class Passes:
     def _losses(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         targets_N = inputs["input_ids"][:, 1:].reshape(-1)
         if self.whole:
-            states = self.model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
+            states = self.model(**without_labels(inputs), use_cache=False).logits[:, :-1].flatten(0, 1)
             head: Any = torch.nn.Identity()
         else:
-            hidden = self.model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
+            arguments = without_labels(inputs)
+            hidden = self.model.base_model(**arguments, use_cache=False, return_dict=True).last_hidden_state
             states, head = hidden[:, :-1].flatten(0, 1), self.model.get_output_embeddings()
         losses = []
         for start in range(0, len(states), MAX_LOGIT_POSITIONS):
@@ -106,7 +113,12 @@ class Passes:
             right_N = logits_NV.gather(1, targets_N[here, None]).squeeze(1)
             losses.append(logsumexp(logits_NV.clone() if self.whole else logits_NV) - right_N)
         B = inputs["input_ids"].shape[0]
-        return torch.cat(losses).view(B, -1)
+        return torch.cat(losses).view(B, -1) * self.counted(inputs)
+
+
+def without_labels(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The arguments of the model's layers, which take no labels."""
+    return {name: value for name, value in inputs.items() if name != "labels"}
 
 
 def _decoder_layers(model: PreTrainedModel) -> dict[int, torch.nn.Module]:

@@ -16,11 +16,11 @@ import torch
 from transformers import PreTrainedModel
 
 from gaguide.ablate.meter import Meter, Reading, sum_readings
-from gaguide.ablate.passes import Passes
+from gaguide.ablate.passes import Passes, without_labels
 from gaguide.ablate.subjects import Key, Subject, by_layer, together
 from gaguide.errors import Fault, UserError
 from gaguide.guidance.cues import BANDS, cue_bands
-from gaguide.guidance.patterns import Columns, Pattern
+from gaguide.guidance.patterns import Columns, Marks, Pattern, marked
 from gaguide.interventions import (
     Intervention,
     MeanOutput,
@@ -85,16 +85,22 @@ def measure_text(
     methods: Sequence[str],
     seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, of: None,
+    marks: Sequence[Marks] = (),
 ) -> TextSums:
     """Losses of `batches` with each of `subjects` removed by each of `methods`, and what their heads do.
 
     Each batch is computed once as a whole; a removal resumes at its head's layer. `model` must be in eval
-    mode. `tick` is called with the removals done and all.
+    mode. `tick` is called with the removals done and all. `marks` are those of each batch's tokens, for
+    patterns that the data say. Tokens whose label in a batch is -100 do not count.
     """
     check_batches(methods, batches)
     passes, sums, layers, sets = Passes(model), _Sums(), by_layer(subjects), together(subjects)
     passes.check(batches[0])
-    means = mean_outputs(model, batches, list(layers)) if "mean" in methods else {}
+    means = (
+        mean_outputs(model, [without_labels(one) for one in batches], list(layers))
+        if "mean" in methods
+        else {}
+    )
     meter, rng = Meter(model, subjects), random.Random(seed)
     done, total = 0, len(batches) * (len(subjects) + len(sets)) * len(methods)
 
@@ -105,28 +111,29 @@ def measure_text(
         done += 1
         return _by_band(loss_BT.double() - clean_BT.double(), band_BT)
 
-    for batch in batches:
-        bands = {id(one.pattern): pattern_bands([one.pattern], batch) for one in subjects}
-        with passes.keeping(), attach_consumer(model, meter.layers, meter):
-            clean_BT = passes.losses(batch)
-        sums.readings.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
-        for pattern, band_BT in bands.items():
-            sums.loss.setdefault(pattern, []).append(_by_band(clean_BT, band_BT))
-            sums.tokens.setdefault(pattern, []).append(_by_band(torch.ones_like(clean_BT), band_BT))
-        shift = rng.randrange(1, max(2, len(clean_BT)))
-        for layer, here in layers.items():
-            with passes.from_layer(layer):
-                for subject, method in itertools.product(here, methods):
-                    found = lost([subject], method, shift, bands[id(subject.pattern)])
-                    sums.change.setdefault((subject.key, method), []).append(found)
-            tick(done, total)
-        everywhere_BT = pattern_bands([one.pattern for one in subjects if one.role == "guided"], batch)
-        sums.together_tokens.append(_by_band(torch.ones_like(clean_BT), everywhere_BT))
-        for (name, some), method in itertools.product(sets.items(), methods):
-            with passes.from_layer(min(one.layer for one in some)):
-                found = lost(some, method, shift, everywhere_BT)
-            sums.together.setdefault((name, method), []).append(found)
-            tick(done, total)
+    for batch, own in zip(batches, marks or [{}] * len(batches), strict=True):
+        with marked(own):
+            bands = {id(one.pattern): pattern_bands([one.pattern], batch) for one in subjects}
+            with passes.keeping(), attach_consumer(model, meter.layers, meter):
+                clean_BT = passes.losses(batch)
+            sums.readings.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
+            for pattern, band_BT in bands.items():
+                sums.loss.setdefault(pattern, []).append(_by_band(clean_BT, band_BT))
+                sums.tokens.setdefault(pattern, []).append(_by_band(passes.counted(batch), band_BT))
+            shift = rng.randrange(1, max(2, len(clean_BT)))
+            for layer, here in layers.items():
+                with passes.from_layer(layer):
+                    for subject, method in itertools.product(here, methods):
+                        found = lost([subject], method, shift, bands[id(subject.pattern)])
+                        sums.change.setdefault((subject.key, method), []).append(found)
+                tick(done, total)
+            everywhere_BT = pattern_bands([one.pattern for one in subjects if one.role == "guided"], batch)
+            sums.together_tokens.append(_by_band(passes.counted(batch), everywhere_BT))
+            for (name, some), method in itertools.product(sets.items(), methods):
+                with passes.from_layer(min(one.layer for one in some)):
+                    found = lost(some, method, shift, everywhere_BT)
+                sums.together.setdefault((name, method), []).append(found)
+                tick(done, total)
     notes = [] if passes.resumes else ["its layers take more than the layer before gives: whole passes"]
     notes += ["logits come from whole passes of the model"] if passes.whole else []
     return TextSums(
@@ -144,13 +151,17 @@ def measure_text(
 
 @torch.no_grad()
 def read_attention(
-    model: PreTrainedModel, subjects: Sequence[Subject], batches: Sequence[Batch]
+    model: PreTrainedModel,
+    subjects: Sequence[Subject],
+    batches: Sequence[Batch],
+    marks: Sequence[Marks] = (),
 ) -> dict[Key, Reading]:
-    """What the subjects' heads attend to and write, without removing any."""
+    """What the subjects' heads attend to and write, without removing any; `marks` as in `measure_text`."""
     meter, parts = Meter(model, subjects), []
     with attach_consumer(model, meter.layers, meter):
-        for batch in batches:
-            model.base_model(**batch, use_cache=False)
+        for batch, own in zip(batches, marks or [{}] * len(batches), strict=True):
+            with marked(own):
+                model.base_model(**without_labels(batch), use_cache=False)
             parts.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
     return sum_readings(parts)
 

@@ -1,4 +1,4 @@
-"""`gaguide data build | info | verify | overlap`."""
+"""`gaguide data build | info | verify`, and where the other commands of `data` are registered."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaguide.cli.exchange import export_command, import_command
 from gaguide.cli.options import Workers, cores, takes
 from gaguide.cli.overlap import overlap_command
+from gaguide.cli.shards import describe_shards
 from gaguide.errors import EXIT_USER_ERROR
 
 if TYPE_CHECKING:
@@ -24,12 +26,15 @@ _EXIT_INTERRUPTED = 130
 def register(app: typer.Typer) -> None:
     """Add `data` and its subcommands."""
     data = typer.Typer(
-        no_args_is_help=True, help="Build, describe, verify and search folders of token shards."
+        no_args_is_help=True,
+        help="Build, describe, verify, search, import and export folders of token shards.",
     )
     data.command("build")(build_command)
     data.command("info")(info_command)
     data.command("verify")(verify_command)
     data.command("overlap")(overlap_command)
+    data.command("import")(import_command)
+    data.command("export")(export_command)
     app.add_typer(data, name="data")
 
 
@@ -86,6 +91,42 @@ class BuildOptions:
     max_dropped: Annotated[
         float, typer.Option(help="Fail if a larger share of the rows gives no document (0 to 1).")
     ] = 0.5
+    spans: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Field of character spans ([[start, end], …]) in the text, stored with the tokens: a "
+            "pattern of guidance (spans:FIELD). May be repeated."
+        ),
+    ] = None
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            help="Field of conversations (messages) instead of text; the loss counts the assistant's words."
+        ),
+    ] = None
+    template: Annotated[
+        Path | None,
+        typer.Option(help="Chat template (Jinja) for --chat.", show_default="the tokenizer's"),
+    ] = None
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks whose examples must not be in the training text, as for `gaguide evaluate`. "
+            "Documents that contain a run of 13 words of one are left out. May be repeated."
+        ),
+    ] = None
+    decontaminate_by: Annotated[
+        str | None,
+        typer.Option(
+            help="drop: leave such documents out; mask: compute no loss on these words.", show_default="drop"
+        ),
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the data files of the tasks that --decontaminate names.", show_default="the hub"
+        ),
+    ] = None
     revision: Annotated[
         str | None,
         typer.Option(help="Commit, branch or tag of a hub data set.", show_default="its newest commit"),
@@ -95,8 +136,11 @@ class BuildOptions:
 @takes(BuildOptions)
 def build_command(options: BuildOptions) -> None:
     """Turn text into a folder of token shards."""
+    from gaguide.cli.decontaminate import find_decontamination
     from gaguide.data import BuildRequest
+    from gaguide.data.build.chat import read_template
     from gaguide.data.build.spread import mpi_size, parse_part
+    from gaguide.errors import FaultCollector
     from gaguide.files import expand_home, local_folder
 
     output = local_folder(options.output, "--output")
@@ -104,6 +148,13 @@ def build_command(options: BuildOptions) -> None:
     share = None if options.part is None else parse_part(options.part)
     if over_mpi:
         _refuse_with_mpi(options.workers, options.part)
+    with FaultCollector() as faults:
+        template = None
+        if options.template is not None:
+            template = faults.attempt(read_template, options.template, "--template")
+        decontamination = faults.attempt(
+            find_decontamination, options.decontaminate, options.decontaminate_by, options.data
+        )
     request = BuildRequest(
         sources=tuple(options.source),
         output=output,
@@ -118,6 +169,10 @@ def build_command(options: BuildOptions) -> None:
         bos=options.bos,
         separator=options.separator,
         max_dropped=options.max_dropped,
+        spans=tuple(options.spans or ()),
+        chat=options.chat,
+        template=template,
+        decontamination=decontamination,
     )
     try:
         manifest = _build_over_mpi(request) if over_mpi else _build_here(request, share)
@@ -125,7 +180,7 @@ def build_command(options: BuildOptions) -> None:
         typer.echo(f"interrupted: the same command resumes where this one stopped ({output})", err=True)
         raise typer.Exit(_EXIT_INTERRUPTED) from None
     if manifest is not None:
-        typer.echo(describe(output, manifest))
+        typer.echo(describe_shards(output, manifest))
     elif share is not None:
         typer.echo(f"part {options.part} is built; the last part to end completes {output}")
 
@@ -178,7 +233,7 @@ def info_command(
     if as_json:
         typer.echo(json.dumps({**asdict(manifest), "fingerprint": manifest.fingerprint}, indent=1))
     else:
-        typer.echo(describe(folder, manifest))
+        typer.echo(describe_shards(folder, manifest))
 
 
 def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address of shards.")]) -> None:
@@ -196,28 +251,6 @@ def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address
         typer.echo(f"{folder}: {len(findings)} of {checked} are damaged\n    → {remedy}", err=True)
         raise typer.Exit(EXIT_USER_ERROR)
     typer.echo(f"{folder}: {checked} checked, all match the manifest")
-
-
-def describe(folder: Path | str, manifest: Manifest) -> str:
-    """A few lines that describe a folder of shards."""
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()) or "none"
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in manifest.left_out.items()) or "no file"
-    begin = "nothing" if manifest.bos_token_id is None else f"id {manifest.bos_token_id}"
-    end = "nothing" if manifest.separator_token_id is None else f"id {manifest.separator_token_id}"
-    lines = [
-        f"{folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens ({manifest.token_dtype})",
-        f"  source      {manifest.source}" + (f" @ {manifest.revision}" if manifest.revision else ""),
-        f"  dropped     {dropped}",
-        f"  left out    {left_out}",
-        f"  tokenizer   {manifest.vocab_size:,} ids, fingerprint {manifest.tokenizer_fingerprint[:12]}",
-    ]
-    if manifest.source_identity:  # else an older version wrote the folder
-        lines.append(f"  documents   begin with {begin}, end with {end}")
-    for split, shards in manifest.splits.items():
-        documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
-        count = f"{len(shards):,} shard{'s' if len(shards) > 1 else ''}"
-        lines.append(f"  {split:<11} {documents:,} documents, {tokens:,} tokens in {count}")
-    return "\n".join([*lines, f"  fingerprint {manifest.fingerprint[:12]}"])
 
 
 @contextmanager

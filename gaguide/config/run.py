@@ -106,6 +106,12 @@ class SourceSection(_Section):
     """Commit of a hub data set; null is its newest."""
     text_field: str = "text"
     """Column or field that holds the text."""
+    spans: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """Fields of character spans in the text, for the patterns spans:FIELD and PATTERN@FIELD."""
+    chat: str | None = None
+    """Field of conversations instead of text; the loss counts what the assistant has written."""
+    template: PathText | None = None
+    """File with the chat template (Jinja); null takes the tokenizer's."""
     rows: PositiveInt | None = None
     """Use only this many rows from the start; null uses all."""
     bos: bool | None = None
@@ -149,7 +155,8 @@ class DataSection(_Section):
 
 class AssignmentSection(_Section):
     pattern: str
-    """A lexicon, or first-token, previous-token, self, offset-N, end-of-text, or an entry point's name."""
+    """A lexicon, first-token, previous-token, self, offset-N, end-of-text, spans:MARK, PATTERN@MARK, or an
+    entry point's name."""
     heads: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_indices), Field(min_length=1)]
     """Heads counted from 0."""
     layers: Layers = "all"

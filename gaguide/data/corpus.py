@@ -37,6 +37,9 @@ _SOURCE_FIELDS = {
     "--split": "data.source.split",
     "--revision": "data.source.revision",
     "--text-field": "data.source.text_field",
+    "--spans": "data.source.spans",
+    "--chat": "data.source.chat",
+    "--template": "data.source.template",
     "--output": "data.shards",
     "--bos": "data.source.bos",
     "--separator": "data.source.separator",
@@ -138,7 +141,9 @@ def source_corpus(
         return build
 
     build = _with_fields(_SOURCE_FIELDS, prepare)
-    identity = BuildIdentity(request.output, len(build.parts), build.build_id, build.fingerprint)
+    identity = BuildIdentity(
+        request.output, len(build.parts), build.build_id, build.fingerprint, request.marks
+    )
     blocks = GrowingStore(identity, block_length)
     return Corpus(
         blocks=blocks,

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from gaguide.distributed import raise_together
 from gaguide.errors import Fault, UserError
-from gaguide.model.packed import PackedAttention
+from gaguide.model.packed import MASKLESS, PackedAttention
 
 CompileMode = bool | Literal["max-autotune"]
 """`train.compile`."""
@@ -78,7 +78,7 @@ class CompiledForward:
     def prepare(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Before a compiled pass: find out in another one, which is not compiled, whether it needs masks."""
         packed, length = self._packed, inputs["input_ids"].shape[1]
-        if packed is not None and inputs.keys() == {"input_ids"} and length not in packed.maskless:
+        if packed is not None and inputs.keys() <= MASKLESS and length not in packed.maskless:
             packed.learn(length)
 
     def close(self) -> None:

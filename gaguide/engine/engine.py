@@ -82,11 +82,13 @@ class Engine:
     def lm_loss(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean next-token cross-entropy of a micro batch, with its graph; 0-dimensional.
 
-        `inputs` are keyword arguments of the model's forward pass, `input_ids` [M, T] among them.
+        `inputs` are keyword arguments of the model's forward pass, `input_ids` [M, T] among them. With
+        `labels` [M, T] those of -100 do not count, and with `num_items_in_batch` the loss is the sum over
+        the others divided by it.
         """
         if self._compiled is not None:
             self._compiled.prepare(inputs)
-        loss: torch.Tensor = self._engine(**inputs, labels=inputs["input_ids"], use_cache=False).loss
+        loss: torch.Tensor = self._engine(**{"labels": inputs["input_ids"], **inputs}, use_cache=False).loss
         return loss
 
     def backward(self, loss: torch.Tensor) -> None:

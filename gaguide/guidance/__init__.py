@@ -8,7 +8,16 @@ if TYPE_CHECKING:
     from gaguide.guidance.attach import Guidance, guide
     from gaguide.guidance.lexicon import Lexicon, get_lexicon, read_lexicons, shipped_lexicons
     from gaguide.guidance.measurement import HeadAttention, Measurement, measure
-    from gaguide.guidance.patterns import Columns, FirstToken, FixedOffset, Offset, Pattern, TokenSet
+    from gaguide.guidance.patterns import (
+        Columns,
+        FirstToken,
+        FixedOffset,
+        MarkedTokens,
+        Offset,
+        Pattern,
+        TokenSet,
+        marked,
+    )
     from gaguide.guidance.plan import (
         DEFAULT_WEIGHT,
         Assignment,
@@ -30,6 +39,7 @@ __all__ = [
     "GuidedHead",
     "HeadAttention",
     "Lexicon",
+    "MarkedTokens",
     "Measurement",
     "Offset",
     "Pattern",
@@ -38,6 +48,7 @@ __all__ = [
     "get_lexicon",
     "guide",
     "make_pattern",
+    "marked",
     "measure",
     "read_lexicons",
     "shipped_lexicons",
@@ -59,6 +70,8 @@ __getattr__ = lazy_names(
         "Columns": "patterns",
         "FirstToken": "patterns",
         "FixedOffset": "patterns",
+        "MarkedTokens": "patterns",
+        "marked": "patterns",
         "Offset": "patterns",
         "Pattern": "patterns",
         "TokenSet": "patterns",

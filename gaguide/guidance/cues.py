@@ -75,18 +75,25 @@ class Cues:
         return [BANDS[index] for index in cue_bands(self.marked(ids_BT), document_BT)[0].tolist()]
 
     def loss_sums(
-        self, logits_BTV: torch.Tensor, ids_BT: torch.Tensor, document_BT: torch.Tensor | None
+        self,
+        logits_BTV: torch.Tensor,
+        ids_BT: torch.Tensor,
+        document_BT: torch.Tensor | None,
+        counts_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Summed loss and number of the predicted tokens of each band, float64 [K, 2].
 
-        The first token of a sequence is not predicted. Logits are made fp32 one sequence at a time.
+        The first token of a sequence is not predicted, and those of which `counts_BT` is False are left out.
+        Logits are made fp32 one sequence at a time.
         """
+        counts_BT = torch.ones_like(ids_BT).bool() if counts_BT is None else counts_BT
         bands_BT = cue_bands(self.marked(ids_BT), document_BT)
         sums_K2 = torch.zeros(len(BANDS), 2, dtype=torch.float64, device=ids_BT.device)
-        for logits_TV, ids_T, bands_T in zip(logits_BTV, ids_BT, bands_BT, strict=True):
+        sequences = zip(logits_BTV, ids_BT, bands_BT, counts_BT.double(), strict=True)
+        for logits_TV, ids_T, bands_T, counts_T in sequences:
             losses = torch.nn.functional.cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="none")
-            sums_K2[:, 0].index_add_(0, bands_T[1:], losses.double())
-            sums_K2[:, 1].index_add_(0, bands_T[1:], torch.ones_like(losses, dtype=torch.float64))
+            sums_K2[:, 0].index_add_(0, bands_T[1:], losses.double() * counts_T[1:])
+            sums_K2[:, 1].index_add_(0, bands_T[1:], counts_T[1:])
         return sums_K2
 
     def record(self, sums: Sequence[Sequence[float]]) -> Mapping[str, Any]:

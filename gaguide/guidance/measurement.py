@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +17,9 @@ from gaguide.guidance.cues import BANDS, Cues
 from gaguide.guidance.plan import GuidancePlan
 from gaguide.model.attention_hooks import suspend_observers
 from gaguide.model.attention_support import unwrap_model
+
+IGNORED = -100
+"""Label of tokens on which no loss is computed, as transformers has it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Measurement:
     """Results over the batches of all ranks."""
 
     lm_loss: float
-    """Language-model loss, in nats per predicted token."""
+    """Language-model loss, in nats per predicted token; NaN where no token counts."""
     guided_attention: float | None
     """Mean of the heads' attention mass; None without a head that could see a target."""
     per_head: tuple[HeadAttention, ...]
@@ -94,16 +98,18 @@ def measure_guided(
         with guidance.measuring() if guidance else nullcontext():
             for inputs, counted in batches:
                 ids_BT = inputs["input_ids"]
-                output = model(**inputs, labels=ids_BT, use_cache=False)
+                labels_BT = inputs.get("labels", ids_BT)
+                output = model(**{**inputs, "labels": labels_BT}, use_cache=False)
                 loss = output.loss.double()
                 if not counted:
                     continue
-                tokens = ids_BT.shape[0] * (ids_BT.shape[1] - 1)
-                sums[:3] += torch.stack(
-                    [loss * tokens, loss.new_tensor(tokens), loss.new_tensor(len(ids_BT))]
-                )
+                counts_BT = labels_BT != IGNORED
+                tokens = counts_BT[:, 1:].sum().to(loss)
+                # Without a token that counts, the mean is not a number.
+                total = torch.where(tokens > 0, loss * tokens, 0)
+                sums[:3] += torch.stack([total, tokens, loss.new_tensor(len(ids_BT))])
                 if cues:
-                    near += cues.loss_sums(output.logits, ids_BT, _documents(inputs))
+                    near += cues.loss_sums(output.logits, ids_BT, _documents(inputs), counts_BT)
                 if guidance:
                     sums[3:] += guidance.attention_sums().flatten()
     finally:
@@ -119,7 +125,11 @@ def measure_guided(
     )
     seen = [head.attention for head in per_head if head.attention is not None]
     return Measurement(
-        loss_sum / tokens_sum, sum(seen) / len(seen) if seen else None, per_head, round(sequences), near_cue
+        loss_sum / tokens_sum if tokens_sum else math.nan,
+        sum(seen) / len(seen) if seen else None,
+        per_head,
+        round(sequences),
+        near_cue,
     )
 
 

@@ -8,10 +8,14 @@ Shapes: B batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
+
+from gaguide.errors import Fault, UserError
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,53 @@ class FixedOffset:
     def target(self, ids_BT: torch.Tensor) -> Offset:
         """The same offset for any token ids."""
         return Offset(self.distance)
+
+
+Marks = Mapping[str, torch.Tensor]
+"""By name, whether each token has a mark of the data: bool [B, T]."""
+_marks: Marks = {}
+
+
+@contextmanager
+def marked(marks: Marks) -> Iterator[None]:
+    """Inside, the token ids that models are called with have these marks, for patterns of `MarkedTokens`."""
+    global _marks
+    before, _marks = _marks, marks
+    try:
+        yield
+    finally:
+        _marks = before
+
+
+@dataclass(frozen=True)
+class MarkedTokens:
+    """Keys that the data mark: annotated spans, the prompt of a conversation (docs/data.md).
+
+    The marks are those of the `with marked(…)` block around the forward pass.
+    """
+
+    mark: str
+    """Name of the mark."""
+    within: Pattern | None = None
+    """Only those of them that are targets of this pattern too; None: all."""
+
+    @property
+    def name(self) -> str:
+        """`spans:MARK`, or `PATTERN@MARK`."""
+        return f"spans:{self.mark}" if self.within is None else f"{self.within.name}@{self.mark}"
+
+    def target(self, ids_BT: torch.Tensor) -> Columns:
+        """The marked keys; a `UserError` where the token ids came without this mark."""
+        marked_BT = _marks.get(self.mark)
+        if marked_BT is None:
+            problem = "names a mark of the data, and this text has none"
+            remedy = "use it with shards that have such marks, or call the model in a `with marked(…)` block"
+            raise UserError(Fault("guidance", problem, remedy, self.mark))
+        if marked_BT.shape != ids_BT.shape:
+            shapes = f"{tuple(marked_BT.shape)} for token ids of {tuple(ids_BT.shape)}"
+            raise ValueError(f"the mark {self.mark!r} has the shape {shapes}")
+        if self.within is None:
+            return Columns(marked_BT)
+        inner = self.within.target(ids_BT)
+        assert isinstance(inner, Columns)
+        return Columns(inner.marked_BT & marked_BT)

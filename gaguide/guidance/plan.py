@@ -15,7 +15,7 @@ from gaguide.config import GuidanceSection
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
-from gaguide.guidance.patterns import Pattern, TokenSet
+from gaguide.guidance.patterns import MarkedTokens, Pattern, TokenSet
 from gaguide.guidance.words import MATCHING, WordSet
 
 Reduction = Literal["mean", "frobenius"]
@@ -109,6 +109,12 @@ class GuidancePlan:
         ]
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """Names of the data's marks that its patterns need."""
+        patterns = (assignment.pattern for assignment in self.assignments)
+        return tuple(dict.fromkeys(one.mark for one in patterns if isinstance(one, MarkedTokens)))
+
+    @property
     def is_empty(self) -> bool:
         """Whether no head is guided (plain fine-tuning)."""
         return not self.assignments
@@ -165,6 +171,8 @@ class GuidancePlan:
 
 
 def _content(pattern: Pattern) -> list[Any]:
+    if isinstance(pattern, MarkedTokens):
+        return [] if pattern.within is None else _content(pattern.within)
     if isinstance(pattern, TokenSet):
         return sorted(pattern.token_ids)
     return [MATCHING, *pattern.words] if isinstance(pattern, WordSet) else []

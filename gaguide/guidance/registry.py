@@ -2,7 +2,8 @@
 
 A name is a lexicon (`contrast`), one of first-token, previous-token, self, offset-N and end-of-text (also
 called delimiter), or an entry point in the group `gaguide.patterns` of an installed package: a function of a
-tokenizer that returns a `Pattern`.
+tokenizer that returns a `Pattern`. `spans:MARK` are the tokens that the data mark (docs/data.md), and
+`NAME@MARK` those targets of a pattern that are marked too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gaguide.guidance.patterns import Pattern, TokenSet
 
 ENTRY_POINTS = "gaguide.patterns"
+SPANS = "spans:"
 _FIXED = ("first-token", "previous-token", "self", "end-of-text", "delimiter", "offset-N")
 
 
@@ -29,6 +31,12 @@ def check_pattern_name(name: str, own: Mapping[str, Lexicon] | None = None, fiel
 
     Needs neither a tokenizer nor torch.
     """
+    inner, at, mark = name.rpartition("@")
+    if at or name.startswith(SPANS):
+        _check_marked(name, inner if at else None, mark if at else name.removeprefix(SPANS), field)
+        if at:
+            check_pattern_name(inner, own, field)
+        return
     offset = re.fullmatch(r"offset-(-?\d+)", name)
     if name == "next-token" or (offset and int(offset[1]) < 0):
         raise UserError(
@@ -47,6 +55,15 @@ def check_pattern_name(name: str, own: Mapping[str, Lexicon] | None = None, fiel
         raise UserError(Fault(field, "unknown pattern or lexicon", remedy, name))
 
 
+def _check_marked(name: str, inner: str | None, mark: str, field: str) -> None:
+    remedy = "write spans:MARK, or PATTERN@MARK for those targets of a pattern that are marked"
+    if not mark or inner == "" or (inner or "").startswith(SPANS):
+        raise UserError(Fault(field, "does not name a pattern and a mark of the data", remedy, name))
+    if inner in ("self", "previous-token") or (inner or "").startswith("offset-"):
+        problem = "has one target for each query, which a mark cannot restrict"
+        raise UserError(Fault(field, problem, remedy, name))
+
+
 def make_pattern(
     name: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -58,9 +75,14 @@ def make_pattern(
 
     Raises a `UserError` under `field` for an unknown name and a pattern that a causal model cannot learn.
     """
-    from gaguide.guidance.patterns import FirstToken, FixedOffset
+    from gaguide.guidance.patterns import FirstToken, FixedOffset, MarkedTokens
 
     check_pattern_name(name, own, field)
+    if name.startswith(SPANS):
+        return MarkedTokens(name.removeprefix(SPANS))
+    inner, at, mark = name.rpartition("@")
+    if at:
+        return MarkedTokens(mark, make_pattern(inner, tokenizer, mode, own, field))
     offset = re.fullmatch(r"offset-(\d+)", name)
     if offset:
         return FixedOffset(int(offset[1]))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from gaguide.ablate.passes import without_labels
 from gaguide.ablate.text import pattern_bands
 from gaguide.guidance.cues import BANDS, NEAR
 from gaguide.guidance.patterns import Pattern
@@ -82,9 +83,10 @@ def _begin_at_embeddings(model: PreTrainedModel, stack: ExitStack) -> None:
 def _losses(
     model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], pattern: Pattern
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss near cues, and of all tokens."""
-    logits_BTV = model(**inputs, use_cache=False).logits[:, :-1].float()
-    loss_BT = torch.nn.functional.cross_entropy(logits_BTV.mT, inputs["input_ids"][:, 1:], reduction="none")
+    """Summed loss near cues, and of all tokens; 0 where a label is -100."""
+    logits_BTV = model(**without_labels(inputs), use_cache=False).logits[:, :-1].float()
+    targets_BT = inputs.get("labels", inputs["input_ids"])[:, 1:]
+    loss_BT = torch.nn.functional.cross_entropy(logits_BTV.mT, targets_BT, reduction="none")
     band_BT = pattern_bands([pattern], inputs)
     near_BT = torch.isin(band_BT, torch.tensor(_NEAR, device=band_BT.device))
     return (loss_BT * near_BT).sum(), loss_BT.sum()

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 from gaguide.ablate.meter import Reading
+from gaguide.ablate.passes import without_labels
 from gaguide.ablate.request import AblateSettings, PlanSource, Text, find_text, model_path
 from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import TextSums, measure_text, read_attention
@@ -76,8 +77,9 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
         for at in range(0, len(text.chosen), settings.batch)
     ]
     readings = read_attention(network, subjects, batches)
-    behaviour = behaviours(network, batches, settings.seed)
-    means = mean_outputs(network, batches, layers)
+    plain = [without_labels(batch) for batch in batches]
+    behaviour = behaviours(network, plain, settings.seed)
+    means = mean_outputs(network, plain, layers)
     with SlowWork("estimating the effect of every head: blocks", len(text.chosen)) as slow:
         sums = attribute(network, batches, pattern, means, lambda done, of: slow.done(done))
     removed = _candidates(sums, settings.top)

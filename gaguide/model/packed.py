@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from gaguide.model import attention_hooks
 from gaguide.model.attention_support import IMPLEMENTATION, PACKED
 
-# Arguments that do not change what a token sees.
-_NEUTRAL = {"input_ids", "labels", "return_dict", "use_cache"}
+MASKLESS = {"input_ids", "labels", "num_items_in_batch", "return_dict", "use_cache"}
+"""Arguments of a forward pass that do not change what a token sees."""
 
 
 class PackedAttention:
@@ -43,7 +43,7 @@ class PackedAttention:
         """Before a forward pass."""
         given = {name for name, value in kwargs.items() if value is not None}
         ids_BT = kwargs.get("input_ids")
-        if args or not given <= _NEUTRAL or kwargs.get("use_cache") is not False or ids_BT is None:
+        if args or not given <= MASKLESS or kwargs.get("use_cache") is not False or ids_BT is None:
             return
         self._before, self._length = self.model.config._attn_implementation, ids_BT.shape[1]
         known = self.maskless.get(self._length)

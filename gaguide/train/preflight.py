@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from contextlib import suppress
@@ -22,8 +23,10 @@ from gaguide.config import (
     plan_batch,
 )
 from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
+from gaguide.data.build.chat import read_template
 from gaguide.data.build.demo_corpus import build_embedded_corpus
 from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
+from gaguide.data.read.blocks import leaves_out
 from gaguide.distributed import World
 from gaguide.engine.compiled import compile_faults
 from gaguide.engine.config import RunValues, device_precisions, load_deepspeed_json, resolve_deepspeed
@@ -45,6 +48,7 @@ from gaguide.log import say
 from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
 from gaguide.model.attention_support import attention_modules
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
+from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
 from gaguide.train.precheck import check_output
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
@@ -84,6 +88,9 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
                 plan = attempt(plan.restricted_to, modules, shape.num_hidden_layers) or plan
             attempt(plan.resolve, shape.num_hidden_layers, shape.num_attention_heads)
             attempt(_check_offsets, plan, run.data.block_length)
+            faults.add(*(missing_marks(corpus.blocks, plan.marks) if corpus is not None else ()))
+        if corpus is not None and architecture is not None:
+            attempt(_check_loss_counts, architecture, corpus)
         frozen: tuple[str, ...] | None = ()
         if architecture is not None and run.train.freeze:
             frozen = attempt(_find_frozen, architecture, run, plan)
@@ -170,6 +177,9 @@ def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
         bos=source.bos,
         separator=source.separator,
         max_dropped=source.max_dropped,
+        spans=source.spans,
+        chat=source.chat,
+        template=None if source.template is None else read_template(source.template, "data.source.template"),
     )
 
 
@@ -230,6 +240,16 @@ def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePl
         heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
         check_guidance_moves(architecture, frozen, max(layer for layer, _ in heads))
     return frozen
+
+
+def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:
+    """Raise a `UserError` where the loss must leave tokens out and the model cannot average over the rest."""
+    parameters = inspect.signature(architecture.forward).parameters.values()
+    takes = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    if leaves_out(corpus.blocks) and not getattr(architecture, "accepts_loss_kwargs", takes):
+        problem = "its forward pass takes no num_items_in_batch, by which answers are averaged over a batch"
+        remedy = "use shards without conversations or masked words, or another model"
+        raise UserError(Fault("model.name", problem, remedy, type(architecture).__name__))
 
 
 def _check_offsets(plan: GuidancePlan, block_length: int) -> None:

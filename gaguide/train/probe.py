@@ -23,7 +23,7 @@ from gaguide.distributed import World, all_gather, broadcast, raise_together
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import Fault, UserError
-from gaguide.guidance import guide
+from gaguide.guidance import guide, marked
 from gaguide.log import say
 from gaguide.model import adapt_to, build_model, checkpoint_activations, shape_of
 from gaguide.train.device import available_memory
@@ -151,7 +151,8 @@ class _Trial:
         if job.run.train.gradient_checkpointing:
             checkpoint_activations(model)
         ids = torch.zeros(size, job.run.data.block_length, dtype=torch.int64, device=device)
-        with guide(model, job.plan) if job.plan else nullcontext() as guidance:
+        marks = {name: ids.bool() for name in job.plan.marks} if job.plan else {}
+        with marked(marks), guide(model, job.plan) if job.plan else nullcontext() as guidance:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             (loss if guidance is None else loss + guidance.loss()).backward()
         torch.cuda.synchronize(device)

@@ -21,7 +21,7 @@ class StepNumbers:
     loss: float
     """`lm_loss` + `guidance_loss`."""
     lm_loss: float
-    """Next-token cross-entropy."""
+    """Next-token cross-entropy, a mean over the tokens that count."""
     guidance_loss: float | None
     """Weighted guidance loss; None in an unguided run."""
     guided_attention: float | None
@@ -51,7 +51,7 @@ def train_step(
         lm_loss = engine.lm_loss(inputs)
         active = guidance is not None and guidance.enabled
         guidance_loss = guidance.loss() if guidance is not None and active else None
-        # All micro batches hold equally many tokens, so their mean is the mean over tokens.
+        # All micro batches hold equally many tokens, or divide by a common number: see `Trainer`.
         engine.backward(lm_loss if guidance_loss is None else lm_loss + guidance_loss)
         if logged:
             sums.add(lm_loss, guidance_loss)

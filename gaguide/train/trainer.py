@@ -14,18 +14,19 @@ import torch
 
 from gaguide.checkpoint import MODEL_FOLDER, Checkpoint, CheckpointStore
 from gaguide.data import rank_micro_batches
-from gaguide.distributed import World, broadcast, raise_together
+from gaguide.data.read.blocks import leaves_out
+from gaguide.distributed import World, all_reduce_sum, broadcast, raise_together
 from gaguide.engine.compiled import CompileCost
 from gaguide.engine.engine import Engine
 from gaguide.engine.layout import describe_layout
 from gaguide.engine.save import SaveResult
 from gaguide.errors import Fault, UserError
-from gaguide.guidance import Guidance, weight_factor
+from gaguide.guidance import Guidance, marked, weight_factor
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
 from gaguide.log import SlowWork, say
 from gaguide.train.evaluating import Evaluation, undisturbed
-from gaguide.train.inputs import InputReader, Inputs
+from gaguide.train.inputs import InputReader, Inputs, count_targets
 from gaguide.train.job import Job
 from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
 from gaguide.train.resume import (
@@ -64,7 +65,12 @@ class Trainer:
             job.output / "checkpoints", world, checkpoint.keep, checkpoint.keep_best, job.measure
         )
         self.records = RunRecords(job, world, engine)
-        self.reader = InputReader(job.corpus.blocks, job.run.data.isolate_documents, engine.device)
+        self.reader = InputReader(
+            job.corpus.blocks,
+            job.run.data.isolate_documents,
+            engine.device,
+            () if guidance is None else guidance.plan.marks,
+        )
         self.done = 0
         """Optimizer steps done."""
         self.started_at = 0
@@ -261,18 +267,34 @@ class Trainer:
         _seed_dropout(self.engine.device, self.job.run.seed, step, self.world.rank)
         self.job.corpus.look_ahead(self.job.first_block(step))
         ids_AM = self._block_ids(step)
+        share = self._targets_of_micro_batch(ids_AM)
         for at, ids_M in enumerate(ids_AM):
             self.watchdog.mark(step, "reading blocks")
-            inputs = self.reader.take(ids_M)
+            batch = self.reader.take(ids_M)
+            inputs = batch.inputs if share is None else {**batch.inputs, "num_items_in_batch": share}
             if at + 1 == len(ids_AM):
                 self.preemption.share()
             self.watchdog.mark(step, "forward and backward")
-            yield inputs
+            with marked(batch.marks):
+                yield inputs
             # A GPU still computes. Of a source in progress the next blocks may not exist yet.
             if at + 1 < len(ids_AM):
                 self.reader.read_ahead(ids_AM[at + 1])
             elif step < self.job.total_steps and self.job.corpus.build is None:
                 self.reader.read_ahead(self._block_ids(step + 1)[0])
+
+    def _targets_of_micro_batch(self, ids_AM: np.ndarray) -> torch.Tensor | None:
+        """Tokens that the loss counts in a mean micro batch of the step; None where it counts all.
+
+        Divided by it, the sums over micro batches have the mean over the tokens of the global batch as their
+        mean, however these are spread. A collective.
+        """
+        blocks = self.job.corpus.blocks
+        if not leaves_out(blocks):
+            return None
+        own = sum(count_targets(blocks, ids_M) for ids_M in ids_AM)
+        total = all_reduce_sum(torch.tensor(float(own), dtype=torch.float64, device=self.engine.device))
+        return (total / (len(ids_AM) * self.world.size)).clamp(min=1e-9).float()
 
     def _block_ids(self, step: int) -> np.ndarray:
         """Blocks [A, M] of this rank's micro batches in a step; of a source in progress, a collective."""

@@ -9,10 +9,10 @@ import torch
 
 from gaguide.distributed import World
 from gaguide.engine.engine import Engine
-from gaguide.guidance import Guidance, Measurement
+from gaguide.guidance import Guidance, Measurement, marked
 from gaguide.guidance.measurement import measure_guided
 from gaguide.log import SlowWork
-from gaguide.train.inputs import Inputs, model_inputs
+from gaguide.train.inputs import Inputs, guidance_marks, model_inputs
 from gaguide.train.job import Job
 
 
@@ -22,12 +22,17 @@ def validate(
     """Measure the engine's model over all ranks; a collective. `mark` is called before every batch."""
     count = min(job.run.validation.blocks, len(job.corpus.held_out))
     with engine.autocast(), SlowWork("validating: blocks", count, world.is_main) as work:
-        batches = _batches(job, world, engine.device, mark, work)
+        batches = _batches(job, world, engine.device, guidance, mark, work)
         return measure_guided(engine.module, guidance, batches, job.cues)
 
 
 def _batches(
-    job: Job, world: World, device: torch.device, mark: Callable[[], None], work: SlowWork
+    job: Job,
+    world: World,
+    device: torch.device,
+    guidance: Guidance | None,
+    mark: Callable[[], None],
+    work: SlowWork,
 ) -> Iterator[tuple[Inputs, bool]]:
     """This rank's batches, and whether each counts; a rank with one too few repeats the first, uncounted.
 
@@ -43,4 +48,7 @@ def _batches(
         counted = mine < len(chunks)
         mark()
         work.done(min(count, first * size))
-        yield model_inputs(held_out, chunks[mine] if counted else chunks[0], isolate, device), counted
+        blocks = chunks[mine] if counted else chunks[0]
+        names = () if guidance is None else guidance.plan.marks
+        with marked(guidance_marks(held_out, blocks, names, device)):
+            yield model_inputs(held_out, blocks, isolate, device), counted

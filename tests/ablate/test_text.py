@@ -12,7 +12,7 @@ from gaguide.ablate.meter import output_projection
 from gaguide.ablate.subjects import Subject, choose_subjects, together
 from gaguide.ablate.text import measure_text, read_attention
 from gaguide.errors import UserError
-from gaguide.guidance import FixedOffset, TokenSet
+from gaguide.guidance import FixedOffset, MarkedTokens, TokenSet
 from gaguide.guidance.plan import GuidedHead
 from gaguide.interventions import mean_outputs
 from gaguide.model.attention_support import causal_attention_modules
@@ -190,3 +190,30 @@ def test_controls_are_of_the_same_layer_and_only_the_seed_changes_them() -> None
 def test_a_single_block_cannot_be_resampled() -> None:
     with pytest.raises(UserError, match="there is only one"):
         measure_text(tiny_model(), subjects_of((0, 1)), batches((1,)), ["resample"])
+
+
+def test_marked_targets_and_tokens_that_do_not_count() -> None:
+    """Patterns that the data say are those of each batch; tokens that labels leave out do not count."""
+    model, given = tiny_model(), batches()
+    marks = [{"cue": batch["input_ids"] % 7 == 3} for batch in given]
+    counted = [batch["input_ids"] % 3 != 0 for batch in given]
+    labelled = [
+        batch | {"labels": batch["input_ids"].masked_fill(~counts_BT, -100)}
+        for batch, counts_BT in zip(given, counted, strict=True)
+    ]
+    (one,) = [Subject(1, 2, "guided", MarkedTokens("cue"))]
+    found = measure_text(model, [one], labelled, ["zero", "mean"], marks=marks)
+    want = want_change(model, without(model, [one.key]), given, lambda ids: ids % 3 != 0)
+    np.testing.assert_allclose(found.change[one.key, "zero"].sum(1), want, atol=2e-3)
+    tokens = np.concatenate([counts_BT[:, 1:].sum(1) for counts_BT in counted])
+    assert (found.tokens[id(one.pattern)].sum(1) == tokens).all()
+    assert (found.together_tokens.sum(1) == tokens).all()
+    # The bands are those of a pattern with the same targets.
+    cues = TokenSet("cues", frozenset(range(3, 64, 7)))
+    same = Subject(1, 2, "guided", cues)
+    again = measure_text(model, [same], labelled, ["zero"])
+    np.testing.assert_array_equal(again.tokens[id(cues)], found.tokens[id(one.pattern)])
+    read = read_attention(model, [one], labelled, marks)
+    torch.testing.assert_close(read[one.key].mass, again.readings[same.key].mass)
+    with pytest.raises(UserError, match="names a mark of the data"):
+        measure_text(model, [one], given, ["zero"])

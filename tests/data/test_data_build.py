@@ -16,6 +16,7 @@ import pytest
 
 from gaguide.data import BuildRequest, Manifest, build_shards, read_manifest
 from gaguide.data.build.parts import split_into_parts
+from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.sources import find_source
 from gaguide.errors import UserError
 
@@ -290,7 +291,7 @@ def test_readme_of_a_data_set_is_not_a_document(texts, tmp_path):
 def test_parts_have_about_the_requested_size(corpus):
     """A part gives about one shard, so that processes share the work evenly."""
     source = find_source([str(corpus)], None, None)
-    parts = split_into_parts(source, "text", None, shard_tokens=250_000)
+    parts = split_into_parts(source, RowFields(), None, shard_tokens=250_000)
     weights = [part.weight for part in parts]
     assert 12 <= len(parts) <= 20
     assert max(weights) < 1.3 * min(weights)

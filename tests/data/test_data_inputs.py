@@ -27,6 +27,7 @@ from gaguide.data.build.documents import read_span
 from gaguide.data.build.json_rows import has_row_per_line, rows_of_values
 from gaguide.data.build.kinds import kind_of
 from gaguide.data.build.parts import split_into_parts
+from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.sources import Span, find_source
 from gaguide.errors import UserError, is_signed, mask_credentials
 from tests.data.test_data_build import archive, lines, make, tokens_of, zstd
@@ -40,8 +41,8 @@ THREE = ["first document", "second document", "third document"]
 def documents(*sources: Path | str, field: str = "text") -> list[object]:
     """The rows that a build of these sources would read."""
     source = find_source(list(map(str, sources)), None, None)
-    parts = split_into_parts(source, field, None, 10**6)
-    rows = [row for part in parts for span in part.spans for row in read_span(span, field)]
+    parts = split_into_parts(source, RowFields(field), None, 10**6)
+    rows = [row for part in parts for span in part.spans for row in read_span(span, RowFields(field))]
     return [row.decode() if isinstance(row, bytes) else str(row) for row in rows]
 
 
@@ -226,7 +227,7 @@ def test_arrays_are_read_in_chunks_of_any_size(values, indent, size):
 
     rows = [{"text": f"x{json.dumps(value)}", "value": value} for value in values]
     stream = Slow(json.dumps(rows, indent=indent, ensure_ascii=False).encode())
-    assert list(rows_of_values(stream, "text")) == [row["text"].encode() for row in rows]
+    assert list(rows_of_values(stream, RowFields())) == [row["text"].encode() for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -591,7 +592,7 @@ def test_planning_is_linear_in_files(tmp_path, monkeypatch):
         module, "Span", lambda *args, weight=0, **rest: Span(*args, weight=Counting(weight), **rest)
     )
     assert weight == 0
-    parts = split_into_parts(Source("", None, (file,) * 2_000), "text", None, 10**6)
+    parts = split_into_parts(Source("", None, (file,) * 2_000), RowFields(), None, 10**6)
     assert len(parts) == 1 and reads[0] <= 4 * 2_000
 
 
@@ -608,6 +609,6 @@ def test_a_row_group_of_large_rows_is_read_in_small_batches(tmp_path, monkeypatc
         module, "_rows_of_array", lambda rows: (sizes.append(rows.nbytes), rows_of_array(rows))[1]
     )
     [file] = find_source([str(tmp_path / "a.parquet")], None, None).files
-    assert [row.decode() for row in read_span(Span(file, 50, 60), "text")] == texts[50:60]
+    assert [row.decode() for row in read_span(Span(file, 50, 60), RowFields())] == texts[50:60]
     assert documents(tmp_path / "a.parquet") == texts
     assert max(sizes) < 2 << 20

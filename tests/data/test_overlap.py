@@ -169,3 +169,10 @@ def test_the_command(planted, tmp_path):
     options = ("--tasks", tmp_path / "quiz.jsonl", "--output", tmp_path / "out", "--workers", 1)
     code, output = call("overlap", shards, *options)
     assert code == 0 and "40 (66.7%)" in output and "overlap.parquet" in output
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("aB_-’'不한ıİß ⅷ²"), max_size=80))
+def test_words_are_the_matches_of_their_definition(text):
+    from gaguide.data.overlap.index import _WORD
+
+    assert words_of(text) == _WORD.findall(text.lower())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from gaguide.data import BlockStore
+from gaguide.data import BlockStore, BuildRequest, build_shards
+from gaguide.data.build.python_reference import embedded_documents
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate
+from gaguide.evaluate.results.metric_names import CUE_LOSSES
 from gaguide.evaluate.results.numbers import first_number
+from gaguide.guidance import shipped_lexicons
+from gaguide.guidance.cues import make_cues
 from gaguide.guidance.measurement import measure_guided
 from gaguide.train.inputs import model_inputs
 
@@ -59,6 +64,55 @@ def test_perplexity_of_shards_equals_the_validation_loss_of_training(
     assert found.metrics["loss"].value == pytest.approx(wanted, abs=1e-6)
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(wanted), rel=1e-6)
     assert len(found.scored) == 24 and sum(found.scored[0].target_tokens) == 47
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_perplexity_of_conversations_counts_answers_as_training_does(
+    isolate: bool, embedded_shards: Path, embedded_model: Path, tmp_path: Path
+) -> None:
+    texts = embedded_documents()[:60]
+    chats = [
+        [{"role": "user", "content": text[:90]}, {"role": "assistant", "content": text[90 : 100 + 2 * at]}]
+        for at, text in enumerate(texts)
+    ]
+    source = tmp_path / "chats.jsonl"
+    source.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = str(embedded_shards / "tokenizer")
+    request = BuildRequest((str(source),), tmp_path / "shards", tokenizer, chat="messages", template=template)
+    build_shards(replace(request, validation_fraction=0.5))
+    task = tmp_path / "heldout.yaml"
+    task.write_text(
+        f"name: heldout\nkind: perplexity\nshards: {tmp_path / 'shards'}\nblocks: 24\nblock_length: 48\n"
+        f"isolate_documents: {str(isolate).lower()}\n"
+    )
+    (found,) = _evaluate(embedded_model, task, batch_tokens=300).tasks.values()
+    store = BlockStore(tmp_path / "shards", "validation", 48)
+    chosen = np.arange(24) * len(store) // 24
+    inputs = [
+        (model_inputs(store, chosen[at : at + 8], isolate, torch.device("cpu")), True) for at in (0, 8, 16)
+    ]
+    wanted = measure_guided(AutoModelForCausalLM.from_pretrained(embedded_model), None, inputs).lm_loss
+    assert found.metrics["loss"].value == pytest.approx(wanted, abs=1e-6)
+    counted = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch, _ in inputs)
+    assert sum(sum(one.target_tokens) for one in found.scored) == counted < 0.9 * 24 * 47
+    near = tmp_path / "near.yaml"
+    text = task.read_text().replace("kind: perplexity", "kind: near_cue\nlexicon: negation")
+    near.write_text(text.replace("name: heldout", "name: near"))
+    (found,) = _evaluate(embedded_model, near, batch_tokens=300).tasks.values()
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    cues = make_cues(shipped_lexicons()["negation"], "pieces", tokenizer)
+    batches = [(batch, True) for batch, _ in inputs]
+    model = AutoModelForCausalLM.from_pretrained(embedded_model)
+    measured = measure_guided(model, None, batches, cues).near_cue
+    assert measured is not None
+    for band, numbers in measured["bands"].items():
+        if numbers["tokens"]:
+            value = found.metrics[CUE_LOSSES[band]].value
+            assert value == pytest.approx(numbers["loss"], abs=1e-6)
 
 
 def test_a_folder_of_shards_is_a_task_and_requires_its_tokenizer(

@@ -178,6 +178,8 @@ def test_an_isolated_document_is_computed_as_on_its_own(kind: str) -> None:
     documents = [torch.randint(2, 60, (1, n), generator=torch.Generator().manual_seed(n)) for n in lengths]
 
     class Blocks:
+        marks = ()
+
         def read(self, ids: np.ndarray) -> np.ndarray:
             return torch.cat(documents, 1).numpy()
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from gaguide.data.build.json_rows import field_of, has_row_per_line, rows_of_lines, rows_of_values
+from gaguide.data.build.json_rows import has_row_per_line, rows_of_lines, rows_of_values
 from gaguide.data.build.kinds import compression_of, is_hidden, kind_of, stored_compression
+from gaguide.data.build.row_fields import RowFields, field_of
 from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, Row, decompressed, row_of, row_of_string
 from gaguide.data.build.table_rows import rows_of_csv
 
@@ -23,10 +24,10 @@ Member = tuple[str, Callable[[], IO[bytes]]]
 """Name, and a function that opens the member; in a tar, before the next one is taken."""
 
 
-def rows_of_tar(stream: IO[bytes], text_field: str, where: str, depth: int = 0) -> Iterator[Row]:
+def rows_of_tar(stream: IO[bytes], fields: RowFields, where: str, depth: int = 0) -> Iterator[Row]:
     """The rows of a tar archive of any compression, and of the tar archives in it."""
     with tarfile.open(fileobj=stream, mode="r|*") as archive:
-        yield from _rows(_tar_members(archive), text_field, where, depth)
+        yield from _rows(_tar_members(archive), fields, where, depth)
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
@@ -35,7 +36,7 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
             yield member.name, lambda member=member: archive.extractfile(member)  # type: ignore[misc]
 
 
-def rows_of_zip(raw: IO[bytes], text_field: str, where: str) -> Iterator[Row]:
+def rows_of_zip(raw: IO[bytes], fields: RowFields, where: str) -> Iterator[Row]:
     """The rows of a zip archive, and of the tar archives in it."""
     with zipfile.ZipFile(raw) as archive:
         members = (
@@ -43,10 +44,10 @@ def rows_of_zip(raw: IO[bytes], text_field: str, where: str) -> Iterator[Row]:
             for info in archive.infolist()
             if not info.is_dir()
         )
-        yield from _rows(members, text_field, where, depth=0)
+        yield from _rows(members, fields, where, depth=0)
 
 
-def _rows(members: Iterable[Member], text_field: str, where: str, depth: int) -> Iterator[Row]:
+def _rows(members: Iterable[Member], fields: RowFields, where: str, depth: int) -> Iterator[Row]:
     for _, sample in itertools.groupby(members, key=lambda member: _stem(member[0])):
         metadata: list[bytes] = []
         has_document = False
@@ -55,7 +56,7 @@ def _rows(members: Iterable[Member], text_field: str, where: str, depth: int) ->
             if kind == "tar" and depth == 0:
                 has_document = True
                 stream = decompressed(opened(), stored_compression(name, kind))
-                yield from rows_of_tar(stream, text_field, where, depth + 1)
+                yield from rows_of_tar(stream, fields, where, depth + 1)
             elif kind == "text":
                 has_document = True
                 yield row_of(
@@ -64,16 +65,16 @@ def _rows(members: Iterable[Member], text_field: str, where: str, depth: int) ->
             elif kind == "csv":
                 has_document = True
                 stream = decompressed(opened(), compression_of(name))
-                yield from rows_of_csv(stream, text_field, name, f"{name} in {where}")
+                yield from rows_of_csv(stream, fields.text, name, f"{name} in {where}")
             elif kind == "jsonl" and _is_json(name):
                 metadata.append(opened().read())
             elif kind == "jsonl":
                 has_document = True
-                yield from rows_of_lines(decompressed(opened(), compression_of(name)), text_field)
+                yield from rows_of_lines(decompressed(opened(), compression_of(name)), fields)
             else:
                 yield Reason.OTHER_MEMBER
         for content in metadata:
-            yield from [Reason.OTHER_MEMBER] if has_document else _rows_of_json(content, text_field)
+            yield from [Reason.OTHER_MEMBER] if has_document else _rows_of_json(content, fields)
 
 
 def _stem(name: str) -> str:
@@ -85,24 +86,24 @@ def _is_json(name: str) -> bool:
     return name.lower().endswith(".json")
 
 
-def _rows_of_json(content: bytes, text_field: str) -> Iterator[Row]:
+def _rows_of_json(content: bytes, fields: RowFields) -> Iterator[Row]:
     """A sample's document, or the rows of JSON in any form; a value without the field is left out."""
     import io
 
     if not has_row_per_line(content[: 1 << 16], "a.json"):
         yield from (
             Reason.OTHER_MEMBER if row is Reason.NOT_TEXT else row
-            for row in rows_of_values(io.BytesIO(content), text_field)
+            for row in rows_of_values(io.BytesIO(content), fields)
         )
         return
     lines = content.removeprefix(BYTE_ORDER_MARK).splitlines()
     if len([line for line in lines if line.strip()]) > 1:
-        yield from rows_of_lines(lines, text_field)
+        yield from rows_of_lines(lines, fields)
         return
     try:
         value: Any = json.loads(content.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError):
         yield Reason.MALFORMED
         return
-    text = field_of(value, text_field)
+    text = field_of(value, fields.text)
     yield Reason.OTHER_MEMBER if text is None else row_of_string(text)

@@ -6,15 +6,15 @@ Every step can be repeated, so a build that is killed between two steps loses no
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gaguide.data.build.encode import EncodingSpec
+from gaguide.data.build.encode import EncodingSpec, write_documents
+from gaguide.data.build.encode_row import EncodedDocument
 from gaguide.data.build.identity import describe_identity
 from gaguide.data.build.request import PreparedBuild
 from gaguide.data.build.rows import Reason
@@ -30,10 +30,11 @@ from gaguide.data.format.manifest import (
     write_manifest,
 )
 from gaguide.data.format.pieces import Piece, read_pieces
-from gaguide.data.format.shards import open_shard, shard_name, write_shard
+from gaguide.data.format.shards import open_shard, shard_name
 from gaguide.data.format.tokenizer import vocabulary_size
+from gaguide.data.overlap.decontaminate import LIST_FILE
 from gaguide.errors import Fault, UserError
-from gaguide.files import sync_folder
+from gaguide.files import hash_file, sync_folder, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ def assemble_shards(build: PreparedBuild, spec: EncodingSpec) -> Manifest:
         VALIDATION: _join_validation(output, pieces, spec, build.request.shard_tokens),
     }
     splits = {split: shards for split, shards in splits.items() if shards}
-    _save_tokenizer(output, build.tokenizer, spec.folder)
+    save_tokenizer(output, build.tokenizer, spec.folder)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         source=build.source.description,
@@ -66,22 +67,35 @@ def assemble_shards(build: PreparedBuild, spec: EncodingSpec) -> Manifest:
         tokens=sum(shard.tokens for shards in splits.values() for shard in shards),
         dropped=dict(sorted(dropped.items())),
         vocab_size=vocabulary_size(build.tokenizer),
-        eos_token_id=spec.ids.eos,
+        eos_token_id=spec.rows.ids.eos,
         tokenizer_fingerprint=spec.tokenizer_fingerprint,
-        token_dtype=spec.token_dtype,
+        token_dtype=spec.rows.token_dtype,
         splits=splits,
         tokenizer_files=_file_names(output / TOKENIZER_FOLDER),
         build_id=build.build_id,
-        bos_token_id=spec.ids.bos,
-        separator_token_id=spec.ids.separator,
+        bos_token_id=spec.rows.ids.bos,
+        separator_token_id=spec.rows.ids.separator,
         left_out=dict(build.source.left_out),
         source_identity=describe_identity(build.source.files),
         build_identity=dict(build.identity),
         tokenizer_sha256=folder_digest(output / TOKENIZER_FOLDER),
+        marks=spec.rows.marks,
+        decontamination=_list_contaminated(output, pieces, spec),
     )
     sync_folder(output)
     write_manifest(output, manifest)
     return manifest
+
+
+def _list_contaminated(output: Path, pieces: list[Piece], spec: EncodingSpec) -> dict[str, Any]:
+    """Write the list of documents with evaluation examples; what the manifest says of it, if it was asked."""
+    decontamination = spec.rows.decontamination
+    if decontamination is None:
+        return {}
+    found = [record for piece in pieces for record in piece.contaminated]
+    write_text(output / LIST_FILE, "".join(json.dumps(record) + "\n" for record in found))
+    digest = hash_file(output / LIST_FILE)
+    return {**decontamination.describe(), "documents": len(found), "list": LIST_FILE, "list_sha256": digest}
 
 
 def _check_dropped(build: PreparedBuild, dropped: Mapping[str, int], documents: int) -> None:
@@ -122,28 +136,29 @@ def _join_validation(
     infos = []
     for index, documents in enumerate(_batches(_validation_documents(pieces, spec), shard_tokens)):
         path = output / shard_name(VALIDATION, index)
-        infos.append(write_shard(path, documents, np.dtype(spec.token_dtype), spec.tokenizer_fingerprint))
+        infos.append(write_documents(path, documents, spec))
     return tuple(infos)
 
 
-def _validation_documents(pieces: list[Piece], spec: EncodingSpec) -> Iterator[np.ndarray]:
+def _validation_documents(pieces: list[Piece], spec: EncodingSpec) -> Iterator[EncodedDocument]:
     for piece in pieces:
         info = piece.shards.get(VALIDATION)
         if info is not None:
             shard = open_shard(spec.folder / info.file, info, spec.tokenizer_fingerprint)
             for start, end in zip(shard.offsets, shard.offsets[1:]):
-                yield shard.tokens[start:end]
+                marks = None if shard.marks is None else shard.marks[start:end]
+                yield EncodedDocument(shard.tokens[start:end], marks)
 
 
-def _batches(documents: Iterator[np.ndarray], shard_tokens: int) -> Iterator[list[np.ndarray]]:
-    batch: list[np.ndarray] = []
+def _batches(documents: Iterator[EncodedDocument], shard_tokens: int) -> Iterator[list[EncodedDocument]]:
+    batch: list[EncodedDocument] = []
     tokens = 0
     for document in documents:
-        if batch and tokens + len(document) > shard_tokens:
+        if batch and tokens + len(document.ids) > shard_tokens:
             yield batch
             batch, tokens = [], 0
         batch.append(document)
-        tokens += len(document)
+        tokens += len(document.ids)
     if batch:
         yield batch
 
@@ -152,11 +167,12 @@ def _file_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
 
 
-def _save_tokenizer(output: Path, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> None:
+def save_tokenizer(output: Path, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> None:
+    """Write the tokenizer's folder of a folder of shards, as a whole; `scratch` is on the same disk."""
     final = output / TOKENIZER_FOLDER
     if final.is_dir():
         return
-    temporary = scratch / "tokenizer"
+    temporary = scratch / ".tokenizer"
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save_pretrained(temporary)
     temporary.replace(final)

@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from gaguide.data.build.assemble import assemble_shards
+from gaguide.data.build.chat import ChatRenderer
 from gaguide.data.build.documents import read_span
 from gaguide.data.build.encode import EncodingSpec, Report
+from gaguide.data.build.encode_row import RowEncoder, row_bytes
 from gaguide.data.build.identity import stamp
 from gaguide.data.build.parts import Part
 from gaguide.data.build.request import (
@@ -31,7 +33,7 @@ from gaguide.data.build.request import (
     describe_differences,
     prepare_build,
 )
-from gaguide.data.build.rows import Reason
+from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.workers import encode_in_processes
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.data.format.pieces import read_pieces
@@ -113,7 +115,8 @@ def encode_parts(
     """Write the pieces of `parts` that do not exist yet."""
     parts = tuple(parts)
     spec = _encoding_spec(build)
-    name = "tiktoken" if spec.encoder.fast else "the Hugging Face tokenizer"
+    is_fast = spec.rows.encoder.fast and spec.rows.chat is None
+    name = "tiktoken" if is_fast else "the Hugging Face tokenizer"
     on_progress(Progress(f"encoding with {name}"))
     total = sum(part.weight for part in parts)
     before = [pieces[-1] for part in parts if (pieces := read_pieces(spec.folder, part.index))]
@@ -193,20 +196,25 @@ def _encoding_spec(build: PreparedBuild) -> EncodingSpec:
     request, tokenizer = build.request, build.tokenizer
     return EncodingSpec(
         folder=build.piece_folder,
-        encoder=DocumentEncoder(tokenizer, _sample(build.parts, request.text_field)),
-        ids=build.ids,
-        token_dtype="uint16" if vocabulary_size(tokenizer) <= 2**16 else "uint32",
+        rows=RowEncoder(
+            encoder=DocumentEncoder(tokenizer, _sample(build.parts, request.fields)),
+            ids=build.ids,
+            token_dtype="uint16" if vocabulary_size(tokenizer) <= 2**16 else "uint32",
+            fields=request.fields,
+            chat=None if build.template is None else ChatRenderer(tokenizer, build.template),
+            decontamination=request.decontamination,
+            marks=request.marks,
+        ),
         tokenizer_fingerprint=build.fingerprint,
-        text_field=request.text_field,
         validation_fraction=build.validation_fraction,
     )
 
 
-def _sample(parts: tuple[Part, ...], text_field: str) -> list[str]:
+def _sample(parts: tuple[Part, ...], fields: RowFields) -> list[str]:
     """The first documents of the source, on which the fast encoder is checked."""
     spans = itertools.islice((span for part in parts for span in part.spans), _SAMPLE_DOCUMENTS)
-    rows = (row for span in spans for row in read_span(span, text_field))
-    documents = (row for row in rows if not isinstance(row, Reason))
+    rows = (row_bytes(row) for span in spans for row in read_span(span, fields))
+    documents = (row for row in rows if row)
     return [
         row[:_SAMPLE_BYTES].decode("utf-8", errors="ignore")
         for row in itertools.islice(documents, _SAMPLE_DOCUMENTS)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from gaguide.data.build.archive_rows import rows_of_tar, rows_of_zip
 from gaguide.data.build.json_rows import row_of_line, rows_of_values
 from gaguide.data.build.kinds import SourceFile
+from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, Row, open_bytes, open_raw, row_of
 from gaguide.data.build.sources import Span
 from gaguide.data.build.table_rows import rows_of_arrow, rows_of_csv, rows_of_parquet
@@ -35,10 +36,10 @@ _UNREADABLE = (
 )
 
 
-def read_span(span: Span, text_field: str) -> Iterator[Row]:
+def read_span(span: Span, fields: RowFields) -> Iterator[Row]:
     """The rows of a span of a source file, in order; `UserError` if the file cannot be read."""
     try:
-        yield from _limited(_rows(span, text_field), span.rows)
+        yield from _limited(_rows(span, fields), span.rows)
     except UserError:
         raise
     except Exception as error:
@@ -64,32 +65,32 @@ def _limited(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:
         yield row
 
 
-def _rows(span: Span, text_field: str) -> Iterator[Row]:
+def _rows(span: Span, fields: RowFields) -> Iterator[Row]:
     file = span.file
     if file.kind == "embedded":
         from gaguide.data.build.python_reference import embedded_documents
 
         yield from (text.encode("utf-8") for text in embedded_documents())
     elif file.kind == "jsonl" and not span.is_array:
-        yield from (row_of_line(line, text_field) for line in span_lines(span))
+        yield from (row_of_line(line, fields) for line in span_lines(span))
     elif file.kind in ("parquet", "arrow", "zip"):  # read in any order, so not compressed as a whole
         with open_raw(file) as raw:
             if file.kind == "parquet":
-                yield from rows_of_parquet(raw, text_field, span.first, span.end)
+                yield from rows_of_parquet(raw, fields, span.first, span.end)
             elif file.kind == "arrow":
-                yield from rows_of_arrow(raw, text_field, file.url)
+                yield from rows_of_arrow(raw, fields, file.url)
             else:
-                yield from rows_of_zip(raw, text_field, file.url)
+                yield from rows_of_zip(raw, fields, file.url)
     else:
         with open_bytes(file) as stream:
             if file.kind == "jsonl":
-                yield from rows_of_values(stream, text_field)
+                yield from rows_of_values(stream, fields)
             elif file.kind == "csv":
-                yield from rows_of_csv(stream, text_field, file.name, file.url)
+                yield from rows_of_csv(stream, fields.text, file.name, file.url)
             elif file.kind == "text":
                 yield row_of(stream.read().removeprefix(BYTE_ORDER_MARK))
             else:
-                yield from rows_of_tar(stream, text_field, file.url)
+                yield from rows_of_tar(stream, fields, file.url)
 
 
 def span_lines(span: Span) -> Iterator[bytes]:

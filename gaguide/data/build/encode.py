@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gaguide.data.build.documents import read_span
+from gaguide.data.build.encode_row import EncodedDocument, RowEncoder, row_bytes
 from gaguide.data.build.parts import Part
-from gaguide.data.build.rows import Reason, Row
-from gaguide.data.format.manifest import TRAIN, VALIDATION
+from gaguide.data.build.row_fields import RowFields
+from gaguide.data.build.rows import Row
+from gaguide.data.format.manifest import TRAIN, VALIDATION, ShardInfo
 from gaguide.data.format.pieces import Piece, piece_file, read_pieces, write_record
 from gaguide.data.format.shards import write_shard
-from gaguide.data.format.tokenizer import DocumentEncoder, DocumentIds
 
 _REPORT_BYTES = 1 << 20
 
@@ -35,16 +37,10 @@ class EncodingSpec:
 
     folder: Path
     """The build's own folder, for the pieces."""
-    encoder: DocumentEncoder
-    """Text to ids."""
-    ids: DocumentIds
-    """Which ids begin and end every document."""
-    token_dtype: str
-    """dtype of the stored ids: "uint16" or "uint32"."""
+    rows: RowEncoder
+    """Rows to documents."""
     tokenizer_fingerprint: str
     """Fingerprint of the tokenizer."""
-    text_field: str
-    """Column or field with the text."""
     validation_fraction: float
     """Share of the documents that is held out."""
 
@@ -64,15 +60,21 @@ def encode_part(part: Part, spec: EncodingSpec, report: Report) -> None:
     at = _Position(len(done), rows, done[-1].bytes if done else 0)
     current = _OpenPiece()
     reported_rows, reported_bytes = at.rows, at.bytes
-    for row in itertools.islice(_rows(part, spec.text_field), at.rows, None):
-        split, ids = _encode(row, spec, current.dropped)
-        if ids is not None:
-            if split == TRAIN and current.tokens and current.tokens + len(ids) > part.limit_tokens:
+    for row in itertools.islice(_rows(part, spec.rows.fields), at.rows, None):
+        document, found = spec.rows.encode(row)
+        if isinstance(document, EncodedDocument):
+            split = VALIDATION if is_held_out(row_bytes(row), spec.validation_fraction) else TRAIN
+            if split == TRAIN and current.tokens and current.tokens + len(document.ids) > part.limit_tokens:
                 _write_piece(part, spec, at, current, last=False)
                 at, current = _Position(at.number + 1, at.rows, at.bytes), _OpenPiece()
-            current.add(split, ids)
+            current.add(split, document)
+        else:
+            current.dropped[document.value] += 1
+        if found is not None:
+            identity = hashlib.sha256(row_bytes(row)).hexdigest()
+            current.contaminated.append({"sha256": identity, **found.as_record()})
         at.rows += 1
-        at.bytes += len(row) if isinstance(row, bytes) else 0
+        at.bytes += len(row_bytes(row))
         if at.bytes - reported_bytes > _REPORT_BYTES:
             report(at.rows - reported_rows, at.bytes - reported_bytes)
             reported_rows, reported_bytes = at.rows, at.bytes
@@ -96,37 +98,23 @@ class _Position:
 class _OpenPiece:
     """The piece that is being filled."""
 
-    documents: dict[str, list[np.ndarray]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
-    """Ids of the documents of each split."""
+    documents: dict[str, list[EncodedDocument]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
+    """Documents of each split."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Number of rows that gave no document, by reason."""
+    contaminated: list[dict[str, Any]] = field(default_factory=list)
+    """The documents that contain evaluation examples."""
     tokens: int = 0
     """Number of ids of the training documents."""
 
-    def add(self, split: str, ids: np.ndarray) -> None:
-        self.documents[split].append(ids)
-        self.tokens += len(ids) if split == TRAIN else 0
+    def add(self, split: str, document: EncodedDocument) -> None:
+        self.documents[split].append(document)
+        self.tokens += len(document.ids) if split == TRAIN else 0
 
 
-def _rows(part: Part, text_field: str) -> Iterator[Row]:
+def _rows(part: Part, fields: RowFields) -> Iterator[Row]:
     for span in part.spans:
-        yield from read_span(span, text_field)
-
-
-def _encode(row: Row, spec: EncodingSpec, dropped: Counter[str]) -> tuple[str, np.ndarray | None]:
-    """The document's split and its ids as stored, with those at its start and end; None if it is dropped."""
-    if isinstance(row, Reason):
-        dropped[row.value] += 1
-        return TRAIN, None
-    try:
-        text = row.decode("utf-8")
-    except UnicodeDecodeError:
-        dropped[Reason.INVALID_UTF8.value] += 1
-        return TRAIN, None
-    encoded = spec.encoder.encode(text)
-    before, after = spec.ids.before, spec.ids.after
-    ids = np.concatenate([before, encoded, after]).astype(np.dtype(spec.token_dtype))
-    return VALIDATION if is_held_out(row, spec.validation_fraction) else TRAIN, ids
+        yield from read_span(span, fields)
 
 
 def _write_piece(part: Part, spec: EncodingSpec, at: _Position, current: _OpenPiece, last: bool) -> None:
@@ -134,7 +122,16 @@ def _write_piece(part: Part, spec: EncodingSpec, at: _Position, current: _OpenPi
     for split, documents in current.documents.items():
         if documents:
             path = spec.folder / piece_file(part.index, at.number, split)
-            dtype = np.dtype(spec.token_dtype)
-            shards[split] = write_shard(path, documents, dtype, spec.tokenizer_fingerprint)
+            shards[split] = write_documents(path, documents, spec)
     dropped = dict(sorted(current.dropped.items()))
-    write_record(spec.folder, Piece(part.index, at.number, at.rows, at.bytes, last, dropped, shards))
+    write_record(
+        spec.folder,
+        Piece(part.index, at.number, at.rows, at.bytes, last, dropped, shards, current.contaminated),
+    )
+
+
+def write_documents(path: Path, documents: Sequence[EncodedDocument], spec: EncodingSpec) -> ShardInfo:
+    """Atomically write documents as a shard, with their marks if the build has any."""
+    marks = [document.marks for document in documents if document.marks is not None]
+    ids, dtype = [document.ids for document in documents], np.dtype(spec.rows.token_dtype)
+    return write_shard(path, ids, dtype, spec.tokenizer_fingerprint, marks if spec.rows.marks else None)

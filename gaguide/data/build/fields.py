@@ -6,24 +6,25 @@ import json
 from itertools import islice
 
 from gaguide.data.build.documents import unreadable
-from gaguide.data.build.json_rows import field_names, field_of, has_row_per_line
+from gaguide.data.build.json_rows import field_names, has_row_per_line
 from gaguide.data.build.kinds import SourceFile
+from gaguide.data.build.row_fields import RowFields, field_of
 from gaguide.data.build.rows import BYTE_ORDER_MARK, open_bytes, open_raw
-from gaguide.data.build.table_rows import check_text_column, open_arrow, rows_of_csv
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.data.build.table_rows import check_row_columns, open_arrow, rows_of_csv
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 
 _LOOK_BYTES = 1 << 16
 
 
-def check_columns(file: SourceFile, text_field: str) -> None:
+def check_columns(file: SourceFile, fields: RowFields) -> None:
     """Raise a `UserError` unless a CSV or Arrow file has the column of the text."""
     try:
         if file.kind == "arrow":
             with open_raw(file) as raw:
-                check_text_column(open_arrow(raw)[0], text_field, file.url)
+                check_row_columns(open_arrow(raw)[0], fields, file.url)
         else:
             with open_bytes(file) as stream:
-                list(islice(rows_of_csv(stream, text_field, file.name, file.url), 1))
+                list(islice(rows_of_csv(stream, fields.text, file.name, file.url), 1))
     except UserError:
         raise
     except Exception as error:  # of Arrow, of a decompressor, of a store's transport
@@ -33,10 +34,10 @@ def check_columns(file: SourceFile, text_field: str) -> None:
 class SeenFields:
     """The fields that the first rows of JSON files have."""
 
-    def __init__(self, text_field: str) -> None:
-        self.text_field = text_field
+    def __init__(self, fields: RowFields) -> None:
+        self.wanted = fields
         self._names: dict[str, None] = {}
-        self._has_field = False
+        self._seen: set[str] = set()
         self._file: SourceFile | None = None
 
     def look(self, file: SourceFile) -> bool:
@@ -73,16 +74,29 @@ class SeenFields:
     def _see(self, row: object) -> None:
         if isinstance(row, dict):
             self._names.update(dict.fromkeys(field_names(row)))
-            parent, _, name = self.text_field.rpartition(".")
-            holder = field_of(row, parent) if parent else row
-            self._has_field |= self.text_field in row or (isinstance(holder, dict) and name in holder)
+            for wanted in self.wanted.names:
+                parent, _, name = wanted.rpartition(".")
+                holder = field_of(row, parent) if parent else row
+                if wanted in row or (isinstance(holder, dict) and name in holder):
+                    self._seen.add(wanted)
 
     def raise_if_absent(self) -> None:
         """Raise a `UserError` if the rows that were seen have fields, but none has that of the text."""
-        if self._names and not self._has_field and self._file is not None:
-            names = list(self._names)
-            near = suggestion(self.text_field, names)
-            known = "" if near.startswith("known") else f"; the fields are {', '.join(names[:20])}"
-            problem = f"no row at the start of {self._file.url} has this field"
-            remedy = f"name the field that holds the text: {near}{known}"
-            raise UserError(Fault("--text-field", problem, remedy, self.text_field))
+        if not self._names or self._file is None:
+            return
+        with FaultCollector() as faults:
+            for wanted in self.wanted.names:
+                if wanted not in self._seen:
+                    faults.add(self._absent(wanted, self._file))
+
+    def _absent(self, wanted: str, file: SourceFile) -> Fault:
+        option, content = "--text-field", "text"
+        if self.wanted.chat is not None:
+            option, content = "--chat", "messages"
+        elif wanted in self.wanted.spans:
+            option, content = "--spans", "spans"
+        names = list(self._names)
+        near = suggestion(wanted, names)
+        known = "" if near.startswith("known") else f"; the fields are {', '.join(names[:20])}"
+        problem = f"no row at the start of {file.url} has this field"
+        return Fault(option, problem, f"name the field that holds the {content}: {near}{known}", wanted)

@@ -8,21 +8,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, Row, row_of_string
+from gaguide.data.build.row_fields import RowFields
+from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, Row
 
 _CHUNK_BYTES = 1 << 20
 _BETWEEN = re.compile(r"[\s,]*")
 _LONGEST_VALUE = 1 << 30
-
-
-def field_of(row: Any, text_field: str) -> Any:
-    """A row's field, which may be nested (`meta.text`); None if it does not exist."""
-    if not isinstance(row, dict):
-        return None
-    if text_field in row:
-        return row[text_field]
-    first, dot, rest = text_field.partition(".")
-    return field_of(row.get(first), rest) if dot else None
 
 
 def field_names(row: dict[str, Any], prefix: str = "") -> list[str]:
@@ -34,7 +25,7 @@ def field_names(row: dict[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def row_of_line(line: bytes, text_field: str) -> Row:
+def row_of_line(line: bytes, fields: RowFields) -> Row:
     """The row of one line of JSON."""
     try:
         row = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"))
@@ -42,14 +33,14 @@ def row_of_line(line: bytes, text_field: str) -> Row:
         return Reason.INVALID_UTF8
     except (ValueError, RecursionError):
         return Reason.MALFORMED
-    return row_of_string(field_of(row, text_field))
+    return fields.row(row)
 
 
-def rows_of_lines(stream: Iterable[bytes], text_field: str) -> Iterator[Row]:
+def rows_of_lines(stream: Iterable[bytes], fields: RowFields) -> Iterator[Row]:
     """The rows of JSON lines; blank ones are none."""
     for line in stream:
         if line.removeprefix(BYTE_ORDER_MARK).strip():
-            yield row_of_line(line, text_field)
+            yield row_of_line(line, fields)
 
 
 def has_row_per_line(start: bytes, name: str) -> bool:
@@ -74,10 +65,10 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def rows_of_values(stream: IO[bytes], text_field: str) -> Iterator[Row]:
+def rows_of_values(stream: IO[bytes], fields: RowFields) -> Iterator[Row]:
     """The rows of a JSON array, or of values one after another; memory is bounded by the largest value."""
     for value in _values(stream):
-        yield row_of_string(field_of(value, text_field))
+        yield fields.row(value)
 
 
 def _values(stream: IO[bytes]) -> Iterator[Any]:

@@ -15,9 +15,10 @@ from typing import Any
 from gaguide.data.build.documents import read_span, span_lines
 from gaguide.data.build.fields import SeenFields, check_columns
 from gaguide.data.build.kinds import SourceFile
+from gaguide.data.build.row_fields import ANNOTATED_KINDS, RowFields
 from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, open_bytes, open_raw
 from gaguide.data.build.sources import Source, Span
-from gaguide.data.build.table_rows import check_text_column
+from gaguide.data.build.table_rows import check_row_columns, is_of_column
 from gaguide.errors import Fault, UserError, first_line
 
 # English text has 4.2 to 4.7 bytes per GPT-2 token; a lower number here keeps shards from overflowing.
@@ -43,11 +44,12 @@ class Part:
 
 
 def split_into_parts(
-    source: Source, text_field: str, rows: int | None, shard_tokens: int
+    source: Source, fields: RowFields, rows: int | None, shard_tokens: int
 ) -> tuple[Part, ...]:
     """Split the first `rows` rows of `source` (None: all) into parts; `UserError` for unusable files."""
     part_bytes = shard_tokens * _BYTES_PER_TOKEN
-    fields = SeenFields(text_field)
+    seen = SeenFields(fields)
+    _check_kinds(source, fields)
     parts: list[Part] = []
     gathered: list[Span] = []
     size = 0
@@ -59,32 +61,43 @@ def split_into_parts(
             parts.append(Part(len(parts), tuple(gathered), limit))
             gathered.clear()
 
-    for span in _spans(source.files, text_field, rows, part_bytes, fields):
+    for span in _spans(source.files, fields, rows, part_bytes, seen):
         if size + span.weight > part_bytes:
             close()
             size = 0
         gathered.append(span)
         size += span.weight
     close()
-    fields.raise_if_absent()
+    seen.raise_if_absent()
     return tuple(parts)
 
 
+def _check_kinds(source: Source, fields: RowFields) -> None:
+    """Raise a `UserError` for files whose rows cannot have the spans or conversations that are asked for."""
+    if fields.is_plain:
+        return
+    wrong = [file.url for file in source.files if file.kind not in ANNOTATED_KINDS]
+    if wrong:
+        option = "--spans" if fields.chat is None else "--chat"
+        problem = f"{len(wrong)} of {len(source.files)} files are of a kind without such fields"
+        raise UserError(Fault(option, problem, "give JSONL, JSON, Parquet or Arrow files", wrong[0]))
+
+
 def _spans(
-    files: Iterable[SourceFile], text_field: str, rows: int | None, part_bytes: int, fields: SeenFields
+    files: Iterable[SourceFile], fields: RowFields, rows: int | None, part_bytes: int, seen: SeenFields
 ) -> Iterator[Span]:
     left = rows
     for file in files:
         if left == 0:
             return
         if file.kind == "parquet":
-            for span in _parquet_spans(file, text_field, left, part_bytes):
+            for span in _parquet_spans(file, fields, left, part_bytes):
                 left = None if left is None else left - ((span.end or 0) - span.first)
                 yield span
             continue
-        is_array = file.kind == "jsonl" and fields.look(file)
+        is_array = file.kind == "jsonl" and seen.look(file)
         if file.kind in ("csv", "arrow"):
-            check_columns(file, text_field)
+            check_columns(file, fields)
         if file.kind == "jsonl" and file.compression is None and not is_array:
             end = file.bytes
             if left is not None:
@@ -95,7 +108,7 @@ def _spans(
             weight = file.bytes * (_COMPRESSION_RATIO if _is_compressed(file) else 1)
             span = Span(file, rows=left, weight=weight, is_array=is_array)
             if left is not None:
-                left -= _count_rows(span, text_field)
+                left -= _count_rows(span, fields)
             yield span
 
 
@@ -123,20 +136,20 @@ def _bytes_of_rows(file: SourceFile, rows: int) -> tuple[int, int]:
     return end, found
 
 
-def _count_rows(span: Span, text_field: str) -> int:
+def _count_rows(span: Span, fields: RowFields) -> int:
     """Number of rows of a span, by reading it; needed only with `rows`, for files without an index."""
     if span.file.kind == "text":
         return 1
     if span.file.kind == "jsonl" and not span.is_array:
         return sum(1 for _ in itertools.islice(span_lines(span), span.rows))
-    return sum(row is not Reason.OTHER_MEMBER for row in read_span(span, text_field))
+    return sum(row is not Reason.OTHER_MEMBER for row in read_span(span, fields))
 
 
-def _parquet_spans(file: SourceFile, text_field: str, left: int | None, part_bytes: int) -> Iterator[Span]:
+def _parquet_spans(file: SourceFile, fields: RowFields, left: int | None, part_bytes: int) -> Iterator[Span]:
     """Equal ranges of rows of about `part_bytes`, split between row groups if one ends nearby."""
-    metadata = _parquet_metadata(file, text_field)
+    metadata = _parquet_metadata(file, fields)
     total = metadata.num_rows if left is None else min(metadata.num_rows, left)
-    row_bytes = _text_bytes(metadata, text_field) / max(1, metadata.num_rows)
+    row_bytes = _text_bytes(metadata, fields) / max(1, metadata.num_rows)
     pieces = max(1, round(total * row_bytes / part_bytes))
     group_ends = [0]
     for number in range(metadata.num_row_groups):
@@ -151,14 +164,16 @@ def _parquet_spans(file: SourceFile, text_field: str, left: int | None, part_byt
             yield Span(file, first, end, weight=int((end - first) * row_bytes))
 
 
-def _text_bytes(metadata: Any, text_field: str) -> int:
+def _text_bytes(metadata: Any, fields: RowFields) -> int:
     """Uncompressed size in bytes of a column, over all row groups."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_field)
+    return sum(
+        column.total_uncompressed_size for column in columns if is_of_column(column.path_in_schema, fields)
+    )
 
 
-def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
+def _parquet_metadata(file: SourceFile, fields: RowFields) -> Any:
     """A file's metadata; `UserError` if the file or its text column cannot be used."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -170,5 +185,5 @@ def _parquet_metadata(file: SourceFile, text_field: str) -> Any:
     except (OSError, ValueError, pa.ArrowException) as error:
         problem = f"is not a readable Parquet file ({first_line(error)})"
         raise UserError(Fault("--source", problem, "fetch it again or omit it", file.url)) from None
-    check_text_column(schema, text_field, file.url)
+    check_row_columns(schema, fields, file.url)
     return metadata

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gaguide.data.build.chat import find_template
 from gaguide.data.build.identity import source_digest, stamp
 from gaguide.data.build.parts import Part, split_into_parts
+from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.sources import EMBEDDED, Source, find_source
-from gaguide.data.format.manifest import BUILD_FOLDER
+from gaguide.data.format.manifest import BUILD_FOLDER, MASKED, MAX_MARKS, NO_LOSS, PROMPT
 from gaguide.data.format.tokenizer import (
     EOS,
     DocumentIds,
@@ -21,6 +23,7 @@ from gaguide.data.format.tokenizer import (
     load_tokenizer,
     tokenizer_fingerprint,
 )
+from gaguide.data.overlap.decontaminate import Decontamination
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.log import SlowWork, is_first_process
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 SHARD_TOKENS = 50_000_000
 SOURCE_CONTENT = "content of the source"
 """Name of the source's digest in a build's identity."""
+MAX_SPANS = MAX_MARKS - 1
+"""Most fields of spans: one mark may be `masked`."""
 MAX_DROPPED = 0.5
 """Largest share of dropped rows by default: some corpora have blank rows for a third of all."""
 _SMALL_SOURCE_BYTES = 100_000_000
@@ -65,6 +70,26 @@ class BuildRequest:
     """What ends every document: "eos" (end of text), "none", or the text of one token of the tokenizer."""
     max_dropped: float = MAX_DROPPED
     """Share of the rows that may be dropped; a build that drops more fails."""
+    spans: tuple[str, ...] = ()
+    """Fields of character spans in the text, which are stored as marks of the tokens."""
+    chat: str | None = None
+    """Field of a conversation, which is rendered by a template instead of a text."""
+    template: str | None = None
+    """The template, in Jinja; None is the tokenizer's own."""
+    decontamination: Decontamination | None = None
+    """Which evaluation examples are looked for, and what is done with documents that contain one."""
+
+    @property
+    def fields(self) -> RowFields:
+        """What is read of each row."""
+        return RowFields(self.text_field, self.spans, self.chat)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Names of the marks that tokens get, by bit."""
+        names = self.spans if self.chat is None else (PROMPT,)
+        masks = self.decontamination is not None and self.decontamination.action == "mask"
+        return (*names, MASKED) if masks else names
 
 
 @dataclass(frozen=True)
@@ -101,6 +126,8 @@ class PreparedBuild:
     """Which ids begin and end every document."""
     stamps: tuple[tuple[int, int] | None, ...] = ()
     """Size and modification time of each file when the build was prepared; None for other files."""
+    template: str | None = None
+    """The chat template, where rows are conversations."""
 
     @cached_property
     def build_id(self) -> str:
@@ -142,6 +169,7 @@ def check_request(request: BuildRequest) -> None:
         if not 0 <= request.max_dropped <= 1:
             problem, remedy = "must be between 0 and 1", f"the default is {MAX_DROPPED}"
             faults.add(Fault("--max-dropped", problem, remedy, request.max_dropped))
+        faults.add(*_mark_faults(request))
     try:
         request.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,21 +177,42 @@ def check_request(request: BuildRequest) -> None:
         raise UserError(Fault("--output", problem, remedy, str(request.output))) from None
 
 
+def _mark_faults(request: BuildRequest) -> Iterator[Fault]:
+    if request.chat is not None and request.spans:
+        yield Fault("--spans", "does not apply to conversations", "omit it or --chat", request.spans[0])
+    if request.template is not None and request.chat is None:
+        yield Fault("--template", "applies to conversations only", "give --chat FIELD as well, or omit it")
+    for name in sorted({name for name in request.spans if request.spans.count(name) > 1}):
+        yield Fault("--spans", "is given twice", "give each field once", name)
+    for name in request.spans:
+        if name in NO_LOSS or name == request.text_field:
+            yield Fault("--spans", "is a name that gaguide uses itself", "rename the field", name)
+    if len(request.spans) > MAX_SPANS:
+        problem = f"there are {len(request.spans)}, and a token has room for {MAX_SPANS}"
+        yield Fault("--spans", problem, f"give at most {MAX_SPANS}")
+
+
 def prepare_build(request: BuildRequest, on_progress: Callable[[Progress], None]) -> PreparedBuild:
     """Find the source, load the tokenizer and split the source into parts; a function of both alone."""
     source, tokenizer = _inputs(request, on_progress)
     stamps = tuple(None if file.is_remote or file.kind == EMBEDDED else stamp(file) for file in source.files)
+    template = None
     with FaultCollector() as faults:
         ids = faults.attempt(document_ids, tokenizer, request.bos, request.separator)
         on_progress(Progress(f"looking at {len(source.files):,} files of the source"))
         with SlowWork("looking at the files of the source", shown=is_first_process()):
             parts = faults.attempt(
-                split_into_parts, source, request.text_field, request.rows, request.shard_tokens
+                split_into_parts, source, request.fields, request.rows, request.shard_tokens
             )
+        if request.chat is not None:
+            template = faults.attempt(find_template, tokenizer, request.template)
     assert ids is not None and parts is not None
+    if template is not None:
+        tokenizer.chat_template = template  # saved with the shards, and so with the model
     fraction = _validation_fraction(request, parts)
     identity = _identity(request, source, tokenizer_fingerprint(tokenizer), fraction, ids)
-    return PreparedBuild(request, source, tokenizer, parts, fraction, identity, ids, stamps)
+    identity |= _identity_of_marks(request, template)
+    return PreparedBuild(request, source, tokenizer, parts, fraction, identity, ids, stamps, template)
 
 
 def _inputs(
@@ -213,14 +262,23 @@ def _identity(
     }
 
 
+def _identity_of_marks(request: BuildRequest, template: str | None) -> dict[str, Any]:
+    """What only some builds have; others keep the identity that they had before there were marks."""
+    identity: dict[str, Any] = {"--spans": list(request.spans)} if request.spans else {}
+    if template is not None:
+        digest = hashlib.sha256(template.encode()).hexdigest()
+        identity |= {"--chat": request.chat, "content of the chat template": digest}
+    return identity if request.decontamination is None else identity | request.decontamination.identity
+
+
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What differs between the identities of two builds, for people."""
     if not old:
         return "it was built by a version of gaguide that did not record what from"
-    changed = [name for name in new if old.get(name) != new[name]]
+    changed = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     return "; ".join(
         f"the {name} has changed"
         if name.startswith(("content", "tokenizer"))
-        else f"{name} was {old.get(name)!r}, now {new[name]!r}"
+        else f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
         for name in changed
     )

@@ -10,6 +10,7 @@ import io
 import lzma
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,11 +29,39 @@ class Reason(enum.StrEnum):
     NOT_TEXT = "not_text"
     INVALID_UTF8 = "invalid_utf8"
     MALFORMED = "malformed"
+    BAD_SPANS = "bad_spans"
+    """A list of spans that is not one of the text's."""
+    NO_ANSWER = "no_answer"
+    """A conversation in which the assistant says nothing."""
+    TEMPLATE = "refused_by_template"
+    """A conversation that the chat template refuses, as for its order of roles."""
+    CONTAMINATED = "contaminated"
+    """A document that contains evaluation examples; see `--decontaminate`."""
     OTHER_MEMBER = "other_member"
     """A member of an archive that is not a document; it does not count as a row."""
 
 
-Row = bytes | Reason
+@dataclass(frozen=True)
+class MarkedText:
+    """A document with marked stretches."""
+
+    text: bytes
+    """UTF-8."""
+    spans: tuple[tuple[int, int, int], ...]
+    """(index of the mark, first character, character after the last)."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A document that a chat template renders."""
+
+    messages: tuple[tuple[str, str], ...]
+    """(role, content) of each message."""
+    raw: bytes
+    """The messages as JSON: what identifies the document."""
+
+
+Row = bytes | MarkedText | Conversation | Reason
 
 
 def row_of(text: bytes | None) -> Row:

@@ -11,8 +11,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.rows import ReadableStream, Reason, Row, row_of, row_of_string
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, FaultCollector, UserError
 
 _BATCH_ROWS = 512
 _BATCH_BYTES = 8 << 20
@@ -33,6 +34,32 @@ def check_text_column(schema: pa.Schema, text_field: str, where: str) -> None:
         remedy = f"name the column that holds the text; there are {', '.join(_columns(schema))}"
         problem = f"is a column of {kind} in {where}, not of text"
         raise UserError(Fault("--text-field", problem, remedy, text_field))
+
+
+def check_row_columns(schema: pa.Schema, fields: RowFields, where: str) -> None:
+    """Raise a `UserError` unless a table has all columns that `fields` names, of the right types."""
+    with FaultCollector() as faults:
+        if fields.chat is None:
+            faults.attempt(check_text_column, schema, fields.text, where)
+        lists = fields.spans if fields.chat is None else (fields.chat,)
+        for option, name in ((("--spans" if fields.chat is None else "--chat"), name) for name in lists):
+            kind = _field_type(schema, name)
+            if kind is None:
+                remedy = f"choose one of its columns: {', '.join(_columns(schema))}"
+                faults.add(Fault(option, f"is not a column of {where}", remedy, name))
+            elif not _is_list(kind):
+                problem = f"is a column of {kind} in {where}, not of lists"
+                faults.add(Fault(option, problem, "name a column of lists", name))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_null(kind)
+
+
+def is_of_column(path: str, fields: RowFields) -> bool:
+    """Whether a column of a Parquet file, by its path, is read for `fields`."""
+    return any(path == name or path.startswith(f"{name}.list.") for name in fields.names)
 
 
 def _field_type(schema: pa.Schema, text_field: str) -> pa.DataType | None:
@@ -96,7 +123,15 @@ def _rows_of_array(rows: pa.Array) -> Iterator[Row]:
     return map(row_of, rows.to_pylist())
 
 
-def rows_of_parquet(raw: IO[bytes], text_field: str, first: int = 0, end: int | None = None) -> Iterator[Row]:
+def _rows_of_batch(batch: pa.RecordBatch, first: int, end: int, fields: RowFields) -> Iterator[Row]:
+    if fields.is_plain:
+        return _rows_of_array(_text_column(batch, fields.text)[first:end])
+    return (fields.row(record) for record in batch.slice(first, end - first).to_pylist())
+
+
+def rows_of_parquet(
+    raw: IO[bytes], fields: RowFields, first: int = 0, end: int | None = None
+) -> Iterator[Row]:
     """Rows `first` … `end` − 1 of a Parquet file, with a few megabytes of them in memory at a time."""
     import pyarrow.parquet as pq
 
@@ -108,38 +143,37 @@ def rows_of_parquet(raw: IO[bytes], text_field: str, first: int = 0, end: int | 
         after = first_row + rows
         if after > first and (end is None or first_row < end):
             start, stop = max(0, first - first_row), rows if end is None else min(rows, end - first_row)
-            yield from _rows_of_group(parquet, number, text_field, start, stop)
+            yield from _rows_of_group(parquet, number, fields, start, stop)
         first_row = after
 
 
-def _rows_of_group(parquet: Any, number: int, text_field: str, start: int, stop: int) -> Iterator[Row]:
+def _rows_of_group(parquet: Any, number: int, fields: RowFields, start: int, stop: int) -> Iterator[Row]:
     group = parquet.metadata.row_group(number)
     size = sum(
         column.total_uncompressed_size
         for column in map(group.column, range(group.num_columns))
-        if column.path_in_schema == text_field
+        if is_of_column(column.path_in_schema, fields)
     )
     batch_rows = max(1, min(_BATCH_ROWS, int(_BATCH_BYTES * group.num_rows / max(1, size))))
     at = 0
     for batch in parquet.iter_batches(
-        batch_size=batch_rows, row_groups=[number], columns=[text_field], use_threads=False
+        batch_size=batch_rows, row_groups=[number], columns=list(fields.names), use_threads=False
     ):
         if at >= stop:
             return
         if at + len(batch) > start:
             skip = max(0, start - at)
-            yield from _rows_of_array(_text_column(batch, text_field)[skip : stop - at])
+            yield from _rows_of_batch(batch, skip, stop - at, fields)
         at += len(batch)
 
 
-def rows_of_arrow(raw: IO[bytes], text_field: str, where: str) -> Iterator[Row]:
+def rows_of_arrow(raw: IO[bytes], fields: RowFields, where: str) -> Iterator[Row]:
     """The rows of an Arrow file or stream."""
     schema, batches = open_arrow(raw)
-    check_text_column(schema, text_field, where)
+    check_row_columns(schema, fields, where)
     for batch in batches:
-        column = _text_column(batch, text_field)
-        for at in range(0, len(column), _BATCH_ROWS):
-            yield from _rows_of_array(column[at : at + _BATCH_ROWS])
+        for at in range(0, len(batch), _BATCH_ROWS):
+            yield from _rows_of_batch(batch, at, at + _BATCH_ROWS, fields)
 
 
 def open_arrow(raw: IO[bytes]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

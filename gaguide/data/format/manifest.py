@@ -26,6 +26,13 @@ BUILD_FOLDER = ".build"
 TRAIN, VALIDATION = "train", "validation"
 """Names of the two splits."""
 
+PROMPT, MASKED = "prompt", "masked"
+"""Marks of tokens on which no loss is computed: of conversations, all that the assistant has not written; of
+other text, stretches that evaluation examples contain."""
+NO_LOSS = (PROMPT, MASKED)
+MAX_MARKS = 8
+"""A token's marks are the bits of a byte."""
+
 _FORMAT = "gaguide-shards"
 
 
@@ -89,6 +96,10 @@ class Manifest:
     """What `build_id` is the hash of."""
     tokenizer_sha256: str = ""
     """`folder_digest` of the tokenizer's folder."""
+    marks: tuple[str, ...] = ()
+    """Names of the marks that tokens have, by bit."""
+    decontamination: Mapping[str, Any] = field(default_factory=dict)
+    """Which evaluation examples were looked for, what was done, and with how many documents."""
 
     @property
     def fingerprint(self) -> str:
@@ -98,6 +109,8 @@ class Manifest:
             "eos": self.eos_token_id,
             "splits": {name: [shard.content for shard in shards] for name, shards in self.splits.items()},
         }
+        if self.marks:
+            identity["marks"] = list(self.marks)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -157,10 +170,10 @@ def _from_json(content: dict[str, Any]) -> Manifest:
     splits = {
         name: tuple(ShardInfo(**shard) for shard in shards) for name, shards in content.pop("splits").items()
     }
-    files = tuple(content.pop("tokenizer_files", ()))
+    files, marks = tuple(content.pop("tokenizer_files", ())), tuple(content.pop("marks", ()))
     if any(Path(name).name != name for name in files):
         raise ValueError("a tokenizer file lies outside its folder")
-    manifest = Manifest(splits=splits, tokenizer_files=files, **content)
+    manifest = Manifest(splits=splits, tokenizer_files=files, marks=marks, **content)
     if manifest.token_dtype not in ("uint16", "uint32"):
         raise ValueError(f"token_dtype {manifest.token_dtype!r} must be one of uint16, uint32")
     if manifest.fingerprint != stated:

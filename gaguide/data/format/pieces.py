@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gaguide.data.format.manifest import ShardInfo
 from gaguide.files import write_text
@@ -36,6 +37,8 @@ class Piece:
     """Number of rows of this piece that gave no document, by reason."""
     shards: dict[str, ShardInfo]
     """The shard of each split; splits without a document are missing."""
+    contaminated: list[dict[str, Any]] = field(default_factory=list)
+    """The documents of this piece that contain evaluation examples."""
 
     @property
     def documents(self) -> int:

@@ -2,12 +2,14 @@
 
 The column `tokens` is `list<uint16>` or `list<uint32>`. Since there is one batch, its values are one flat
 array, which is memory-mapped and sliced into blocks of any length without a copy; its offsets are the
-document boundaries. pyarrow and `datasets` read the file without gaguide.
+document boundaries. Where tokens have marks, a second column `marks` (`list<uint8>`) has the same offsets.
+pyarrow and `datasets` read the file without gaguide.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from gaguide.data.format.manifest import ShardInfo
 from gaguide.errors import Fault, first_line
 from gaguide.files import hash_file, replacing
 
-COLUMN = "tokens"
+COLUMN, MARKS_COLUMN = "tokens", "marks"
 _TOKENIZER_KEY = b"gaguide.tokenizer"
 
 
@@ -33,6 +35,8 @@ class Shard:
     """[documents + 1] int32: where each document begins, and the end."""
     tokenizer_fingerprint: str
     """Fingerprint of the tokenizer that made the ids."""
+    marks: np.ndarray | None = None
+    """Marks [n] uint8, one bit each, memory-mapped; None where tokens have none."""
     lease: Any = None
     """Keeps a file in a cache from being evicted while this object lives."""
 
@@ -50,9 +54,16 @@ def shard_name(split: str, index: int) -> str:
 
 
 def write_shard(
-    path: Path, documents: list[np.ndarray], dtype: np.dtype[Any], tokenizer_fingerprint: str
+    path: Path,
+    documents: Sequence[np.ndarray],
+    dtype: np.dtype[Any],
+    tokenizer_fingerprint: str,
+    marks: Sequence[np.ndarray] | None = None,
 ) -> ShardInfo:
-    """Atomically write documents (1-D id arrays, at least one) as a shard; equal input gives equal bytes."""
+    """Atomically write documents (1-D id arrays, at least one) as a shard; equal input gives equal bytes.
+
+    marks: one uint8 array for each document, of its length.
+    """
     lengths = np.fromiter((len(document) for document in documents), np.int64, len(documents))
     offsets = np.zeros(len(documents) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -61,24 +72,32 @@ def write_shard(
     # Directly into the narrow dtype, which avoids a second, wide copy of the whole shard.
     values = np.empty(int(offsets[-1]), dtype)
     np.concatenate(documents, out=values, casting="unsafe")
-    column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+    arrow_offsets = pa.array(offsets.astype(np.int32))
+    columns = {COLUMN: pa.ListArray.from_arrays(arrow_offsets, pa.array(values))}
+    marked = None if marks is None else np.concatenate(marks).astype(np.uint8, copy=False)
+    if marked is not None:
+        assert len(marked) == len(values)
+        columns[MARKS_COLUMN] = pa.ListArray.from_arrays(arrow_offsets, pa.array(marked))
     schema = pa.schema(
-        [pa.field(COLUMN, column.type)], metadata={_TOKENIZER_KEY: tokenizer_fingerprint.encode()}
+        [pa.field(name, column.type) for name, column in columns.items()],
+        metadata={_TOKENIZER_KEY: tokenizer_fingerprint.encode()},
     )
     with replacing(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch([column], schema=schema))
+            writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
         digest, size = hash_file(temporary), temporary.stat().st_size
-    return ShardInfo(
-        path.name, len(documents), len(values), digest, content_digest(values, offsets), bytes=size
-    )
+    content = content_digest(values, offsets, marked)
+    return ShardInfo(path.name, len(documents), len(values), digest, content, bytes=size)
 
 
-def content_digest(tokens: np.ndarray, offsets: np.ndarray) -> str:
-    """SHA-256 of offsets as int64 and ids as uint32, little-endian: independent of Arrow's version."""
+def content_digest(tokens: np.ndarray, offsets: np.ndarray, marks: np.ndarray | None = None) -> str:
+    """SHA-256 of offsets as int64, ids as uint32 and marks: independent of Arrow's version."""
     digest = hashlib.sha256(offsets.astype("<i8").tobytes())
     for start in range(0, len(tokens), 1 << 20):
         digest.update(tokens[start : start + (1 << 20)].astype("<u4").tobytes())
+    if marks is not None:
+        digest.update(b"marks")
+        digest.update(marks.tobytes())
     return digest.hexdigest()
 
 
@@ -92,7 +111,8 @@ def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = reader.num_record_batches
-        column = reader.get_batch(0).column(COLUMN) if batches == 1 else None
+        batch = reader.get_batch(0) if batches == 1 else None
+        column = None if batch is None else batch.column(COLUMN)
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise DamagedShardError(f"damaged: not a readable Arrow file ({first_line(error)})") from None
     if column is None or not pa.types.is_list(column.type):
@@ -109,7 +129,16 @@ def open_shard(path: Path, info: ShardInfo, tokenizer_fingerprint: str) -> Shard
     fingerprint = (reader.schema.metadata or {}).get(_TOKENIZER_KEY, b"").decode(errors="replace")
     if fingerprint != tokenizer_fingerprint:
         raise DamagedShardError("foreign: it was made with another tokenizer")
-    return Shard(tokens, offsets, fingerprint)
+    return Shard(tokens, offsets, fingerprint, _marks(batch, column))
+
+
+def _marks(batch: pa.RecordBatch, tokens: pa.ListArray) -> np.ndarray | None:
+    if MARKS_COLUMN not in batch.schema.names:
+        return None
+    marks = batch.column(MARKS_COLUMN)
+    if marks.type != pa.list_(pa.uint8()) or not marks.offsets.equals(tokens.offsets):
+        raise DamagedShardError("damaged: its marks are not one for each token")
+    return marks.values.to_numpy(zero_copy_only=True)
 
 
 def check_size(path: Path, info: ShardInfo) -> None:

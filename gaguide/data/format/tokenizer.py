@@ -213,6 +213,8 @@ class DocumentEncoder:
         self._ranks = _gpt2_ranks(self._reference_json) if try_fast and self._reference_json else None
         self._tiktoken: Any = None
         self._reference: Any = None
+        self._with_offsets: dict[bool, Any] = {}
+        self._sizes_V: np.ndarray | None = None
         if self._ranks is not None and not self._equal_on([*_probes(tokenizer), *sample]):
             self._ranks = None
 
@@ -253,11 +255,47 @@ class DocumentEncoder:
         # encode_batch_fast computes no offsets, which take many times the memory of the ids.
         return np.array(self._reference.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.uint32)
 
+    def encode_with_offsets(self, text: str, special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [n] uint32, and first character and the one after the last of each [n, 2] int64.
+
+        A character whose bytes are in several tokens belongs to each. special: text that spells special
+        tokens gets their ids, as chat templates write them; then the Hugging Face tokenizer encodes. Raises a
+        `UserError` for a tokenizer in Python, which has no offsets.
+        """
+        if self._ranks is not None and not special:
+            ids = self.encode(text)
+            return ids, self._offsets_of_bytes(text, ids)
+        if self._reference_json is None:
+            problem = "is one in Python, which does not say where in the text its tokens are"
+            raise UserError(Fault("--tokenizer", problem, "give one with a tokenizer.json"))
+        if special not in self._with_offsets:
+            # A processor of byte-level BPE would take the white space out of the offsets.
+            plain = json.dumps({**json.loads(self._reference_json), "post_processor": None})
+            self._with_offsets[special] = _plain_tokenizer(plain)
+            self._with_offsets[special].encode_special_tokens = not special
+        encoded = self._with_offsets[special].encode(text, add_special_tokens=False)
+        return np.array(encoded.ids, np.uint32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+
+    def _offsets_of_bytes(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The characters of each token, of a tokenizer whose tokens are the bytes of the text."""
+        assert self._ranks is not None
+        if self._sizes_V is None:
+            self._sizes_V = np.zeros(max(self._ranks.values()) + 1, np.int64)
+            for token, rank in self._ranks.items():
+                self._sizes_V[rank] = len(token)
+        ends = np.cumsum(self._sizes_V[ids])
+        starts = ends - self._sizes_V[ids]
+        raw = np.frombuffer(text.encode("utf-8"), np.uint8)
+        if len(raw) == len(text):
+            return np.stack([starts, ends], 1)
+        character = np.cumsum((raw & 0xC0) != 0x80) - 1
+        return np.stack([character[starts], character[ends - 1] + 1], 1)
+
     def _equal_on(self, texts: Iterable[str]) -> bool:
         return all(np.array_equal(self.encode(text), self.encode_by_reference(text)) for text in texts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tiktoken": None, "_reference": None}
+        return {**self.__dict__, "_tiktoken": None, "_reference": None, "_with_offsets": {}, "_sizes_V": None}
 
 
 def _plain_tokenizer(serialized: str) -> Any:

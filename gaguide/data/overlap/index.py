@@ -64,9 +64,26 @@ class Runs:
         return float((np.cumsum(marks)[:-1] > 0).mean())
 
 
+class _Separated(dict[int, str]):
+    """For `str.translate`: characters of words as they are, all others as white space."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        alone = _ALONE.match(character) is not None
+        self[code] = f" {character} " if alone else character if character.isalnum() else " "
+        return self[code]
+
+
+_ALONE = re.compile(f"[{_SCRIPTS}]")
+_SEPARATED = _Separated()
+_SEPARATED_ASCII = "".join(_SEPARATED[code].lower() for code in range(128)).encode() + b" " * 128
+
+
 def words_of(text: str) -> list[str]:
-    """The words of a text, as they are compared."""
-    return _WORD.findall(text.lower())
+    """The words of a text, as they are compared: the matches of `_WORD` in lower case, at twice the speed."""
+    if text.isascii():
+        return text.encode().translate(_SEPARATED_ASCII).decode().split()
+    return text.lower().translate(_SEPARATED).split()
 
 
 def word_places(text: str) -> list[tuple[int, int]]:
@@ -118,6 +135,14 @@ class WordIndex:
             [example.task, example.id, example.prompts, example.continuations] for example in self.examples
         ]
         return hashlib.sha256(json.dumps([WORDS, FEWEST_WORDS, content]).encode()).hexdigest()
+
+    def owners(self) -> dict[tuple[int, int], list[int]]:
+        """(length, number) of every run → the examples that have it, ascending."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for at, own in enumerate(self.runs):
+            for run in sorted({(runs.n, int(number)) for runs in own for number in runs.numbers}):
+                found.setdefault(run, []).append(at)
+        return found
 
 
 class TokenIndex:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 _MIN_BITS, _MAX_BITS = 12, 26
+_DENSE = 4
 
 
 class NgramSet:
@@ -50,8 +51,11 @@ class NgramSet:
         starts = np.flatnonzero(unknown_N[self.n :] == unknown_N[: -self.n])
         if not len(starts):
             return nothing, nothing
-        wide_N = ids_N.astype(np.uint64)
-        hashes = self._hash([wide_N[starts + at] for at in range(self.n)])
+        wide_N, count = ids_N.astype(np.uint64), len(ids_N) - self.n + 1
+        if len(starts) * _DENSE > count:  # then slices of all are faster than a selection
+            hashes = self._hash([wide_N[at : at + count] for at in range(self.n)])[starts]
+        else:
+            hashes = self._hash([wide_N[starts + at] for at in range(self.n)])
         kept = self._may_be[hashes >> self._shift]
         starts, hashes = starts[kept], hashes[kept]
         at = np.searchsorted(self._hashes_m, hashes)

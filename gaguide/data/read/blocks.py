@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gaguide.data.format.manifest import VALIDATION, Manifest, ShardInfo
+from gaguide.data.format.manifest import NO_LOSS, VALIDATION, Manifest, ShardInfo
 from gaguide.data.format.shards import Shard, shard_fault
 from gaguide.data.read.folder import open_folder
 from gaguide.data.read.order import BlockOrder
@@ -25,6 +25,7 @@ class Blocks(Protocol):
     """The interface of blocks that training uses: of `BlockStore`, `MixedStore` and `GrowingStore`."""
 
     block_length: int
+    marks: tuple[str, ...]
 
     def __len__(self) -> int:
         """Number of blocks in an epoch."""
@@ -41,6 +42,9 @@ class Blocks(Protocol):
     def positions(self, block_ids: np.ndarray) -> np.ndarray:
         """Position of each token in its document, counted within the block, [n, T] int64 from 0."""
 
+    def read_marks(self, block_ids: np.ndarray) -> np.ndarray:
+        """Marks of each token, [n, T] uint8, bit k for the k-th of `marks`; zeros where there are none."""
+
     def look_ahead(self, order: Any, position: int) -> None:
         """Prefetch what is read from `position` of `order` on."""
 
@@ -56,8 +60,8 @@ class ShardBlocks:
 
     block_length: int
 
-    def __init__(self, block_length: int, open_limit: int) -> None:
-        self.block_length, self._open_limit = block_length, open_limit
+    def __init__(self, block_length: int, open_limit: int, marks: tuple[str, ...] = ()) -> None:
+        self.block_length, self._open_limit, self.marks = block_length, open_limit, marks
         self._close_shards()
 
     def _locate(self, block_ids: np.ndarray) -> tuple[list[int], list[int]]:
@@ -74,6 +78,16 @@ class ShardBlocks:
         for row, (index, start) in enumerate(zip(shard_of, first)):
             ids_BT[row] = self._shard(index).tokens[start : start + self.block_length]
         return ids_BT
+
+    def read_marks(self, block_ids: np.ndarray) -> np.ndarray:
+        """As `Blocks.read_marks`."""
+        shard_of, first = self._locate(block_ids)
+        marks_BT = np.zeros((len(first), self.block_length), np.uint8)
+        for row, (index, start) in enumerate(zip(shard_of, first)):
+            marks = self._shard(index).marks
+            if marks is not None:
+                marks_BT[row] = marks[start : start + self.block_length]
+        return marks_BT
 
     def look_ahead(self, order: Any, position: int) -> None:
         """Do nothing: the shards are on this machine."""
@@ -136,6 +150,17 @@ class ShardBlocks:
         self._close_shards()
 
 
+def leaves_out(blocks: Blocks) -> bool:
+    """Whether the loss leaves out marked tokens of these blocks: prompts, masked words."""
+    return any(name in NO_LOSS for name in blocks.marks)
+
+
+def are_counted(blocks: Blocks, block_ids: np.ndarray) -> np.ndarray:
+    """Whether the loss counts each token of the blocks `block_ids` [n] where it is a target, [n, T] bool."""
+    bits = sum(1 << bit for bit, name in enumerate(blocks.marks) if name in NO_LOSS)
+    return (blocks.read_marks(block_ids) & np.uint8(bits)) == 0
+
+
 def find_blocks(block_ids: np.ndarray, starts: np.ndarray, block_length: int) -> tuple[list[int], list[int]]:
     """The shard of each block, and the token of the shard at which the block begins.
 
@@ -166,8 +191,8 @@ class BlockStore(ShardBlocks):
         self.folder = folder if "://" in str(folder) else Path(folder)
         self.split = split
         self._source = open_folder(folder, cache_bytes)
-        super().__init__(block_length, self._source.open_limit)
         self.manifest: Manifest = self._source.manifest
+        super().__init__(block_length, self._source.open_limit, self.manifest.marks)
         self._shards: tuple[ShardInfo, ...] = _split_shards(self.manifest, folder, split)
         self._source.check(self._shards)
         self.shard_blocks: tuple[int, ...] = self._count_blocks()
@@ -217,7 +242,11 @@ class BlockStore(ShardBlocks):
         return find_blocks(block_ids, self._starts, self.block_length)
 
     def _open_shard(self, index: int) -> Shard:
-        return self._source.open(self._shards[index])
+        shard = self._source.open(self._shards[index])
+        if (shard.marks is None) == bool(self.marks):
+            problem = "foreign: the manifest and the shard disagree whether its tokens have marks"
+            raise UserError(shard_fault(self._source.name, self._shards[index].file, problem))
+        return shard
 
     def _count_blocks(self) -> tuple[int, ...]:
         if self.block_length < 1:

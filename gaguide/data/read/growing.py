@@ -52,6 +52,8 @@ class BuildIdentity:
     """Identifies the request and its source."""
     tokenizer_fingerprint: str
     """Fingerprint of the tokenizer."""
+    marks: tuple[str, ...] = ()
+    """Names of the marks that tokens get."""
 
 
 class GrowingStore(ShardBlocks):
@@ -61,7 +63,7 @@ class GrowingStore(ShardBlocks):
     """
 
     def __init__(self, build: BuildIdentity, block_length: int) -> None:
-        super().__init__(block_length, OPEN_SHARDS)
+        super().__init__(block_length, OPEN_SHARDS, build.marks)
         self.build = build
         self.is_complete = False
         self.shards: dict[str, list[ShardInfo]] = {TRAIN: [], VALIDATION: []}
@@ -142,7 +144,7 @@ class FirstHeldOut(ShardBlocks):
     """
 
     def __init__(self, store: GrowingStore, limit: int) -> None:
-        super().__init__(store.block_length, 1)
+        super().__init__(store.block_length, 1, store.marks)
         self.store, self.limit = store, limit
 
     def __len__(self) -> int:
@@ -165,12 +167,14 @@ class FirstHeldOut(ShardBlocks):
 
     def _concatenate(self, limit: int) -> Shard:
         tokens: list[np.ndarray] = []
+        marks: list[np.ndarray] = []
         ends: list[np.ndarray] = []
         total = 0
         for index in range(len(self.store.shards[VALIDATION])):
             if total < limit:
                 shard = self.store.open(VALIDATION, index)
                 tokens.append(np.array(shard.tokens))
+                marks += [] if shard.marks is None else [np.array(shard.marks)]
                 ends.append(shard.offsets[1:].astype(np.int64) + total)
                 total += len(shard.tokens)
         if total < self.block_length:
@@ -179,7 +183,8 @@ class FirstHeldOut(ShardBlocks):
             raise UserError(Fault("data.source.validation_fraction", problem, remedy))
         # Exactly `limit` tokens: the result must not depend on how many were there.
         offsets = np.concatenate([[0], *ends])
-        return Shard(np.concatenate(tokens)[:limit], offsets[offsets <= limit], "")
+        marked = np.concatenate(marks)[:limit] if marks else None
+        return Shard(np.concatenate(tokens)[:limit], offsets[offsets <= limit], "", marked)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache, cachedmethod
 
-from gaguide.data.format.manifest import Manifest
+from gaguide.data.format.manifest import MAX_MARKS, Manifest
 from gaguide.data.read.blocks import BlockStore
 from gaguide.data.read.order import WINDOW_SHARDS, BlockOrder, derived_key, keyed_permutation
-from gaguide.errors import Fault, FaultCollector
+from gaguide.errors import Fault, FaultCollector, UserError
 
 ROUND = 10_000
 _CACHED_ROUNDS = 4
@@ -174,6 +174,7 @@ class MixedStore:
             raise ValueError("the stores of a mixture need the same block length")
         self.manifest = _joint_manifest(self.stores)
         self._starts = np.cumsum([0, *map(len, self.stores)]).astype(np.int64)
+        self.marks = self.manifest.marks
 
     @property
     def part_blocks(self) -> tuple[tuple[int, ...], ...]:
@@ -209,6 +210,17 @@ class MixedStore:
     def positions(self, block_ids: np.ndarray) -> np.ndarray:
         """As `BlockStore.positions`: [n, T] int64."""
         return self._gather("positions", block_ids, np.int64)
+
+    def read_marks(self, block_ids: np.ndarray) -> np.ndarray:
+        """As `BlockStore.read_marks`, with the bits of this store's `marks`: [n, T] uint8."""
+        own_BT = self._gather("read_marks", block_ids, np.uint8)
+        marks_BT = np.zeros_like(own_BT)
+        store_of, _ = self._locate(block_ids)
+        for index in np.unique(store_of).tolist():
+            here = store_of == index
+            for bit, name in enumerate(self.stores[index].marks):
+                marks_BT[here] |= (own_BT[here] >> bit & 1) << self.marks.index(name)
+        return marks_BT
 
     def document_starts(self, block_id: int) -> np.ndarray:
         """As `BlockStore.document_starts`."""
@@ -262,6 +274,10 @@ def _joint_manifest(stores: Sequence[BlockStore]) -> Manifest:
         )
         for split in dict.fromkeys(name for manifest in manifests for name in manifest.splits)
     }
+    marks = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.marks))
+    if len(marks) > MAX_MARKS:
+        problem = f"its folders have {len(marks)} different marks ({', '.join(marks)})"
+        raise UserError(Fault("data", problem, f"combine folders with at most {MAX_MARKS}"))
     dropped: Counter[str] = Counter()
     for manifest in manifests:
         dropped.update(manifest.dropped)
@@ -274,4 +290,5 @@ def _joint_manifest(stores: Sequence[BlockStore]) -> Manifest:
         dropped=dict(sorted(dropped.items())),
         splits=splits,
         build_id="",
+        marks=marks,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,7 +100,7 @@ class RemoteFolder:
             shard = open_shard(self.cache.path(info), info, self.manifest.tokenizer_fingerprint)
         except DamagedShardError as error:
             raise UserError(shard_fault(self.name, info.file, str(error))) from None
-        return Shard(shard.tokens, shard.offsets, shard.tokenizer_fingerprint, lease)
+        return replace(shard, lease=lease)
 
     def look_ahead(self, window_shards: int, infos: Iterable[ShardInfo]) -> None:
         """Fetch these shards in the background, in this order."""

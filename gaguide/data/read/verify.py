@@ -83,7 +83,7 @@ def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding |
         shard = open_shard(path, info, manifest.tokenizer_fingerprint)
         if hash_file(path) == info.sha256:
             return None
-        content = content_digest(shard.tokens, np.asarray(shard.offsets, np.int64))
+        content = content_digest(shard.tokens, np.asarray(shard.offsets, np.int64), shard.marks)
     except DamagedShardError as error:
         return Finding(info.file, str(error))
     if content == info.content:

@@ -28,6 +28,8 @@ class CueEncoder:
         """The runs of a block's segments, or of the windows of a document, in order."""
         if example.segments:
             pairs = encode_segments(self._encoder, example.segments, where)
+            if any(len(pair.input_ids) > len(pair.target_ids) for pair in pairs):  # prompts do not count
+                return [run for pair in pairs for run in _runs(pair, self._bands_of(pair))]
             # Segments are documents that do not see each other, so that their cues do not count further on.
             lengths = [len(pair.target_ids) for pair in pairs]
         else:
@@ -44,6 +46,11 @@ class CueEncoder:
             runs += _runs(pair, bands[start:end])
             start = end
         return runs
+
+    def _bands_of(self, pair: EncodedPair) -> Sequence[str]:
+        """The band of each target, from all tokens before it."""
+        whole = [*pair.input_ids, pair.target_ids[-1]]
+        return self._cues.bands(whole, [0] * len(whole))[-len(pair.target_ids) :]
 
 
 def _runs(pair: EncodedPair, bands: Sequence[str]) -> list[EncodedPair]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gaguide.data import BlockStore
+from gaguide.data.read.blocks import are_counted
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.evaluate.tasks.locate import LocatedTask
@@ -50,27 +51,41 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
         chosen = np.arange(count) * len(store) // count
         ids_BT = store.read(chosen)
         documents_BT = store.document_ids(chosen) if task.isolate_documents else np.zeros_like(ids_BT)
+        counted_BT = are_counted(store, chosen)
         store.wait_for_checksums()
     except UserError as error:
         raise UserError(
             replace(fault, field=f"task {task.name}: {fault.field.removeprefix('data.')}")
             for fault in error.faults
         ) from None
-    examples = tuple(
-        Example(str(block), (), (), segments=_segments(ids_T, documents_T))
-        for block, ids_T, documents_T in zip(chosen, ids_BT, documents_BT, strict=True)
-    )
+    blocks = zip(chosen, ids_BT, documents_BT, counted_BT, strict=True)
+    segments = {str(block): _segments(*of_block) for block, *of_block in blocks}
+    # Where prompts do not count, a block may have no target at all.
+    examples = tuple(Example(name, (), (), segments=some) for name, some in segments.items() if some)
+    if not examples:
+        problem = f"none of the {count} blocks has a token that counts: they hold prompts only"
+        raise UserError(Fault(f"task {task.name}: blocks", problem, "use more blocks", count))
     manifest = store.manifest
     return HeldOut(examples, str(folder), manifest.fingerprint, manifest.tokenizer_fingerprint)
 
 
 def _segments(
-    ids_T: np.ndarray, documents_T: np.ndarray
+    ids_T: np.ndarray, documents_T: np.ndarray, counted_T: np.ndarray
 ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """(input ids, target ids) of each document of a block; every token but the first is a target once."""
-    inputs, targets = ids_T[:-1], ids_T[1:]
+    """(input ids, target ids) of each document of a block; every token but the first is a target once.
+
+    Where some do not count, each run of targets that do is a segment, with all inputs of its document up to
+    there.
+    """
+    inputs, targets, counted = ids_T[:-1], ids_T[1:], counted_T[1:]
     cuts = np.flatnonzero(np.diff(documents_T[:-1])) + 1
-    return tuple(
-        (tuple(part.tolist()), tuple(wanted.tolist()))
-        for part, wanted in zip(np.split(inputs, cuts), np.split(targets, cuts), strict=True)
-    )
+    segments = []
+    for part, wanted, counts in zip(
+        *(np.split(each, cuts) for each in (inputs, targets, counted)), strict=True
+    ):
+        edges = np.flatnonzero(np.diff(counts, prepend=False, append=False))
+        segments += [
+            (tuple(part[:end].tolist()), tuple(wanted[start:end].tolist()))
+            for start, end in zip(edges[::2], edges[1::2])
+        ]
+    return tuple(segments)

@@ -22,7 +22,10 @@ def evaluation_texts(names: Sequence[str], data_folder: Path | None = None) -> l
 
 def _text(task: str, example: Example, decode: Any) -> EvaluationText:
     if decode is not None:
-        ids = [token for inputs, _ in example.segments for token in inputs]
+        runs = [inputs for inputs, _ in example.segments]
+        # Segments of one document begin with the same tokens: the last one has them all.
+        whole = [run for run, after in zip(runs, [*runs[1:], ()]) if after[: len(run)] != run]
+        ids = [token for run in whole for token in run]
         return EvaluationText(task, example.id, (decode(ids),))
     continuations = example.continuations
     if not continuations and example.number_text:

@@ -1,0 +1,70 @@
+"""What every format of tokenised corpora has: options of reading and writing, and its faults."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gaguide.errors import Fault, UserError, suggestion
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read as documents."""
+
+    separator: int
+    """Id that ends every document, where a format does not say where documents end."""
+    vocab_size: int
+    """Number of ids of the tokenizer."""
+    column: str | None = None
+    """Column of the ids, in formats that have columns; None is the usual one."""
+    dtype: str | None = None
+    """dtype of the ids, in files that do not say it."""
+    joined: bool = False
+    """Whether rows are pieces of one stream, as of blocks, instead of documents."""
+    marks: tuple[str, ...] = ()
+    """Names of the marks that the files have."""
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What documents have that are written."""
+
+    dtype: np.dtype[Any]
+    """dtype of the ids."""
+    vocab_size: int
+    """Number of ids of the tokenizer."""
+    marks: tuple[str, ...] = ()
+    """Names of the marks."""
+
+
+def existing_files(name: str, ending: str) -> list[Path]:
+    """The file, the folder's files of this ending, or the glob's, by name; `UserError` if there is none."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = sorted(path.glob(f"*{ending}"))
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [Path(each) for each in sorted(glob.glob(str(path)))]  # noqa: PTH207 (absolute patterns too)
+    if not found:
+        problem = "is an address" if "://" in name else f"there is no such {ending} file"
+        remedy = "give files of this machine, a folder of them or a quoted glob"
+        raise UserError(Fault("FILES", problem, remedy, name))
+    return found
+
+
+def unreadable(path: Path, problem: str) -> Fault:
+    """The fault of a file that is not what its name says."""
+    return Fault("FILES", f"cannot be read ({problem})", "copy or write the file again", str(path))
+
+
+def no_column(column: str, names: Sequence[str] | Iterable[str], path: Path) -> UserError:
+    """What to raise where a file lacks the column of ids."""
+    remedy = f"name the column of the ids: {suggestion(column, list(names))}"
+    return UserError(Fault("--column", f"is not a column of {path}", remedy, column))
