@@ -1,4 +1,4 @@
-"""`gaguide lexicon list|show`: the shipped lexicons, and what a pattern matches in a text."""
+"""`gaguide lexicon list|show|import`: the shipped lexicons, a pattern's matches in a text, DiMLex files."""
 
 from __future__ import annotations
 
@@ -25,8 +25,34 @@ def list_lexicons() -> None:
 
     table = Table("name", "words", "begins with")
     for name, lexicon in shipped_lexicons().items():
-        table.add_row(name, str(len(lexicon.words)), ", ".join(lexicon.words[:6]))
+        entries = (*lexicon.words, *lexicon.affixes)
+        table.add_row(name, str(len(entries)), ", ".join(entries[:6]))
     Console().print(table)
+
+
+@lexicons.command("import")
+def import_connectives(
+    file: Annotated[Path, typer.Argument(help="DiMLex XML: a lexicon of discourse connectives.")],
+    output: Annotated[Path, typer.Option(help="YAML file of lexicons to write.")],
+    level: Annotated[
+        int, typer.Option(min=1, max=3, help="Levels of a sense that name a lexicon: 1 gives comparison, …")
+    ] = 1,
+) -> None:
+    """Turn a DiMLex connective lexicon into lexicons by sense, for --lexicons and guidance.lexicons."""
+    from gaguide.errors import Fault, UserError
+    from gaguide.files import local_folder, write_text
+    from gaguide.guidance.dimlex import read_dimlex, to_yaml
+
+    if output.exists():
+        raise UserError(Fault("--output", "already exists", "choose another name", str(output)))
+    found = read_dimlex(file, level)
+    local_folder(output.parent, "--output").mkdir(parents=True, exist_ok=True)
+    write_text(output, to_yaml(found, file.name))
+    for name, words in found.lexicons.items():
+        typer.echo(f"{name}: {len(words)} connectives")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written: {output}")
 
 
 @lexicons.command()

@@ -27,6 +27,7 @@ Mode = Literal["pieces", "words"]
 
 # Marks of a leading space: none, byte-level BPE (GPT-2), SentencePiece (Llama).
 _SPACE_MARKS = ("", "Ġ", "▁")
+_KEYS = {"words", "pieces", "affixes", "except"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Lexicon:
     """Vocabulary pieces, with the order and repetitions of their source."""
     words: tuple[str, ...]
     """Words and phrases, with the order and repetitions of their source."""
+    affixes: tuple[str, ...] = ()
+    """Prefixes ("un-") and suffixes ("-n't"), for mode words."""
+    exceptions: tuple[str, ...] = ()
+    """Words and affixes ("under-") that are no match, for mode words."""
 
     def content(self, mode: Mode) -> str:
         """A hash of what the lexicon matches in this mode, the same for any name and order."""
@@ -69,7 +74,7 @@ class Lexicon:
 
         if mode == "pieces":
             return TokenSet(self.name, self.piece_ids(tokenizer))
-        return WordSet.build(self.name, self.words, tokenizer)
+        return WordSet.build(self.name, self.words, tokenizer, self.affixes, self.exceptions)
 
 
 @cache
@@ -81,7 +86,8 @@ def shipped_lexicons() -> dict[str, Lexicon]:
 
 
 def read_lexicons(path: Path) -> dict[str, Lexicon]:
-    """A user's lexicons: YAML `name: [word, "a phrase", …]`, or `name: {words: […], pieces: […]}`.
+    """A user's lexicons: YAML `name: [word, "a phrase", …]`, or `name: {words: […], pieces: […],
+    affixes: ["un-", "-n't"], except: ["under-"]}`.
 
     Raises a `UserError` with every fault of the file.
     """
@@ -110,14 +116,16 @@ def _lexicon(name: str, entry: Any) -> Lexicon:
     if isinstance(entry, list):
         entry = {"words": entry}
     words = tuple(entry.get("words", entry.get("pieces", ())))
-    return Lexicon(name, tuple(entry.get("pieces", words)), words)
+    affixes, exceptions = tuple(entry.get("affixes", ())), tuple(entry.get("except", ()))
+    return Lexicon(name, tuple(entry.get("pieces", words)), words, affixes, exceptions)
 
 
 def _check_entry(where: str, name: object, entry: object, faults: FaultCollector) -> None:
     remedy = f"write `{name}: [word, …]`"
     lists = entry if isinstance(entry, dict) else {"words": entry}
-    if not lists or not set(lists) <= {"words", "pieces"}:
-        faults.add(Fault(where, "must be a list of words, or have the keys words and pieces", remedy, entry))
+    if not set(lists) & {"words", "pieces", "affixes"} or not set(lists) <= _KEYS:
+        problem = f"must be a list of words, or have keys of {', '.join(sorted(_KEYS))}"
+        faults.add(Fault(where, problem, remedy, entry))
     for kind, items in lists.items():
         if not isinstance(items, list) or not items:
             faults.add(Fault(f"{where}.{kind}", "must be a list with at least one item", remedy, items))
@@ -126,3 +134,6 @@ def _check_entry(where: str, name: object, entry: object, faults: FaultCollector
             # YAML reads an unquoted no, yes, on or off as a Boolean.
             if not isinstance(item, str) or not item.strip():
                 faults.add(Fault(f"{where}.{kind}", "must be text", "put it in quotes", item))
+            elif kind == "affixes" and (len(item) < 2 or (item[0] == "-") == (item[-1] == "-")):
+                problem = "must have a hyphen at one end"
+                faults.add(Fault(f"{where}.{kind}", problem, 'write "un-" or "-n\'t"', item))

@@ -52,6 +52,18 @@ class _Rest:
 
 
 @dataclass(frozen=True)
+class _Form:
+    """One spelling of a word, phrase or affix."""
+
+    text: str
+    """The spelling."""
+    letter_before: bool | None
+    """Whether a letter must precede it (a suffix) or must not (a word); None where either may."""
+    letter_after: bool | None
+    """False where no letter may follow it (a word), None where one may (a prefix)."""
+
+
+@dataclass(frozen=True)
 class _Piece:
     """A vocabulary entry as UTF-8: the end of a split character, whole characters, the start of another."""
 
@@ -111,14 +123,24 @@ class WordSet:
     name: str
     """Name of the pattern."""
     words: tuple[str, ...]
-    """The words and phrases."""
+    """The words and phrases, affixes ("un-", "-n't"), and "except …" for what is no match."""
     _tables: _Tables = field(repr=False, compare=False)
+    _exceptions: WordSet | None = field(default=None, repr=False, compare=False)
     _placed: dict[torch.device, _Tables] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def build(cls, name: str, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> WordSet:
+    def build(
+        cls,
+        name: str,
+        words: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        affixes: Sequence[str] = (),
+        exceptions: Sequence[str] = (),
+    ) -> WordSet:
         """The pattern for `words` as listed, capitalised, in capitals, and with curly apostrophes.
 
+        affixes: "un-" matches at the start of words, "-n't" at their end, after a letter; the tokens that
+        spell the affix are targets. exceptions: words and affixes ("under-") whose tokens are no targets.
         Raises a `UserError` for a slow tokenizer and for one whose pieces are not text (WordPiece).
         """
         kind = type(tokenizer).__name__
@@ -127,15 +149,48 @@ class WordSet:
         if not tokenizer.is_fast or kind == "WordPiece":
             problem = "words needs a fast tokenizer of byte-level BPE or SentencePiece kind"
             raise UserError(Fault("guidance.mode", problem, "use mode pieces", kind))
-        forms = {form for word in words for form in _forms(word)}
-        return cls(name, tuple(words), _tables(forms, token_bytes(tokenizer)))
+        vocabulary = token_bytes(tokenizer)
+        forms = {form for word in words for form in _word_forms(word)}
+        forms |= {form for affix in affixes for form in _affix_forms(affix)}
+        shown = (*words, *affixes, *(f"except {one}" for one in exceptions))
+        return cls(name, shown, _tables(forms, vocabulary), _excepted(name, exceptions, vocabulary))
 
     def target(self, ids_BT: torch.Tensor) -> Columns:
         """Every token of every match, white space apart; the edges of a block count as word boundaries."""
         tables = self._placed.get(ids_BT.device)
         if tables is None:
             self._placed[ids_BT.device] = tables = self._tables.to(ids_BT.device)
-        return Columns(_match(ids_BT, tables))
+        marked_BT = _match(ids_BT, tables)
+        if self._exceptions is not None:
+            marked_BT &= ~self._exceptions.target(ids_BT).marked_BT
+        return Columns(marked_BT)
+
+
+def is_affix(text: str) -> bool:
+    """Whether an entry is "un-" or "-n't": a hyphen at one end, a letter at the other side of it."""
+    return len(text) > 1 and (text[0] == "-") != (text[-1] == "-")
+
+
+def _excepted(name: str, exceptions: Sequence[str], vocabulary: Sequence[bytes]) -> WordSet | None:
+    if not exceptions:
+        return None
+    forms = {
+        form for one in exceptions for form in (_affix_forms(one) if is_affix(one) else _word_forms(one))
+    }
+    return WordSet(f"{name} exceptions", tuple(exceptions), _tables(forms, vocabulary))
+
+
+def _word_forms(word: str) -> list[_Form]:
+    return [
+        _Form(form, False if _is_letter(form[0]) else None, False if _is_letter(form[-1]) else None)
+        for form in _forms(word)
+    ]
+
+
+def _affix_forms(affix: str) -> list[_Form]:
+    if affix.endswith("-"):
+        return [_Form(form, False if _is_letter(form[0]) else None, None) for form in _forms(affix[:-1])]
+    return [_Form(form, True, False if _is_letter(form[-1]) else None) for form in _forms(affix[1:])]
 
 
 def _forms(word: str) -> list[str]:
@@ -167,12 +222,13 @@ def _width(byte: int) -> int:
 class _Builder:
     """Builds the automaton: states are sets of rests, edges are vocabulary entries."""
 
-    def __init__(self, forms: Iterable[str], pieces: list[_Piece]) -> None:
+    def __init__(self, forms: Iterable[_Form], pieces: list[_Piece]) -> None:
         self.pieces = pieces
         self.forms = [
-            (_Rest(form.encode(), False, _is_letter(form[-1])), _is_letter(form[0])) for form in sorted(forms)
+            (_Rest(form.text.encode(), False, form.letter_after is False), form.letter_before)
+            for form in sorted(forms, key=lambda one: (one.text, str(one.letter_before)))
         ]
-        self.by_start: dict[bytes, list[tuple[_Rest, bool]]] = defaultdict(list)
+        self.by_start: dict[bytes, list[tuple[_Rest, bool | None]]] = defaultdict(list)
         for form in self.forms:
             self.by_start[form[0].rest[:1]].append(form)
         self.texts = [piece.raw[piece.head : piece.tail].decode("utf-8", "replace") for piece in pieces]
@@ -201,8 +257,8 @@ class _Builder:
         for character in [*self.texts[token], None]:
             if at >= len(piece.raw):
                 break
-            for rest, starts_with_letter in self.by_start.get(piece.raw[at : at + 1], ()):
-                if not (starts_with_letter and before_is_letter):
+            for rest, letter_before in self.by_start.get(piece.raw[at : at + 1], ()):
+                if letter_before is None or letter_before == before_is_letter:
                     more, bits = self.follow(rest, piece, at)
                     found |= bits
                     rests |= {more} if more else set()
@@ -263,7 +319,7 @@ class _Builder:
         return found
 
 
-def _tables(forms: Iterable[str], vocabulary: Sequence[bytes]) -> _Tables:
+def _tables(forms: Iterable[_Form], vocabulary: Sequence[bytes]) -> _Tables:
     # The entry after the last one has no text, and serves ids beyond the vocabulary.
     pieces = [_split(raw) for raw in [*vocabulary, b""]]
     builder, size = _Builder(forms, pieces), len(pieces)
