@@ -30,7 +30,7 @@ from gaguide.report.study_tables import (
 from gaguide.report.text import ABSENT, csv_text
 from gaguide.study.analysis_records import Change
 from gaguide.study.record_files import StudyRecords
-from gaguide.study.records import CellRecord
+from gaguide.study.records import HELD_OUT, CellRecord
 
 _CHANGES_SHOWN = 8
 _PROMPT_SHOWN = 240
@@ -57,7 +57,7 @@ def study_report(study: StudyRecords) -> Report:
         "loss",
         "Loss against size",
         "Held-out text, mean over seeds; bars: 95% interval over seeds, none for a single one."
-        + _left_out_caption(study),
+        + _left_out_caption(study, held_out=True),
         lambda: draw_loss(study),
     )
     attention_chart = Chart(
@@ -181,9 +181,9 @@ def _interval_caption(study: StudyRecords) -> str:
     return f"{found} Dotted bars: {dotted}" if over_examples else found
 
 
-def _left_out_caption(study: StudyRecords) -> str:
-    """How much is missing in a figure."""
-    cells = {row.cell for row in study.left_out}
+def _left_out_caption(study: StudyRecords, held_out: bool = False) -> str:
+    """How much is missing in a figure of the tasks, or of held-out text."""
+    cells = {row.cell for row in study.left_out if row.task is None or (row.task == HELD_OUT) == held_out}
     plural = "" if len(cells) == 1 else "s"
     return f" Left out: numbers of {len(cells)} cell{plural}, see the cautions." if cells else ""
 

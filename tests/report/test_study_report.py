@@ -355,9 +355,10 @@ def test_what_is_left_out_cut_or_dropped_stands_where_the_numbers_are(study: Stu
     text = " ".join(report.cautions)
     assert f"Steps were dropped because their gradient was not finite: {first.id} 7." in text
     assert "memo-trap: up to 12 of 60 prompts were cut" in text
-    assert all(
-        "Left out: numbers of 1 cell," in one.caption for one in report.charts if one.name != "attention"
-    )
+    captions = {one.name: one.caption for one in report.charts}
+    assert "Left out: numbers of 1 cell," in captions["tasks"] and "Left out" not in captions["loss"]
+    everything = make_report(replace(changed, left_out=(replace(left, task=None),)))
+    assert all("Left out" in one.caption for one in everything.charts if one.name in ("tasks", "loss"))
     page = render_report(report, "html", "s")["s.html"].decode()
     assert "7 of 900" in page
 
