@@ -1,4 +1,5 @@
 # make demo          train twice, evaluate, report: minutes on two CPU cores, nothing needed beforehand
+# make pretrained    the study `pretrained` of a real model (extra: example); BUDGET=cpu takes hours, and is resumed by the same command
 # make test          all tests that two CPU cores can run
 # make test-stress   many repetitions of injected faults: minutes to hours
 # make test-gpu      every DeepSpeed JSON on a GPU, resumed as well; the guidance kernels
@@ -19,7 +20,7 @@ DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) -
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-.PHONY: demo test test-fast test-stress test-gpu test-cluster check docs clean
+.PHONY: demo pretrained test test-fast test-stress test-gpu test-cluster check docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -35,6 +36,20 @@ demo: $(VENV)/.installed
 	gaguide ablate --model $(DEMO)/unguided $(DEMO)/guided --methods mean --controls 1 --output $(DEMO)/guided/ablation
 	gaguide report $(DEMO)/unguided $(DEMO)/guided --output $(DEMO)/report.html
 	@echo "open $(DEMO)/report.html and $(DEMO)/attention.png"
+
+PRETRAINED := runs/pretrained-inputs
+DATA ?= ../shared/data
+BUDGET ?= cpu
+pretrained: $(VENV)/.installed
+	test -f $(PRETRAINED)/model/config.json || $(BIN)/python examples/pretrained/prepare.py $(PRETRAINED)/model
+	mkdir -p $(PRETRAINED)/tasks
+	cp -r $(DATA)/inverse_scaling/. $(DATA)/negation/. $(PRETRAINED)/tasks
+	gaguide data build --source $(DATA)/corpus --tokenizer $(PRETRAINED)/model --output $(PRETRAINED)/shards \
+	    --decontaminate memo-trap,scone-nli,scone-nlg --data $(PRETRAINED)/tasks
+	test -f $(PRETRAINED)/control.yaml || $(BIN)/python examples/pretrained/control_words.py $(DATA)/corpus $(PRETRAINED)/control.yaml
+	test -f $(PRETRAINED)/profile/plan.yaml || gaguide heads profile --model $(PRETRAINED)/model --lexicon contrast \
+	    --text $(PRETRAINED)/shards --block-length 256 --choose 30 --output $(PRETRAINED)/profile
+	gaguide study run pretrained --budget $(BUDGET)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile

@@ -85,6 +85,8 @@ class ExperimentSection(_Section):
     """Training tokens of this experiment; null uses the size's or the study's."""
     train: dict[str, Any] = {}
     """Fields of a run's `train` that differ for this experiment."""
+    seeds: Annotated[tuple[int, ...] | None, BeforeValidator(_split)] = None
+    """Some of the study's seeds; null takes all. Experiments are compared over the seeds that both have."""
     against: tuple[str, ...] | None = None
     """Experiments that it is compared with; null uses the study's baselines."""
 
@@ -193,6 +195,10 @@ class StudyConfig(_Section):
         for experiment in self.experiments:
             if experiment.name == ORIGINAL and (experiment.guidance or experiment.start == "scratch"):
                 problems.append("experiment original is the model before fine-tuning and takes no settings")
+            foreign = sorted(set(experiment.seeds or ()) - set(self.seeds))
+            problems += [f"{experiment.name} has seed {seed}, which the study has not" for seed in foreign]
+            if experiment.seeds == ():
+                problems.append(f"{experiment.name} has no seed")
             unknown = set(experiment.against or ()) - {other.name for other in self.experiments}
             problems += [
                 f"{experiment.name} is compared with {name!r}, which is not an experiment"

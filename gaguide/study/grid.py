@@ -177,7 +177,7 @@ class _GridBuilder:
             if experiment.name == ORIGINAL and not bases:
                 self._add_original(size, None, None)
                 continue
-            for seed in self.study.seeds:
+            for seed in experiment.seeds or self.study.seeds:
                 if experiment.name == ORIGINAL:
                     self._add_original(size, seed, bases[seed])
                 else:

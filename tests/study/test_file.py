@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,34 @@ def test_experiments_of_any_plan(tmp_path: Path) -> None:
     assert (finetuned.run.guidance.experiment, finetuned.run.guidance.weight) == ("3-negation", 0)
 
 
+@pytest.mark.parametrize(("budget", "steps"), [("null", 244), ("cpu", 20), ("gpu-15min", 128)])
+def test_the_study_of_a_pretrained_model(tmp_path: Path, budget: str, steps: int) -> None:
+    """Its columns, seeds and length under each budget, with a plan of chosen heads as a profile writes it."""
+    guidance = {"plan": [{"pattern": "contrast", "heads": [1], "layers": [3]}]}
+    plan = tmp_path / "plan.yaml"
+    names = ("chosen-most-used", "chosen-least-used", "chosen-random")
+    plan.write_text(yaml.safe_dump(dict.fromkeys(names, guidance)))
+    study = load_study("pretrained", {"budget": budget, "chosen": str(plan)})
+    cells = make_grid(study).cells
+    assert len(cells) == 16
+    trained = [cell for cell in cells if cell.run is not None]
+    assert {cell.run.train.steps for cell in trained if cell.run is not None} == {steps}
+    seeds = Counter(cell.experiment for cell in trained)
+    conclusive = {"finetuned", "1-negation", "chosen-most-used", "control-words"}
+    assert {name for name, count in seeds.items() if count == 3} == conclusive
+    assert set(seeds.values()) == {1, 3}
+
+
+def test_an_experiment_can_have_fewer_seeds(tmp_path: Path) -> None:
+    experiments = ["original", "finetuned", {"name": "1-negation", "seeds": [1]}]
+    cells = grid(tmp_path, sizes=["pico"], experiments=experiments).cells
+    assert {cell.seed for cell in cells if cell.experiment == "1-negation"} == {1}
+    assert {cell.seed for cell in cells if cell.experiment == "finetuned"} == {0, 1}
+    experiments[2] = {"name": "1-negation", "seeds": [7]}
+    with pytest.raises(UserError, match="1-negation has seed 7, which the study has not"):
+        grid(tmp_path, experiments=experiments)
+
+
 def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         grid(tmp_path, seeds=[-1], tasks=[], evaluate={"dtype": "fp8"}, sizs=3)
@@ -162,7 +191,8 @@ def test_overrides_and_shipped_studies() -> None:
     one = load_study("laptop", {"seeds": "7", "tasks": "demo,neqa", "train.learning_rate": "0.1"})
     assert one.seeds == (7,) and one.tasks == ("demo", "neqa") and one.train["learning_rate"] == 0.1
     for name in shipped_studies():
-        assert make_grid(load_study(name, {})).cells
+        if name != "pretrained":  # which needs a profile of its model
+            assert make_grid(load_study(name, {})).cells
     with pytest.raises(UserError, match="shipped study"):
         load_study("no-such-study", {})
 
