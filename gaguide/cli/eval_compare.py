@@ -67,13 +67,10 @@ def compare(
     Holm-corrected p values, effect sizes, what these examples could show, and examples gained and lost.
     """
     from gaguide.cli.report_files import wanted_files
-    from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
     from gaguide.evaluate.compare.sources import read_evaluations
     from gaguide.files import expand_home, local_folder, write_bytes
     from gaguide.log import SlowWork
-    from gaguide.report import FORMATS, render_report
-    from gaguide.report.comparison_report import comparison_json, comparison_report, power_table
-    from gaguide.report.console import print_report, print_table
+    from gaguide.report import FORMATS
 
     with FaultCollector() as faults:
         if len(evaluations) < 2:
@@ -85,6 +82,13 @@ def compare(
         with SlowWork("reading the evaluations"):
             read = faults.attempt(read_evaluations, [expand_home(path) for path in evaluations], group)
     assert read is not None
+
+    # After the mistakes, which need neither scipy nor matplotlib.
+    from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
+    from gaguide.report import render_report
+    from gaguide.report.comparison_report import comparison_json, comparison_report, power_table
+    from gaguide.report.console import print_report, print_table
+
     options = CompareOptions(all_pairs, match.value, sizes)
     with SlowWork("comparing"):
         compared = compare_evaluations(read, options)

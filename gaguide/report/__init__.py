@@ -3,8 +3,25 @@
 `make_report` turns records into a `Report`, a value; `render_report` writes it in a format.
 """
 
-from gaguide.report.document import Report
-from gaguide.report.outputs import FORMATS, make_report, render_report
-from gaguide.report.run_records import RunRecord, read_runs
+from typing import TYPE_CHECKING
+
+from gaguide.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gaguide.report.document import FORMATS, Report
+    from gaguide.report.outputs import make_report, render_report
+    from gaguide.report.run_records import RunRecord, read_runs
 
 __all__ = ["FORMATS", "Report", "RunRecord", "make_report", "read_runs", "render_report"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "FORMATS": "document",
+        "Report": "document",
+        "make_report": "outputs",
+        "render_report": "outputs",
+        "RunRecord": "run_records",
+        "read_runs": "run_records",
+    },
+)

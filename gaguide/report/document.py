@@ -13,6 +13,17 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FORMATS = {
+    "html": ".html",
+    "md": ".md",
+    "csv": ".csv",
+    "latex": ".tex",
+    "png": ".png",
+    "svg": ".svg",
+    "pdf": ".pdf",
+}
+"""Format → suffix of its files."""
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gaguide.figures import render
-from gaguide.report.document import Report
+from gaguide.report.document import FORMATS, Report
 from gaguide.report.html import to_html
 from gaguide.report.latex import to_latex
 from gaguide.report.markdown import to_markdown
@@ -14,16 +14,6 @@ from gaguide.report.run_report import run_report
 from gaguide.report.study_report import study_report
 from gaguide.study.record_files import StudyRecords
 
-FORMATS = {
-    "html": ".html",
-    "md": ".md",
-    "csv": ".csv",
-    "latex": ".tex",
-    "png": ".png",
-    "svg": ".svg",
-    "pdf": ".pdf",
-}
-"""Format → suffix of its files."""
 _WRITERS = {"html": to_html, "md": to_markdown, "latex": to_latex}
 
 

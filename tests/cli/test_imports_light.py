@@ -25,6 +25,8 @@ COMMANDS = (
     "data --help",
     "data info nothing",
     "eval --help",
+    "eval compare --help",
+    "eval compare nothing --output nothing.doc",
     "lexicon show contrastt --tokenizer nothing --mode word --lexicons nothing.yaml",
     "ablate --help",
     "heads --help",
