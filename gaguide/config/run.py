@@ -22,6 +22,7 @@ from gaguide.numbers import whole_number
 PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(whole_number)]
 NonNegativeInt = Annotated[int, Field(ge=0), BeforeValidator(whole_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -177,7 +178,7 @@ class GuidanceSection(_Section):
     layers: Layers = "all"
     """Layers in which heads are guided: all, last-half, or a list counted from 0."""
     weight: NonNegative = 3.0
-    """Factor of the guidance loss; at 0 the run is plain fine-tuning and attention is only measured."""
+    """Factor of the guidance loss; at 0 attention is only measured. Default of losses but squared: 0.01."""
     schedule: Literal["constant", "linear"] = "constant"
     """Of the weight after its warmup: constant, or linear, which would be 0 one step after the last."""
     warmup_steps: NonNegativeInt = 0
@@ -186,6 +187,18 @@ class GuidanceSection(_Section):
     """mean: per visible query-key pair; frobenius: Eq. (2) as printed, summed over a sequence."""
     target: Literal["indicator", "normalized"] = "indicator"
     """indicator: Eq. (3) as printed; normalized: each row divided by its number of visible targets."""
+    loss: Literal["squared", "log-mass", "kl", "hinge", "avoid"] = "squared"
+    """squared: the study's Eq. (2); the others, not the study's, have no reduction and no target."""
+    threshold: PositiveFraction | None = None
+    """Attention mass on the targets from which on the loss hinge is zero; null: 0.5."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weight_of_the_loss(cls, given: Any) -> Any:
+        # The losses that are a logarithm have gradients two orders of magnitude larger.
+        if isinstance(given, dict) and given.get("loss", "squared") != "squared":
+            return {"weight": 0.01, **given}
+        return given
 
     @model_validator(mode="after")
     def _one_plan(self) -> GuidanceSection:
@@ -197,6 +210,10 @@ class GuidanceSection(_Section):
             raise ValueError("lexicons apply to a plan only: an experiment uses the study's own")
         if not self.plan and self.experiment == "finetuned" and self.layers != "all":
             raise ValueError("layers apply only if heads are guided: give an experiment or a plan")
+        if self.loss != "squared" and (self.reduction, self.target) != ("mean", "indicator"):
+            raise ValueError("reduction and target apply to the loss squared only: leave them out")
+        if self.loss != "hinge" and self.threshold is not None:
+            raise ValueError("threshold applies to the loss hinge only: leave it out")
         return self
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ from gaguide.model.packed import MASKLESS, PackedAttention
 CompileMode = bool | Literal["max-autotune"]
 """`train.compile`."""
 _REMEDY = "set train.compile: false"
+_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class CompiledForward:
         # Without CUDA graphs: docs/training.md says what is in their way.
         name = "max-autotune-no-cudagraphs" if mode == "max-autotune" else None
         self._eager = model.forward
-        self._compiled = torch.compile(model.forward, dynamic=False, mode=name)
+        self._compiled = compile_forward(model, mode=name)
         self._count(True)
 
         @wraps(self._eager)
@@ -111,6 +112,17 @@ class CompiledForward:
 
     def _end(self, _: Any) -> None:
         self._seconds += time.perf_counter() - self._began
+
+
+def compile_forward(model: PreTrainedModel, **options: Any) -> Callable[..., Any]:
+    """`torch.compile` of the model's forward pass, in one graph also where it is guided and checkpointed."""
+    compiled = torch.compile(model.forward, dynamic=False, **options)
+    settings: Any = torch._dynamo.config
+    if not hasattr(settings, _ONCE):  # an older torch breaks the graph there
+        return compiled
+    # A guided layer records its loss, which torch otherwise refuses in a layer that backward recomputes.
+    once: Callable[..., Any] = settings.patch({_ONCE: True})(compiled)
+    return once
 
 
 def compile_faults(mode: CompileMode, zero_stage: int, on_gpu: bool) -> list[Fault]:

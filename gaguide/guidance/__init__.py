@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         marked,
     )
     from gaguide.guidance.plan import (
+        DEFAULT_THRESHOLD,
         DEFAULT_WEIGHT,
         Assignment,
         GuidancePlan,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gaguide.guidance.words import WordSet
 
 __all__ = [
+    "DEFAULT_THRESHOLD",
     "DEFAULT_WEIGHT",
     "Assignment",
     "Columns",
@@ -76,6 +78,7 @@ __getattr__ = lazy_names(
         "Pattern": "patterns",
         "TokenSet": "patterns",
         "Assignment": "plan",
+        "DEFAULT_THRESHOLD": "plan",
         "DEFAULT_WEIGHT": "plan",
         "GuidancePlan": "plan",
         "GuidedHead": "plan",

@@ -13,15 +13,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
 
 from gaguide.errors import Fault, UserError
 from gaguide.guidance.backend import guided_attention
-from gaguide.guidance.kernel import guidance_dtype, measure_attention
+from gaguide.guidance.kernel import Numbers, guidance_dtype
 from gaguide.guidance.masks import Visibility, read_mask
+from gaguide.guidance.operations import head_losses
+from gaguide.guidance.patterns import Pattern, prepare_pattern
 from gaguide.guidance.plan import GuidancePlan, GuidedHead
 from gaguide.guidance.targets import RowTerms, row_terms
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
@@ -36,8 +37,8 @@ _PerHead = dict[tuple[int, int], torch.Tensor]
 class _GuidedLayer:
     split: HeadSplit
     """The guided heads and the rest."""
-    heads: tuple[GuidedHead, ...]
-    """What each guided head attends to, in the order of the split."""
+    patterns: tuple[int, ...]
+    """What each guided head attends to, in the order of the split: indices in `Guidance.patterns`."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,12 @@ class Guidance:
         plan: GuidancePlan,
         heads: dict[tuple[int, int], GuidedHead],
         layers: Mapping[int, _GuidedLayer],
+        patterns: tuple[Pattern, ...],
         measure_only: bool,
     ) -> None:
         self.plan = plan
+        self.patterns = patterns
+        """The plan's patterns, each once."""
         self.heads = MappingProxyType(heads)
         """(layer, head) → guided head, ascending."""
         self.weight = plan.weight
@@ -140,7 +144,7 @@ class Guidance:
             return None
         if inputs.ids_BT is None:
             raise ValueError("guidance needs input_ids: patterns match token ids, and inputs_embeds has none")
-        return _GuidedPass(inputs, self.plan, self._layers, self.measure_only, self._results)
+        return _GuidedPass(inputs, self, self._layers, self._results)
 
     def _latest(self) -> list[_LayerResult]:
         """Results of the latest forward pass, in order of the layers."""
@@ -158,9 +162,8 @@ class _GuidedPass(PassHandler):
     def __init__(
         self,
         inputs: PassInputs,
-        plan: GuidancePlan,
+        guidance: Guidance,
         layers: Mapping[int, _GuidedLayer],
-        measure_only: bool,
         results: dict[int, _LayerResult],
     ) -> None:
         assert inputs.ids_BT is not None
@@ -168,11 +171,13 @@ class _GuidedPass(PassHandler):
         mask = inputs.attention_mask
         padded = isinstance(mask, torch.Tensor) and mask.ndim == 2
         self.valid_BT = mask.bool() if padded else torch.ones_like(inputs.ids_BT).bool()
-        self.plan, self.layers, self.measure_only = plan, layers, measure_only
+        # Not the guidance itself, whose results hold the autograd graph, which holds this handler.
+        self.plan, self.patterns, self.layers = guidance.plan, guidance.patterns, layers
+        self.measure_only = guidance.measure_only
         self.results: dict[int, _LayerResult] | None = results
         self.is_recorded = torch.is_grad_enabled()
-        self._terms: dict[tuple[Any, ...], RowTerms] = {}
-        self._masks: dict[int, tuple[torch.Tensor, Visibility]] = {}
+        self._terms: list[tuple[tuple[int, ...], torch.Tensor | None, RowTerms]] = []
+        self._masks: list[tuple[torch.Tensor, Visibility]] = []
         self._causal = Visibility(None)
 
     def observe(self, call: AttentionCall) -> None:
@@ -181,10 +186,10 @@ class _GuidedPass(PassHandler):
             return
         visible = self._visible(call)
         terms = self._row_terms(call, visible.mask_BQK)
-        q_BhTD, k_BhTD = self.layers[call.layer].split.select(call.q_BHTD, call.k_BGTD)
-        loss_h, mass_h = measure_attention(
-            q_BhTD, k_BhTD, terms, visible.mask_BQK, call.scale, causal=visible.is_causal
-        )
+        qk_BhTD = self.layers[call.layer].split.select(call.q_BHTD, call.k_BGTD)
+        with torch.no_grad():
+            numbers = self._numbers(call, terms, visible)
+            loss_h, mass_h = head_losses(qk_BhTD, terms, visible.mask_BQK, numbers)
         self._record(call, loss_h, mass_h, terms)
 
     def split(self, layer: int) -> HeadSplit | None:
@@ -198,9 +203,8 @@ class _GuidedPass(PassHandler):
         visible = self._visible(call)
         mask_BQK = visible.mask_BQK
         terms = self._row_terms(call, mask_BQK)
-        out_BhTD, loss_h, mass_h = guided_attention(
-            q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, call.scale, call.dropout, visible.is_causal
-        )
+        numbers = self._numbers(call, terms, visible, call.dropout)
+        out_BhTD, loss_h, mass_h = guided_attention((q_BhTD, k_BhTD, v_BhTD), terms, mask_BQK, numbers)
         self._record(call, loss_h, mass_h, terms)
         return visible.fill_blind_rows(out_BhTD, q_BhTD, k_BhTD, v_BhTD, call.scale, call.dropout)
 
@@ -222,27 +226,37 @@ class _GuidedPass(PassHandler):
             recorded and not torch.is_grad_enabled(),
         )
 
+    def _numbers(
+        self, call: AttentionCall, terms: RowTerms, visible: Visibility, dropout: float = 0.0
+    ) -> Numbers:
+        return Numbers(terms.offsets, self.plan.loss, call.scale, visible.is_causal, dropout)
+
     def _visible(self, call: AttentionCall) -> Visibility:
         """What the layer's mask says; layers share the model's mask, which is read once."""
         mask, T = call.mask, call.q_BHTD.shape[2]
         if mask is None:
             return self._causal
-        # A reference to the mask keeps its id from being reused.
-        if id(mask) not in self._masks:
-            self._masks[id(mask)] = mask, read_mask(mask, T)
-        return self._masks[id(mask)][1]
+        # Compared by identity, which the compiler can follow; `id` it cannot.
+        for seen, visible in self._masks:
+            if seen is mask:
+                return visible
+        self._masks.append((mask, read_mask(mask, T)))
+        return self._masks[-1][1]
 
     def _row_terms(self, call: AttentionCall, mask_BQK: torch.Tensor | None) -> RowTerms:
         """Row terms of a layer; layers with the same patterns and the same mask share them."""
         dtype = guidance_dtype(call.q_BHTD.dtype)
-        patterns = tuple(head.pattern for head in self.layers[call.layer].heads)
-        key = (tuple(map(id, patterns)), id(mask_BQK), dtype)
-        if key not in self._terms:
-            targets = [pattern.target(self.ids_BT) for pattern in patterns]
-            self._terms[key] = row_terms(
-                targets, self.valid_BT, mask_BQK, self.plan.reduction, self.plan.target, dtype
-            )
-        return self._terms[key]
+        patterns = self.layers[call.layer].patterns
+        for seen, mask, terms in self._terms:
+            if seen == patterns and mask is mask_BQK and terms.columns_BhT.dtype == dtype:
+                return terms
+        targets = [self.patterns[index].target(self.ids_BT) for index in patterns]
+        plan = self.plan
+        terms = row_terms(
+            targets, self.valid_BT, mask_BQK, plan.reduction, plan.target, dtype, plan.loss, plan.threshold
+        )
+        self._terms.append((patterns, mask_BQK, terms))
+        return terms
 
 
 def _check_gradient(results: list[_LayerResult]) -> None:
@@ -252,6 +266,14 @@ def _check_gradient(results: list[_LayerResult]) -> None:
         problem = "no trained parameter influences the guided heads, so their loss has no gradient"
         remedy = "train the embeddings or a layer up to the topmost guided one, or open the block to measure"
         raise UserError(Fault("guidance", problem, f"{remedy} (measure_only=True)"))
+
+
+def _prepare_patterns(plan: GuidancePlan, device: torch.device) -> tuple[Pattern, ...]:
+    """The plan's patterns, each once, with their tables on the device before a compiler traces them."""
+    patterns = tuple({id(a.pattern): a.pattern for a in plan.assignments}.values())
+    for pattern in patterns:
+        prepare_pattern(pattern, device)
+    return patterns
 
 
 @contextmanager
@@ -282,12 +304,15 @@ def guide(model: nn.Module, plan: GuidancePlan, *, measure_only: bool = False) -
     config = model.config.get_text_config()
     n_heads, n_layers = int(config.num_attention_heads), int(config.num_hidden_layers)
     heads = plan.restricted_to(layers, n_layers).resolve(n_layers, n_heads)
+    patterns = _prepare_patterns(plan, model.device)
+    slot_of = {id(pattern): slot for slot, pattern in enumerate(patterns)}
     guided: dict[int, _GuidedLayer] = {}
     for index in sorted({layer for layer, _ in heads}):
         chosen = tuple(head for layer, head in heads if layer == index)
         groups = getattr(layers[index], "num_key_value_groups", 1)
         split = HeadSplit.choose(chosen, n_heads, groups)
-        guided[index] = _GuidedLayer(split, tuple(heads[index, head] for head in chosen))
-    guidance = Guidance(plan, heads, guided, measure_only)
+        slots = tuple(slot_of[id(heads[index, head].pattern)] for head in chosen)
+        guided[index] = _GuidedLayer(split, slots)
+    guidance = Guidance(plan, heads, guided, patterns, measure_only)
     with attach_consumer(model, tuple(guided), guidance):
         yield guidance

@@ -9,104 +9,100 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import torch
 
-from gaguide.guidance.kernel import NO_DROPOUT, Dropout, row_block_attention
+from gaguide.guidance.kernel import Numbers
+from gaguide.guidance.operations import attend
 from gaguide.guidance.targets import RowTerms
 
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""A function like `operations.attend`."""
 
 
 def guided_attention(
-    q_BhTD: torch.Tensor,
-    k_BhTD: torch.Tensor,
-    v_BhTD: torch.Tensor,
+    qkv_BhTD: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     terms: RowTerms,
     mask_BQK: torch.Tensor | None,
-    scale: float,
-    dropout: float = 0.0,
-    causal: bool = True,
+    numbers: Numbers,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention output [B, h, T, D] (dtype of v), loss per head [h], attention mass per head [h].
-
-    The loss carries gradients to q and k; the mass, the mean of sum_q H_pq c_q over rows that can see a
-    target, does not. mask_BQK: bool, True where visible; None means causal. causal: whether the mask is a
-    subset of the causal one.
-    """
-    # The seed comes from the CPU generator. Checkpointing restores that generator, so a recomputed forward
-    # drops the same entries, and backward generates the mask again instead of keeping T x T bits.
-    seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
-    given = (q_BhTD, k_BhTD, v_BhTD, terms, mask_BQK, scale, Dropout(dropout, seed))
-    if not causal:
-        return row_block_attention(*given, causal=False)  # the kernels skip later keys
-    fused = fused_attention(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1], v_BhTD.shape[-1])
-    return (row_block_attention if fused is None else fused)(*given)
+    """`operations.attend` by the fastest kernel that this device has."""
+    q_BhTD, _, v_BhTD = qkv_BhTD
+    # The kernels skip later keys.
+    if numbers.causal and is_fused(q_BhTD, v_BhTD.shape[-1], numbers.loss):
+        numbers = replace(numbers, fused=True)
+    return attend(qkv_BhTD, terms, mask_BQK, numbers)
 
 
-def fused_attention(
-    device: torch.device, dtype: torch.dtype, width: int, value_width: int | None = None
-) -> Attention | None:
-    """The Triton kernels for that device and dtype, or None where they cannot run.
-
-    width: of a head's queries and keys. value_width: of its values; None is the same.
+def is_fused(q_BhTD: torch.Tensor, value_width: int, loss: str) -> bool:
+    """Whether the Triton kernels run on the queries' device, dtype and width.
 
     Before their first use they are compared with the row blocks on this GPU. Where they fail or disagree, on
     a GPU or with a compiler they were never tested on, a warning says so and the run continues, slower.
     """
-    if device.type != "cuda" or dtype == torch.float64:
-        return None
-    return _verified_kernel(device, dtype, width, value_width)
+    if q_BhTD.device.type != "cuda" or q_BhTD.dtype == torch.float64:
+        return False
+    return _is_verified(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1], value_width, loss)
 
 
+@torch.compiler.assume_constant_result  # computed, and not traced, while a graph is traced
 @cache
-def _verified_kernel(
-    device: torch.device, dtype: torch.dtype, width: int, value_width: int | None = None
-) -> Attention | None:
+def _is_verified(device: torch.device, dtype: torch.dtype, width: int, value_width: int, loss: str) -> bool:
     try:
-        from gaguide.guidance.triton_attention import MAX_WIDTH, triton_attention
+        from gaguide.guidance.triton_attention import MAX_WIDTH
     except ImportError:
-        return None  # not every build of torch includes Triton
-    if max(width, value_width or 0) > MAX_WIDTH:
-        return None
+        return False  # not every build of torch includes Triton
+    if max(width, value_width) > MAX_WIDTH:
+        return False
     try:
-        error = disagreement(triton_attention, device, dtype, width, value_width)
+        error = disagreement(device, dtype, (width, value_width), loss)
         problem = f"it is off by {error:.1e} on this GPU" if error > 20 * torch.finfo(dtype).eps else ""
     except Exception as failure:
         problem = f"{type(failure).__name__}: {failure}"
     if problem:
         warnings.warn(f"guidance runs without its Triton kernel, slower: {problem}", stacklevel=2)
-        return None
-    return triton_attention
+    return not problem
 
 
 def disagreement(
-    kernel: Attention, device: torch.device, dtype: torch.dtype, width: int, value_width: int | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    widths: tuple[int, int],
+    loss: str = "squared",
+    kernels: Attention = attend,
 ) -> float:
-    """Largest difference from the row blocks' results and gradients on small cases.
+    """Largest difference of the Triton kernels' results and gradients from the row blocks' on small cases.
 
     Each difference is relative to the largest value of its tensor. The cases compile every variant of the
-    kernels except those with dropout.
+    kernels for this loss except those with dropout. widths: of a head's queries and keys, and of its values.
     """
     with _isolated_autograd(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         B, h, T = 1, 2, 100  # more than one block of queries and of keys
-        widths = (width, width, value_width or width, value_width or width)
-        q, k, v, weight = (torch.randn(B, h, T, size).to(device, dtype) for size in widths)
+        q, k, v, weight = (torch.randn(B, h, T, widths[i]).to(device, dtype) for i in (0, 0, 1, 1))
         marked_BhT = (torch.rand(B, h, T) < 0.1).to(device, torch.float32)
-        ones_BhT = torch.ones_like(marked_BhT)
+        marked_BhT[..., 1] = 1  # so that all rows but the first see a target
+        rows_BhT = torch.ones_like(marked_BhT)
+        rows_BhT[..., :2] = 0
         causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
         errors = []
-        for offsets, mask_1TT in itertools.product(((), ((1, 1),)), (None, causal_1TT)):
+        for offset, mask_1TT in itertools.product((-1, 1), (None, causal_1TT)):
             columns_BhT = marked_BhT.clone()
-            for slot, _ in offsets:
-                columns_BhT[:, slot] = 0
-            terms = RowTerms(columns_BhT, offsets, ones_BhT, ones_BhT, ones_BhT.sum((0, 2)), ones_BhT)
+            if offset >= 0:
+                columns_BhT[:, 1] = 0
+            sums_h = rows_BhT.sum((0, 2))
+            levels_BhT = torch.full_like(rows_BhT, 0.5)
+            offsets_h = torch.tensor([-1, offset], dtype=torch.int32, device=device)
+            terms = RowTerms(
+                columns_BhT, (-1, offset), rows_BhT, levels_BhT, sums_h, rows_BhT, sums_h, offsets_h
+            )
+            numbers = Numbers(terms.offsets, loss, widths[0] ** -0.5, fused=True)
             given = (q, k, v, weight, terms, mask_1TT)
-            for x, y in zip(
-                _outputs_and_gradients(kernel, *given), _outputs_and_gradients(row_block_attention, *given)
-            ):
+            ours = _outputs_and_gradients(kernels, *given, numbers)
+            theirs = _outputs_and_gradients(attend, *given, replace(numbers, fused=False))
+            for x, y in zip(ours, theirs):
                 errors.append(float((x.float() - y.float()).abs().max() / y.float().abs().max()))
     return max(errors)
 
@@ -135,8 +131,9 @@ def _outputs_and_gradients(
     weight: torch.Tensor,
     terms: RowTerms,
     mask_1TT: torch.Tensor | None,
+    numbers: Numbers,
 ) -> list[torch.Tensor]:
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    out, loss_h, mass_h = function(*leaves, terms, mask_1TT, q.shape[-1] ** -0.5, NO_DROPOUT)
+    out, loss_h, mass_h = function(leaves, terms, mask_1TT, numbers)
     gradients = torch.autograd.grad((out * weight).sum() + loss_h.sum(), leaves)
     return [out.detach(), loss_h.detach(), mass_h, *gradients]

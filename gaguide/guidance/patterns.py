@@ -61,13 +61,18 @@ class TokenSet:
     """The set."""
     _marks: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def target(self, ids_BT: torch.Tensor) -> Columns:
-        """Keys in the set, by one gather from a table over the vocabulary."""
-        marks_V = self._marks.get(ids_BT.device)
-        if marks_V is None:
+    def prepare(self, device: torch.device) -> None:
+        """Make the table for a device, which a compiler could not do while it traces `target`."""
+        if device not in self._marks:
             marks_V = torch.zeros(max(self.token_ids, default=0) + 2, dtype=torch.bool)
             marks_V[list(self.token_ids)] = True
-            self._marks[ids_BT.device] = marks_V = marks_V.to(ids_BT.device)
+            self._marks[device] = marks_V.to(device)
+
+    def target(self, ids_BT: torch.Tensor) -> Columns:
+        """Keys in the set, by one gather from a table over the vocabulary."""
+        if ids_BT.device not in self._marks:
+            self.prepare(ids_BT.device)
+        marks_V = self._marks[ids_BT.device]
         # The entry after the largest id of the set is False and serves every id beyond.
         return Columns(marks_V[ids_BT.clamp(max=marks_V.numel() - 1)])
 
@@ -137,6 +142,11 @@ class MarkedTokens:
         """`spans:MARK`, or `PATTERN@MARK`."""
         return f"spans:{self.mark}" if self.within is None else f"{self.within.name}@{self.mark}"
 
+    def prepare(self, device: torch.device) -> None:
+        """Place the tables of the other pattern on a device."""
+        if self.within is not None:
+            prepare_pattern(self.within, device)
+
     def target(self, ids_BT: torch.Tensor) -> Columns:
         """The marked keys; a `UserError` where the token ids came without this mark."""
         marked_BT = _marks.get(self.mark)
@@ -152,3 +162,10 @@ class MarkedTokens:
         inner = self.within.target(ids_BT)
         assert isinstance(inner, Columns)
         return Columns(inner.marked_BT & marked_BT)
+
+
+def prepare_pattern(pattern: Pattern, device: torch.device) -> None:
+    """Place the tables of a pattern that has some on a device, before a compiler traces its `target`."""
+    prepare = getattr(pattern, "prepare", None)
+    if prepare is not None:
+        prepare(device)

@@ -19,11 +19,14 @@ from gaguide.guidance.patterns import MarkedTokens, Pattern, TokenSet
 from gaguide.guidance.words import MATCHING, WordSet
 
 Reduction = Literal["mean", "frobenius"]
+Loss = Literal["squared", "log-mass", "kl", "hinge", "avoid"]
 TargetKind = Literal["indicator", "normalized"]
 Layers = Literal["all", "last-half"] | tuple[int, ...]
 
 DEFAULT_WEIGHT = GuidanceSection().weight
 """Weight for `mean` and `indicator`; docs/guidance.md reports the measurement behind it."""
+DEFAULT_THRESHOLD = 0.5
+"""Of the loss `hinge`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class GuidancePlan:
     """Factor of the whole guidance loss, which is added to the language-model loss."""
     name: str = "custom"
     """Name of the experiment, in records."""
+    loss: Loss = "squared"
+    """`squared` is the study's Eq. (2). The others are not the study's; docs/guidance.md defines them. They
+    have no `reduction` and no `target`: each averages over the rows that see a target."""
+    threshold: float = DEFAULT_THRESHOLD
+    """Attention mass from which on the loss `hinge` is zero, in (0, 1]."""
 
     @classmethod
     def from_experiment(

@@ -5,7 +5,8 @@ For query p with visible keys V_p, targets c and n_p = sum of c over V_p, the ro
     row_p = sum over q in V_p of (H_pq - t_p c_q)^2  +  const_p
 
 with t_p = 1 (indicator) or 1/n_p (normalized). The loss of a head is sum_p r_p row_p; r_p is 0 for rows that
-do not count and else the factor of the reduction. Everything here depends on token ids and masks only.
+do not count and else the factor of the reduction. Other losses have other rows, and their own meaning of t_p
+(losses.py). Everything here depends on token ids and masks only.
 
 Shapes: B batch, h guided heads of one layer, T positions.
 """
@@ -14,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from gaguide.guidance.patterns import Offset, Target
-from gaguide.guidance.plan import Reduction, TargetKind
+from gaguide.guidance.plan import Loss, Reduction, TargetKind
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,39 @@ class RowTerms:
 
     columns_BhT: torch.Tensor
     """1 where the key is a target of every query; zero for a head with an offset."""
-    offsets: tuple[tuple[int, int], ...]
-    """(slot in h, distance) of the heads whose target moves with the query."""
+    offsets: tuple[int, ...]
+    """By head: the distance of a target that moves with the query; -1 for a head with columns."""
     weight_BhT: torch.Tensor
     """r_p."""
-    scale_BhT: torch.Tensor
+    level_BhT: torch.Tensor
     """t_p."""
     constant_h: torch.Tensor
     """Sum over rows of r_p const_p."""
     seen_BhT: torch.Tensor
     """1 for valid queries with at least one visible target, over which attention mass is averaged."""
+    queries_h: torch.Tensor
+    """Their number, by head."""
+    offsets_h: torch.Tensor
+    """`offsets` on the device, int32, made once for all layers that share the terms."""
 
-    @cached_property
-    def queries_h(self) -> torch.Tensor:
-        """Number of queries that can see a target, by head [h]."""
-        return self.seen_BhT.sum((0, 2))
+    @property
+    def moving(self) -> list[tuple[int, int]]:
+        """(index in h, distance) of the heads whose target moves with the query."""
+        return [(slot, distance) for slot, distance in enumerate(self.offsets) if distance >= 0]
 
-    @cached_property
-    def offsets_h(self) -> torch.Tensor:
-        """Distance of each head [h], int32; -1 for a head with columns."""
-        distances = dict(self.offsets)
-        offsets = [distances.get(slot, -1) for slot in range(self.columns_BhT.shape[1])]
-        return torch.tensor(offsets, dtype=torch.int32).to(self.columns_BhT.device, non_blocking=True)
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All fields but the offsets, as `from_tensors` takes them."""
+        return [
+            self.columns_BhT, self.weight_BhT, self.level_BhT, self.constant_h, self.seen_BhT, self.queries_h,
+            self.offsets_h,
+        ]  # fmt: skip
 
-    def loss(self, distances_BhT: torch.Tensor) -> torch.Tensor:
-        """Loss by head [h] from the rows' sums of (H - t c)^2 over visible keys."""
-        return (self.weight_BhT * distances_BhT).sum((0, 2)) + self.constant_h
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[torch.Tensor], offsets: Sequence[int]) -> RowTerms:
+        """The terms from what a registered operation receives."""
+        columns_BhT, *others = tensors
+        return cls(columns_BhT, tuple(offsets), *others)
 
     def mean_mass(self, mass_BhT: torch.Tensor) -> torch.Tensor:
         """Attention mass by head [h], averaged over rows that see a target; NaN where none does."""
@@ -67,8 +74,13 @@ def row_terms(
     reduction: Reduction,
     target_kind: TargetKind,
     dtype: torch.dtype,
+    loss: Loss = "squared",
+    threshold: float = 1.0,
 ) -> RowTerms:
     """Row terms of one target per head.
+
+    `reduction` and `target_kind` are those of the loss `squared`, `threshold` is that of `hinge`. The losses
+    other than `squared` average over the rows that see a target (`avoid`: and another key).
 
     valid_BT: bool, False on padding. mask_BQK: bool [B or 1, T, T], True where a query may see a key; None
     means causal.
@@ -79,39 +91,47 @@ def row_terms(
         for target in targets
     ]
     columns_BhT = torch.stack(columns, 1).to(dtype)
-    offsets = tuple((slot, t.distance) for slot, t in enumerate(targets) if isinstance(t, Offset))
-    visible_BT, count_BhT = _visible(columns_BhT, offsets, valid_BT, mask_BQK)
+    offsets = tuple(target.distance if isinstance(target, Offset) else -1 for target in targets)
+    moving = [(slot, distance) for slot, distance in enumerate(offsets) if distance >= 0]
+    visible_BT, count_BhT = _visible(columns_BhT, moving, valid_BT, mask_BQK)
     all_BhT = columns_BhT.sum(-1, keepdim=True).expand(B, len(targets), T)
-    if offsets:
+    if moving:
         all_BhT = all_BhT.clone()
-        for slot, distance in offsets:
+        for slot, distance in moving:
             all_BhT[:, slot] = _shifted(valid_BT, distance).to(dtype)
 
+    sees_BhT = valid_BT[:, None] & (count_BhT > 0)
+    seen_BhT = sees_BhT.to(dtype)
+    queries_h = seen_BhT.sum((0, 2))
+    offsets_h = torch.tensor(offsets, dtype=torch.int32).to(valid_BT.device, non_blocking=True)
+    if loss != "squared":
+        parts_BhT = sees_BhT & (visible_BT[:, None] > count_BhT) if loss == "avoid" else sees_BhT
+        weight_BhT = parts_BhT.to(dtype) / parts_BhT.sum(-1, keepdim=True).clamp(min=1) / B
+        level_BhT = 1 / count_BhT.clamp(min=1) if loss == "kl" else torch.full_like(count_BhT, threshold)
+        constant_h = torch.zeros_like(queries_h)
+        return RowTerms(
+            columns_BhT, offsets, weight_BhT, level_BhT, constant_h, seen_BhT, queries_h, offsets_h
+        )
+
     # A sequence without any target of a head has nothing for it to learn.
-    takes_part_BhT = valid_BT[:, None] & (count_BhT * valid_BT[:, None] > 0).any(-1, keepdim=True)
-    scale_BhT = torch.ones_like(count_BhT)
+    takes_part_BhT = valid_BT[:, None] & sees_BhT.any(-1, keepdim=True)
+    level_BhT = torch.ones_like(count_BhT)
     # In Eq. (3) P also marks columns that the query cannot see, where H is zero: a constant in the loss.
     constant_BhT = all_BhT - count_BhT if reduction == "frobenius" else torch.zeros_like(count_BhT)
     if target_kind == "normalized":
-        takes_part_BhT = takes_part_BhT & (count_BhT > 0)
-        scale_BhT, constant_BhT = 1 / count_BhT.clamp(min=1), torch.zeros_like(count_BhT)
+        takes_part_BhT = sees_BhT
+        level_BhT, constant_BhT = 1 / count_BhT.clamp(min=1), torch.zeros_like(count_BhT)
     weight_BhT = takes_part_BhT.to(dtype) / B
     if reduction == "mean":
         pairs_Bh = (takes_part_BhT * visible_BT[:, None]).sum(-1, keepdim=True)
         weight_BhT = weight_BhT / pairs_Bh.clamp(min=1)
-    return RowTerms(
-        columns_BhT,
-        offsets,
-        weight_BhT,
-        scale_BhT,
-        (weight_BhT * constant_BhT).sum((0, 2)),
-        (valid_BT[:, None] & (count_BhT > 0)).to(dtype),
-    )
+    constant_h = (weight_BhT * constant_BhT).sum((0, 2))
+    return RowTerms(columns_BhT, offsets, weight_BhT, level_BhT, constant_h, seen_BhT, queries_h, offsets_h)
 
 
 def _visible(
     columns_BhT: torch.Tensor,
-    offsets: tuple[tuple[int, int], ...],
+    moving: Sequence[tuple[int, int]],
     valid_BT: torch.Tensor,
     mask_BQK: torch.Tensor | None,
     rows: int = 256,
@@ -132,7 +152,7 @@ def _visible(
                 ],
                 -1,
             )
-    for slot, distance in offsets:
+    for slot, distance in moving:
         shifted_BT = _shifted(valid_BT, distance)
         if mask_BQK is not None and distance < T:
             shifted_BT[:, distance:] &= mask_BQK.diagonal(-distance, 1, 2)

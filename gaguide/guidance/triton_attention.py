@@ -1,20 +1,21 @@
-"""Attention and loss of guided heads on a GPU: the same function as kernel.py, in three launches per layer.
+"""Attention and loss of guided heads on a GPU: the same functions as kernel.py, in three launches per layer.
 
 On a GPU the row blocks of kernel.py take dozens of small launches and write each block of H to memory; in the
-kernels of triton_kernels.py H stays in registers.
+kernels of triton_kernels.py H stays in registers. For fp32, fp16 and bf16 and causal masks.
 
-Shapes: B batch, h guided heads, T positions, D head width.
+Shapes: B batch, h guided heads, T positions, N coefficients, D head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from gaguide.guidance import triton_kernels as kernels
-from gaguide.guidance.kernel import Dropout
+from gaguide.guidance.kernel import Numbers, Results
+from gaguide.guidance.losses import ROW_LOSSES
 from gaguide.guidance.targets import RowTerms
 
 MAX_WIDTH = 256
@@ -29,95 +30,115 @@ def block_size(dtype: torch.dtype, width: int) -> int:
     return 32 if row_bytes <= 512 else 16
 
 
-def triton_attention(
-    q_BhTD: torch.Tensor, k_BhTD: torch.Tensor, v_BhTD: torch.Tensor, *others: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Same arguments and results as `kernel.row_block_attention`, for fp32, fp16 and bf16 and causal masks.
+def forward(
+    qkv_BhTD: Sequence[torch.Tensor],
+    terms: RowTerms,
+    mask_BQK: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    numbers: Numbers,
+) -> Results:
+    """`kernel.forward` with values; the output has their dtype.
 
     The kernels know one head width. Where values are wider or narrower than queries (multi-head latent
     attention), the narrower ones are padded with zeros, which changes neither scores nor outputs.
     """
-    width, value_width = q_BhTD.shape[-1], v_BhTD.shape[-1]
-    if width == value_width:
-        return _TritonAttention.apply(q_BhTD, k_BhTD, v_BhTD, *others)
-    common = max(width, value_width)
-    q_BhTD, k_BhTD, v_BhTD = (
-        torch.nn.functional.pad(x_BhTD, (0, common - x_BhTD.shape[-1])) for x_BhTD in (q_BhTD, k_BhTD, v_BhTD)
+    value_width = qkv_BhTD[2].shape[-1]
+    q, k, v = _prepared(qkv_BhTD)
+    B, h, T, _ = q.shape
+    # The kernels would read past the end of smaller tensors.
+    if not q.shape == k.shape == v.shape or (
+        mask_BQK is not None and (mask_BQK.shape[0] not in (1, B) or mask_BQK.shape[1:] != (T, T))
+    ):
+        shapes = [None if x is None else tuple(x.shape) for x in (*qkv_BhTD, mask_BQK)]
+        raise ValueError(f"q, k, v and mask do not belong together: {shapes}")
+    out_BhTD = _empty_output(v)
+    names = ROW_LOSSES[numbers.loss].coefficients
+    # By row: log-sum-exp and coefficients, then, to be summed: loss, and mass where a target is seen.
+    rows_NBhT = torch.empty((len(names) + 3, B, h, T), dtype=torch.float32, device=q.device)
+    constants = _constants(q, mask_BQK, numbers)
+    kernels.forward[_grid(q, constants["R"])](
+        q, k, v, _mask_bytes(q, mask_BQK), terms.columns_BhT.contiguous(), terms.offsets_h,
+        terms.level_BhT.contiguous(), terms.weight_BhT.contiguous(), terms.seen_BhT.contiguous(),
+        out_BhTD, rows_NBhT[0], *_by_use(rows_NBhT[1:-2], names), *rows_NBhT[-2:],
+        *_strides(q, k, v), _mask_stride(mask_BQK), *_factors(numbers, seed), *q.shape[1:], **constants,
+    )  # fmt: skip
+    loss_h, mass_h = rows_NBhT[-2:].sum((1, 3))
+    return Results(
+        _narrowed(out_BhTD, value_width),
+        loss_h + terms.constant_h,
+        mass_h / terms.queries_h,
+        rows_NBhT[:-2],
     )
-    out_BhTD, loss_h, mass_h = _TritonAttention.apply(q_BhTD, k_BhTD, v_BhTD, *others)
-    return out_BhTD[..., :value_width], loss_h, mass_h
 
 
-class _TritonAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_BhTD: torch.Tensor,
-        k_BhTD: torch.Tensor,
-        v_BhTD: torch.Tensor,
-        terms: RowTerms,
-        mask_BQK: torch.Tensor | None,
-        scale: float,
-        dropout: Dropout,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        B, h, T, _ = q_BhTD.shape
-        # The kernels would read past the end of smaller tensors.
-        if not q_BhTD.shape == k_BhTD.shape == v_BhTD.shape or (
-            mask_BQK is not None and (mask_BQK.shape[0] not in (1, B) or mask_BQK.shape[1:] != (T, T))
-        ):
-            shapes = [None if x is None else tuple(x.shape) for x in (q_BhTD, k_BhTD, v_BhTD, mask_BQK)]
-            raise ValueError(f"q, k, v and mask do not belong together: {shapes}")
-        q_BhTD, k_BhTD, v_BhTD = (_contiguous_rows(x) for x in (q_BhTD, k_BhTD, v_BhTD))
-        out_BhTD = _empty_output(v_BhTD)
-        # By row: log-sum-exp, sum H^2, sum H c, then, to be summed: loss, and mass where a target is seen.
-        rows_5BhT = torch.empty((5, B, h, T), dtype=torch.float32, device=q_BhTD.device)
-        # Without a mask the kernels never read that pointer, so any tensor will do.
-        mask = q_BhTD if mask_BQK is None else mask_BQK.contiguous().view(torch.uint8)
-        targets = (terms.columns_BhT.contiguous(), terms.offsets_h, terms.scale_BhT.contiguous())
-        weight_BhT = terms.weight_BhT.contiguous()
-        mask_stride = _mask_stride(mask_BQK)
-        factors = (scale, dropout.probability, dropout.seed)
-        numbers = (*_strides(q_BhTD, k_BhTD, v_BhTD), mask_stride, *factors)
-        shape = _shape(q_BhTD, terms, mask_BQK, dropout.probability)
-        kernels.forward[_grid(q_BhTD, shape["R"])](
-            q_BhTD, k_BhTD, v_BhTD, mask, *targets, weight_BhT, terms.seen_BhT.contiguous(),
-            out_BhTD, *rows_5BhT, *numbers, *q_BhTD.shape[1:], **shape,
-        )  # fmt: skip
-        loss_h, mass_h = rows_5BhT[3:].sum((1, 3))
-        # As [B, T, h, D], which is contiguous, so that hooks on saved tensors cannot change its layout.
-        out_BThD = out_BhTD.transpose(1, 2)
-        ctx.save_for_backward(q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_5BhT[:3], mask, *targets, weight_BhT)
-        ctx.numbers, ctx.shape = (mask_stride, *factors), shape
-        mass_h = mass_h / terms.queries_h
-        ctx.mark_non_differentiable(mass_h)
-        return out_BhTD, loss_h + terms.constant_h, mass_h
+def backward(
+    grad_loss_h: torch.Tensor,
+    qk_BhTD: Sequence[torch.Tensor],
+    attention: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    coefficients_NBhT: torch.Tensor,
+    mask_BQK: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    numbers: Numbers,
+) -> tuple[torch.Tensor, ...]:
+    """`kernel.backward` with values."""
+    v_BhTD, out_BhTD, do_BhTD = attention
+    width, value_width = qk_BhTD[0].shape[-1], v_BhTD.shape[-1]
+    q, k, v, out, do = _prepared((*qk_BhTD, v_BhTD, out_BhTD, do_BhTD.to(v_BhTD.dtype)))
+    out_BThD = out.transpose(1, 2).contiguous()  # hooks on saved tensors may have changed its layout
+    logsum_BhT = coefficients_NBhT[0]
+    squares, pulls, shifts = _by_use(coefficients_NBhT[1:], ROW_LOSSES[numbers.loss].coefficients)
+    deltas_BhT = torch.empty_like(logsum_BhT)
+    dq, dk, dv = (_empty_output(x) for x in (q, k, v))
+    constants = _constants(q, mask_BQK, numbers)
+    given = (
+        q, k, v, do, _mask_bytes(q, mask_BQK), *(x.contiguous() for x in targets), logsum_BhT,
+        grad_loss_h.float().contiguous(), squares, pulls, deltas_BhT,
+    )  # fmt: skip
+    shape = (
+        *_strides(q, k, v, do), _mask_stride(mask_BQK), *_factors(numbers, seed), *q.shape[1:]
+    )  # fmt: skip
+    kernels.backward_queries[_grid(q, constants["R"])](*given, shifts, out_BThD, dq, *shape, **constants)
+    kernels.backward_keys[_grid(q, constants["C"])](*given, dk, dv, *shape, **constants)
+    return _narrowed(dq, width), _narrowed(dk, width), _narrowed(dv, value_width)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q_BhTD, k_BhTD, v_BhTD, out_BThD, rows_3BhT, mask, *targets, weight_BhT = ctx.saved_tensors
-        logsum_BhT, squares_BhT, masses_BhT = rows_3BhT
-        shape: dict[str, Any] = ctx.shape
-        do_BhTD = _contiguous_rows(grads[0].to(v_BhTD.dtype))
-        gains_BhT, deltas_BhT = torch.empty_like(rows_3BhT[:2])
-        dq, dk, dv = (_empty_output(x) for x in (q_BhTD, k_BhTD, v_BhTD))
-        given = (q_BhTD, k_BhTD, v_BhTD, do_BhTD, mask, *targets, logsum_BhT, gains_BhT, deltas_BhT)
-        rows = (out_BThD.contiguous(), grads[1].float().contiguous(), weight_BhT, squares_BhT, masses_BhT)
-        strides = _strides(q_BhTD, k_BhTD, v_BhTD, do_BhTD)
-        numbers = (*strides, *ctx.numbers, *q_BhTD.shape[1:])
-        kernels.backward_queries[_grid(q_BhTD, shape["R"])](*given, *rows, dq, *numbers, **shape)
-        kernels.backward_keys[_grid(q_BhTD, shape["C"])](*given, dk, dv, *numbers, **shape)
-        return (dq, dk, dv, None, None, None, None)
+
+def _prepared(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors, padded to one width and with a contiguous last dimension."""
+    common = max(x_BhTD.shape[-1] for x_BhTD in tensors)
+    padded = [
+        torch.nn.functional.pad(x, (0, common - x.shape[-1])) if x.shape[-1] < common else x for x in tensors
+    ]
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in padded]
+
+
+def _narrowed(x_BhTD: torch.Tensor, width: int) -> torch.Tensor:
+    """The first `width` entries of each position, in the memory layout [B, T, h, D]."""
+    if x_BhTD.shape[-1] == width:
+        return x_BhTD
+    return x_BhTD[..., :width].transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _by_use(rows_NBhT: torch.Tensor, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+    """Where the kernels find `square`, `target` or `direct`, and `shift`; what a loss lacks they never
+    touch."""
+    by_name = dict(zip(names, rows_NBhT))
+    pulls_BhT = by_name["direct"] if "direct" in by_name else by_name["target"]
+    return by_name.get("square", pulls_BhT), pulls_BhT, by_name["shift"]
+
+
+def _mask_bytes(q_BhTD: torch.Tensor, mask_BQK: torch.Tensor | None) -> torch.Tensor:
+    """The mask; without one the kernels never read that pointer, so any tensor will do."""
+    return q_BhTD if mask_BQK is None else mask_BQK.contiguous().view(torch.uint8)
+
+
+def _factors(numbers: Numbers, seed: torch.Tensor | None) -> tuple[float, float, int]:
+    return numbers.scale, numbers.dropout, 0 if seed is None else int(seed)
 
 
 def _power_of_2(least: int) -> int:
     """The smallest power of two that is at least `least`."""
     return 1 << (least - 1).bit_length()
-
-
-def _contiguous_rows(x_BhTD: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied if its last dimension is not contiguous."""
-    return x_BhTD if x_BhTD.stride(-1) == 1 else x_BhTD.contiguous()
 
 
 def _empty_output(x_BhTD: torch.Tensor) -> torch.Tensor:
@@ -140,9 +161,7 @@ def _grid(x_BhTD: torch.Tensor, block: int) -> tuple[int, int]:
     return -(-T // block), B * h  # triton.cdiv would take as long as a launch
 
 
-def _shape(
-    q_BhTD: torch.Tensor, terms: RowTerms, mask_BQK: torch.Tensor | None, dropout: float
-) -> dict[str, Any]:
+def _constants(q_BhTD: torch.Tensor, mask_BQK: torch.Tensor | None, numbers: Numbers) -> dict[str, Any]:
     """Compile-time constants of the kernels."""
     width = q_BhTD.shape[-1]
     block = block_size(q_BhTD.dtype, width)
@@ -151,8 +170,9 @@ def _shape(
         "R": block,
         "C": block,
         "D": max(16, _power_of_2(width)),
+        "LOSS": list(ROW_LOSSES).index(numbers.loss),
         "HAS_MASK": mask_BQK is not None,
-        "DROPS": dropout > 0,
-        "HAS_OFFSETS": bool(terms.offsets),
+        "DROPS": numbers.dropout > 0,
+        "HAS_OFFSETS": any(distance >= 0 for distance in numbers.offsets),
         "PRECISION": "ieee" if exact else "tf32",
     }

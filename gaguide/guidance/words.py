@@ -155,12 +155,18 @@ class WordSet:
         shown = (*words, *affixes, *(f"except {one}" for one in exceptions))
         return cls(name, shown, _tables(forms, vocabulary), _excepted(name, exceptions, vocabulary))
 
+    def prepare(self, device: torch.device) -> None:
+        """Place the tables on a device, which a compiler could not do while it traces `target`."""
+        if device not in self._placed:
+            self._placed[device] = self._tables.to(device)
+        if self._exceptions is not None:
+            self._exceptions.prepare(device)
+
     def target(self, ids_BT: torch.Tensor) -> Columns:
         """Every token of every match, white space apart; the edges of a block count as word boundaries."""
-        tables = self._placed.get(ids_BT.device)
-        if tables is None:
-            self._placed[ids_BT.device] = tables = self._tables.to(ids_BT.device)
-        marked_BT = _match(ids_BT, tables)
+        if ids_BT.device not in self._placed:
+            self.prepare(ids_BT.device)
+        marked_BT = _match(ids_BT, self._placed[ids_BT.device])
         if self._exceptions is not None:
             marked_BT &= ~self._exceptions.target(ids_BT).marked_BT
         return Columns(marked_BT)

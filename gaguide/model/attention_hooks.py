@@ -45,7 +45,7 @@ from gaguide.model.attention_support import (
     split_heads,
     unwrap_model,
 )
-from gaguide.model.head_split import HeadSplit
+from gaguide.model.head_split import CausalModule, HeadSplit
 
 _ATTRIBUTE = "_gaguide"
 _REDUCE = "__reduce_ex__"
@@ -247,6 +247,8 @@ class _CheckpointWithHandlers:
         return getattr(self.checkpoint, "keywords", {})
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # the compiler recomputes operations and runs nothing twice
+            return self.checkpoint(function, *args, **kwargs)
         model, handlers = self.model, _attached[id(self.model)].handlers
 
         def run(*inputs: Any, **keywords: Any) -> Any:
@@ -358,7 +360,8 @@ def _attention(
         call = handler.transform_inputs(call)
     for handler in handlers:
         handler.observe(call)
-    producing = [(handler, split) for handler in handlers if (split := handler.split(layer)) is not None]
+    splits = [(handler, handler.split(layer)) for handler in handlers]
+    producing = [(handler, split) for handler, split in splits if split is not None]
     if len(producing) > 1:
         raise RuntimeError(f"{len(producing)} consumers produce the output of heads of layer {layer}")
     out_BTHD = _produce(call, *producing[0]) if producing else _sdpa(call)
@@ -393,7 +396,7 @@ def _produce(call: AttentionCall, handler: PassHandler, split: HeadSplit) -> tor
     if not split.rest:
         return chosen_BhTD.transpose(1, 2).contiguous()
     rest_BTHD, _ = sdpa_attention_forward(
-        split.rest_module,  # type: ignore[arg-type]
+        CausalModule(),  # type: ignore[arg-type]
         rest_q,
         rest_k,
         rest_v,

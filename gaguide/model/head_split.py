@@ -6,11 +6,16 @@ Shapes: B batch, H heads, G key/value heads, h chosen heads, T positions, D head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+
+class CausalModule:
+    """Stand-in for the attention module in SDPA over some heads: causal, keys already one per head."""
+
+    is_causal = True
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,6 @@ class HeadSplit:
         """The split of `n_heads` heads; `chosen` must be ascending."""
         return cls(chosen, tuple(head for head in range(n_heads) if head not in chosen), groups)
 
-    @property
-    def rest_module(self) -> SimpleNamespace:
-        """Stand-in for the attention module in SDPA over the rest: causal, keys already one per head."""
-        return SimpleNamespace(is_causal=True)
-
     def select(self, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys of the chosen heads, each [B, h, T, D]; views where heads are consecutive."""
         keys = tuple(head // self.groups for head in self.chosen)
@@ -45,7 +45,11 @@ class HeadSplit:
         """(q, k, v) of the chosen heads, each [B, h, T, D], and of the rest; keys are repeated per head."""
         if self.groups > 1:
             k_BGTD, v_BGTD = (x.repeat_interleave(self.groups, 1) for x in (k_BGTD, v_BGTD))
-        parts = _Divide.apply(self, q_BHTD, k_BGTD, v_BGTD)
+        qkv = (q_BHTD, k_BGTD, v_BGTD)
+        if torch.compiler.is_compiling():  # which fuses what autograd's slicing does
+            parts = tuple(_take(x, heads, 1) for heads in (self.chosen, self.rest) for x in qkv)
+        else:
+            parts = _Divide.apply(self, *qkv)
         return parts[:3], parts[3:]
 
     def join(self, chosen_BThD: torch.Tensor, rest_BTHD: torch.Tensor) -> torch.Tensor:

@@ -150,6 +150,8 @@ class Job:
         """Everything that must be the same for a run to resume from a checkpoint, as plain JSON."""
         run = self.run
         guidance = run.guidance.model_dump(mode="json", exclude={"lexicons", "plan", "experiment"})
+        if run.guidance.loss == "squared":  # as before there was a choice
+            del guidance["loss"], guidance["threshold"]
         parts = {
             "seed": run.seed,
             "data": self.corpus.fingerprint,

@@ -36,6 +36,7 @@ from gaguide.engine.offload_state import check_offload
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.files import local_folder
 from gaguide.guidance import (
+    DEFAULT_THRESHOLD,
     Assignment,
     FixedOffset,
     GuidancePlan,
@@ -208,17 +209,21 @@ def _create_output(given: str) -> Path:
 def make_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:
     """The plan of a run's `guidance`; None where it guides and measures no head."""
     if section.plan:
-        return _custom_plan(section, tokenizer)
-    plan = GuidancePlan.from_experiment(
-        section.experiment,
-        tokenizer,
-        mode=section.mode,
-        layers=section.layers,
+        plan = _custom_plan(section, tokenizer)
+    else:
+        plan = GuidancePlan.from_experiment(
+            section.experiment, tokenizer, mode=section.mode, layers=section.layers
+        )
+    if plan.is_empty:
+        return None
+    return replace(
+        plan,
         reduction=section.reduction,
         target=section.target,
         weight=section.weight,
+        loss=section.loss,
+        threshold=DEFAULT_THRESHOLD if section.threshold is None else section.threshold,
     )
-    return None if plan.is_empty else plan
 
 
 def _find_cues(section: ValidationSection, tokenizer: PreTrainedTokenizerBase) -> Cues | None:
@@ -274,7 +279,7 @@ def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -
             pattern = faults.attempt(make_pattern, entry.pattern, tokenizer, section.mode, own, field)
             if pattern is not None:
                 assignments.append(Assignment(pattern, entry.heads, entry.layers, entry.weight))
-    return GuidancePlan(tuple(assignments), section.reduction, section.target, section.weight)
+    return GuidancePlan(tuple(assignments))
 
 
 def _check_model_takes_data(model: ModelSource, corpus: Corpus, run: RunConfig) -> None:

@@ -202,3 +202,29 @@ def test_an_override_replaces_its_partner_and_says_so(tmp_path: Path) -> None:
         f"{over}: data.mixture replaces data.shards = embedded of base.yaml",
         f"--data.shards replaces data.mixture = {[{'shards': 'a', 'weight': 1}]} of {over}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"guidance.loss": "log-mass", "guidance.reduction": "frobenius"}, "apply to the loss squared only"),
+        ({"guidance.loss": "kl", "guidance.target": "normalized"}, "apply to the loss squared only"),
+        ({"guidance.loss": "log-mass", "guidance.threshold": "0.3"}, "applies to the loss hinge only"),
+        ({"guidance.loss": "hinge", "guidance.threshold": "0"}, "greater than 0"),
+        ({"guidance.loss": "mass"}, "log-mass"),
+    ],
+)
+def test_settings_that_a_guidance_loss_would_ignore_are_refused(
+    settings: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        load_config(EMBEDDED, settings)
+
+
+def test_the_default_weight_is_that_of_the_loss(tmp_path: Path) -> None:
+    assert load_config(EMBEDDED, {}).guidance.weight == 3.0
+    run = load_config(EMBEDDED, {"guidance.loss": "hinge"})
+    assert run.guidance.weight == 0.01
+    (tmp_path / "run.yaml").write_text(dump_config(run))
+    assert load_config(tmp_path / "run.yaml", {}) == run
+    assert load_config(EMBEDDED, {"guidance.loss": "kl", "guidance.weight": "3"}).guidance.weight == 3.0

@@ -1,5 +1,5 @@
-"""Compile the Triton kernels for a GPU that this machine may not have: ARCH DTYPE WIDTH
-plain|mask-dropout."""
+"""Compile the Triton kernels for a GPU that this machine may not have: ARCH DTYPE WIDTH FEATURES LOSS,
+where features are plain or mask-dropout."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gaguide.guidance import triton_kernels as kernels
+from gaguide.guidance.losses import ROW_LOSSES
 from gaguide.guidance.triton_attention import block_size
 
 SHARED_BYTES = 160 * 1024
 FP32 = {
-    *("columns", "factors", "weights", "seen", "logsum", "squares", "masses", "losses", "seen_masses"),
-    *("grads", "gains", "deltas"),
+    *("columns", "levels", "weights", "seen", "logsum", "squares", "pulls", "shifts", "losses"),
+    *("seen_masses", "grads", "deltas"),
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def main(arch: str, dtype: str, width: str, features: str) -> None:
+def main(arch: str, dtype: str, width: str, features: str, loss: str) -> None:
     block, more = block_size(DTYPES[dtype], int(width)), features != "plain"
     shape = {"R": block, "C": block, "D": int(width), "HAS_MASK": more, "DROPS": more, "PRECISION": "ieee"}
-    shape["HAS_OFFSETS"] = more
+    shape["HAS_OFFSETS"], shape["LOSS"] = more, list(ROW_LOSSES).index(loss)
     if dtype != "fp32":
         shape["PRECISION"] = "tf32"
     scalars = {"scale": "fp32", "dropout": "fp32", "seed": "i64", "offsets": "*i32"}

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide
-from gaguide.guidance.kernel import NO_DROPOUT, measure_attention, row_block_attention
+from gaguide.guidance.kernel import Numbers
 from gaguide.guidance.masks import read_mask
+from gaguide.guidance.operations import attend, head_losses
 from gaguide.guidance.targets import row_terms
 from tests.guidance.dense import dense_loss, dense_maps
 from tests.guidance.test_kernel import case
@@ -61,16 +62,15 @@ def test_the_kernel_equals_dense_float64(kind: str, target: str, reduction: str)
     read = read_mask(visible[:, None], T)
     assert read.is_causal == (kind not in ("prefix", "not causal"))
     terms = row_terms(targets, valid, read.mask_BQK, reduction, target, torch.float64)
-    out, loss_h, _ = row_block_attention(
-        *ours, terms, read.mask_BQK, 0.4, NO_DROPOUT, row_block=8, causal=read.is_causal
-    )
+    numbers = Numbers(terms.offsets, "squared", 0.4, read.is_causal, rows=8)
+    out, loss_h, _ = attend(ours, terms, read.mask_BQK, numbers)
     (out.square().sum() + (weights * loss_h).sum()).backward()
     torch.testing.assert_close(loss_h, torch.stack(losses), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(out, maps @ exact[2], rtol=1e-10, atol=1e-10)
     for got, want in zip(ours, exact):
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-10, atol=1e-10)
-    measured, _ = measure_attention(ours[0], ours[1], terms, read.mask_BQK, 0.4, 8, causal=read.is_causal)
-    torch.testing.assert_close(measured, loss_h.detach())
+    measured, _ = head_losses(ours[:2], terms, read.mask_BQK, numbers)
+    torch.testing.assert_close(measured.detach(), loss_h.detach())
 
 
 @pytest.mark.parametrize("form", ["bool", "lowest", "inf"])

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
-from gaguide.guidance.kernel import NO_DROPOUT, Dropout, row_block_attention
+from gaguide.guidance.losses import ROW_LOSSES
+from gaguide.guidance.operations import attend
 from gaguide.guidance.patterns import Offset
 from gaguide.guidance.targets import RowTerms, row_terms
 from gaguide.model import checkpoint_activations
 from tests.guidance.dense import dense_maps
-from tests.guidance.test_kernel import case, compare
+from tests.guidance.test_kernel import MEANINGS, case, compare, numbers_of
 from tests.support.models import tiny_model
 from tests.support.patience import patience
 
@@ -39,36 +40,32 @@ def on(device: torch.device, x: object) -> object:
     return x.to(device) if isinstance(x, torch.Tensor) else x
 
 
-@pytest.fixture(scope="module")
-def triton_attention() -> backend.Attention:
+def fused(qkv, terms, mask, numbers, seed=None) -> tuple[torch.Tensor, ...]:
     """The kernels for CPU tensors, run on a GPU if there is one, else interpreted."""
-    from gaguide.guidance.triton_attention import triton_attention
-
-    def attention(*arguments: object) -> tuple[torch.Tensor, ...]:
-        home = arguments[0].device
-        return tuple(x.to(home) for x in triton_attention(*(on(DEVICE, x) for x in arguments)))
-
-    return attention
+    home = qkv[0].device
+    given = [on(DEVICE, x) for x in qkv], on(DEVICE, terms), on(DEVICE, mask)
+    return tuple(x.to(home) for x in attend(*given, replace(numbers, fused=True), seed))
 
 
 @pytest.mark.parametrize(
-    ("reduction", "kind", "padding"),
+    ("meaning", "padding"),
     [
-        ("mean", "indicator", "none"),
-        ("frobenius", "normalized", "none"),
-        ("mean", "normalized", "left"),
-        ("frobenius", "indicator", "right"),
+        (("squared", "mean", "indicator"), "none"),
+        (("squared", "frobenius", "normalized"), "none"),
+        (("squared", "mean", "normalized"), "left"),
+        (("squared", "frobenius", "indicator"), "right"),
+        *((meaning, "left") for meaning in MEANINGS if meaning[0] != "squared"),
     ],
 )
-def test_fp32_equals_dense_float64(triton_attention, reduction: str, kind: str, padding: str) -> None:
+def test_fp32_equals_dense_float64(meaning: tuple[str, str, str], padding: str) -> None:
     """1e-6 relative, as for the row blocks; T is not a multiple of a block, the width not a power of two."""
     made = case(seed=5, B=2, h=4, T=77, D=20, padding=padding, density=0.08)
-    compare(torch.float32, 1e-6, reduction, kind, triton_attention, made)
+    compare(torch.float32, 1e-6, meaning, fused, made)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("seed", [3, 4], ids=["marked keys", "an offset"])
-def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype, seed: int) -> None:
+def test_half_precision_and_strided_views(dtype: torch.dtype, seed: int) -> None:
     """q, k and v as transformers passes them: [B, T, h, D] viewed as [B, h, T, D], with shared keys."""
     h = 2 if seed == 3 else 3  # `case` gives the third an offset
     q, k, v, targets, valid_BT, _ = case(seed, 2, h, 150, 16, "none", 0.1)
@@ -77,13 +74,13 @@ def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype, 
     q, k, v = (x.to(dtype) for x in (q, k, v))
     views = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]
     shared = [views[0], views[1][:, :1].expand_as(q), views[2][:, :1].expand_as(q)]
-    out, loss_h, mass_h = triton_attention(*shared, terms, None, 0.25, NO_DROPOUT)
+    out, loss_h, mass_h = fused(shared, terms, None, numbers_of(terms, 0.25))
     got = torch.autograd.grad(out.float().square().sum() + loss_h.sum(), views[:2])
 
     exact = [views[0].detach().float(), *(x.detach().float() for x in views[1:])]
     exact = [x.requires_grad_() for x in exact]
     wide = [exact[0], exact[1][:, :1].expand_as(q), exact[2][:, :1].expand_as(q)]
-    want_out, want_loss_h, want_mass_h = row_block_attention(*wide, terms, None, 0.25, NO_DROPOUT)
+    want_out, want_loss_h, want_mass_h = attend(wide, terms, None, numbers_of(terms, 0.25))
     want = torch.autograd.grad(want_out.square().sum() + want_loss_h.sum(), exact[:2])
     assert out.dtype == dtype
     assert loss_h.dtype == torch.float32
@@ -95,13 +92,13 @@ def test_half_precision_and_strided_views(triton_attention, dtype: torch.dtype, 
         torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=1.5 * near * float(theirs.abs().max()))
 
 
-def test_dropout_acts_on_the_output_and_is_the_same_in_backward(triton_attention) -> None:
+def test_dropout_acts_on_the_output_and_is_the_same_in_backward() -> None:
     q, k, _, targets, valid_BT, visible_BTT = case(4, 2, 2, 33, 48, "none", 0.2)
     v = torch.eye(33, 48).expand(2, 2, 33, 48)  # so that the output shows H after dropout
     terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
     leaves = [x.float().requires_grad_() for x in (q, k, v.clone())]
-    out, loss_h, mass_h = triton_attention(*leaves, terms, None, 0.2, Dropout(0.25, 11))
-    _, plain_loss_h, plain_mass_h = triton_attention(*leaves, terms, None, 0.2, NO_DROPOUT)
+    out, loss_h, mass_h = fused(leaves, terms, None, numbers_of(terms, 0.2, dropout=0.25), torch.tensor(11))
+    _, plain_loss_h, plain_mass_h = fused(leaves, terms, None, numbers_of(terms, 0.2))
     torch.testing.assert_close(loss_h, plain_loss_h)
     torch.testing.assert_close(mass_h, plain_mass_h, equal_nan=True)
 
@@ -120,9 +117,7 @@ def test_dropout_acts_on_the_output_and_is_the_same_in_backward(triton_attention
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_guided_model_gives_the_same_through_either_kernel(
-    triton_attention, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guided_model_gives_the_same_through_either_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2").eval()
     plan = GuidancePlan((Assignment(TokenSet("words", frozenset(range(5, 30))), (0, 2)),))
     ids_BT = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -139,28 +134,26 @@ def test_a_guided_model_gives_the_same_through_either_kernel(
     plain = run()
     calls = []
 
-    def fused(*_: object):
+    def choose(*_: object) -> bool:
         calls.append(1)
-        return triton_attention
+        return True
 
-    monkeypatch.setattr(backend, "fused_attention", fused)
+    monkeypatch.setattr(backend, "is_fused", choose)
     for got, want in zip(run(), plain):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
     assert calls
 
 
-def test_the_first_use_may_be_in_a_checkpointed_layer(
-    triton_attention, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_use_may_be_in_a_checkpointed_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison with the row blocks neither counts as part of the layer nor is recomputed."""
     monkeypatch.setattr(
-        backend, "fused_attention", lambda *_: backend._verified_kernel(DEVICE, torch.float32, 8)
+        backend, "is_fused", lambda *_: backend._is_verified(DEVICE, torch.float32, 8, 8, "squared")
     )
     plan = GuidancePlan((Assignment(TokenSet("words", frozenset(range(5, 30))), (0, 2)),))
     ids_BT = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        backend._verified_kernel.cache_clear()
+        backend._is_verified.cache_clear()
         model = tiny_model("gpt2", dropout=0.2).to(DEVICE).train()
         if checkpointing:
             checkpoint_activations(model)
@@ -168,22 +161,22 @@ def test_the_first_use_may_be_in_a_checkpointed_layer(
         with guide(model, plan) as guidance:
             out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False)
             (out.loss + guidance.loss()).backward()
-        assert backend._verified_kernel(DEVICE, torch.float32, 8) is not None
+        assert backend._is_verified(DEVICE, torch.float32, 8, 8, "squared")
         return [parameter.grad for parameter in model.parameters()]
 
     for ours, theirs in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
-    backend._verified_kernel.cache_clear()
+    backend._is_verified.cache_clear()
 
 
-def test_saved_tensors_may_be_packed_and_unpacked(triton_attention) -> None:
+def test_saved_tensors_may_be_packed_and_unpacked() -> None:
     """Offloading to the host does so, and may change their layout."""
     q, k, v, targets, valid_BT, _ = case(3, 2, 2, 70, 16, "none", 0.1)
     terms = row_terms(targets, valid_BT, None, "mean", "indicator", torch.float32)
 
     def gradients() -> tuple[torch.Tensor, ...]:
         leaves = [x.float().requires_grad_() for x in (q, k, v)]
-        out, loss_h, _ = triton_attention(*leaves, terms, None, 0.25, NO_DROPOUT)
+        out, loss_h, _ = fused(leaves, terms, None, numbers_of(terms, 0.25))
         return torch.autograd.grad(out.square().sum() + loss_h.sum(), leaves)
 
     want = gradients()
@@ -193,24 +186,28 @@ def test_saved_tensors_may_be_packed_and_unpacked(triton_attention) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_the_kernel_is_used_only_after_it_agreed_with_the_row_blocks(triton_attention) -> None:
-    from gaguide.guidance.triton_attention import triton_attention as plain
-
-    assert backend.fused_attention(torch.device("cpu"), torch.float32, 16) is None
+def test_the_kernel_is_used_only_after_it_agreed_with_the_row_blocks() -> None:
+    assert not backend.is_fused(torch.zeros(1, 1, 1, 16), 16, "squared")
     for dtype in (torch.float32, *HALVES):
-        assert backend.disagreement(plain, DEVICE, dtype, 16) < 10 * torch.finfo(dtype).eps
+        assert backend.disagreement(DEVICE, dtype, (16, 16)) < 10 * torch.finfo(dtype).eps
 
     def wrong(*arguments):
-        out, loss_h, mass_h = triton_attention(*arguments)
+        out, loss_h, mass_h = attend(*arguments)
         return out, 1.01 * loss_h, mass_h
 
-    assert backend.disagreement(wrong, DEVICE, torch.float32, 16) > 1e-3
-    backend._verified_kernel.cache_clear()
+    assert backend.disagreement(DEVICE, torch.float32, (16, 16), kernels=wrong) > 1e-3
+    backend._is_verified.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend._verified_kernel(DEVICE, torch.float32, 16) is plain
-    assert backend._verified_kernel(DEVICE, torch.float32, 512) is None, "wider than the kernels support"
-    backend._verified_kernel.cache_clear()
+        assert backend._is_verified(DEVICE, torch.float32, 16, 16, "squared")
+    assert not backend._is_verified(DEVICE, torch.float32, 512, 512, "squared"), (
+        "wider than the kernels support"
+    )
+    backend._is_verified.cache_clear()
+
+
+def test_another_loss_is_compared_too() -> None:
+    assert backend.disagreement(DEVICE, torch.float32, (16, 16), "kl") < 1e-6
 
 
 def compile_for(*options: str, cache: Path) -> None:
@@ -231,7 +228,7 @@ def compile_for(*options: str, cache: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
-    compile_for("80", dtype, "64", "plain", cache=tmp_path)
+    compile_for("80", dtype, "64", "plain", "squared", cache=tmp_path)
 
 
 @pytest.mark.stress
@@ -240,15 +237,13 @@ def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", ["64", "128", "256"])
 @pytest.mark.parametrize("features", ["plain", "mask-dropout"])
 def test_every_variant_compiles(arch: str, dtype: str, width: str, features: str, tmp_path: Path) -> None:
-    compile_for(arch, dtype, width, features, cache=tmp_path)
+    for loss in ROW_LOSSES:
+        compile_for(arch, dtype, width, features, loss, cache=tmp_path)
 
 
 @pytest.mark.parametrize("widths", [(24, 16), (16, 40), (20, 20)])
-def test_values_may_be_wider_or_narrower_than_queries(triton_attention, widths: tuple[int, int]) -> None:
+def test_values_may_be_wider_or_narrower_than_queries(widths: tuple[int, int]) -> None:
     """Multi-head latent attention; the first-use check covers such widths."""
-    from gaguide.guidance.triton_attention import _TritonAttention
-    from gaguide.guidance.triton_attention import triton_attention as plain
-
     width, value_width = widths
     q, k, _, targets, valid_BT, _ = case(4, 2, 3, 70, width, "none", 0.1)
     v = torch.randn(2, 3, 70, value_width, generator=torch.Generator().manual_seed(1))
@@ -256,16 +251,14 @@ def test_values_may_be_wider_or_narrower_than_queries(triton_attention, widths: 
 
     def results(kernel: backend.Attention) -> list[torch.Tensor]:
         leaves = [x.float().requires_grad_() for x in (q, k, v)]
-        out, loss_h, mass_h = kernel(*leaves, terms, None, 0.25, NO_DROPOUT)
+        out, loss_h, mass_h = kernel(leaves, terms, None, numbers_of(terms, 0.25))
         gradients = torch.autograd.grad(out.square().sum() + loss_h.sum(), leaves)
         return [out.detach(), loss_h.detach(), mass_h, *gradients]
 
-    got, want = results(triton_attention), results(row_block_attention)
+    got, want = results(fused), results(attend)
     assert got[0].shape == (2, 3, 70, value_width)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert backend.disagreement(plain, DEVICE, torch.float32, width, value_width) < 1e-5
-    if width != value_width:
-        with pytest.raises(ValueError, match="do not belong together"):
-            given = [x.float().to(DEVICE) for x in (q, k, v)]
-            _TritonAttention.apply(*given, on(DEVICE, terms), None, 0.25, NO_DROPOUT)
+    assert backend.disagreement(DEVICE, torch.float32, widths) < 1e-5
+    with pytest.raises(ValueError, match="do not belong together"):
+        fused([q, k[:, :, 1:], v], terms, None, numbers_of(terms, 0.25))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tests.support.ranks import DS_CONFIGS, run_ranks
 
 SCRIPT = Path(__file__).parent / "variants_script.py"
 EAGER = {"guidance.experiment": "finetuned", "validation.every": "2", "validation.blocks": "5"}
-COMPILED = EAGER | {"train.compile": "true", "checkpoint.every": "2"}
+GUIDED = {"guidance.experiment": "1-negation"}
+COMPILED = {"train.compile": "true", "checkpoint.every": "2"}
+RUNS = ("zero2", "guided0", "guided1", "guided2")
 
 
 def shipped(name: str) -> dict[str, Any]:
@@ -31,10 +34,13 @@ def shipped(name: str) -> dict[str, Any]:
 def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
     spec: dict[str, Any] = {}
-    for name in ("zero0", "zero1", "zero2"):
-        spec[f"{name}-eager"] = {"ds": shipped(name), "run": EAGER}
-        spec[name] = {"ds": shipped(name), "run": COMPILED}
-    spec["dropout"] = {"ds": shipped("zero2"), "run": COMPILED | {"model.dropout": "0.1"}}
+    for name in RUNS:
+        ds = shipped(f"zero{name[-1]}")
+        run = EAGER | (GUIDED if name.startswith("guided") else {})
+        spec[f"{name}-eager"] = {"ds": ds, "run": run}
+        spec[name] = {"ds": ds, "run": run | COMPILED}
+    harder = {"model.dropout": "0.1", "train.gradient_checkpointing": "true", "guidance.mode": "words"}
+    spec["dropout"] = {"ds": shipped("zero2"), "run": EAGER | GUIDED | COMPILED | harder}
     spec["resumed"] = spec["dropout"] | {"copy": "dropout", "forget": "step-00000004"}
     (folder / "spec.json").write_text(json.dumps(spec))
     arguments = [str(embedded_shards), str(folder), str(folder / "spec.json")]
@@ -46,15 +52,19 @@ def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def curve(runs: Path, name: str, field: str, file: str = "metrics") -> list[Any]:
-    return [record[field] for record in read_metrics(runs / name / f"{file}.jsonl")]
+    records = read_metrics(runs / name / f"{file}.jsonl")
+    return [math.nan if record[field] is None else record[field] for record in records]
 
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2"])
+@pytest.mark.parametrize("name", RUNS)
 def test_a_compiled_run_has_the_losses_of_the_eager_one(runs: Path, name: str) -> None:
-    for field in ("loss", "grad_norm"):
-        assert curve(runs, name, field) == pytest.approx(curve(runs, f"{name}-eager", field), rel=1e-5)
+    guided = ("guidance_loss", "guided_attention") if name.startswith("guided") else ()
+    for field in ("loss", "grad_norm", *guided):
+        assert curve(runs, name, field) == pytest.approx(
+            curve(runs, f"{name}-eager", field), rel=1e-5, nan_ok=True
+        )
     held_out = [curve(runs, each, "lm_loss", "validation") for each in (name, f"{name}-eager")]
     assert len(held_out[0]) == 3 and held_out[0] == pytest.approx(held_out[1], rel=1e-5)
 
@@ -62,20 +72,20 @@ def test_a_compiled_run_has_the_losses_of_the_eager_one(runs: Path, name: str) -
 @pytest.mark.processes
 @pytest.mark.slow
 def test_one_graph_is_compiled_although_validation_has_other_shapes(runs: Path) -> None:
-    for name in ("zero0", "zero1", "zero2"):
+    for name in (*RUNS, "dropout"):
         assert curve(runs, name, "compile_graphs") == [1] * 4
         assert curve(runs, name, "compile_recompilations") == [0] * 4
         assert all(seconds > 0 for seconds in curve(runs, name, "compile_seconds"))
-        assert "compile_graphs" not in read_metrics(runs / f"{name}-eager" / "metrics.jsonl")[0]
+    assert "compile_graphs" not in read_metrics(runs / "zero2-eager" / "metrics.jsonl")[0]
     assert "step 1: compiled 1 graph in" in (runs / "output.txt").read_text()
 
 
 @pytest.mark.processes
 @pytest.mark.slow
 def test_a_compiled_run_resumes_to_the_same_bits(runs: Path) -> None:
-    """With dropout, whose draws the compiled graph makes itself."""
+    """Guided and checkpointed, with dropout, whose draws the compiled graph makes itself."""
     assert "resuming after step 2 of 4" in (runs / "output.txt").read_text()
-    assert curve(runs, "dropout", "loss") != curve(runs, "zero2", "loss")
+    assert curve(runs, "dropout", "loss") != curve(runs, "guided2", "loss")
     for field in ("loss", "grad_norm"):
         assert curve(runs, "resumed", field) == curve(runs, "dropout", field)
     files = (runs / name / "model" / "model.safetensors" for name in ("dropout", "resumed"))
