@@ -1,6 +1,8 @@
 # make demo          train twice, evaluate, report: minutes on two CPU cores, nothing needed beforehand
 # make pretrained    the study `pretrained` of a real model (extra: example); BUDGET=cpu takes hours, and is resumed by the same command
 # make test          all tests that two CPU cores can run
+# make test-lowest   fast tests, a training, an evaluation and a study with the lowest versions that pyproject.toml allows
+# make test-newest   the same with the newest torch, transformers and DeepSpeed, whatever pyproject.toml allows
 # make test-stress   many repetitions of injected faults: minutes to hours
 # make test-gpu      every DeepSpeed JSON on a GPU, resumed as well; the guidance kernels
 # make test-cluster  hosts and a Slurm made on this machine (root; installs packages with apt-get)
@@ -20,7 +22,11 @@ DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) -
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
-.PHONY: demo pretrained test test-fast test-stress test-gpu test-cluster check docs clean
+FAST := not processes and not slow and not stress and not cluster and not gpu
+# One training, evaluation and study as processes.
+WHOLE := tests/train/test_outcomes.py tests/evaluate/test_evaluate_ranks.py
+
+.PHONY: demo pretrained test test-fast test-lowest test-newest test-stress test-gpu test-cluster check docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -56,7 +62,22 @@ test: $(VENV)/.installed-test
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile \
-	    -m 'not processes and not slow and not stress and not cluster and not gpu'
+	    -m '$(FAST)'
+
+# Environments of their own: build/venv-lowest and build/venv-newest.
+test-lowest test-newest: test-%: build/venv-%/.installed
+	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest --numprocesses $(JOBS) --dist loadfile -m '$(FAST)'
+	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest $(WHOLE)
+	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest -m stress tests/study/test_run.py
+
+build/venv-lowest/.installed: UV_OPTIONS := --resolution lowest-direct
+build/venv-newest/.installed: UV_OPTIONS := --upgrade --override build/venv-newest/override.txt
+build/venv-%/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear build/venv-$*
+	build/venv-$*/bin/python -m pip install --quiet 'uv>=0.9'
+	printf 'torch\ntransformers\ndeepspeed\n' > build/venv-$*/override.txt
+	build/venv-$*/bin/uv pip install --quiet --python build/venv-$*/bin/python $(UV_OPTIONS) --editable '.[test]'
+	touch $@
 
 test-stress: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m stress
