@@ -182,6 +182,7 @@ def test_groups_and_tags_equal_the_harness(tmp_path: Path) -> None:
     summed = json.loads((tmp_path / "out" / "results.json").read_text())["groups"]
     assert summed["outer"]["tasks"] == ["jinja_quiz", "piqa_like", "blimp_like", "outer::own_task"]
     assert summed["outer"]["metrics"]["acc"]["value"] == pytest.approx(theirs["groups"]["outer"]["acc,none"])
+    assert "| outer |" in (tmp_path / "out" / "results.md").read_text()
     named = [task.task.name for task in read_tasks(["one_tag"], None, None, options=options)]
     assert named == ["jinja_quiz"]
     assert len(read_tasks(["all_ten"], None, None, options=options)) == len(NAMES)

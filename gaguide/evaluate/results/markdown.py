@@ -14,6 +14,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     """A Markdown table of every metric of every task in the content of results.json."""
     lines = [f"Model: `{results['model']}`", "", _line(_HEAD), _line(["---"] * len(_HEAD))]
     lines += map(_line, _rows(results["tasks"]))
+    lines += map(_line, _group_rows(results.get("groups", {})))
     return "\n".join([*lines, *_notes(results["tasks"])]) + "\n"
 
 
@@ -25,6 +26,13 @@ def _rows(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
             doubt = task.get("uninformative", {}).get(metric)
             shown = _number(value["value"]) + ("" if doubt is None else MARKS[doubt["reason"]])
             yield [name, str(task["count"]), metric, shown, interval, chance]
+
+
+def _group_rows(groups: Mapping[str, Any]) -> Iterator[list[str]]:
+    for name, group in groups.items():
+        for metric, value in group["metrics"].items():
+            interval = f"{_number(value['low'])} – {_number(value['high'])}"
+            yield [name, str(group["count"]), metric, _number(value["value"]), interval, ""]
 
 
 def _notes(tasks: Mapping[str, Any]) -> list[str]:
