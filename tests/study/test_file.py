@@ -116,7 +116,7 @@ def test_the_study_of_a_pretrained_model(tmp_path: Path, budget: str, steps: int
     plan.write_text(yaml.safe_dump(dict.fromkeys(names, guidance)))
     study = load_study("pretrained", {"budget": budget, "chosen": str(plan)})
     cells = make_grid(study).cells
-    assert len(cells) == 16
+    assert len(cells) == 17
     trained = [cell for cell in cells if cell.run is not None]
     assert {cell.run.train.steps for cell in trained if cell.run is not None} == {steps}
     seeds = Counter(cell.experiment for cell in trained)
