@@ -13,7 +13,10 @@ output layer. There, no token attends to what others share with it; where all pr
 context" is the bare forward pass over that prefix, then over the other distinct tokens after it, in
 transformers' own cache. CASE: memo-trap; disjoint (22 shots, different for every prompt); shared (22 shots,
 the same for all); disjoint-1 and shared-1 (the same with choices of one token, which the harness scores in
-one pass); choices (10 of them). DIR of the data: the folder with inverse_scaling/ and prize_csv/.
+one pass); choices (10 of them); passages (a passage of Python's documentation, a question, and
+the choices " no" and " yes" of one token, the form of BoolQ). With --processor-time, seconds are those of the
+processor, all threads together: for a machine that has other work. DIR of the data: the folder with
+inverse_scaling/ and prize_csv/.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
@@ -45,6 +49,8 @@ from gaguide.evaluate.schedule.cost import Budget, CostModel
 from gaguide.evaluate.schedule.rows import TokenSequence, added_tokens, build_row, longest_prefix
 from gaguide.evaluate.score.scorer import Scorer
 
+clock: Callable[[], float] = time.perf_counter
+"""Tells the seconds that `timed` counts."""
 Question = tuple[str, list[str]]
 """A prompt and its continuations."""
 
@@ -62,6 +68,10 @@ LONG_PREFIX = 256
 def questions(case: str, data: Path, count: int) -> list[Question]:
     """The requests of a case, drawn with a fixed seed from real files."""
     rng = random.Random(0)
+    if case == "passages":
+        parts = [part for text in topics.values() for part in text.split("\n\n") if 500 < len(part) < 1200]
+        ask = "Question: is this about the value of a name?\nAnswer:"
+        return [(f"{part}\n{ask}", [" no", " yes"]) for part in rng.sample(parts, count)]
     if case == "memo-trap":
         lines = (data / "inverse_scaling" / "memo-trap_classification.jsonl").read_text("utf-8").splitlines()
         rows = [json.loads(line) for line in rng.sample(lines, count)]
@@ -195,9 +205,9 @@ def in_context(model: Any, held: Distinct) -> Iterator[None]:
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds, and the result of `work`."""
-    began = time.perf_counter()
+    began = clock()
     result = work()
-    return time.perf_counter() - began, result
+    return clock() - began, result
 
 
 def in_turns(works: dict[str, Iterator[Any]]) -> dict[str, float]:
@@ -344,14 +354,18 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("time", "bare", "memory", "child"))
     parser.add_argument(
-        "case", choices=("memo-trap", "disjoint", "shared", "disjoint-1", "shared-1", "choices")
+        "case", choices=("memo-trap", "disjoint", "shared", "disjoint-1", "shared-1", "choices", "passages")
     )
     parser.add_argument("--model", type=Path, required=True, help="folder with gpt2's shape and tokenizer")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--contender", default="gaguide", help=argparse.SUPPRESS)
+    parser.add_argument("--processor-time", action="store_true")
     arguments = parser.parse_args()
+    global clock
+    if arguments.processor_time:
+        clock = time.process_time
     cases = {"time": time_case, "bare": bare_case, "memory": memory_case, "child": child_case}
     cases[arguments.what](arguments)
 

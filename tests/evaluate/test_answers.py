@@ -195,21 +195,26 @@ def test_a_constant_answer_is_said_in_every_file(gpt2_folder: Path, tmp_path: Pa
     assert harness["uninformative"]["balanced"]["acc"]["why"] == why
 
 
+def _value(row: dict[str, str], column: str) -> str:
+    """A column of ScoNe, whose files with a negation call it edited."""
+    return row[column] if column in row else row[f"{column}_edited"]
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_pretrained_model_that_always_answers_no_is_found_out(tmp_path: Path) -> None:
-    files = sorted(_SCONE.glob("*one*.csv"))
-    if FOLDER_VARIABLE not in os.environ or not files:
+    files = [_SCONE / f"{name}.csv" for name in ("one_scoped", "no_negation", "one_not_scoped")]
+    if FOLDER_VARIABLE not in os.environ or not files[0].is_file():
         pytest.skip(f"needs SmolLM2 in {FOLDER_VARIABLE} and ScoNe's files beside the repository ({_SCONE})")
     rows = []
     for path in files:
         with path.open(newline="") as file:
             rows += [
                 {
-                    "prompt": f"Assume that: {row['sentence1']}\nIs it then definitely true that: "
-                    f"{row['sentence2']} Answer Yes or No.\nAnswer:",
+                    "prompt": f"Assume that: {_value(row, 'sentence1')}\nIs it then definitely true that: "
+                    f"{_value(row, 'sentence2')} Answer Yes or No.\nAnswer:",
                     "classes": list(_YES_NO),
-                    "answer_index": int(row["gold_label"] != "entailment"),
+                    "answer_index": int(_value(row, "gold_label") != "entailment"),
                 }
                 for row in list(csv.DictReader(file))[:80]
             ]
