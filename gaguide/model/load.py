@@ -213,6 +213,11 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _pretrained_config(section: ModelSection) -> PretrainedConfig:
+    folder = Path(section.name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        # transformers 5.1 would guess the architecture from the folder's name: "options" has an "opt" in it.
+        remedy = "give a folder made by save_pretrained"
+        raise UserError(Fault("model.name", "the folder contains no config.json", remedy, section.name))
     try:
         return deepcopy(
             AutoConfig.from_pretrained(
