@@ -130,7 +130,7 @@ def score_example(
     """
     values, tokens, hits = tuple(log_probabilities), tuple(target_tokens), tuple(greedy)
     if not all(map(math.isfinite, values)):
-        return ScoredExample(example, values, tokens, math.nan, finite=False)
+        return ScoredExample(example, values, tokens, math.nan, finite=False, greedy=hits)
     if kind in ("sequence_prob", "perplexity", "rolling", "near_cue"):
         return ScoredExample(example, values, tokens, -math.fsum(values), greedy=hits)
     if kind != "classification":
@@ -171,8 +171,12 @@ def score_number(example: Example, text: str | None) -> ScoredExample:
 def summarize(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, Metric]:
     """The metrics of a task by name, each without a value where the scores of an example are not finite."""
     if not all(one.finite for one in scored):
-        asked = kind == "classification" and bool(scored[0].example.unconditional)
-        return dict.fromkeys(_metric_names(kind) + ("acc_mutual_info",) * asked, NO_METRIC)
+        further: tuple[str, ...] = ()
+        if kind == "classification" and scored[0].example.unconditional:
+            further = ("acc_mutual_info",)
+        elif kind == "sequence_prob" and all(one.greedy for one in scored):
+            further = ("greedy_acc",)
+        return dict.fromkeys(_metric_names(kind) + further, NO_METRIC)
     values, groups = [one.value for one in scored], _clusters(scored)
     if kind == "classification":
         return _summarize_classes(scored, values, groups)
@@ -298,9 +302,7 @@ def _metric_names(kind: Kind) -> tuple[str, ...]:
         return ("loss", *CUE_LOSSES.values())
     if kind == "rolling":
         return ("word_perplexity", "byte_perplexity", "bits_per_byte")
-    if kind == "sequence_prob":
-        return ("loss", "perplexity", "greedy_acc")
-    return ("loss", "perplexity") if kind == "perplexity" else (kind,)
+    return ("loss", "perplexity") if kind in ("perplexity", "sequence_prob") else (kind,)
 
 
 def not_finite(scored: Sequence[ScoredExample]) -> list[str]:
