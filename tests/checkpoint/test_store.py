@@ -12,11 +12,11 @@ import pytest
 
 from gaguide.checkpoint import CheckpointStore
 from gaguide.checkpoint.folder import choose, describe_checkpoints
-from gaguide.config import EMBEDDED, load_config
+from gaguide.config import EMBEDDED
 from gaguide.distributed import World
 from gaguide.engine.save import SaveResult
 from gaguide.errors import UserError
-from gaguide.train.preflight import prepare
+from gaguide.train.precheck import precheck
 from tests.support.ranks import DS_CONFIGS
 
 
@@ -136,9 +136,8 @@ def test_keep_best_needs_a_loss(
         "checkpoint.every": str(every),
         "validation.every": str(validation),
     }
-    run = load_config(EMBEDDED, overrides)
     if not refused:
-        prepare(run, DS_CONFIGS / "zero2.json", World.from_environment())
+        precheck(EMBEDDED, overrides, DS_CONFIGS / "zero2.json", ranks=1)
         return
     with pytest.raises(UserError, match="no validation before the last step falls on a checkpoint"):
-        prepare(run, DS_CONFIGS / "zero2.json", World.from_environment())
+        precheck(EMBEDDED, overrides, DS_CONFIGS / "zero2.json", ranks=1)
