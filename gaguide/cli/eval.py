@@ -1,4 +1,4 @@
-"""`gaguide eval list|validate|compare`: lists the built-in tasks, checks data, compares evaluations."""
+"""`gaguide eval`: the built-in tasks, checks of data, generated data, comparisons of evaluations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from gaguide.cli import eval_compare
+from gaguide.cli.eval_golden import golden_command
+from gaguide.cli.eval_make import make_controls, make_negation
 from gaguide.cli.options import print_table
 from gaguide.cli.seen import clean_command
 
@@ -18,6 +20,9 @@ tasks_app = typer.Typer(
 )
 tasks_app.command("clean")(clean_command)
 tasks_app.command()(eval_compare.compare)
+tasks_app.command("golden")(golden_command)
+tasks_app.command("make-controls")(make_controls)
+tasks_app.command("make-negation")(make_negation)
 
 
 def register(app: typer.Typer) -> None:
@@ -37,9 +42,42 @@ def list_tasks() -> None:
     for name in ("group", "kind", "examples from", "in the paper"):
         table.add_column(name, overflow="fold")
     for name, task in built_in_tasks().items():
-        data = f"generated, {task.count}" if task.generator else f"{task.file}, or hub: {task.hub}"
+        if task.generator:
+            data = f"generated, {task.count}"
+        elif task.files:
+            more = f" and {len(task.files) - 1} more" if len(task.files) > 1 else ""
+            data = f"{task.files[0].file}{more}, from {task.source}"
+        else:
+            data = f"{task.file}, or hub: {task.hub}"
         table.add_row(name, task.group, task.kind, data, "yes" if task.paper else "")
     print_table(table, _PIPE_WIDTH)
+
+
+@tasks_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A built-in task, or a task file.", metavar="TASK")],
+) -> None:
+    """Describe one task: where its data are from, its prompt, and what a score shows and cannot show."""
+    from gaguide.errors import Fault, UserError, suggestion
+    from gaguide.evaluate import built_in_tasks
+    from gaguide.evaluate.tasks.task import read_task_file
+
+    known = built_in_tasks()
+    if name not in known and not Path(name).is_file():
+        raise UserError(Fault("TASK", "must be a built-in task or a file", suggestion(name, known), name))
+    task = known[name] if name in known else read_task_file(Path(name))
+    files = [f"{one.file}  sha256 {one.sha256 or 'not known'}" for one in task.data_files]
+    prompt = None if task.template is None else task.template.prompt
+    described: dict[str, list[str]] = {
+        "task": [task.name], "kind": [task.kind or "by its columns"], "about": [task.summary],
+        "data": files or [f"generated, {task.count}" if task.generator else str(task.hub)],
+        "source": [task.source or ""], "license": [task.license or ""],
+        "prompt": [repr(prompt)] if prompt is not None else [],
+        "shows": [task.shows], "cannot show": [task.hides],
+    }  # fmt: skip
+    for field, values in described.items():
+        for at, value in enumerate(one for one in values if one):
+            typer.echo(f"{field if at == 0 else '':<12} {value}")
 
 
 @tasks_app.command()
@@ -64,6 +102,8 @@ def validate(
 
     from gaguide.evaluate.encode.examples import encode_examples
     from gaguide.evaluate.model_folder import find_model_folder
+    from gaguide.evaluate.results.metrics import chance_level
+    from gaguide.evaluate.results.parts import constant_answer
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.evaluate.tasks.options import TaskOptions
     from gaguide.evaluate.tasks.read import read_tasks
@@ -84,12 +124,16 @@ def validate(
             longest[task.task.name] = f"{max((len(pair.input_ids) for pair in pairs), default=0)}" + (
                 f" ({truncated} truncated on the left)" if truncated else ""
             )
-    table = Table("task", "kind", "examples", "longest, in tokens", "data")
+    table = Table("task", "kind", "examples", "chance", "constant answer", "longest, in tokens", "data")
     for task in found:
         name = task.task.name
+        chance, constant = chance_level(task.kind, task.examples), constant_answer(task.examples)
         table.add_row(
-            Text(name), task.kind, str(len(task.examples)), longest.get(name, ""), Text(task.source)
-        )
+            Text(name), task.kind, str(len(task.examples)),
+            "" if chance is None else f"{chance:.4f}",
+            Text("" if constant is None else f"{constant[1]:.4f} ({constant[0]})"),
+            longest.get(name, ""), Text(task.source),
+        )  # fmt: skip
     console = Console(width=None if Console().is_terminal else _PIPE_WIDTH)
     console.print(table)
     for warning in (text for task in found for text in task.warnings):

@@ -64,7 +64,12 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> int:
     if world.is_main:
         print("evaluate: reading tasks and model", flush=True)  # the imports alone may take seconds
     from gaguide.evaluate.results.metrics import not_finite
-    from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
+    from gaguide.evaluate.results.table import (
+        print_comparison,
+        print_parts,
+        print_table,
+        print_worst,
+    )
     from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.liveness.peers import watch_evaluation
@@ -90,6 +95,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> int:
     folders = output_folders(arguments.output, arguments.model)
     for results, folder in zip(several, folders, strict=True):
         print_table(results)
+        print_parts(results)
         print_worst(results)
         say(f"written: {folder / 'results.json'}")
     if len(several) > 1:

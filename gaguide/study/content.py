@@ -16,12 +16,17 @@ from typing import Any
 from gaguide.data.format.manifest import is_complete, read_manifest
 from gaguide.errors import Fault, FaultCollector
 from gaguide.evaluate.tasks.harness.read import read_harness_task
-from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks, split_names
+from gaguide.evaluate.tasks.locate import LocatedTask, files_hash, locate_tasks, split_names
 from gaguide.evaluate.tasks.options import DEFAULTS
 from gaguide.files import hash_file, write_json
 from gaguide.model.content import model_files
 
-_WORDS_ONLY = {"summary", "group", "lm_eval", "paper", "sha256"}
+_WORDS_ONLY = {
+    name: True
+    for name in (
+        "summary", "source", "license", "shows", "hides", "group", "lm_eval", "paper", "sha256"
+    )
+} | {"files": {"__all__": {"also": True, "sha256": True}}}  # fmt: skip
 """Fields of a task that no score depends on."""
 _CACHE = ".content.json"
 
@@ -64,8 +69,9 @@ def _task_content(located: LocatedTask) -> TaskContent:
         keys = [example.key(str(task.kind)) for example in asked]
         return TaskContent(_digest([str(located.harness.tree), keys]))
     parts: list[Any] = [task.model_dump(mode="json", exclude=_WORDS_ONLY, exclude_defaults=True)]
-    data = None if located.path is None else hash_file(located.path)
-    parts.append(data)
+    hashes = [hash_file(path) for path in located.paths]
+    parts.append(hashes[0] if len(hashes) == 1 else hashes or None)
+    data = files_hash(hashes)
     if task.fewshot is not None and task.fewshot.file is not None:
         pool = located.folder / task.fewshot.file
         parts.append(hash_file(pool) if pool.is_file() else None)

@@ -17,6 +17,7 @@ COMMANDS = (
     "lexicon --help",
     "lexicon list",
     "eval list",
+    "eval show scone-nli",
     "attention --help",
     "checkpoint --help",
     "checkpoint list run",

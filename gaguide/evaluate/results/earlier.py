@@ -35,8 +35,11 @@ _REMEDY = "give another folder with --output"
 
 
 def task_content(data: TaskData) -> str:
-    """SHA-256 of everything that a task asks with demonstrations, ids and groups included."""
-    asked = [(example.id, example.key(data.kind), example.group) for example in data.examples]
+    """SHA-256 of everything that a task asks with demonstrations, ids, groups and parts included."""
+    asked = [
+        (example.id, example.key(data.kind), example.group, *([] if example.part is None else [example.part]))
+        for example in data.examples
+    ]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

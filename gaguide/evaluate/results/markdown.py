@@ -7,6 +7,7 @@ from typing import Any
 
 from gaguide.evaluate.results.metric_names import ACCURACIES, MARK_NOTES, MARKS
 
+_PARTS = ("task", "part", "examples", "metric", "value", "95% interval", "constant answer", "as original")
 _HEAD = ("task", "examples", "metric", "value", "95% interval", "chance")
 
 
@@ -15,6 +16,12 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     lines = [f"Model: `{results['model']}`", "", _line(_HEAD), _line(["---"] * len(_HEAD))]
     lines += map(_line, _rows(results["tasks"]))
     lines += map(_line, _group_rows(results.get("groups", {})))
+    parts = list(_part_rows(results["tasks"]))
+    if parts:
+        lines += ["", _line(_PARTS), _line(["---"] * len(_PARTS)), *map(_line, parts)]
+        lines += [
+            f"\n{note}" for mark, note in MARK_NOTES.items() if any(MARKS[mark] in one[4] for one in parts)
+        ]
     return "\n".join([*lines, *_notes(results["tasks"])]) + "\n"
 
 
@@ -47,6 +54,21 @@ def _notes(tasks: Mapping[str, Any]) -> list[str]:
         if whys:
             lines += ["", note, "", *(f"- {why} ({', '.join(names)})" for why, names in whys.items())]
     return lines
+
+
+def _part_rows(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
+    for name, task in tasks.items():
+        for part, found in task.get("parts", {}).items():
+            metric, value = next(iter(found["metrics"].items()))
+            constant, same = found["constant"], found["same_as_original"]
+            doubt = found["uninformative"].get(metric)
+            yield [
+                name, part, str(found["count"]), metric,
+                _number(value["value"]) + ("" if doubt is None else MARKS[doubt["reason"]]),
+                f"{_number(value['low'])} – {_number(value['high'])}",
+                "" if constant is None else f"{constant[1]:.4f} ({constant[0]})",
+                "" if same is None else _number(same["value"]),
+            ]  # fmt: skip
 
 
 def _number(value: float | None) -> str:

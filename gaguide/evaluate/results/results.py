@@ -26,6 +26,7 @@ from gaguide.evaluate.results.metrics import (
 )
 from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
+from gaguide.evaluate.results.parts import part_results
 from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.log import code_fingerprint
@@ -166,6 +167,7 @@ def _task_json(result: TaskResult, dtype: str) -> dict[str, Any]:
         "answers": None if (pattern := answer_pattern(result.scored, "acc")) is None else pattern.to_json(),
         "uninformative": {name: asdict(one) for name, one in result.uninformative.items()},
         **_bands_json(result),
+        "parts": {name: asdict(part) for name, part in part_results(data.kind, result.scored).items()},
         "not_finite": _share_json(not_finite(result.scored), len(result.scored)),
         "truncated": _truncated_json(result.scored),
         "source": data.source,

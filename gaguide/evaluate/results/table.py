@@ -15,6 +15,7 @@ from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metric_names import ACCURACIES, DETAILS, MARK_NOTES, MARKS
 from gaguide.evaluate.results.metrics import ScoredExample, not_finite, worst
 from gaguide.evaluate.results.near_ties import near_ties
+from gaguide.evaluate.results.parts import part_results
 from gaguide.evaluate.results.results import Results, TaskResult
 
 _SHOWN_WORST = 3
@@ -70,6 +71,33 @@ def print_table(results: Results, console: Console | None = None) -> None:
             console.print(Text(f"{name}: {len(ties)} near ties, where rounding in {dtype} decides"))
         for warning in (*result.warnings(), *result.doubts()):
             console.print(Text(f"warning: {warning}"), soft_wrap=True)
+
+
+def print_parts(results: Results, console: Console | None = None) -> None:
+    """Print the main metric of each part of the tasks that have parts, and what a constant answer scores."""
+    table, reasons = Table(title="parts"), set[str]()
+    for name in ("task", "part"):
+        table.add_column(name, no_wrap=True)
+    for name in ("examples", "value", "95% interval", "constant answer", "as original"):
+        table.add_column(name, justify="right", no_wrap=name == "95% interval")
+    for name, result in results.tasks.items():
+        for at, (part, found) in enumerate(part_results(result.data.kind, result.scored).items()):
+            (metric_name, metric), *_ = found.metrics.items()
+            constant = "" if found.constant is None else f"{found.constant[1]:.4f} ({found.constant[0]})"
+            doubt = found.uninformative.get(metric_name)
+            table.add_row(
+                Text(name if at == 0 else ""), Text(part), str(found.count),
+                _value(metric) + ("" if doubt is None else MARKS[doubt.reason]), _interval(metric),
+                Text(constant),
+                "" if found.same_as_original is None else _value(found.same_as_original),
+            )  # fmt: skip
+            reasons |= set() if doubt is None else {doubt.reason}
+    if table.rows:
+        console = console or _console()
+        console.print(table)
+        for reason, note in MARK_NOTES.items():
+            if reason in reasons:
+                console.print(Text(note), soft_wrap=True)
 
 
 def print_comparison(

@@ -2,7 +2,9 @@
 
 task.py       task files, and the tasks that ship with the package
 locate.py     the names after --tasks → task files and data files
-records.py    JSON Lines and CSV → rows
+files.py      the data files of a task → examples
+records.py    JSON Lines, CSV and TSV → rows
+template.py   rows in other columns → rows in ours
 examples.py   rows → examples
 fewshot.py    which examples are demonstrations
 prompts.py    description, demonstrations and question → prompts; conversation.py: prompts as messages
@@ -11,4 +13,7 @@ options.py    settings that change what is asked
 heldout.py    blocks of shards as examples
 synthetic.py  generated sets
 read.py       all of the above → `TaskData`
+
+balanced_negation.py  questions about negation that no shortcut answers; antonyms.py gives the words
+controls.py           a task's prompts with their negations removed, replaced or reworded
 """

@@ -28,6 +28,8 @@ _MAX_LINES = 20
 _MAX_SHOWN = 60
 """Characters of a value in a message."""
 _REPEATED = "the same as an earlier one; each counts, so that the intervals are too narrow"
+_CLOSING = ",.;:!?…)]}’”"
+"""Characters that follow a word without a space."""
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 ALIASES = {
@@ -39,6 +41,7 @@ ALIASES = {
     "number": ("number", "true_answer", "answer", "target"),
     "id": ("id", "idx"),
     "group": ("group",),
+    "part": ("part",),
 }
 """Our column name → names that it may have in the data; the first match wins, after a task's `columns`."""
 
@@ -65,6 +68,8 @@ class Example:
     """What every continuation begins with and no class contains; `acc_norm` does not count it."""
     group: str | None = None
     """Examples with the same one are not independent: a minimal pair, a contrast set."""
+    part: str | None = None
+    """What results are also given by, such as a condition."""
     line: int = field(default=0, compare=False)
     """Line in the data file, counted from 1; 0 where there is none."""
     demonstration_ends: tuple[int, ...] = field(default=(), compare=False)
@@ -187,7 +192,7 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
                 raise _RowError(problem, "give each example its own id")
             line_of_id[example_id] = record.line
             example = _example(kind, columns, record, example_id, task.delimiter)
-            group = _group(columns, record)
+            group, part = _name(columns, record, "group"), _name(columns, record, "part")
         except _MissingColumnError as error:
             lacking.setdefault(error.args, []).append(record.line)
             continue
@@ -195,7 +200,7 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
             found.append((record.line, Fault(f"{source}:{record.line}", *error.args)))
             continue
         alone = example.continuations if kind == "classification" and task.mutual_information else ()
-        examples.append(replace(example, line=record.line, group=group, unconditional=alone))
+        examples.append(replace(example, line=record.line, group=group, part=part, unconditional=alone))
         for doubt in _doubts(example):
             doubtful_lines.setdefault(doubt, []).append(record.line)
         if example.content in contents:
@@ -309,14 +314,14 @@ def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, del
     return Example(example_id, prompts, continuations, answer, delimiter=delimiter)
 
 
-def _group(columns: _Columns, record: Record) -> str | None:
-    """The example's group; None where it has none of its own."""
-    value = columns.get(record, "group", or_none=True) if "group" in columns.names else None
+def _name(columns: _Columns, record: Record, ours: str) -> str | None:
+    """The example's group or part; None where it has none of its own."""
+    value = columns.get(record, ours, or_none=True) if ours in columns.names else None
     if value in (None, ""):
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise _RowError(f"group is {_short(value)}, not a name", "give a string or an integer")
-    return _text(str(value), "group")
+        raise _RowError(f"{ours} is {_short(value)}, not a name", "give a string or an integer")
+    return _text(str(value), ours)
 
 
 def _text(value: Any, name: str) -> str:
@@ -399,7 +404,7 @@ def _short(value: Any) -> str:
 
 def _run_together(before: str, after: str) -> bool:
     """Whether a space is missing between two characters; Chinese, Thai and other scripts have none."""
-    if before.isspace() or after.isspace():
+    if before.isspace() or after.isspace() or after in _CLOSING:
         return False
     return not (_is_spaceless(before) or _is_spaceless(after))
 

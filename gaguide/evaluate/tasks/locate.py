@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.registry import Registry, is_harness_file
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
-from gaguide.evaluate.tasks.task import Kind, Task, built_in_tasks, groups, read_task_file
+from gaguide.evaluate.tasks.task import DataFile, Kind, Task, built_in_tasks, groups, read_task_file
 
-DATA_SUFFIXES = (".jsonl", ".csv")
+DATA_SUFFIXES = (".jsonl", ".csv", ".tsv")
 TASK_SUFFIXES = (".yaml", ".yml")
 
 _PRIZE_KINDS: dict[str, Kind] = {
@@ -38,6 +39,20 @@ class LocatedTask:
     """What other paths in the task file are relative to."""
     harness: HarnessTask | None = None
     """A task of lm-evaluation-harness, which says itself where its data are."""
+    rest: tuple[Path, ...] = ()
+    """The other data files of a task with several, after `path`."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All data files, in the order of `Task.data_files`."""
+        return () if self.path is None else (self.path, *self.rest)
+
+
+def files_hash(hashes: Sequence[str]) -> str | None:
+    """What identifies the data: the file's SHA-256, or that of several; None without files."""
+    if len(hashes) < 2:
+        return hashes[0] if hashes else None
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def split_names(arguments: Sequence[str]) -> list[str]:
@@ -120,17 +135,17 @@ def _from_file(path: Path, registry: Registry, in_folder: bool = False) -> list[
         if is_harness_file(path):
             return _of_harness(registry.read(path, in_folder=in_folder))
         task = read_task_file(path)
-        if task.file is None:
-            return [LocatedTask(task, folder=path.parent)]
-        data = path.parent / task.file
-        if not data.is_file():
-            remedy = "give a path relative to the task file"
-            raise UserError(Fault(f"{path}: file", "does not exist", remedy, str(data)))
-        return [LocatedTask(task, data, path.parent)]
+        data = [path.parent / file.file for file in task.data_files]
+        with FaultCollector() as faults:
+            for missing in (one for one in data if not one.is_file()):
+                remedy = "give a path relative to the task file"
+                faults.add(Fault(f"{path}: file", "does not exist", remedy, str(missing)))
+        return [LocatedTask(task, data[0] if data else None, path.parent, rest=tuple(data[1:]))]
     if path.suffix not in DATA_SUFFIXES:
-        raise UserError(Fault("--tasks", "must be a .jsonl, .csv or .yaml file", "convert it", str(path)))
+        expected = f"must be a {', '.join(DATA_SUFFIXES)} or .yaml file"
+        raise UserError(Fault("--tasks", expected, "convert it", str(path)))
     for task in built_in_tasks().values():
-        if path.name in _file_names(task):
+        if task.file is not None and path.name in _file_names(task):
             return [LocatedTask(task, path)]
     name, _, kind = path.stem.rpartition("_")
     if name and kind in _PRIZE_KINDS:
@@ -164,21 +179,35 @@ def _in_group(name: str, data_folder: Path | None) -> list[LocatedTask]:
     # With a data folder, the group is reduced to what the folder holds.
     found = [entry for entry in located if entry.path is not None or entry.task.generator is not None]
     if not found:
-        expected = ", ".join(str(task.file) for task in members)
+        expected = ", ".join(file.file for task in members for file in task.data_files)
         problem = f"does not contain a file of the group {name}"
         raise UserError(Fault("--data", problem, f"expected files: {expected}", str(data_folder)))
     return found
 
 
 def _built_in(task: Task, data_folder: Path | None) -> LocatedTask:
-    if task.generator is None and data_folder is not None:
-        for name in _file_names(task):
-            if (data_folder / name).is_file():
-                return LocatedTask(task, data_folder / name)
-    return LocatedTask(task)
+    if task.generator is not None or data_folder is None:
+        return LocatedTask(task)
+    if not task.files:
+        names = [data_folder / name for name in _file_names(task)]
+        return LocatedTask(task, next((path for path in names if path.is_file()), None))
+    found = [_in_data_folder(file, data_folder) for file in task.files]
+    missing = [file.file for file, path in zip(task.files, found, strict=True) if path is None]
+    paths = [path for path in found if path is not None]
+    if missing and paths:
+        problem = f"does not contain {', '.join(missing)} of task {task.name}"
+        raise UserError(Fault("--data", problem, "add the files", str(data_folder)))
+    return LocatedTask(task, paths[0], rest=tuple(paths[1:])) if paths else LocatedTask(task)
 
 
 def _file_names(task: Task) -> list[str]:
-    """Names that the data file of a built-in task may have."""
+    """Names that the data file of a built-in task with one may have."""
     own = [] if task.file is None else [task.file]
     return [*own, f"{task.name}.jsonl", f"{task.name}.csv"]
+
+
+def _in_data_folder(file: DataFile, data_folder: Path) -> Path | None:
+    """The file under one of its names."""
+    return next(
+        (data_folder / name for name in (file.file, *file.also) if (data_folder / name).is_file()), None
+    )

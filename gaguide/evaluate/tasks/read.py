@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examples
+from gaguide.evaluate.tasks.examples import Example, ParsedExamples, list_some
 from gaguide.evaluate.tasks.fewshot import Demonstrated, with_demonstrations
+from gaguide.evaluate.tasks.files import cut_groups, parse_records, read_files
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.read import read_harness_task
 from gaguide.evaluate.tasks.heldout import HeldOut, read_held_out
@@ -16,10 +17,9 @@ from gaguide.evaluate.tasks.locate import LocatedTask, locate_tasks
 from gaguide.evaluate.tasks.near_cue import mark_cues, with_cues
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.evaluate.tasks.prompts import with_prompts
-from gaguide.evaluate.tasks.records import Record, raise_some, read_records
+from gaguide.evaluate.tasks.records import Record, read_records
 from gaguide.evaluate.tasks.synthetic import GENERATORS, generate
 from gaguide.evaluate.tasks.task import Fewshot, Kind, Task
-from gaguide.files import hash_file
 
 
 @dataclass(frozen=True)
@@ -89,21 +89,14 @@ def _read_task(
             task, task.kind, held_out.source, held_out.fingerprint, examples[:limit],
             len(held_out.examples), _repeated_blocks(held_out), held_out.tokenizer,
         )  # fmt: skip
-    sha256, warnings, faults = None, [], FaultCollector()
-    if task.generator is not None:
-        source, records = f"generated ({task.generator}, seed {task.seed})", _generated(task)
-    elif path is not None:
-        source, records, sha256 = str(path), read_records(path, faults, task.header), hash_file(path)
-        if task.sha256 is not None and task.sha256 != sha256:
-            warnings.append(
-                f"{path}: not the release's file byte for byte "
-                f"(sha256 {sha256[:12]}…, the release's {task.sha256[:12]}…)"
-            )
+    sha256: str | None = None
+    warnings: list[str] = []
+    if path is not None:
+        found = read_files(task, located.paths)
+        source, sha256, parsed = found.source, found.sha256, found.parsed
     else:
-        source, records = _hub(task)
-    parsed = faults.attempt(parse_examples, task, records, source) if records or not faults else None
-    raise_some(faults, source)
-    assert parsed is not None
+        source, records = _generated(task) if task.generator is not None else _hub(task)
+        parsed = parse_records(task, records, source)
     if parsed.kind == "near_cue":  # texts have no prompts
         marked = mark_cues(task, parsed.examples)
         return TaskData(
@@ -112,6 +105,11 @@ def _read_task(
     task, asked = _apply_fewshot(located, parsed, shots, limit)
     examples = with_prompts(task, asked.examples, asked.shown, options)
     warnings += [*parsed.warnings, *asked.warnings, *_description_doubts(task)]
+    if cut := cut_groups(parsed.examples, asked.examples):
+        warnings.append(
+            f"task {task.name}: of {len(cut)} groups not all examples are asked ({list_some(cut, 'group')}); "
+            "group_acc counts them by those that are"
+        )
     return TaskData(
         task, parsed.kind, source, sha256, examples, asked.available, tuple(warnings),
         scores_greedy=parsed.kind == "sequence_prob" or (options.log_samples and parsed.kind != "numeric"),
@@ -170,7 +168,7 @@ def _apply_fewshot(
         if not path.is_file():
             problem, remedy = "does not exist", "give a path relative to the task file"
             raise UserError(Fault(f"task {task.name}: fewshot.file", problem, remedy, str(path)))
-        others = parse_examples(
+        others = parse_records(
             task.model_copy(update={"kind": parsed.kind}), read_records(path, header=task.header), str(path)
         )
         if path != located.path:
@@ -180,7 +178,8 @@ def _apply_fewshot(
     return task, replace(found, warnings=(*warnings, *found.warnings))
 
 
-def _generated(task: Task) -> list[Record]:
+def _generated(task: Task) -> tuple[str, list[Record]]:
+    """What the rows are, for people, and the rows."""
     field = f"task {task.name}"
     if task.generator not in GENERATORS:
         problem = f"must be one of {', '.join(GENERATORS)}"
@@ -193,13 +192,17 @@ def _generated(task: Task) -> list[Record]:
     if len(rows) < task.count:
         problem = f"the generator has {len(rows)} different examples"
         raise UserError(Fault(f"{field}: count", problem, "ask for fewer", task.count))
-    return [Record(at, row) for at, row in enumerate(rows, start=1)]
+    source = f"generated ({task.generator}, seed {task.seed})"
+    return source, [Record(at, row) for at, row in enumerate(rows, start=1)]
 
 
 def _hub(task: Task) -> tuple[str, list[Record]]:
     """The hub's name and the rows: of a file where the task names one, else of the data set."""
     if task.hub is None:
         remedy = "give file, hub or generator in the task file"
+        if task.files and task.source is not None:
+            names = ", ".join(file.file for file in task.files)
+            remedy = f"get {names} from {task.source}, and give the folder with --data"
         raise UserError(Fault(f"task {task.name}", "does not say where its data are", remedy))
     try:
         if task.hub_file is not None:

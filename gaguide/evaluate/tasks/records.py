@@ -1,4 +1,4 @@
-"""Rows of JSON Lines and CSV files, with the line that each begins at."""
+"""Rows of JSON Lines, CSV and TSV files, with the line that each begins at."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gaguide.errors import Fault, FaultCollector, UserError
 MAX_FAULTS = 200
 """Faults that are listed for a file; the rest are counted."""
 
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -42,7 +43,7 @@ class Record:
 def read_records(
     path: Path, collected: FaultCollector | None = None, header: Sequence[str] | None = None
 ) -> list[Record]:
-    """Rows of a .jsonl or .csv file.
+    """Rows of a .jsonl, .csv or .tsv file; a file of another name is JSON Lines.
 
     header: names of the columns of a CSV file that does not begin with them.
 
@@ -58,11 +59,13 @@ def read_records(
             problem = f"is not UTF-8 ({error.reason})"
             faults.add(Fault(f"{path}:{number}", problem, "save the file as UTF-8"))
             lines.append("")
-    if path.suffix == ".csv":
+    if path.suffix in _DELIMITERS:
         records = _csv_records(lines, path, faults, header)
     else:
         if header is not None:
-            faults.add(Fault(str(path), "header is given for a file that is not CSV", "remove `header`"))
+            faults.add(
+                Fault(str(path), "header is given for a file that is not CSV or TSV", "remove `header`")
+            )
         records = _json_records(lines, path, faults)
     if collected is None:
         raise_some(faults, path)
@@ -98,7 +101,9 @@ def _csv_records(
     lines: Sequence[str], path: Path, faults: FaultCollector, header: Sequence[str] | None
 ) -> list[Record]:
     csv.field_size_limit(1 << 30)
-    reader = csv.DictReader(io.StringIO("\n".join(lines), newline=""), fieldnames=header)
+    delimiter = _DELIMITERS[path.suffix]
+    text = io.StringIO("\n".join(lines), newline="")
+    reader = csv.DictReader(text, fieldnames=header, delimiter=delimiter)
     names = [name for name in reader.fieldnames or () if name]  # reads the header, which may span lines
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.add(Fault(f"{path}:1", f"duplicate column {name!r}", "give each column its own name"))
@@ -109,6 +114,10 @@ def _csv_records(
             named = len(reader.fieldnames or ())
             problem = f"has {named + len(extra)} cells, the header {named}"
             faults.add(Fault(f"{path}:{line}", problem, "put texts that contain commas into double quotes"))
+        if path.suffix == ".tsv" and any("\n" in str(value) for value in row.values()):
+            problem = "a cell that begins with a quotation mark goes on in the next line"
+            remedy = 'close it, or put the whole cell into quotation marks and double those inside ("")'
+            faults.add(Fault(f"{path}:{line}", problem, remedy))
         # An unnamed first column is pandas' index.
         records.append(Record(line, {key: value for key, value in row.items() if key}))
         line = reader.line_num + 1

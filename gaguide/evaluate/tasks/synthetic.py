@@ -10,6 +10,9 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gaguide.evaluate.tasks.antonyms import seed_antonyms
+from gaguide.evaluate.tasks.balanced_negation import balanced_rows
+
 GeneratedRow = dict[str, Any]
 """Columns of one example."""
 _MAX_REPEATS = 10_000
@@ -167,5 +170,6 @@ GENERATORS: dict[str, Callable[[random.Random], Iterator[GeneratedRow]]] = {
     "order": _order,
     "contrast": _contrast,
     "flip": _flip,
+    "balanced-negation": lambda rng: balanced_rows(seed_antonyms(), rng),
 }
 """Generators by their name in task files."""

@@ -19,11 +19,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import UserError
+from gaguide.evaluate.tasks.template import Template
 
 Kind = Literal[
     "classification",
@@ -56,6 +57,23 @@ class Fewshot(BaseModel):
     """Text after each demonstration."""
 
 
+class DataFile(BaseModel):
+    """One data file of a task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str = Field(min_length=1)
+    """Path, relative to the task file, or in the folder of --data."""
+    also: tuple[str, ...] = ()
+    """Other paths that it may have in the folder of --data."""
+    sha256: str | None = None
+    """SHA-256 of the released file; another file's hash is a warning."""
+    columns: Mapping[str, str] = {}
+    """Name in the task's template → the file's column."""
+    part: str | None = None
+    """What results are also given by: the part that its examples belong to."""
+
+
 class Task(BaseModel):
     """One task, as its file describes it. Texts are used unchanged."""
 
@@ -72,11 +90,23 @@ class Task(BaseModel):
     description: str = ""
     """Text before every prompt, demonstrations included; as in lm-evaluation-harness, nothing is put between
     them."""
+    source: str | None = None
+    """Where the data are published."""
+    license: str | None = None
+    """The data's licence, as its publishers state it."""
+    shows: str = ""
+    """What a good score shows, for people."""
+    hides: str = ""
+    """What a score cannot show, for people."""
 
     file: str | None = None
     """Data file, relative to the task file."""
     sha256: str | None = None
     """SHA-256 of the released data file; another file's hash is a warning."""
+    files: tuple[DataFile, ...] = ()
+    """Several data files, or one with a description of its own, instead of `file`."""
+    template: Template | None = None
+    """How a row of data in other columns becomes an example."""
     hub: str | None = None
     """Data set on the Hugging Face hub, used where no file is given or found."""
     hub_file: str | None = None
@@ -122,6 +152,21 @@ class Task(BaseModel):
     """The task's name in lm-evaluation-harness."""
     paper: Mapping[str, Mapping[str, float]] = {}
     """Accuracies in the paper, by model and experiment."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Task:
+        if self.files and (self.file is not None or self.sha256 is not None):
+            raise ValueError("must have files or file and sha256, not both")
+        if self.template is not None and self.columns:
+            raise ValueError("must have a template or columns, not both")
+        return self
+
+    @property
+    def data_files(self) -> tuple[DataFile, ...]:
+        """The task's data files; () where its data are not files."""
+        if self.file is not None:
+            return (DataFile(file=self.file, sha256=self.sha256),)
+        return self.files
 
 
 @cache
