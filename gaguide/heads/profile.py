@@ -82,7 +82,7 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
     means = mean_outputs(network, plain, layers)
     with SlowWork("estimating the effect of every head: blocks", len(text.chosen)) as slow:
         sums = attribute(network, batches, pattern, means, lambda done, of: slow.done(done))
-    removed = _candidates(sums, settings.top)
+    removed = _candidates(sums, max(settings.top, settings.heads))
     with SlowWork("removing heads exactly, passes", None) as slow:
         exact = measure_text(
             network, [one for one in subjects if one.key in removed], batches, ["mean"], settings.seed,
@@ -128,7 +128,13 @@ def _candidates(sums: dict[Key, np.ndarray], top: int) -> set[Key]:
     """
     near = {key: abs(float(found[:, 0].sum())) for key, found in sums.items()}
     every = {key: abs(float(found[:, 1].sum())) for key, found in sums.items()}
-    return {*sorted(near, key=lambda key: -near[key])[:top], *sorted(every, key=every.__getitem__)[:top]}
+    rises = {key: float(found[:, 0].sum()) for key, found in sums.items()}
+    used = sorted(rises, key=lambda key: -rises[key])[:top]
+    return {
+        *used,
+        *sorted(near, key=lambda key: -near[key])[:top],
+        *sorted(every, key=every.__getitem__)[:top],
+    }
 
 
 def _head(

@@ -21,7 +21,7 @@ def choose(heads: Sequence[HeadProfile], count: int, seed: int) -> tuple[ChosenH
     Exact changes rank before estimates of other heads: estimates of small effects are good, of large ones
     too small.
     """
-    used = sorted(heads, key=lambda one: (one.near is None, -_near(one)))
+    used = sorted(heads, key=_use)
     unused = sorted(heads, key=lambda one: (one.loss is None, max(abs(_loss(one)), abs(_near(one)))))
     keys = [(one.layer, one.head) for one in heads]
     picked = random.Random(f"{seed}").sample(keys, min(count, len(keys)))
@@ -43,6 +43,12 @@ def choose(heads: Sequence[HeadProfile], count: int, seed: int) -> tuple[ChosenH
 
 def _keys(heads: Sequence[HeadProfile]) -> list[tuple[int, int]]:
     return sorted((one.layer, one.head) for one in heads)
+
+
+def _use(one: HeadProfile) -> tuple[int, float]:
+    """Sort key: exact rises first, then estimated ones, then heads without which the loss falls."""
+    group = 2 if _near(one) <= 0 else int(one.near is None)
+    return group, -_near(one)
 
 
 def _near(one: HeadProfile) -> float:
