@@ -10,6 +10,7 @@ In the order of an evaluation:
 
     model_folder.py   a model's configuration and tokenizer; its weights
     runner.py         `evaluate`, `evaluate_all`: the whole of the above
+    memory.py         `evaluate_model`: the same for a model in memory
     during.py         the same for a model in training
     command.py        arguments, ranks, exit codes
 
@@ -21,6 +22,10 @@ from typing import TYPE_CHECKING
 from gaguide.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gaguide.evaluate.memory import evaluate_model
+    from gaguide.evaluate.results.answers import Uninformative
+    from gaguide.evaluate.results.intervals import Metric
+    from gaguide.evaluate.results.metrics import ScoredExample
     from gaguide.evaluate.results.results import Results, TaskResult
     from gaguide.evaluate.runner import EvaluateSettings, evaluate, evaluate_all
     from gaguide.evaluate.tasks.options import TaskOptions
@@ -28,13 +33,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvaluateSettings",
+    "Metric",
     "Results",
+    "ScoredExample",
     "Task",
     "TaskOptions",
     "TaskResult",
+    "Uninformative",
     "built_in_tasks",
     "evaluate",
     "evaluate_all",
+    "evaluate_model",
 ]
 
 __getattr__ = lazy_names(
@@ -43,6 +52,10 @@ __getattr__ = lazy_names(
         "EvaluateSettings": "runner",
         "evaluate": "runner",
         "evaluate_all": "runner",
+        "evaluate_model": "memory",
+        "Uninformative": "results.answers",
+        "Metric": "results.intervals",
+        "ScoredExample": "results.metrics",
         "Results": "results.results",
         "TaskResult": "results.results",
         "Task": "tasks.task",

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model import fuse_activations
 from gaguide.model.content import FileContent, model_files, read_content
 
@@ -50,9 +50,13 @@ class ModelFolder:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Ids that end a text: the tokenizer's, the configuration's, and those of generation_config.json."""
-        found: list[Any] = [self.tokenizer.eos_token_id, getattr(self.config, "eos_token_id", None)]
+        generation = None
         with suppress(OSError, ValueError):  # has none
-            found.append(GenerationConfig.from_pretrained(self.name).eos_token_id)
+            generation = GenerationConfig.from_pretrained(self.name).eos_token_id
+        return self._flat_ids(generation)
+
+    def _flat_ids(self, generation: Any) -> frozenset[int]:
+        found = (self.tokenizer.eos_token_id, getattr(self.config, "eos_token_id", None), generation)
         listed = (one if isinstance(one, (list, tuple)) else [one] for one in found)
         return frozenset(token for ids in listed for token in ids if token is not None)
 
@@ -88,16 +92,22 @@ def find_model_folder(name: str) -> ModelFolder:
         raise UserError(fault)
     config = _from_pretrained(AutoConfig, "configuration", name)
     tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", name)
+    with FaultCollector() as faults:
+        faults.add(*tokenizer_faults(tokenizer, config, "--model", name))
+    return ModelFolder(name, config, tokenizer)
+
+
+def tokenizer_faults(tokenizer: Any, config: Any, field: str, value: str | None = None) -> list[Fault]:
+    """Why a tokenizer cannot be that of a model with `config`."""
     if not tokenizer.encode("any text", add_special_tokens=False):
         # Where its files are missing, transformers silently builds an empty tokenizer.
         problem = "its tokenizer has an empty vocabulary, so its files are probably missing"
-        raise UserError(Fault("--model", problem, "save the tokenizer into the model's folder", name))
+        return [Fault(field, problem, "save the tokenizer into the model's folder", value)]
     rows = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
     if rows is not None and len(tokenizer) > rows:
         problem = f"its tokenizer has {len(tokenizer)} tokens, its embedding only {rows} rows"
-        remedy = "put the tokenizer that the model was trained with into its folder"
-        raise UserError(Fault("--model", problem, remedy, name))
-    return ModelFolder(name, config, tokenizer)
+        return [Fault(field, problem, "use the tokenizer that the model was trained with", value)]
+    return []
 
 
 def _run_fault(folder: Path) -> Fault | None:

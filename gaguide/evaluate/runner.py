@@ -152,7 +152,7 @@ def _claim(
     with FaultCollector() as faults:
         for folder, identity, work in zip(outputs, identities, works, strict=True):
             if folder is not None:
-                values = _settings_json(settings, world, shares=False)
+                values = settings_json(settings, world.device, shares=False)
                 faults.attempt(check_earlier, folder, identity, values, work.data)
 
 
@@ -268,7 +268,7 @@ def _evaluate_one(
     results = Results(
         model=work.folder.name,
         tasks=make_task_results(work.data, work.encoded, saved.all_scores(), work.folder),
-        settings=_settings_json(settings, world, bool(sharing)) | {"held_share": held_share},
+        settings=settings_json(settings, world.device, bool(sharing)) | {"held_share": held_share},
         world_size=world.size,
         seconds={
             "read": read - started,
@@ -276,7 +276,7 @@ def _evaluate_one(
             "score": scored - loaded,
             "total": scored - started,
         },
-        tokens=_token_counts(work.encoded, work.batches),
+        tokens=token_counts(work.encoded, work.batches),
         resumed=done,
         identity=identity,
         paper_column=find_paper_column(work.folder.name, work.folder.config),
@@ -316,7 +316,7 @@ def _score(
     return began, scorer.sharing
 
 
-def _token_counts(encoded: Sequence[Sequence[EncodedPair]], batches: Sequence[Batch]) -> dict[str, int]:
+def token_counts(encoded: Sequence[Sequence[EncodedPair]], batches: Sequence[Batch]) -> dict[str, int]:
     """Tokens of all pairs; tokens that one rank would compute, without and with padding; other counts."""
     prefixes = {batch.prefix for batch in batches if batch.prefix}
     cached = sum(map(len, prefixes))
@@ -330,14 +330,15 @@ def _token_counts(encoded: Sequence[Sequence[EncodedPair]], batches: Sequence[Ba
     }
 
 
-def _settings_json(settings: EvaluateSettings, world: World, shares: bool) -> dict[str, object]:
+def settings_json(settings: EvaluateSettings, device: torch.device, shares: bool) -> dict[str, object]:
+    """Settings as plain JSON, with the device and whether shared prefixes were computed once."""
     values = asdict(settings) | {
         name: None if path is None else str(path)
         for name, path in (("data", settings.data), ("deepspeed", settings.deepspeed))
     }
     values |= values.pop("options")
     values["include_path"] = [str(path) for path in settings.options.include_path]
-    return values | {"device": world.device.type, "shared_prefixes": shares}
+    return values | {"device": device.type, "shared_prefixes": shares}
 
 
 def _share_cores(world: World) -> None:

@@ -76,6 +76,11 @@ class _Interventions:
                 heads = tuple(sorted({head for at, head in one.heads if at == layer}))
                 self.by_layer.setdefault(layer, []).append((one, heads))
 
+    def __str__(self) -> str:
+        """Kind of each intervention and its heads."""
+        kinds = dict.fromkeys(one for layer in self.by_layer.values() for one, _ in layer)
+        return ", ".join(f"{type(one).__name__} {list(one.heads)}" for one in kinds)
+
     def start_pass(self, inputs: PassInputs) -> PassHandler:
         return _InterventionPass(inputs, self)
 
