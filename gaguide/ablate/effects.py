@@ -104,11 +104,7 @@ def _method(measured: Measured, subject: Subject, method: str) -> MethodEffects:
     if text is None:
         return MethodEffects(NOTHING, NOTHING, dict.fromkeys(BANDS, NOTHING), tasks=tasks)
     own, tokens = text.change[subject.key, method], text.tokens[id(subject.pattern)]
-    controls = [
-        text.change[other.key, method]
-        for other in measured.subjects
-        if other.key in subject.controls and other.pattern is subject.pattern
-    ]
+    controls = _controls(measured, text, subject, method)
     less = own - np.mean(controls, axis=0) if controls else None
     first = None if measured.first is None else measured.first.change.get((subject.key, method))
     return MethodEffects(
@@ -123,6 +119,18 @@ def _method(measured: Measured, subject: Subject, method: str) -> MethodEffects:
     )
 
 
+def _controls(measured: Measured, text: TextSums, subject: Subject, method: str) -> list[np.ndarray]:
+    """The changes without each control of a guided head, in the bands of the head's pattern."""
+    own = {one.key: one.pattern for one in measured.subjects}
+    found = [
+        text.change[key, method]
+        if own[key] == subject.pattern
+        else text.as_control.get((key, method, id(subject.pattern)))
+        for key in subject.controls
+    ]
+    return [change for change in found if change is not None]
+
+
 def _effect(change_NK: np.ndarray, tokens_NK: np.ndarray, bands: Sequence[int]) -> Effect:
     """The change per token in some bands [N blocks, K bands]; no number where a loss is not finite."""
     change_N, tokens_N = change_NK[:, bands].sum(1), tokens_NK[:, bands].sum(1)
@@ -134,7 +142,8 @@ def _effect(change_NK: np.ndarray, tokens_NK: np.ndarray, bands: Sequence[int]) 
 
 
 def _rise(reading: Reading | None, before: Reading | None) -> Effect | None:
-    """The change of attention mass, over queries that see a target: the same queries in both models."""
+    """The change of attention mass, over queries that see a target: the same queries in both models, also
+    where attention is not finite, which gives no number."""
     if reading is None or before is None or not int(reading.queries.sum()):
         return None
     return _effect(

@@ -16,7 +16,7 @@ from gaguide.ablate.meter import Reading
 from gaguide.ablate.methods import TASK_METHODS
 from gaguide.ablate.records import AblationRecord, ModelRecord
 from gaguide.ablate.request import START, Request, guided_heads
-from gaguide.ablate.subjects import Key, Subject, choose_subjects
+from gaguide.ablate.subjects import Key, Subject, choose_subjects, together
 from gaguide.ablate.tasks import TaskMeasure, measure_tasks
 from gaguide.ablate.text import TextSums, measure_text, read_attention
 from gaguide.distributed import World
@@ -253,6 +253,16 @@ def _notes(request: Request, one: _One, loss: float | None) -> list[str]:
     if few:
         least = min(len(subject.controls) for subject in few)
         notes.append(f"{len(few)} heads of the plan have fewer controls than asked for, at least {least}")
+    if (
+        one.text is not None
+        and request.settings.controls
+        and "controls" not in together(one.subjects)
+        and len(guided) > 1
+    ):
+        notes.append(
+            "its layers have fewer controls than heads of the plan, so that removing all of these at once is "
+            "compared with no controls"
+        )
     if request.tasks and "resample" in request.settings.methods:
         notes.append("resample is measured on text only")
     return notes

@@ -103,13 +103,14 @@ class _MeterPass(PassHandler):
         for start in range(0, T, _ROWS):
             stop = min(start + _ROWS, T)
             scores_BhQT = masked_scores(call, heads, start, stop)
-            h_BhQT = torch.softmax(scores_BhQT, -1).nan_to_num(nan=0.0)
+            hidden_BhQT = scores_BhQT == -torch.inf
+            h_BhQT = torch.softmax(scores_BhQT, -1).masked_fill(hidden_BhQT, 0.0)  # also of rows all hidden
             edges: dict[int, torch.Tensor] = {}
             for at, subject in enumerate(subjects):
                 if id(subject.pattern) not in edges:
                     edges[id(subject.pattern)] = edge_mask(subject.pattern, None, ids_BT, start, stop)
                 edges_BQT = edges[id(subject.pattern)]
-                seen_BQ = (edges_BQT & (scores_BhQT[:, at] > -torch.inf)).any(-1)
+                seen_BQ = (edges_BQT & ~hidden_BhQT[:, at]).any(-1)
                 on_BQT = h_BhQT[:, at] * edges_BQT
                 sums[0, :, at] += (on_BQT.sum(-1) * seen_BQ).double().sum(-1)
                 sums[1, :, at] += seen_BQ.sum(-1)

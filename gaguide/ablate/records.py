@@ -124,8 +124,8 @@ class ModelRecord:
     heads: tuple[HeadRecord, ...]
     """Guided heads, controls and others, in order of (layer, head)."""
     together: Mapping[str, MethodEffects]
-    """Way of removing them → effects of removing all guided heads at once; `over_controls` compares with one
-    control of each. Empty for a single guided head."""
+    """Way of removing them → effects of removing all guided heads at once; `over_controls` compares with as
+    many unguided heads of the same layers, None where there are fewer. Empty for a single guided head."""
     seconds: float
     """Time of the model's measurement."""
     notes: tuple[str, ...] = ()

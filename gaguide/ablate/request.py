@@ -303,6 +303,10 @@ def _text(
 
 def _method_faults(settings: AblateSettings, has_text: bool) -> list[Fault]:
     faults = []
+    if "resample" in settings.methods and settings.batch < 2:
+        remedy = "give at least 2, or leave resample out"
+        problem = "resample takes the output of another block of the same pass"
+        faults.append(Fault("--batch", problem, remedy, settings.batch))
     if "mean" in settings.methods and not has_text:
         remedy = "give --text, or --methods zero"
         faults.append(Fault("--methods", "mean takes the heads' mean over --text", remedy, "mean"))

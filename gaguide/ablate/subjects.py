@@ -65,15 +65,24 @@ def choose_subjects(
 
 
 def together(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
-    """Sets of heads that are also removed at once: the guided ones, and the first control of each.
+    """Sets of heads that are also removed at once: the guided ones, and as many others of the same layers.
 
-    Empty for a single guided head, which is its own set.
+    Each guided head has the first of its controls that no other has, else another unguided subject of its
+    layer. Without `controls` where a layer has too few: fewer heads would be compared with more. Empty for a
+    single guided head, which is its own set.
     """
     guided = [one for one in subjects if one.role == "guided"]
-    known = {one.key: one for one in subjects}
-    controls = {one.controls[0]: None for one in guided if one.controls}
-    found = {"guided": guided, "controls": [known[key] for key in controls]}
-    return {name: some for name, some in found.items() if some} if len(guided) > 1 else {}
+    if len(guided) < 2:
+        return {}
+    free = {one.key: one for one in subjects if one.role != "guided"}
+    controls = []
+    for one in guided:
+        here = [*one.controls, *(key for key in free if key[0] == one.layer)]
+        key = next((key for key in here if key in free), None)
+        if key is None:
+            return {"guided": guided}
+        controls.append(free.pop(key))
+    return {"guided": guided, "controls": controls}
 
 
 def by_layer(subjects: Sequence[Subject]) -> dict[int, list[Subject]]:

@@ -58,6 +58,9 @@ class TextSums:
     """Computing, in whole passes over the text."""
     notes: tuple[str, ...] = ()
     """What the model did not support."""
+    as_control: Mapping[tuple[Key, str, int], np.ndarray] = field(default_factory=dict)
+    """(control, method, id of the pattern of its guided head) → its `change` in the bands of that pattern,
+    where its own is another one. None of `edges`, which are those to its own pattern's targets."""
 
 
 @dataclass
@@ -67,14 +70,15 @@ class _Sums:
     change: dict[tuple[Key, str], list[np.ndarray]] = field(default_factory=dict)
     together: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)
     together_tokens: list[np.ndarray] = field(default_factory=list)
+    as_control: dict[tuple[Key, str, int], list[np.ndarray]] = field(default_factory=dict)
     readings: list[dict[Key, Reading]] = field(default_factory=list)
 
 
 def check_batches(methods: Sequence[str], batches: Sequence[Batch]) -> None:
     """Raise `UserError` where a block has no other in its batch to resample from."""
     if "resample" in methods and any(len(batch["input_ids"]) < 2 for batch in batches):
-        problem = "resample takes the output of another block, and there is only one"
-        raise UserError(Fault("--blocks", problem, "give at least two, or leave resample out"))
+        problem = "resample takes the output of another block of the same pass, and a pass has only one"
+        raise UserError(Fault("--batch", problem, "give at least two blocks a pass, or leave resample out"))
 
 
 @torch.no_grad()
@@ -102,17 +106,21 @@ def measure_text(
         else {}
     )
     meter, rng = Meter(model, subjects), random.Random(seed)
+    guiding: dict[Key, set[int]] = {}  # control → ids of the patterns of the heads that it is a control of
+    for one in subjects:
+        for key in one.controls:
+            guiding.setdefault(key, set()).add(id(one.pattern))
     done, total = 0, len(batches) * (len(subjects) + len(sets)) * len(methods)
 
-    def lost(some: Sequence[Subject], method: str, shift: int, band_BT: torch.Tensor) -> np.ndarray:
+    def lost(some: Sequence[Subject], method: str, shift: int) -> torch.Tensor:
         nonlocal done
         with intervene(model, *removals(some, method, means, shift)):
             loss_BT = passes.losses(batch)
         done += 1
-        return _by_band(loss_BT.double() - clean_BT.double(), band_BT)
+        return loss_BT.double() - clean_BT.double()
 
-    for batch, own in zip(batches, marks or [{}] * len(batches), strict=True):
-        with marked(own):
+    for batch, given in zip(batches, marks or [{}] * len(batches), strict=True):
+        with marked(given):
             bands = {id(one.pattern): pattern_bands([one.pattern], batch) for one in subjects}
             with passes.keeping(), attach_consumer(model, meter.layers, meter):
                 clean_BT = passes.losses(batch)
@@ -124,14 +132,18 @@ def measure_text(
             for layer, here in layers.items():
                 with passes.from_layer(layer):
                     for subject, method in itertools.product(here, methods):
-                        found = lost([subject], method, shift, bands[id(subject.pattern)])
+                        lost_BT, own = lost([subject], method, shift), id(subject.pattern)
+                        found = _by_band(lost_BT, bands[own])
                         sums.change.setdefault((subject.key, method), []).append(found)
+                        for other in guiding.get(subject.key, set()) - {own} if method != "edges" else ():
+                            found = _by_band(lost_BT, bands[other])
+                            sums.as_control.setdefault((subject.key, method, other), []).append(found)
                 tick(done, total)
             everywhere_BT = pattern_bands([one.pattern for one in subjects if one.role == "guided"], batch)
             sums.together_tokens.append(_by_band(passes.counted(batch), everywhere_BT))
             for (name, some), method in itertools.product(sets.items(), methods):
                 with passes.from_layer(min(one.layer for one in some)):
-                    found = lost(some, method, shift, everywhere_BT)
+                    found = _by_band(lost(some, method, shift), everywhere_BT)
                 sums.together.setdefault((name, method), []).append(found)
                 tick(done, total)
     notes = [] if passes.resumes else ["its layers take more than the layer before gives: whole passes"]
@@ -142,6 +154,7 @@ def measure_text(
         change={key: np.concatenate(parts) for key, parts in sums.change.items()},
         together={key: np.concatenate(parts) for key, parts in sums.together.items()},
         together_tokens=np.concatenate(sums.together_tokens),
+        as_control={key: np.concatenate(parts) for key, parts in sums.as_control.items()},
         readings=sum_readings(sums.readings),
         means=means,
         passes=passes.count / len(batches),

@@ -127,8 +127,7 @@ def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     builder.hashes.save()
     data = None if study.task_data is None else Path(study.task_data).expanduser()
     tasks = read_task_contents(study.tasks, data)
-    ablation = None if study.ablation is None else _digest(study.ablation.model_dump())
-    return Grid(study, folder, tuple(builder.cells), _evaluation_id(study), tasks, ablation)
+    return Grid(study, folder, tuple(builder.cells), _evaluation_id(study), tasks, _ablation_id(study))
 
 
 @dataclass(frozen=True)
@@ -382,6 +381,14 @@ def _evaluation_id(study: StudyConfig) -> str:
     settings = study.evaluate.model_dump()
     settings = {name: value for name, value in settings.items() if name not in added or value != added[name]}
     return _digest([list(study.tasks), study.task_data, settings])
+
+
+def _ablation_id(study: StudyConfig) -> str | None:
+    """Also of the models' precision, at its default left out, so that finished ablations keep their ids."""
+    if study.ablation is None:
+        return None
+    dtype = study.evaluate.dtype
+    return _digest(study.ablation.model_dump() | ({} if dtype == "fp32" else {"dtype": dtype}))
 
 
 def _digest(parts: Iterable[Any] | Mapping[str, Any]) -> str:

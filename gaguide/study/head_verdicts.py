@@ -89,8 +89,10 @@ def _decided(one: HeadVerdict, p_over: float | None) -> HeadVerdict:
 def _verdict(rows: Sequence[HeadKnockOut], twins: _Twins) -> HeadVerdict:
     """One head's numbers, p values not yet corrected over heads (those over blocks already are)."""
     one, single = rows[0], len(rows) == 1
-    losses = [row.loss for row in rows if row.loss is not None]
-    rises = [row.after - row.before for row in rows if row.after is not None and row.before is not None]
+    losses = _all([row.loss for row in rows])
+    rises = _all(
+        [None if row.after is None or row.before is None else row.after - row.before for row in rows]
+    )
     over = [
         row.loss - twin
         for row in rows
@@ -128,6 +130,12 @@ def _verdict(rows: Sequence[HeadKnockOut], twins: _Twins) -> HeadVerdict:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None unless all have a number: a mean of others would not be the seeds'."""
+    """The mean; None unless all have a number."""
+    known = _all(values)
+    return fmean(known) if known else None
+
+
+def _all(values: Sequence[float | None]) -> list[float]:
+    """The numbers; none unless all seeds have one: those of the others would not be the seeds'."""
     known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+    return known if len(known) == len(values) else []

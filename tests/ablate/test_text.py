@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gaguide.ablate.effects import Measured, head_records
 from gaguide.ablate.meter import output_projection
 from gaguide.ablate.subjects import Subject, choose_subjects, together
 from gaguide.ablate.text import measure_text, read_attention
@@ -184,11 +185,55 @@ def test_controls_are_of_the_same_layer_and_only_the_seed_changes_them() -> None
     assert len(every) == LAYERS * HEADS and {c.role for c in every} == {"guided", "control", "other"}
     sets = together(one)
     assert [s.key for s in sets["guided"]] == sorted(guided)
-    assert len(sets["controls"]) <= 3 and all(s.role == "control" for s in sets["controls"])
+    assert all(s.role == "control" for s in sets["controls"])
+
+
+def test_all_guided_heads_are_compared_with_as_many_others_of_their_layers() -> None:
+    guided = {(0, 0): GuidedHead(WORDS, 1.0), (0, 1): GuidedHead(WORDS, 1.0), (1, 3): GuidedHead(WORDS, 1.0)}
+    for seed in range(20):  # of 4 heads, the two free ones of layer 0 are often drawn by both
+        sets = together(choose_subjects(guided, range(LAYERS), 4, 2, seed, False))
+        assert sorted(one.layer for one in sets["controls"]) == [0, 0, 1]
+        assert len({one.key for one in sets["controls"]}) == 3
+    crowded = {(0, head): GuidedHead(WORDS, 1.0) for head in range(3)}
+    assert list(together(choose_subjects(crowded, range(LAYERS), 4, 2, 0, False))) == ["guided"]
+
+
+def test_a_control_of_heads_with_two_patterns_counts_for_both() -> None:
+    """Its effect is summed in the bands of each; but edges are those of one pattern."""
+    model, given = tiny_model(), batches()
+    subjects = [
+        Subject(1, 0, "guided", WORDS, ((1, 2),)),
+        Subject(1, 1, "guided", OTHERS, ((1, 2),)),
+        Subject(1, 2, "control", WORDS),
+    ]
+    text = measure_text(model, subjects, given, ["zero", "edges"])
+    _, second, _ = head_records(Measured(subjects, ["zero", "edges"], text, {}, None, None), "zero")
+    own = {one.key: text.change[one.key, "zero"].sum() / text.tokens[id(WORDS)].sum() for one in subjects}
+    over = second.methods["zero"].over_controls
+    assert over is not None and over.difference == pytest.approx(own[1, 1] - own[1, 2])
+    as_other = [subjects[1], Subject(1, 2, "control", OTHERS)]
+    near = measure_text(model, as_other, given, ["zero"])
+    _, near_one = [one.methods["zero"] for one in head_records(
+        Measured([as_other[1], as_other[0]], ["zero"], near, {}, None, None), "zero")]  # fmt: skip
+    one, same = second.methods["zero"].near_over_controls, near_one.near_over_controls
+    assert one is not None and same is not None
+    assert (one.difference, one.p, one.count) == (same.difference, same.p, same.count)
+    assert second.methods["edges"].over_controls is None
+
+
+def test_attention_that_is_not_finite_is_no_attention_of_0() -> None:
+    model, given = tiny_model(), batches()
+    subjects = subjects_of((1, 1))
+    before = read_attention(model, subjects, given)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[given[0]["input_ids"][0, -1]] = torch.nan
+    after = measure_text(model, subjects, given, ["zero"])
+    head, *_ = head_records(Measured(subjects, ["zero"], after, {}, before, None), "zero")
+    assert head.attention is None and head.verdict == "attention not compared, not measured"
 
 
 def test_a_single_block_cannot_be_resampled() -> None:
-    with pytest.raises(UserError, match="there is only one"):
+    with pytest.raises(UserError, match="a pass has only one"):
         measure_text(tiny_model(), subjects_of((0, 1)), batches((1,)), ["resample"])
 
 

@@ -53,3 +53,12 @@ def test_seeds_without_a_number_are_no_verdict() -> None:
     rows = [row("1-negation", seed, 0, None) for seed in range(2)]
     (verdict,) = head_verdicts(rows)
     assert verdict.loss is None and verdict.used == "not measured" and verdict.near is None
+
+
+def test_a_verdict_over_seeds_needs_a_number_of_each() -> None:
+    """The loss of one of three seeds is not finite: the other two are not the seeds."""
+    rows = [row("1-negation", seed, 0, None if seed == 2 else LOSSES[0][seed]) for seed in range(3)]
+    (verdict,) = head_verdicts(rows)
+    assert verdict.loss is None and verdict.p_used is None and verdict.used == "not measured"
+    (verdict,) = head_verdicts(rows[1:])  # one of two: no test, which is not the same as no effect
+    assert verdict.used == "not measured"

@@ -85,6 +85,12 @@ def test_finished_cells_are_skipped_and_other_tasks_evaluated_again(tmp_path: Pa
     }  # fmt: skip
 
 
+def test_an_ablation_in_another_precision_is_another_one(tmp_path: Path) -> None:
+    plain, half = grid(tmp_path), grid(tmp_path, evaluate={"dtype": "bf16"})
+    assert plain.ablation != half.ablation is not None
+    assert plain.ablation == grid(tmp_path, evaluate={"dtype": "fp32", "limit": 3}).ablation
+
+
 @pytest.mark.processes
 @pytest.mark.slow
 def test_heads_are_removed_after_the_evaluation_and_again_with_other_settings(tmp_path: Path) -> None:
