@@ -27,6 +27,7 @@ PLACES = ("first", "previous", "same")
 """Places whose attention is measured: position 0, one token back, the query itself. Rows from the third on,
 where the three differ."""
 _ROWS = 256
+_LAST_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 _SAMPLED = 192
 """Keys of a batch that copying is measured on."""
 THRESHOLDS: Mapping[HeadType, float] = {
@@ -192,13 +193,22 @@ def _sample(ids_BT: torch.Tensor) -> torch.Tensor:
 
 
 def _unembedding(model: Any) -> torch.Tensor | None:
-    """The output embedding times the gain of the last norm [V, E]; None where they have another form."""
-    output = model.get_output_embeddings()
-    weight_VE = getattr(output, "weight", None)
-    if weight_VE is None:
+    """The output embedding behind the last norm at a fixed scale [V, E]; None where it has another width."""
+    weight_VE = getattr(model.get_output_embeddings(), "weight", None)
+    if weight_VE is None or weight_VE.shape[1] != model.config.get_text_config().hidden_size:
         return None
-    for name in ("ln_f", "norm", "final_layer_norm", "final_layernorm"):
-        gain_E = getattr(getattr(model.base_model, name, None), "weight", None)
-        if gain_E is not None:
-            return weight_VE.detach() * gain_E.detach()
-    return weight_VE.detach()
+    weight_VE = weight_VE.detach()
+    norm = next(
+        (one for name, one in model.base_model.named_modules()
+         if name.rpartition(".")[2] in _LAST_NORMS and not any(map(str.isdigit, name.split(".")))),
+        None,
+    )  # fmt: skip
+    if norm is None:
+        return weight_VE
+    # Norms store their gain in different ways (Gemma's is 1 + weight): it is read off what they give.
+    one_E = torch.ones_like(weight_VE[0])
+    sign_E = one_E.clone()
+    sign_E[1::2] = -1
+    weight_VE = weight_VE * ((norm(sign_E) - norm(-sign_E)) / 2 * sign_E)
+    is_centred = bool((norm(one_E) - norm(-one_E)).abs().max() < 1e-3)  # LayerNorm subtracts the mean
+    return weight_VE - weight_VE.mean(1, keepdim=True) if is_centred else weight_VE

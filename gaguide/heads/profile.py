@@ -15,7 +15,7 @@ from gaguide.ablate.meter import Reading
 from gaguide.ablate.passes import without_labels
 from gaguide.ablate.request import AblateSettings, PlanSource, Text, find_text, model_path
 from gaguide.ablate.subjects import Key, Subject
-from gaguide.ablate.text import TextSums, measure_text, read_attention
+from gaguide.ablate.text import TextSums, measure_text, pattern_bands, read_attention
 from gaguide.config import GuidanceSection
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.model_folder import ModelFolder, find_model_folder, load_model
@@ -66,7 +66,8 @@ class ProfileSettings:
 
 
 def profile(model: str, settings: ProfileSettings, device: torch.device) -> ProfileRecord:
-    """Profile every head of `model`. Raises one `UserError` with every fault before weights are loaded."""
+    """Profile every head of `model`. Raises one `UserError` with every fault before weights are loaded, and
+    one where the loss is not finite: then no head can be chosen."""
     folder, pattern, text = _read(model, settings)
     network = load_model(folder, settings.dtype, device)
     layers = list(causal_attention_modules(network))
@@ -82,6 +83,10 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
     means = mean_outputs(network, plain, layers)
     with SlowWork("estimating the effect of every head: blocks", len(text.chosen)) as slow:
         sums = attribute(network, batches, pattern, means, lambda done, of: slow.done(done))
+    if not all(np.isfinite(found).all() for found in sums.values()):
+        problem = f"has a loss or a gradient on this text in {settings.dtype} that is not finite"
+        remedy = "give --dtype fp32, or a model that has not diverged"
+        raise UserError(Fault("--model", problem, remedy, model))
     removed = _candidates(sums, max(settings.top, settings.heads))
     with SlowWork("removing heads exactly, passes", None) as slow:
         exact = measure_text(
@@ -98,11 +103,10 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
 
 def _read(model: str, settings: ProfileSettings) -> tuple[ModelFolder, Pattern, Text]:
     with FaultCollector() as faults:
-        for name, least in (("blocks", 2), ("batch", 1), ("top", 1), ("heads", 1)):
-            if getattr(settings, name) < least:
-                faults.add(
-                    Fault(f"--{name}", f"must be at least {least}", "give more", getattr(settings, name))
-                )
+        for name, least in (("blocks", 2), ("block_length", 4), ("batch", 1), ("top", 1), ("heads", 1)):
+            value, option = getattr(settings, name), "choose" if name == "heads" else name.replace("_", "-")
+            if value is not None and value < least:
+                faults.add(Fault(f"--{option}", f"must be at least {least}", "give more", value))
         own = {} if settings.lexicons is None else faults.attempt(read_lexicons, settings.lexicons)
         folder = faults.attempt(find_model_folder, model_path(model))
     assert folder is not None
@@ -117,6 +121,10 @@ def _read(model: str, settings: ProfileSettings) -> tuple[ModelFolder, Pattern, 
         nothing = PlanSource(GuidanceSection(), None, "")
         text = faults.attempt(find_text, nothing, [folder], asked)
     assert pattern is not None and text is not None
+    ids_NT = torch.from_numpy(text.blocks.read(text.chosen))
+    if not int((pattern_bands([pattern], {"input_ids": ids_NT}) < len(NEAR)).sum()):
+        problem = "marks no token of this text, so that nothing can be said of its heads"
+        raise UserError(Fault("--lexicon", problem, "give more --blocks, or other text", settings.pattern))
     return folder, pattern, text
 
 
@@ -190,9 +198,6 @@ def _record(
 ) -> ProfileRecord:  # fmt: skip
     loss_K, tokens_K = exact.loss[id(pattern)].sum(0), exact.tokens[id(pattern)].sum(0)
     near_tokens = int(tokens_K[_NEAR].sum())
-    if not near_tokens:
-        problem = "marks no token of this text, so that nothing can be said of its heads"
-        raise UserError(Fault("--lexicon", problem, "give more --blocks, or other text", settings.pattern))
     known = [one for one in heads if one.near is not None]
     pairs = [(one.near_estimate, one.near) for one in known]
     agreement = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else None

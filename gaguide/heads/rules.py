@@ -16,7 +16,8 @@ FILE = "plan.yaml"
 
 
 def choose(heads: Sequence[HeadProfile], count: int, seed: int) -> tuple[ChosenHeads, ...]:
-    """`count` heads by each rule: most used near cues, least used anywhere, random among all.
+    """`count` heads by each rule: most used near cues, least used anywhere, random among all. The first rule
+    says how many of its heads are not used, where too few are.
 
     Exact changes rank before estimates of other heads: estimates of small effects are good, of large ones
     too small.
@@ -24,11 +25,13 @@ def choose(heads: Sequence[HeadProfile], count: int, seed: int) -> tuple[ChosenH
     used = sorted(heads, key=_use)
     unused = sorted(heads, key=lambda one: (one.loss is None, max(abs(_loss(one)), abs(_near(one)))))
     keys = [(one.layer, one.head) for one in heads]
+    harmful = sum(_near(one) <= 0 for one in used[:count])
+    but = f"; but not without {harmful} of these, as that of no other head rises" if harmful else ""
     picked = random.Random(f"{seed}").sample(keys, min(count, len(keys)))
     rules = (
         (
             "chosen-most-used",
-            "most used near cues: the loss there rises most without them",
+            "most used near cues: the loss there rises most without them" + but,
             _keys(used[:count]),
         ),
         (

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from gaguide.ablate.request import find_plan
 from gaguide.ablate.subjects import Subject
@@ -20,7 +27,7 @@ from gaguide.errors import UserError
 from gaguide.guidance import TokenSet
 from gaguide.guidance.cues import BANDS, NEAR
 from gaguide.heads.attribution import attribute
-from gaguide.heads.behaviour import Behaviour, _repeated_ids, behaviours
+from gaguide.heads.behaviour import Behaviour, _repeated_ids, _unembedding, behaviours
 from gaguide.heads.records import HeadProfile, read_profile
 from gaguide.heads.rules import choose
 from gaguide.interventions import intervene, mean_outputs, record_outputs
@@ -166,7 +173,9 @@ def test_rules_rank_exact_changes_before_estimates() -> None:
     ]
     most, least, chance = choose(heads, 2, seed=0)
     assert most.heads == ((0, 0), (0, 2)) and least.heads == ((0, 0), (0, 3))
-    assert choose(heads, 3, seed=0)[0].heads == ((0, 0), (0, 1), (0, 2))  # before heads that harm
+    three = choose(heads, 3, seed=0)[0]
+    assert three.heads == ((0, 0), (0, 1), (0, 2)) and "but not" not in three.rule  # before heads that harm
+    assert "but not without 2 of these" in choose(heads, 5, seed=0)[0].rule
     assert choose(heads, 2, seed=0)[2] == chance and len(chance.heads) == 2
     assert len({choose(heads, 2, seed=seed)[2].heads for seed in range(8)}) > 1
     assert "60% of its attention is on the first token" in heads[0].displaces
@@ -229,3 +238,65 @@ def test_faults_before_the_weights(folder: Path, embedded_shards: Path, tmp_path
     options = ProfileOptions(text=str(embedded_shards), blocks=4)
     with pytest.raises(UserError, match="did you mean 'negation'"):
         command(model=str(folder), lexicon="negatio", output=tmp_path / "a", **vars(options))
+
+
+def test_a_text_without_the_words_is_found_before_the_weights(
+    folder: Path, embedded_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gaguide.heads.profile.load_model", None)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"rare": ["zzzxq"]}))
+    options = ProfileOptions(text=str(embedded_shards), blocks=4, lexicons=tmp_path / "own.yaml")
+    with pytest.raises(UserError, match="marks no token of this text"):
+        command(model=str(folder), lexicon="rare", output=tmp_path / "a", **vars(options))
+    options = ProfileOptions(text=str(embedded_shards), blocks=4, block_length=2, choose=0)
+    with pytest.raises(UserError, match=r"(?s)--block-length = 2: must be at least 4.*--choose = 0"):
+        command(model=str(folder), lexicon="negation", output=tmp_path / "a", **vars(options))
+
+
+def test_a_model_that_is_not_finite_has_no_profile(
+    folder: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    model.lm_head.weight.data[5] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(embedded_shards / "tokenizer").save_pretrained(tmp_path / "model")
+    options = ProfileOptions(text=str(embedded_shards), blocks=4)
+    with pytest.raises(UserError, match="not finite"):
+        command(model=str(tmp_path / "model"), lexicon="negation", output=tmp_path / "a", **vars(options))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gemma", "llama-grouped-query"])
+def test_copying_is_by_the_direct_logits_behind_the_last_norm(kind: str) -> None:
+    """The derivative of the logits along what a head writes, with the norm's scale fixed."""
+    model = (
+        GemmaForCausalLM(GemmaConfig(vocab_size=64, hidden_size=32, intermediate_size=32,
+                                     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                     head_dim=8)).eval()
+        if kind == "gemma" else tiny_model(kind)
+    )  # fmt: skip
+    base = model.base_model.decoder if kind == "opt" else model.base_model
+    norm = next(getattr(base, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(base, name))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        norm.weight.uniform_(0.2, 2.0)
+    E = norm.weight.shape[0]
+    x_E, written_E = torch.randn(E), torch.randn(E)
+    # A direction that leaves the scale as it is: the norm's derivative is then gain / scale alone.
+    flat_E = x_E - x_E.mean() if kind in ("gpt2", "opt") else x_E
+    level_E = written_E - written_E.mean() if kind in ("gpt2", "opt") else written_E
+    along_E = written_E - (level_E @ flat_E) / (flat_E @ flat_E) * flat_E
+    scale = float((flat_E**2).mean().sqrt())
+    with torch.no_grad():
+        logits_V = model.get_output_embeddings()(norm(x_E + 1e-2 * along_E) - norm(x_E - 1e-2 * along_E))
+        found_V = _unembedding(model) @ along_E
+    torch.testing.assert_close(found_V, logits_V * scale / 2e-2, rtol=2e-2, atol=2e-2)
+
+
+def test_an_output_embedding_of_another_width_has_no_copying() -> None:
+    model = OPTForCausalLM(
+        OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=32,
+                  word_embed_proj_dim=16, do_layer_norm_before=False, max_position_embeddings=64)
+    ).eval()  # fmt: skip
+    found = behaviours(model, [{"input_ids": random_ids(2, 12, 0)}])
+    assert all(one.copying is None for one in found.values())
