@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_model
 from gaguide.guidance import Assignment, FirstToken, GuidancePlan, guide
 from gaguide.interventions import ZeroOutput, intervene
+from tests.support.patience import patience
+from tests.support.ranks import REPOSITORY, launch_command, rank_environment
 
 _VOLATILE = ("model", "identity", "seconds", "resumed")
 
@@ -179,3 +182,18 @@ def test_a_model_in_bf16_is_evaluated_in_bf16(gpt2_folder: Path, tasks: list[str
     found = evaluate_model(_load(gpt2_folder, dtype=torch.bfloat16), tokenizer, tasks[2])
     wanted = evaluate(gpt2_folder, tasks[2:], None, World(), EvaluateSettings(dtype="bf16"))
     assert found.settings["dtype"] == "bf16" and _scores(found) == _scores(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_ranks_share_the_examples_and_have_the_folders_numbers(gpt2_folder: Path, tmp_path: Path) -> None:
+    script = REPOSITORY / "tests" / "support" / "memory_ranks.py"
+    command = launch_command(script, [str(gpt2_folder), str(tmp_path / "out")], 2, "torchrun")
+    done = subprocess.run(
+        command, env=rank_environment(), capture_output=True, text=True, timeout=patience(200), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    wanted = evaluate(gpt2_folder, ["synthetic-order"], None, World(), EvaluateSettings()).to_json()
+    assert found["world_size"] == 2
+    assert found["tasks"] == json.loads(json.dumps(wanted["tasks"]))
