@@ -64,10 +64,15 @@ class PackedAttention:
             self._observed = attention_hooks.observed_masks = None
 
     def learn(self, length: int) -> None:
-        """Observe a pass of one sequence of `length` tokens, without consequences."""
+        """Observe a pass of one sequence of `length` tokens, without consequences.
+
+        Guidance sees nothing of it: its results stay those of the pass before, and marks of tokens belong to
+        the batch, not to this sequence.
+        """
         device: torch.device = self.model.device
         ids_1T = torch.zeros(1, length, dtype=torch.int64, device=device)
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with torch.no_grad(), random, attention_hooks.suspend_observers(self.model):
             self.model(input_ids=ids_1T, use_cache=False)
 
 

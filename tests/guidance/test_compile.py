@@ -12,7 +12,16 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from gaguide.engine.compiled import compile_forward
-from gaguide.guidance import Assignment, FixedOffset, Guidance, GuidancePlan, TokenSet, guide
+from gaguide.guidance import (
+    Assignment,
+    FixedOffset,
+    Guidance,
+    GuidancePlan,
+    MarkedTokens,
+    TokenSet,
+    guide,
+    marked,
+)
 from gaguide.model import checkpoint_activations
 from gaguide.model.packed import use_packed_attention
 from tests.support.models import random_ids, tiny_model
@@ -90,6 +99,43 @@ def test_every_loss_compiles(loss: str) -> None:
         want = step(model, guidance, 0)
     with compiled(model := model_of("gpt2", 0.0, False, torch.float64), plan) as guidance:
         torch.testing.assert_close(step(model, guidance, 0), want, rtol=1e-9, atol=1e-12)
+
+
+MARKED = GuidancePlan(
+    (
+        Assignment(MarkedTokens("cue"), (1,), (0, 2)),
+        Assignment(MarkedTokens("cue", TokenSet("words", frozenset(range(40)))), (3,), (2,)),
+    )
+)
+
+
+def marked_step(model: PreTrainedModel, guidance: Guidance, seed: int) -> list[torch.Tensor]:
+    """As `step`; every batch has marks of its own."""
+    with marked({"cue": random_ids(2, LENGTH, seed=seed) % 3 == seed % 3}):
+        return step(model, guidance, seed)
+
+
+def test_one_graph_reads_the_marks_of_each_batch() -> None:
+    with guide(model := model_of("gpt2", 0.0, False, torch.float64), MARKED) as guidance:
+        want = [marked_step(model, guidance, seed) for seed in range(3)]
+    assert len({float(numbers[1]) for numbers in want}) == 3
+    with compiled(model := model_of("gpt2", 0.0, True, torch.float64), MARKED) as guidance:
+        got = [marked_step(model, guidance, seed) for seed in range(3)]
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_length_is_learned_without_guidance() -> None:
+    """The marks are those of a batch of two, and the losses stay those of the pass before."""
+    model = model_of("gpt2", 0.0, False, torch.float64)
+    packed = use_packed_attention(model)
+    assert packed is not None
+    with guide(model, MARKED) as guidance, marked({"cue": random_ids(2, LENGTH) % 3 == 0}):
+        model(input_ids=random_ids(2, LENGTH), use_cache=False)
+        before = guidance.loss().item()
+        packed.maskless.clear()
+        packed.learn(LENGTH)
+        assert packed.maskless == {LENGTH: True} and guidance.loss().item() == before
 
 
 def test_one_graph_with_padding() -> None:
