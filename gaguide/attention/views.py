@@ -8,12 +8,13 @@ colour, bold type and an arrow, so that no mark depends on colour alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
-from matplotlib.colors import PowerNorm, to_rgb
+from matplotlib.colors import Normalize, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -30,12 +31,61 @@ _FAINTEST = 0.01  # lines below this attention are not visible
 
 def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
     """Rows are queries, columns are keys; the colour is the square root of the attention."""
+    highest = max((float(panel.weights_QK.max()) for panel in panels), default=1.0) or 1.0
+    ticks = [tick for tick in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1) if tick <= highest * 1.001]
+    return _draw_maps(panels, _Scale("Blues", PowerNorm(0.5, 0, highest), ticks, "attention"))
+
+
+def draw_difference(panels: Sequence[Panel]) -> Figure:
+    """Heat maps of each further model's attention minus the first model's, head by head.
+
+    Raises `UserError` unless there are several models whose tokens are the same.
+    """
+    first = panels[0].model if panels else ""
+    before = {(panel.layer, panel.head): panel for panel in panels if panel.model == first}
+    changed = []
+    for panel in panels:
+        if panel.model == first:
+            continue
+        other = before.get((panel.layer, panel.head))
+        if other is None or other.key_labels != panel.key_labels:
+            problem = f"{panel.model} and {first} have other tokens or heads than each other"
+            raise UserError(Fault("--view difference", problem, "choose models of one tokenizer and shape"))
+        change_QK = panel.weights_QK - other.weights_QK
+        mass = None if panel.mass is None or other.mass is None else panel.mass - other.mass
+        changed.append(replace(panel, model=f"{panel.model} − {first}", weights_QK=change_QK, mass=mass))
+    if not changed:
+        raise UserError(Fault("--view difference", "needs two models or more", "give --model twice"))
+    largest = max(float(panel.weights_QK.abs().max()) for panel in changed) or 1.0
+    ticks = [-largest, -largest / 2, 0, largest / 2, largest]
+    scale = _Scale("RdBu_r", Normalize(-largest, largest), ticks, "difference", "%+.2g", "+.3f")
+    return _draw_maps(changed, scale)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How a heat map's numbers become colours."""
+
+    colours: str
+    """Name of the colour map."""
+    norm: Normalize
+    """From numbers to [0, 1]."""
+    ticks: list[float]
+    """Numbers marked on the bar."""
+    name: str
+    """What the numbers are."""
+    format: str = "%g"
+    """Of the numbers on the bar."""
+    mass: str = ".3f"
+    """Format of a panel's attention on its words."""
+
+
+def _draw_maps(panels: Sequence[Panel], scale: _Scale) -> Figure:
+    """A heat map for each panel, and the bar of their common scale."""
     grid = _Grid(panels)
     cell, label = 0.21, grid.label_inches
     width, height = grid.most_keys * cell + label + 0.35, grid.most_queries * cell + label + 0.75
     figure, axes = grid.figure(width, height, right=0.95)
-    highest = max(float(panel.weights_QK.max()) for panel in panels) or 1.0
-    norm = PowerNorm(0.5, 0, highest)
     image = None
     for panel, ax in axes:
         hidden = np.triu(np.ones(panel.weights_QK.shape, bool), panel.first_key + 1)
@@ -45,7 +95,8 @@ def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
                 0.98, 0.97, "each row's token attends\nto the columns' tokens",
                 transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#6E6E6E",
             )  # fmt: skip
-        image = ax.imshow(np.ma.masked_array(panel.weights_QK.numpy(), hidden), cmap="Blues", norm=norm)
+        shown = np.ma.masked_array(panel.weights_QK.numpy(), hidden)
+        image = ax.imshow(shown, cmap=scale.colours, norm=scale.norm)
         _label_axis(ax.xaxis, panel.key_labels, panel.guided_keys, rotation=90)
         queries = frozenset(key - panel.first_key for key in panel.guided_keys if key >= panel.first_key)
         _label_axis(ax.yaxis, panel.query_labels, queries)
@@ -57,7 +108,7 @@ def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
             box = Rectangle((key - 0.5, top), 1, len(panel.query_labels) - 0.5 - top)
             box.set(fill=False, edgecolor=GUIDED, linewidth=1.1)
             ax.add_patch(box)
-        _title(ax, panel)
+        _title(ax, panel, scale.mass)
     assert image is not None
     bar_height = min(2.4, figure.get_figheight() - 1.2)
     bar = figure.add_axes(
@@ -68,11 +119,10 @@ def draw_heatmaps(panels: Sequence[Panel]) -> Figure:
             bar_height / figure.get_figheight(),
         )
     )
-    ticks = [tick for tick in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1) if tick <= highest * 1.001]
-    colorbar = figure.colorbar(image, cax=bar, ticks=ticks, format="%g")
+    colorbar = figure.colorbar(image, cax=bar, ticks=scale.ticks, format=scale.format)
     colorbar.outline.set_visible(False)
     bar.tick_params(labelsize=7, length=2)
-    bar.set_title("attention", fontsize=7, loc="left", pad=6)
+    bar.set_title(scale.name, fontsize=7, loc="left", pad=6)
     return figure
 
 
@@ -168,10 +218,10 @@ class _Grid:
         return figure, placed
 
 
-def _title(ax: Axes, panel: Panel) -> None:
+def _title(ax: Axes, panel: Panel, number: str = ".3f") -> None:
     where = f"layer {panel.layer}, head {panel.head}"
     if panel.pattern:
-        mass = "none in view" if panel.mass is None else f"{panel.mass:.3f}"
+        mass = "none in view" if panel.mass is None else format(panel.mass, number)
         where += f"\nattention on {panel.pattern} words: {mass}"
     ax.set_title(_short(panel.model, 34) + "\n" + where, fontsize=8, loc="left", pad=5)
 

@@ -26,12 +26,14 @@ def export_model(
     output: Path,
     check: bool = False,
     remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write model (safetensors, fp32) and `companions` to `output`; an older export is replaced as a whole.
+    """Write model (safetensors in `dtype`) and `companions` to `output`; an older export is replaced.
 
     `checkpoint` is a folder whose hashes hold, since its state is unpickled. `check` runs `check_export`
     before the export takes its place. `remote_code` allows a model class from the model's own Python code.
-    Raises `RuntimeError` if checkpoint and configuration do not fit together.
+    Raises `RuntimeError` for values beyond the range of `dtype`, and if checkpoint and configuration do not
+    fit together.
     """
     state = fp32_state(checkpoint)
     with torch.device("meta"):
@@ -39,14 +41,14 @@ def export_model(
             deepcopy(companions.config), dtype=torch.float32, trust_remote_code=remote_code
         )
     tied = set(model.all_tied_weights_keys or ())
-    missing, unexpected = model.load_state_dict(
-        {name: tensor for name, tensor in state.items() if name not in tied}, strict=False, assign=True
-    )
+    weights = {name: _rounded(name, tensor, dtype) for name, tensor in state.items() if name not in tied}
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     wrong = [name for name in missing if name not in tied] + list(unexpected)
     if wrong:
         raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong)}")
     model.config.use_cache = True
+    model.config.dtype = dtype
     hidden = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     model.save_pretrained(hidden, max_shard_size="5GB")
@@ -55,11 +57,21 @@ def export_model(
     companions.write_tokenizer(hidden)
     if check:
         names = state.keys() - tied
-        del state, model  # the check needs memory for a whole model
+        del state, weights, model  # the check needs memory for a whole model
         check_export(hidden, names)
     if output.exists():
         shutil.rmtree(output)
     hidden.rename(output)
+
+
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` in `dtype`; integers stay what they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(dtype)
+    if bool(torch.isfinite(tensor).all()) and not bool(torch.isfinite(rounded).all()):
+        raise RuntimeError(f"{name} has values beyond the range of {str(dtype).removeprefix('torch.')}")
+    return rounded
 
 
 def check_export(folder: Path, names: Collection[str]) -> None:

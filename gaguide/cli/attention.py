@@ -3,7 +3,7 @@ text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gaguide.attention import Panel
 
-_VIEWS = ("heatmap", "lines")
+_VIEWS = ("heatmap", "lines", "overview", "difference")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,13 @@ def attention(
         list[Path],
         typer.Option(help="File to write: .png, .svg, .pdf, or .html to explore; may be repeated."),
     ],
-    view: Annotated[str, typer.Option(help="Kind of picture: heatmap, or lines between tokens.")] = "heatmap",
+    view: Annotated[
+        str,
+        typer.Option(
+            help="Kind of picture: heatmap; lines between tokens; overview, small maps of all heads; "
+            "difference, each model minus the first."
+        ),
+    ] = "heatmap",
 ) -> None:
     """Show which tokens heads attend to, as a picture or a page: a heat map, or lines between tokens."""
     from gaguide.figures import check_figure_path
@@ -103,7 +109,15 @@ def attention(
             faults.add(*check_figure_path(path, also=(".html",)))
         if view not in _VIEWS:
             faults.add(Fault("--view", f"must be one of {', '.join(_VIEWS)}", suggestion(view, _VIEWS), view))
+        elif view in ("overview", "difference") and any(path.suffix.lower() == ".html" for path in output):
+            faults.add(
+                Fault("--view", "is for pictures, not for pages", "give --output a .png, .svg or .pdf", view)
+            )
+        if view == "difference" and len(model) < 2:
+            faults.add(Fault("--view", "needs two models or more", "give --model twice", view))
         selection = options.select(faults)
+    if view == "overview":
+        selection = replace(selection, layers=selection.layers or "all", heads=selection.heads or "all")
 
     only_pages = all(path.suffix.lower() == ".html" for path in output)
     parts: list[list[Panel]] = []
@@ -124,14 +138,25 @@ def attention(
 
 
 def _write(path: Path, parts: list[list[Panel]], spans: list[tuple[int, int]], view: str) -> None:
-    from gaguide.attention import draw_heatmaps, draw_lines, save_figure, to_page
+    from gaguide.attention import (
+        draw_difference,
+        draw_heatmaps,
+        draw_lines,
+        draw_overview,
+        save_figure,
+        to_page,
+    )
     from gaguide.files import write_text
 
     if path.suffix.lower() == ".html":
         write_text(path, to_page(parts, spans, "Where attention heads look"))
         return
     (panels,) = parts
-    save_figure(draw_heatmaps(panels) if view == "heatmap" else draw_lines(panels), path)
+    draw = {
+        "heatmap": draw_heatmaps, "lines": draw_lines,
+        "overview": draw_overview, "difference": draw_difference,
+    }  # fmt: skip
+    save_figure(draw[view](panels), path)
 
 
 def _panels(

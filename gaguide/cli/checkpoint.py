@@ -11,6 +11,9 @@ import typer
 checkpoints = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
 
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(checkpoints, name="checkpoint")
@@ -63,8 +66,14 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A run's output folder, or one checkpoint's.")],
     output: Annotated[Path, typer.Option(help="Folder to write. It must not exist.")],
     step: Annotated[str, typer.Option(help="latest, best, or the number of a step.")] = "latest",
+    dtype: Annotated[str, typer.Option(help="Precision of the weights: fp32, bf16 or fp16.")] = "fp32",
 ) -> None:
-    """Write a folder for AutoModelForCausalLM.from_pretrained: fp32 safetensors and the tokenizer."""
+    """Write a folder for AutoModelForCausalLM.from_pretrained: safetensors and the tokenizer."""
+    if dtype not in _DTYPES:
+        from gaguide.errors import Fault, UserError, suggestion
+
+        raise UserError(Fault("--dtype", "unknown precision", suggestion(dtype, _DTYPES), dtype))
+    import torch
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -86,9 +95,13 @@ def export(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         companions = Companions(config, tokenizer, read_generation_config(source))
-        export_model(chosen.path, companions, output, check=True)
+        export_model(chosen.path, companions, output, check=True, dtype=getattr(torch, _DTYPES[dtype]))
         if (folder / "summary.json").is_file() and chosen.step == _last_step(folder):
             write_card(folder, output)  # whose numbers are of the last step
+    except RuntimeError as error:
+        if dtype == "fp32":
+            raise
+        raise UserError(Fault("--dtype", str(error), "use bf16 or fp32", dtype)) from None
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise UserError(Fault("--output", problem, "name another folder", str(output))) from None

@@ -123,6 +123,8 @@ def _sums(grid: Grid, costs: list[CellCost], known: Spread) -> Iterator[str]:
 def _hours(hours: float, known: Spread) -> str:
     """GPU-hours as a range."""
     low, high = hours / known.fastest, hours / known.slowest
+    if high < 0.01:
+        return "< 0.01"
     return " to ".join(f"{each:,.0f}" if each >= 100 else f"{each:.2g}" for each in (low, high))
 
 

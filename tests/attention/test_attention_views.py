@@ -13,7 +13,15 @@ from matplotlib.image import imread
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from gaguide.attention import collect, draw_heatmaps, draw_lines, make_panels, save_figure
+from gaguide.attention import (
+    collect,
+    draw_difference,
+    draw_heatmaps,
+    draw_lines,
+    draw_overview,
+    make_panels,
+    save_figure,
+)
 from gaguide.attention.panels import EARLIER, attention_mass
 from gaguide.cli import attention as command
 from gaguide.data.format.token_text import token_labels
@@ -136,6 +144,45 @@ def test_too_many_panels_are_refused() -> None:
     panels = make_panels("m", collect(tiny_model("gpt2"), ids_BT), ids_BT[0], list("abc"))
     with pytest.raises(UserError, match="fewer layers or heads"):
         draw_heatmaps(panels * 5)
+
+
+def test_an_overview_has_every_head_and_frames_those_with_a_pattern() -> None:
+    ids_BT = random_ids(1, 10)
+    model = tiny_model("gpt2")
+    plain = make_panels("m", collect(model, ids_BT), ids_BT[0], list("abcdefghij"))
+    assert len(draw_overview(plain).axes) == 3 * 4
+    words = TokenSet("words", frozenset({int(ids_BT[0, 2])}))
+    framed = make_panels("m", collect(model, ids_BT), ids_BT[0], list("abcdefghij"), {(1, 2): words})
+    ((text,),) = [ax.texts for ax in draw_overview(framed).axes if ax.texts]
+    (mass,) = [panel.mass for panel in framed if panel.pattern]
+    assert mass is not None and text.get_text() == f"{mass:.2f}"
+    with pytest.raises(UserError, match="fewer models, layers or heads"):
+        draw_overview(plain * 101)
+
+
+def test_a_difference_is_each_further_model_minus_the_first() -> None:
+    ids_BT = random_ids(1, 6)
+    labels = list("abcdef")
+    words = {(0, 1): TokenSet("words", frozenset({int(ids_BT[0, 2])}))}
+    one, two = (
+        make_panels(
+            f"m{seed}", collect(tiny_model("gpt2", seed=seed), ids_BT, [0], [1]), ids_BT[0], labels, words
+        )
+        for seed in (0, 1)
+    )
+    figure = draw_difference([*one, *two])
+    shown = np.asarray(figure.axes[0].images[0].get_array().filled(0))
+    np.testing.assert_allclose(shown, (two[0].weights_QK - one[0].weights_QK).numpy(), atol=1e-7)
+    assert two[0].mass is not None and one[0].mass is not None
+    title = figure.axes[0].get_title(loc="left")
+    assert "m1 − m0" in title and f"{two[0].mass - one[0].mass:+.3f}" in title
+    with pytest.raises(UserError, match="two models"):
+        draw_difference(one)
+    other = make_panels(
+        "m2", collect(tiny_model("gpt2"), ids_BT[:, :4], [0], [1]), ids_BT[0, :4], list("abcd")
+    )
+    with pytest.raises(UserError, match="other tokens"):
+        draw_difference([*one, *other])
 
 
 def test_figures_need_a_known_suffix_and_an_existing_folder(tmp_path: Path) -> None:

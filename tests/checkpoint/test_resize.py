@@ -97,6 +97,15 @@ def test_checkpoints_are_listed_verified_and_exported(runs: Path, tmp_path: Path
         ours, theirs = (load_file(path / "model.safetensors") for path in (output, runs / name / "model"))
         assert ours.keys() == theirs.keys() and "lm_head.weight" not in ours
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    rounded = tmp_path / "rounded"
+    wanted = ["export", str(runs / "fp32-2-on-2"), "--output", str(rounded), "--dtype"]
+    assert "--dtype" in str(command.invoke(checkpoints, [*wanted, "fp8"]).exception)
+    assert command.invoke(checkpoints, [*wanted, "bf16"]).exit_code == 0
+    halves, whole = (
+        load_file(path / "model.safetensors") for path in (rounded, runs / "fp32-2-on-2" / "model")
+    )
+    assert all(torch.equal(halves[key], whole[key].to(torch.bfloat16)) for key in whole)
+    assert AutoModelForCausalLM.from_pretrained(rounded).dtype == torch.bfloat16
     assert (
         json.loads((runs / "fp32-2-on-2" / "summary.json").read_text())["best_checkpoint"] == "step-00000006"
     )
