@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
 from gaguide.evaluate.compare.harness_samples import read_samples
 from gaguide.evaluate.compare.records import Comparison, TaskComparison
-from gaguide.evaluate.compare.sources import read_evaluations
+from gaguide.evaluate.compare.sources import Evaluation, read_evaluations
 from gaguide.evaluate.results.outcomes import TaskExamples
 from gaguide.report.comparison_report import comparison_report, differences_table
 
@@ -393,3 +394,23 @@ def test_all_right_in_a_group_is_a_metric_over_groups(tmp_path: Path) -> None:
     found = _test_of(compared, "sets", "group_acc")
     assert (found.count, found.baseline_value, found.value) == (3, 1 / 3, 2 / 3)
     assert (found.gained, found.lost, found.is_main) == (2, 1, False)
+
+
+def test_losses_per_token_of_two_tokenizers_are_not_compared() -> None:
+    """A text without a token near a cue in one tokenizer has no loss there, and certainly not 0."""
+
+    def one(name: str, near: tuple[float, ...], tokens: tuple[float, ...]) -> Evaluation:
+        outcomes = {"near_cue_loss": np.asarray(near), "bits_per_byte": np.asarray([1.0, 2.0, near[0]])}
+        weights = {"near_cue_loss": np.asarray(tokens), "bits_per_byte": np.asarray([9.0, 8.0, 7.0])}
+        ids = ("a", "b", "c")
+        examples = TaskExamples(ids, ids, ids, outcomes, None, weights, (None,) * 3, (None,) * 3)
+        return Evaluation(name, Path(name), name, {"text": examples}, {"text": "near_cue_loss"})
+
+    first, same = one("first", (2.0, 3.0, 1.0), (4, 4, 2)), one("same", (1.0, 2.5, 1.0), (4, 4, 2))
+    other = one("other", (1.0, 0.0, 1.0), (3, 0, 2))
+    compared = compare_evaluations([first, same, other], CompareOptions())
+    assert [(test.evaluation, test.metric) for test in compared.tests] == [
+        ("same", "near_cue_loss"), ("same", "bits_per_byte"), ("other", "bits_per_byte"),
+    ]  # fmt: skip
+    (note,) = compared.notes
+    assert note.startswith("other against first, text: near_cue_loss not compared") and "tokenizer" in note

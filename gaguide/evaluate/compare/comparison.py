@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from gaguide.evaluate.compare.metric_tests import Matched, MetricTest, match, metric_tests
+from gaguide.evaluate.compare.metric_tests import Matched, MetricTest, match, metric_tests, other_units
 from gaguide.evaluate.compare.records import Change, Comparison, ExampleChange, TaskComparison
 from gaguide.evaluate.compare.sources import Evaluation
 from gaguide.evaluate.results.metric_names import BETTER, Better
@@ -50,8 +50,15 @@ def compare_evaluations(evaluations: Sequence[Evaluation], options: CompareOptio
             if matched is None:
                 continue
             found = list(metric_tests(now.tasks[task], before.tasks[task], matched))
-            if not found:
+            if apart := other_units(now.tasks[task], before.tasks[task], matched):
+                notes.append(
+                    f"{now.name} against {before.name}, {task}: {', '.join(apart)} not compared, as the two "
+                    "count other tokens (another tokenizer)"
+                )
+            if not found and not apart:
                 notes.append(f"{now.name}, {task}: no metric has finite scores in both; not compared")
+                continue
+            if not found:
                 continue
             main = _main_metric(before, now, task, found)
             records = [_record(now, before, task, one, main, options) for one in found]

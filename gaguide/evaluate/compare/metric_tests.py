@@ -98,13 +98,13 @@ def metric_tests(now: TaskExamples, before: TaskExamples, matched: Matched) -> I
     """A test of every metric that both have, on the matched examples with finite scores.
 
     Examples of one group are tested as one unit, and the share of groups with all answers right is tested
-    over groups. A metric without a finite pair of scores is left out.
+    over groups. A metric without a finite pair of scores is left out, and one of `other_units`.
     """
-    groups = _groups(now, before, matched)
+    groups, apart = _groups(now, before, matched), other_units(now, before, matched)
     for metric in (name for name in now.outcomes if name in before.outcomes):
         a, b = before.outcomes[metric][matched.before], now.outcomes[metric][matched.now]
         known = np.isfinite(a) & np.isfinite(b)
-        if not known.any():
+        if not known.any() or metric in apart:
             continue
         weights = now.weights.get(metric)
         places, others = matched.now[known], matched.before[known]
@@ -120,6 +120,17 @@ def metric_tests(now: TaskExamples, before: TaskExamples, matched: Matched) -> I
             whole = _whole_groups(a, b, groups, known, matched)
             if len(whole.now):
                 yield whole
+
+
+def other_units(now: TaskExamples, before: TaskExamples, matched: Matched) -> list[str]:
+    """Metrics of both whose units differ: losses per token of two tokenizers are no pairs."""
+    found = []
+    for metric in (name for name in now.weights if name in now.outcomes and name in before.weights):
+        a, b = before.outcomes[metric][matched.before], now.outcomes[metric][matched.now]
+        known = np.isfinite(a) & np.isfinite(b)
+        counts = before.weights[metric][matched.before][known], now.weights[metric][matched.now][known]
+        found += [] if np.array_equal(*counts) else [metric]
+    return found
 
 
 _NOT_TESTED = Paired(math.nan, None, None, None)
