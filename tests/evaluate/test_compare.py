@@ -414,3 +414,17 @@ def test_losses_per_token_of_two_tokenizers_are_not_compared() -> None:
     ]  # fmt: skip
     (note,) = compared.notes
     assert note.startswith("other against first, text: near_cue_loss not compared") and "tokenizer" in note
+
+
+def test_a_group_that_one_side_was_asked_in_part_is_not_wholly_right() -> None:
+    def one(name: str, ids: tuple[str, ...], right: tuple[float, ...]) -> Evaluation:
+        groups, nothing = tuple(f"group {own[0]}" for own in ids), (None,) * len(ids)
+        examples = TaskExamples(ids, ids, ids, {"acc": np.asarray(right)}, groups, {}, nothing, nothing)
+        return Evaluation(name, Path(name), name, {"sets": examples}, {"sets": "acc"})
+
+    before = one("before", ("a1", "b1", "b2"), (1.0, 1.0, 0.0))
+    now = one("now", ("a1", "a2", "b1", "b2"), (1.0, 0.0, 1.0, 1.0))
+    compared = compare_evaluations([before, now], CompareOptions())
+    acc, whole = (_test_of(compared, "sets", metric) for metric in ("acc", "group_acc"))
+    assert (acc.count, acc.left_out) == (3, 0)
+    assert (whole.count, whole.left_out, whole.value, whole.baseline_value) == (1, 1, 1.0, 0.0)

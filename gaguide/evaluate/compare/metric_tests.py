@@ -50,7 +50,8 @@ class MetricTest:
     baseline_places: np.ndarray
     """Their places in the baseline."""
     left_out: int
-    """Examples that are left out because a score is not finite."""
+    """Examples that are left out because a score is not finite; for `group_acc` groups, also those of which
+    the other side was not asked every example."""
     groups: tuple[str, ...] | None = None
     """Group of each example that was compared; None without groups."""
     weights: np.ndarray | None = None
@@ -117,7 +118,8 @@ def metric_tests(now: TaskExamples, before: TaskExamples, matched: Matched) -> I
         )  # fmt: skip
         yield replace(found, found=_test(found))
         if metric == "acc" and groups is not None and found.test == "mcnemar":
-            whole = _whole_groups(a, b, groups, known, matched)
+            cut = _cut_groups(now, matched.now) | _cut_groups(before, matched.before)
+            whole = _whole_groups(a, b, groups, known & ~np.isin(groups.astype(str), list(cut)), matched)
             if len(whole.now):
                 yield whole
 
@@ -151,10 +153,16 @@ def _groups(now: TaskExamples, before: TaskExamples, matched: Matched) -> np.nda
     return None
 
 
+def _cut_groups(examples: TaskExamples, matched: np.ndarray) -> set[str]:
+    """Groups with an example that the other side was not asked: whether all is right there is not known."""
+    rest = set(range(len(examples.ids))) - set(matched.tolist())
+    return set() if examples.groups is None else {examples.groups[at] for at in rest}
+
+
 def _whole_groups(
     a: np.ndarray, b: np.ndarray, groups: np.ndarray, known: np.ndarray, matched: Matched
 ) -> MetricTest:
-    """`group_acc`: whether all answers of a group are right; groups with an unknown answer are left out."""
+    """`group_acc`: whether all answers of a group are right; groups with one not in `known` are left out."""
     names, first, index = np.unique(groups.astype(str), return_index=True, return_inverse=True)
     size = len(names)
     right_a, right_b = (np.bincount(index[values <= 0], minlength=size) == 0 for values in (a, b))

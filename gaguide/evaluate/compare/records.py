@@ -35,7 +35,8 @@ class TaskComparison:
     count: int
     """Examples that were compared; groups, for `group_acc`."""
     left_out: int
-    """Examples that are left out because a score is not finite."""
+    """Examples that are left out because a score is not finite; for `group_acc` groups, also those of which
+    the other was not asked every example."""
     unmatched: int
     """Examples of the evaluation that the baseline was not asked, and that are not compared."""
     baseline_unmatched: int
