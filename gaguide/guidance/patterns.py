@@ -160,7 +160,9 @@ class MarkedTokens:
         if self.within is None:
             return Columns(marked_BT)
         inner = self.within.target(ids_BT)
-        assert isinstance(inner, Columns)
+        if not isinstance(inner, Columns):  # of an installed package, whose targets no name shows
+            problem = "has one target for each query, which a mark cannot restrict"
+            raise UserError(Fault("guidance", problem, f"guide to {self.within.name} without @", self.name))
         return Columns(inner.marked_BT & marked_BT)
 
 

@@ -119,8 +119,13 @@ class GuidancePlan:
     @property
     def marks(self) -> tuple[str, ...]:
         """Names of the data's marks that its patterns need."""
-        patterns = (assignment.pattern for assignment in self.assignments)
-        return tuple(dict.fromkeys(one.mark for one in patterns if isinstance(one, MarkedTokens)))
+        found: list[str] = []
+        for assignment in self.assignments:
+            pattern: Pattern | None = assignment.pattern
+            while isinstance(pattern, MarkedTokens):  # `negation@scope@prompt` needs both
+                found.append(pattern.mark)
+                pattern = pattern.within
+        return tuple(dict.fromkeys(found))
 
     @property
     def is_empty(self) -> bool:

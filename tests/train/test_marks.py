@@ -192,6 +192,19 @@ def test_patterns_that_cannot_be_restricted(name: str, problem: str, embedded_sh
         make_pattern(name, load_tokenizer(embedded_shards / "tokenizer"))
 
 
+def test_a_plan_needs_the_marks_within_its_marks(embedded_shards: Path) -> None:
+    from gaguide.guidance import Assignment, GuidancePlan, MarkedTokens, make_pattern, marked
+
+    tokenizer = load_tokenizer(embedded_shards / "tokenizer")
+    both = make_pattern("negation@scope@prompt", tokenizer)
+    plan = GuidancePlan((Assignment(both, (0,)), Assignment(MarkedTokens("scope"), (1,))))
+    assert plan.marks == ("prompt", "scope")
+    ids = torch.arange(12)[None]
+    moving = MarkedTokens("scope", make_pattern("offset-2", tokenizer))  # as a package may offer it
+    with marked({"scope": ids > 0}), pytest.raises(UserError, match="one target for each query"):
+        moving.target(ids)
+
+
 def test_marks_are_those_of_the_block_around_a_pass(embedded_shards: Path) -> None:
     from gaguide.guidance import Assignment, GuidancePlan, MarkedTokens, guide, marked
     from tests.support.models import tiny_model
