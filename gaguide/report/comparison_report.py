@@ -149,7 +149,9 @@ def _counts(one: TaskComparison) -> Iterator[str]:
     if one.groups is not None:
         yield f"{one.groups:,} groups"
     if one.left_out:
-        yield f"{one.left_out:,} not finite, left out"
+        is_groups = one.metric == "group_acc"
+        why = "groups not finite or not asked as a whole" if is_groups else "not finite"
+        yield f"{one.left_out:,} {why}, left out"
     if one.unmatched or one.baseline_unmatched:
         yield f"{one.unmatched:,} and {one.baseline_unmatched:,} not in both"
     if one.repeated:
