@@ -65,7 +65,7 @@ def test_scores_of_real_prompts_equal_a_plain_forward_pass(gpt2_folder: Path, me
 def test_every_kind_of_the_prize_runs(gpt2_folder: Path, prize_csv: Path) -> None:
     results = _evaluate(gpt2_folder, prize_csv, None, limit=20)
     assert {name: sorted(task.metrics) for name, task in results.tasks.items()} == {
-        "lambada-1k": ["loss", "perplexity"],
+        "lambada-1k": ["greedy_acc", "loss", "perplexity"],
         "qa-bias": ["logodds"],
         "syllogism-0shot": [
             "acc",
