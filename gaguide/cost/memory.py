@@ -266,13 +266,14 @@ def _offloaded(
 def guidance_saves(shape: ModelShape, setup: MemorySetup) -> int:
     """Bytes that all guided layers save for backward in addition to what unguided layers save.
 
-    The guided heads' output in fp32 and a copy of the other heads' output; the joined output is saved anyway.
+    The guided heads' output in fp32 with two numbers per row, from which backward computes their loss's
+    gradient, and a copy of the other heads' output; the joined output is saved anyway.
     """
     guided = setup.guided_heads * shape.head_width
     rest = shape.heads * shape.head_width - guided
     if not guided:
         return 0
-    per_token = _FP32 * guided + rest * _PRODUCT_BYTES[setup.precision]
+    per_token = _FP32 * (guided + 2 * setup.guided_heads) + rest * _PRODUCT_BYTES[setup.precision]
     return setup.tokens * per_token * setup.guided_layers
 
 

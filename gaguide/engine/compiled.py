@@ -114,9 +114,11 @@ class CompiledForward:
         self._seconds += time.perf_counter() - self._began
 
 
-def compile_forward(model: PreTrainedModel, **options: Any) -> Callable[..., Any]:
+def compile_forward(
+    model: PreTrainedModel, mode: str | None = None, backend: str = "inductor", fullgraph: bool = False
+) -> Callable[..., object]:
     """`torch.compile` of the model's forward pass, in one graph also where it is guided and checkpointed."""
-    compiled = torch.compile(model.forward, dynamic=False, **options)
+    compiled = torch.compile(model.forward, dynamic=False, mode=mode, backend=backend, fullgraph=fullgraph)
     settings: Any = torch._dynamo.config
     if not hasattr(settings, _ONCE):  # an older torch breaks the graph there
         return compiled

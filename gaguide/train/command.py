@@ -113,7 +113,7 @@ def _passes_precheck(arguments: Arguments, world: World) -> bool:
         prepare(run, arguments.deepspeed, world, create_output=False)
     except UserError as error:
         later = [fault for fault in error.faults if fault not in early.faults]
-        say(f"train: {UserError(later)}" if later else "gaguide train: found none", error=True)
+        say(f"train: {UserError(later)}" if later else "gaguide train: no further problems", error=True)
     return False
 
 
