@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from gaguide.attention.panels import Panel
+from gaguide.attention.panels import HIDDEN, Panel
 from gaguide.errors import Fault, UserError
 from gaguide.figures import GUIDED
 
@@ -58,12 +57,8 @@ def draw_overview(panels: Sequence[Panel]) -> Figure:
 
 
 def _draw(ax: Axes, panel: Panel, norm: PowerNorm) -> None:
-    hidden = np.triu(np.ones(panel.weights_QK.shape, bool), panel.first_key + 1)
-    ax.set_facecolor("#ECECEC")
-    ax.imshow(
-        np.ma.masked_array(panel.weights_QK.numpy(), hidden), cmap="Blues", norm=norm, aspect="auto",
-        interpolation="nearest",
-    )  # fmt: skip
+    ax.set_facecolor(HIDDEN)
+    ax.imshow(panel.visible, cmap="Blues", norm=norm, aspect="auto", interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():

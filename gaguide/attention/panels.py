@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gaguide.attention.collect import AttentionMaps
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Columns, Pattern
 
+HIDDEN = "#ECECEC"
+"""Colour of what a query cannot see."""
 MAX_TOKENS = 64
 """Most query rows of a panel; more are not legible in one picture."""
 EARLIER = "(earlier)"
@@ -44,6 +47,12 @@ class Panel:
     """Name of the head's pattern."""
     mass: float | None
     """Attention on the targets, averaged over the shown queries that can see one; None without any."""
+
+    @property
+    def visible(self) -> np.ma.MaskedArray:
+        """[Q, K]: `weights_QK` with what a causal query cannot see masked out."""
+        hidden = np.triu(np.ones(self.weights_QK.shape, bool), self.first_key + 1)
+        return np.ma.masked_array(self.weights_QK.numpy(), hidden)
 
     @property
     def first_key(self) -> int:

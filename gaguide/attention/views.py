@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from gaguide.attention.panels import EARLIER, Panel
+from gaguide.attention.panels import EARLIER, HIDDEN, Panel
 from gaguide.errors import Fault, UserError
 from gaguide.figures import GUIDED, OTHER
 
@@ -88,15 +88,13 @@ def _draw_maps(panels: Sequence[Panel], scale: _Scale) -> Figure:
     figure, axes = grid.figure(width, height, right=0.95)
     image = None
     for panel, ax in axes:
-        hidden = np.triu(np.ones(panel.weights_QK.shape, bool), panel.first_key + 1)
-        ax.set_facecolor("#ECECEC")
+        ax.set_facecolor(HIDDEN)
         if grid.most_queries >= 8:  # there is room, for the causal mask leaves this corner empty
             ax.text(
                 0.98, 0.97, "each row's token attends\nto the columns' tokens",
                 transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#6E6E6E",
             )  # fmt: skip
-        shown = np.ma.masked_array(panel.weights_QK.numpy(), hidden)
-        image = ax.imshow(shown, cmap=scale.colours, norm=scale.norm)
+        image = ax.imshow(panel.visible, cmap=scale.colours, norm=scale.norm)
         _label_axis(ax.xaxis, panel.key_labels, panel.guided_keys, rotation=90)
         queries = frozenset(key - panel.first_key for key in panel.guided_keys if key >= panel.first_key)
         _label_axis(ax.yaxis, panel.query_labels, queries)

@@ -45,11 +45,16 @@ class BaseModel:
         return cls(**{**record, "language": tuple(record.get("language") or ())})
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a repository's: NAME, USER/NAME or ORGANISATION/NAME."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def read_base_model(name: str, is_pretrained: bool, fingerprint: str) -> BaseModel:
     """The base model with what its card in its folder or the hub's cache says; no network is used."""
     folder = Path(name).expanduser()
-    is_hub_id = is_pretrained and not folder.is_dir() and _HUB_ID.fullmatch(name) is not None
-    found = try_to_load_from_cache(name, _CARD) if is_hub_id else folder / _CARD
+    on_hub = is_pretrained and not folder.is_dir() and is_hub_id(name)
+    found = try_to_load_from_cache(name, _CARD) if on_hub else folder / _CARD
     said = _metadata(Path(found)) if is_pretrained and isinstance(found, str | Path) else {}
     language = said.get("language") or ()
     parent = said.get("base_model")
@@ -61,7 +66,7 @@ def read_base_model(name: str, is_pretrained: bool, fingerprint: str) -> BaseMod
         _text(said.get("license_name")),
         _text(said.get("license_link")),
         (language,) if isinstance(language, str) else tuple(map(str, language)),
-        name if is_hub_id else _text(parent[0] if isinstance(parent, list) and parent else parent),
+        name if on_hub else _text(parent[0] if isinstance(parent, list) and parent else parent),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import mask_credentials
 from gaguide.files import write_text
-from gaguide.publish.base import BaseModel
+from gaguide.publish.base import BaseModel, is_hub_id
 
 CARD = "README.md"
 _MARK = "<!-- written by gaguide; a card without this line is left as it is -->"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _UNKNOWN_LICENSE = (
     "The licence of the base model is not known to this card: find it, and state it, before you share "
     "the model."
@@ -69,13 +68,13 @@ def read_own_card(model: Path) -> str | None:
 
 def render_card(summary: Mapping[str, Any], config: str, scores: Sequence[Score] | None = None) -> str:
     """The card's text: YAML metadata, then Markdown. `config` is the text of config.yaml, without secrets."""
-    settings = yaml.safe_load(config)
+    settings = parse_yaml(config)
     del settings["output"]  # a path of the machine it was made on
     base = BaseModel.from_record(summary["base_model"])
     sources = tuple(mask_credentials(source) for source in summary.get("sources") or ())
     data = ModelCardData(
         base_model=base.hub_id,
-        datasets=[source for source in sources if _HUB_ID.fullmatch(source)] or None,
+        datasets=[source for source in sources if "/" in source and is_hub_id(source)] or None,
         language=list(base.language) or None,
         license=base.license,
         license_name=base.license_name,

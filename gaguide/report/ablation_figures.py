@@ -11,10 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from gaguide.ablate.records import AblationRecord, HeadRecord, ModelRecord
+from gaguide.report.head_maps import frame_head, label_map
 from gaguide.report.style import INK
 from gaguide.report.text import shorten
 
@@ -88,19 +87,10 @@ def _write_numbers(ax: Axes, grid: np.ndarray, norm: Any, signed: bool) -> None:
 
 def _frame_guided(ax: Axes, model: ModelRecord) -> None:
     for head in model.with_role("guided"):
-        ax.add_patch(
-            Rectangle(
-                (head.head - 0.5, head.layer - 0.5), 1, 1, fill=False, edgecolor="#E08A00", linewidth=1.8
-            )
-        )
+        frame_head(ax, head.layer, head.head, 1.8)
 
 
 def _label(ax: Axes, title: str) -> None:
-    ax.set_title(title, loc="left", fontsize=9, color=INK)
-    ax.set_xlabel("head", fontsize=8, color=INK)
-    ax.set_ylabel("layer", fontsize=8, color=INK)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    ax.tick_params(colors=INK, labelsize=8, length=2)
+    label_map(ax, title)
     for spine in ax.spines.values():
         spine.set_visible(False)

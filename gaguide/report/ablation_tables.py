@@ -4,7 +4,6 @@ tasks."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 
 from gaguide.ablate.records import (
     AblationRecord,
@@ -15,7 +14,7 @@ from gaguide.ablate.records import (
     Role,
 )
 from gaguide.report.document import Cell, Row, Table
-from gaguide.report.text import ABSENT, fixed, interval, p_value
+from gaguide.report.text import ABSENT, fixed, interval, known_mean, p_value
 
 SIGNIFICANT = 0.05
 _DIGITS = 4
@@ -156,20 +155,15 @@ def norm_table(records: Sequence[AblationRecord]) -> Table:
 
 
 def _norm_row(name: str, heads: Sequence[HeadRecord]) -> Row:
-    attention = _mean([head.attention for head in heads])
+    attention = known_mean([head.attention for head in heads])
     weighted, target = (
-        _mean([head.weighted_norm for head in heads]),
-        _mean([head.target_norm for head in heads]),
+        known_mean([head.weighted_norm for head in heads]),
+        known_mean([head.target_norm for head in heads]),
     )
     share = None if target is None or not weighted else target / weighted
-    values = (attention, _mean([head.output_norm for head in heads]), weighted)
+    values = (attention, known_mean([head.output_norm for head in heads]), weighted)
     cells = [Cell(ABSENT if value is None else f"{value:.3f}") for value in values]
     return name, (*cells, Cell(ABSENT if share is None else f"{share:.1%}"))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def side_table(records: Sequence[AblationRecord]) -> Table:

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from gaguide.heads.records import HeadProfile, ProfileRecord
+from gaguide.report.head_maps import frame_head, label_map
 from gaguide.report.style import COLOURS, INK, plain_axes
-
-_FRAME = "#E08A00"
 
 
 def draw_profile(record: ProfileRecord) -> Figure:
@@ -41,15 +38,8 @@ def draw_profile(record: ProfileRecord) -> Figure:
             shown, cmap="RdBu_r" if signed else "Greys", norm=norm, aspect="auto", origin="lower"
         )
         for layer, index in chosen:
-            ax.add_patch(
-                Rectangle((index - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=_FRAME, linewidth=1.6)
-            )
-        ax.set_title(title, loc="left", fontsize=9, color=INK)
-        ax.set_xlabel("head", fontsize=8, color=INK)
-        ax.set_ylabel("layer", fontsize=8, color=INK)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-        ax.tick_params(colors=INK, labelsize=8, length=2)
+            frame_head(ax, layer, index, 1.6)
+        label_map(ax, title)
         bar = figure.colorbar(image, ax=ax, fraction=0.06, pad=0.03)
         bar.ax.tick_params(colors=INK, labelsize=7)
     return figure

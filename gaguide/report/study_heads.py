@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from statistics import fmean
 
 from gaguide.report.document import Cell, Row, Table
-from gaguide.report.text import ABSENT, fixed, interval, p_value
+from gaguide.report.text import ABSENT, fixed, interval, known_mean, p_value
 from gaguide.study.analysis_records import HeadVerdict
 from gaguide.study.record_files import StudyRecords
 
@@ -25,10 +23,14 @@ def head_count_table(study: StudyRecords) -> Table:
                 f"{size} · {experiment}{'' if heads[0].guided else ' (only measured)'}",
                 (
                     Cell(str(len(heads))),
-                    Cell(_before_after(_mean(heads, "before"), _mean(heads, "after"))),
-                    Cell(_number(_mean(heads, "loss"))),
-                    Cell(_number(_mean(heads, "over_controls"))),
-                    Cell(_number(_mean(heads, "over_finetuned"))),
+                    Cell(
+                        _before_after(
+                            known_mean(one.before for one in heads), known_mean(one.after for one in heads)
+                        )
+                    ),
+                    Cell(_number(known_mean(one.loss for one in heads))),
+                    Cell(_number(known_mean(one.over_controls for one in heads))),
+                    Cell(_number(known_mean(one.over_finetuned for one in heads))),
                     Cell(listed),
                 ),
             )
@@ -126,8 +128,3 @@ def _number(value: float | None) -> str:
 
 def _before_after(before: float | None, after: float | None) -> str:
     return ABSENT if before is None or after is None else f"{before:.3f} → {after:.3f}"
-
-
-def _mean(heads: Sequence[HeadVerdict], name: str) -> float | None:
-    known = [value for one in heads if (value := getattr(one, name)) is not None]
-    return fmean(known) if known else None

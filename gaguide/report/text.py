@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
@@ -25,6 +26,12 @@ def small_number(number: float, digits: int) -> str:
     """A positive number with `digits` decimals, "< 0.0001" (of four) below the last of them."""
     smallest = 10.0**-digits
     return f"< {smallest:.{digits}f}" if 0 < number < smallest else fixed(number, digits)
+
+
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there; None where none is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:

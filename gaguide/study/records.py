@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gaguide.evaluate.results.metric_names import Better, Doubt
+from gaguide.evaluate.results.metric_names import Better, Doubt, is_improvement
 
 HELD_OUT = "held-out text"
 """The name that held-out loss and guided attention have in place of a task's."""
@@ -206,9 +206,7 @@ class Comparison:
     @property
     def improved(self) -> bool | None:
         """Whether the difference is an improvement; None where neither direction is, or it is 0."""
-        if self.better is None or self.difference == 0:
-            return None
-        return (self.difference > 0) == (self.better == "high")
+        return is_improvement(self.better, self.difference)
 
 
 @dataclass(frozen=True)

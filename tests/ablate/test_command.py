@@ -19,6 +19,7 @@ from gaguide.data import load_tokenizer
 from gaguide.distributed import World
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
+from tests.support.models import sharpen
 
 LAYERS, HEADS = 2, 4
 
@@ -36,10 +37,7 @@ def save(folder: Path, shards: Path, seed: int) -> Path:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.15)
+    sharpen(model, 0.15)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

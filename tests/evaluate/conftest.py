@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+from tests.support.models import sharpen
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -20,10 +21,7 @@ def save_gpt2(folder: Path, positions: int = 128, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=positions)
     model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.15)
+    sharpen(model, 0.15)
     model.save_pretrained(folder)
     return folder
 

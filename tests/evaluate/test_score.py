@@ -16,7 +16,7 @@ from gaguide.evaluate.schedule.cost import Budget, CostModel
 from gaguide.evaluate.schedule.rows import TokenSequence, build_row
 from gaguide.evaluate.score.logits import Scores, logsumexp
 from gaguide.evaluate.score.scorer import Scorer
-from tests.support.models import tiny_model
+from tests.support.models import sharpen, tiny_model
 from tests.support.prefixes import scores_of
 from tests.support.ranks import rank_environment
 
@@ -91,10 +91,7 @@ def test_scores_do_not_depend_on_the_batch_size(batch_tokens: int) -> None:
 def test_models_that_cannot_share_prefixes_are_detected_and_scored_correctly(config: object) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.25)
+    sharpen(model, 0.25)
     scorer, examples = Scorer(model, _CPU), _examples()
     scores = _score(scorer, examples)
     assert not scorer.sharing
@@ -213,10 +210,7 @@ def test_the_check_computes_few_sequences_of_a_row_that_holds_many() -> None:
 def test_the_check_takes_sequences_that_branch_though_most_of_the_row_are_duplicates() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.25)
+    sharpen(model, 0.25)
     prompt = tuple(range(2, 22))
     ids = [*[prompt] * 5, *[(*prompt, *(at for _ in range(6))) for at in (30, 31)]]
     row = build_row([TokenSequence(one, one[-2:], (at, 0)) for at, one in enumerate(ids)])

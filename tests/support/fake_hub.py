@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.support.http_server import Answers, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,19 +24,11 @@ def fake_hub(name: str, files: dict[str, Path]) -> Iterator[tuple[str, list[str]
     class Handler(_Handler):
         dataset, stored, log = name, files, asked
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as address:
+        yield address, asked
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answers, BaseHTTPRequestHandler):
     dataset: str
     stored: dict[str, Path]
     log: list[str]
@@ -50,18 +42,15 @@ class _Handler(BaseHTTPRequestHandler):
         api = f"/api/datasets/{self.dataset}"
         if path == api or re.fullmatch(f"{api}/revision/[^/]+", path):
             siblings = [{"rfilename": file} for file in self.stored]
-            self._json(
+            self.answer_json(
                 {"id": self.dataset, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
             )
         elif tree := re.fullmatch(f"{api}/tree/{COMMIT}(?:/(.*))?", path):
-            self._json(self._listing(tree.group(1) or "", "recursive=true" in query.lower()))
+            self.answer_json(self._listing(tree.group(1) or "", "recursive=true" in query.lower()))
         elif file := re.fullmatch(f"/datasets/{self.dataset}/resolve/{COMMIT}/(.*)", path):
             self._file(file.group(1))
         else:
-            self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing on the test's standard error."""
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
     def _listing(self, folder: str, recursive: bool) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
@@ -75,26 +64,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str) -> None:
         if name not in self.stored:
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         content = self.stored[name].read_bytes()
         headers = {"ETag": '"x"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
-            self._answer(200, content, headers)
+            self.answer(200, content, headers)
             return
         first, last = int(asked.group(1)), int(asked.group(2) or len(content) - 1)
         piece = content[first : last + 1]
         headers["Content-Range"] = f"bytes {first}-{first + len(piece) - 1}/{len(content)}"
-        self._answer(206, piece, headers)
-
-    def _json(self, content: object) -> None:
-        self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-    def _answer(self, code: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(code)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self.answer(206, piece, headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     GPT2Config,
     GPTNeoXConfig,
@@ -46,16 +47,21 @@ CONFIGS = {
 }  # fmt: skip
 
 
+def sharpen(model: nn.Module, std: float) -> None:
+    """Draw every matrix anew, with weights so large that attention and answers are far from uniform."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=std)
+
+
 def tiny_model(
     kind: str = "gpt2", dropout: float = 0.0, seed: int = 0, **from_config: Any
 ) -> PreTrainedModel:
     """A random model with weights large enough that attention is far from uniform."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind](dropout), **from_config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.25)
+    sharpen(model, 0.25)
     return model.eval()
 
 

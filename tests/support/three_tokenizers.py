@@ -16,6 +16,7 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+from tests.support.models import sharpen
 
 KINDS = ("gpt2", "llama", "sentencepiece")
 
@@ -54,10 +55,7 @@ def model_folder(kind: str, target: Path, positions: int = 128) -> Path:
         )
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.15)
+    sharpen(model, 0.15)
     model.save_pretrained(target)
     return target
 

@@ -6,11 +6,12 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.support.http_server import Answers, serving
 
 COMMIT = "f" * 40
 
@@ -41,32 +42,22 @@ def upload_hub() -> Iterator[UploadHub]:
     class Handler(_Handler):
         state = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answers, BaseHTTPRequestHandler):
     state: UploadHub
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing on the test's standard error."""
 
     def do_GET(self) -> None:
         name = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", self.path.partition("?")[0])
         if name and name[1] in self.state.repositories:
             siblings = [{"rfilename": path} for path in self.state.files.get(name[1], {})]
-            self._json({"id": name[1], "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
+            self.answer_json(
+                {"id": name[1], "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            )
         else:
-            self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
     do_HEAD = do_GET
 
@@ -76,14 +67,14 @@ class _Handler(BaseHTTPRequestHandler):
         assert hashlib.sha256(body).hexdigest() == digest
         self.state.objects[digest] = body
         self.state.sent.append(digest)
-        self._answer(200, b"")
+        self.answer(200, b"")
 
     def do_POST(self) -> None:
         path, body = self.path.partition("?")[0], self._body()
         if path == "/api/repos/create":
             self._create(json.loads(body))
         elif path == "/api/validate-yaml":
-            self._json({"errors": [], "warnings": []})
+            self.answer_json({"errors": [], "warnings": []})
         elif path.endswith("/info/lfs/objects/batch"):
             self._batch(json.loads(body))
         elif "/preupload/" in path:
@@ -91,19 +82,21 @@ class _Handler(BaseHTTPRequestHandler):
                 {"path": file["path"], "uploadMode": _mode(file["path"]), "shouldIgnore": False}
                 for file in json.loads(body)["files"]
             ]
-            self._json({"files": files})
+            self.answer_json({"files": files})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/.*", path):
             self._commit(found[1], body)
         else:
-            self._answer(404, b"")
+            self.answer(404, b"")
 
     def _create(self, asked: dict[str, object]) -> None:
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         if name in self.state.repositories:
-            self._json({"url": f"{self.state.address}/{name}", "error": "You already created this"}, 409)
+            self.answer_json(
+                {"url": f"{self.state.address}/{name}", "error": "You already created this"}, 409
+            )
             return
         self.state.repositories[name] = bool(asked.get("private") or asked.get("visibility") == "private")
-        self._json({"url": f"{self.state.address}/{name}", "name": name, "id": name})
+        self.answer_json({"url": f"{self.state.address}/{name}", "name": name, "id": name})
 
     def _batch(self, asked: dict[str, list[dict[str, object]]]) -> None:
         objects = []
@@ -113,11 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append(
                 {**each, "authenticated": True, **({} if has else {"actions": {"upload": upload}})}
             )
-        self._json({"transfer": "basic", "objects": objects}, kind="application/vnd.git-lfs+json")
+        self.answer_json({"transfer": "basic", "objects": objects}, kind="application/vnd.git-lfs+json")
 
     def _commit(self, name: str, body: bytes) -> None:
         if self.state.refuse is not None:
-            self._json({"error": "no write access"}, self.state.refuse)
+            self.answer_json({"error": "no write access"}, self.state.refuse)
             return
         files = self.state.files.setdefault(name, {})
         for line in body.splitlines():
@@ -126,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "lfsFile":
                 files[entry["value"]["path"]] = self.state.objects[entry["value"]["oid"]]
-        self._json({"commitUrl": f"{self.state.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+        self.answer_json({"commitUrl": f"{self.state.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def _body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -137,17 +130,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length", "0")))
-
-    def _json(self, content: object, code: int = 200, kind: str = "application/json") -> None:
-        self._answer(code, json.dumps(content).encode(), {"Content-Type": kind})
-
-    def _answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
 
 def _mode(path: str) -> str:

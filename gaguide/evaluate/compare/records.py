@@ -7,7 +7,7 @@ from typing import Literal
 
 from gaguide.evaluate.compare.metric_tests import Test
 from gaguide.evaluate.compare.sources import Evaluation
-from gaguide.evaluate.results.metric_names import Better, Doubt
+from gaguide.evaluate.results.metric_names import Better, Doubt, is_improvement
 from gaguide.stats.power import Effect
 
 Change = Literal["gained", "lost", "better", "worse"]
@@ -87,9 +87,7 @@ class TaskComparison:
     @property
     def improved(self) -> bool | None:
         """Whether the difference is an improvement; None where neither direction is, or it is 0."""
-        if self.better is None or self.difference == 0:
-            return None
-        return (self.difference > 0) == (self.better == "high")
+        return is_improvement(self.better, self.difference)
 
 
 @dataclass(frozen=True)

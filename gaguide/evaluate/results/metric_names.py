@@ -44,6 +44,14 @@ BETTER: Mapping[str, Better] = {
 }
 """The better direction; a metric that is missing here has none."""
 
+
+def is_improvement(better: Better | None, difference: float) -> bool | None:
+    """Whether a difference is an improvement; None where neither direction is, or it is 0."""
+    if better is None or difference == 0:
+        return None
+    return (difference > 0) == (better == "high")
+
+
 Doubt = Literal["constant", "baseline"]
 """Why an accuracy says nothing about a model's answers; see `gaguide.evaluate.results.answers`."""
 
