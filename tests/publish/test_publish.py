@@ -12,8 +12,10 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
+from gaguide.cli.push import _score
 from gaguide.publish import CARD, read_base_model, write_card
 from gaguide.publish.card import Score, render_card
+from gaguide.report.run_scores import TaskScore
 from tests.support.patience import patience
 from tests.support.ranks import DS_CONFIGS, TRAIN, rank_environment, run_ranks
 from tests.support.upload_hub import UploadHub, upload_hub
@@ -112,6 +114,14 @@ def test_scores_and_a_card_of_ones_own(run: Path, tmp_path: Path) -> None:
     (mine / "model" / CARD).write_text("# My own")
     assert not write_card(mine, mine / "model", [score])
     assert (mine / "model" / CARD).read_text() == "# My own"
+
+
+def test_a_constant_answer_is_said_in_the_card(run: Path, tmp_path: Path) -> None:
+    mine = copy_of(run, tmp_path / "mine")
+    found = TaskScore("scone", "acc", 0.5, 0.4, 0.6, 100, "high", doubt="constant")
+    write_card(mine, mine / "model", [_score(found)])
+    (row,) = [line for line in (mine / "model" / CARD).read_text().splitlines() if line.startswith("| scone")]
+    assert "0.5000 (‡ One answer or position" in row
 
 
 def test_push_sends_the_folder_once(run: Path, tmp_path: Path) -> None:
