@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 # Given (a field or a section) → what it replaces.
@@ -16,6 +17,8 @@ _PARTNERS = {
     "data.mixture": ("data.shards", "data.source"),
     "resume_from": ("init_from", "init_optimizer"),
     "init_from": ("resume_from",),
+    # Random weights are those of a size. Another model, named without `init`, starts from its own.
+    "model.name": ("model.init",),
 }
 
 
@@ -29,6 +32,8 @@ def replace_partners(tree: dict[str, Any], given: Iterable[str]) -> list[str]:
         by = next((name for name in given if name == field or name.startswith(f"{field}.")), None)
         if by is None or _get(tree, field) in (None, [], {}):
             continue
+        if field == "model.name" and not _has_its_own_weights(tree):
+            continue
         for partner in partners:
             old = _get(tree, partner)
             is_given = any(name == partner or name.startswith(f"{partner}.") for name in given)
@@ -38,6 +43,12 @@ def replace_partners(tree: dict[str, Any], given: Iterable[str]) -> list[str]:
             del (tree[section] if section else tree)[leaf]
             said.append(f"{by} replaces {partner} = {old}")
     return said
+
+
+def _has_its_own_weights(tree: dict[str, Any]) -> bool:
+    """Whether the model that is named is a folder or an organisation's on the hub, and not a size."""
+    name = str(_get(tree, "model.name"))
+    return "/" in name or Path(name).is_dir()
 
 
 def leaves(tree: Any, above: str = "") -> list[str]:

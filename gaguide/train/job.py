@@ -81,6 +81,7 @@ class Job:
         ):
             if steps > self.total_steps:
                 warn(f"{field} = {steps}: the run ends earlier, after {self.total_steps} steps", stacklevel=2)
+        weights = "random weights" if run.model.init == "scratch" else "pretrained"
         guided = "no guidance"
         if self.plan is not None:
             heads = self.plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
@@ -90,7 +91,7 @@ class Job:
         return (
             f"run {run.name} → {self.output}\n"
             f"  model     {run.model.name}, {shape.num_hidden_layers} layers, "
-            f"{shape.num_attention_heads} heads, {run.model.init}, {computing}\n"
+            f"{shape.num_attention_heads} heads, {weights}, {computing}\n"
             f"{self._describe_extras()}"
             f"  guidance  {guided}\n"
             f"  data      {self._describe_data()}\n"

@@ -204,6 +204,21 @@ def test_an_override_replaces_its_partner_and_says_so(tmp_path: Path) -> None:
     ]
 
 
+def test_a_model_named_without_init_does_not_inherit_random_weights(tmp_path: Path) -> None:
+    """Else a pretrained model would be trained from random weights, with nothing but its loss to tell."""
+    notes: list[str] = []
+    assert load_config(None, {"model.name": "nano"}, notes.append).model.init == "scratch"
+    assert not notes
+    for name in (str(tmp_path), "organisation/model"):
+        assert load_config(None, {"model.name": name}, notes.append).model.init == "pretrained"
+    assert notes == ["--model.name replaces model.init = scratch of the embedded run"] * 2
+    given = {"model.name": str(tmp_path), "model.init": "scratch"}
+    assert load_config(None, given, notes.append).model.init == "scratch"
+    over = tmp_path / "over.yaml"
+    over.write_text(f"extends: {EMBEDDED}\nmodel: {{name: {tmp_path}}}\n")
+    assert load_config(over, {}).model.init == "pretrained"
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

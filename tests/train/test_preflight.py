@@ -58,7 +58,11 @@ def test_a_model_with_a_smaller_vocabulary_is_refused(embedded_shards: Path, tmp
 def test_too_many_heads_for_the_model(embedded_shards: Path, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=2048, n_layer=2, n_head=2, n_embd=8, n_positions=256)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "narrow")
-    changes = {"model.name": str(tmp_path / "narrow"), "guidance.experiment": "3-negation"}
+    changes = {
+        "model.name": str(tmp_path / "narrow"),
+        "model.init": "scratch",
+        "guidance.experiment": "3-negation",
+    }
     with pytest.raises(UserError, match="2 heads in each layer"):
         job(embedded_shards, tmp_path, **changes)
 
