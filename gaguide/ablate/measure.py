@@ -122,28 +122,20 @@ def _measure(
     one = _One(folder, subjects, sizes)
     name = short_name(folder.name)
     if batches:
-        with SlowWork(f"{name}: removing heads, passes over text", None) as slow:
+        with SlowWork(f"{name}: removing heads, passes over text") as slow:
             inputs, marks = [batch.inputs for batch in batches], [batch.marks for batch in batches]
             one.text = measure_text(
-                model, subjects, inputs, settings.methods, settings.seed, _ticker(slow), marks
+                model, subjects, inputs, settings.methods, settings.seed, slow.done, marks
             )
         for note in one.text.notes:
             say(f"{name}: {note}")
     if work is not None:
         methods = [method for method in settings.methods if method in TASK_METHODS]
         means = {} if one.text is None else one.text.means
-        with SlowWork(f"{name}: removing heads, passes over tasks", None) as slow:
-            one.tasks = measure_tasks(model, work, request.tasks, subjects, methods, means, _ticker(slow))
+        with SlowWork(f"{name}: removing heads, passes over tasks") as slow:
+            one.tasks = measure_tasks(model, work, request.tasks, subjects, methods, means, slow.done)
     one.seconds = time.monotonic() - started
     return one
-
-
-def _ticker(slow: SlowWork) -> Any:
-    def tick(done: int, total: int) -> None:
-        slow.total = total
-        slow.done(done)
-
-    return tick
 
 
 def _before(

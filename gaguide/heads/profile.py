@@ -82,16 +82,16 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
     behaviour = behaviours(network, plain, settings.seed)
     means = mean_outputs(network, plain, layers)
     with SlowWork("estimating the effect of every head: blocks", len(text.chosen)) as slow:
-        sums = attribute(network, batches, pattern, means, lambda done, of: slow.done(done))
+        sums = attribute(network, batches, pattern, means, slow.done)
     if not all(np.isfinite(found).all() for found in sums.values()):
         problem = f"has a loss or a gradient on this text in {settings.dtype} that is not finite"
         remedy = "give --dtype fp32, or a model that has not diverged"
         raise UserError(Fault("--model", problem, remedy, model))
     removed = _candidates(sums, max(settings.top, settings.heads))
-    with SlowWork("removing heads exactly, passes", None) as slow:
+    with SlowWork("removing heads exactly, passes") as slow:
         exact = measure_text(
             network, [one for one in subjects if one.key in removed], batches, ["mean"], settings.seed,
-            lambda done, of: slow.done(done),
+            slow.done,
         )  # fmt: skip
     tokens_NK = exact.tokens[id(pattern)]
     heads = tuple(

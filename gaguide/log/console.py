@@ -61,9 +61,9 @@ class SlowWork:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def done(self, count: int) -> None:
-        """Note that `count` parts of the total are done."""
-        self._count = count
+    def done(self, count: int, total: int | None = None) -> None:
+        """Note that `count` parts are done, of `total` where it was not known at the start."""
+        self._count, self.total = count, total or self.total
 
     def __enter__(self) -> SlowWork:
         if self.shown:
@@ -81,11 +81,16 @@ class SlowWork:
         while not self._ended.wait(wait):
             far = "" if self._count is None else f": {self._count}"
             far = far if self.total is None else f": {self._count or 0} of {self.total}"
-            say(f"{self.what}{far} ({format_duration(time.monotonic() - started)})")
+            seconds = time.monotonic() - started
+            left = ""
+            if self.total and self._count and seconds >= _ESTIMATE_AFTER:
+                left = f", {format_duration(seconds / self._count * (self.total - self._count))} left"
+            say(f"{self.what}{far} ({format_duration(seconds)}{left})")
             wait = min(4 * wait, 60.0)
 
 
 _PATIENCE = 5.0
+_ESTIMATE_AFTER = 20.0
 
 
 class StepLine:

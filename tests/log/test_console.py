@@ -33,11 +33,21 @@ def test_slow_work_says_what_it_does_and_how_far(
     monkeypatch.setattr(console, "_PATIENCE", 0.01)
     said = threading.Event()
     monkeypatch.setattr(console, "say", lambda text: (print(text), said.set()))
-    work = console.SlowWork("validating: blocks", 64)
-    work.done(12)
-    with work:
-        assert said.wait(60)
-    assert capsys.readouterr().out.startswith("validating: blocks: 12 of 64 (0s)")
+
+    def words(work: console.SlowWork, *done: int) -> str:
+        work.done(*done)
+        said.clear()
+        with work:
+            assert said.wait(60)
+        return capsys.readouterr().out
+
+    assert words(console.SlowWork("validating: blocks", 64), 12).startswith(
+        "validating: blocks: 12 of 64 (0s)"
+    )
+    assert words(console.SlowWork("passes"), 12).startswith("passes: 12 (0s)")
+    assert words(console.SlowWork("passes"), 12, 60).startswith("passes: 12 of 60 (0s)")
+    monkeypatch.setattr(console, "_ESTIMATE_AFTER", 0.0)
+    assert words(console.SlowWork("passes", 60), 12).startswith("passes: 12 of 60 (0s, 0s left)")
     with console.SlowWork("quick", shown=False):
         pass
     assert capsys.readouterr().out == ""
