@@ -12,6 +12,7 @@ from gaguide.log import format_duration
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks
 from gaguide.report.study_findings import study_cautions, study_findings
+from gaguide.report.study_head_figure import draw_heads
 from gaguide.report.study_heads import head_count_table, head_verdict_table
 from gaguide.report.study_tables import (
     attention_table,
@@ -67,8 +68,16 @@ def study_report(study: StudyRecords) -> Report:
         "bars: lowest to highest seed.",
         lambda: draw_attention(study),
     )
+    heads_chart = Chart(
+        "heads",
+        "Attention of guided heads, and what removing them costs",
+        "Mean over seeds, a mark for each head; bars: 95% interval, where few heads share a row. Blue: "
+        "attention moved beyond noise. Green: the head is used; orange: it is harmful.",
+        lambda: draw_heads(study),
+    )
     body: list[Part] = [
-        *by_size, tasks_chart, verdicts, loss_chart, losses, attention_chart, attention, counts, *shares,
+        *by_size, tasks_chart, verdicts, loss_chart, losses, attention_chart, attention, heads_chart, counts,
+        *shares,
         *(folded(table) for table in (heads, gains, comparisons) if table.rows), *_changes(study),
     ]  # fmt: skip
     tables = [*by_size, verdicts, losses, attention, counts, heads, *shares, gains, comparisons]
@@ -78,7 +87,7 @@ def study_report(study: StudyRecords) -> Report:
         cautions=tuple(study_cautions(study)),
         summary=None,
         tables=tuple(table for table in tables if table.rows),
-        charts=(tasks_chart, loss_chart, attention_chart),
+        charts=(tasks_chart, loss_chart, attention_chart, heads_chart),
         body=(*(p for p in body if not isinstance(p, Table) or p.rows), _provenance(study)),
         csv_files=lambda: _csv_files(study),
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from matplotlib.axes import Axes
 from typer.testing import CliRunner
 
 from gaguide.cli import report as command
@@ -23,6 +24,7 @@ from gaguide.report.outputs import make_report, render_report
 from gaguide.report.run_records import read_runs
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks, millions
 from gaguide.report.study_findings import study_cautions, study_findings
+from gaguide.report.study_head_figure import draw_heads
 from gaguide.report.study_tables import (
     attention_table,
     decisive,
@@ -34,6 +36,8 @@ from gaguide.report.study_tables import (
     sizes,
     verdict_table,
 )
+from gaguide.report.style import BASELINE, COLOURS
+from gaguide.study.analysis_records import HeadVerdict
 from gaguide.study.record_files import StudyRecords, read_study
 from gaguide.study.records import HELD_OUT, LeftOut
 from tests.report.synthetic import write_run
@@ -191,6 +195,32 @@ def test_figures_have_a_line_and_intervals_for_each_experiment(study: StudyRecor
     labels = [label.get_text() for label in tasks.axes[0].get_xticklabels()]
     assert labels == ["pico\n92k", "nano\n230k", "micro\n530k", "tiny\n1.06M"]
     assert [millions(n) for n in (5, 124_439_808, 1_557_611_200)] == ["5", "124M", "1.56B"]
+
+
+def test_the_figure_of_heads_shows_each_heads_attention_and_its_cost(study: StudyRecords) -> None:
+    assert draw_heads(replace(study, head_verdicts=())) is None
+    found = HeadVerdict(
+        size="nano", experiment="finetuned", guided=False, layer=0, head=0, pattern="contrast", method="mean",
+        test="t over seeds", seeds=3, before=0.02, after=0.03, p_moved=0.5, loss=0.01, low=-0.01, high=0.03,
+        p_used=0.4, near=None, over_controls=None, over_finetuned=None, over_low=None, over_high=None,
+        p_over=None, moved="not moved", used="not used",
+    )  # fmt: skip
+    guided = replace(
+        found, experiment="1-negation", guided=True, after=0.9, moved="moved",
+        loss=-0.01, low=-0.02, high=-0.005, used="harmful",
+    )  # fmt: skip
+    unknown = replace(guided, layer=1, before=None, loss=None)
+    figure = draw_heads(replace(study, head_verdicts=(found, guided, unknown)))
+    assert figure is not None
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["finetuned", "1-negation"]
+
+    def drawn(ax: Axes, *x: float) -> str:
+        return next(line.get_color() for line in ax.lines if list(line.get_xdata()) == list(x))
+
+    assert (drawn(left, 0.02, 0.03), drawn(left, 0.02, 0.9)) == (BASELINE, COLOURS[1])
+    assert (drawn(right, -0.01, 0.03), drawn(right, -0.02, -0.005)) == (BASELINE, COLOURS[0])
+    assert (drawn(right, 0.01), drawn(right, -0.01)) == (BASELINE, COLOURS[0])
 
 
 def test_an_empty_study_is_reported_as_such(study: StudyRecords) -> None:
