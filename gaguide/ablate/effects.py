@@ -202,10 +202,13 @@ def _with(effects: MethodEffects, name: str, effect: Effect) -> MethodEffects:
 
 
 def usage(loss: Effect) -> Used:
-    """used: the loss rises without the head, beyond noise; harmful: it falls; not used: neither."""
+    """used: the loss rises without the head, beyond noise; harmful: it falls; not used: neither; not tested:
+    one block or seed, of which nothing is beyond noise."""
     if loss.difference is None:
         return "not measured"
-    if loss.p_holm is None or loss.p_holm >= ALPHA:
+    if loss.p_holm is None:
+        return "not tested"
+    if loss.p_holm >= ALPHA:
         return "not used"
     return "used" if loss.difference > 0 else "harmful"
 
@@ -214,6 +217,8 @@ def movement(rise: Effect | None) -> Moved:
     """Whether attention on the targets rose (moved) or fell (moved away) beyond noise."""
     if rise is None or rise.difference is None:
         return "not compared"
-    if rise.p_holm is None or rise.p_holm >= ALPHA:
+    if rise.p_holm is None:
+        return "not tested"
+    if rise.p_holm >= ALPHA:
         return "not moved"
     return "moved" if rise.difference > 0 else "moved away"

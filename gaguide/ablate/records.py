@@ -13,8 +13,10 @@ from gaguide.files import write_json
 
 FILE = "ablation.json"
 Role = Literal["guided", "control", "other"]
-Moved = Literal["moved", "moved away", "not moved", "not compared"]
-Used = Literal["used", "not used", "harmful", "not measured"]
+Moved = Literal["moved", "moved away", "not moved", "not tested", "not compared"]
+"""not tested: of a single block or seed, where a change has no p value; not compared: with no model."""
+Used = Literal["used", "not used", "harmful", "not tested", "not measured"]
+"""not tested: as of `Moved`; not measured: no number, as where a loss is not finite."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,16 @@ def together(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
     return {"guided": guided, "controls": controls}
 
 
+def count_passes(subjects: Sequence[Subject], layers: int, methods: int) -> tuple[float, int]:
+    """What `measure_text` computes for a batch: layers, in whole passes of all `layers`; output layers.
+
+    One pass without an intervention; for each of `methods` and each removal, the layers from its head's on.
+    """
+    starts = [one.layer for one in subjects]
+    starts += [min(one.layer for one in some) for some in together(subjects).values()]
+    return 1 + methods * sum((layers - at) / layers for at in starts), 1 + methods * len(starts)
+
+
 def by_layer(subjects: Sequence[Subject]) -> dict[int, list[Subject]]:
     """Layer → its subjects, ascending."""
     found: dict[int, list[Subject]] = {}

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model import fuse_activations
-from gaguide.model.content import FileContent, model_files, read_content
+from gaguide.model.content import folder_record
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by their name after --dtype."""
@@ -62,22 +62,11 @@ class ModelFolder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Plain JSON that changes whenever the model's content does, wherever its folder is.
-
-        `how` says whether a file was hashed whole; where it was not, its size and time of change count too.
-        """
+        """Plain JSON that changes whenever the model's content does, wherever its folder is."""
         folder = Path(self.name)
         if not folder.is_dir():
             return {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
-        return {"files": [_file_json(read_content(path)) for path in model_files(folder)]}
-
-
-def _file_json(one: FileContent) -> dict[str, Any]:
-    if not one.is_sampled:
-        return {"name": one.name, "sha256": one.sha256, "how": "whole"}
-    return {
-        "name": one.name, "sha256": one.sha256, "how": "sampled", "size": one.size, "changed": one.changed,
-    }  # fmt: skip
+        return folder_record(folder)
 
 
 def find_model_folder(name: str) -> ModelFolder:

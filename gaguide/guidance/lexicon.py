@@ -27,7 +27,7 @@ Mode = Literal["pieces", "words"]
 
 # Marks of a leading space: none, byte-level BPE (GPT-2), SentencePiece (Llama).
 _SPACE_MARKS = ("", "Ġ", "▁")
-_KEYS = {"words", "pieces", "affixes", "except"}
+_KEYS = {"words", "pieces", "affixes", "regex", "except"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,16 @@ class Lexicon:
     """Prefixes ("un-") and suffixes ("-n't"), for mode words."""
     exceptions: tuple[str, ...] = ()
     """Words and affixes ("under-") that are no match, for mode words."""
+    expressions: tuple[str, ...] = ()
+    """Regular expressions for whole words ("\\w+n't"), for mode words."""
 
     def content(self, mode: Mode) -> str:
         """A hash of what the lexicon matches in this mode, the same for any name and order."""
-        words = sorted(set(self.pieces if mode == "pieces" else self.words))
-        return hashlib.sha256(json.dumps([mode, words]).encode()).hexdigest()[:16]
+        parts = [mode, sorted(set(self.pieces if mode == "pieces" else self.words))]
+        further = [self.affixes, self.exceptions, self.expressions]
+        if mode == "words" and any(further):  # others keep the hash that they had in older records
+            parts += [sorted(set(one)) for one in further]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def piece_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         """Ids of the vocabulary entries that are a listed piece, with or without the mark of a leading space.
@@ -74,7 +79,9 @@ class Lexicon:
 
         if mode == "pieces":
             return TokenSet(self.name, self.piece_ids(tokenizer))
-        return WordSet.build(self.name, self.words, tokenizer, self.affixes, self.exceptions)
+        return WordSet.build(
+            self.name, self.words, tokenizer, self.affixes, self.exceptions, self.expressions
+        )
 
 
 @cache
@@ -87,7 +94,7 @@ def shipped_lexicons() -> dict[str, Lexicon]:
 
 def read_lexicons(path: Path) -> dict[str, Lexicon]:
     """A user's lexicons: YAML `name: [word, "a phrase", …]`, or `name: {words: […], pieces: […],
-    affixes: ["un-", "-n't"], except: ["under-"]}`.
+    affixes: ["un-", "-n't"], regex: ["\\w+n't"], except: ["under-"]}`.
 
     Raises a `UserError` with every fault of the file.
     """
@@ -117,13 +124,14 @@ def _lexicon(name: str, entry: Any) -> Lexicon:
         entry = {"words": entry}
     words = tuple(entry.get("words", entry.get("pieces", ())))
     affixes, exceptions = tuple(entry.get("affixes", ())), tuple(entry.get("except", ()))
-    return Lexicon(name, tuple(entry.get("pieces", words)), words, affixes, exceptions)
+    expressions = tuple(entry.get("regex", ()))
+    return Lexicon(name, tuple(entry.get("pieces", words)), words, affixes, exceptions, expressions)
 
 
 def _check_entry(where: str, name: object, entry: object, faults: FaultCollector) -> None:
     remedy = f"write `{name}: [word, …]`"
     lists = entry if isinstance(entry, dict) else {"words": entry}
-    if not set(lists) & {"words", "pieces", "affixes"} or not set(lists) <= _KEYS:
+    if not set(lists) & {"words", "pieces", "affixes", "regex"} or not set(lists) <= _KEYS:
         problem = f"must be a list of words, or have keys of {', '.join(sorted(_KEYS))}"
         faults.add(Fault(where, problem, remedy, entry))
     for kind, items in lists.items():
@@ -137,3 +145,7 @@ def _check_entry(where: str, name: object, entry: object, faults: FaultCollector
             elif kind == "affixes" and (len(item) < 2 or (item[0] == "-") == (item[-1] == "-")):
                 problem = "must have a hyphen at one end"
                 faults.add(Fault(f"{where}.{kind}", problem, 'write "un-" or "-n\'t"', item))
+            elif kind == "regex":
+                from gaguide.guidance.expression_rules import check_expression
+
+                faults.attempt(check_expression, item, f"{where}.{kind}")

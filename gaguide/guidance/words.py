@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gaguide.data.format.token_text import token_bytes
 from gaguide.errors import Fault, UserError
+from gaguide.guidance.expressions import WordExpressions
 from gaguide.guidance.patterns import Columns
 
 _AFTER_OTHER, _AFTER_LETTER = 0, 1  # first states, by the character before the token
@@ -123,8 +124,9 @@ class WordSet:
     name: str
     """Name of the pattern."""
     words: tuple[str, ...]
-    """The words and phrases, affixes ("un-", "-n't"), and "except …" for what is no match."""
+    """The words and phrases, affixes ("un-", "-n't"), "regex …", and "except …" for what is no match."""
     _tables: _Tables = field(repr=False, compare=False)
+    _expressions: WordExpressions | None = field(default=None, repr=False, compare=False)
     _exceptions: WordSet | None = field(default=None, repr=False, compare=False)
     _placed: dict[torch.device, _Tables] = field(default_factory=dict, repr=False, compare=False)
 
@@ -136,11 +138,13 @@ class WordSet:
         tokenizer: PreTrainedTokenizerBase,
         affixes: Sequence[str] = (),
         exceptions: Sequence[str] = (),
+        expressions: Sequence[str] = (),
     ) -> WordSet:
         """The pattern for `words` as listed, capitalised, in capitals, and with curly apostrophes.
 
         affixes: "un-" matches at the start of words, "-n't" at their end, after a letter; the tokens that
         spell the affix are targets. exceptions: words and affixes ("under-") whose tokens are no targets.
+        expressions: regular expressions for whole words (expressions.py).
         Raises a `UserError` for a slow tokenizer and for one whose pieces are not text (WordPiece).
         """
         kind = type(tokenizer).__name__
@@ -152,8 +156,14 @@ class WordSet:
         vocabulary = token_bytes(tokenizer)
         forms = {form for word in words for form in _word_forms(word)}
         forms |= {form for affix in affixes for form in _affix_forms(affix)}
-        shown = (*words, *affixes, *(f"except {one}" for one in exceptions))
-        return cls(name, shown, _tables(forms, vocabulary), _excepted(name, exceptions, vocabulary))
+        shown = (*words, *affixes, *(f"regex {one}" for one in expressions))
+        return cls(
+            name,
+            (*shown, *(f"except {one}" for one in exceptions)),
+            _tables(forms, vocabulary),
+            WordExpressions(expressions, vocabulary) if expressions else None,
+            _excepted(name, exceptions, vocabulary),
+        )
 
     def prepare(self, device: torch.device) -> None:
         """Place the tables on a device, which a compiler could not do while it traces `target`."""
@@ -167,6 +177,8 @@ class WordSet:
         if ids_BT.device not in self._placed:
             self.prepare(ids_BT.device)
         marked_BT = _match(ids_BT, self._placed[ids_BT.device])
+        if self._expressions is not None:
+            marked_BT |= self._expressions.marked(ids_BT)
         if self._exceptions is not None:
             marked_BT &= ~self._exceptions.target(ids_BT).marked_BT
         return Columns(marked_BT)

@@ -5,8 +5,10 @@ Identity is content, so a folder may be moved, copied or spelt otherwise. Needs 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gaguide.files import hash_file, hash_parts
 
@@ -53,6 +55,41 @@ def read_content(path: Path) -> FileContent:
     with path.open("rb") as file:
         digest = hash_parts(file, ((last * part // (_PARTS - 1), _PART_BYTES) for part in range(_PARTS)))
     return FileContent(path.name, found.st_size, digest, True, found.st_mtime_ns)
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """The content of a file of a model as plain JSON.
+
+    `how` says whether the file was hashed whole; where it was not, its size and time of change count too.
+    """
+    one = read_content(path)
+    if not one.is_sampled:
+        return {"name": one.name, "sha256": one.sha256, "how": "whole"}
+    return {
+        "name": one.name, "sha256": one.sha256, "how": "sampled", "size": one.size, "changed": one.changed,
+    }  # fmt: skip
+
+
+def folder_record(folder: Path, record: Callable[[Path], dict[str, Any]] = file_record) -> dict[str, Any]:
+    """The content of a model's folder as plain JSON; `record` gives that of a file."""
+    return {"files": [record(path) for path in model_files(folder)]}
+
+
+def other_files(recorded: Mapping[str, Any] | None, folder: Path, now: Mapping[str, Any]) -> list[str]:
+    """Names of the files in which a model's folder, whose record is `now`, differs from what is recorded.
+
+    Empty also where nothing can be known: of a model of a hub or in memory, of records of older versions, and
+    of a folder whose weights are not there. Of files that were hashed in parts the time of change does not
+    count: a copy is the same model.
+    """
+    if not recorded or "files" not in recorded or not weight_files(folder):
+        return []
+    before, after = _by_name(recorded["files"]), _by_name(now["files"])
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def _by_name(files: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {one["name"]: {key: one[key] for key in one if key != "changed"} for one in files}
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

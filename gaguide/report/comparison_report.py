@@ -24,6 +24,7 @@ from gaguide.report.text import (
     shorten,
     slug,
     small_number,
+    smallest_p,
 )
 
 _DIGITS = 4
@@ -111,7 +112,8 @@ def differences_table(tests: Sequence[TaskComparison]) -> Table:
         "", "baseline", "evaluation", "difference", "95% interval", "p", "p, Holm", "gained / lost",
         "examples",
     )  # fmt: skip
-    note = " ".join([_NOTE, *mark_notes(doubt for one in tests for doubt in (one.doubt, one.baseline_doubt))])
+    note = _NOTE + smallest_p(sum(one.is_main for one in tests))
+    note = " ".join([note, *mark_notes(doubt for one in tests for doubt in (one.doubt, one.baseline_doubt))])
     return Table("tests", "Tests on the same examples", header, tuple(rows), note, _groups(tests))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gaguide.ablate.records import FILE, AblationRecord, Effect, HeadRecord, ModelRecord, read_ablation
+from gaguide.model.content import folder_record, other_files, weight_files
 from gaguide.report.ablation_tables import verdict_table
 from gaguide.report.document import Table
 
@@ -37,22 +38,58 @@ class RunAblation:
         return self.heads[0].methods[self.record.deciding].loss if self.heads else Effect(None)
 
 
-def read_ablations(folders: Sequence[Path]) -> Mapping[Path, RunAblation]:
-    """Run folder → its model in the first ablation of these folders that has it; their own comes first."""
+@dataclass(frozen=True)
+class RunAblations:
+    """What the ablations in some folders say of the runs there."""
+
+    found: Mapping[Path, RunAblation]
+    """Run folder → its model in an ablation."""
+    notes: Mapping[Path, str]
+    """Run folder → why an ablation of it is not shown, or is shown without being sure of its model."""
+
+
+def read_ablations(folders: Sequence[Path]) -> RunAblations:
+    """The ablations of the runs' models, by content, from any of these folders; a run's own comes first.
+
+    Where a run's weights are not there, its ablation is taken by the model's name, with a note. Where the
+    ablation in its folder, or one that has its name, is of other weights, only a note says so.
+    """
     records = {
         folder: read_ablation(folder / FOLDER) for folder in folders if (folder / FOLDER / FILE).is_file()
     }
-    found = {}
-    for folder in folders:
+    found: dict[Path, RunAblation] = {}
+    notes: dict[Path, str] = {}
+    for folder in folders if records else ():
         own = [records[folder]] if folder in records else []
         others = [record for of, record in records.items() if of != folder]
-        places = {folder.resolve(), (folder / "model").resolve()}
-        for record in (*own, *others):
-            model = next((one for one in record.models if Path(one.model).resolve() in places), None)
-            if model is not None:
-                found[folder] = RunAblation(record, model)
-                break
-    return found
+        models = [(record, model) for record in (*own, *others) for model in record.models]
+        named = [(record, model) for record, model in models if _is_named(model, folder)]
+        weights = next((of for of in (folder / "model", folder) if of.is_dir() and weight_files(of)), None)
+        if weights is None:
+            if named:
+                found[folder] = RunAblation(*named[0])
+                notes[folder] = "its weights are not there: nothing shows that the ablation is of them"
+            continue
+        now = folder_record(weights)
+        same = [
+            (record, model)
+            for record, model in models
+            if "files" in model.identity and not other_files(model.identity, weights, now)
+        ]
+        if same:
+            found[folder] = RunAblation(*same[0])
+        elif own or named:
+            model = named[0][1] if named else own[0].models[-1]
+            other = ", ".join(other_files(model.identity, weights, now))
+            notes[folder] = (
+                f"an ablation of it is of a model with other content ({other}), and is not shown; run "
+                "gaguide ablate again, into another folder"
+            )
+    return RunAblations(found, notes)
+
+
+def _is_named(model: ModelRecord, folder: Path) -> bool:
+    return Path(model.model).resolve() in (folder.resolve(), (folder / "model").resolve())
 
 
 def ablation_table(ablations: Sequence[RunAblation | None]) -> Table:

@@ -139,7 +139,15 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
                 faults.add(Fault("RUN", "is given twice", "give each run once", str(path)))
         ablations = faults.attempt(read_ablations, folders)
     assert ablations is not None
-    runs = [replace(run, ablation=ablations.get(run.folder)) for run in found if run is not None]
+    runs = [
+        replace(
+            run,
+            ablation=ablations.found.get(run.folder),
+            notes=(*run.notes, *([note] if (note := ablations.notes.get(run.folder)) else [])),
+        )
+        for run in found
+        if run is not None
+    ]
     names = Counter(run.name for run in runs)
     return [
         replace(run, name=f"{run.name} ({_distinct(run, runs)})") if names[run.name] > 1 else run

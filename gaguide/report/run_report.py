@@ -13,7 +13,7 @@ from gaguide.report.run_measures import FURTHER, Measure, Value, measures
 from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.style import series_style
-from gaguide.report.text import ABSENT, csv_text, fixed, interval, mark_notes, p_value
+from gaguide.report.text import ABSENT, csv_text, fixed, interval, mark_notes, p_value, smallest_p
 
 _NOTE = (
     "Differences (Δ) are to the first run; with brackets: 95% interval of the difference on the "
@@ -109,7 +109,8 @@ def paired_table(runs: Sequence[RunRecord], tests: RunTests) -> Table:
         rows,
         "McNemar for accuracies, a paired bootstrap for the others; examples are matched by content. "
         "Intervals are over examples: they do not cover the variation between seeds. Holm-corrected over the "
-        "tasks' main metrics. Bold: the interval excludes 0.",
+        "tasks' main metrics. Bold: the interval excludes 0."
+        + smallest_p(sum(one.p_holm is not None for one in tests.tests) // max(1, len(runs) - 1)),
     )
 
 

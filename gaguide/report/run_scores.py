@@ -11,6 +11,7 @@ from typing import Any
 
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Better, Doubt
+from gaguide.model.content import folder_record, other_files
 
 _RESULTS = "results.json"
 _SET_ASIDE = ".replaced-"
@@ -74,9 +75,18 @@ def read_evaluations(run: Path, during: Iterable[Mapping[str, Any]]) -> Evaluati
     by_task: dict[str, list[TaskScore]] = {}
     folders: dict[str, Path] = {}
     notes: list[str] = []
+    weights = run / "model"
+    now = folder_record(weights) if files and weights.is_dir() else {"files": []}
     for path in files:
         origin = str(path.parent.relative_to(run))
-        for task, record in _tasks(path).items():
+        tasks, identity = _read(path)
+        if other := other_files(identity, weights, now) if weights.is_dir() else []:
+            notes.append(
+                f"the evaluation in {origin} is of a model with other content ({', '.join(other)}), and is "
+                "not shown; evaluate the run's model, into another folder"
+            )
+            continue
+        for task, record in tasks.items():
             if task in folders:
                 notes.append(
                     f"{task} was evaluated again: shown from {folders[task].name}, not from {origin}"
@@ -102,10 +112,11 @@ def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
     """
     if not path.is_file():
         return None
-    return tuple(score for name, task in _tasks(path).items() for score in _scores(name, task, ""))
+    return tuple(score for name, task in _read(path)[0].items() for score in _scores(name, task, ""))
 
 
-def _tasks(path: Path) -> dict[str, Mapping[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Mapping[str, Any]], Mapping[str, Any] | None]:
+    """The records of the tasks in a results.json, and of its model's content."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -116,7 +127,9 @@ def _tasks(path: Path) -> dict[str, Mapping[str, Any]]:
     if not isinstance(tasks, Mapping):
         problem = "is not a results.json of the evaluator (it has no tasks)"
         raise UserError(Fault(str(path), problem, "evaluate the model again"))
-    return {str(name): task for name, task in tasks.items() if isinstance(task, Mapping)}
+    found = {str(name): task for name, task in tasks.items() if isinstance(task, Mapping)}
+    identity = content.get("identity")
+    return found, identity if isinstance(identity, Mapping) else None
 
 
 def _scores(task: str, record: Mapping[str, Any], origin: str) -> list[TaskScore]:

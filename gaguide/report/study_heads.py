@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.text import ABSENT, fixed, interval, known_mean, p_value
@@ -101,9 +102,17 @@ def _cells(one: HeadVerdict) -> tuple[Cell, ...]:
         _effect(one.loss, one.low, one.high, one.p_used),
         Cell(_number(one.near)),
         Cell(_number(one.over_controls)),
-        _effect(one.over_finetuned, one.over_low, one.over_high, one.p_over),
+        _over(one),
         Cell(one.verdict, one.used in ("used", "harmful")),
     )
+
+
+def _over(one: HeadVerdict) -> Cell:
+    """The change minus that in finetuned; says how many seeds have both where not all do."""
+    cell = _effect(one.over_finetuned, one.over_low, one.over_high, one.p_over)
+    if not 0 < one.seeds_over < one.seeds:
+        return cell
+    return replace(cell, small=f"{cell.small}\n{one.seeds_over} of {one.seeds} seeds".strip())
 
 
 def _effect(value: float | None, low: float | None, high: float | None, p: float | None) -> Cell:

@@ -31,7 +31,7 @@ from gaguide.report.study_tables import (
 from gaguide.report.text import ABSENT, csv_text
 from gaguide.study.analysis_records import Change
 from gaguide.study.record_files import StudyRecords
-from gaguide.study.records import HELD_OUT, CellRecord
+from gaguide.study.records import HELD_OUT, KNOCK_OUT, CellRecord
 
 _CHANGES_SHOWN = 8
 _PROMPT_SHOWN = 240
@@ -192,7 +192,8 @@ def _interval_caption(study: StudyRecords) -> str:
 
 def _left_out_caption(study: StudyRecords, held_out: bool = False) -> str:
     """How much is missing in a figure of the tasks, or of held-out text."""
-    cells = {row.cell for row in study.left_out if row.task is None or (row.task == HELD_OUT) == held_out}
+    rows = [row for row in study.left_out if row.task != KNOCK_OUT]
+    cells = {row.cell for row in rows if row.task is None or (row.task == HELD_OUT) == held_out}
     plural = "" if len(cells) == 1 else "s"
     return f" Left out: numbers of {len(cells)} cell{plural}, see the cautions." if cells else ""
 

@@ -21,6 +21,7 @@ from gaguide.report.text import (
     p_value,
     slug,
     small_number,
+    smallest_p,
 )
 from gaguide.study.analysis_records import HeadAttention, LossCost
 from gaguide.study.record_files import StudyRecords
@@ -196,7 +197,10 @@ def comparison_table(study: StudyRecords) -> Table:
         "Over seeds where there are several: t-test of the paired differences; else McNemar for accuracies "
         "and a paired bootstrap for losses. Holm-corrected over the tasks of a size, experiment and "
         "baseline. Detectable: the smallest true difference that these seeds (examples, where there is one "
-        "seed) show with probability 0.8, before correction." + _constant_note(constant),
+        "seed) show with probability 0.8, before correction."
+        + smallest_p(len(main_metrics(study)))
+        + " Over seeds all of which differ by the same, p is that of the sign-flip test, 2 / 2^seeds."
+        + _constant_note(constant),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -42,6 +43,16 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
 def p_value(p: float | None) -> str:
     """A p value with three decimals, "< 0.001" below that."""
     return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def smallest_p(tests: int) -> str:
+    """A sentence on how small p can be, corrected over `tests` tests, and what McNemar's needs for 0.05."""
+    needed = math.floor(math.log2(max(tests, 1) / 0.05)) + 1
+    return (
+        " The p of a loss has no smallest value (where fewer than ten of 5,000 resampled means lie beyond 0, "
+        "it is that of a paired t-test). McNemar's of c changed examples (groups) is at least 2^-c: with "
+        f"fewer than {needed} of them it cannot be below 0.05, corrected over {tests}."
+    )
 
 
 def mark(doubt: Doubt | None) -> str:

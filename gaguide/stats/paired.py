@@ -19,6 +19,8 @@ from gaguide.stats.groups import ratio_error, sums_by_group
 ALPHA = 0.05
 RESAMPLES = 4_999
 _ROUNDING = 1e-12
+_FEW = 10
+"""Resampled means beyond 0 from which on their share is a p value."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def paired_bootstrap(
     weights: what each example counts in the mean, such as its tokens; examples of weight 0 are left out.
 
     p is twice the smaller share of resampled means on one side of 0, counting the observed one; scipy gives
-    none. No interval and p for fewer than two examples (groups) or equal differences. Raises `ValueError` for
+    none. Such a share has steps of 2 / 5,000, which a correction over a hundred comparisons lifts above 0.05:
+    where it is of fewer than ten means, p is that of `rate_change`, which has no smallest value. No interval
+    and p for fewer than two examples (groups); equal differences as in `over_seeds`. Raises `ValueError` for
     numbers that are not finite, which the caller has to leave out and report, and for weights without a
     positive one.
     """
@@ -120,7 +124,7 @@ def paired_bootstrap(
     mean = float(differences.mean()) if is_mean else float(sums.sum() / sizes.sum())
     units = len(sums) if is_grouped else None
     if len(sums) < 2 or np.ptp(differences) == 0:
-        return Paired(mean, None, None, None, groups=units)
+        return Paired(mean, None, None, _equal_p(mean, len(sums)), groups=units)
     is_ratio = is_grouped or not is_mean
     found = stats.bootstrap(
         (sums, sizes) if is_ratio else (differences,),
@@ -129,8 +133,11 @@ def paired_bootstrap(
         rng=np.random.default_rng(seed), batch=max(1, 4_000_000 // len(sums)),
     )  # fmt: skip
     ends, means = found.confidence_interval, found.bootstrap_distribution
-    one_side = min((1 + (means <= 0).sum()), (1 + (means >= 0).sum())) / (len(means) + 1)
-    return Paired(mean, float(ends.low), float(ends.high), min(1.0, 2 * float(one_side)), groups=units)
+    beyond = min(1 + int((means <= 0).sum()), 1 + int((means >= 0).sum()))
+    p: float | None = min(1.0, 2 * beyond / (len(means) + 1))
+    if beyond < _FEW:
+        p = rate_change(sums.tolist(), sizes.tolist()).p
+    return Paired(mean, float(ends.low), float(ends.high), p, groups=units)
 
 
 def rate_change(
@@ -140,8 +147,8 @@ def rate_change(
     ratio over pairs, or over groups of them.
 
     A bootstrap gives no p value below 2 / 5,000, too much for a correction over hundreds of heads; this one
-    does. Pairs with count 0 are left out; no interval and p for fewer than two pairs (groups), or equal
-    rates. Raises `ValueError` where no count is positive.
+    does. Pairs with count 0 are left out; no interval and p for fewer than two pairs (groups); equal rates as
+    in `over_seeds`. Raises `ValueError` where no count is positive.
     """
     sums, sizes = _units(_finite(np.asarray(differences, float)), np.asarray(counts, float), groups)
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
@@ -150,10 +157,19 @@ def rate_change(
     n, rate = len(sums), float(sums.sum() / sizes.sum())
     rates = sums / sizes
     if n < 2 or np.ptp(rates) <= _ROUNDING * np.abs(rates).max():
-        return Paired(rate, None, None, None)
+        return Paired(rate, None, None, _equal_p(rate, n))
     error = ratio_error(sums.tolist(), sizes.tolist())
     half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
     return Paired(rate, rate - half, rate + half, 2 * float(stats.t.sf(abs(rate) / error, n - 1)))
+
+
+def _equal_p(difference: float, count: int) -> float | None:
+    """p of `count` equal differences by the exact sign-flip test: the share of all ways of choosing their
+    signs that give as large a sum, 2 / 2^count, which three seeds cannot bring below 0.25; 1 for differences
+    of 0. None for fewer than two."""
+    if count < 2:
+        return None
+    return 1.0 if abs(difference) <= _ROUNDING else 2.0 ** (1 - count)
 
 
 def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -173,12 +189,13 @@ def _units(
 def over_seeds(differences: Sequence[float]) -> Paired:
     """The mean over seeds with Student's interval and a one-sample t-test against 0.
 
-    Both are None for a single seed, and where all seeds differ by the same amount; if that is 0, p is 1.
+    Both are None for a single seed. Where all seeds differ by the same amount, a t-test has no error to
+    compare it with, and p is that of the exact sign-flip test, `_equal_p`.
     """
     mean = float(np.mean(_finite(np.asarray(differences, float))))
     interval = t_interval(differences)
     if interval is None:
-        return Paired(mean, None, None, 1.0 if len(differences) > 1 and abs(mean) <= _ROUNDING else None)
+        return Paired(mean, None, None, _equal_p(mean, len(differences)))
     return Paired(mean, *interval, float(stats.ttest_1samp(differences, 0.0).pvalue))
 
 

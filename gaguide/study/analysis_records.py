@@ -196,6 +196,8 @@ class HeadVerdict:
     """Whether attention moved."""
     used: Used
     """Whether the head is used: its removal raises the loss (used), lowers it (harmful), or neither."""
+    seeds_over: int = 0
+    """Number of seeds behind `over_finetuned`: those in which the head was removed from both models."""
     kind: Literal["head-verdict"] = "head-verdict"
     """Kind of the record in analysis.jsonl."""
 

@@ -29,7 +29,7 @@ from gaguide.study.evaluated import (
     results_of,
 )
 from gaguide.study.grid import Cell, Grid
-from gaguide.study.head_verdicts import head_verdicts, knock_outs
+from gaguide.study.head_verdicts import head_verdicts, knock_outs, stale_knock_outs
 from gaguide.study.left_out import leave_out
 from gaguide.study.record_files import StudyRecords, write_study, write_tables
 from gaguide.study.records import CellRecord
@@ -64,6 +64,7 @@ def collect(grid: Grid) -> StudyRecords:
     """Write all files of the study from its finished cells, and return their content."""
     records = _progress(grid)
     cells, left = leave_out(grid, read_evaluated(grid))
+    left += stale_knock_outs(grid)
     for row in left:
         say(f"left out: {row.sentence}")
     if not cells:

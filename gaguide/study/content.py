@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gaguide.evaluate.tasks.harness.read import read_harness_task
 from gaguide.evaluate.tasks.locate import LocatedTask, files_hash, locate_tasks, split_names
 from gaguide.evaluate.tasks.options import DEFAULTS
 from gaguide.files import hash_file, write_json
-from gaguide.model.content import model_files
+from gaguide.model.content import file_record, folder_record, model_files
 
 _WORDS_ONLY = {
     name: True
@@ -89,7 +89,7 @@ class ContentHashes:
     """
 
     folder: Path
-    """The study's folder; nothing is remembered while it does not exist."""
+    """The study's folder, or a cell's; nothing is remembered while it does not exist."""
     _known: dict[str, list[Any]] = field(default_factory=dict)
     _changed: bool = False
 
@@ -103,15 +103,22 @@ class ContentHashes:
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file."""
+        return str(self._remembered(path, str(path), hash_file))
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """The content of a model's folder, as its evaluations and ablations record it."""
+        return folder_record(folder, lambda path: self._remembered(path, f"{path} (record)", file_record))
+
+    def _remembered(self, path: Path, key: str, read: Callable[[Path], Any]) -> Any:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        known = self._known.get(str(path))
+        known = self._known.get(key)
         if known is not None and known[:-1] == stamp:
-            return str(known[-1])
-        digest = hash_file(path)
-        self._known[str(path)] = [*stamp, digest]
+            return known[-1]
+        found = read(path)
+        self._known[key] = [*stamp, found]
         self._changed = True
-        return digest
+        return found
 
     def model(self, folder: Path) -> str:
         """Hash of a model folder's configuration, tokenizer and weights."""

@@ -1,8 +1,10 @@
-"""Estimated cost of a study before it runs: memory and GPU-hours of each cell, by `gaguide.cost`."""
+"""Estimated cost of a study before it runs: memory and GPU-hours of each cell, by `gaguide.cost`, and of
+measuring it (`measuring_cost`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from gaguide.errors import Fault, UserError, suggestion
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
 from gaguide.model.sizes import GPT2_VOCABULARY
 from gaguide.study.grid import Cell, Grid
+from gaguide.study.measuring_cost import measuring_lines
 from gaguide.study.state import read_state
 
 _GIB = 2**30
@@ -48,7 +51,7 @@ def estimate_cells(grid: Grid, gpu: str) -> Iterator[CellCost]:
             continue
         done, tokens = read_state(grid, cell).state == "done", _tokens(grid, cell, manifest)
         try:
-            shape = _shape(sizes[cell.size], grid, manifest)
+            shape = size_shape(sizes[cell.size], grid, manifest)
             request = CostRequest(shape, gpus=cell.ranks, gpu=gpu, tokens=tokens)
             request = with_deepspeed(with_run(request, cell.run), load_deepspeed_json(cell.ds_config))
             if cell.run.guidance.weight == 0:
@@ -80,7 +83,7 @@ def print_costs(grid: Grid, gpu: str) -> None:
         table.add_row(size, experiment, *_row(cells, known))
     console = Console()
     console.print(table)
-    for line in _sums(grid, costs, known):
+    for line in (*_sums(grid, costs, known), *_measuring(grid, gpu, known)):
         console.print(line, highlight=False)
 
 
@@ -109,7 +112,7 @@ def _sums(grid: Grid, costs: list[CellCost], known: Spread) -> Iterator[str]:
     estimates = [cost.estimate for cost in costs if not cost.done and cost.estimate is not None]
     hours = [one.gpu_hours for one in estimates if one.gpu_hours is not None]
     if hours:
-        yield f"training left: {_hours(sum(hours), known)} GPU-hours, without evaluation and starts"
+        yield f"training left: {_hours(sum(hours), known)} GPU-hours, without starts"
         where = "this GPU" if known.own_gpu else "other GPUs"
         yield f"ranges: {len(known.runs)} published runs on {where} reached {known.slowest:.2f} to " + (
             f"{known.fastest:.2f} times the speed that the model gives"
@@ -118,6 +121,15 @@ def _sums(grid: Grid, costs: list[CellCost], known: Spread) -> Iterator[str]:
         yield "? give data_tokens, or build the data: an epoch has an unknown number of tokens"
     if any(not one.fits for one in estimates):
         yield "! more than the GPU has: gaguide plan finds settings that fit"
+
+
+def _measuring(grid: Grid, gpu: str, known: Spread) -> Iterator[str]:
+    """What evaluation and the removal of heads cost, of the sizes whose shape is known."""
+    manifest, shapes = _manifest(grid), {}
+    for size in grid.study.sizes:
+        with suppress(UserError):  # its row of the table says why
+            shapes[size.name] = size_shape(size.model or size.name, grid, manifest)
+    return measuring_lines(grid, shapes, gpu, (1 / known.fastest, 1 / known.slowest))
 
 
 def _hours(hours: float, known: Spread) -> str:
@@ -134,7 +146,7 @@ def _manifest(grid: Grid) -> Manifest | None:
     return read_manifest(path) if path is not None and path.is_dir() and is_complete(path) else None
 
 
-def _shape(model: str, grid: Grid, manifest: Manifest | None) -> ModelShape:
+def size_shape(model: str, grid: Grid, manifest: Manifest | None) -> ModelShape:
     """The shape of a model: of a known size by arithmetic, without a hub, else from its configuration."""
     if model not in SIZES:
         try:

@@ -12,8 +12,8 @@ from gaguide.stats.paired import Paired, holm, over_seeds
 from gaguide.study.analysis_records import HeadKnockOut, HeadVerdict
 from gaguide.study.file import FINETUNED
 from gaguide.study.grid import Grid
-from gaguide.study.records import LeftOut
-from gaguide.study.state import ablation_file, needs_ablation
+from gaguide.study.records import KNOCK_OUT, LeftOut
+from gaguide.study.state import ablation_file, needs_ablation, stale_ablation
 
 
 def knock_outs(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadKnockOut]:
@@ -49,6 +49,15 @@ def knock_outs(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadKnockOu
                 moved=head.moved,
                 used=head.used,
             )
+
+
+def stale_knock_outs(grid: Grid) -> Iterator[LeftOut]:
+    """The cells whose heads are in no verdict because their ablation is not of what the study asks for."""
+    for cell in grid.cells:
+        reason = stale_ablation(grid, cell) if needs_ablation(grid, cell) else None
+        if reason is not None:
+            reason += "; gaguide study run removes its heads again"
+            yield LeftOut(cell.id, cell.size, cell.experiment, cell.seed, KNOCK_OUT, None, None, None, reason)
 
 
 def head_verdicts(rows: Sequence[HeadKnockOut]) -> list[HeadVerdict]:
@@ -124,6 +133,7 @@ def _verdict(rows: Sequence[HeadKnockOut], twins: _Twins) -> HeadVerdict:
         over_low=beyond.low,
         over_high=beyond.high,
         p_over=beyond.p,
+        seeds_over=len(over),
         moved="not compared",
         used="not measured",
     )

@@ -41,6 +41,7 @@ from gaguide.study.state import (
     is_trained,
     needs_ablation,
     read_state,
+    stale_ablation,
     stored_state,
     write_state,
 )
@@ -119,7 +120,7 @@ class Runner:
             write_settings(folder / RUN_FILE, dump_config(cell.run))
             state = self._stage("train", cell, folder, state)
         if state.state == "running" and cell.model is not None and not is_evaluated(self.grid, cell):
-            _set_aside(evaluation_file(folder), "its evaluation was of other tasks or contents")
+            _set_aside(evaluation_file(folder), "its evaluation was of other tasks, contents or weights")
             state = self._stage("evaluate", cell, folder, state)
             if state.state == "running":
                 contents = {name: of.identity for name, of in self.grid.tasks.contents.items()}
@@ -136,7 +137,7 @@ class Runner:
 
     def _remove_heads(self, cell: Cell, folder: Path, state: CellState) -> CellState:
         """The state after the ablation. Where that fails, the cell keeps its results, and the error."""
-        _set_aside(ablation_file(folder), "its ablation had other settings")
+        _set_aside(ablation_file(folder), str(stale_ablation(self.grid, cell)))
         after = self._stage("ablate", cell, folder, state)
         if after.state == "running":
             return replace(after, ablation=self.grid.ablation)

@@ -22,7 +22,7 @@ from gaguide.files import write_json, write_settings, write_text
 from gaguide.slurm import JobRequest, render, run_sbatch
 from gaguide.slurm.submit import check_sbatch, sbatch_command
 from gaguide.study.grid import Cell, Grid
-from gaguide.study.state import read_state
+from gaguide.study.state import needs_ablation, read_state
 
 _JOBS = "jobs.json"
 
@@ -84,7 +84,8 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
     queued = _queued(folder / _JOBS)
     new: dict[str, str] = {}
     for cell in grid.cells:
-        if cell.id in queued or read_state(grid, cell).state in ("done", "running"):
+        state = read_state(grid, cell).state
+        if cell.id in queued or state == "running" or (state == "done" and not needs_ablation(grid, cell)):
             continue
         path = folder / f"{cell.id}.sbatch"
         write_text(path, render(requests[cell.id], folder))

@@ -11,6 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gaguide.files import write_json
+from gaguide.model.content import other_files
+from gaguide.study.content import ContentHashes
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import State
 
@@ -81,12 +83,28 @@ def is_trained(folder: Path) -> bool:
 
 
 def is_evaluated(grid: Grid, cell: Cell) -> bool:
-    """Whether the evaluation has ended, and was of the study's tasks, by content, and settings."""
+    """Whether the evaluation has ended, and was of these weights and the study's tasks, by content, and
+    settings."""
     folder = grid.path(cell)
     state = stored_state(folder)
     if not evaluation_file(folder).is_file() or state.evaluation != grid.evaluation:
         return False
-    return not changed_tasks(grid, folder, state)
+    recorded = json.loads(evaluation_file(folder).read_text("utf-8")).get("identity")
+    return not changed_tasks(grid, folder, state) and not changed_weights(grid, cell, recorded)
+
+
+def changed_weights(grid: Grid, cell: Cell, recorded: Mapping[str, Any] | None) -> list[str]:
+    """Files in which the cell's model now differs from the one that a record is of, by content.
+
+    None where nothing is known of them: of a hub's model, or where the weights are not there.
+    """
+    model = Path(cell.model or "")
+    if not recorded or cell.model is None or not model.is_dir():
+        return []
+    hashes = ContentHashes(grid.path(cell))
+    found = other_files(recorded, model, hashes.record(model))
+    hashes.save()
+    return found
 
 
 def changed_tasks(grid: Grid, folder: Path, state: CellState) -> list[str]:
@@ -124,8 +142,29 @@ def needs_ablation(grid: Grid, cell: Cell) -> bool:
     """
     if grid.ablation is None or cell.role != "tuned" or not cell.names_heads:
         return False
+    return not ablation_file(grid.path(cell)).is_file() or stale_ablation(grid, cell) is not None
+
+
+def stale_ablation(grid: Grid, cell: Cell) -> str | None:
+    """What the ablation in the cell's folder is of, where that is not what the study asks for.
+
+    None where there is none, and for one of these weights, this text and these settings.
+    """
     folder = grid.path(cell)
-    return not ablation_file(folder).is_file() or stored_state(folder).ablation != grid.ablation
+    if not ablation_file(folder).is_file():
+        return None
+    if stored_state(folder).ablation != grid.ablation:
+        return "its ablation had other settings"
+    record = json.loads(ablation_file(folder).read_text("utf-8"))
+    if other := changed_weights(grid, cell, record["models"][0].get("identity")):
+        return f"its ablation is of a model with other content ({', '.join(other)})"
+    data = read_summary(folder).get("fingerprints", {}).get("data")
+    text = record["settings"].get("text_fingerprint")
+    # While data are built during training, their identity is that of the request.
+    is_built = cell.run is not None and cell.run.data.source is None
+    if is_built and None not in (data, text) and data != text:
+        return "its ablation is on other text"
+    return None
 
 
 def ablation_file(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from gaguide.ablate.effects import Measured, head_records
 from gaguide.ablate.meter import output_projection
-from gaguide.ablate.subjects import Subject, choose_subjects, together
+from gaguide.ablate.subjects import Subject, choose_subjects, count_passes, together
 from gaguide.ablate.text import measure_text, read_attention
 from gaguide.errors import UserError
 from gaguide.guidance import FixedOffset, MarkedTokens, TokenSet
@@ -80,6 +80,7 @@ def test_zero_is_the_head_without_its_output_projection(kind: str) -> None:
     np.testing.assert_allclose(found.together["guided", "zero"].sum(1), everything, atol=2e-3)
     # Three removals, which resume at their layers, and all at once from the first: fewer than five passes.
     assert found.passes == pytest.approx((1 + (3 + 2 + 1) / 3 + 1) * 1, abs=0.01)
+    assert found.passes == pytest.approx(count_passes(subjects, 3, 1)[0])
     assert not found.notes
 
 

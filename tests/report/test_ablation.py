@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gaguide.ablate.records import (
     write_ablation,
 )
 from gaguide.guidance.cues import BANDS
+from gaguide.model.content import folder_record
 from gaguide.report import make_report, read_runs, render_report
 from gaguide.report.ablation_report import ablation_report
 from tests.report.synthetic import write_run
@@ -25,7 +27,14 @@ def effects(difference: float | None) -> MethodEffects:
     return MethodEffects(one, one, dict.fromkeys(BANDS, one), over_controls=one, near_over_controls=one)
 
 
+def save_weights(model: Path, content: bytes) -> Path:
+    model.mkdir(exist_ok=True)
+    (model / "model.safetensors").write_bytes(content)
+    return model
+
+
 def model_record(folder: Path, difference: float | None, moved: str, used: str) -> ModelRecord:
+    content = folder_record(folder) if folder.is_dir() else {"files": []}
     heads = tuple(
         HeadRecord(
             layer, head, "guided" if head == 0 else "control", "contrast", 0.9, 0.02,
@@ -36,7 +45,7 @@ def model_record(folder: Path, difference: float | None, moved: str, used: str) 
         for head in range(2)
     )  # fmt: skip
     return ModelRecord(
-        str(folder), folder.parent.name, {"files": []}, 2, 3, 4.5, dict.fromkeys(BANDS, 4.5),
+        str(folder), folder.parent.name, content, 2, 3, 4.5, dict.fromkeys(BANDS, 4.5),
         dict.fromkeys(BANDS, 30), {}, heads, {"mean": effects(difference)}, 3.0, ("a doubt about it",),
     )  # fmt: skip
 
@@ -50,8 +59,8 @@ def runs(tmp_path: Path) -> list[Path]:
     plain = write_run(tmp_path / "plain", "plain")
     guided = write_run(tmp_path / "guided", "guided", attention=(0.02, 0.9))
     record = ablation(
-        model_record(plain / "model", 0.0051, "not compared", "used"),
-        model_record(guided / "model", None, "moved", "not measured"),
+        model_record(save_weights(plain / "model", b"plain"), 0.0051, "not compared", "used"),
+        model_record(save_weights(guided / "model", b"guided"), None, "moved", "not measured"),
     )
     write_ablation(guided / "ablation", record)
     return [plain, guided]
@@ -70,6 +79,37 @@ def test_a_runs_lines_are_those_of_its_model_wherever_the_ablation_is(runs: list
     assert any("2 attention not compared, used" in sentence for sentence in report.findings)
     assert "guided, ablation: a doubt about it." in report.cautions
     assert "verdicts" in [table.name for table in report.tables]
+
+
+def test_an_ablation_is_found_by_content_and_one_of_other_weights_is_not_shown(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    plain, guided = runs
+    moved = plain.rename(tmp_path / "moved")
+    found = {run.folder: run for run in read_runs([moved, guided])}
+    assert found[moved].ablation is not None and found[moved].ablation.loss.difference == 0.0051
+    assert not found[moved].notes and not found[guided].notes
+    save_weights(moved / "model", b"retrained")
+    save_weights(guided / "model", b"retrained too")
+    for run in read_runs([moved, guided])[1:]:
+        assert run.ablation is None
+        assert any("other content (model.safetensors), and is not shown" in note for note in run.notes)
+    assert any("guided: an ablation of it" in text for text in make_report(read_runs([guided])).cautions)
+    (guided / "model" / "model.safetensors").unlink()  # nothing to compare with: shown, and said
+    (run,) = read_runs([guided])
+    assert run.ablation is not None and any("its weights are not there" in note for note in run.notes)
+
+
+def test_an_evaluation_of_other_weights_is_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "run", scores={"quiz": 0.75})
+    path = run / "evaluation" / "results.json"
+    content = folder_record(save_weights(run / "model", b"first"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": content}))
+    (found,) = read_runs([run])
+    assert found.scores is not None and [one.value for one in found.scores] == [0.75]
+    save_weights(run / "model", b"second")
+    (found,) = read_runs([run])
+    assert found.scores == () and any("the evaluation in evaluation is of a model" in n for n in found.notes)
 
 
 def test_runs_without_an_ablation_have_no_such_lines(runs: list[Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, t_interval
+from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, rate_change, t_interval
 
 
 def outcomes(both: int, now: int, before: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -72,7 +72,10 @@ def test_one_seed_has_no_interval() -> None:
     assert t_interval([0.3]) is None and t_interval([0.6, 0.6, 0.6]) is None
     assert over_seeds([0.3]).p is None
     alike = over_seeds([0.5 - 0.4, 0.6 - 0.5])  # equal but for rounding: no spread to test against
-    assert (alike.low, alike.high, alike.p) == (None, None, None)
+    assert (alike.low, alike.high, alike.p) == (None, None, 0.5)
+    assert over_seeds([0.1] * 6).p == 2 / 2**6  # the exact sign-flip test, with no spread to estimate
+    assert rate_change([0.2, 0.1, 0.4], [2, 1, 4]).p == paired_bootstrap([0.3] * 3, [0.1] * 3).p == 0.25
+    assert rate_change([0.0, 0.0], [2, 1]).p == 1.0
     assert over_seeds([0.0, 0.0, 0.0]).p == 1.0
 
 
@@ -84,7 +87,7 @@ def test_bootstrap_agrees_with_the_normal_interval_where_that_holds() -> None:
     assert found.low == pytest.approx(found.difference - 1.96 * error, abs=0.2 * error)
     assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.2 * error)
     assert found.p is not None and found.p < 0.01
-    assert paired_bootstrap(baseline, baseline).p is None
+    assert paired_bootstrap(baseline, baseline).p == 1.0
 
 
 def test_bootstrap_of_two_differences_by_hand() -> None:
@@ -93,6 +96,15 @@ def test_bootstrap_of_two_differences_by_hand() -> None:
     found = paired_bootstrap([0.0, 5.0], [1.0, 2.0])
     assert (found.difference, found.low, found.high) == (1.0, -1.0, 3.0)
     assert found.p == pytest.approx(0.5, abs=4 * 2 * math.sqrt(0.25 * 0.75 / 4999))
+
+
+def test_a_clear_loss_stays_clear_after_correction_over_many() -> None:
+    rng = np.random.default_rng(2)
+    clear = paired_bootstrap(rng.normal(1, 1, 200), np.zeros(200))
+    assert clear.p is not None and clear.p < 1e-15  # no resampled mean is below 0
+    assert holm([clear.p, *[0.5] * 125])[0] < 0.05 < holm([2 / 5000, *[0.5] * 125])[0]
+    faint = paired_bootstrap(rng.normal(0.15, 1, 200), np.zeros(200))
+    assert (faint.p or 0) > 0.004 and round((faint.p or 0) * 2500, 6).is_integer()  # the bootstrap's own
 
 
 def test_bootstrap_keeps_its_level() -> None:

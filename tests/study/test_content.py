@@ -17,13 +17,21 @@ from gaguide.evaluate.results.outcomes import read_examples
 from gaguide.evaluate.tasks.examples import Example
 from gaguide.files import write_json
 from gaguide.model import SIZES, scratch_config
+from gaguide.model.content import folder_record
 from gaguide.study.collect import collect
 from gaguide.study.content import ContentHashes
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
 from gaguide.study.record_files import read_study, tables_folder
 from gaguide.study.run import Runner
-from gaguide.study.state import read_state, stored_state, write_state
+from gaguide.study.state import (
+    ablation_file,
+    needs_ablation,
+    read_state,
+    stale_ablation,
+    stored_state,
+    write_state,
+)
 from tests.study.cells import TASK, finish
 
 STUDY: dict[str, Any] = {
@@ -277,3 +285,30 @@ def test_tables_of_older_versions_are_read_and_then_replaced(tmp_path: Path) -> 
     assert (
         not (grid.folder / "means.jsonl").exists() and (tables_folder(grid.folder) / "means.jsonl").is_file()
     )
+
+
+def test_a_cell_trained_again_is_evaluated_and_ablated_again(tmp_path: Path) -> None:
+    """Its records are of weights, not of the place where these were."""
+    made = finished(tmp_path)
+    cell = next(one for one in made.cells if one.experiment == "1-negation")
+    folder, weights = made.path(cell), made.path(cell) / "model" / "model.safetensors"
+    weights.write_bytes(b"first")
+    identity = folder_record(folder / "model")
+    results = folder / "evaluation" / "results.json"
+    write_json(results, json.loads(results.read_text()) | {"identity": identity})
+    ablated = {"models": [{"identity": identity}], "settings": {"text_fingerprint": "d"}}
+    ablation_file(folder).parent.mkdir()
+    write_json(ablation_file(folder), ablated)
+    write_state(folder, replace(stored_state(folder), ablation=made.ablation))
+    assert read_state(made, cell).state == "done" and not needs_ablation(made, cell)
+
+    write_json(ablation_file(folder), ablated | {"settings": {"text_fingerprint": "e"}})
+    assert needs_ablation(made, cell) and stale_ablation(made, cell) == "its ablation is on other text"
+    write_json(ablation_file(folder), ablated)
+    weights.write_bytes(b"again")
+    assert read_state(made, cell).state == "pending" and needs_ablation(made, cell)
+    assert stale_ablation(made, cell) == "its ablation is of a model with other content (model.safetensors)"
+    (row,) = [row for row in collect(made).left_out if row.task == "removal of heads"]
+    assert row.cell == cell.id and "run removes its heads again" in row.reason
+    weights.unlink()  # nothing can be known of it: what was recorded stands
+    assert read_state(made, cell).state == "done" and not needs_ablation(made, cell)

@@ -8,9 +8,10 @@ import pytest
 
 from gaguide.cost import spread
 from gaguide.errors import UserError
-from gaguide.study.dry_run import estimate_cells, print_costs
+from gaguide.study.dry_run import estimate_cells, print_costs, size_shape
 from gaguide.study.file import load_study
 from gaguide.study.grid import make_grid
+from gaguide.study.measuring_cost import ablation_passes, evaluation_cost
 
 
 def test_rows_hold_all_seeds_and_hours_are_ranges(
@@ -28,6 +29,29 @@ def test_rows_hold_all_seeds_and_hours_are_ranges(
     low, high = sum(hours) / known.fastest, sum(hours) / known.slowest  # type: ignore[arg-type]
     assert f"training left: {low:,.0f} to {high:,.0f} GPU-hours" in printed
     assert f"reached {known.slowest:.2f} to {known.fastest:.2f} times" in printed
+
+
+def test_evaluation_and_the_removal_of_heads_have_a_cost(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    changes = {"sizes": "pico", "seeds": "0", "experiments": "finetuned,1-negation,3-negation"}
+    grid = make_grid(load_study("laptop", changes))
+    print_costs(grid, "h100")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"removal of heads left: 3 cells, each [\d.]+ to [\d.]+ passes over 64 blocks", printed)
+    assert re.search(r"evaluation left: \d+ cells, about [\d.]+M tokens", printed)
+    shape = size_shape("pico", grid, None)
+    one = next(cell for cell in grid.cells if cell.experiment == "1-negation")
+    # Two layers, one guided head and three controls in each, mean and zero: four removals from layer 0 on,
+    # four from layer 1, and both guided heads, and as many controls, at once; the means, and the start.
+    assert ablation_passes(grid, one, shape) == (3 + 2 * (4 + 4 / 2 + 2), 1 + 2 * 10)
+    cost = evaluation_cost(grid, {"pico": shape}, "h100")
+    assert (
+        cost is not None
+        and cost.gpu_seconds > 0
+        and cost.cells == sum(c.model is not None for c in grid.cells)
+    )
 
 
 def test_every_cell_of_the_scaling_study_fits() -> None:

@@ -62,3 +62,12 @@ def test_a_verdict_over_seeds_needs_a_number_of_each() -> None:
     assert verdict.loss is None and verdict.p_used is None and verdict.used == "not measured"
     (verdict,) = head_verdicts(rows[1:])  # one of two: no test, which is not the same as no effect
     assert verdict.used == "not measured"
+
+
+def test_equal_changes_of_all_seeds_have_a_p_value_and_a_single_block_has_none() -> None:
+    equal, twins = [row("1-negation", seed, 0, 0.05) for seed in range(3)], [row("finetuned", 1, 0, 0.01)]
+    verdict = head_verdicts([*equal, *twins])[0]
+    assert verdict.p_used == 0.25 and verdict.used == "not used"  # what three seeds can show by their signs
+    assert (verdict.seeds, verdict.seeds_over, verdict.p_over) == (3, 1, None)
+    (single,) = head_verdicts([replace(equal[0], p_used=None, p_moved=None)])
+    assert single.verdict == "attention not tested, not tested"
