@@ -8,7 +8,7 @@ Shapes: B batch, T positions, V vocabulary, N positions whose logits exist at a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,20 +39,28 @@ class Passes:
         self._kept: dict[int, Any] = {}
 
     @torch.no_grad()
-    def check(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Compare both shortcuts with whole passes on these inputs, and leave out one that differs."""
+    def check(self, inputs: Mapping[str, torch.Tensor], layers: Sequence[int] = ()) -> None:
+        """Compare both shortcuts with a whole pass on the first of these sequences, and leave out one that
+        differs. Resumed are the first, the middle and the last of `layers`, by default of all."""
+        inputs = {name: value[:1] for name, value in inputs.items()}
         ids_BT = inputs["input_ids"]
         logits_BTV = self.model(**without_labels(inputs), use_cache=False).logits[:, :-1].float()
         right = logits_BTV.gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
         want_BT = (torch.logsumexp(logits_BTV, -1) - right) * self.counted(inputs)
-        self.whole = not bool((self._losses(inputs) - want_BT).abs().max() < _TOLERANCE)
-        if self.resumes:
+
+        def differs() -> bool:
+            return not bool((self._losses(inputs) - want_BT).abs().max() < _TOLERANCE)
+
+        with self.keeping():
+            self.whole = differs()
+        if self.whole and self.resumes:
             with self.keeping():
                 self._losses(inputs)
-            middle = sorted(self.layers)[len(self.layers) // 2]
-            with self.from_layer(middle):
-                self.resumes = bool((self._losses(inputs) - want_BT).abs().max() < _TOLERANCE)
-            self._kept, self.count = {}, 0.0
+        tried = sorted(layers or self.layers)
+        for layer in dict.fromkeys((tried[0], tried[len(tried) // 2], tried[-1])) if self.resumes else ():
+            with self.from_layer(layer):
+                self.resumes = self.resumes and not differs()
+        self._kept, self.count = {}, 0.0
 
     def losses(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Loss of predicting each token but the first [B, T - 1], fp32, in nats; 0 where a label is -100."""

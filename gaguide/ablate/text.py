@@ -99,7 +99,7 @@ def measure_text(
     """
     check_batches(methods, batches)
     passes, sums, layers, sets = Passes(model), _Sums(), by_layer(subjects), together(subjects)
-    passes.check(batches[0])
+    passes.check(batches[0], list(layers))
     means = (
         mean_outputs(model, [without_labels(one) for one in batches], list(layers))
         if "mean" in methods

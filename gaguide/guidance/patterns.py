@@ -166,6 +166,16 @@ class MarkedTokens:
         return Columns(inner.marked_BT & marked_BT)
 
 
+def needed_marks(pattern: Pattern) -> tuple[str, ...]:
+    """Names of the data's marks that a pattern needs: `negation@scope@prompt` needs both."""
+    found: list[str] = []
+    inner: Pattern | None = pattern
+    while isinstance(inner, MarkedTokens):
+        found.append(inner.mark)
+        inner = inner.within
+    return tuple(found)
+
+
 def prepare_pattern(pattern: Pattern, device: torch.device) -> None:
     """Place the tables of a pattern that has some on a device, before a compiler traces its `target`."""
     prepare = getattr(pattern, "prepare", None)

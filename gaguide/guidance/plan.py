@@ -15,7 +15,7 @@ from gaguide.config import GuidanceSection
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
-from gaguide.guidance.patterns import MarkedTokens, Pattern, TokenSet
+from gaguide.guidance.patterns import MarkedTokens, Pattern, TokenSet, needed_marks
 from gaguide.guidance.words import MATCHING, WordSet
 
 Reduction = Literal["mean", "frobenius"]
@@ -119,13 +119,7 @@ class GuidancePlan:
     @property
     def marks(self) -> tuple[str, ...]:
         """Names of the data's marks that its patterns need."""
-        found: list[str] = []
-        for assignment in self.assignments:
-            pattern: Pattern | None = assignment.pattern
-            while isinstance(pattern, MarkedTokens):  # `negation@scope@prompt` needs both
-                found.append(pattern.mark)
-                pattern = pattern.within
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(name for one in self.assignments for name in needed_marks(one.pattern)))
 
     @property
     def is_empty(self) -> bool:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from gaguide.ablate.passes import without_labels
 from gaguide.ablate.text import pattern_bands
 from gaguide.guidance.cues import BANDS, NEAR
-from gaguide.guidance.patterns import Pattern
+from gaguide.guidance.patterns import Marks, Pattern, marked
 from gaguide.interventions import record_outputs
 
 Key = tuple[int, int]
@@ -33,22 +33,25 @@ def attribute(
     pattern: Pattern,
     means: Mapping[Key, torch.Tensor],
     tick: Callable[[int, int], None] = lambda done, of: None,
+    marks: Sequence[Marks] = (),
 ) -> dict[Key, np.ndarray]:
     """(layer, head) → estimated changes of the summed loss [sequences, 2]: near the pattern's cues, and all.
 
-    means: of every head, as `mean_outputs` gives. `model` is in eval mode; its parameters get no gradient.
+    means: of every head, as `mean_outputs` gives. marks: those of each batch's tokens, for patterns that the
+    data say. `model` is in eval mode; its parameters get no gradient.
     """
     found: dict[Key, list[np.ndarray]] = {}
     sequences = [
-        {name: value[at : at + 1] for name, value in batch.items()}
-        for batch in batches
+        [{name: value[at : at + 1] for name, value in of.items()} for of in (batch, own)]
+        for batch, own in zip(batches, marks or [{}] * len(batches), strict=True)
         for at in range(len(batch["input_ids"]))
     ]
     with ExitStack() as stack:
         _begin_at_embeddings(model, stack)
         outputs = stack.enter_context(record_outputs(model, keep_graph=True))
-        for done, inputs in enumerate(sequences, start=1):
-            near, every = _losses(model, inputs, pattern)
+        for done, (inputs, own) in enumerate(sequences, start=1):
+            with marked(own):
+                near, every = _losses(model, inputs, pattern)
             layers = sorted(outputs.by_layer)
             outs = [outputs.by_layer[layer] for layer in layers]
             gradients = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from gaguide.evaluate.results.results import versions
 from gaguide.guidance import make_pattern, read_lexicons
 from gaguide.guidance.cues import BANDS, NEAR
 from gaguide.guidance.lexicon import Mode
-from gaguide.guidance.patterns import Pattern
+from gaguide.guidance.patterns import Pattern, marked, needed_marks
 from gaguide.heads.attribution import attribute
 from gaguide.heads.behaviour import Behaviour, behaviours
 from gaguide.heads.records import HeadProfile, ProfileRecord
@@ -32,7 +32,7 @@ from gaguide.interventions import mean_outputs
 from gaguide.log import SlowWork, code_fingerprint
 from gaguide.model.attention_support import causal_attention_modules
 from gaguide.stats.paired import Paired, rate_change
-from gaguide.train.inputs import model_inputs
+from gaguide.train.inputs import guidance_marks, missing_marks, model_inputs
 
 _NEAR = [BANDS.index(name) for name in NEAR]
 
@@ -42,7 +42,7 @@ class ProfileSettings:
     """How to profile."""
 
     pattern: str
-    """Lexicon, or another pattern that marks tokens."""
+    """Lexicon, or another pattern that marks tokens, such as spans:MARK of the text."""
     mode: Mode = "words"
     """Whether a lexicon's pieces or whole words are meant."""
     lexicons: Path | None = None
@@ -73,16 +73,15 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
     layers = list(causal_attention_modules(network))
     n_heads = int(network.config.get_text_config().num_attention_heads)
     subjects = [Subject(layer, head, "other", pattern) for layer in layers for head in range(n_heads)]
-    batches = [
-        model_inputs(text.blocks, text.chosen[at : at + settings.batch], False, device)
-        for at in range(0, len(text.chosen), settings.batch)
-    ]
-    readings = read_attention(network, subjects, batches)
+    parts = [text.chosen[at : at + settings.batch] for at in range(0, len(text.chosen), settings.batch)]
+    batches = [model_inputs(text.blocks, part, False, device) for part in parts]
+    marks = [guidance_marks(text.blocks, part, needed_marks(pattern), device) for part in parts]
+    readings = read_attention(network, subjects, batches, marks)
     plain = [without_labels(batch) for batch in batches]
     behaviour = behaviours(network, plain, settings.seed)
     means = mean_outputs(network, plain, layers)
     with SlowWork("estimating the effect of every head: blocks", len(text.chosen)) as slow:
-        sums = attribute(network, batches, pattern, means, slow.done)
+        sums = attribute(network, batches, pattern, means, slow.done, marks)
     if not all(np.isfinite(found).all() for found in sums.values()):
         problem = f"has a loss or a gradient on this text in {settings.dtype} that is not finite"
         remedy = "give --dtype fp32, or a model that has not diverged"
@@ -91,7 +90,7 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
     with SlowWork("removing heads exactly, passes") as slow:
         exact = measure_text(
             network, [one for one in subjects if one.key in removed], batches, ["mean"], settings.seed,
-            slow.done,
+            slow.done, marks,
         )  # fmt: skip
     tokens_NK = exact.tokens[id(pattern)]
     heads = tuple(
@@ -121,8 +120,12 @@ def _read(model: str, settings: ProfileSettings) -> tuple[ModelFolder, Pattern, 
         nothing = PlanSource(GuidanceSection(), None, "")
         text = faults.attempt(find_text, nothing, [folder], asked)
     assert pattern is not None and text is not None
+    if missing := missing_marks(text.blocks, needed_marks(pattern)):
+        raise UserError([replace(fault, field="--lexicon") for fault in missing])
     ids_NT = torch.from_numpy(text.blocks.read(text.chosen))
-    if not int((pattern_bands([pattern], {"input_ids": ids_NT}) < len(NEAR)).sum()):
+    with marked(guidance_marks(text.blocks, text.chosen, needed_marks(pattern), ids_NT.device)):
+        bands_NT = pattern_bands([pattern], {"input_ids": ids_NT})
+    if not int((bands_NT < len(NEAR)).sum()):
         problem = "marks no token of this text, so that nothing can be said of its heads"
         raise UserError(Fault("--lexicon", problem, "give more --blocks, or other text", settings.pattern))
     return folder, pattern, text

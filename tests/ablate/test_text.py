@@ -10,6 +10,7 @@ import torch
 
 from gaguide.ablate.effects import Measured, head_records
 from gaguide.ablate.meter import output_projection
+from gaguide.ablate.passes import Passes
 from gaguide.ablate.subjects import Subject, choose_subjects, count_passes, together
 from gaguide.ablate.text import measure_text, read_attention
 from gaguide.errors import UserError
@@ -263,3 +264,24 @@ def test_marked_targets_and_tokens_that_do_not_count() -> None:
     torch.testing.assert_close(read[one.key].mass, again.readings[same.key].mass)
     with pytest.raises(UserError, match="names a mark of the data"):
         measure_text(model, [one], given, ["zero"])
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_layer_that_takes_more_than_the_layer_before_gives_ends_resuming(layer: int) -> None:
+    """It also takes what the first layer's attention gave, which a pass that begins later lacks."""
+    model, given = tiny_model("gpt2"), batches()
+    kept: list[torch.Tensor] = []
+    blocks = model.transformer.h
+
+    def keep(module, args, output):
+        kept[:] = [output[0]]
+
+    blocks[0].attn.register_forward_hook(keep)
+    blocks[layer].register_forward_pre_hook(
+        lambda module, args: (args[0] + (kept.pop() if kept else 0), *args[1:])
+    )
+    passes = Passes(model)
+    passes.check(given[0], [layer])
+    assert not passes.resumes
+    whole = measure_text(model, subjects_of((layer, 1)), given, ["zero"])
+    assert any("whole passes" in note for note in whole.notes)

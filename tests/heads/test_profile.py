@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +25,17 @@ from gaguide.ablate.subjects import Subject
 from gaguide.ablate.text import measure_text
 from gaguide.cli.heads import ProfileOptions
 from gaguide.cli.heads import profile as command
-from gaguide.data import load_tokenizer
+from gaguide.data import BuildRequest, build_shards, load_tokenizer
+from gaguide.data.build.python_reference import embedded_documents
 from gaguide.errors import UserError
 from gaguide.guidance import TokenSet
 from gaguide.guidance.cues import BANDS, NEAR
 from gaguide.heads.attribution import attribute
 from gaguide.heads.behaviour import Behaviour, _repeated_ids, _unembedding, behaviours
+from gaguide.heads.profile import ProfileSettings
+from gaguide.heads.profile import profile as profile_heads
 from gaguide.heads.records import HeadProfile, read_profile
-from gaguide.heads.rules import choose
+from gaguide.heads.rules import choose, guidance_of
 from gaguide.interventions import intervene, mean_outputs, record_outputs
 from gaguide.study.file import load_study
 from gaguide.study.grid import make_grid
@@ -300,3 +306,36 @@ def test_an_output_embedding_of_another_width_has_no_copying() -> None:
     ).eval()  # fmt: skip
     found = behaviours(model, [{"input_ids": random_ids(2, 12, 0)}])
     assert all(one.copying is None for one in found.values())
+
+
+@pytest.mark.slow
+def test_marks_of_the_text_are_profiled_as_a_lexicon_of_the_same_tokens(
+    folder: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    texts = [text[at - 200 : at + 200] for text in embedded_documents() if (at := text.find(" not ")) > 200][
+        :40
+    ]
+    spans = [[list(found.span()) for found in re.finditer(r"(?<!\w)not(?!\w)", text)] for text in texts]
+    source = tmp_path / "rows.jsonl"
+    rows = [{"text": text, "word": span} for text, span in zip(texts, spans, strict=True)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tokenizer = str(embedded_shards / "tokenizer")
+    build_shards(
+        BuildRequest((str(source),), tmp_path / "o", tokenizer, spans=("word",), validation_fraction=0.5)
+    )
+    (tmp_path / "own.yaml").write_text("word: {words: ['not'], except: ['NOT', 'Not']}\n")
+    found = []
+    for pattern, lexicons in (("spans:word", None), ("word", tmp_path / "own.yaml")):
+        settings = ProfileSettings(
+            pattern, lexicons=lexicons, text=str(tmp_path / "o"), blocks=6, block_length=64, top=2, heads=2
+        )
+        found.append(profile_heads(str(folder), settings, torch.device("cpu")))
+    marks, lexicon = found
+    assert marks.near_tokens == lexicon.near_tokens > 0
+    assert [one.mass for one in marks.heads] == [one.mass for one in lexicon.heads]
+    assert marks.heads[0].near_estimate == pytest.approx(lexicon.heads[0].near_estimate, abs=1e-9)
+    assert {entry["pattern"] for entry in guidance_of(marks, marks.chosen[0])["plan"]} == {"spans:word"}
+    with pytest.raises(UserError, match="is not a mark of the data's tokens"):
+        profile_heads(
+            str(folder), replace(settings, pattern="spans:scope", lexicons=None), torch.device("cpu")
+        )
