@@ -14,7 +14,7 @@ from gaguide.report.study_tables import (
     main_metrics,
     sizes,
 )
-from gaguide.report.text import fixed
+from gaguide.report.text import counted, fixed
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Comparison, Result
@@ -35,8 +35,8 @@ def _attention(study: StudyRecords) -> list[str]:
         what = "guided to" if any(row.guided for row in rows) else "only measured on"
         sentences.append(
             f"{experiment}: attention of the heads {what} words went from {before:.3f} to {after:.3f} "
-            f"(mean over heads, {len({row.size for row in rows})} sizes and "
-            f"{len({row.seed for row in rows})} seeds)."
+            f"(mean over heads, {counted(len({row.size for row in rows}), 'size')} and "
+            f"{counted(len({row.seed for row in rows}), 'seed')})."
         )
     return sentences
 

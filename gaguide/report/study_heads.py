@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from gaguide.report.document import Cell, Row, Table
-from gaguide.report.text import ABSENT, fixed, interval, known_mean, p_value
+from gaguide.report.text import ABSENT, counted, fixed, interval, known_mean, p_value
 from gaguide.study.analysis_records import HeadVerdict
 from gaguide.study.record_files import StudyRecords
 
@@ -73,7 +73,7 @@ def head_findings(study: StudyRecords) -> list[str]:
         heads = [one for one in study.head_verdicts if one.experiment == experiment]
         counts = Counter(one.verdict for one in heads).most_common()
         listed = "; ".join(f"{count} {verdict}" for verdict, count in counts)
-        sentences.append(f"{experiment}: {len(heads)} guided heads over all sizes: {listed}.")
+        sentences.append(f"{experiment}: {counted(len(heads), 'guided head')} over all sizes: {listed}.")
     return sentences
 
 

@@ -28,7 +28,7 @@ from gaguide.report.study_tables import (
     sizes,
     verdict_table,
 )
-from gaguide.report.text import ABSENT, csv_text
+from gaguide.report.text import ABSENT, counted, csv_text
 from gaguide.study.analysis_records import Change
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, KNOCK_OUT, CellRecord
@@ -194,8 +194,7 @@ def _left_out_caption(study: StudyRecords, held_out: bool = False) -> str:
     """How much is missing in a figure of the tasks, or of held-out text."""
     rows = [row for row in study.left_out if row.task != KNOCK_OUT]
     cells = {row.cell for row in rows if row.task is None or (row.task == HELD_OUT) == held_out}
-    plural = "" if len(cells) == 1 else "s"
-    return f" Left out: numbers of {len(cells)} cell{plural}, see the cautions." if cells else ""
+    return f" Left out: numbers of {counted(len(cells), 'cell')}, see the cautions." if cells else ""
 
 
 def _dropped(cell: CellRecord) -> str:

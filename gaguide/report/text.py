@@ -35,6 +35,11 @@ def known_mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
+def counted(number: int, what: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
     """`[low, high]`; empty where either is missing."""
     return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"
