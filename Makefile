@@ -43,19 +43,10 @@ demo: $(VENV)/.installed
 	gaguide report $(DEMO)/unguided $(DEMO)/guided --output $(DEMO)/report.html
 	@echo "open $(DEMO)/report.html and $(DEMO)/attention.png"
 
-PRETRAINED := runs/pretrained-inputs
 DATA ?= ../shared/data
 BUDGET ?= cpu
 pretrained: $(VENV)/.installed
-	test -f $(PRETRAINED)/model/config.json || $(BIN)/python examples/pretrained/prepare.py $(PRETRAINED)/model
-	mkdir -p $(PRETRAINED)/tasks
-	cp -r $(DATA)/inverse_scaling/. $(DATA)/negation/. $(PRETRAINED)/tasks
-	gaguide data build --source $(DATA)/corpus --tokenizer $(PRETRAINED)/model --output $(PRETRAINED)/shards \
-	    --decontaminate memo-trap,scone-nli,scone-nlg --data $(PRETRAINED)/tasks
-	test -f $(PRETRAINED)/control.yaml || $(BIN)/python examples/pretrained/control_words.py $(DATA)/corpus $(PRETRAINED)/control.yaml
-	test -f $(PRETRAINED)/profile/plan.yaml || gaguide heads profile --model $(PRETRAINED)/model --lexicon contrast \
-	    --text $(PRETRAINED)/shards --block-length 256 --choose 30 --output $(PRETRAINED)/profile
-	gaguide study run pretrained --budget $(BUDGET)
+	DATA=$(DATA) examples/pretrained/run.sh $(BUDGET)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
