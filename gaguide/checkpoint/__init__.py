@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from gaguide.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gaguide.checkpoint.companions import Companions, read_generation_config
-    from gaguide.checkpoint.export import export_model
+    from gaguide.checkpoint.companions import Companions, read_companions
+    from gaguide.checkpoint.export import export_adapter, export_model
     from gaguide.checkpoint.store import MODEL_FOLDER, Checkpoint, CheckpointStore
     from gaguide.checkpoint.verify import verify_files
 
@@ -15,8 +15,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "Companions",
+    "export_adapter",
     "export_model",
-    "read_generation_config",
+    "read_companions",
     "verify_files",
 ]
 
@@ -24,7 +25,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Companions": "companions",
-        "read_generation_config": "companions",
+        "read_companions": "companions",
+        "export_adapter": "export",
         "export_model": "export",
         "Checkpoint": "store",
         "CheckpointStore": "store",

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from gaguide.checkpoint.store import MODEL_FOLDER
+from gaguide.checkpoint.verify import MANIFEST
+from gaguide.config import ModelSection
+from gaguide.errors import Fault, UserError
 from gaguide.files import write_json
+from gaguide.model import find_model, skeleton
+from gaguide.model.content import ADAPTER_CONFIG
+from gaguide.model.lora import Adapter, find_adapter, read_adapter_section
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -25,10 +32,14 @@ class Companions:
     """The tokenizer of the training data, with the base model's chat template if it has none of its own."""
     generation: dict[str, Any] | None = None
     """Content of the base model's generation_config.json, kept as it is; None where it has none."""
+    adapter: Adapter | None = None
+    """The adapters that were trained; None where the model's own weights were."""
 
     def write(self, folder: Path) -> None:
         """Write all of it into `folder`, which exists."""
         self.config.save_pretrained(folder)
+        if self.adapter is not None:
+            self.adapter.write_config(folder)
         self.write_tokenizer(folder)
 
     def write_tokenizer(self, folder: Path) -> None:
@@ -53,3 +64,36 @@ def read_generation_config(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def read_companions(checkpoint: Path, base: Path | None = None) -> Companions:
+    """What an export of a checkpoint's folder holds besides the weights; no code from it is executed.
+
+    base: where the base of its adapters lies now, if it was moved. Raises a `UserError` if that is another
+    model, or if it is given and the checkpoint has no adapters.
+    """
+    source = checkpoint / MODEL_FOLDER
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    adapter = None
+    if (source / ADAPTER_CONFIG).is_file():
+        adapter = _read_adapter(checkpoint, base)
+    elif base is not None:
+        problem = "the checkpoint has whole weights, not adapters on a base"
+        raise UserError(Fault("--base", problem, "leave it out", str(base)))
+    return Companions(config, tokenizer, read_generation_config(source), adapter)
+
+
+def _read_adapter(checkpoint: Path, base: Path | None) -> Adapter:
+    section, name, revision = read_adapter_section(checkpoint / MODEL_FOLDER)
+    given = ModelSection(name=name, revision=revision) if base is None else ModelSection(name=str(base))
+    try:
+        found = find_model(given, 0, None)
+    except UserError as error:
+        problem = f"the base of the adapters: {error.faults[0].problem}"
+        raise UserError(Fault("--base", problem, "give its folder with --base", given.name)) from None
+    weights = json.loads((checkpoint / MANIFEST).read_text("utf-8"))["identity"].get("base weights")
+    if found.weights != weights:
+        problem = f"its weights are not those that the adapters were trained on ({name})"
+        raise UserError(Fault("--base", problem, "give the folder of that model with --base", given.name))
+    return find_adapter(skeleton(found), found, section)

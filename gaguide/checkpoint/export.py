@@ -7,7 +7,8 @@ GPU nor a process group.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from gaguide.checkpoint.companions import Companions
 from gaguide.engine.fp32_state import fp32_state
+from gaguide.model import build_model
 
 
 def export_model(
@@ -30,12 +32,16 @@ def export_model(
 ) -> None:
     """Write model (safetensors in `dtype`) and `companions` to `output`; an older export is replaced.
 
-    `checkpoint` is a folder whose hashes hold, since its state is unpickled. `check` runs `check_export`
-    before the export takes its place. `remote_code` allows a model class from the model's own Python code.
-    Raises `RuntimeError` for values beyond the range of `dtype`, and if checkpoint and configuration do not
-    fit together.
+    `checkpoint` is a folder whose hashes hold, since its state is unpickled. Adapters are merged into their
+    base, which is read for it. `check` runs `check_export` before the export takes its place. `remote_code`
+    allows a model class from the model's own Python code. Raises `RuntimeError` for values beyond the range
+    of `dtype`, and if checkpoint and configuration do not fit together.
     """
     state = fp32_state(checkpoint)
+    if companions.adapter is not None:
+        base = build_model(companions.adapter.base, seed=0)
+        state = companions.adapter.merged_into(base, state).state_dict()
+        del base
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             deepcopy(companions.config), dtype=torch.float32, trust_remote_code=remote_code
@@ -49,19 +55,46 @@ def export_model(
         raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong)}")
     model.config.use_cache = True
     model.config.dtype = dtype
+    with _replacing(output) as hidden:
+        model.save_pretrained(hidden, max_shard_size="5GB")
+        _readable(hidden)
+        companions.write_tokenizer(hidden)
+        if check:
+            names = state.keys() - tied
+            del state, weights, model  # the check needs memory for a whole model
+            check_export(hidden, names)
+
+
+def export_adapter(checkpoint: Path, companions: Companions, output: Path) -> None:
+    """Write the adapters (safetensors in fp32) and the tokenizer to `output`, for PeftModel.from_pretrained.
+
+    An older export is replaced. `checkpoint` is a folder whose hashes hold, of a run that trained adapters.
+    """
+    assert companions.adapter is not None
+    state = fp32_state(checkpoint)
+    with _replacing(output) as hidden:
+        hidden.mkdir()
+        companions.adapter.save(hidden, state)
+        _readable(hidden)
+        companions.write_tokenizer(hidden)
+
+
+@contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """A hidden folder, to be made, that takes the place of `output` unless the block raises."""
     hidden = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
-    model.save_pretrained(hidden, max_shard_size="5GB")
-    for path in hidden.glob("*.safetensors"):  # safetensors makes them readable by their owner only
-        path.chmod((hidden / "config.json").stat().st_mode)
-    companions.write_tokenizer(hidden)
-    if check:
-        names = state.keys() - tied
-        del state, weights, model  # the check needs memory for a whole model
-        check_export(hidden, names)
+    yield hidden
     if output.exists():
         shutil.rmtree(output)
     hidden.rename(output)
+
+
+def _readable(folder: Path) -> None:
+    """Give weights the access rights of the other files: safetensors lets their owner alone read them."""
+    rights = next(folder.glob("*.json")).stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(rights)
 
 
 def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

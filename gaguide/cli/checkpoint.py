@@ -67,17 +67,25 @@ def export(
     output: Annotated[Path, typer.Option(help="Folder to write. It must not exist.")],
     step: Annotated[str, typer.Option(help="latest, best, or the number of a step.")] = "latest",
     dtype: Annotated[str, typer.Option(help="Precision of the weights: fp32, bf16 or fp16.")] = "fp32",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a run with train.lora: the adapters alone, for PEFT.")
+    ] = False,
+    base: Annotated[
+        Path | None, typer.Option(help="Where the base model of adapters lies now, if it was moved.")
+    ] = None,
 ) -> None:
-    """Write a folder for AutoModelForCausalLM.from_pretrained: safetensors and the tokenizer."""
+    """Write a folder for AutoModelForCausalLM.from_pretrained: safetensors and the tokenizer.
+
+    Adapters are merged into their base, or with --adapter written alone, for PeftModel.from_pretrained.
+    """
     if dtype not in _DTYPES:
         from gaguide.errors import Fault, UserError, suggestion
 
         raise UserError(Fault("--dtype", "unknown precision", suggestion(dtype, _DTYPES), dtype))
     import torch
-    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    from gaguide.checkpoint import MODEL_FOLDER, Companions, export_model, read_generation_config
+    from gaguide.checkpoint import export_adapter, export_model, read_companions
     from gaguide.checkpoint.folder import choose
     from gaguide.errors import Fault, UserError
     from gaguide.files import expand_home, local_folder
@@ -89,13 +97,18 @@ def export(
         raise UserError(Fault("--output", "already exists", "name another folder", str(output)))
     # `choose` compares the hashes, so its pickled files are safe to read.
     chosen = choose(folder, step)
-    source = chosen.path / MODEL_FOLDER
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    companions = read_companions(chosen.path, None if base is None else local_folder(base, "--base"))
+    if adapter and companions.adapter is None:
+        problem = "the run has trained the model's own weights, not adapters"
+        raise UserError(Fault("--adapter", problem, "leave it out", str(folder)))
+    if adapter and dtype != "fp32":
+        raise UserError(Fault("--dtype", "adapters are written in fp32", "leave it out", dtype))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        companions = Companions(config, tokenizer, read_generation_config(source))
-        export_model(chosen.path, companions, output, check=True, dtype=getattr(torch, _DTYPES[dtype]))
+        if adapter:
+            export_adapter(chosen.path, companions, output)
+        else:
+            export_model(chosen.path, companions, output, check=True, dtype=getattr(torch, _DTYPES[dtype]))
         if (folder / "summary.json").is_file() and chosen.step == _last_step(folder):
             write_card(folder, output)  # whose numbers are of the last step
     except RuntimeError as error:
@@ -105,7 +118,8 @@ def export(
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise UserError(Fault("--output", problem, "name another folder", str(output))) from None
-    typer.echo(f"step {chosen.step} → {output}: its tensors are counted, a forward pass is finite")
+    checked = "its adapters" if adapter else "its tensors are counted, a forward pass is finite"
+    typer.echo(f"step {chosen.step} → {output}: {checked}")
 
 
 def _last_step(run: Path) -> int | None:

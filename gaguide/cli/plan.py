@@ -207,6 +207,10 @@ def _print(cost: CostEstimate, chosen: list[str], measured: Measured | None) -> 
         f"{request.model.parameters:,} parameters in {request.precision} on {ranks}"
         + (f" over {request.cards} × {request.link}" if request.nodes > 1 else "")
     )
+    if request.trained is not None:
+        share = request.trained / (request.model.parameters + request.added)
+        kind = "of adapters on a frozen model" if request.added else "the others are frozen"
+        console.print(f"{request.trained:,} parameters ({share:.2%}) are trained: {kind}")
     console.print(
         f"ZeRO {request.zero_stage}, batch {request.global_batch} = {setup.micro_batch} × "
         f"{setup.accumulation} accumulation × {request.ranks} ranks, blocks of {request.block_length}, "

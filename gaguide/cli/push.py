@@ -22,6 +22,9 @@ def push(
     repo: Annotated[str, typer.Option(help="Repository: USER/NAME or ORGANISATION/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to upload to.")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a run with train.lora: RUN/adapter in place of RUN/model.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the card and list the files only.")
     ] = False,
@@ -33,7 +36,7 @@ def push(
     from gaguide.report.run_records import read_runs
 
     run = expand_home(run)
-    model = check_push(run, repo)
+    model = check_push(run, repo, adapter)
     (record,) = read_runs([run])
     scores = [_score(each) for each in record.scores or ()]
     if not write_card(run, model, scores):

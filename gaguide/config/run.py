@@ -217,6 +217,17 @@ class GuidanceSection(_Section):
         return self
 
 
+class LoraSection(_Section):
+    rank: PositiveInt = 8
+    """Rank of each adapter: the width between its two matrices."""
+    alpha: Positive = 16.0
+    """What an adapter adds is scaled by alpha / rank."""
+    targets: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("all-linear",)
+    """Linear layers with an adapter: all-linear, or ends of names such as q_proj or layers.3.mlp.up_proj."""
+    dropout: Fraction = 0.0
+    """Dropout of an adapter's input, in training."""
+
+
 class TrainSection(_Section):
     global_batch: PositiveInt
     """Sequences in one optimizer step, over all ranks and accumulation steps."""
@@ -246,6 +257,8 @@ class TrainSection(_Section):
     """Compile the model with torch.compile, at ZeRO stages 0 to 2; max-autotune tries more kernels first."""
     freeze: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     """Parameters that are frozen: embeddings, `layers 0-3`, or regular expressions on their names."""
+    lora: LoraSection | None = None
+    """Train low-rank adapters (LoRA) and nothing else; null trains the model's own weights."""
     peak_tflops: Positive | None = None
     """Peak of one device in Tflop/s, for utilization (MFU); null looks up common GPUs."""
     log_every: PositiveInt = 10
@@ -259,6 +272,8 @@ class TrainSection(_Section):
     def _one_length(self) -> TrainSection:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("must have exactly one of epochs and steps")
+        if self.lora is not None and self.freeze:
+            raise ValueError("must have only one of lora and freeze: with adapters the whole model is frozen")
         return self
 
 
@@ -345,4 +360,25 @@ class RunConfig(_Section):
             raise ValueError("must have only one of resume_from and init_from")
         if self.init_optimizer and self.init_from is None:
             raise ValueError("init_optimizer needs init_from")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> RunConfig:
+        if self.train.lora is None:
+            return self
+        problems = []
+        if self.model.init == "scratch":
+            problems.append("train.lora adapts a pretrained model: model.init must be pretrained")
+        if self.model.resize_embeddings:
+            problems.append(
+                "train.lora trains no embeddings: model.resize_embeddings would leave new rows untrained; "
+                "resize and save the model first, and give its folder"
+            )
+        if self.init_from is not None:
+            problems.append(
+                "train.lora needs its base in a folder: export the checkpoint that init_from names "
+                "(gaguide checkpoint export) and give that folder as model.name"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gaguide.config import RunConfig, load_config
 from gaguide.config.run import ModelSection
 from gaguide.cost.deepspeed import with_deepspeed
 from gaguide.cost.hardware import GPUS
 from gaguide.cost.recommend import CHOOSABLE
-from gaguide.cost.request import CostRequest, check, with_run
+from gaguide.cost.request import CostRequest, check, trains_part, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model import SIZES, ModelShape, gpt2_shape
 from gaguide.model.sizes import GPT2_VOCABULARY
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def assemble_request(
@@ -39,7 +42,8 @@ def assemble_request(
         if request.gpu in GPUS and not GPUS[request.gpu].bf16:
             request = replace(request, precision="fp16")
         if run is not None:
-            request = with_run(request, run)
+            config = find_config(model, run) if shape is not None and trains_part(run) else None
+            request = faults.attempt(with_run, request, run, config) or request
         if zero is not None:
             resolved = faults.attempt(with_deepspeed, replace(request, **given), zero, run)
             request = resolved or request
@@ -62,14 +66,31 @@ def find_shape(model: str | None, run: RunConfig | None = None) -> ModelShape:
     if name is None:
         remedy = f"give one of {', '.join(SIZES)}, a folder or a hub id, or --config RUN.yaml"
         raise UserError(Fault("--model", "is missing", remedy))
-    if name in SIZES and not (section and section.init == "pretrained" and section.revision):
+    if _is_size(name, section):
         return gpt2_shape(SIZES[name], GPT2_VOCABULARY)
-    from gaguide.model import find_model, shape_of  # only transformers reads a model's configuration
+    from gaguide.model import shape_of  # only transformers reads a model's configuration
 
+    return shape_of(find_config(model, run))
+
+
+def find_config(model: str | None, run: RunConfig | None) -> PretrainedConfig:
+    """The configuration of `model`, or of the run's, as `find_shape` names them; raises as it does."""
+    from gaguide.model import find_model, scratch_config
+
+    section = run.model if model is None and run is not None else None
+    name = section.name if section else str(model)
+    if _is_size(name, section):
+        return scratch_config(SIZES[name], GPT2_VOCABULARY, None)
     revision = section.revision if section else None
     # `scratch`: the configuration is enough, so a folder need not hold weights.
-    source = find_model(ModelSection(name=name, init="scratch", revision=revision), GPT2_VOCABULARY, None)
-    return shape_of(source.config)
+    return find_model(
+        ModelSection(name=name, init="scratch", revision=revision), GPT2_VOCABULARY, None
+    ).config
+
+
+def _is_size(name: str, section: ModelSection | None) -> bool:
+    """Whether a size of GPT-2 is meant, whose shape needs no configuration."""
+    return name in SIZES and not (section and section.init == "pretrained" and section.revision)
 
 
 def _with_harmless_settings(request: CostRequest, open_settings: list[str]) -> CostRequest:

@@ -32,17 +32,21 @@ class TokenFlops:
     """What guided heads add."""
     recompute: float
     """The second forward pass of the blocks under checkpointing."""
+    adapters: float
+    """Products with the matrices of adapters."""
+    weight_gradients: float
+    """Gradients of the matrices that are trained, in backward."""
 
     @property
     def forward(self) -> float:
         """One forward pass."""
-        return self.matrices + self.attention + self.logits + self.guidance
+        return self.matrices + self.attention + self.logits + self.guidance + self.adapters
 
     @property
     def model(self) -> float:
         """Forward and backward with guidance, without recomputation: what utilisation counts."""
-        plain = 3 * (self.matrices + self.attention + self.logits)
-        return plain + self.guidance * (1 + _GUIDED_BACKWARD / _GUIDED_FORWARD)
+        passes = 2 * (self.matrices + self.logits + self.adapters) + 3 * self.attention
+        return passes + self.weight_gradients + self.guidance * (1 + _GUIDED_BACKWARD / _GUIDED_FORWARD)
 
     @property
     def training(self) -> float:
@@ -57,20 +61,28 @@ def flops_per_token(
     causal: bool = True,
     checkpointing: bool = False,
     guided_heads: int = 0,
+    trained: int | None = None,
+    added: int = 0,
 ) -> TokenFlops:
     """Operations per token at sequence length `T`.
 
     causal: count visible keys only, as a causal kernel does; False counts T keys per query, as PaLM does.
     checkpointing: the blocks run forward once more, the output layer does not. guided_heads: over all layers.
+    trained: parameters that get a gradient, None for all; backward counts the whole model even so, which
+    is too much where the lowest layers are frozen. added: parameters of adapters, part of `trained`.
     """
     keys = (T + 1) / 2 if causal else T
     matrices = 2.0 * shape.layers * shape.block_matrices
     attention = 4.0 * shape.layers * shape.heads * shape.head_width * keys
     guidance = float(_GUIDED_FORWARD) * guided_heads * (T + 1) / 2
+    logits, adapters = 2.0 * shape.head_matrix, 2.0 * added
+    every = matrices + logits + adapters
     return TokenFlops(
         matrices=matrices,
         attention=attention,
-        logits=2.0 * shape.head_matrix,
+        logits=logits,
         guidance=guidance,
-        recompute=matrices + attention + guidance if checkpointing else 0.0,
+        recompute=matrices + attention + guidance + adapters if checkpointing else 0.0,
+        adapters=adapters,
+        weight_gradients=every if trained is None else min(2.0 * trained, every),
     )

@@ -9,10 +9,10 @@ from statistics import median, quantiles
 from typing import Any
 
 from gaguide.config import load_config
-from gaguide.cost.assemble import find_shape
+from gaguide.cost.assemble import find_config, find_shape
 from gaguide.cost.deepspeed import with_deepspeed
 from gaguide.cost.estimate import estimate
-from gaguide.cost.request import CostRequest, with_run
+from gaguide.cost.request import CostRequest, trains_part, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError
 from gaguide.log import read_metrics
@@ -78,7 +78,8 @@ def _request_of(folder: Path, request: CostRequest) -> CostRequest:
         gpus=gpus,
         nodes=ranks // gpus,
     )
-    return with_deepspeed(with_run(base, run), load_deepspeed_json(folder / "deepspeed.json"), run)
+    config = find_config(None, run) if trains_part(run) else None
+    return with_deepspeed(with_run(base, run, config), load_deepspeed_json(folder / "deepspeed.json"), run)
 
 
 def _ranks(folder: Path) -> int:

@@ -6,6 +6,10 @@ stage 2 on, weights at stage 3. Activations follow the method of Korthikanti et 
 section 4); they count what transformers' layers save for backward, with GELU as one operation
 (model/fast.py).
 
+What is not trained (`train.freeze`, `train.lora`) has weights, but no gradients, master weights and moments.
+Activations are counted as for full training: that is an upper bound, since a frozen matrix does not save its
+input.
+
 These are tensor bytes. The GPU's context, kernel workspaces and allocator fragmentation come on top:
 `gaguide.cost.estimate` adds an allowance for them.
 """
@@ -73,6 +77,10 @@ class MemorySetup:
     """Elements that stage 3 updates at a time (`sub_group_size`)."""
     overlap: bool = False
     """Whether reductions overlap with backward, which takes a second bucket below stage 3."""
+    trained: int | None = None
+    """Parameters that are trained; None where all of the model are."""
+    added: int = 0
+    """Parameters of adapters, which the model has besides its own."""
 
     @property
     def tokens(self) -> int:
@@ -201,16 +209,17 @@ def estimate_memory(shape: ModelShape, setup: MemorySetup) -> Memory:
 
 def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     """Bytes of the parts that do not depend on the batch, as DeepSpeed's optimizers allocate them."""
-    P, stage, width_bytes = shape.parameters, setup.zero_stage, WEIGHT_BYTES[setup.precision]
-    part = -(-P // setup.ranks) if stage else P
+    P, stage, width_bytes = shape.parameters + setup.added, setup.zero_stage, WEIGHT_BYTES[setup.precision]
+    trained = P if setup.trained is None else setup.trained
+    part = -(-trained // setup.ranks) if stage else trained
     full = width_bytes == _FP32
     # ZeRO copies even fp32 weights. Stage 3 tries to avoid it, but compares a device with a string.
     master = _FP32 * part if stage or not full else 0
     # Micro batches accumulate in fp32; with NVMe offload a single one keeps its dtype (engine/config.py).
     not_accumulated = setup.offload_optimizer == "nvme" and setup.accumulation == 1
     sums = width_bytes if not_accumulated else _FP32
-    gradients = width_bytes * P if stage < 2 else sums * part
-    buffers = width_bytes * min(P, setup.bucket) * (2 if setup.overlap and stage < 3 else 1)
+    gradients = width_bytes * trained if stage < 2 else sums * part
+    buffers = width_bytes * min(trained, setup.bucket) * (2 if setup.overlap and stage < 3 else 1)
     standing = gradients if setup.accumulation > 1 else 0
     if stage == 3:  # allocated once and kept
         standing, gradients = gradients + buffers, gradients + buffers
@@ -228,7 +237,7 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     if setup.precision == "autocast":  # 16-bit copies of the matrices, for forward and for backward
         gathered = 2 * (shape.layers * shape.block_matrices + shape.head_matrix)
     states = {
-        "weights": width_bytes * (part if stage == 3 else P),
+        "weights": width_bytes * (-(-P // setup.ranks) if stage == 3 else P),
         "master_weights": master,
         "optimizer": 2 * _FP32 * part,
         "gradients": gradients,

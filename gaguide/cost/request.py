@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from gaguide.config import RunConfig, plan_batch
 from gaguide.config.experiments import EXPERIMENTS
@@ -11,6 +12,9 @@ from gaguide.cost.memory import MemorySetup, Offload, Precision
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.guidance.row_blocks import rows_of_block
 from gaguide.model import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class CostRequest:
     """Most elements that stage 3 keeps gathered from one use to the next."""
     sub_group: int = 100_000_000
     """Elements that stage 3 updates at a time."""
+    trained: int | None = None
+    """Parameters that are trained; None where all of the model are."""
+    added: int = 0
+    """Parameters of adapters, which the model has besides its own."""
     pace: float = 1.0
     """Measured speed as a multiple of the predicted one; every time is divided by it."""
 
@@ -94,6 +102,8 @@ class CostRequest:
             kept_parameters=self.kept_parameters,
             sub_group=self.sub_group,
             overlap=self.zero_stage == 3 if self.overlap is None else self.overlap,
+            trained=self.trained,
+            added=self.added,
         )
 
 
@@ -114,11 +124,25 @@ def _check_batch(request: CostRequest) -> None:
         raise UserError(Fault("micro batch", problem, remedy, batch.micro_batch))
 
 
-def with_run(request: CostRequest, run: RunConfig) -> CostRequest:
-    """`request` with batch, block length, checkpointing and guided heads of a run."""
+def trains_part(run: RunConfig) -> bool:
+    """Whether a run trains only some parameters, or adapters."""
+    return bool(run.train.freeze) or run.train.lora is not None
+
+
+def with_run(request: CostRequest, run: RunConfig, config: PretrainedConfig | None = None) -> CostRequest:
+    """`request` with batch, block length, checkpointing, guided heads and trained share of a run.
+
+    config: of the run's model; without it (None) everything counts as trained. Imports torch only for a run
+    that trains a part or adapters. Raises a `UserError` if these do not fit the model.
+    """
     heads = len(EXPERIMENTS.get(run.guidance.experiment, ()))
     if run.guidance.plan:
         heads = max((len(entry.heads) for entry in run.guidance.plan), default=0)
+    if config is not None and trains_part(run):
+        from gaguide.cost.trained import count_trained
+
+        trained, added = count_trained(run, config)
+        request = replace(request, trained=trained, added=added)
     return replace(
         request,
         block_length=run.data.block_length,

@@ -88,6 +88,8 @@ def token_flops(request: CostRequest) -> TokenFlops:
         request.block_length,
         checkpointing=request.checkpointing,
         guided_heads=request.guided_heads * request.model.layers,
+        trained=request.trained,
+        added=request.added,
     )
 
 
@@ -105,8 +107,8 @@ def _seconds(collective: Collective, request: CostRequest) -> float:
 
 
 def _update(request: CostRequest, memory: Memory) -> float:
-    P, gpu = request.model.parameters, GPUS[request.gpu]
-    part = P / request.ranks if request.zero_stage else P
+    trained, gpu = request.model.parameters if request.trained is None else request.trained, GPUS[request.gpu]
+    part = trained / request.ranks if request.zero_stage else trained
     if request.offload_optimizer == "none":
         return _UPDATE_BYTES * part / (gpu.bandwidth * hardware.MEMORY_SHARE)
     width = WEIGHT_BYTES[request.precision]

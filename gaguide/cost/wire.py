@@ -41,17 +41,22 @@ def collectives(shape: ModelShape, setup: MemorySetup) -> tuple[Collective, ...]
     """The collectives of one step; empty on a single rank."""
     if setup.ranks == 1:
         return ()
-    P, width, micro_batches = shape.parameters, WEIGHT_BYTES[setup.precision], setup.accumulation
-    buckets = -(-P // max(setup.bucket, 1))
+    P, width, micro_batches = (
+        shape.parameters + setup.added,
+        WEIGHT_BYTES[setup.precision],
+        setup.accumulation,
+    )
+    trained = P if setup.trained is None else setup.trained
+    buckets = -(-trained // max(setup.bucket, 1))
     if setup.zero_stage == 0:
-        return (Collective("gradients", "all_reduce", width * P, buckets),)
+        return (Collective("gradients", "all_reduce", width * trained, buckets),)
     if setup.zero_stage in (1, 2):
         reductions = micro_batches if setup.zero_stage == 2 else 1
         return (
             Collective(
-                "gradients", "all_reduce", reductions * width * P, reductions * buckets, setup.overlap
+                "gradients", "all_reduce", reductions * width * trained, reductions * buckets, setup.overlap
             ),
-            Collective("updated weights", "all_gather", width * P, 2),
+            Collective("updated weights", "all_gather", width * trained, 2),
         )
     # Forward and backward both gather the weights, and the output layer gathers tied embeddings once more in
     # each. What is still gathered from the previous use is not gathered again.
@@ -62,6 +67,10 @@ def collectives(shape: ModelShape, setup: MemorySetup) -> tuple[Collective, ...]
     return (
         Collective("weights", "all_gather", gathered, gathers, setup.overlap),
         Collective(
-            "gradients", "reduce_scatter", micro_batches * width * P, micro_batches * buckets, setup.overlap
+            "gradients",
+            "reduce_scatter",
+            micro_batches * width * trained,
+            micro_batches * buckets,
+            setup.overlap,
         ),
     )

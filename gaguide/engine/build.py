@@ -31,7 +31,8 @@ def build_engine(
 ) -> Engine:
     """An engine around `model`, which is changed in place; a collective that needs the process group.
 
-    `frozen` names the parameters that keep their values.
+    `frozen` names the parameters that keep their values. With `train.lora` the model has its adapters
+    already, and the saved state is theirs alone.
     """
     import deepspeed
 
@@ -57,7 +58,7 @@ def build_engine(
     if world.size == 1 and config.zero_stage == 0:
         engine.enable_backward_allreduce = False  # it would copy all gradients twice, to reduce nothing
     compiled = CompiledForward(engine.module, train.compile, packed) if train.compile else None
-    return Engine(engine, config, world, compiled)
+    return Engine(engine, config, world, compiled, trained_only=train.lora is not None)
 
 
 def silence_deepspeed() -> None:
@@ -95,6 +96,9 @@ def _optimizer(train: TrainSection, model: PreTrainedModel, cpu_adam: bool) -> t
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    groups = [
+        group for group in groups if group["params"]
+    ]  # adapters have no vectors; ZeRO takes no empty one
     settings: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.epsilon}
     if cpu_adam:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

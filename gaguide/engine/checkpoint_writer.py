@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -43,17 +43,24 @@ class CheckpointWriter(CheckpointEngine):
         return True
 
 
-def write_state(engine: DeepSpeedEngine, folder: Path) -> SaveResult:
+def write_state(engine: DeepSpeedEngine, folder: Path, trained_only: bool = False) -> SaveResult:
     """Save the engine's state into `folder`/STATE_TAG; a collective that never raises a disk error.
 
-    `engine.checkpoint_engine` must be a `CheckpointWriter`.
+    `engine.checkpoint_engine` must be a `CheckpointWriter`. `trained_only` leaves out the parameters that are
+    not trained.
     """
     writer: CheckpointWriter = engine.checkpoint_engine
     writer.result = SaveResult()
     extra = {"optimizer_parameters": _optimizer_parameters(engine)}
     swaps = engine.zero_nvme_offload_optimizer()
-    with _without_copies(engine):
-        engine.save_checkpoint(str(folder), STATE_TAG, client_state={"gaguide": extra}, save_latest=False)
+    with _without_copies(engine), _trained_parameters(engine) if trained_only else nullcontext():
+        engine.save_checkpoint(
+            str(folder),
+            STATE_TAG,
+            client_state={"gaguide": extra},
+            save_latest=False,
+            exclude_frozen_parameters=trained_only,
+        )
     if swaps:
         _copy_swap_files(engine, folder / STATE_TAG, writer.result)
     return writer.result
@@ -72,6 +79,24 @@ def _without_copies(engine: DeepSpeedEngine) -> Iterator[None]:
         yield
     finally:
         del engine.zero_nvme_offload_optimizer, engine._copy_recovery_script
+
+
+@contextmanager
+def _trained_parameters(engine: DeepSpeedEngine) -> Iterator[None]:
+    """Inside, DeepSpeed saves of the module its trained parameters only.
+
+    Its own `exclude_frozen_parameters` keeps an output layer that is tied to a frozen embedding, and buffers.
+    """
+
+    def module_state_dict(exclude_frozen_parameters: bool = True) -> dict[str, torch.Tensor]:
+        state = engine.module.state_dict()
+        return {name: state[name] for name, each in engine.module.named_parameters() if each.requires_grad}
+
+    engine.module_state_dict = module_state_dict
+    try:
+        yield
+    finally:
+        del engine.module_state_dict
 
 
 def _copy_swap_files(engine: DeepSpeedEngine, state: Path, result: SaveResult) -> None:

@@ -47,14 +47,16 @@ class Engine:
         config: DeepSpeedConfig,
         world: World,
         compiled: CompiledForward | None = None,
+        trained_only: bool = False,
     ) -> None:
+        """trained_only: whether `save` leaves out the parameters that are not trained."""
         self._engine, self._compiled = engine, compiled
         self._parameters = tuple(engine.module.parameters())  # walking the modules takes milliseconds
         self.config = config
         """The resolved DeepSpeed JSON."""
         self.world = world
         """This rank among all of them."""
-        self.layout: StateLayout = state_layout(engine, config)
+        self.layout: StateLayout = state_layout(engine, config, trained_only)
         """What the files of `save` depend on, apart from the number of ranks."""
 
     @property
@@ -127,7 +129,7 @@ class Engine:
         """Write this rank's state below `folder`; never raises a disk error, see `SaveResult`."""
         from gaguide.engine.checkpoint_writer import write_state
 
-        result = write_state(self._engine, folder)
+        result = write_state(self._engine, folder, bool(self.layout.get("trained_only")))
         written = result.attempt(
             offload_state.save_swapped, self._engine, folder / STATE_TAG, self.world.rank
         )
@@ -148,7 +150,8 @@ class Engine:
             for group in self._engine.optimizer.param_groups
         ]
         if (world_size, layout) == (self.world.size, self.layout):
-            loaded, _ = self._engine.load_checkpoint(str(folder), STATE_TAG)
+            loading = {"custom_load_fn": _load_trained} if self.layout.get("trained_only") else {}
+            loaded, _ = self._engine.load_checkpoint(str(folder), STATE_TAG, **loading)
             if loaded is None:
                 raise RuntimeError(f"DeepSpeed found nothing to load in {folder}")
         else:
@@ -175,3 +178,11 @@ class Engine:
         if self._compiled is not None:
             self._compiled.close()
         self._engine.destroy()
+
+
+def _load_trained(src: Mapping[str, torch.Tensor], dst: PreTrainedModel) -> None:
+    """Load the trained parameters `src` into the module `dst`, and nothing else; called by DeepSpeed."""
+    trained = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
+    if differing := sorted(trained ^ src.keys()):
+        raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(differing)}")
+    dst.load_state_dict(src, strict=False)

@@ -16,8 +16,8 @@ StateLayout = dict[str, str | int | bool]
 """As plain JSON, for a checkpoint's manifest."""
 
 
-def state_layout(engine: DeepSpeedEngine, config: DeepSpeedConfig) -> StateLayout:
-    """The layout of the state that `engine` saves."""
+def state_layout(engine: DeepSpeedEngine, config: DeepSpeedConfig, trained_only: bool) -> StateLayout:
+    """The layout of the state that `engine` saves; `trained_only`: without frozen parameters."""
     layout: StateLayout = {
         "zero_stage": config.zero_stage,
         "offload_optimizer": config.offload_optimizer,
@@ -27,6 +27,8 @@ def state_layout(engine: DeepSpeedEngine, config: DeepSpeedConfig) -> StateLayou
     }
     if config.zero_stage in (1, 2):
         layout["parameter_alignment"] = config.aligns_parameters
+    if trained_only:
+        layout["trained_only"] = True
     if config.zero_stage == 3:
         layout["sub_group_size"] = config.sub_group_size
     return layout

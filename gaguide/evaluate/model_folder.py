@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model import fuse_activations
-from gaguide.model.content import folder_record
+from gaguide.model.content import ADAPTER_CONFIG, adapter_fault, folder_record
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by their name after --dtype."""
@@ -101,6 +101,8 @@ def tokenizer_faults(tokenizer: Any, config: Any, field: str, value: str | None 
 
 def _run_fault(folder: Path) -> Fault | None:
     """What is wrong with a training run's folder, or a checkpoint's, in place of a model's."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return adapter_fault("--model", str(folder))
     if not folder.is_dir() or (folder / "config.json").is_file():
         return None
     if (folder / "model" / "config.json").is_file():
@@ -133,7 +135,7 @@ def _from_pretrained(auto: Any, what: str, name: str, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()  # every rank would show one
     try:
         return load(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         problem = f"its {what} cannot be loaded ({reason})"
         remedy = "give a folder made by save_pretrained with its tokenizer, or a hub id that can be reached"

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gaguide.errors import Fault
 from gaguide.files import hash_file, hash_parts
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's file of an adapter's settings: a folder with it holds no whole model."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 _OTHER_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 _OF_TRAINING = {"training_args.bin", "trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt"}
@@ -55,6 +58,15 @@ def read_content(path: Path) -> FileContent:
     with path.open("rb") as file:
         digest = hash_parts(file, ((last * part // (_PARTS - 1), _PART_BYTES) for part in range(_PARTS)))
     return FileContent(path.name, found.st_size, digest, True, found.st_mtime_ns)
+
+
+def adapter_fault(field: str, name: str) -> Fault:
+    """The fault of a folder that holds an adapter where a whole model is needed."""
+    remedy = (
+        "give a whole model: RUN/model of the run that trained it, or merge it (gaguide checkpoint export "
+        "RUN, or merge_and_unload() of PEFT)"
+    )
+    return Fault(field, "is the folder of an adapter (PEFT), not of a whole model", remedy, name)
 
 
 def file_record(path: Path) -> dict[str, Any]:

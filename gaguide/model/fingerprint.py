@@ -21,12 +21,18 @@ _NOT_IDENTITY = {
 }  # fmt: skip
 
 
-def model_fingerprint(section: ModelSection, config: PretrainedConfig) -> str:
-    """SHA-256 of what the model is before training; dropout is not part of it."""
+def model_fingerprint(section: ModelSection, config: PretrainedConfig) -> tuple[str, str]:
+    """SHA-256 of what the model is before training, without dropout; and of its weights alone.
+
+    The first changes with defaults that a transformers release adds to configurations, the second does not.
+    """
     settings = {key: value for key, value in config.to_dict().items() if key not in _NOT_IDENTITY}
-    return hashlib.sha256(
-        json.dumps([settings, _weights(section, config)], sort_keys=True, default=str).encode()
-    ).hexdigest()
+    weights = _weights(section, config)
+    return _digest([settings, weights]), _digest(weights)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _weights(section: ModelSection, config: PretrainedConfig) -> object:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from gaguide.config import ModelSection
 from gaguide.errors import Fault, UserError, first_line, suggestion
+from gaguide.model.content import ADAPTER_CONFIG, adapter_fault
 from gaguide.model.fast import fuse_activations
 from gaguide.model.fingerprint import model_fingerprint
 from gaguide.model.shape import DROPOUT_FIELDS
@@ -38,6 +39,8 @@ class ModelSource:
     """Content of its generation_config.json; None for a model from random weights, or without that file."""
     fingerprint: str = ""
     """Identifies it by content."""
+    weights: str = ""
+    """Identifies its weights alone by content."""
     checkpoint: Path | None = None
     """Checkpoint whose weights replace the model's own, which are then not read."""
     base_vocabulary: int | None = None
@@ -68,6 +71,8 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
         config: PretrainedConfig = scratch_config(SIZES[section.name], vocab_size, end_of_text)
     else:
         config = _pretrained_config(section)
+    if getattr(config, "quantization_config", None):
+        raise UserError(_quantized(section.name, config.quantization_config))
     if section.revision is not None and (Path(section.name).is_dir() or section.name in SIZES):
         remedy = "remove it: revisions are for hub models"
         raise UserError(
@@ -76,9 +81,9 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
     if section.init == "pretrained" and Path(section.name).is_dir() and not _has_weights(Path(section.name)):
         remedy = "give a folder made by save_pretrained, or init: scratch"
         raise UserError(Fault("model.name", "the folder contains no weights", remedy, section.name))
-    fingerprint = model_fingerprint(section, config)
+    fingerprint, weights = model_fingerprint(section, config)
     _set_dropout(config, section)
-    return ModelSource(section, config, _generation_config(section), fingerprint)
+    return ModelSource(section, config, _generation_config(section), fingerprint, weights)
 
 
 def with_vocabulary(source: ModelSource, vocabulary: int) -> ModelSource:
@@ -90,6 +95,17 @@ def with_vocabulary(source: ModelSource, vocabulary: int) -> ModelSource:
     config.get_text_config().vocab_size = vocabulary
     fingerprint = f"{source.fingerprint}+{vocabulary - stored}"
     return replace(source, config=config, fingerprint=fingerprint, base_vocabulary=stored)
+
+
+def _quantized(name: str, settings: Any) -> Fault:
+    """The fault of a model with quantized weights: the libraries' forms of them are not trained here."""
+    given = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(given.get("quant_method") or "by an unnamed method")
+    remedy = "give the model with its full weights; train.lora trains adapters on it with little memory"
+    problem = (
+        f"its weights are quantized ({method}), which ZeRO cannot partition nor an export merge: no QLoRA"
+    )
+    return Fault("model.name", problem, remedy, name)
 
 
 def _add_rows(model: PreTrainedModel, vocabulary: int) -> None:
@@ -111,7 +127,7 @@ def saved_model(section: ModelSection, folder: Path, checkpoint: Path, fingerpri
     config = AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     _set_dropout(config, section)
     generation = _generation_config(section.model_copy(update={"name": str(folder), "init": "pretrained"}))
-    return ModelSource(section, config, generation, fingerprint, checkpoint)
+    return ModelSource(section, config, generation, fingerprint, checkpoint=checkpoint)
 
 
 def _set_dropout(config: PretrainedConfig, section: ModelSection) -> None:
@@ -170,7 +186,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
                 dtype=torch.float32,
                 trust_remote_code=source.section.trust_remote_code,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = first_line(error)
             remedy = "copy or download the weights again"
             raise UserError(
@@ -214,6 +230,8 @@ def _has_weights(folder: Path) -> bool:
 
 def _pretrained_config(section: ModelSection) -> PretrainedConfig:
     folder = Path(section.name)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(adapter_fault("model.name", section.name))
     if folder.is_dir() and not (folder / "config.json").is_file():
         # transformers 5.1 would guess the architecture from the folder's name: "options" has an "opt" in it.
         remedy = "give a folder made by save_pretrained"

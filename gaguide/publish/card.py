@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import mask_credentials
 from gaguide.files import write_text
+from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.publish.base import BaseModel, is_hub_id
 
 CARD = "README.md"
@@ -48,14 +49,16 @@ class Score:
 def write_card(run: Path, model: Path, scores: Sequence[Score] | None = None) -> bool:
     """Write `model`/README.md from summary.json and config.yaml of `run`.
 
-    `scores` are None where the run's evaluations were not looked for. A card that somebody else wrote is left
-    alone; returns whether it was written. The base model's licence and languages are carried over.
+    The card of a folder with an adapter_config.json says how adapters are loaded. `scores` are None where the
+    run's evaluations were not looked for. A card that somebody else wrote is left alone; returns whether it
+    was written. The base model's licence and languages are carried over.
     """
     if read_own_card(model) is not None:
         return False
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     config = mask_credentials((run / "config.yaml").read_text("utf-8"))
-    write_text(model / CARD, render_card(summary, config, scores))
+    adapter = (model / ADAPTER_CONFIG).is_file()
+    write_text(model / CARD, render_card(summary, config, scores, adapter=adapter))
     return True
 
 
@@ -66,8 +69,13 @@ def read_own_card(model: Path) -> str | None:
     return None if _MARK in text else text
 
 
-def render_card(summary: Mapping[str, Any], config: str, scores: Sequence[Score] | None = None) -> str:
-    """The card's text: YAML metadata, then Markdown. `config` is the text of config.yaml, without secrets."""
+def render_card(
+    summary: Mapping[str, Any], config: str, scores: Sequence[Score] | None = None, adapter: bool = False
+) -> str:
+    """The card's text: YAML metadata, then Markdown. `config` is the text of config.yaml, without secrets.
+
+    adapter: the card is of the adapters alone, not of a whole model.
+    """
     settings = parse_yaml(config)
     del settings["output"]  # a path of the machine it was made on
     base = BaseModel.from_record(summary["base_model"])
@@ -79,9 +87,14 @@ def render_card(summary: Mapping[str, Any], config: str, scores: Sequence[Score]
         license=base.license,
         license_name=base.license_name,
         license_link=base.license_link,
-        library_name="transformers",
+        base_model_relation="adapter" if adapter and base.hub_id else None,
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["gaguide", *(["attention-guidance"] if summary.get("guidance_weight") else [])],
+        tags=[
+            "gaguide",
+            *(["attention-guidance"] if summary.get("guidance_weight") else []),
+            *(["lora"] if summary.get("adapter") else []),
+        ],
         model_name=str(summary["name"]),
         eval_results=[_result(score) for score in scores or ()] or None,
     )
@@ -96,6 +109,8 @@ def render_card(summary: Mapping[str, Any], config: str, scores: Sequence[Score]
         config=yaml.safe_dump(settings, sort_keys=False).strip(),
         scores=_rows(scores),
         looked=scores is not None,
+        adapter=adapter,
+        merged=bool(summary.get("adapter")) and not adapter,
     )
     return f"---\n{data.to_yaml()}\n---\n{_MARK}\n\n{body}"
 
@@ -160,9 +175,22 @@ def _training(
         ("wall clock", f"{summary['seconds']:,.0f} s"),
         ("seed", str(settings["seed"])),
     ]
+    if (trained := summary.get("trained_parameters")) is not None:
+        rows.append(("trained", _trained(summary, int(trained))))
     if summary.get("changes"):
         rows.append(("settings changed on the way", f"{len(summary['changes'])} times: see summary.json"))
     return rows
+
+
+def _trained(summary: Mapping[str, Any], parameters: int) -> str:
+    """What was trained, where it was not the whole model."""
+    adapter = summary.get("adapter")
+    if adapter is None:
+        return f"{parameters:,} parameters; the others kept the base model's values"
+    return (
+        f"adapters alone, {parameters:,} parameters: LoRA of rank {adapter['rank']}, "
+        f"alpha {adapter['alpha']:g}, dropout {adapter['dropout']:g} on {', '.join(adapter['targets'])}"
+    )
 
 
 def _limits(summary: Mapping[str, Any], base: BaseModel, guided: bool) -> list[str]:

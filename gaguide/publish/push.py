@@ -10,6 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.model.content import ADAPTER_CONFIG
+from gaguide.publish.base import is_hub_id
 
 _HIDDEN = [".*", "**/.*"]
 """Left out: nothing but the export's own files is uploaded."""
@@ -18,8 +20,11 @@ _TRANSPORTS = {"httpx", "httpx2"}
 """What huggingface_hub 1 and 2 send requests with; their errors have no base in common."""
 
 
-def check_push(run: Path, repo: str) -> Path:
-    """The model folder of a finished run. Raises one `UserError` with every reason not to upload it."""
+def check_push(run: Path, repo: str, adapter: bool = False) -> Path:
+    """The folder of a finished run's model, or of its adapters alone.
+
+    Raises one `UserError` with every reason not to upload it.
+    """
     model, summary = run / "model", run / "summary.json"
     with FaultCollector() as faults:
         try:
@@ -37,11 +42,25 @@ def check_push(run: Path, repo: str) -> Path:
             faults.add(Fault("RUN", problem, "give the output folder of a finished training", str(run)))
         elif diverged := json.loads(summary.read_text("utf-8")).get("diverged"):
             faults.add(Fault("RUN", f"has diverged ({diverged})", "push another run", str(run)))
+        if adapter:
+            faults.attempt(_check_adapter, run)
         if get_token() is None:
             faults.add(
                 Fault("token", "no token of the hub was found", "run `hf auth login`, or set HF_TOKEN")
             )
-    return model
+    return run / "adapter" if adapter else model
+
+
+def _check_adapter(run: Path) -> None:
+    path = run / "adapter" / ADAPTER_CONFIG
+    if not path.is_file():
+        problem = "has no adapters: it trained the model's own weights"
+        raise UserError(Fault("--adapter", problem, "leave it out", str(run)))
+    base = str(json.loads(path.read_text("utf-8"))["base_model_name_or_path"])
+    if not is_hub_id(base):
+        problem = f"their base is a folder of this machine ({base}), which nobody else can load"
+        remedy = "leave --adapter out, which uploads the merged model; or train on a model of the hub"
+        raise UserError(Fault("--adapter", problem, remedy, str(run)))
 
 
 def push_model(model: Path, repo: str, *, private: bool = False, revision: str | None = None) -> str:

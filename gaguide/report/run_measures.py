@@ -90,6 +90,7 @@ def _about_runs(runs: Sequence[RunRecord]) -> list[Measure]:
         Measure("Run", "state", tuple(Value(run.state) for run in runs)),
         Measure("Run", "experiment", tuple(Value(run.experiment or ABSENT) for run in runs)),
         row("guidance weight", "{:g}".format, lambda run: run.guidance_weight),
+        row("parameters trained (others frozen)", "{:,.0f}".format, lambda run: run.trained),
         row("optimizer steps", "{:,.0f}".format, lambda run: run.steps),
         row("dropped steps (gradient not finite)", "{:,.0f}".format, lambda run: run.dropped or None),
         row("training tokens", "{:,.0f}".format, lambda run: run.tokens),

@@ -107,6 +107,8 @@ class RunRecord:
     """Task → folder of the evaluation that its scores are from."""
     notes: tuple[str, ...] = ()
     """What a reader of its numbers should know."""
+    trained: int | None = None
+    """Parameters that were trained; None where all of the model were, or nothing is known of it."""
     ablation: RunAblation | None = None
     """What it loses without its guided heads; None where that was not measured."""
 
@@ -206,6 +208,7 @@ def _read_run(folder: Path) -> RunRecord:
         diverged=_diverged(summary, validation, last),
         evaluations=evaluations.folders,
         notes=evaluations.notes,
+        trained=_whole(summary.get("trained_parameters")),
     )
 
 

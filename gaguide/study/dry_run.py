@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from gaguide.cost import GPUS, CostEstimate, CostRequest, Spread, estimate, spread, with_deepspeed, with_run
 from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
@@ -51,9 +51,9 @@ def estimate_cells(grid: Grid, gpu: str) -> Iterator[CellCost]:
             continue
         done, tokens = read_state(grid, cell).state == "done", _tokens(grid, cell, manifest)
         try:
-            shape = size_shape(sizes[cell.size], grid, manifest)
-            request = CostRequest(shape, gpus=cell.ranks, gpu=gpu, tokens=tokens)
-            request = with_deepspeed(with_run(request, cell.run), load_deepspeed_json(cell.ds_config))
+            config = size_config(sizes[cell.size], grid, manifest)
+            request = CostRequest(shape_of(config), gpus=cell.ranks, gpu=gpu, tokens=tokens)
+            request = with_deepspeed(with_run(request, cell.run, config), load_deepspeed_json(cell.ds_config))
             if cell.run.guidance.weight == 0:
                 request = replace(request, guided_heads=0)
             yield CellCost(cell, done, tokens, estimate(request))
@@ -147,17 +147,23 @@ def _manifest(grid: Grid) -> Manifest | None:
 
 
 def size_shape(model: str, grid: Grid, manifest: Manifest | None) -> ModelShape:
-    """The shape of a model: of a known size by arithmetic, without a hub, else from its configuration."""
+    """The shape of a model of the study."""
+    return shape_of(size_config(model, grid, manifest))
+
+
+def size_config(model: str, grid: Grid, manifest: Manifest | None) -> PretrainedConfig:
+    """The configuration of a model; that of a known size needs no hub."""
     if model not in SIZES:
         try:
-            return shape_of(AutoConfig.from_pretrained(model, trust_remote_code=False))
+            config: PretrainedConfig = AutoConfig.from_pretrained(model, trust_remote_code=False)
+            return config
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(Fault("model", f"cannot be loaded ({reason})", "give a folder", model)) from None
     vocabulary = manifest.vocab_size if manifest else GPT2_VOCABULARY
     if grid.study.data.shards == "embedded":
         vocabulary = EMBEDDED_VOCABULARY
-    return shape_of(scratch_config(SIZES[model], vocabulary, None))
+    return scratch_config(SIZES[model], vocabulary, None)
 
 
 def _tokens(grid: Grid, cell: Cell, manifest: Manifest | None) -> int | None:

@@ -193,7 +193,7 @@ class _GridBuilder:
                 seed=seed,
                 model={"name": size.model or size.name, "init": "scratch"},
                 guidance={},
-                train={**self.study.train, **size.train, **pretrain.train},
+                train=_without_adapters({**self.study.train, **size.train}) | pretrain.train,
                 tokens=pretrain.tokens,
                 base=None,
             )
@@ -335,6 +335,11 @@ class _GridBuilder:
         if path not in self._ds_contents:
             self._ds_contents[path] = self.faults.attempt(load_deepspeed_json, path)
         return self._ds_contents[path]
+
+
+def _without_adapters(train: dict[str, Any]) -> dict[str, Any]:
+    """`train` for a base, which is trained whole whatever its fine-tuning adapts."""
+    return {name: value for name, value in train.items() if name != "lora"}
 
 
 def _read_chosen(path: str | None) -> dict[str, dict[str, Any]]:

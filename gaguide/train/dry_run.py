@@ -54,9 +54,10 @@ def _memory(job: Job, world: World) -> str:
     shown = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in parts.items() if size)
     host = f" and {memory.host / 1e9:.2f} GB of the host" if memory.host else ""
     free = available_memory(world.device) / 1e9
+    trained = "" if job.trained is None else f", of which {job.trained:,} are trained"
     return (
         f"about {memory.peak / 1e9:.3f} GB of each rank's {world.device.type}{host} by the model of "
-        f"docs/scaling.md ({shown}); {free:.1f} GB are free; {parameters:,} parameters"
+        f"docs/scaling.md ({shown}); {free:.1f} GB are free; {parameters + job.added:,} parameters{trained}"
     )
 
 

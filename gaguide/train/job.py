@@ -21,6 +21,7 @@ from gaguide.errors import UserError
 from gaguide.guidance import GuidancePlan
 from gaguide.guidance.cues import Cues
 from gaguide.model import ModelSource, shape_of
+from gaguide.model.lora import Adapter
 from gaguide.train.device import device_peak_flops
 
 _OPTIMIZER_FIELDS = {
@@ -48,6 +49,10 @@ class Job:
     """Optimizer steps of the whole run."""
     frozen: tuple[str, ...] = ()
     """Names of the parameters that are not trained."""
+    adapter: Adapter | None = None
+    """The adapters that are trained in place of the model; None where its own weights are."""
+    trained: int | None = None
+    """Number of parameters that are trained; None where all of the model are."""
     cues: Cues | None = None
     """What the held-out loss is split by; None where it is not."""
     data_start: int = 0
@@ -61,7 +66,12 @@ class Job:
     @property
     def companions(self) -> Companions:
         """What an export of the run holds besides the weights."""
-        return Companions(self.model.config, self.corpus.tokenizer, self.model.generation)
+        return Companions(self.model.config, self.corpus.tokenizer, self.model.generation, self.adapter)
+
+    @property
+    def added(self) -> int:
+        """Parameters of adapters, which the model has besides its own."""
+        return 0 if self.adapter is None else self.adapter.parameters
 
     @property
     def tokens_per_step(self) -> int:
@@ -101,8 +111,10 @@ class Job:
 
     def _describe_extras(self) -> str:
         extras = []
-        if self.frozen:
-            extras.append(f"{len(self.frozen)} parameters frozen")
+        if self.adapter is not None:
+            extras.append(self.adapter.description)
+        if self.trained is not None:
+            extras.append(f"{self.trained:,} parameters trained")
         offload = {"optimizer": self.deepspeed.offload_optimizer, "param": self.deepspeed.offload_parameters}
         extras += [f"{part} on {place}" for part, place in offload.items() if place != "none"]
         return f"            {', '.join(extras)}\n" if extras else ""
@@ -119,7 +131,13 @@ class Job:
         guided = 0
         if self.plan is not None and self.plan.weight:
             guided = len(self.plan.resolve(shape.layers, shape.heads))
-        needed = flops_per_token(shape, self.run.data.block_length, guided_heads=guided).model
+        needed = flops_per_token(
+            shape,
+            self.run.data.block_length,
+            guided_heads=guided,
+            trained=self.trained,
+            added=self.added,
+        ).model
         return tokens_per_second * needed / (peak * ranks)
 
     def _describe_data(self) -> str:
@@ -166,6 +184,12 @@ class Job:
         }
         if self.frozen:
             parts["train.freeze"] = sorted(self.frozen)
+        if self.adapter is not None:
+            parts |= {
+                "train.lora": self.adapter.identity,
+                "train.lora.dropout": self.adapter.dropout,
+                "base weights": self.model.weights,
+            }
         parts |= {
             "model": self.model.fingerprint,
             "model.dropout": run.model.dropout,

@@ -17,6 +17,7 @@ from gaguide.checkpoint.folder import CheckpointInfo, choose
 from gaguide.config import (
     BatchPlan,
     GuidanceSection,
+    LoraSection,
     RunConfig,
     SourceSection,
     ValidationSection,
@@ -48,7 +49,9 @@ from gaguide.guidance.cues import Cues, make_cues
 from gaguide.log import say
 from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
 from gaguide.model.attention_support import attention_modules
+from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
+from gaguide.model.lora import Adapter, check_adapter_guides, find_adapter
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
 from gaguide.train.precheck import check_output
@@ -93,13 +96,32 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         if corpus is not None and architecture is not None:
             attempt(_check_loss_counts, architecture, corpus)
         frozen: tuple[str, ...] | None = ()
+        adapter = trained = None
         if architecture is not None and run.train.freeze:
             frozen = attempt(_find_frozen, architecture, run, plan)
+            trained = sum(
+                each.numel() for name, each in architecture.named_parameters() if name not in (frozen or ())
+            )
+        if architecture is not None and model is not None and run.train.lora is not None:
+            adapter = attempt(_find_adapter, architecture, model, run.train.lora, plan)
+            trained = adapter.parameters if adapter is not None else None
     assert batch and corpus and model and deepspeed
     total = run.train.steps or steps_for_epochs(
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
     )
-    return Job(run, deepspeed, batch, corpus, model, plan, total, frozen or (), cues)
+    return Job(
+        run=run,
+        deepspeed=deepspeed,
+        batch=batch,
+        corpus=corpus,
+        model=model,
+        plan=plan,
+        total_steps=total,
+        frozen=frozen or (),
+        adapter=adapter,
+        trained=trained,
+        cues=cues,
+    )
 
 
 def complete_json(
@@ -116,12 +138,15 @@ def _find_model(run: RunConfig, corpus: Corpus) -> ModelSource:
     start = None
     try:
         start = find_origin(run.init_from, "init_from") if run.init_from else None
+        if start is not None and (start.path / MODEL_FOLDER / ADAPTER_CONFIG).is_file():
+            problem, remedy = "holds adapters without their base", "give RUN/model of that run as model.name"
+            raise UserError(Fault("init_from", problem, remedy, run.init_from))
         model = find_model(run.model, corpus.vocab_size, corpus.eos_token_id)
         if run.model.resize_embeddings:
             model = with_vocabulary(model, corpus.vocab_size)
     except UserError as error:
         saved = start or _earlier_checkpoint(run)
-        if saved is None:
+        if saved is None or run.train.lora is not None:  # a checkpoint of adapters is without their base
             raise
         fingerprint = str(read_manifest(saved.path).identity.get("model"))
         problem = error.faults[0].problem
@@ -245,6 +270,19 @@ def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePl
         heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
         check_guidance_moves(architecture, frozen, max(layer for layer, _ in heads))
     return frozen
+
+
+def _find_adapter(
+    architecture: PreTrainedModel, model: ModelSource, section: LoraSection, plan: GuidancePlan | None
+) -> Adapter:
+    adapter = find_adapter(architecture, model, section)
+    if plan is not None and plan.weight:
+        shape = architecture.config.get_text_config()
+        heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
+        names = {id(module): name for name, module in architecture.named_modules()}
+        attention = {at: names[id(module)] for at, module in attention_modules(architecture).items()}
+        check_adapter_guides(adapter, attention, max(layer for layer, _ in heads))
+    return adapter
 
 
 def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:

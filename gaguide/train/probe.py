@@ -26,6 +26,7 @@ from gaguide.errors import Fault, UserError
 from gaguide.guidance import guide, marked
 from gaguide.log import say
 from gaguide.model import adapt_to, build_model, checkpoint_activations, shape_of
+from gaguide.model.freeze import freeze
 from gaguide.train.device import available_memory
 from gaguide.train.job import Job
 from gaguide.train.preflight import complete_json
@@ -111,6 +112,8 @@ def estimate(job: Job, size: int, world: World) -> Memory:
         offload_optimizer=job.deepspeed.offload_optimizer,
         offload_parameters=job.deepspeed.offload_parameters,
         sub_group=job.deepspeed.sub_group_size,
+        trained=job.trained,
+        added=job.added,
     )
     return estimate_memory(shape, setup)
 
@@ -141,11 +144,16 @@ class _Trial:
         job = self.job
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.deepspeed.precision, torch.float32)
         memory = estimate(job, size, self.world)
-        # The trial itself holds whole weights and gradients; the rest of training's states is reserved.
-        own = 2 * memory.weights if job.deepspeed.zero_stage < 3 else 0
+        # The trial itself holds weights and gradients; the rest of training's states is reserved.
+        shape = shape_of(job.model.config)
+        share = 1.0 if job.trained is None else job.trained / (shape.parameters + job.added)
+        own = int((1 + share) * memory.weights) if job.deepspeed.zero_stage < 3 else 0
         reserve = max(0, memory.states + memory.gradients + memory.buffers - own)
         held = torch.empty(reserve, dtype=torch.uint8, device=device)
         model: Any = build_model(job.model, job.run.seed)
+        freeze(model, job.frozen)
+        if job.adapter is not None:
+            job.adapter.add_to(model, job.run.seed)
         model = model.to(device=device, dtype=dtype)
         adapt_to(model, device, job.deepspeed.precision)
         if job.run.train.gradient_checkpointing:

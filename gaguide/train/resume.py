@@ -25,6 +25,8 @@ _HELD = {
     "model": "the weights at the start, or the architecture",
     "precision": "the form of the saved state",
     "train.freeze": "which parameters have an optimizer state",
+    "train.lora": "which parameters are trained",
+    "base weights": "what the adapters are trained on",
     "train.global_batch": "the position in the data, which is counted in batches",
     "data.block_length": "the position in the data, which is counted in blocks",
 }
@@ -86,11 +88,14 @@ def refuse_changes(saved: Checkpoint, identity: dict[str, Any], run: RunConfig, 
     held = [name for name in differing if name in _HELD]
     if held:
         reasons = "; ".join(f"{name} fixes {_HELD[name]}" for name in held)
+        start = f"add --init_from {output}"
+        if run.train.lora is not None or "train.lora" in saved.identity:
+            start = f"give {output / 'model'}, or an export of a checkpoint, as model.name"
         return Fault(
             "resume_from" if own else "output",
             f"holds checkpoints of another run: {', '.join(differing)} differ, and cannot change during a "
             f"run ({reasons})",
-            f"choose another output folder; to start a new run from these weights add --init_from {output}",
+            f"choose another output folder; to start a new run from these weights {start}",
             str(output),
         )
     if saved.step > identity[STEPS]:

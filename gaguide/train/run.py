@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from gaguide.checkpoint import export_model
+from gaguide.checkpoint import export_adapter, export_model
 from gaguide.data.build.background import BackgroundBuild
 from gaguide.data.format.manifest import is_complete
 from gaguide.distributed import World, broadcast, raise_together, shared_clock
@@ -33,6 +33,9 @@ from gaguide.train.job import Job
 from gaguide.train.output import claim_output
 from gaguide.train.summary import validation_at, write_summary
 from gaguide.train.trainer import Trainer
+
+ADAPTER = "adapter"
+"""Folder of a run's adapters, where it has trained them; the folder `model` has them merged."""
 
 
 def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
@@ -105,6 +108,8 @@ def _optimize(
 def _build(job: Job) -> PreTrainedModel:
     """The model before its first step, or before a checkpoint is loaded into the engine."""
     model = build_model(job.model, job.run.seed)
+    if job.adapter is not None:
+        job.adapter.add_to(model, job.run.seed)
     if job.model.checkpoint is None:
         return model
     tied = set(model.all_tied_weights_keys or ())
@@ -163,6 +168,15 @@ def explain_divergence(job: Job, dropped: int) -> str | None:
     )
 
 
+@contextmanager
+def _keeping_own_card(exported: Path) -> Iterator[None]:
+    """A card that somebody else wrote survives the export that replaces its folder."""
+    card = read_own_card(exported)
+    yield
+    if card is not None:
+        write_text(exported / CARD, card)
+
+
 def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
     if not world.is_main:
         return
@@ -177,14 +191,17 @@ def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
     try:
         if diverged is None:
             trusted = job.run.model.trust_remote_code
-            card = read_own_card(exported)
-            export_model(outcome.checkpoint, job.companions, exported, remote_code=trusted)
-            if card is not None:
-                write_text(exported / CARD, card)
+            with _keeping_own_card(exported):
+                export_model(outcome.checkpoint, job.companions, exported, remote_code=trusted)
+            if job.adapter is not None:
+                with _keeping_own_card(job.output / ADAPTER):
+                    export_adapter(outcome.checkpoint, job.companions, job.output / ADAPTER)
         reason = diverged and diverged.splitlines()[0]
         write_summary(job, world, outcome.trained, outcome.dropped_steps, outcome.history, reason)
         if diverged is None:
             write_card(job.output, exported)
+            if job.adapter is not None:
+                write_card(job.output, job.output / ADAPTER)
     except (OSError, SafetensorError) as error:
         problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
         remedy = "make room and start the same command again: the last checkpoint is complete"

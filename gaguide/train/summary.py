@@ -61,6 +61,8 @@ def write_summary(
             "base_model": read_base_model(
                 job.run.model.name, job.run.model.init == "pretrained", job.model.fingerprint
             ).as_record(),
+            "trained_parameters": job.trained,
+            "adapter": None if job.adapter is None else job.adapter.as_record(),
             "sources": [mask_credentials(source) for source in job.corpus.sources],
             "heads": _heads(job),
             "validation": {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2Config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gaguide.cost import CostRequest, estimate, with_deepspeed
 from gaguide.model import shape_of
+from gaguide.model.freeze import frozen_parameters
 from tests.cost.wire_script import MODEL
 from tests.support.patience import patience
 from tests.support.ranks import launch_command, rank_environment
@@ -35,6 +37,16 @@ CASES: dict[str, dict[str, Any]] = {
         "json": BF16
         | {"zero_optimization": STAGE_3 | {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}},
         "accumulation": 1,
+    },
+    "stage 2, frozen": {
+        "json": BF16 | {"zero_optimization": {"stage": 2} | BUCKETS},
+        "accumulation": 1,
+        "freeze": ["embeddings", "layers 0"],
+    },
+    "stage 3, frozen": {
+        "json": BF16 | {"zero_optimization": STAGE_3},
+        "accumulation": 1,
+        "freeze": ["embeddings", "layers 0"],
     },
 }
 
@@ -62,6 +74,11 @@ def planned_payload(case: dict[str, Any]) -> dict[str, int]:
         shape_of(GPT2Config(**MODEL)), gpus=2, block_length=16, global_batch=2 * case["accumulation"],
         micro_batch=1,
     )  # fmt: skip
+    if "freeze" in case:
+        model = GPT2LMHeadModel(GPT2Config(**MODEL))
+        frozen = frozen_parameters(model, case["freeze"])
+        trained = sum(each.numel() for name, each in model.named_parameters() if name not in frozen)
+        request = replace(request, trained=trained)
     plan = estimate(with_deepspeed(request, case["json"]))
     return {one.operation: one.payload for one in plan.wire}
 

@@ -19,6 +19,7 @@ from gaguide.config.run import TrainSection
 from gaguide.distributed import World, leave, start
 from gaguide.engine.build import build_engine
 from gaguide.engine.config import DevicePrecisions, RunValues, resolve_deepspeed
+from gaguide.model.freeze import frozen_parameters
 
 MODEL = {"vocab_size": 256, "n_positions": 16, "n_embd": 64, "n_layer": 3, "n_head": 2}
 
@@ -34,7 +35,8 @@ def one_step(case: dict[str, Any], world: World) -> dict[str, list[list[int]]]:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**MODEL)).train()
     model.loss_type = "ForCausalLM"
-    engine = build_engine(model, deepspeed, train, world)
+    frozen = frozen_parameters(model, case.get("freeze", ()))
+    engine = build_engine(model, deepspeed, train, world, frozen)
     ids_BT = torch.zeros(1, 16, dtype=torch.long)
     for _ in range(2):
         comm.comms_logger.reset_data()

@@ -1,0 +1,24 @@
+"""How many parameters a run trains, counted on its model without weights."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from gaguide.config import RunConfig
+from gaguide.model import ModelSource, skeleton
+from gaguide.model.freeze import frozen_parameters
+from gaguide.model.lora import find_adapter
+
+
+def count_trained(run: RunConfig, config: PretrainedConfig) -> tuple[int, int]:
+    """Parameters that `run` trains in a model with `config`, and those of adapters among them.
+
+    Raises a `UserError` if `train.freeze` or `train.lora` do not fit the model, or peft is missing.
+    """
+    source = ModelSource(run.model, config)
+    model = skeleton(source)
+    if run.train.lora is not None:
+        adapters = find_adapter(model, source, run.train.lora).parameters
+        return adapters, adapters
+    frozen = set(frozen_parameters(model, run.train.freeze))
+    return sum(each.numel() for name, each in model.named_parameters() if name not in frozen), 0
