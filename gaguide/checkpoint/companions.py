@@ -92,8 +92,9 @@ def _read_adapter(checkpoint: Path, base: Path | None) -> Adapter:
     except UserError as error:
         problem = f"the base of the adapters: {error.faults[0].problem}"
         raise UserError(Fault("--base", problem, "give its folder with --base", given.name)) from None
-    weights = json.loads((checkpoint / MANIFEST).read_text("utf-8"))["identity"].get("base weights")
-    if found.weights != weights:
+    identity = json.loads((checkpoint / MANIFEST).read_text("utf-8"))["identity"]
+    section = section.model_copy(update={"quantize": identity["train.lora"].get("quantize")})
+    if found.weights != identity["base weights"]:
         problem = f"its weights are not those that the adapters were trained on ({name})"
         raise UserError(Fault("--base", problem, "give the folder of that model with --base", given.name))
     return find_adapter(skeleton(found), found, section)

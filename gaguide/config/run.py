@@ -226,6 +226,8 @@ class LoraSection(_Section):
     """Linear layers with an adapter: all-linear, or ends of names such as q_proj or layers.3.mlp.up_proj."""
     dropout: Fraction = 0.0
     """Dropout of an adapter's input, in training."""
+    quantize: Literal["nf4"] | None = None
+    """nf4: keep the frozen model in 4 bits (QLoRA, by bitsandbytes); null keeps its precision."""
 
 
 class TrainSection(_Section):
@@ -274,6 +276,8 @@ class TrainSection(_Section):
             raise ValueError("must have exactly one of epochs and steps")
         if self.lora is not None and self.freeze:
             raise ValueError("must have only one of lora and freeze: with adapters the whole model is frozen")
+        if self.lora is not None and self.lora.quantize and self.compile:
+            raise ValueError("must have only one of compile and lora.quantize")
         return self
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from gaguide.model.quantize import BYTES_PER_WEIGHT
 from gaguide.model.shape import ModelShape
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast"]
@@ -81,6 +82,8 @@ class MemorySetup:
     """Parameters that are trained; None where all of the model are."""
     added: int = 0
     """Parameters of adapters, which the model has besides its own."""
+    packed: int = 0
+    """Weights of the model that are kept in 4 bits."""
 
     @property
     def tokens(self) -> int:
@@ -237,7 +240,8 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
     if setup.precision == "autocast":  # 16-bit copies of the matrices, for forward and for backward
         gathered = 2 * (shape.layers * shape.block_matrices + shape.head_matrix)
     states = {
-        "weights": width_bytes * (-(-P // setup.ranks) if stage == 3 else P),
+        "weights": width_bytes * (-(-P // setup.ranks) if stage == 3 else P - setup.packed)
+        + int(BYTES_PER_WEIGHT * setup.packed),
         "master_weights": master,
         "optimizer": 2 * _FP32 * part,
         "gradients": gradients,

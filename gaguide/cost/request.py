@@ -67,6 +67,8 @@ class CostRequest:
     """Parameters that are trained; None where all of the model are."""
     added: int = 0
     """Parameters of adapters, which the model has besides its own."""
+    packed: int = 0
+    """Weights of the model that are kept in 4 bits."""
     pace: float = 1.0
     """Measured speed as a multiple of the predicted one; every time is divided by it."""
 
@@ -104,6 +106,7 @@ class CostRequest:
             overlap=self.zero_stage == 3 if self.overlap is None else self.overlap,
             trained=self.trained,
             added=self.added,
+            packed=self.packed,
         )
 
 
@@ -141,8 +144,8 @@ def with_run(request: CostRequest, run: RunConfig, config: PretrainedConfig | No
     if config is not None and trains_part(run):
         from gaguide.cost.trained import count_trained
 
-        trained, added = count_trained(run, config)
-        request = replace(request, trained=trained, added=added)
+        trained, added, packed = count_trained(run, config)
+        request = replace(request, trained=trained, added=added, packed=packed)
     return replace(
         request,
         block_length=run.data.block_length,

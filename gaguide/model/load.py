@@ -98,13 +98,11 @@ def with_vocabulary(source: ModelSource, vocabulary: int) -> ModelSource:
 
 
 def _quantized(name: str, settings: Any) -> Fault:
-    """The fault of a model with quantized weights: the libraries' forms of them are not trained here."""
+    """The fault of a model with quantized weights, whatever the library."""
     given = settings if isinstance(settings, dict) else settings.to_dict()
     method = str(given.get("quant_method") or "by an unnamed method")
-    remedy = "give the model with its full weights; train.lora trains adapters on it with little memory"
-    problem = (
-        f"its weights are quantized ({method}), which ZeRO cannot partition nor an export merge: no QLoRA"
-    )
+    remedy = "give the model with its full weights; train.lora.quantize puts them into 4 bits for training"
+    problem = f"its weights are quantized ({method}), so what is trained could not be merged and exported"
     return Fault("model.name", problem, remedy, name)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.files import write_json
 from gaguide.model.content import ADAPTER_CONFIG
+from gaguide.model.quantize import check_bitsandbytes, quantize, round_to_4_bits
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,10 @@ class Adapter:
     """Whether those layers are GPT-2's Conv1D, which stores its weight transposed."""
     parameters: int
     """Number of the adapters' parameters."""
+    quantized: tuple[str, ...] = ()
+    """Names of the base's linear layers that are kept in 4 bits."""
+    packed: int = 0
+    """Number of their weights."""
 
     def add_to(self, model: PreTrainedModel, seed: int) -> None:
         """Put the adapters into `model`, in place: only they are trained from now on, and they change nothing
@@ -65,17 +70,22 @@ class Adapter:
         import torch
         from peft import inject_adapter_in_model
 
+        if self.quantized:
+            quantize(model, self.quantized)
         torch.manual_seed(seed)
         inject_adapter_in_model(self._config(), model, _NAME)
 
     def merged_into(self, model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
         """`model`, which is the base with its weights, with the adapters of `state` added to them.
 
+        Weights that were kept in 4 bits are rounded as they were, since the adapters were trained on those.
         Raises `RuntimeError` if `state` holds other adapters, or what they add is not finite.
         """
         import torch
         from peft.tuners.lora import LoraModel
 
+        if self.quantized:
+            round_to_4_bits(model, self.quantized)
         tuner = LoraModel(model, self._config(), _NAME)
         own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         if differing := sorted(set(own) ^ set(state)):
@@ -110,12 +120,14 @@ class Adapter:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the form of a saved state and what it computes, as plain JSON."""
-        return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)}
+        form = {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)}
+        return form | ({"quantize": "nf4"} if self.quantized else {})
 
     @property
     def description(self) -> str:
         """In a few words, for the console and tables."""
-        return f"LoRA of rank {self.rank}, alpha {self.alpha:g} on {', '.join(self.named)}"
+        base = " of a base in 4 bits" if self.quantized else ""
+        return f"LoRA of rank {self.rank}, alpha {self.alpha:g} on {', '.join(self.named)}{base}"
 
     def as_record(self) -> dict[str, Any]:
         """As plain JSON, for summary.json."""
@@ -125,6 +137,7 @@ class Adapter:
             "dropout": self.dropout,
             "targets": list(self.named),
             "parameters": self.parameters,
+            "quantize": "nf4" if self.quantized else None,
         }
 
     def _config(self) -> Any:
@@ -160,6 +173,8 @@ def find_adapter(model: PreTrainedModel, base: ModelSource, section: LoraSection
     Raises a `UserError` if peft is missing, or for each target that matches no linear layer.
     """
     check_peft()
+    if section.quantize:
+        check_bitsandbytes()
     linear = linear_layers(model)
     chosen: set[str] = set()
     with FaultCollector() as faults:
@@ -186,6 +201,8 @@ def find_adapter(model: PreTrainedModel, base: ModelSource, section: LoraSection
         named=_shortest(targets, tuple(linear)),
         transposed=all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in targets),
         parameters=section.rank * sum(sum(linear[name]) for name in targets),
+        quantized=tuple(linear) if section.quantize else (),
+        packed=sum(rows * columns for rows, columns in linear.values()) if section.quantize else 0,
     )
 
 

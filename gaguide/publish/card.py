@@ -190,6 +190,7 @@ def _trained(summary: Mapping[str, Any], parameters: int) -> str:
     return (
         f"adapters alone, {parameters:,} parameters: LoRA of rank {adapter['rank']}, "
         f"alpha {adapter['alpha']:g}, dropout {adapter['dropout']:g} on {', '.join(adapter['targets'])}"
+        + ("; the base was kept in 4 bits (NF4)" if adapter["quantize"] else "")
     )
 
 

@@ -31,6 +31,7 @@ from gaguide.files import local_folder
 from gaguide.guidance.lexicon import read_lexicons
 from gaguide.guidance.registry import check_pattern_name
 from gaguide.model.lora import check_peft
+from gaguide.model.quantize import check_bitsandbytes
 
 _EMBEDDED = "embedded"
 
@@ -62,6 +63,8 @@ def precheck(
         _check_guidance(sections.get("guidance"), faults)
         if (train := sections.get("train")) is not None and train.lora is not None:
             faults.attempt(check_peft)
+            if train.lora.quantize:
+                faults.attempt(check_bitsandbytes)
         faults.attempt(check_best_is_measured, *map(sections.get, ("checkpoint", "validation", "train")))
     assert settings is not None and settings.run is not None
     return settings.run

@@ -52,6 +52,7 @@ from gaguide.model.attention_support import attention_modules
 from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.model.lora import Adapter, check_adapter_guides, find_adapter
+from gaguide.model.quantize import check_quantizes
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
 from gaguide.train.precheck import check_output
@@ -105,6 +106,9 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         if architecture is not None and model is not None and run.train.lora is not None:
             adapter = attempt(_find_adapter, architecture, model, run.train.lora, plan)
             trained = adapter.parameters if adapter is not None else None
+            if adapter is not None and adapter.quantized:
+                attempt(check_quantizes, world.device)
+                faults.add(*(_partitioned_faults(deepspeed) if deepspeed is not None else ()))
     assert batch and corpus and model and deepspeed
     total = run.train.steps or steps_for_epochs(
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
@@ -283,6 +287,16 @@ def _find_adapter(
         attention = {at: names[id(module)] for at, module in attention_modules(architecture).items()}
         check_adapter_guides(adapter, attention, max(layer for layer, _ in heads))
     return adapter
+
+
+def _partitioned_faults(deepspeed: DeepSpeedConfig) -> list[Fault]:
+    """ZeRO stage 3 partitions what has a floating-point type, which packed 4-bit weights have not."""
+    if deepspeed.zero_stage < 3:
+        return []
+    problem = "ZeRO stage 3 cannot partition weights in 4 bits"
+    return [
+        Fault("train.lora.quantize", problem, "use a JSON of ZeRO stage 0, 1 or 2, or leave it out", "nf4")
+    ]
 
 
 def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:

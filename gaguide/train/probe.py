@@ -114,6 +114,7 @@ def estimate(job: Job, size: int, world: World) -> Memory:
         sub_group=job.deepspeed.sub_group_size,
         trained=job.trained,
         added=job.added,
+        packed=0 if job.adapter is None else job.adapter.packed,
     )
     return estimate_memory(shape, setup)
 

@@ -39,13 +39,13 @@ def run(**settings: str) -> RunConfig:
 
 def test_what_is_trained_is_counted() -> None:
     adapters = 8 * 4 * (64 + 192 + 64 + 64 + 64 + 256 + 256 + 64)
-    assert count_trained(run(**LORA), CONFIG) == (adapters, adapters)
+    assert count_trained(run(**LORA), CONFIG) == (adapters, adapters, 0)
     some = run(**LORA | {"train.lora.targets": "h.0.attn.c_attn"})
-    assert count_trained(some, CONFIG) == (8 * (64 + 192), 8 * (64 + 192))
+    assert count_trained(some, CONFIG) == (8 * (64 + 192), 8 * (64 + 192), 0)
     model = AutoModelForCausalLM.from_config(CONFIG)
     freeze(model, frozen_parameters(model, ["embeddings", "layers 0-1"]))
     left = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    assert count_trained(run(**{"train.freeze": "[embeddings, layers 0-1]"}), CONFIG) == (left, 0)
+    assert count_trained(run(**{"train.freeze": "[embeddings, layers 0-1]"}), CONFIG) == (left, 0, 0)
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 from typer.testing import CliRunner
 
 from gaguide.cli import make_app
@@ -20,7 +25,8 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from gaguide.model import ModelSource
-from gaguide.model.lora import check_adapter_guides, find_adapter
+from gaguide.model.lora import check_adapter_guides, find_adapter, linear_layers
+from gaguide.model.quantize import round_to_4_bits
 from gaguide.publish.push import check_push
 from gaguide.train.job import Job
 from gaguide.train.precheck import precheck
@@ -105,6 +111,46 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
         return model.eval()(IDS).logits
+
+
+@pytest.fixture(scope="module")
+def quantized(base: Path, embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On a base in 4 bits: stages 0 and 2 on two ranks, the second resumed from the middle."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.mktemp("qlora")
+    place = LORA | {"model.name": str(base), "train.lora.quantize": "nf4"}
+    again = place | {"output": str(folder / "again")}
+    spec = {
+        "zero0": {"ds": shipped(0), "run": place},
+        "zero2": {"ds": shipped(2), "run": place},
+        "again": {"ds": shipped(2), "run": again, "copy": "zero2", "forget": "step-00000004"},
+    }
+    (folder / "spec.json").write_text(json.dumps(spec))
+    done = run_ranks(SCRIPT, [str(embedded_shards), str(folder), str(folder / "spec.json")], 2)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+@pytest.mark.processes
+def test_adapters_on_a_base_in_4_bits(quantized: Path, base: Path) -> None:
+    for field in CURVES:
+        assert curve(quantized / "again", field) == curve(quantized / "zero2", field)
+        for one, other in zip(
+            curve(quantized / "zero0", field), curve(quantized / "zero2", field), strict=True
+        ):
+            assert one == (None if other is None else pytest.approx(other, rel=2e-5)), field
+    ours, theirs = adapter(quantized / "again"), adapter(quantized / "zero2")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    run = quantized / "zero2"
+    rounded = AutoModelForCausalLM.from_pretrained(base)
+    round_to_4_bits(rounded, linear_layers(rounded))
+    merged = AutoModelForCausalLM.from_pretrained(run / "model")
+    adapted = peft.PeftModel.from_pretrained(rounded, run / "adapter")
+    torch.testing.assert_close(logits(adapted), logits(merged), rtol=1e-4, atol=1e-5)
+    saved = torch.load(
+        run / "checkpoints" / "step-00000004" / "state" / "mp_rank_00_model_states.pt", weights_only=False
+    )
+    assert all(".lora_" in key for key in saved["module"])
 
 
 @pytest.mark.processes
@@ -280,6 +326,51 @@ def test_without_peft_nothing_starts(
         precheck(None, settings, DS_CONFIGS / "zero2.json", 1)
 
 
+def test_a_base_in_4_bits_needs_its_library_and_whole_parameters(
+    base: Path, embedded_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    with pytest.raises(UserError, match=r"must have only one of compile and lora\.quantize"):
+        job(base, embedded_shards, tmp_path, **{"train.lora.quantize": "nf4", "train.compile": "true"})
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "gaguide.model.quantize.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+        )
+        with pytest.raises(UserError, match=r"pip install 'gaguide\[qlora\]'"):
+            job(base, embedded_shards, tmp_path, **{"train.lora.quantize": "nf4"})
+    pytest.importorskip("bitsandbytes")
+    settings = LORA | {
+        "data.shards": str(embedded_shards), "data.block_length": "32", "model.name": str(base),
+        "output": str(tmp_path), "train.lora.quantize": "nf4",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="ZeRO stage 3 cannot partition weights in 4 bits"):
+        prepare(load_config(EMBEDDED, settings), DS_CONFIGS / "zero3.json", World())
+
+    def broken(*of: object) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr("gaguide.model.quantize._layer", broken)
+    with pytest.raises(UserError, match=r"does not run here \(no kernel image"):
+        prepare(load_config(EMBEDDED, settings), DS_CONFIGS / "zero2.json", World())
+
+
+def test_a_base_in_4_bits_computes_what_its_merge_does() -> None:
+    pytest.importorskip("bitsandbytes")
+    for kind in CONFIGS:
+        model, ids = tiny_model(kind), torch.arange(2, 22)[None]
+        source = ModelSource(load_config(EMBEDDED, {}).model, model.config)
+        found = find_adapter(model, source, LoraSection(rank=2, quantize="nf4"))
+        found.add_to(model, seed=3)
+        state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        for tensor in state.values():
+            tensor.normal_(std=0.3)
+        with torch.inference_mode():
+            ours = model.eval()(ids).logits
+            merged = found.merged_into(tiny_model(kind), state).eval()(ids).logits
+            torch.testing.assert_close(merged, ours, rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(tiny_model(kind)(ids).logits, ours, atol=1e-2)
+
+
 def test_the_identity_names_adapters_and_the_weights_of_their_base(
     base: Path, embedded_shards: Path, tmp_path: Path
 ) -> None:
@@ -334,7 +425,7 @@ def test_a_model_with_quantized_weights_is_refused(base: Path, embedded_shards: 
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"quantized \(bitsandbytes\).*no QLoRA"):
+    with pytest.raises(UserError, match=r"quantized \(bitsandbytes\)"):
         job(folder, embedded_shards, tmp_path / "out")
 
 
