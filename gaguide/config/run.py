@@ -259,6 +259,8 @@ class TrainSection(_Section):
     """Compile the model with torch.compile, at ZeRO stages 0 to 2; max-autotune tries more kernels first."""
     freeze: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     """Parameters that are frozen: embeddings, `layers 0-3`, or regular expressions on their names."""
+    trainable: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """Instead of `freeze`, by the same names: parameters that are trained, while all others are frozen."""
     lora: LoraSection | None = None
     """Train low-rank adapters (LoRA) and nothing else; null trains the model's own weights."""
     peak_tflops: Positive | None = None
@@ -274,8 +276,12 @@ class TrainSection(_Section):
     def _one_length(self) -> TrainSection:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("must have exactly one of epochs and steps")
-        if self.lora is not None and self.freeze:
-            raise ValueError("must have only one of lora and freeze: with adapters the whole model is frozen")
+        if self.freeze and self.trainable:
+            raise ValueError("must have only one of freeze and trainable")
+        if self.lora is not None and (self.freeze or self.trainable):
+            raise ValueError(
+                "must have only one of lora and freeze or trainable: with adapters the whole model is frozen"
+            )
         if self.lora is not None and self.lora.quantize and self.compile:
             raise ValueError("must have only one of compile and lora.quantize")
         return self

@@ -6,7 +6,8 @@ stage 2 on, weights at stage 3. Activations follow the method of Korthikanti et 
 section 4); they count what transformers' layers save for backward, with GELU as one operation
 (model/fast.py).
 
-What is not trained (`train.freeze`, `train.lora`) has weights, but no gradients, master weights and moments.
+What is not trained (`train.freeze`, `trainable`, `lora`) has weights, but no gradients, master weights and
+moments.
 Activations are counted as for full training: that is an upper bound, since a frozen matrix does not save its
 input.
 

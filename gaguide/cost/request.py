@@ -129,7 +129,7 @@ def _check_batch(request: CostRequest) -> None:
 
 def trains_part(run: RunConfig) -> bool:
     """Whether a run trains only some parameters, or adapters."""
-    return bool(run.train.freeze) or run.train.lora is not None
+    return bool(run.train.freeze or run.train.trainable) or run.train.lora is not None
 
 
 def with_run(request: CostRequest, run: RunConfig, config: PretrainedConfig | None = None) -> CostRequest:

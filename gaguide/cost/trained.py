@@ -14,12 +14,12 @@ def count_trained(run: RunConfig, config: PretrainedConfig) -> tuple[int, int, i
     """Parameters that `run` trains in a model with `config`, those of adapters among them, and the model's
     weights that it keeps in 4 bits.
 
-    Raises a `UserError` if `train.freeze` or `train.lora` do not fit the model, or peft is missing.
+    Raises a `UserError` if `train.freeze`, `trainable` or `lora` do not fit the model, or peft is missing.
     """
     source = ModelSource(run.model, config)
     model = skeleton(source)
     if run.train.lora is not None:
         adapter = find_adapter(model, source, run.train.lora)
         return adapter.parameters, adapter.parameters, adapter.packed
-    frozen = set(frozen_parameters(model, run.train.freeze))
+    frozen = set(frozen_parameters(model, run.train.freeze, run.train.trainable))
     return sum(each.numel() for name, each in model.named_parameters() if name not in frozen), 0, 0

@@ -1,4 +1,4 @@
-"""`train.freeze`: the parameters that keep their values, by names of parts.
+"""`train.freeze` and `train.trainable`: the parameters that keep their values, by names of parts.
 
 An entry is `embeddings` (of tokens and positions, with a tied output layer), `layers 0-3` or `layers 0,5`, or
 a regular expression that is searched for in the parameters' names.
@@ -7,7 +7,7 @@ a regular expression that is searched for in the parameters' names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -15,31 +15,36 @@ from transformers import PreTrainedModel
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 
 _LAYERS = re.compile(r"layers?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)")
-_FIELD = "train.freeze"
 
 
-def frozen_parameters(model: PreTrainedModel, entries: Iterable[str]) -> tuple[str, ...]:
-    """Names of the parameters that `entries` freeze, in the model's order; works on the meta device.
+def frozen_parameters(
+    model: PreTrainedModel, frozen: Sequence[str], trained: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Names of the parameters that are frozen, in the model's order; works on the meta device.
 
-    Raises a `UserError` if an entry matches nothing, or if nothing is left to train.
+    They are those that an entry of `frozen` matches or, if `trained` has entries, that none of these matches.
+    Raises a `UserError` if an entry matches nothing, if nothing is left to train, or nothing frozen.
     """
     names = [name for name, _ in model.named_parameters()]
-    frozen: set[str] = set()
+    field, entries = ("train.trainable", trained) if trained else ("train.freeze", frozen)
+    matched: set[str] = set()
     with FaultCollector() as faults:
         for entry in entries:
             try:
                 found = _matches(model, names, entry)
             except re.error as error:
                 problem = f"is not a valid regular expression ({error})"
-                faults.add(Fault(_FIELD, problem, "correct it", entry))
+                faults.add(Fault(field, problem, "correct it", entry))
                 continue
             if not found:
                 parts = {"embeddings", f"layers 0-{_layer_count(names) - 1}", *_parents(names)}
-                faults.add(Fault(_FIELD, "matches no parameter", suggestion(entry, parts), entry))
-            frozen |= found
-        if not faults and len(frozen) == len(names):
-            faults.add(Fault(_FIELD, "freezes every parameter", "leave something to train", list(entries)))
-    return tuple(name for name in names if name in frozen)
+                faults.add(Fault(field, "matches no parameter", suggestion(entry, parts), entry))
+            matched |= found
+        if not faults and len(matched) == len(names):
+            every = "names every parameter" if trained else "freezes every parameter"
+            remedy = "leave it out" if trained else "leave something to train"
+            faults.add(Fault(field, every, remedy, list(entries)))
+    return tuple(name for name in names if (name in matched) != bool(trained))
 
 
 def freeze(model: PreTrainedModel, names: Iterable[str]) -> None:
@@ -63,7 +68,7 @@ def check_guidance_moves(model: PreTrainedModel, frozen: Iterable[str], top_laye
             return
     problem = f"no trained parameter influences the guided heads (the topmost is in layer {top_layer})"
     remedy = f"train the embeddings or a layer up to {top_layer}, or guide higher layers"
-    raise UserError(Fault(_FIELD, problem, remedy))
+    raise UserError(Fault("train", problem, remedy))
 
 
 def _matches(model: PreTrainedModel, names: list[str], entry: str) -> set[str]:

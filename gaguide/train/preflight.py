@@ -98,7 +98,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
             attempt(_check_loss_counts, architecture, corpus)
         frozen: tuple[str, ...] | None = ()
         adapter = trained = None
-        if architecture is not None and run.train.freeze:
+        if architecture is not None and (run.train.freeze or run.train.trainable):
             frozen = attempt(_find_frozen, architecture, run, plan)
             trained = sum(
                 each.numel() for name, each in architecture.named_parameters() if name not in (frozen or ())
@@ -268,7 +268,7 @@ def _find_cues(section: ValidationSection, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePlan | None) -> tuple[str, ...]:
-    frozen = frozen_parameters(architecture, run.train.freeze)
+    frozen = frozen_parameters(architecture, run.train.freeze, run.train.trainable)
     if plan is not None and plan.weight:
         shape = architecture.config.get_text_config()
         heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)

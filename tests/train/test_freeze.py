@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gaguide.config import EMBEDDED, load_config
 from gaguide.errors import UserError
 from gaguide.model.freeze import check_guidance_moves, freeze, frozen_parameters
 from tests.support.models import CONFIGS, LAYERS, tiny_model
@@ -41,6 +42,22 @@ def test_parts_of_every_architecture(kind: str) -> None:
 def test_refused(entries: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         frozen_parameters(tiny_model(), entries)
+
+
+def test_what_is_trained_may_be_named_instead() -> None:
+    model = tiny_model()
+    lower = frozen_parameters(model, (), ["layers 1-2", "ln_f"])
+    assert lower == frozen_parameters(model, ["embeddings", "layers 0"])
+    assert frozen_parameters(model, ()) == ()
+    for entries, message in (
+        (["nothing"], r"train\.trainable = 'nothing'"),
+        (["."], "names every parameter"),
+    ):
+        with pytest.raises(UserError, match=message):
+            frozen_parameters(model, (), entries)
+    for more in ({"train.freeze": "embeddings"}, {"train.lora.rank": "2", "model.init": "pretrained"}):
+        with pytest.raises(UserError, match="must have only one of"):
+            load_config(EMBEDDED, {"train.trainable": "layers 1"} | more)
 
 
 def test_guidance_needs_trained_parameters_below_it() -> None:
