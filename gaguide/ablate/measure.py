@@ -21,12 +21,14 @@ from gaguide.ablate.tasks import TaskMeasure, measure_tasks
 from gaguide.ablate.text import TextSums, measure_text, read_attention
 from gaguide.distributed import World
 from gaguide.errors import Fault, UserError
+from gaguide.evaluate.encode.span_marks import span_marks
 from gaguide.evaluate.model_folder import ModelFolder, load_model
 from gaguide.evaluate.results.results import versions
 from gaguide.evaluate.runner import output_folders
 from gaguide.evaluate.schedule.cost import Budget
 from gaguide.evaluate.schedule.work import ModelWork, prepare_work
 from gaguide.guidance.cues import BANDS
+from gaguide.guidance.patterns import MarksOfIds
 from gaguide.log import SlowWork, code_fingerprint, say
 from gaguide.model import build_model, find_model, with_vocabulary
 from gaguide.model.attention_support import causal_attention_modules
@@ -133,9 +135,18 @@ def _measure(
         methods = [method for method in settings.methods if method in TASK_METHODS]
         means = {} if one.text is None else one.text.means
         with SlowWork(f"{name}: removing heads, passes over tasks") as slow:
-            one.tasks = measure_tasks(model, work, request.tasks, subjects, methods, means, slow.done)
+            one.tasks = measure_tasks(
+                model, work, request.tasks, subjects, methods, means, slow.done, _task_marks(request, work)
+            )
     one.seconds = time.monotonic() - started
     return one
+
+
+def _task_marks(request: Request, work: ModelWork) -> MarksOfIds:
+    """The marks that the tasks' data give, which removing edges needs; none without it."""
+    if "edges" not in request.settings.methods or not request.plan.marks:
+        return {}
+    return dict(span_marks(work.data, work.encoded, work.folder.tokenizer, request.plan.marks))
 
 
 def _before(

@@ -164,6 +164,8 @@ def read_request(models: Sequence[str], plan: str | None, settings: AblateSettin
             else []
         )  # fmt: skip
         faults.add(*_method_faults(settings, text is not None))
+        if "edges" in settings.methods and resolved is not None:
+            faults.add(*_span_faults(resolved, tasks or []))
         before = faults.attempt(_find_before, source, folders, settings, text)
     assert resolved is not None and tasks is not None
     return Request(folders, resolved, source, text, tuple(tasks), before, settings)
@@ -314,6 +316,17 @@ def _method_faults(settings: AblateSettings, has_text: bool) -> list[Fault]:
         remedy = f"add one of {', '.join(TASK_METHODS)}"
         faults.append(Fault("--methods", "resample is for --text, not for tasks", remedy, "resample"))
     return faults
+
+
+def _span_faults(plan: GuidancePlan, tasks: Sequence[TaskData]) -> list[Fault]:
+    """Tasks whose data do not give the marks on which a pattern of the plan depends."""
+    remedy = "name their column in the task file (spans: {MARK: column}), or leave the method edges out"
+    return [
+        Fault(f"--tasks: {task.task.name}", "gives no spans for the plan's pattern", remedy, mark)
+        for task in tasks
+        for mark in plan.marks
+        if mark not in task.task.spans
+    ]
 
 
 def _find_before(

@@ -21,6 +21,7 @@ from gaguide.evaluate.schedule.work import ModelWork
 from gaguide.evaluate.score.logits import Scores
 from gaguide.evaluate.score.scorer import Scorer, Sharing
 from gaguide.evaluate.tasks.read import TaskData
+from gaguide.guidance.patterns import MarksOfIds, marked
 from gaguide.interventions import intervene
 from gaguide.stats.paired import mcnemar, rate_change
 
@@ -43,8 +44,10 @@ def measure_tasks(
     methods: Sequence[str],
     means: Mapping[Key, torch.Tensor],
     tick: Callable[[int, int], None] = lambda done, of: None,
+    marks: MarksOfIds | None = None,
 ) -> TaskMeasure:
-    """Every example of `data` scored once as it is and once for each head and method.
+    """Every example of `data` scored once as it is and once for each head and method; `marks`: those that the
+    data give, for patterns that need them.
 
     Examples that share a prefix share its keys and values, computed with the head removed. Where edges are
     removed, sequences are computed separately: the keys that a pattern marks may be in the prefix.
@@ -62,7 +65,7 @@ def measure_tasks(
     effects: dict[tuple[Key, str], Mapping[str, Mapping[str, Effect]]] = {}
     for subject in subjects:
         for method in methods:
-            with intervene(model, *removals([subject], method, means)):
+            with intervene(model, *removals([subject], method, means)), marked(marks or {}):
                 found = _results(model, work, data, Sharing.NOTHING if method == "edges" else sharing)
             effects[subject.key, method] = {
                 name: {

@@ -8,7 +8,7 @@ Shapes: B batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -111,11 +111,13 @@ class FixedOffset:
 
 Marks = Mapping[str, torch.Tensor]
 """By name, whether each token has a mark of the data: bool [B, T]."""
-_marks: Marks = {}
+MarksOfIds = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+"""By name, what gives the mark of each token for the token ids [B, T]."""
+_marks: Marks | MarksOfIds = {}
 
 
 @contextmanager
-def marked(marks: Marks) -> Iterator[None]:
+def marked(marks: Marks | MarksOfIds) -> Iterator[None]:
     """Inside, the token ids that models are called with have these marks, for patterns of `MarkedTokens`."""
     global _marks
     before, _marks = _marks, marks
@@ -154,6 +156,8 @@ class MarkedTokens:
             problem = "names a mark of the data, and this text has none"
             remedy = "use it with shards that have such marks, or call the model in a `with marked(…)` block"
             raise UserError(Fault("guidance", problem, remedy, self.mark))
+        if not isinstance(marked_BT, torch.Tensor):
+            marked_BT = marked_BT(ids_BT)
         if marked_BT.shape != ids_BT.shape:
             shapes = f"{tuple(marked_BT.shape)} for token ids of {tuple(ids_BT.shape)}"
             raise ValueError(f"the mark {self.mark!r} has the shape {shapes}")

@@ -19,6 +19,11 @@ from gaguide.data import load_tokenizer
 from gaguide.distributed import World
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
+from gaguide.evaluate.encode.encoder import Encoder
+from gaguide.evaluate.encode.span_marks import span_marks
+from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.read import TaskData
+from gaguide.evaluate.tasks.task import Task
 from tests.support.models import sharpen
 
 LAYERS, HEADS = 2, 4
@@ -197,3 +202,64 @@ def test_a_record_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text('{"models": 3}')
     with pytest.raises(UserError, match="is not an ablation"):
         read_ablation(tmp_path)
+
+
+@pytest.mark.slow
+def test_removing_edges_to_spans_of_the_examples_is_that_to_a_lexicon_of_the_same_words(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"Say: is {at} not odd, or not so?", "completion": f" no {at}",
+         "scope": [[11 + (at > 9), 14 + (at > 9)]], "bad": [[2, 99]]}
+        for at in range(5, 17)
+    ]  # fmt: skip
+    rows[3]["scope"] = None
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.yaml").write_text("scope: ['not']\n")
+    (tmp_path / "spans.yaml").write_text("plan: [{pattern: 'spans:scope', heads: [0, 1]}]\n")
+    own = f"mode: words\nlexicons: {tmp_path / 'own.yaml'}\n"
+    (tmp_path / "both.yaml").write_text(f"plan: [{{pattern: scope@scope, heads: [0, 1]}}]\n{own}")
+    (tmp_path / "words.yaml").write_text(f"plan: [{{pattern: scope, heads: [0, 1]}}]\n{own}")
+    task = "name: t\nsummary: s\nkind: sequence_prob\nfile: rows.jsonl\n"
+    path = tmp_path / "t.yaml"
+    path.write_text(f"{task}spans: {{scope: scope}}\n")
+    words = ["--model", str(models[0]), "--tasks", str(path), "--methods", "edges", "--controls", "1"]
+    found = []
+    for plan in ("spans", "both", "words"):
+        output = tmp_path / plan
+        assert main([*words, "--plan", str(tmp_path / f"{plan}.yaml"), "--output", str(output)]) == 0
+        (model,) = read_ablation(output).models
+        found.append([head.methods["edges"].tasks["t"]["loss"].difference for head in model.heads])
+    assert found[0] == found[1] and all(found[0])
+    assert found[0] != found[2]  # "not" before "odd", but not that before "so"
+
+    again = [*words, "--plan", str(tmp_path / "spans.yaml"), "--output", str(tmp_path / "o")]
+    for text, said in (
+        (f"{task}spans: {{scope: bad}}\n", "not spans of the prompt"), (task, "gives no spans for the plan"),
+        (f"{task}spans: {{scope: scope}}\nshards: x\n", "spans are of prompts"),
+    ):  # fmt: skip
+        path.write_text(text)
+        assert main(again) == EXIT_USER_ERROR
+        assert said in capsys.readouterr().err
+
+
+def test_spans_of_a_prompt_keep_their_place_behind_demonstrations(shards: Path) -> None:
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    text = "It is not so and"
+    prompts = ("Naïve demonstration, not one.\n\n" + text, "It is")
+    spans = (("scope", 6 - len(text), 9 - len(text), "not"),)
+    example = Example("0", prompts, (" done", " lost"), 0, spans=spans)
+    task = Task(name="t", spans={"scope": "s"})
+    data = TaskData(task, "logodds", "made up", None, (example,), 1, ())
+    for longest in (64, 9):  # whole, and cut on the left
+        pairs = [Encoder(tokenizer, longest).encode_pair(*pair) for pair in example.pairs]
+        marks = span_marks([data], [pairs], tokenizer, ["scope"])["scope"]
+        ids = torch.tensor([[*pair.input_ids, *[0] * (70 - len(pair.input_ids))] for pair in pairs])
+        marked = marks(ids)
+        assert not marked[2:].any()  # the other prompt has no spans
+        for row, pair in zip(marked[:2].tolist(), pairs[:2], strict=True):
+            chosen = [token for token, is_marked in zip(pair.input_ids, row) if is_marked]
+            assert tokenizer.decode(chosen).strip() == "not"
+            assert longest == 9 or tokenizer.decode(pair.input_ids[: row.index(True)]).endswith("It is")
+    with pytest.raises(UserError, match="is none of them"):
+        marks(torch.tensor([[1, 2, 3]]))

@@ -78,15 +78,15 @@ class RowEncoder:
         ids, offsets = self.encoder.encode_with_offsets(text, special=chat is not None)
         marks = np.zeros(len(ids), np.uint8)
         for bit, start, end in spans:
-            _mark(marks, offsets, [_trimmed(text, start, end)], 1 << bit)
+            mark_tokens(marks, offsets, [trim_stretch(text, start, end)], 1 << bit)
         if found is not None:
-            _mark(marks, offsets, found.stretches, 1 << self.marks.index(MASKED))
+            mark_tokens(marks, offsets, found.stretches, 1 << self.marks.index(MASKED))
         if chat is None:
             before, after = self.ids.before, self.ids.after
             ends = np.zeros(len(before), np.uint8), np.zeros(len(after), np.uint8)
         else:
             answers = np.zeros(len(ids), np.uint8)
-            _mark(answers, offsets, chat.answers, 1)
+            mark_tokens(answers, offsets, chat.answers, 1)
             marks |= 1 - answers
             before, after = self._chat_ends(ids)
             is_learned = chat.ends_with_answer
@@ -104,13 +104,13 @@ class RowEncoder:
         return before, after
 
 
-def _trimmed(text: str, start: int, end: int) -> Stretch:
+def trim_stretch(text: str, start: int, end: int) -> Stretch:
     """The stretch without white space at its ends, which belongs to the tokens of the words next to it."""
     inner = text[start:end]
     return start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip()))
 
 
-def _mark(marks: np.ndarray, offsets: np.ndarray, stretches: Iterable[Stretch], bit: int) -> None:
+def mark_tokens(marks: np.ndarray, offsets: np.ndarray, stretches: Iterable[Stretch], bit: int) -> None:
     """Set `bit` for the tokens of which a character lies in a stretch."""
     starts, ends = offsets[:, 0], offsets[:, 1]
     for start, end in stretches:

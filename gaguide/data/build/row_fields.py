@@ -51,7 +51,7 @@ class RowFields:
             found = tuple(
                 (number, start, end)
                 for number, name in enumerate(self.spans)
-                for start, end in _pairs(field_of(record, name), len(row.decode("utf-8")))
+                for start, end in read_spans(field_of(record, name), len(row.decode("utf-8")))
             )
         except (ValueError, TypeError):
             return Reason.BAD_SPANS
@@ -68,10 +68,10 @@ def field_of(row: Any, name: str) -> Any:
     return field_of(row.get(first), rest) if dot else None
 
 
-def _pairs(value: Any, length: int) -> Iterator[tuple[int, int]]:
+def read_spans(value: Any, length: int) -> Iterator[tuple[int, int]]:
     """(start, end) of each span; ValueError or TypeError for what is none."""
     for span in value or ():
-        start, end = (span["start"], span["end"]) if isinstance(span, Mapping) else span
+        start, end = (span.get("start"), span.get("end")) if isinstance(span, Mapping) else span
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
             raise ValueError("not a span of the text")
         yield start, end

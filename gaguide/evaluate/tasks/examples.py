@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gaguide.data.build.row_fields import read_spans
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.evaluate.tasks.conversation import Conversation, as_text, demonstration_ends
 from gaguide.evaluate.tasks.records import Record, raise_some
@@ -88,6 +89,9 @@ class Example:
     """The messages of each prompt, for a model's chat template; () where prompts are final."""
     cues: str = ""
     """Kind near_cue: hash of the lexicon whose words are the cues."""
+    spans: tuple[tuple[str, int, int, str], ...] = field(default=(), compare=False)
+    """Mark, start, end and text of spans of the first prompt, counted back from its end: -3 is its third last
+    character, whatever stands before the row's own prompt."""
     document: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     """The row of the data; None where nothing asks for it."""
 
@@ -193,6 +197,7 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
             line_of_id[example_id] = record.line
             example = _example(kind, columns, record, example_id, task.delimiter)
             group, part = _name(columns, record, "group"), _name(columns, record, "part")
+            spans = _spans(task.spans, kind, columns, record) if task.spans else ()
         except _MissingColumnError as error:
             lacking.setdefault(error.args, []).append(record.line)
             continue
@@ -200,7 +205,9 @@ def parse_examples(task: Task, records: Sequence[Record], source: str) -> Parsed
             found.append((record.line, Fault(f"{source}:{record.line}", *error.args)))
             continue
         alone = example.continuations if kind == "classification" and task.mutual_information else ()
-        examples.append(replace(example, line=record.line, group=group, part=part, unconditional=alone))
+        examples.append(
+            replace(example, line=record.line, group=group, part=part, unconditional=alone, spans=spans)
+        )
         for doubt in _doubts(example):
             doubtful_lines.setdefault(doubt, []).append(record.line)
         if example.content in contents:
@@ -322,6 +329,26 @@ def _name(columns: _Columns, record: Record, ours: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise _RowError(f"{ours} is {_short(value)}, not a name", "give a string or an integer")
     return _text(str(value), ours)
+
+
+def _spans(
+    wanted: Mapping[str, str], kind: Kind, columns: _Columns, record: Record
+) -> tuple[tuple[str, int, int, str], ...]:
+    """The row's spans of the prompt; null is none."""
+    if kind not in ("classification", "sequence_prob", "logodds", "absolute_logodds"):
+        raise _RowError(f"has spans, and the kind {kind} has no prompt for them", "leave `spans` out")
+    prompt, found = columns.get(record, "prompt"), []
+    for mark, column in wanted.items():
+        value = columns.get(record, column, or_none=True)
+        if isinstance(value, str):
+            value = _literal(value)
+        try:
+            pairs = list(read_spans(value, len(prompt)))
+        except (ValueError, TypeError):
+            problem = f"column {column!r} is {_short(value)}, not spans of the prompt"
+            raise _RowError(problem, "give [[start, end], …], counted from 0, the end excluded") from None
+        found += [(mark, a - len(prompt), b - len(prompt), prompt[a:b]) for a, b in pairs]
+    return tuple(found)
 
 
 def _text(value: Any, name: str) -> str:

@@ -137,6 +137,9 @@ class Task(BaseModel):
 
     columns: Mapping[str, str] = {}
     """Our column name → the data's, with dots into nested columns."""
+    spans: Mapping[str, str] = {}
+    """Mark → column with character spans of the prompt, as `--spans` of `gaguide data build`: the targets of
+    the pattern `spans:MARK` in this task's prompts. No score depends on them."""
     header: tuple[str, ...] | None = None
     """Names of the columns of a CSV file that does not begin with them."""
     delimiter: str = ""
@@ -159,6 +162,8 @@ class Task(BaseModel):
             raise ValueError("must have files or file and sha256, not both")
         if self.template is not None and self.columns:
             raise ValueError("must have a template or columns, not both")
+        if self.spans and (self.template, self.shards, self.generator) != (None, None, None):
+            raise ValueError("spans are of prompts in columns: not with template, shards, generator")
         return self
 
     @property
