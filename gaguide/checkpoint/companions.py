@@ -17,7 +17,7 @@ from gaguide.errors import Fault, UserError
 from gaguide.files import write_json
 from gaguide.model import find_model, skeleton
 from gaguide.model.content import ADAPTER_CONFIG
-from gaguide.model.lora import Adapter, find_adapter, read_adapter_section
+from gaguide.model.lora import Adapter, check_libraries, find_adapter, read_adapter_section
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -97,4 +97,5 @@ def _read_adapter(checkpoint: Path, base: Path | None) -> Adapter:
     if found.weights != identity["base weights"]:
         problem = f"its weights are not those that the adapters were trained on ({name})"
         raise UserError(Fault("--base", problem, "give the folder of that model with --base", given.name))
+    check_libraries(section)
     return find_adapter(skeleton(found), found, section)

@@ -14,7 +14,7 @@ def count_trained(run: RunConfig, config: PretrainedConfig) -> tuple[int, int, i
     """Parameters that `run` trains in a model with `config`, those of adapters among them, and the model's
     weights that it keeps in 4 bits.
 
-    Raises a `UserError` if `train.freeze`, `trainable` or `lora` do not fit the model, or peft is missing.
+    Raises a `UserError` if `train.freeze`, `trainable` or `lora` do not fit the model.
     """
     source = ModelSource(run.model, config)
     model = skeleton(source)

@@ -145,6 +145,7 @@ class Adapter:
 
         section = self.base.section
         local = Path(section.name).expanduser()
+        commit = getattr(self.base.config, "_commit_hash", None)  # of a hub model, whose newest may change
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float scales as well
@@ -153,12 +154,14 @@ class Adapter:
             fan_in_fan_out=self.transposed,
             task_type="CAUSAL_LM",
             base_model_name_or_path=str(local.absolute()) if local.is_dir() else section.name,
-            revision=section.revision,
+            revision=section.revision or commit,
         )
 
 
-def check_peft() -> None:
-    """Raise a `UserError` if peft is not installed; imports nothing."""
+def check_libraries(section: LoraSection) -> None:
+    """Raise a `UserError` if what `section` needs is not installed; imports nothing."""
+    if section.quantize:
+        check_bitsandbytes()
     if find_spec("peft") is None:
         raise UserError(
             Fault(
@@ -170,11 +173,8 @@ def check_peft() -> None:
 def find_adapter(model: PreTrainedModel, base: ModelSource, section: LoraSection) -> Adapter:
     """The adapters that `section` asks for on `model`, the base or its skeleton.
 
-    Raises a `UserError` if peft is missing, or for each target that matches no linear layer.
+    Needs no peft. Raises a `UserError` for each target that matches no linear layer, and for too high a rank.
     """
-    check_peft()
-    if section.quantize:
-        check_bitsandbytes()
     linear = linear_layers(model)
     chosen: set[str] = set()
     with FaultCollector() as faults:
@@ -187,7 +187,7 @@ def find_adapter(model: PreTrainedModel, base: ModelSource, section: LoraSection
                 )
                 faults.add(Fault(_TARGETS, problem, f"choose from {', '.join(known)}", target))
             chosen |= found
-        for name in chosen:
+        for name in (each for each in linear if each in chosen):
             if section.rank > (smaller := min(linear[name])) and not faults:
                 problem = f"must be at most {smaller}, the smaller side of {name}"
                 faults.add(Fault(f"{_FIELD}.rank", problem, "give a lower rank", section.rank))

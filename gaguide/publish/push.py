@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.model.content import ADAPTER_CONFIG
+from gaguide.model.content import ADAPTER_CONFIG, ADAPTER_FOLDER
 from gaguide.publish.base import is_hub_id
 
 _HIDDEN = [".*", "**/.*"]
@@ -48,11 +48,11 @@ def check_push(run: Path, repo: str, adapter: bool = False) -> Path:
             faults.add(
                 Fault("token", "no token of the hub was found", "run `hf auth login`, or set HF_TOKEN")
             )
-    return run / "adapter" if adapter else model
+    return run / ADAPTER_FOLDER if adapter else model
 
 
 def _check_adapter(run: Path) -> None:
-    path = run / "adapter" / ADAPTER_CONFIG
+    path = run / ADAPTER_FOLDER / ADAPTER_CONFIG
     if not path.is_file():
         problem = "has no adapters: it trained the model's own weights"
         raise UserError(Fault("--adapter", problem, "leave it out", str(run)))

@@ -30,8 +30,7 @@ from gaguide.errors import Fault, FaultCollector, UserError, is_masked, suggesti
 from gaguide.files import local_folder
 from gaguide.guidance.lexicon import read_lexicons
 from gaguide.guidance.registry import check_pattern_name
-from gaguide.model.lora import check_peft
-from gaguide.model.quantize import check_bitsandbytes
+from gaguide.model.lora import check_libraries
 
 _EMBEDDED = "embedded"
 
@@ -62,9 +61,7 @@ def precheck(
         _check_model(sections, faults)
         _check_guidance(sections.get("guidance"), faults)
         if (train := sections.get("train")) is not None and train.lora is not None:
-            faults.attempt(check_peft)
-            if train.lora.quantize:
-                faults.attempt(check_bitsandbytes)
+            faults.attempt(check_libraries, train.lora)
         faults.attempt(check_best_is_measured, *map(sections.get, ("checkpoint", "validation", "train")))
     assert settings is not None and settings.run is not None
     return settings.run

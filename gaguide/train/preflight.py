@@ -51,7 +51,7 @@ from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_v
 from gaguide.model.attention_support import attention_modules
 from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
-from gaguide.model.lora import Adapter, check_adapter_guides, find_adapter
+from gaguide.model.lora import Adapter, check_adapter_guides, check_libraries, find_adapter
 from gaguide.model.quantize import check_quantizes
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
@@ -279,6 +279,7 @@ def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePl
 def _find_adapter(
     architecture: PreTrainedModel, model: ModelSource, section: LoraSection, plan: GuidancePlan | None
 ) -> Adapter:
+    check_libraries(section)
     adapter = find_adapter(architecture, model, section)
     if plan is not None and plan.weight:
         shape = architecture.config.get_text_config()

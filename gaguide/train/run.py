@@ -27,15 +27,13 @@ from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
 from gaguide.log import SlowWork, say
 from gaguide.model import build_model
+from gaguide.model.content import ADAPTER_FOLDER
 from gaguide.publish import CARD, read_own_card, write_card
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
 from gaguide.train.output import claim_output
 from gaguide.train.summary import validation_at, write_summary
 from gaguide.train.trainer import Trainer
-
-ADAPTER = "adapter"
-"""Folder of a run's adapters, where it has trained them; the folder `model` has them merged."""
 
 
 def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
@@ -194,14 +192,14 @@ def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
             with _keeping_own_card(exported):
                 export_model(outcome.checkpoint, job.companions, exported, remote_code=trusted)
             if job.adapter is not None:
-                with _keeping_own_card(job.output / ADAPTER):
-                    export_adapter(outcome.checkpoint, job.companions, job.output / ADAPTER)
+                with _keeping_own_card(job.output / ADAPTER_FOLDER):
+                    export_adapter(outcome.checkpoint, job.companions, job.output / ADAPTER_FOLDER)
         reason = diverged and diverged.splitlines()[0]
         write_summary(job, world, outcome.trained, outcome.dropped_steps, outcome.history, reason)
         if diverged is None:
             write_card(job.output, exported)
             if job.adapter is not None:
-                write_card(job.output, job.output / ADAPTER)
+                write_card(job.output, job.output / ADAPTER_FOLDER)
     except (OSError, SafetensorError) as error:
         problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
         remedy = "make room and start the same command again: the last checkpoint is complete"

@@ -382,6 +382,15 @@ def test_the_identity_names_adapters_and_the_weights_of_their_base(
     assert len(some["train.lora"]["targets"]) == 2
 
 
+def test_the_base_of_a_hub_is_named_with_its_commit(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.config._commit_hash = "0a1b2c"
+    section = load_config(EMBEDDED, {"model.name": "someone/base"}).model
+    find_adapter(model, ModelSource(section, model.config), LoraSection(rank=2)).write_config(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (written["base_model_name_or_path"], written["revision"]) == ("someone/base", "0a1b2c")
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_adapters_begin_alike_and_change_nothing_in_every_architecture(kind: str) -> None:
     source = ModelSource(load_config(EMBEDDED, {}).model, tiny_model(kind).config)
