@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from gaguide.report.study_tables import main_metrics, sizes
 from gaguide.study.record_files import StudyRecords, read_study
 from gaguide.study.records import HELD_OUT
 
@@ -66,7 +65,7 @@ def attention(study: StudyRecords) -> None:
 
     show(
         "Attention, mean over layers, heads and seeds",
-        table(rows, ["experiment", "pattern"], "size")[list(sizes(study))],
+        table(rows, ["experiment", "pattern"], "size")[list(study.index.sizes)],
     )
     layers = table(rows[rows.experiment == "1-negation"], ["size"], "layer")
     show("1-negation, head 0, by layer, mean over seeds", layers.sort_index(axis=1))
@@ -85,7 +84,7 @@ def losses(study: StudyRecords) -> None:
 
 
 def moved(study: StudyRecords) -> None:
-    main, rows = main_metrics(study), frame(study.comparisons)
+    main, rows = study.index.main_metrics, frame(study.comparisons)
     rows = rows[rows.metric == rows.task.map(main)]
     kind = rows.metric.isin(["acc", "acc_norm"]).map({True: "accuracies", False: "losses and log-odds"})
     rows["across"] = kind + rows.level.map({"seed": " by seed", "seeds": " over seeds"})
@@ -111,11 +110,11 @@ def moved(study: StudyRecords) -> None:
 
 
 def scores(study: StudyRecords) -> None:
-    rows, main = frame(study.means), main_metrics(study)
+    rows, main = frame(study.means), study.index.main_metrics
     rows = rows[rows.metric == rows.task.map(main)]
     rows["text"] = half_width(rows, "value", "{:.3f}")
     table = wide(rows, ["task", "metric", "size"], "experiment")
-    order = [(task, metric, size) for task, metric in main.items() for size in sizes(study)]
+    order = [(task, metric, size) for task, metric in main.items() for size in study.index.sizes]
     show("Means over seeds", table.loc[[key for key in order if key in table.index]])
 
 
@@ -132,7 +131,7 @@ def analysis(study: StudyRecords) -> None:
     both = texts.groupby(["task", "examples", "lexicon"], sort=False).text.agg(" / ".join).reset_index()
     show("Prompts with a lexicon's pieces / words", wide(both, ["task", "examples"], "lexicon"))
 
-    gains, main = frame(study.gains), main_metrics(study)
+    gains, main = frame(study.gains), study.index.main_metrics
     gains = gains[(gains.baseline == "finetuned") & (gains.metric == gains.task.map(main))]
     keys = ["task", "metric", "words", "experiment"]
     mean = gains.groupby(keys, sort=False).agg(gain=("gain", "mean"), examples=("examples", "first"))

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Nothing here may reach a hub; set before transformers reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,10 @@ if not Path("/dev/nvidia0").exists():
 from gaguide.data.build.demo_corpus import build_embedded_corpus
 from tests.support.patience import measure_slowness
 from tests.support.process_guard import no_processes
+
+# The duration of an example depends on the load of the machine.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -30,25 +30,29 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Modules of the package that a file imports, at any depth of its code but not for type checking only."""
+    found: list[str] = []
     for node in _executed(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "gaguide")
+            found += (alias.name for alias in node.names if alias.name.split(".")[0] == "gaguide")
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             if node.module and node.module.split(".")[0] == "gaguide":
-                for alias in node.names:
-                    below = f"{node.module}.{alias.name}"
-                    yield below if below in modules() else node.module
+                below = [f"{node.module}.{alias.name}" for alias in node.names]
+                found += (name if name in modules() else node.module for name in below)
+    return tuple(found)
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Every statement below a node, without blocks that only a type checker reads."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
-        yield child
-        yield from _executed(child)
+        if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):
+            yield child
+            yield from _executed(child)
 
 
 def test_every_import_exists() -> None:

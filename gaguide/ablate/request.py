@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from gaguide.ablate.methods import METHODS, TASK_METHODS
-from gaguide.config import GuidanceSection, RunConfig, load_config
-from gaguide.config.experiments import EXPERIMENTS
-from gaguide.config.validation import validation_faults
-from gaguide.config.yaml_tree import read_yaml
+from gaguide.ablate.plan_source import PlanSource, find_plan, model_path
 from gaguide.data import BlockStore, tokenizer_fingerprint
 from gaguide.data.read.blocks import Blocks
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
@@ -83,18 +80,6 @@ class AblateSettings:
             if self.data is not None and not self.data.is_dir():
                 remedy = "give the folder of the data files"
                 faults.add(Fault("--data", "does not exist or is not a folder", remedy, str(self.data)))
-
-
-@dataclass(frozen=True)
-class PlanSource:
-    """Where the guided heads are named."""
-
-    section: GuidanceSection
-    """The settings of the guidance."""
-    run: RunConfig | None
-    """The run that they are from; None for an experiment and for a file with guidance only."""
-    name: str
-    """As it was given."""
 
 
 @dataclass(frozen=True)
@@ -169,70 +154,6 @@ def read_request(models: Sequence[str], plan: str | None, settings: AblateSettin
         before = faults.attempt(_find_before, source, folders, settings, text)
     assert resolved is not None and tasks is not None
     return Request(folders, resolved, source, text, tuple(tasks), before, settings)
-
-
-def model_path(name: str) -> str:
-    """The model's folder where a run's folder is given, else the name as it is."""
-    inner = Path(name) / "model"
-    is_run = not (Path(name) / "config.json").is_file() and (inner / "config.json").is_file()
-    return str(inner) if is_run and (Path(name) / "summary.json").is_file() else name
-
-
-def find_plan(models: Sequence[str], given: str | None) -> PlanSource:
-    """The guidance that `given` names: an experiment, a file of a run or with a `guidance` or `plan` alone,
-    or FILE:NAME for one of several in a file.
-
-    None takes the first run among the models' folders that guides, else one that measures.
-    """
-    if given is None:
-        runs = [run for name in models if (run := _run_of(Path(model_path(name)))) is not None]
-        naming = [run for run in runs if run.guidance.plan or run.guidance.experiment != "finetuned"]
-        if not naming:
-            problem = "is required, as no model lies in the folder of a run that names heads"
-            remedy = (
-                f"give an experiment ({', '.join(_guiding())}), a run's config.yaml, or a plan's YAML file"
-            )
-            raise UserError(Fault("--plan", problem, remedy))
-        run = next((run for run in naming if run.guidance.weight > 0), naming[0])
-        return PlanSource(run.guidance, run, str(Path(run.output) / "config.yaml"))
-    if given in _guiding():
-        return PlanSource(GuidanceSection(experiment=given), None, given)
-    path, name = Path(given).expanduser(), ""
-    if not path.exists() and ":" in given:
-        path, name = Path(given.rpartition(":")[0]).expanduser(), given.rpartition(":")[2]
-    if path.is_dir() and (path / "config.yaml").is_file():
-        path = path / "config.yaml"
-    if not path.is_file():
-        remedy = f"give an experiment ({', '.join(_guiding())}), a run's config.yaml, or a plan's YAML file"
-        raise UserError(Fault("--plan", "is not an experiment or a file", remedy, given))
-    tree = read_yaml(path, "--plan")
-    if name:
-        if not isinstance(tree.get(name), dict):
-            raise UserError(Fault("--plan", f"{path} has no such plan", suggestion(name, tree), name))
-        tree = tree[name]
-    if {"train", "data", "extends"} & set(tree):
-        run = load_config(path, {})
-        return PlanSource(run.guidance, run, str(path))
-    from pydantic import ValidationError
-
-    section = tree.get("guidance", tree)
-    try:
-        return PlanSource(GuidanceSection.model_validate(section), None, str(path))
-    except ValidationError as error:
-        raise UserError(validation_faults(error, GuidanceSection, section, "--plan")) from None
-
-
-def _guiding() -> list[str]:
-    return [name for name, words in EXPERIMENTS.items() if words]
-
-
-def _run_of(model: Path) -> RunConfig | None:
-    """The settings of the run in whose folder a model lies; None where there are none."""
-    path = model.parent / "config.yaml"
-    if model.name != "model" or not path.is_file():
-        return None
-    run = load_config(path, {})
-    return run.model_copy(update={"output": str(model.parent)})
 
 
 def guided_heads(plan: GuidancePlan, config: Any) -> dict[tuple[int, int], Any]:

@@ -159,7 +159,7 @@ def collecting(
 ) -> Iterator[Collection]:
     """Inside, each forward pass of `model` fills `.maps`: layer → fp32 [B, h, Q, T] of that pass, detached.
 
-    The model computes what it would anyway, in its mode; the block may stand inside or around others that
+    The model computes what it would anyway, in its mode; the block may be inside or around others that
     collect, measure or guide. On leaving, also by an exception, the model is as before. Raises `UserError`
     for a model without AttentionInterface and for layers and heads that it does not have.
     """

@@ -282,7 +282,7 @@ def guide(model: nn.Module, plan: GuidancePlan, *, measure_only: bool = False) -
 
     After `out = model(input_ids=ids, labels=ids, use_cache=False)` the block's `Guidance` has the loss to
     add. With `measure_only` the model computes exactly what it would without, and only `per_head()` and
-    `attention()` are filled, without gradients. The block may stand inside or around one that collects maps
+    `attention()` are filled, without gradients. The block may be inside or around one that collects maps
     or measures. `model` may be wrapped (torch.compile, PEFT, DeepSpeed, DDP). In a hybrid, layers `all` and
     `last-half` mean those with attention.
 

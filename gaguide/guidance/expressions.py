@@ -1,7 +1,7 @@
 """Regular expressions for whole words, matched on the text that tokens spell.
 
 A word is a run of letters, digits and underscores, with apostrophes inside ("isn't"); an expression has
-to match the whole of it, so that "un\\w+" is no match inside "sunny". What is matched is the word as it
+to match the whole of it, so that "un\\w+" does not match inside "sunny". The word is matched as it
 stands and, where it is capitalised or in capitals, in lower case, with straight apostrophes. All tokens
 of a word that matches are targets. Every distinct word is matched once. The text is read on the host:
 on a GPU this waits for the ids. Words of more than `LONGEST` characters do not match.

@@ -27,7 +27,7 @@ from gaguide.guidance.targets import RowTerms
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a kernel is told besides tensors; forward and backward get the same."""
+    """A kernel's arguments besides tensors; the same for forward and backward."""
 
     offsets: tuple[int, ...]
     """By head: the distance of a target that moves with the query; -1 for a head with columns."""

@@ -43,7 +43,7 @@ class Lexicon:
     affixes: tuple[str, ...] = ()
     """Prefixes ("un-") and suffixes ("-n't"), for mode words."""
     exceptions: tuple[str, ...] = ()
-    """Words and affixes ("under-") that are no match, for mode words."""
+    """Words and affixes ("under-") that do not match, for mode words."""
     expressions: tuple[str, ...] = ()
     """Regular expressions for whole words ("\\w+n't"), for mode words."""
 

@@ -126,10 +126,6 @@ class GuidancePlan:
         """Whether no head is guided (plain fine-tuning)."""
         return not self.assignments
 
-    def with_weight(self, weight: float) -> GuidancePlan:
-        """The same plan with another weight."""
-        return replace(self, weight=weight)
-
     def restricted_to(self, attention_layers: Collection[int], n_layers: int) -> GuidancePlan:
         """The plan for a model of which only `attention_layers` have causal self-attention.
 

@@ -23,9 +23,6 @@ from gaguide.model.attention_support import causal_attention_modules, unwrap_mod
 Key = tuple[int, int]
 """(layer, head)."""
 HeadType = Literal["first-token sink", "previous token", "self", "induction", "copying", "other"]
-PLACES = ("first", "previous", "same")
-"""Places whose attention is measured: position 0, one token back, the query itself. Rows from the third on,
-where the three differ."""
 _ROWS = 256
 _LAST_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 _SAMPLED = 192
@@ -145,6 +142,7 @@ class _Places:
         if call.layer == self.layers[0]:
             self.rows += B * (T - 2)
             self.keys += len(_sample(ids_BT))
+        # Rows from the third on, where position 0, one token back and the query itself are three places.
         for start in range(2, T, _ROWS):
             stop = min(start + _ROWS, T)
             h_BHQT = attention_rows(call, list(range(H)), start, stop).double()

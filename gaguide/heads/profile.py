@@ -13,7 +13,8 @@ from scipy import stats
 
 from gaguide.ablate.meter import Reading
 from gaguide.ablate.passes import without_labels
-from gaguide.ablate.request import AblateSettings, PlanSource, Text, find_text, model_path
+from gaguide.ablate.plan_source import PlanSource, model_path
+from gaguide.ablate.request import AblateSettings, Text, find_text
 from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import TextSums, measure_text, pattern_bands, read_attention
 from gaguide.config import GuidanceSection

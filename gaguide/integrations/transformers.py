@@ -86,7 +86,7 @@ class GuidedMixin(Trainer):
         if self.args.n_gpu > 1:
             raise UserError(_one_process_per_gpu(self.args.n_gpu))
         if self.model is not None:
-            with guide(self.model, guidance):  # a plan that does not fit is told before training
+            with guide(self.model, guidance):  # a plan that does not fit is reported before training
                 pass
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -168,9 +168,9 @@ class GuidedMixin(Trainer):
 
     def _is_scaled(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
         """Whether the trainer takes the loss as normalised over the accumulated batch, by its own rule."""
-        told = getattr(self, "loss_is_scaled_for_ga", None)
-        if told is not None:
-            return bool(told)
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is not None:
+            return bool(scaled)
         by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return by_model or self.compute_loss_func is not None
 

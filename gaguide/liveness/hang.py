@@ -32,7 +32,7 @@ class _Abort:
     """An abort that was requested and is not decided yet."""
 
     is_own: bool
-    """Whether this rank requested it, and therefore decides whether it stands."""
+    """Whether this rank requested it, and therefore decides whether it is upheld."""
     decided_at: float
     """When every rank has seen the request and written its stacks (monotonic seconds)."""
     beat: Beat

@@ -88,7 +88,7 @@ def describe_hang(beats: Sequence[Beat], world_size: int, now: float, silent_aft
 
 
 def _culprits(beats: Sequence[Beat], world_size: int) -> list[Beat]:
-    """The ranks that do not wait while others do; empty where no rank stands out."""
+    """The ranks that do not wait while others do; empty if there are none."""
     busy = [beat for beat in beats if not beat.waiting]
     if len(busy) == len(beats):  # on GPUs collectives do not block Python: the rank that is behind is meant
         first = min(beat.step for beat in beats)

@@ -34,7 +34,10 @@ def check_push(run: Path, repo: str, adapter: bool = False) -> Path:
         except HFValidationError as error:
             faults.add(
                 Fault(
-                    "--repo", f"is no repository name: {error}", "give USER/NAME or ORGANISATION/NAME", repo
+                    "--repo",
+                    f"is not a repository name: {error}",
+                    "give USER/NAME or ORGANISATION/NAME",
+                    repo,
                 )
             )
         if not summary.is_file() or not (model / "config.json").is_file():

@@ -104,17 +104,6 @@ def read_evaluations(run: Path, during: Iterable[Mapping[str, Any]]) -> Evaluati
     return Evaluations(scores if files or last else None, folders, tuple(notes))
 
 
-def read_evaluation(path: Path) -> tuple[TaskScore, ...] | None:
-    """Scores in the results.json at `path`, by task; None where the file does not exist.
-
-    Fields read: {"tasks": {NAME: {"count", "chance", "metrics": {METRIC: {"value", "low", "high"}}}}}.
-    A metric without a finite value is left out. Raises `UserError` for a file of another kind.
-    """
-    if not path.is_file():
-        return None
-    return tuple(score for name, task in _read(path)[0].items() for score in _scores(name, task, ""))
-
-
 def _read(path: Path) -> tuple[dict[str, Mapping[str, Any]], Mapping[str, Any] | None]:
     """The records of the tasks in a results.json, and of its model's content."""
     try:

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from gaguide.evaluate.results.metric_names import ACCURACIES
-from gaguide.report.study_tables import attention_means, experiments, main_metrics, mean_of, sizes
+from gaguide.report.study_analysis import attention_means
+from gaguide.report.study_tables import mean_of
 from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
 from gaguide.report.text import DIRECTIONS, shorten
 from gaguide.study.analysis_records import HeadAttention
@@ -26,7 +27,7 @@ _ACROSS = 3
 
 def draw_tasks(study: StudyRecords) -> Figure | None:
     """Every task's main metric against parameters, a line for each experiment; None without any."""
-    tasks = main_metrics(study)
+    tasks = study.index.main_metrics
     if not tasks:
         return None
     across = min(_ACROSS, len(tasks))
@@ -63,10 +64,10 @@ def draw_loss(study: StudyRecords) -> Figure | None:
     if costs:
         ax = figure.add_subplot(1, 2, 2)
         ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6)
-        for index, experiment in enumerate(experiments(study)):
+        for index, experiment in enumerate(study.index.experiments):
             rows = {row.size: row for row in study.index.losses.get((experiment, "finetuned"), ())}
             points = [(size, rows[size].difference, rows[size].low, rows[size].high)
-                      for size in sizes(study) if size in rows]  # fmt: skip
+                      for size in study.index.sizes if size in rows]  # fmt: skip
             _line(ax, study, index, experiment, points, handles)
         _size_axis(ax, study)
         plain_axes(ax, "Loss added against finetuned", "")
@@ -83,13 +84,13 @@ def draw_attention(study: StudyRecords) -> Figure | None:
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     # By layer: the largest size that has guided heads; in an unfinished study that may not be the last.
     measured = {row.size for row in study.attention if row.guided} or {row.size for row in study.attention}
-    largest = [size for size in sizes(study) if size in measured][-1]
-    for index, experiment in enumerate(experiments(study)):
+    largest = [size for size in study.index.sizes if size in measured][-1]
+    for index, experiment in enumerate(study.index.experiments):
         rows: dict[str, list[HeadAttention]] = {}
         for row in study.index.attention.get(experiment, ()):
             rows.setdefault(row.size, []).append(row)
         before, after = [], []
-        for size in sizes(study):
+        for size in study.index.sizes:
             first, last = attention_means(rows.get(size, []))
             before += [] if first is None else [(size, first, None, None)]
             after += [] if last is None else [(size, last, *_seed_range(rows[size]))]
@@ -122,15 +123,17 @@ def _series(study: StudyRecords, task: str, metric: str) -> dict[str, list[Mean]
     """Experiment → its means by size, smallest first; experiments without any are left out."""
     found = {
         experiment: [
-            m for size in sizes(study) if (m := mean_of(study, size, experiment, task, metric)) is not None
+            m
+            for size in study.index.sizes
+            if (m := mean_of(study, size, experiment, task, metric)) is not None
         ]
-        for experiment in experiments(study)
+        for experiment in study.index.experiments
     }
     return {experiment: means for experiment, means in found.items() if means}
 
 
 def _lines(ax: Axes, study: StudyRecords, series: dict[str, list[Mean]], handles: dict[str, Any]) -> None:
-    for index, experiment in enumerate(experiments(study)):
+    for index, experiment in enumerate(study.index.experiments):
         means = series.get(experiment, ())
         points = [(mean.size, mean.value, mean.low, mean.high) for mean in means]
         single = {mean.size for mean in means if mean.seeds == 1}
@@ -155,7 +158,7 @@ def _line(
     if not points:
         return
     colour, dashes = series_style(index)
-    order, columns = sizes(study), len(experiments(study))
+    order, columns = study.index.sizes, len(study.index.experiments)
     x = [order.index(size) + 0.09 * (index - (columns - 1) / 2) for size, *_ in points]
     for place, (size, _, low, high) in zip(x, points, strict=True):
         if low is not None and high is not None:
@@ -173,7 +176,7 @@ def _line(
 
 def _size_axis(ax: Axes, study: StudyRecords) -> None:
     """Sizes at equal steps, each with its number of parameters."""
-    order = sizes(study)
+    order = study.index.sizes
     parameters = study.index.parameters
     labels = [
         f"{shorten(size, 14)}\n{millions(parameters[size])}" if size in parameters else size for size in order

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from gaguide.report.study_analysis import attention_means
+from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
-from gaguide.report.study_tables import (
-    attention_means,
-    decisive,
-    experiments,
-    is_significant,
-    main_metrics,
-    sizes,
-)
 from gaguide.report.text import counted, fixed
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.record_files import StudyRecords
@@ -27,7 +21,7 @@ def study_findings(study: StudyRecords) -> list[str]:
 
 def _attention(study: StudyRecords) -> list[str]:
     sentences = []
-    for experiment in experiments(study):
+    for experiment in study.index.experiments:
         rows = study.index.attention.get(experiment, ())
         before, after = attention_means(rows)
         if before is None or after is None:
@@ -43,7 +37,7 @@ def _attention(study: StudyRecords) -> list[str]:
 
 def _losses(study: StudyRecords) -> list[str]:
     sentences = []
-    for experiment in experiments(study):
+    for experiment in study.index.experiments:
         rows = study.index.losses.get((experiment, "finetuned"), ())
         if not rows:
             continue
@@ -72,9 +66,9 @@ def _tasks(study: StudyRecords) -> list[str]:
     for baseline in ("finetuned", "original"):
         rows = [
             row
-            for task, metric in main_metrics(study).items()
-            for size in sizes(study)
-            for experiment in experiments(study)
+            for task, metric in study.index.main_metrics.items()
+            for size in study.index.sizes
+            for experiment in study.index.experiments
             if (row := decisive(study, size, experiment, baseline, task, metric)) is not None
         ]
         moved = [row for row in rows if is_significant(row)]
@@ -93,7 +87,7 @@ def _moved(row: Comparison) -> str:
 
 
 def _verdicts(study: StudyRecords) -> list[str]:
-    metrics = main_metrics(study)
+    metrics = study.index.main_metrics
     counts = Counter(row.verdict for row in study.verdicts if metrics.get(row.task) == row.metric)
     if not counts:
         return []
@@ -105,7 +99,7 @@ def _constant_answers(study: StudyRecords) -> list[str]:
     """One sentence for each task in which models give constant answers."""
     cells: dict[str, dict[str, None]] = {}
     for row in study.results:
-        if row.doubt == "constant" and main_metrics(study).get(row.task) == row.metric:
+        if row.doubt == "constant" and study.index.main_metrics.get(row.task) == row.metric:
             cells.setdefault(row.task, {})[row.cell] = None
     return [
         f"{task}: {len(found)} models give one answer in at least 95% of the examples (‡), so that their "
@@ -128,7 +122,7 @@ def _truncated(study: StudyRecords) -> list[str]:
     """One sentence for each task whose prompts were cut in some cell."""
     found: dict[str, list[Result]] = {}
     for row in study.results:
-        if row.truncated and main_metrics(study).get(row.task) == row.metric:
+        if row.truncated and study.index.main_metrics.get(row.task) == row.metric:
             found.setdefault(row.task, []).append(row)
     return [
         f"{task}: up to {max(row.truncated for row in rows):,} of {rows[0].count:,} prompts were cut to the "

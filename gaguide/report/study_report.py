@@ -10,24 +10,13 @@ import yaml
 
 from gaguide.log import format_duration
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
+from gaguide.report.study_analysis import attention_table, gain_table, loss_table, share_table
+from gaguide.report.study_comparisons import comparison_table, verdict_table
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks
 from gaguide.report.study_findings import study_cautions, study_findings
 from gaguide.report.study_head_figure import draw_heads
 from gaguide.report.study_heads import head_count_table, head_verdict_table
-from gaguide.report.study_tables import (
-    attention_table,
-    comparison_table,
-    experiments,
-    gain_table,
-    interval_units,
-    loss_table,
-    main_metrics,
-    mean_of,
-    share_table,
-    size_tables,
-    sizes,
-    verdict_table,
-)
+from gaguide.report.study_tables import interval_units, mean_of, size_tables
 from gaguide.report.text import ABSENT, counted, csv_text
 from gaguide.study.analysis_records import Change
 from gaguide.study.record_files import StudyRecords
@@ -171,12 +160,12 @@ def _provenance(study: StudyRecords) -> Section:
 
 def _interval_caption(study: StudyRecords) -> str:
     """What the bars of the tasks' figure are."""
-    metrics = main_metrics(study)
+    metrics = study.index.main_metrics
     means = (
         mean_of(study, size, experiment, task, metric)
         for task, metric in metrics.items()
-        for size in sizes(study)
-        for experiment in experiments(study)
+        for size in study.index.sizes
+        for experiment in study.index.experiments
     )
     over_seeds, over_examples = interval_units(mean for mean in means if mean is not None)
     dotted = "95% interval over the examples of a single model, which says nothing of other seeds."

@@ -61,7 +61,7 @@ def smallest_p(tests: int) -> str:
 
 
 def mark(doubt: Doubt | None) -> str:
-    """What stands after an accuracy that says nothing about a model's answers; "" where it does."""
+    """The mark after an accuracy that says nothing about a model's answers; "" for any other."""
     return "" if doubt is None else MARKS[doubt]
 
 

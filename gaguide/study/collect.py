@@ -21,7 +21,7 @@ from gaguide.study.analysis import (
     lexicon_shares,
     loss_costs,
 )
-from gaguide.study.compare import compare, find_contrasts, means, verdicts
+from gaguide.study.compare import compare, find_contrasts, means
 from gaguide.study.evaluated import (
     count_parameters,
     evaluation_fingerprints,
@@ -34,6 +34,7 @@ from gaguide.study.left_out import leave_out
 from gaguide.study.record_files import StudyRecords, write_study, write_tables
 from gaguide.study.records import CellRecord
 from gaguide.study.state import read_state, read_summary
+from gaguide.study.verdicts import verdicts
 
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "scipy", "statsmodels")
 

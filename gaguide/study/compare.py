@@ -1,12 +1,10 @@
-"""Means over seeds, comparisons with baselines, and verdicts on size, from the evaluated cells. Pure."""
+"""Means over seeds and comparisons with baselines, from the evaluated cells. Pure."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +15,7 @@ from gaguide.stats.paired import holm, over_seeds, t_interval
 from gaguide.stats.power import seeds_detectable
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
 from gaguide.study.left_out import count_left_out
-from gaguide.study.records import HELD_OUT, Comparison, LeftOut, Mean, Result, ScalingVerdict
-from gaguide.study.scaling import Trend, decide, fit_trend
+from gaguide.study.records import HELD_OUT, Comparison, LeftOut, Mean, Result
 
 if TYPE_CHECKING:
     from gaguide.config import RunConfig
@@ -162,7 +159,7 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
                 value=one.value,
                 baseline_value=one.baseline_value,
                 detectable=None if (possible := one.sensitivity) is None else possible.detectable,
-                constant=_count_constant((pair.now, pair.before), task, one.metric),
+                constant=count_constant((pair.now, pair.before), task, one.metric),
                 **vars(one.found),
             )
 
@@ -192,7 +189,7 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
             value=float(now.mean()),
             baseline_value=float(before.mean()),
             detectable=seeds_detectable(differences),
-            constant=_count_constant(
+            constant=count_constant(
                 [one for pair in contrast.pairs for one in (pair.now, pair.before)], task, metric
             ),
             left_out=sum(
@@ -203,14 +200,14 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
         )
 
 
-def _count_constant(cells: Sequence[Evaluated], task: str, metric: str) -> int:
+def count_constant(cells: Sequence[Evaluated], task: str, metric: str) -> int:
     """How many of these cells' models answer constantly; a baseline of several pairs counts once."""
     return len({one.cell.id for one in cells if one.doubt(task, metric) == "constant"})
 
 
 def _correct(rows: list[Comparison], cells: Sequence[Evaluated]) -> list[Comparison]:
     """Holm's correction over tasks: of their main metrics together, of each further metric separately."""
-    families = [_family(row.task, row.metric, cells) for row in rows]
+    families = [family_of(row.task, row.metric, cells) for row in rows]
     corrected: list[Comparison] = list(rows)
     for name in dict.fromkeys(families):
         places = [index for index, own in enumerate(families) if own == name]
@@ -219,141 +216,9 @@ def _correct(rows: list[Comparison], cells: Sequence[Evaluated]) -> list[Compari
     return corrected
 
 
-def _family(task: str, metric: str, cells: Sequence[Evaluated]) -> str:
+def family_of(task: str, metric: str, cells: Sequence[Evaluated]) -> str:
     """Name of the family of tests that a metric is corrected with; some cell has the task."""
     if task == HELD_OUT:
         return HELD_OUT
     main = next(one.main_metric(task) for one in cells if task in one.tasks)
     return "main" if metric == main else metric
-
-
-def verdicts(cells: Sequence[Evaluated], left: Sequence[LeftOut] = ()) -> list[ScalingVerdict]:
-    """How each task's score moves with size in each experiment, for metrics with a better direction.
-
-    `left`: what was left out of `cells`; it is only counted.
-    """
-    found: list[ScalingVerdict] = []
-    ordered = sorted(cells, key=lambda one: one.cell.experiment)
-    for _, group in groupby(ordered, key=lambda one: one.cell.experiment):
-        evaluated = sorted(group, key=lambda one: one.parameters)
-        families: dict[str, list[tuple[str, str]]] = {}
-        for task, metric in _scored(evaluated):
-            families.setdefault(_family(task, metric, evaluated), []).append((task, metric))
-        for keys in families.values():
-            found += _family_verdicts(evaluated, keys, left)
-    names = list(dict.fromkeys(one.cell.experiment for one in cells))
-    return sorted(found, key=lambda row: names.index(row.experiment))
-
-
-def _scored(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:
-    """(task, metric) with outcomes of examples in some cell, and held-out loss where some cell has it."""
-    keys = [
-        (task, metric)
-        for one in evaluated
-        for task, examples in one.examples.items()
-        for metric in examples.outcomes
-        if metric in BETTER
-    ]
-    found = [key for key in dict.fromkeys(keys) if _cells_with(evaluated, *key)]
-    if _cells_with(evaluated, HELD_OUT, HELD_OUT_METRIC):
-        found.append((HELD_OUT, HELD_OUT_METRIC))
-    return found
-
-
-def _cells_with(evaluated: Sequence[Evaluated], task: str, metric: str) -> list[tuple[Evaluated, float]]:
-    """The cells that have a value of a metric, with it."""
-    values = [(one, one.value(task, metric)) for one in evaluated]
-    return [(one, value) for one, value in values if value is not None]
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """The cells that have a value of one metric of a task, smallest first."""
-
-    known: list[tuple[Evaluated, float]]
-    """(cell, value)."""
-    unit: Literal["seeds", "examples"]
-    """What an observation is."""
-    seeds: int
-    """Smallest number of cells of a size."""
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Size → parameters."""
-        return {one.cell.size: one.parameters for one, _ in self.known}
-
-    @property
-    def means(self) -> list[float]:
-        """Mean value of each size."""
-        return [
-            float(np.mean([value for one, value in self.known if one.cell.size == size]))
-            for size in self.sizes
-        ]
-
-
-def _scores(evaluated: Sequence[Evaluated], task: str, metric: str) -> _Scores:
-    known = _cells_with(evaluated, task, metric)
-    seeds = min(Counter(one.cell.size for one, _ in known).values())
-    return _Scores(known, "seeds" if seeds > 1 or task == HELD_OUT else "examples", seeds)
-
-
-def _trend(scores: _Scores, task: str, metric: str) -> Trend:
-    if scores.unit == "seeds":
-        values = [value for _, value in scores.known]
-        return fit_trend([one.parameters for one, _ in scores.known], values, BETTER[metric])
-    outcomes = [(one.parameters, one.examples[task]) for one, _ in scores.known]
-    return fit_trend(
-        [size for size, examples in outcomes for _ in _counted(examples, metric)],
-        [
-            float(examples.outcomes[metric][at])
-            for _, examples in outcomes
-            for at in _counted(examples, metric)
-        ],
-        BETTER[metric],
-        [
-            examples.groups[at] if examples.groups else (examples.keys[at], examples.ids[at])
-            for _, examples in outcomes
-            for at in _counted(examples, metric)
-        ],
-    )
-
-
-def _counted(examples: TaskExamples, metric: str) -> list[int]:
-    """Places of the examples that count in a metric, such as texts that have tokens near a cue."""
-    weights = examples.weights.get(metric)
-    return list(range(len(examples.ids))) if weights is None else np.flatnonzero(weights).tolist()
-
-
-def _family_verdicts(
-    evaluated: Sequence[Evaluated], keys: Sequence[tuple[str, str]], left: Sequence[LeftOut]
-) -> list[ScalingVerdict]:
-    found = [_scores(evaluated, *key) for key in keys]
-    trends = [_trend(scores, *key) for scores, key in zip(found, keys, strict=True)]
-    decisions = decide(trends, [BETTER[metric] for _, metric in keys])
-    experiment = evaluated[0].cell.experiment
-    return [
-        ScalingVerdict(
-            experiment=experiment,
-            task=task,
-            metric=metric,
-            better=BETTER[metric],
-            sizes=list(scores.sizes),
-            parameters=list(scores.sizes.values()),
-            means=scores.means,
-            seeds=scores.seeds,
-            unit=scores.unit,
-            slope=trend.slope,
-            slope_low=trend.low,
-            slope_high=trend.high,
-            p_slope=trend.p_slope,
-            p_slope_holm=decision.p_slope,
-            p_bend=trend.p_bend,
-            p_bend_holm=decision.p_bend,
-            turning_point=trend.turning_point,
-            verdict=decision.verdict,
-            slope_detectable=trend.detectable,
-            left_out=count_left_out(left, None, experiment, task, metric),
-            constant=_count_constant([one for one, _ in scores.known], task, metric),
-        )
-        for (task, metric), scores, trend, decision in zip(keys, found, trends, decisions, strict=True)
-    ]

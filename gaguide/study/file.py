@@ -183,7 +183,7 @@ class StudyConfig(_Section):
     """Fields of the study that differ under `--budget NAME`, such as tokens, seeds and `train`; sections are
     merged with the file's."""
     budget: str | None = None
-    """The budget in force; null takes the file as it stands."""
+    """The budget in force; null takes the file unchanged."""
     keep_checkpoints: bool = False
     """Keep the checkpoints of finished cells; exported models are always kept."""
 

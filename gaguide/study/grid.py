@@ -10,9 +10,7 @@ cell is evaluated on is not part of its id but of its done-record (`gaguide.stud
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,17 +28,10 @@ from gaguide.files import local_folder
 from gaguide.shipped import DEEPSPEED_JSONS
 from gaguide.study.content import ContentHashes, StudyTasks, read_task_contents
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
+from gaguide.study.identity import ablation_id, data_identity, evaluation_id, material_settings, short_hash
 
 Role = Literal["base", "original", "tuned"]
 _BASE = "base"
-_IMMATERIAL: Any = {
-    "name": True,
-    "output": True,
-    "checkpoint": True,
-    "train": {"log_every"},
-    "data": {"cache_gb"},
-}
-"""Settings of a run that change none of its numbers, so they are not part of a cell's id."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     builder.hashes.save()
     data = None if study.task_data is None else Path(study.task_data).expanduser()
     tasks = read_task_contents(study.tasks, data)
-    return Grid(study, folder, tuple(builder.cells), _evaluation_id(study), tasks, _ablation_id(study))
+    return Grid(study, folder, tuple(builder.cells), evaluation_id(study), tasks, ablation_id(study))
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ class _GridBuilder:
         self.cells: list[Cell] = []
         self.faults = FaultCollector()
         self.hashes = ContentHashes(folder)
-        self._data = _data_identity(study)
+        self._data = data_identity(study)
         self.chosen = self.faults.attempt(_read_chosen, study.chosen) or {}
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()
@@ -202,7 +193,7 @@ class _GridBuilder:
     def _add_original(self, size: SizeSection, seed: int | None, base: Cell | None) -> None:
         model = size.model or size.name if base is None else str(self.folder / base.folder / "model")
         name = f"{size.name}-{ORIGINAL}" + ("" if seed is None else f"-s{seed}")
-        digest = _digest(["original", base.id if base else model, *self._local_model(model, base)])
+        digest = short_hash(["original", base.id if base else model, *self._local_model(model, base)])
         self.cells.append(
             Cell(
                 id=f"{name}-{digest}",
@@ -279,7 +270,9 @@ class _GridBuilder:
                 self._report(fault, f" ({size.name}, {training.experiment})")
             return None
         contents = [*self._local_model(run.model.name, base), *self._lexicons(run)]
-        digest = _digest([_material(run, base), ds_content, self._data, *contents])
+        digest = short_hash(
+            [material_settings(run, base.id if base else None), ds_content, self._data, *contents]
+        )
         cell_id = f"{size.name}-{training.experiment}-s{training.seed}-{digest}"
         output = self.folder / "cells" / cell_id
         cell = Cell(
@@ -353,49 +346,3 @@ def _read_chosen(path: str | None) -> dict[str, dict[str, Any]]:
     if faults:
         raise UserError(faults)
     return {str(name): entry for name, entry in tree.items()}
-
-
-def _material(run: RunConfig, base: Cell | None) -> dict[str, Any]:
-    """The settings that decide a run's numbers; the folder of its base is replaced by the base's id.
-
-    Fields at their default are left out, so that a setting added to gaguide later keeps the ids of finished
-    cells.
-    """
-    tree = run.model_dump(mode="json", exclude=_IMMATERIAL, exclude_defaults=True)
-    tree["guidance_weight"] = run.guidance.weight
-    if base is not None:
-        tree["model"]["name"] = base.id
-    return tree
-
-
-def _data_identity(study: StudyConfig) -> list[str]:
-    """Fingerprints of shards on this machine: another corpus under the same name makes other cells."""
-    names = [study.data.shards, *(entry.shards for entry in study.data.mixture)]
-    local = [Path(name).expanduser() for name in names if name and "://" not in name]
-    folders = [path for path in local if path.is_dir()]
-    if not folders:
-        return []
-    from gaguide.data.format.manifest import is_complete, read_manifest  # imports torch
-
-    return [read_manifest(path).fingerprint for path in folders if is_complete(path)]
-
-
-def _evaluation_id(study: StudyConfig) -> str:
-    # Fields that were added later are left out at their default, so that finished evaluations keep their ids.
-    added = {"shots": None, "on_overflow": "cut"}
-    settings = study.evaluate.model_dump()
-    settings = {name: value for name, value in settings.items() if name not in added or value != added[name]}
-    return _digest([list(study.tasks), study.task_data, settings])
-
-
-def _ablation_id(study: StudyConfig) -> str | None:
-    """Also of the models' precision, at its default left out, so that finished ablations keep their ids."""
-    if study.ablation is None:
-        return None
-    dtype = study.evaluate.dtype
-    return _digest(study.ablation.model_dump() | ({} if dtype == "fp32" else {"dtype": dtype}))
-
-
-def _digest(parts: Iterable[Any] | Mapping[str, Any]) -> str:
-    """The first ten hexadecimal digits of the SHA-256 of `parts` as JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]

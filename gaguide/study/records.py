@@ -190,7 +190,7 @@ class Comparison:
     """`p` after Holm's correction.
 
     A family is the main metrics of all tasks, for one size, seed, experiment and baseline; each further
-    metric, and held-out loss, is a family by itself.
+    metric, and held-out loss, is a family of its own.
     """
     helped: int | None = None
     """Examples that only the experiment answers correctly."""

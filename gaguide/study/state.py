@@ -138,7 +138,7 @@ def is_complete(grid: Grid, cell: Cell) -> bool:
 def needs_ablation(grid: Grid, cell: Cell) -> bool:
     """Whether the study asks for the removal of the cell's heads and it has not been measured.
 
-    A cell is done without it: its results stand, and a study of an older version keeps them.
+    A cell is done without it: its results remain valid, and a study of an older version keeps them.
     """
     if grid.ablation is None or cell.role != "tuned" or not cell.names_heads:
         return False

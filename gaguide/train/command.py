@@ -173,7 +173,7 @@ def _check(arguments: Arguments, world: World, note: Callable[[str], None]) -> J
             raise UserError(faults.faults)
         return job
 
-    # A file may be missing on one host only: then no rank goes on to what ranks check together.
+    # A file may be missing on one host only: then no rank reaches what ranks check together.
     everywhere = all(all_gather(run is not None))
     return raise_together(prepare_or_raise)
 

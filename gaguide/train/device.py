@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from gaguide.cost.hardware import find_gpu
-from gaguide.distributed import all_reduce_max
 
 
 def device_peak_flops(device: torch.device, precision: str, set_tflops: float | None) -> float | None:
@@ -24,11 +23,6 @@ def device_peak_flops(device: torch.device, precision: str, set_tflops: float | 
 def held_memory(device: torch.device) -> int:
     """Most bytes that this rank has held, allocated on its GPU or else resident."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes that any rank has held; a collective."""
-    return int(all_reduce_max(torch.tensor(held_memory(device), dtype=torch.int64, device=device)).item())
 
 
 def peak_resident() -> int:

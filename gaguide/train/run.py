@@ -66,7 +66,7 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
 
 @contextmanager
 def _background_build(job: Job, world: World) -> Iterator[None]:
-    """Inside, rank 0's host tokenises the source while training goes on; nothing where the data is built."""
+    """Inside, rank 0's host tokenises the source during training; does nothing where the data are built."""
     work = job.corpus.build
     building = None
     if world.is_main and work is not None and not is_complete(work.request.output):

@@ -21,7 +21,7 @@ from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.encode.encoder import Encoder
 from gaguide.evaluate.encode.span_marks import span_marks
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.evaluate.tasks.task import Task
 from tests.support.models import sharpen

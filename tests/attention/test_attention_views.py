@@ -28,7 +28,7 @@ from gaguide.data.format.token_text import token_labels
 from gaguide.errors import UserError
 from gaguide.figures import GUIDED, render
 from gaguide.guidance import FixedOffset, TokenSet
-from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+from tests.support.gpt2_tokenizer import MERGES, gpt2_tokenizer_folder
 from tests.support.models import random_ids, tiny_model
 
 TEXT = "The cat did not sleep, but it cost $5 and $6:\n<script>naïve 日</script>"
@@ -36,12 +36,15 @@ TEXT = "The cat did not sleep, but it cost $5 and $6:\n<script>naïve 日</scrip
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a tiny GPT-2 and the real vocabulary."""
+    """A run folder with a tiny GPT-2 and a real vocabulary."""
     run = tmp_path_factory.mktemp("runs") / "a run"
     (run / "model").mkdir(parents=True)
-    gpt2_tokenizer_folder(run / "model")
+    gpt2_tokenizer_folder(run / "model", MERGES)
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=2, n_head=4, n_embd=16, bos_token_id=50256, eos_token_id=50256)
+    end = 256 + MERGES
+    config = GPT2Config(
+        n_layer=2, n_head=4, n_embd=16, vocab_size=end + 1, bos_token_id=end, eos_token_id=end
+    )
     GPT2LMHeadModel(config).save_pretrained(run / "model")
     return run
 
@@ -59,7 +62,7 @@ def test_labels_show_spaces_newlines_and_bytes(folder: Path) -> None:
     assert {"↵", "␣$"} <= set(labels)
     assert "".join(labels).endswith("ve␣日[1/3]日[2/3]日[3/3]</script>")
     assert not any("Ġ" in label or "Ċ" in label for label in labels)
-    assert token_labels(tokenizer, [50256]) == ["<|endoftext|>"]
+    assert token_labels(tokenizer, [256 + MERGES]) == ["<|endoftext|>"]
 
 
 def test_mass_is_averaged_over_queries_that_see_a_target() -> None:
@@ -110,18 +113,9 @@ def test_pictures_are_deterministic_and_show_the_marked_words(draw) -> None:
     words = TokenSet("words", frozenset({40}))
 
     def picture(pattern):
-        panels = [
-            panel
-            for seed in (0, 1)
-            for panel in make_panels(
-                f"model {seed}",
-                collect(tiny_model("gpt2", seed=seed), ids_BT, [0, 2], [1]),
-                ids_BT[0],
-                ["$x$ & <b>"] * 10,
-                {(0, 1): pattern, (2, 1): pattern} if pattern else None,
-            )
-        ]
-        return draw(panels)
+        maps = collect(tiny_model("gpt2"), ids_BT, [0, 2], [1])
+        guided = {(0, 1): pattern, (2, 1): pattern} if pattern else None
+        return draw(make_panels("model", maps, ids_BT[0], ["$x$ & <b>"] * 10, guided))
 
     svg = render(picture(words), ".svg")
     assert svg == render(picture(words), ".svg")
@@ -199,7 +193,7 @@ def test_figures_need_a_known_suffix_and_an_existing_folder(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("view", ["heatmap", "lines"])
 def test_the_command_draws_two_models_side_by_side(folder: Path, tmp_path: Path, view: str) -> None:
-    result = _invoke("--model", folder, "--model", folder / "model", "--text", TEXT, "--layers", "0,1",
+    result = _invoke("--model", folder, "--model", folder / "model", "--text", TEXT, "--layers", "1",
                      "--experiment", "1-negation", "--view", view,
                      "--output", tmp_path / "a.png")  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -37,10 +37,10 @@ HELD_BY = {
     "attention-page-quadratic": (
         "attention/test_windows.py::test_windows_share_the_forward_pass_of_a_text_within_the_models_positions",
     ),
-    "big_rows": ("data/test_data_inputs.py::test_a_row_group_of_large_rows_is_read_in_small_batches",),
+    "big_rows": ("data/test_data_rows.py::test_a_row_group_of_large_rows_is_read_in_small_batches",),
     "bom_jsonl": (
         "cases/test_shared_cases.py::test_documents_of_files",
-        "data/test_data_inputs.py::test_byte_order_marks_are_not_text",
+        "data/test_data_rows.py::test_byte_order_marks_are_not_text",
     ),
     "bos_missing": (
         "cases/test_shared_cases.py::test_documents_begin_as_the_tokenizer_says",
@@ -75,7 +75,7 @@ HELD_BY = {
     ),
     "json_array": (
         "cases/test_shared_cases.py::test_documents_of_files",
-        "data/test_data_inputs.py::test_json_arrays",
+        "data/test_data_rows.py::test_json_arrays",
     ),
     "many_tiny_files": ("data/test_data_inputs.py::test_planning_is_linear_in_files",),
     "metrics_damaged_line": (
@@ -100,15 +100,15 @@ HELD_BY = {
     ),
     "parquet_duplicate_column": (
         "cases/test_shared_cases.py::test_duplicate_columns_are_one_message",
-        "data/test_data_inputs.py::test_duplicate_columns_are_refused",
+        "data/test_data_rows.py::test_duplicate_columns_are_refused",
     ),
     "parquet_large_binary": (
         "cases/test_shared_cases.py::test_documents_of_files",
-        "data/test_data_inputs.py::test_every_arrow_type_of_text",
+        "data/test_data_rows.py::test_every_arrow_type_of_text",
     ),
     "parquet_null_file": (
         "cases/test_shared_cases.py::test_documents_of_files",
-        "data/test_data_inputs.py::test_columns_of_nulls",
+        "data/test_data_rows.py::test_columns_of_nulls",
     ),
     "plan-always-zero3": (
         "cost/test_published.py::test_the_lowest_stage_wins_within_the_models_error",

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from gaguide.data import BuildRequest, build_embedded_corpus, build_shards
 from gaguide.data.build.python_reference import embedded_documents
-from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
-
-# The duration of an example depends on the load of the machine.
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
+from tests.support.gpt2_tokenizer import MERGES, gpt2_tokenizer_folder
 
 CORPUS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "corpus"
 
@@ -43,6 +39,12 @@ def tokenizer_folder(embedded: Path) -> Path:
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """GPT-2's tokenizer."""
     return gpt2_tokenizer_folder(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another tokenizer, of 5,257 ids."""
+    return gpt2_tokenizer_folder(tmp_path_factory.mktemp("other"), MERGES)
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +80,15 @@ def jsonl(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture()
-def shards(jsonl: Path, tokenizer_folder: Path, tmp_path: Path) -> Path:
-    """A new folder with several shards, which a test may damage."""
-    folder = tmp_path / "shards"
+@pytest.fixture(scope="session")
+def built_shards(jsonl: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with several shards, which no test may change."""
+    folder = tmp_path_factory.mktemp("built") / "shards"
     build_shards(BuildRequest((str(jsonl),), folder, str(tokenizer_folder), shard_tokens=8_000))
     return folder
+
+
+@pytest.fixture()
+def shards(built_shards: Path, tmp_path: Path) -> Path:
+    """A copy of them, which a test may damage."""
+    return shutil.copytree(built_shards, tmp_path / "shards")

@@ -97,13 +97,15 @@ def test_blocks_of_a_mixture_are_those_of_its_folders(shards, embedded):
     assert mixed.manifest.fingerprint not in {store.manifest.fingerprint for store in stores}
 
 
-def test_mistakes(shards, jsonl, gpt2_folder, tmp_path):
+def test_mistakes(shards, jsonl, other_tokenizer_folder, tmp_path):
     with pytest.raises(UserError, match="must be a positive number"):
         MixedOrder(PARTS, (1, 0, float("nan")), 1)
     with pytest.raises(UserError, match="less than 1/10,000"):
         MixedOrder(PARTS, (1, 1, 1e-5), 1)
     build_shards(
-        BuildRequest((str(jsonl),), tmp_path / "other", str(gpt2_folder), rows=9, validation_fraction=0)
+        BuildRequest(
+            (str(jsonl),), tmp_path / "other", str(other_tokenizer_folder), rows=9, validation_fraction=0
+        )
     )
     with pytest.raises(UserError, match=r"other.*another tokenizer than"):
         MixedStore([BlockStore(shards, "train", 64), BlockStore(tmp_path / "other", "train", 64)])

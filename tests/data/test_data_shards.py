@@ -161,7 +161,7 @@ def test_verify_finds_nothing_in_an_intact_folder(shards):
     assert read_manifest(shards).fingerprint == read_manifest(shards).fingerprint
 
 
-def test_verify_names_each_damaged_file(shards, tokenizer_folder, jsonl, gpt2_folder):
+def test_verify_names_each_damaged_file(shards, tokenizer_folder, jsonl, other_tokenizer_folder):
     names = sorted(path.name for path in shards.glob("train-*.arrow"))
     assert len(names) >= 4
     (shards / names[0]).unlink()
@@ -172,9 +172,11 @@ def test_verify_names_each_damaged_file(shards, tokenizer_folder, jsonl, gpt2_fo
     (shards / names[2]).write_bytes(content)
     (shards / "train-00099.arrow").write_bytes((shards / names[3]).read_bytes())
     other = shards.parent / "other"
-    build_shards(BuildRequest((str(jsonl),), other, str(gpt2_folder), shard_tokens=8_000))
+    build_shards(BuildRequest((str(jsonl),), other, str(other_tokenizer_folder), shard_tokens=8_000))
     (shards / names[3]).write_bytes((other / "train-00000.arrow").read_bytes())
-    (shards / "tokenizer" / "tokenizer.json").write_bytes((gpt2_folder / "tokenizer.json").read_bytes())
+    (shards / "tokenizer" / "tokenizer.json").write_bytes(
+        (other_tokenizer_folder / "tokenizer.json").read_bytes()
+    )
     found = findings(shards)
     # The foreign shard may be larger or smaller: "damaged" or "truncated".
     assert found.pop(names[3]) in ("damaged", "truncated")

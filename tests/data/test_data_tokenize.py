@@ -13,12 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaguide.data.format.tokenizer import (
-    DocumentEncoder,
-    load_tokenizer,
-    tokenizer_fingerprint,
-    vocabulary_size,
-)
+from gaguide.data.format.encoder import DocumentEncoder
+from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from gaguide.errors import UserError
 
 
@@ -105,7 +101,7 @@ def test_other_splitting_rules_fall_back(tokenizer_folder, tmp_path):
 
 def test_unequal_ids_fall_back(tokenizer_folder, monkeypatch):
     """If tiktoken splits words differently, the sample shows it and the reference is used."""
-    import gaguide.data.format.tokenizer as module
+    import gaguide.data.format.encoder as module
 
     monkeypatch.setattr(module, "_GPT2_WORDS", r"\S+|\s+")
     tokenizer = load_tokenizer(tokenizer_folder)

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from gaguide.data import BlockStore, BuildRequest, MixedStore, build_shards, load_tokenizer, read_manifest
 from gaguide.data.corpus import source_corpus
+from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.data.format.shards import open_shard
-from gaguide.data.format.tokenizer import DocumentEncoder
 from gaguide.data.read.verify import verify
 from gaguide.errors import UserError
 from tests.data.test_data_cli import call

@@ -1,4 +1,4 @@
-"""A tiny random GPT-2 with GPT-2's real tokenizer, and real data where they are present."""
+"""A tiny random GPT-2 with the frequent part of GPT-2's tokenizer, and real data where they are present."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+from tests.support.gpt2_tokenizer import MERGES, gpt2_tokenizer_folder
 from tests.support.models import sharpen
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -17,9 +17,13 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 def save_gpt2(folder: Path, positions: int = 128, seed: int = 0) -> Path:
     """Save a random two-layer GPT-2 into `folder`; its weights are large enough that answers differ."""
-    gpt2_tokenizer_folder(folder)
+    gpt2_tokenizer_folder(folder, MERGES)
     torch.manual_seed(seed)
-    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=positions)
+    end = 256 + MERGES
+    config = GPT2Config(
+        n_layer=2, n_embd=32, n_head=2, n_positions=positions,
+        vocab_size=end + 1, bos_token_id=end, eos_token_id=end,
+    )  # fmt: skip
     model = GPT2LMHeadModel(config)
     sharpen(model, 0.15)
     model.save_pretrained(folder)

@@ -21,7 +21,7 @@ from gaguide.evaluate.results.answers import class_answers, entropy, uninformati
 from gaguide.evaluate.results.intervals import proportion
 from gaguide.evaluate.results.metrics import find_uninformative, score_example, score_number, summarize
 from gaguide.evaluate.results.table import print_table
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from tests.support.pretrained import FOLDER_VARIABLE
 
 _SCONE = Path(__file__).parents[3] / "shared/data/negation/scone_nli"

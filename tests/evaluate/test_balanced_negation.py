@@ -20,7 +20,7 @@ from gaguide.evaluate.results.parts import part_results
 from gaguide.evaluate.tasks.antonyms import seed_antonyms, wordnet_antonyms
 from gaguide.evaluate.tasks.balanced_negation import BLOCK, balanced_rows
 from gaguide.evaluate.tasks.controls import change_cues, control_rows
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import read_tasks
 
 Rule = Callable[[dict[str, Any]], str]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gaguide.errors import UserError
-from gaguide.evaluate.tasks.examples import Example, ParsedExamples, parse_examples
+from gaguide.evaluate.tasks.example import Example
+from gaguide.evaluate.tasks.examples import ParsedExamples, parse_examples
 from gaguide.evaluate.tasks.records import read_records
 from gaguide.evaluate.tasks.task import Task
 

@@ -25,6 +25,7 @@ def _parse(folder: Path, trust: bool = False, **changed: object) -> HarnessTask:
     return parse_task(read_source(path), path, trust)
 
 
+@pytest.mark.slow
 def test_all_of_the_harness_own_task_files_are_read_or_refused_with_a_reason() -> None:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:

@@ -24,6 +24,7 @@ from gaguide.guidance import shipped_lexicons
 from gaguide.guidance.cues import make_cues
 from gaguide.guidance.measurement import measure_guided
 from gaguide.train.inputs import model_inputs
+from tests.support.gpt2_tokenizer import MERGES
 
 
 def _evaluate(model: Path, task: Path, **settings: object) -> Results:
@@ -157,7 +158,7 @@ def test_a_number_after_the_end_of_the_text_is_not_read(gpt2_folder: Path, tmp_p
     second = next(at for at, token in enumerate(ids) if token != ids[0])
     settings = json.loads((ending / "generation_config.json").read_text())
     (ending / "generation_config.json").write_text(
-        json.dumps(settings | {"eos_token_id": [50256, ids[second]]})
+        json.dumps(settings | {"eos_token_id": [256 + MERGES, ids[second]]})
     )
     (after,) = _evaluate(ending, tmp_path / "task_numeric.jsonl").tasks.values()
     assert after.scored[0].text == tokenizer.decode(ids[:second])

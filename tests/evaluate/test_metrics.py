@@ -17,7 +17,7 @@ from gaguide.evaluate.results.metrics import (
     score_example,
     summarize,
 )
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 
 
 def _choice(answer: int, *classes: str) -> Example:

@@ -128,7 +128,7 @@ def test_a_quotation_mark_that_swallows_rows_of_a_tsv_is_refused(layouts: Path) 
     (layouts / "cannot_dataset_v1.1.tsv").write_text(
         'premise\thypothesis\tlabel\n"Yes he said.\tNo.\t1\nIt "works".\tIt runs.\t0\n"x"\ty\t1\n'
     )
-    with pytest.raises(UserError, match="begins with a quotation mark goes on in the next line"):
+    with pytest.raises(UserError, match="begins with a quotation mark continues on the next line"):
         read("cannot", layouts)
 
 

@@ -16,7 +16,7 @@ from gaguide.errors import EXIT_NOT_FINITE
 from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.command import main
 from gaguide.evaluate.results.metrics import score_example, summarize
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 
 _CHOICES = [
     ("Q: capital of France?\nA:", 0),
@@ -78,9 +78,9 @@ def test_no_kind_of_task_has_a_metric(
 def test_one_example_that_is_not_finite_leaves_its_task_without_metrics(
     gpt2_folder: Path, tmp_path: Path
 ) -> None:
-    (token,) = AutoTokenizer.from_pretrained(gpt2_folder).encode(" sky")
+    (token,) = AutoTokenizer.from_pretrained(gpt2_folder).encode(" day")
     model = _broken(tmp_path / "nan", gpt2_folder, token)
-    prompts = ("A is", "The sky is", "B is")
+    prompts = ("A is", "The day is", "B is")
     rows = [{"prompt": text, "classes": [" b", " c"], "answer_index": 0} for text in prompts]
     path = tmp_path / "quiz.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

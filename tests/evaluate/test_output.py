@@ -99,6 +99,7 @@ def test_identity_is_content(gpt2_folder: Path, tmp_path: Path, monkeypatch: pyt
     weights.write_bytes(content)  # of the same size
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert find_model_folder(str(copy)).identity != identity
-    monkeypatch.setattr("gaguide.model.content._WHOLE_BYTES", 2**21)
+    monkeypatch.setattr("gaguide.model.content._WHOLE_BYTES", 2**16)
+    monkeypatch.setattr("gaguide.model.content._PART_BYTES", 2**10)
     sampled = find_model_folder(str(copy)).identity
     assert any(one["how"] == "sampled" and "changed" in one for one in sampled["files"])

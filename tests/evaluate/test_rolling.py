@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ from gaguide.evaluate.score.scorer import Scorer
 from tests.support.models import random_ids, tiny_model
 
 
+@pytest.fixture(scope="module")
+def tokenizer(gpt2_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(gpt2_folder)
+
+
 @pytest.mark.parametrize("positions", [4, 7, 64])
 @pytest.mark.parametrize("words", [0, 1, 3, 4, 5, 8, 9, 40, 63, 64, 65])
-def test_windows_of_a_document_are_the_harness_own(positions: int, words: int, gpt2_folder: Path) -> None:
+def test_windows_of_a_document_are_the_harness_own(positions: int, words: int, tokenizer: Any) -> None:
     utils = pytest.importorskip("lm_eval.utils", reason="needs lm-evaluation-harness (extra: test)")
-    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     text = " ".join(["not"] * words)
     windows = utils.get_rolling_token_windows(tokenizer.encode(text), tokenizer.bos_token_id, positions, 1)
     wanted = [utils.make_disjoint_window(window) for window in windows]

@@ -14,7 +14,7 @@ from gaguide.cli import make_app
 from gaguide.errors import UserError
 from gaguide.guidance import get_lexicon, read_lexicons, shipped_lexicons
 from gaguide.guidance.words import WordSet
-from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+from tests.support.gpt2_tokenizer import MERGES, gpt2_tokenizer_folder
 
 TEXT = (
     "It is unhappy, un-done and UNKIND, but under the sun the uncle isn’t gone; don't be careless or less. "
@@ -28,7 +28,7 @@ def tokenizer(
 ):
     if request.param == "gpt2":
         return AutoTokenizer.from_pretrained(
-            gpt2_tokenizer_folder(tmp_path_factory.mktemp("g") / "tokenizer")
+            gpt2_tokenizer_folder(tmp_path_factory.mktemp("g") / "tokenizer", MERGES)
         )
     return AutoTokenizer.from_pretrained(embedded_shards / "tokenizer")
 

@@ -148,7 +148,7 @@ def test_terms_are_counted_in_the_guidance_dtype_under_autocast() -> None:
 @pytest.mark.parametrize("meaning", MEANINGS, ids="-".join)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradcheck(meaning: tuple[str, str, str], dropout: float) -> None:
-    q, k, v, targets, valid_BT, _ = case(2, 2, 3, 9, 4, "none", 0.3)
+    q, k, v, targets, valid_BT, _ = case(2, 1, 2, 7, 3, "none", 0.3)
     loss, reduction, kind = meaning
     terms = row_terms(targets, valid_BT, None, reduction, kind, torch.float64, loss, THRESHOLD)
     numbers = replace(numbers_of(terms, 0.5, loss, dropout), rows=4)

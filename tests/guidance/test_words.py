@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gaguide.guidance import get_lexicon
 from gaguide.guidance.words import WordSet
-from tests.support.gpt2_tokenizer import gpt2_tokenizer_folder
+from tests.support.gpt2_tokenizer import MERGES, gpt2_tokenizer_folder
 
 _CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -34,7 +34,7 @@ def corpus() -> list[str]:
 
 def build(kind: str, folder: Path):
     if kind == "gpt2":
-        return AutoTokenizer.from_pretrained(gpt2_tokenizer_folder(folder))
+        return AutoTokenizer.from_pretrained(gpt2_tokenizer_folder(folder, MERGES))
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind == "byte-fallback"))
     special = ["<unk>", "</s>"]
     if kind == "cl100k":
@@ -123,7 +123,7 @@ _PARTS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_PARTS, min_size=1, max_size=14).map("".join))
 @example("it is -not /but [not —not\tbut “not” not")
 @example("on the\nother hand, on  the other\n hand; on the other handle")
@@ -160,21 +160,20 @@ def test_a_batch_and_ids_beyond_the_vocabulary(tokenizer, pattern: WordSet) -> N
 @pytest.mark.parametrize("name", ["contrast", "sentence-ends", "punctuation"])
 def test_recall_on_a_corpus(tokenizer, name: str) -> None:
     """Every occurrence is found, also where the tokenizer joins marks to words and lines."""
-    ids = tokenizer("\n".join(corpus())[:40_000], add_special_tokens=False)["input_ids"]
+    ids = tokenizer("\n".join(corpus())[:12_000], add_special_tokens=False)["input_ids"]
     words = get_lexicon(name).words
     got = WordSet.build(name, words, tokenizer).target(torch.tensor([ids])).marked_BT[0].tolist()
     want = reference(tokenizer, ids, words)
-    assert got == want and sum(want) > 20
+    assert got == want and sum(want) > 10
 
 
-@pytest.mark.parametrize("kind", ["gpt2"])
-def test_pieces_of_the_paper_miss_words_that_are_one_token(kind: str, tmp_path: Path) -> None:
+def test_pieces_of_the_paper_miss_words_that_are_one_token(tmp_path: Path) -> None:
     """As docs/guidance.md says."""
-    tokenizer = build(kind, tmp_path / "t")
-    for name, word in (("contrast", " contrast"), ("contrast", " contrary"), ("emphasis", " particularly")):
-        ids = torch.tensor([tokenizer(word)["input_ids"]])
-        assert ids.shape == (1, 1)
-        assert not get_lexicon(name).pattern(tokenizer, "pieces").target(ids).marked_BT.any()
-        assert get_lexicon(name).pattern(tokenizer, "words").target(ids).marked_BT.all() == (
-            word.strip() in get_lexicon(name).words
-        )
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_tokenizer_folder(tmp_path / "t"))
+    for name, words in (("contrast", ("contrast", "contrary")), ("emphasis", ("particularly",))):
+        ids = torch.tensor([tokenizer(f" {word}")["input_ids"] for word in words])
+        assert ids.shape == (len(words), 1)
+        lexicon = get_lexicon(name)
+        assert not lexicon.pattern(tokenizer, "pieces").target(ids).marked_BT.any()
+        found = lexicon.pattern(tokenizer, "words").target(ids).marked_BT[:, 0].tolist()
+        assert found == [word in lexicon.words for word in words]

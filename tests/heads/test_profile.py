@@ -20,7 +20,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from gaguide.ablate.request import find_plan
+from gaguide.ablate.plan_source import find_plan
 from gaguide.ablate.subjects import Subject
 from gaguide.ablate.text import measure_text
 from gaguide.cli.heads import ProfileOptions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,21 +15,13 @@ from typer.testing import CliRunner
 
 from gaguide.cli import report as command
 from gaguide.errors import UserError
-from gaguide.evaluate.results.metrics import chance_level, score_example, summarize
-from gaguide.evaluate.results.results import Results, TaskResult
-from gaguide.evaluate.results.write import write_results
-from gaguide.evaluate.tasks.examples import Example
-from gaguide.evaluate.tasks.read import TaskData
-from gaguide.evaluate.tasks.task import Task
 from gaguide.figures import render
 from gaguide.report import make_report, read_runs, render_report
 from gaguide.report.run_figures import draw_course, draw_curves, draw_heads
 from gaguide.report.run_findings import cautions, findings
 from gaguide.report.run_measures import Measure, measures
-from gaguide.report.run_paired import paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_report import settings_table
-from gaguide.report.run_scores import read_evaluation
 from tests.report.synthetic import write_run
 
 HOSTILE = "<script>alert('x')</script>|*b*&[c](d)"
@@ -81,23 +72,6 @@ def test_differences_are_to_the_first_run(pair: list[Path]) -> None:
 def test_equal_numbers_have_no_best(tmp_path: Path) -> None:
     runs = read_runs([write_run(tmp_path / name, name) for name in "ab"])
     assert not any(value.best for row in measures(runs) for value in row.values)
-
-
-def test_a_tasks_main_metric_comes_before_the_further_ones(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", "a", scores={"memo": 0.5})
-    path = folder / "evaluation" / "results.json"
-    tasks = {
-        name: {"count": 9, "metrics": {"acc": {"value": 0.5}, "class_loss": {"value": 1.0}}} for name in "xy"
-    }
-    path.write_text(json.dumps({"tasks": tasks | {"z": {"metrics": {"loss": {"value": 2.0}}}}}))
-    rows = [row for row in measures(read_runs([folder])) if "Tasks" in row.section]
-    assert [(row.section, row.name) for row in rows] == [
-        ("Tasks", "x · acc ↑"), ("Tasks", "y · acc ↑"), ("Tasks", "z · loss ↓"),
-        ("Tasks, further metrics", "x · class_loss ↓"), ("Tasks, further metrics", "y · class_loss ↓"),
-    ]  # fmt: skip
-    assert (
-        "class_loss" in _written(read_runs([folder]), "html") and "class_loss" not in _command(folder).output
-    )
 
 
 def test_a_number_that_rounds_to_zero_has_no_minus(tmp_path: Path) -> None:
@@ -240,18 +214,6 @@ def test_runs_without_measurements_have_no_figures(tmp_path: Path) -> None:
     assert _Page(_written(runs, "html")).tags.count("svg") == 0
 
 
-def test_metrics_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    metrics = {"acc": {"value": 0.5, "low": None, "high": None}, "loss": {"value": float("nan")}}
-    path.write_text(json.dumps({"tasks": {"t": {"count": 1, "metrics": metrics}}}))
-    scores = read_evaluation(path)
-    assert scores is not None and [(score.metric, score.low) for score in scores] == [("acc", None)]
-    assert read_evaluation(tmp_path / "none.json") is None
-    path.write_text("[]")
-    with pytest.raises(UserError, match="no tasks"):
-        read_evaluation(path)
-
-
 def test_command_prints_and_writes_every_format(pair: list[Path], tmp_path: Path) -> None:
     result = _command(*pair, "--output", tmp_path / "r.html", "--formats", "all")
     assert result.exit_code == 0, result.output
@@ -287,60 +249,6 @@ def test_one_run_given_twice_is_refused(pair: list[Path]) -> None:
         read_runs([pair[0], pair[0] / ".." / pair[0].name])
 
 
-def _evaluate(folder: Path, task: str, right: int, count: int = 80, prefix: str = "") -> None:
-    """An evaluation in `folder` whose model answers the first `right` examples correctly."""
-    prompts = [f"{prefix}{task} {at}" for at in range(count)]
-    examples = tuple(Example(str(at), (text,), (" yes", " no"), 0) for at, text in enumerate(prompts))
-    scored = [
-        score_example("classification", one, (1.0 if at < right else -1.0, 0.0), (1, 1))
-        for at, one in enumerate(examples)
-    ]
-    data = TaskData(Task(name=task), "classification", "made up", None, examples, len(examples), ())
-    result = TaskResult(
-        data, summarize("classification", scored), chance_level("classification", examples), tuple(scored)
-    )
-    settings = {"dtype": "fp32", "limit": None, "device": "cpu"}
-    write_results(Results("model", {task: result}, settings, 1, {"total": 1.0}, {}), folder)
-
-
-def test_tasks_are_tested_on_the_same_examples_and_bold_needs_more_than_noise(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a", "a"), write_run(tmp_path / "b", "b")
-    for task, first, second in (("near", 42, 46), ("far", 30, 60)):
-        _evaluate(a / task, task, first)
-        _evaluate(b / task, task, second)
-    _evaluate(a / "other", "other", 10)
-    _evaluate(b / "other", "other", 70, prefix="corrected ")
-    runs = read_runs([a, b])
-    tests = paired_tests(runs)
-    near, far = (_row(measures(runs), "Tasks", name).values for name in ("near", "far"))
-    assert near[1].change == "+0.050" and not near[0].best and not near[1].best
-    assert far[1].best and not far[0].best and "p < 0.001" in far[1].tested
-    one = tests.of(1, "far", "acc")
-    assert one is not None and (one.found.helped, one.found.hurt, one.count) == (30, 0, 80)
-    assert tests.of(1, "other", "acc") is None
-    assert "only 0 of 80 examples ask the same" in tests.notes[0]
-    assert _row(measures(runs), "Tasks", "other").values[1].change is None
-    page = _written(runs, "html")
-    assert "Tests against a on the same examples" in page and "differ beyond noise" in page
-    worse = read_runs([b, a])
-    assert _row(measures(worse), "Tasks", "far").values[0].best
-
-
-def test_all_evaluations_of_a_run_are_merged_by_task(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", "a")
-    for at, (name, task, right) in enumerate([("evaluation", "x", 8), ("more", "y", 16), ("again", "x", 40)]):
-        _evaluate(folder / name, task, right)
-        os.utime(folder / name / "results.json", (at + 1, at + 1))
-    _evaluate(folder / "evaluation.replaced-1", "z", 1)
-    during = {"step": 300, "tasks": {"w": {"count": 9, "metrics": {"acc": {"value": 0.25}}}}}
-    (folder / "evaluations.jsonl").write_text(json.dumps(during) + "\n")
-    (run,) = read_runs([folder])
-    assert {score.task: score.value for score in run.scores or () if score.metric == "acc"} == {
-        "x": 0.5, "y": 0.2, "w": 0.25,
-    }  # fmt: skip
-    assert any("x was evaluated again: shown from again" in note for note in cautions([run]))
-
-
 def test_an_unfinished_run_is_described_by_its_records(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "c", "c", experiment="4-transition", finished=False)
     config = "name: mine\nguidance: {experiment: 4-transition, weight: 7.0}\ntrain: {steps: 900}\n"
@@ -354,20 +262,6 @@ def test_an_unfinished_run_is_described_by_its_records(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert _row(rows, "Language", "before").values[0].number == 7.5
     assert findings(runs) == ["mine: held-out loss 7.5000 before training; no later one yet."]
-
-
-def test_cut_prompts_and_scores_that_are_not_finite_are_counted(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", "a", scores={"memo-trap": 0.5})
-    path = folder / "evaluation" / "results.json"
-    tree = json.loads(path.read_text())
-    task = tree["tasks"]["memo-trap"]
-    task["truncated"] = {"count": 4, "share": 0.04, "ids": []}
-    bad = {"count": 100, "not_finite": {"count": 3, "share": 0.03}, "metrics": {"acc": {"value": None}}}
-    tree["tasks"]["neqa"] = bad
-    path.write_text(json.dumps(tree))
-    text = " ".join(cautions(read_runs([folder])))
-    assert "memo-trap: 4 of 100 prompts were cut to the model's positions" in text
-    assert "neqa has no finite acc (3 of 100 examples); left out" in text
 
 
 def test_aliases_that_multiply_in_a_configuration_are_not_expanded(tmp_path: Path) -> None:
@@ -420,40 +314,3 @@ def test_passwords_in_addresses_are_masked(tmp_path: Path) -> None:
     (found,) = read_runs([run])
     assert "S3CRET" not in found.config and "S3CRET" not in repr(found.settings)
     assert found.settings["data"]["source"]["files"] == ["https://***@host/a.jsonl"]
-
-
-def test_a_constant_answer_is_marked_and_said_in_every_format(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a", "a"), write_run(tmp_path / "b", "b")
-    _evaluate(a / "evaluation", "quiz", 20)  # 60 of 80 choose " no"
-    _evaluate(b / "evaluation", "quiz", 80)  # all choose " yes", which is right in all
-    runs = read_runs([a, b])
-    acc = _row(measures(runs), "Tasks", "quiz").values
-    assert [value.doubt for value in acc] == ["baseline", "constant"]
-    assert [value.text for value in acc] == ["0.250§", "1.000‡"]
-    why = "the answer ' yes' is chosen in 80 of 80 examples, and right in 100.0%"
-    assert any(why in note for note in make_report(runs).cautions)
-    for kind in ("md", "html"):
-        page = _written(runs, kind)
-        assert "1.000‡" in page and "‡ One answer or position" in page and "§ Not better than" in page
-    latex = _written(runs, "latex")
-    assert r"1.000$\ddagger$" in latex and r"0.250\S{}" in latex
-    rows = list(csv.DictReader(io.StringIO(_written(runs, "csv"))))
-    assert {(row["run"], row["doubt"]) for row in rows if row["measure"].startswith("quiz · acc ")} == {
-        ("a", "baseline"), ("b", "constant"),
-    }  # fmt: skip
-
-
-def test_losses_near_cues_are_compared_where_the_cues_are_the_same(tmp_path: Path) -> None:
-    folders = [write_run(tmp_path / name, name) for name in ("a", "b", "c")]
-    for folder, loss, content in zip(folders, (4.0, 3.5, 9.0), ("x", "x", "other"), strict=True):
-        summary = json.loads((folder / "summary.json").read_text())
-        bands = {"on": {"loss": loss, "tokens": 10}, "1-5": {"loss": None, "tokens": 0}}
-        near = {"lexicon": "negation", "mode": "words", "content": content, "bands": bands}
-        summary["validation"]["after"]["near_cue"] = near
-        (folder / "summary.json").write_text(json.dumps(summary))
-    rows = [row for row in measures(read_runs(folders)) if row.section.startswith("Loss near cues")]
-    assert [row.name for row in rows] == ["the cues themselves, after ↓"] * 2
-    assert [value.number for value in rows[0].values] == [4.0, 3.5, None]
-    assert rows[0].values[1].change == "-0.5000 (-12.50%)"
-    assert [value.number for value in rows[1].values] == [None, None, 9.0]
-    assert "the cues themselves, after" in _written(read_runs(folders), "md")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from gaguide.evaluate.results.metrics import chance_level, score_example, summarize
 from gaguide.evaluate.results.results import Results, TaskResult
 from gaguide.evaluate.results.write import write_results
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.evaluate.tasks.task import Task
 from gaguide.files import write_json

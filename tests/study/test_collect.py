@@ -10,13 +10,14 @@ import yaml
 from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.log import code_fingerprint
 from gaguide.study.collect import collect
-from gaguide.study.compare import compare, find_contrasts, verdicts
+from gaguide.study.compare import compare, find_contrasts
 from gaguide.study.compare import means as collect_means
 from gaguide.study.evaluated import Evaluated, read_evaluated, results_of
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
 from gaguide.study.record_files import StudyRecords, read_study
 from gaguide.study.records import HELD_OUT
+from gaguide.study.verdicts import verdicts
 from tests.study.cells import TASK, finish
 
 PROMPTS = [f"The {at}th value is {'not ' if at % 2 else ''}bound, so it is" for at in range(60)]

@@ -14,7 +14,7 @@ import yaml
 
 from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.evaluate.results.outcomes import read_examples
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.files import write_json
 from gaguide.model import SIZES, scratch_config
 from gaguide.model.content import folder_record

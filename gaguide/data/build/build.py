@@ -35,9 +35,10 @@ from gaguide.data.build.request import (
 )
 from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.workers import encode_in_processes
+from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.data.format.pieces import read_pieces
-from gaguide.data.format.tokenizer import DocumentEncoder, vocabulary_size
+from gaguide.data.format.tokenizer import vocabulary_size
 from gaguide.errors import Fault, FaultKind, UserError
 from gaguide.files import write_text
 

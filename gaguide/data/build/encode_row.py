@@ -11,8 +11,9 @@ import numpy as np
 from gaguide.data.build.chat import ChatRenderer, ChatText
 from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.rows import Conversation, MarkedText, Reason, Row
+from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.data.format.manifest import MASKED
-from gaguide.data.format.tokenizer import DocumentEncoder, DocumentIds
+from gaguide.data.format.tokenizer import DocumentIds
 from gaguide.data.overlap.decontaminate import Contamination, Decontamination
 
 Stretch = tuple[int, int]

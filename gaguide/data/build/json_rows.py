@@ -98,7 +98,7 @@ def _values(stream: IO[bytes]) -> Iterator[Any]:
                 if at_end or len(text) - at > _LONGEST_VALUE:
                     raise ValueError(f"it is not valid JSON after {count:,} rows ({error})") from None
             else:
-                # A value that ends where the text does may go on.
+                # A value that ends where the text does may continue.
                 if end < len(text) or at_end:
                     count, at, size = count + 1, end, _CHUNK_BYTES
                     yield value

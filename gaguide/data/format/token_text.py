@@ -10,7 +10,7 @@ from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.data.format.tokenizer import byte_characters
+from gaguide.data.format.encoder import byte_characters
 
 SPACE, NEWLINE, TAB, NO_BREAK_SPACE = "␣", "↵", "⇥", "⍽"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.data.format.manifest import Manifest, ShardInfo
-from gaguide.data.format.tokenizer import DocumentEncoder, load_tokenizer, vocabulary_size
+from gaguide.data.format.tokenizer import load_tokenizer, vocabulary_size
 from gaguide.data.overlap.index import EvaluationText, TokenIndex, WordIndex
 from gaguide.data.overlap.report import (
     EXAMPLES_FILE,

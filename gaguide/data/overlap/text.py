@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gaguide.data.format.tokenizer import DocumentEncoder, tokenizer_fingerprint
+from gaguide.data.format.encoder import DocumentEncoder
+from gaguide.data.format.tokenizer import tokenizer_fingerprint
 from gaguide.data.overlap.index import words_of
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from gaguide.evaluate.results.answers import (
 from gaguide.evaluate.results.intervals import Groups, clusters, proportion
 from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples
-from gaguide.evaluate.tasks.examples import Example, example_key
+from gaguide.evaluate.tasks.example import Example, example_key
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)")
 

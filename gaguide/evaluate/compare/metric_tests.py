@@ -125,7 +125,7 @@ def metric_tests(now: TaskExamples, before: TaskExamples, matched: Matched) -> I
 
 
 def other_units(now: TaskExamples, before: TaskExamples, matched: Matched) -> list[str]:
-    """Metrics of both whose units differ: losses per token of two tokenizers are no pairs."""
+    """Metrics of both whose units differ: losses per token of two tokenizers cannot be paired."""
     found = []
     for metric in (name for name in now.weights if name in now.outcomes and name in before.weights):
         a, b = before.outcomes[metric][matched.before], now.outcomes[metric][matched.now]

@@ -30,7 +30,7 @@ class Evaluation:
     tasks: Mapping[str, TaskExamples]
     """Task → its examples."""
     main_metrics: Mapping[str, str] = field(default_factory=dict)
-    """Task → the metric that stands first."""
+    """Task → the metric that is listed first."""
     warnings: tuple[str, ...] = ()
     """What the evaluation itself warned of."""
     doubts: Mapping[str, Mapping[str, Doubt]] = field(default_factory=dict)

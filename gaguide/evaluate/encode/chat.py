@@ -9,7 +9,7 @@ from typing import Any
 from gaguide.errors import Fault, UserError, first_line
 from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.tasks.conversation import Conversation, as_chat
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 
 

@@ -10,7 +10,7 @@ from gaguide.errors import FaultCollector
 from gaguide.evaluate.encode.encoder import EncodedPair, Encoder, encode_pairs, encode_segments
 from gaguide.evaluate.encode.near_cue import CueEncoder
 from gaguide.evaluate.model_folder import ModelFolder
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.evaluate.tasks.records import raise_some
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from gaguide.evaluate.encode.encoder import EncodedPair, Encoder, encode_segments
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.near_cue import cue_lexicon
 from gaguide.evaluate.tasks.read import TaskData
 

@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.data.build.encode_row import mark_tokens, trim_stretch
-from gaguide.data.format.tokenizer import DocumentEncoder
+from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.encode.encoder import EncodedPair
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metric_names import Doubt
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 
 CONSTANT_SHARE = 0.95
 """An answer that is chosen in at least this share of the examples is constant."""

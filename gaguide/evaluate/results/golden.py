@@ -241,7 +241,7 @@ def _meaning(reference: str, checks: Mapping[str, Sequence[Check]], dtype: str) 
             return [f"these are the figures of {other}: the folder or name of the model is another one"]
     if {check.figure for check in wrong} == {"total_logprob"}:
         return [
-            "the shares of the classes are right and their probabilities are not: something stands before "
+            "the shares of the classes are right and their probabilities are not: something precedes "
             "or after every prompt that did not then, such as a beginning-of-text token"
         ]
     found = [

@@ -56,7 +56,7 @@ Doubt = Literal["constant", "baseline"]
 """Why an accuracy says nothing about a model's answers; see `gaguide.evaluate.results.answers`."""
 
 MARKS: Mapping[Doubt, str] = {"constant": "‡", "baseline": "§"}
-"""What stands after such an accuracy in every table."""
+"""The mark after such an accuracy in every table."""
 
 MARK_NOTES: Mapping[Doubt, str] = {
     "constant": "‡ One answer or position is chosen in at least 95% of the examples: the number is that "

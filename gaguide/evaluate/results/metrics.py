@@ -45,7 +45,7 @@ from gaguide.evaluate.results.intervals import (
 )
 from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES
 from gaguide.evaluate.results.numbers import first_number
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Kind
 
 

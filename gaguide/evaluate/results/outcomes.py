@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from gaguide.evaluate.results.intervals import clusters
 from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES
-from gaguide.evaluate.tasks.examples import example_key
+from gaguide.evaluate.tasks.example import example_key
 
 _PREDICTIONS = ("predicted", "predicted_norm", "predicted_bytes", "predicted_mutual_info")
 """Columns of examples.parquet with the class that counts for each of `ACCURACIES`."""

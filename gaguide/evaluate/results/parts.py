@@ -9,7 +9,7 @@ from gaguide.evaluate.results.answers import Uninformative, class_answers
 from gaguide.evaluate.results.intervals import Metric, proportion
 from gaguide.evaluate.results.metrics import ScoredExample, find_uninformative, summarize
 from gaguide.evaluate.tasks.controls import ORIGINAL
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Kind
 
 

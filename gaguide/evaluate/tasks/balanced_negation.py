@@ -2,7 +2,7 @@
 
     Every door here is either open or closed. This door is not even open. So this door is      closed / open
 
-Four phrases of two words and eight letters each stand before the adjective:
+Four phrases of two words and eight letters each precede the adjective:
 
                     the answer is the opposite      the answer is the adjective
     with "not"      negated:  not even              pseudo:   not only

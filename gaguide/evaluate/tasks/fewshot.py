@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.tasks.examples import Example, list_some
+from gaguide.evaluate.tasks.example import Example
+from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.harness.sampler import Sampler, TooFewError
 from gaguide.evaluate.tasks.task import Fewshot, Task
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.tasks.examples import Example, ParsedExamples, list_some, parse_examples
+from gaguide.evaluate.tasks.example import Example
+from gaguide.evaluate.tasks.examples import ParsedExamples, list_some, parse_examples
 from gaguide.evaluate.tasks.locate import files_hash
 from gaguide.evaluate.tasks.records import Record, raise_some, read_records
 from gaguide.evaluate.tasks.task import DataFile, Task

@@ -14,7 +14,7 @@ import numpy as np
 from gaguide.data import BlockStore
 from gaguide.data.read.blocks import are_counted
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.locate import LocatedTask
 
 _DEFAULT_LENGTH = 1024

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Task
 from gaguide.guidance.lexicon import Lexicon, read_lexicons, shipped_lexicons
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.tasks.conversation import Conversation, Message, join
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.options import TaskOptions
 from gaguide.evaluate.tasks.task import Task
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.tasks.examples import Example, ParsedExamples, list_some
+from gaguide.evaluate.tasks.example import Example
+from gaguide.evaluate.tasks.examples import ParsedExamples, list_some
 from gaguide.evaluate.tasks.fewshot import Demonstrated, with_demonstrations
 from gaguide.evaluate.tasks.files import cut_groups, parse_records, read_files
 from gaguide.evaluate.tasks.harness.config import HarnessTask

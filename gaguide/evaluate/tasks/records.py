@@ -115,7 +115,7 @@ def _csv_records(
             problem = f"has {named + len(extra)} cells, the header {named}"
             faults.add(Fault(f"{path}:{line}", problem, "put texts that contain commas into double quotes"))
         if path.suffix == ".tsv" and any("\n" in str(value) for value in row.values()):
-            problem = "a cell that begins with a quotation mark goes on in the next line"
+            problem = "a cell that begins with a quotation mark continues on the next line"
             remedy = 'close it, or put the whole cell into quotation marks and double those inside ("")'
             faults.add(Fault(f"{path}:{line}", problem, remedy))
         # An unnamed first column is pandas' index.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.data.overlap.index import EvaluationText
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
 
 

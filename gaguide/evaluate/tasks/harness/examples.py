@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gaguide.evaluate.tasks.examples import Example
+from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.fields import Document, DocumentError, Fields, short
 from gaguide.evaluate.tasks.harness.prompts import beginning, demonstration, questions

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.tasks.examples import Example, list_some
+from gaguide.evaluate.tasks.example import Example
+from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.documents import Documents
 from gaguide.evaluate.tasks.harness.examples import ExampleMaker

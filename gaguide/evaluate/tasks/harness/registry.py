@@ -72,7 +72,7 @@ class Registry:
         tree = read_source(path, self._cache)
         if in_folder and ("task" not in tree or "group" in tree) and "class" not in tree:
             return []
-        if "group" in tree and "class" not in tree:  # whose tasks may stand beside it
+        if "group" in tree and "class" not in tree:  # whose tasks may be in the same file
             self._entries = self._index(path.parent) | self._entries
             self._tags = self._index_tags()
         return self._tasks((path, tree), {}, ())
