@@ -69,9 +69,9 @@ def write_rows(path, rows):
 
 
 @pytest.fixture(scope="session")
-def encoders(gpt2_folder):
-    """The fast encoder and the reference, for GPT-2's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
+def encoders(other_tokenizer_folder):
+    """The fast encoder and the reference, of a byte-level vocabulary by GPT-2's rules."""
+    tokenizer = AutoTokenizer.from_pretrained(other_tokenizer_folder)
     return DocumentEncoder(tokenizer), DocumentEncoder(tokenizer, try_fast=False)
 
 
