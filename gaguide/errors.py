@@ -248,11 +248,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def suggestion(name: str, known: Iterable[str], limit: int = 12) -> str:
-    """Remedy for an unknown name: the closest known one, else a list of at most `limit` known names."""
+def suggestion(name: str, known: Iterable[str], limit: int = 12, otherwise: str = "") -> str:
+    """Remedy for an unknown name: the closest known one, else a list of at most `limit` known names.
+
+    `otherwise` is what one may do instead, such as "give a file".
+    """
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {near[0]!r}?" + (f" Or {otherwise}" if otherwise else "")
     listed = ", ".join(known[:limit]) + (", …" if len(known) > limit else "")
-    return f"known: {listed}"
+    return f"known: {listed}" + (f"; or {otherwise}" if otherwise else "")

@@ -13,7 +13,7 @@ from tests.support.ranks import REPOSITORY
 PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
     "home", "lazy", "errors", "files", "numbers", "shipped", "ports", "html", "figures", "stats", "config",
-    "distributed", "log", "data",
+    "distributed", "log", "trackers", "data",
     "model", "guidance", "integrations", "interventions", "attention", "engine", "checkpoint", "cost",
     "publish", "liveness", "train", "evaluate", "ablate", "heads", "slurm", "study", "report", "doctor",
     "cli",

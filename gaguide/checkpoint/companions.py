@@ -1,10 +1,11 @@
-"""Everything of an export but the weights: configuration, tokenizer, generation settings."""
+"""Everything of an export but the weights: configuration, tokenizer, generation settings, licence."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from gaguide.checkpoint.store import MODEL_FOLDER
 from gaguide.checkpoint.verify import MANIFEST
 from gaguide.config import ModelSection
 from gaguide.errors import Fault, UserError
-from gaguide.files import write_json
+from gaguide.files import write_bytes, write_json
 from gaguide.model import find_model, skeleton
 from gaguide.model.content import ADAPTER_CONFIG
+from gaguide.model.licenses import read_licenses
 from gaguide.model.lora import Adapter, check_libraries, find_adapter, read_adapter_section
 
 GENERATION_CONFIG = "generation_config.json"
@@ -34,6 +36,8 @@ class Companions:
     """Content of the base model's generation_config.json, kept as it is; None where it has none."""
     adapter: Adapter | None = None
     """The adapters that were trained; None where the model's own weights were."""
+    licenses: Mapping[str, bytes] = field(default_factory=dict)
+    """Name → content of the base model's licence and notice files."""
 
     def write(self, folder: Path) -> None:
         """Write all of it into `folder`, which exists."""
@@ -43,7 +47,7 @@ class Companions:
         self.write_tokenizer(folder)
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer and the generation settings into `folder`.
+        """Write the tokenizer, the generation settings and the licence files into `folder`.
 
         The tokenizer's `model_max_length` is at most the number of the model's positions: tokenizers that
         know none say 10^30, on which truncation by default relies.
@@ -55,6 +59,8 @@ class Companions:
         tokenizer.save_pretrained(folder)
         if self.generation is not None:
             write_json(folder / GENERATION_CONFIG, self.generation)
+        for name, content in self.licenses.items():
+            write_bytes(folder / name, content)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any] | None:
@@ -81,7 +87,7 @@ def read_companions(checkpoint: Path, base: Path | None = None) -> Companions:
     elif base is not None:
         problem = "the checkpoint has whole weights, not adapters on a base"
         raise UserError(Fault("--base", problem, "leave it out", str(base)))
-    return Companions(config, tokenizer, read_generation_config(source), adapter)
+    return Companions(config, tokenizer, read_generation_config(source), adapter, read_licenses(source))
 
 
 def _read_adapter(checkpoint: Path, base: Path | None) -> Adapter:

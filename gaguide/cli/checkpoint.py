@@ -11,9 +11,6 @@ import typer
 checkpoints = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(checkpoints, name="checkpoint")
@@ -78,11 +75,12 @@ def export(
 
     Adapters are merged into their base, or with --adapter written alone, for PeftModel.from_pretrained.
     """
-    if dtype not in _DTYPES:
+    from gaguide.model.precision import PRECISIONS, torch_dtype
+
+    if dtype not in PRECISIONS:
         from gaguide.errors import Fault, UserError, suggestion
 
-        raise UserError(Fault("--dtype", "unknown precision", suggestion(dtype, _DTYPES), dtype))
-    import torch
+        raise UserError(Fault("--dtype", "unknown precision", suggestion(dtype, PRECISIONS), dtype))
     from transformers.utils import logging as transformers_logging
 
     from gaguide.checkpoint import export_adapter, export_model, read_companions
@@ -108,7 +106,7 @@ def export(
         if adapter:
             export_adapter(chosen.path, companions, output)
         else:
-            export_model(chosen.path, companions, output, check=True, dtype=getattr(torch, _DTYPES[dtype]))
+            export_model(chosen.path, companions, output, check=True, dtype=torch_dtype(dtype))
         if (folder / "summary.json").is_file() and chosen.step == _last_step(folder):
             write_card(folder, output)  # whose numbers are of the last step
     except RuntimeError as error:

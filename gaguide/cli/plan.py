@@ -18,7 +18,7 @@ from gaguide.errors import Fault, FaultCollector
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gaguide.cost import CostEstimate, Measured
+    from gaguide.cost import CostEstimate, Measured, Spread
 
 _CHOICES = {
     "precision": ("fp32", "bf16", "fp16", "autocast"),
@@ -137,8 +137,8 @@ def plan(
         request = replace(request, pace=run.pace)
     best = recommend(request, open_settings)[0] if open_settings else estimate(request)
     if as_json:
-        low, high = _speeds(best, run)
-        extra = {"chosen": open_settings, "tokens_per_second_range": [low, high]}
+        speeds = _range(best, run).speeds(best.tokens_per_second)
+        extra = {"chosen": open_settings, "tokens_per_second_range": list(speeds)}
         extra["measured"] = None if run is None else asdict(run)
         typer.echo(json.dumps(best.as_record() | extra, indent=2))
     else:
@@ -171,16 +171,15 @@ def _write_curves(cost: CostEstimate, model: str, path: Path) -> None:
     save_figure(draw(points, title), path)
 
 
-def _speeds(cost: CostEstimate, measured: Measured | None) -> tuple[float, float]:
-    """The range of tokens per second: of the run that was measured, or by the errors on published runs."""
+def _range(cost: CostEstimate, measured: Measured | None) -> Measured | Spread:
+    """What the range of speeds rests on: the run that was measured, or the errors on published runs."""
     from gaguide.cost import spread
 
-    of = measured if measured is not None else spread(cost.request.gpu)
-    return cost.tokens_per_second * of.slowest, cost.tokens_per_second * of.fastest
+    return measured if measured is not None else spread(cost.request.gpu)
 
 
 def _reason(cost: CostEstimate, measured: Measured | None) -> str:
-    """What the range of speeds rests on."""
+    """What the range of speeds rests on, in words."""
     from gaguide.cost import spread
 
     if measured is not None:
@@ -224,7 +223,7 @@ def _print(cost: CostEstimate, chosen: list[str], measured: Measured | None) -> 
             "cannot tell from the fastest)"
         )
     console.print(_memory_table(cost))
-    console.print(_time_table(cost, _speeds(cost, measured)))
+    console.print(_time_table(cost, _range(cost, measured)))
     console.print(_reason(cost, measured))
     console.print("docs/scaling.md lists the model's assumptions and what was checked.")
 
@@ -250,10 +249,10 @@ def _memory_table(cost: CostEstimate) -> Table:
     return table
 
 
-def _time_table(cost: CostEstimate, speeds: tuple[float, float]) -> Table:
+def _time_table(cost: CostEstimate, known: Measured | Spread) -> Table:
     from rich.table import Table
 
-    step = cost.step
+    step, (slow, fast) = cost.step, known.speeds(cost.tokens_per_second)
     table = Table("time per step", "seconds", show_edge=False, pad_edge=False)
     for name, seconds in (
         ("matrix products", step.compute),
@@ -266,16 +265,16 @@ def _time_table(cost: CostEstimate, speeds: tuple[float, float]) -> Table:
         table.add_row(f"  {name}" if name != "step" else name, f"{seconds:.3f}")
     for name, text in (
         ("sent per rank and step", f"{cost.sent_bytes / 1e9:.2f} GB"),
-        ("tokens per second", f"{cost.tokens_per_second:,.0f} ({speeds[0]:,.0f} to {speeds[1]:,.0f})"),
+        ("tokens per second", f"{cost.tokens_per_second:,.0f} ({slow:,.0f} to {fast:,.0f})"),
         ("scaling efficiency", f"{step.efficiency:.1%}"),
         ("model FLOPs utilisation", f"{cost.utilisation:.1%}"),
     ):
         table.add_row(name, text)
     if cost.gpu_hours is not None and cost.hours is not None:
-        slow, fast = (cost.tokens_per_second / speed for speed in speeds)
         for name, hours, unit in (
             (f"{cost.request.tokens:,} tokens, {cost.steps:,} steps", cost.hours, " h"),
             ("GPU-hours", cost.gpu_hours, ""),
         ):
-            table.add_row(name, f"{hours:,.1f}{unit} ({hours * fast:,.1f} to {hours * slow:,.1f})")
+            least, most = known.times(hours)
+            table.add_row(name, f"{hours:,.1f}{unit} ({least:,.1f} to {most:,.1f})")
     return table

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from gaguide.publish import Score
-    from gaguide.report.run_scores import TaskScore
 
 
 def register(app: typer.Typer) -> None:
@@ -32,27 +28,19 @@ def push(
     """Upload RUN/model to the hub, after its card (README.md) was written anew with the run's evaluations."""
     from gaguide.files import expand_home
     from gaguide.publish import push_model, write_card
+    from gaguide.publish.model_crate import write_model_crate
     from gaguide.publish.push import check_push
     from gaguide.report.run_records import read_runs
 
     run = expand_home(run)
     model = check_push(run, repo, adapter)
     (record,) = read_runs([run])
-    scores = [_score(each) for each in record.scores or ()]
-    if not write_card(run, model, scores):
+    if not write_card(run, model, record.scores or ()):
         typer.echo(f"{model / 'README.md'} was written by somebody else and stays as it is")
+    write_model_crate(run, model)
     files = sorted(path for path in model.rglob("*") if path.is_file() and not path.name.startswith("."))
     for path in files:
         typer.echo(f"{path.relative_to(model)}  {path.stat().st_size / 1e6:,.1f} MB")
     if dry_run:
         return
     typer.echo(f"→ {push_model(model, repo, private=private, revision=revision)}")
-
-
-def _score(of: TaskScore) -> Score:
-    """A row of the card; an accuracy that says nothing about the model's answers has its note."""
-    from gaguide.evaluate.results.metric_names import MARK_NOTES
-    from gaguide.publish import Score
-
-    note = "" if of.doubt is None else MARK_NOTES[of.doubt]
-    return Score(of.task, of.metric, of.value, of.low, of.high, of.count, note)

@@ -37,6 +37,9 @@ def report(
         str | None,
         typer.Option(help="Further formats of the first --output: html,md,csv,latex,png,svg,pdf; or all."),
     ] = None,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Add the files to the runs' runs in MLflow and trackio.")
+    ] = False,
 ) -> None:
     """Compare runs (loss, attention on the guided words, tasks) with the first, or report on a study or an
     ablation."""
@@ -47,12 +50,15 @@ def report(
 
     with FaultCollector() as faults:
         given = [faults.attempt(local_folder, path, "--output") for path in output or []]
+        if attach and not output:
+            faults.add(Fault("--attach", "needs files to attach", "add --output report.html"))
         wanted = wanted_files([path for path in given if path is not None], formats, FORMATS, faults)
         with SlowWork("reading the records"):
             made = faults.attempt(_make_report, [expand_home(run) for run in runs])
     assert made is not None
 
     print_report(made)
+    written: list[Path] = []
     for path, kind in wanted:
         with SlowWork(f"drawing {path}"):
             files = render_report(made, kind, path.stem)
@@ -61,6 +67,12 @@ def report(
         for name, content in files.items():
             write_bytes(path.parent / name, content)
             typer.echo(f"wrote {path.parent / name}")
+            written.append(path.parent / name)
+    for run in runs if attach else ():
+        from gaguide.trackers import attach_files
+
+        trackers = attach_files(expand_home(run), "report", written)
+        typer.echo(f"attached to {run} in {', '.join(trackers)}")
 
 
 def _make_report(folders: list[Path]) -> Report:

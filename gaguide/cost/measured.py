@@ -12,6 +12,7 @@ from gaguide.config import load_config
 from gaguide.cost.assemble import find_config, find_shape
 from gaguide.cost.deepspeed import with_deepspeed
 from gaguide.cost.estimate import estimate
+from gaguide.cost.published import SpeedRange
 from gaguide.cost.request import CostRequest, trains_part, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError
@@ -21,7 +22,7 @@ _FIELD = "--measured"
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(SpeedRange):
     """The speed of a run, and how it compares with the prediction for that run."""
 
     tokens_per_second: float

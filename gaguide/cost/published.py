@@ -80,8 +80,23 @@ RUNS = (
 )
 
 
+class SpeedRange:
+    """What a range of speeds rests on: factors of a predicted speed."""
+
+    slowest: float
+    fastest: float
+
+    def speeds(self, predicted: float) -> tuple[float, float]:
+        """The slowest and the fastest speed."""
+        return predicted * self.slowest, predicted * self.fastest
+
+    def times(self, predicted: float) -> tuple[float, float]:
+        """The shortest and the longest time, where `predicted` is the time at the predicted speed."""
+        return predicted / self.fastest, predicted / self.slowest
+
+
 @dataclass(frozen=True)
-class Spread:
+class Spread(SpeedRange):
     """How published speeds compare with the model's, as published / predicted."""
 
     runs: tuple[PublishedRun, ...]

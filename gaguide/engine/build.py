@@ -20,6 +20,7 @@ from gaguide.engine.offload_state import cpu_optimizer_ready
 from gaguide.model import adapt_to, checkpoint_activations
 from gaguide.model.freeze import freeze
 from gaguide.model.packed import use_packed_attention
+from gaguide.trackers import SECTIONS as TRACKERS
 
 
 def build_engine(
@@ -45,7 +46,7 @@ def build_engine(
     freeze(model, frozen)
     packed = use_packed_attention(model)
     cpu_adam = cpu_optimizer_ready(config, world)
-    settings = dict(config.settings)
+    settings = {name: value for name, value in config.settings.items() if name not in TRACKERS}
     if config.offload_optimizer != "none" and not cpu_adam:
         settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW on the CPU
     engine, *_ = deepspeed.initialize(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gaguide.engine.config_resolved import JsonObject
 from gaguide.errors import Fault, suggestion
+from gaguide.trackers import SECTIONS as TRACKERS
 
 
 class _Section(BaseModel):
@@ -113,7 +114,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 
 SECTIONS = (
     "zero_optimization", "bf16", "fp16", "torch_autocast", "aio", "comms_logger", "tensorboard", "wandb",
-    "csv_monitor",
+    "csv_monitor", *TRACKERS,
 )  # fmt: skip
 """The keys of `section_models`, which imports DeepSpeed."""
 
@@ -135,6 +136,7 @@ def section_models() -> dict[str, type[BaseModel]]:
         "tensorboard": TensorBoardConfig,
         "wandb": WandbConfig,
         "csv_monitor": CSVConfig,
+        **TRACKERS,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,28 +19,28 @@ from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import Fault, FaultCollector
 from gaguide.files import write_text
 from gaguide.log import say
+from gaguide.trackers import STEP_NUMBERS, tracker_faults
+from gaguide.trackers.notes import read_note, write_note
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-_WRITTEN = (
-    "loss", "lm_loss", "guidance_loss", "guided_attention", "grad_norm", "lr", "tokens_per_second", "mfu",
-    "peak_memory", "guidance_weight",
-)  # fmt: skip
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def check_monitors(config: DeepSpeedConfig, world: World) -> None:
-    """Raise a `UserError` for every enabled monitor that could not write: package missing, not logged in."""
+    """Raise a `UserError` for every enabled monitor or tracker that could not write: package missing, not
+    logged in."""
     enabled = [section for section in _PACKAGES if config.is_enabled(section)]
     with FaultCollector() as faults:
+        faults.add(*tracker_faults(config.settings))
         for section in enabled:
             package = _PACKAGES[section]
             if find_spec(package) is None:
                 remedy = f"pip install '{package}' (or 'gaguide[monitor]'), or remove the section"
                 problem = f"the package {package} is not installed"
                 faults.add(Fault(f"{section} (DeepSpeed JSON)", problem, remedy))
-        if not faults and "wandb" in enabled and world.is_main and not _wandb_can_write():
+        if "wandb" in enabled and find_spec("wandb") and world.is_main and not _wandb_can_write():
             problem = "nobody is logged in to Weights & Biases here"
             remedy = "run `wandb login`, or export WANDB_MODE=offline and run `wandb sync` afterwards"
             faults.add(Fault("wandb (DeepSpeed JSON)", problem, remedy))
@@ -56,12 +57,22 @@ def _wandb_can_write() -> bool:
         wandb.teardown()  # it reads the environment once, before `configure_wandb` has set it
 
 
-def configure_wandb(config: DeepSpeedConfig, output: Path, name: str) -> None:
-    """Set W&B's environment variables for the run's name and folder, which DeepSpeed's section cannot."""
-    if config.is_enabled("wandb"):
-        (output / "monitor").mkdir(exist_ok=True)
-        os.environ.setdefault("WANDB_DIR", str(output / "monitor"))
-        os.environ.setdefault("WANDB_NAME", name)
+def configure_wandb(config: DeepSpeedConfig, output: Path, name: str, settings: str) -> None:
+    """Set W&B's environment variables for the run's name, folder and id, which DeepSpeed's section cannot.
+
+    A resumed run has the same id, as long as `settings`, a hash of what its numbers depend on, are the same.
+    """
+    if not config.is_enabled("wandb"):
+        return
+    place = output / "monitor"
+    place.mkdir(exist_ok=True)
+    os.environ.setdefault("WANDB_DIR", str(place))
+    os.environ.setdefault("WANDB_NAME", name)
+    if "WANDB_RUN_ID" not in os.environ:
+        kept = read_note(place, "wandb")
+        id = kept["id"] if kept.get("settings") == settings else secrets.token_hex(4)
+        write_note(place, "wandb", id, settings)
+        os.environ |= {"WANDB_RUN_ID": id, "WANDB_RESUME": "allow"}
 
 
 def resume_monitors(engine: DeepSpeedEngine, samples: int) -> None:
@@ -80,7 +91,7 @@ def resume_monitors(engine: DeepSpeedEngine, samples: int) -> None:
 
     engine.monitor.write_events = write_or_report
     csv_monitor = getattr(engine.monitor, "csv_monitor", None)
-    if csv_monitor is not None and samples:
+    if csv_monitor is not None:
         for path in Path(csv_monitor.log_dir).glob("*.csv"):
             _truncate_csv(path, samples)
             csv_monitor.filenames.append(path.stem)  # or DeepSpeed would write a second header
@@ -99,5 +110,7 @@ def write_monitors(engine: DeepSpeedEngine, record: Mapping[str, object], sample
     """Write a step's record; `samples` is the axis that DeepSpeed uses for its learning rate."""
     if not engine.monitor.enabled:
         return
-    events = [(f"Train/{name}", record[name], samples) for name in _WRITTEN if record.get(name) is not None]
+    events = [
+        (f"Train/{name}", record[name], samples) for name in STEP_NUMBERS if record.get(name) is not None
+    ]
     engine.monitor.write_events(events)

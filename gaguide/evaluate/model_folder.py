@@ -16,8 +16,9 @@ from transformers.utils import logging as transformers_logging
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model import fuse_activations
 from gaguide.model.content import ADAPTER_CONFIG, adapter_fault, folder_record
+from gaguide.model.precision import PRECISIONS, torch_dtype
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {name: torch_dtype(name) for name in PRECISIONS}
 """Precisions by their name after --dtype."""
 
 _UNSET_LENGTH = 1_000_000_000_000_000_019_884_624_838_656

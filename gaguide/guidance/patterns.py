@@ -113,6 +113,8 @@ Marks = Mapping[str, torch.Tensor]
 """By name, whether each token has a mark of the data: bool [B, T]."""
 MarksOfIds = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
 """By name, what gives the mark of each token for the token ids [B, T]."""
+# Not a ContextVar: where activations are checkpointed, autograd's own threads repeat the forward pass of a
+# layer, and have none of the context of the thread that called the model.
 _marks: Marks | MarksOfIds = {}
 
 

@@ -19,8 +19,12 @@ ADAPTER_FOLDER = "adapter"
 """Folder of a run's adapters, where it has trained them; its folder `model` has them merged."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 _OTHER_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken")
-_OF_TRAINING = {"training_args.bin", "trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt"}
-"""What transformers' Trainer keeps in a model's folder, on which no output depends."""
+CRATE = "ro-crate-metadata.json"
+"""Describes the other files of a folder (RO-Crate)."""
+_IMMATERIAL = {
+    CRATE, "training_args.bin", "trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt",
+}  # fmt: skip
+"""Files on which no output depends; all but the first are of transformers' Trainer."""
 _WHOLE_BYTES = 512 << 20
 _PARTS, _PART_BYTES = 64, 1 << 20
 
@@ -107,5 +111,5 @@ def _by_name(files: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    found = (path for path in folder.iterdir() if path.suffix in suffixes and path.name not in _OF_TRAINING)
+    found = (path for path in folder.iterdir() if path.suffix in suffixes and path.name not in _IMMATERIAL)
     return sorted(path for path in found if path.is_file())

@@ -7,8 +7,9 @@ models built from one configuration object share and change it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gaguide.errors import Fault, UserError, first_line, suggestion
 from gaguide.model.content import ADAPTER_CONFIG, adapter_fault
 from gaguide.model.fast import fuse_activations
 from gaguide.model.fingerprint import model_fingerprint
+from gaguide.model.licenses import read_licenses
 from gaguide.model.shape import DROPOUT_FIELDS
 from gaguide.model.sizes import SIZES, scratch_config
 
@@ -37,6 +39,8 @@ class ModelSource:
     """Its configuration."""
     generation: dict[str, Any] | None = None
     """Content of its generation_config.json; None for a model from random weights, or without that file."""
+    licenses: Mapping[str, bytes] = field(default_factory=dict)
+    """Name → content of the licence files in its folder, or in the hub's cache."""
     fingerprint: str = ""
     """Identifies it by content."""
     weights: str = ""
@@ -83,7 +87,8 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
         raise UserError(Fault("model.name", "the folder contains no weights", remedy, section.name))
     fingerprint, weights = model_fingerprint(section, config)
     _set_dropout(config, section)
-    return ModelSource(section, config, _generation_config(section), fingerprint, weights)
+    generation, licenses = _generation_config(section), _licenses(section)
+    return ModelSource(section, config, generation, licenses, fingerprint, weights)
 
 
 def with_vocabulary(source: ModelSource, vocabulary: int) -> ModelSource:
@@ -125,7 +130,7 @@ def saved_model(section: ModelSection, folder: Path, checkpoint: Path, fingerpri
     config = AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     _set_dropout(config, section)
     generation = _generation_config(section.model_copy(update={"name": str(folder), "init": "pretrained"}))
-    return ModelSource(section, config, generation, fingerprint, checkpoint=checkpoint)
+    return ModelSource(section, config, generation, read_licenses(folder), fingerprint, checkpoint=checkpoint)
 
 
 def _set_dropout(config: PretrainedConfig, section: ModelSection) -> None:
@@ -220,6 +225,17 @@ def _generation_config(section: ModelSection) -> dict[str, Any] | None:
     except (OSError, ValueError):  # most models before 2023 have none
         return None
     return found if isinstance(found, dict) else None
+
+
+def _licenses(section: ModelSection) -> dict[str, bytes]:
+    """The licence files beside the model's configuration, as far as they are on this machine."""
+    if section.init == "scratch":
+        return {}
+    try:
+        path = cached_file(section.name, "config.json", revision=section.revision or "main")
+        return read_licenses(Path(path).parent) if path else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _has_weights(folder: Path) -> bool:

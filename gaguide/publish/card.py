@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -17,6 +16,7 @@ from gaguide.errors import mask_credentials
 from gaguide.files import write_text
 from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.publish.base import BaseModel, is_hub_id
+from gaguide.publish.citation import paper_citation
 
 CARD = "README.md"
 _MARK = "<!-- written by gaguide; a card without this line is left as it is -->"
@@ -26,24 +26,36 @@ _UNKNOWN_LICENSE = (
 )
 
 
-@dataclass(frozen=True)
-class Score:
-    """One row of the table of evaluations."""
+class Score(Protocol):
+    """One row of the table of evaluations: what the card reads of a score in a report."""
 
-    task: str
-    """Name of the task."""
-    metric: str
-    """Name of the metric."""
-    value: float
-    """Its value, finite."""
-    low: float | None
-    """Lower end of the 95% interval over examples; None where there is none."""
-    high: float | None
-    """Upper end."""
-    count: int | None
-    """Number of examples."""
-    note: str = ""
-    """What a reader must know of this number, such as that all answers are the same."""
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+
+    @property
+    def value(self) -> float:
+        """Its value, finite."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the 95% interval over examples; None where there is none."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+
+    @property
+    def count(self) -> int | None:
+        """Number of examples."""
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of this number, such as that all answers are the same."""
 
 
 def write_card(run: Path, model: Path, scores: Sequence[Score] | None = None) -> bool:
@@ -111,6 +123,7 @@ def render_card(
         looked=scores is not None,
         adapter=adapter,
         merged=bool(summary.get("adapter")) and not adapter,
+        citation=paper_citation(),
     )
     return f"---\n{data.to_yaml()}\n---\n{_MARK}\n\n{body}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Better, Doubt
+from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, MARK_NOTES, Better, Doubt
 from gaguide.model.content import folder_record, other_files
 
 _RESULTS = "results.json"
@@ -44,6 +44,11 @@ class TaskScore:
     """SHA-256 of the task's data file; None where the evaluation had none."""
     doubt: Doubt | None = None
     """Why an accuracy says nothing about the model's answers; None where it does."""
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of this number; empty where there is nothing."""
+        return "" if self.doubt is None else MARK_NOTES[self.doubt]
 
     @property
     def key(self) -> tuple[str, str]:

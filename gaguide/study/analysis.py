@@ -138,7 +138,10 @@ def lexicon_shares(one: Evaluated, used: Sequence[GuidedWords], finder: WordFind
 
 
 def gains(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Gain]:
-    """The gain over each baseline, on examples with and without the words that the experiment guides to."""
+    """The gain over each baseline, on examples with and without the words that the experiment guides to.
+
+    A loss per token counts each example with its tokens.
+    """
     for contrast, words, task in _guided_tasks(contrasts):
         examples = contrast.examples(task)
         hits = finder.contains_any(examples.prompts, words)
@@ -147,11 +150,19 @@ def gains(contrasts: Sequence[Contrast], finder: WordFinder) -> Iterator[Gain]:
                 continue
             change = _mean_change(contrast, task, metric)
             seeds = len(contrast.pairs_of(task))
+            weights = examples.weights.get(metric)
+            counted = np.ones(len(change), bool) if weights is None else weights > 0
             for group, where in _SPLIT.items():
-                chosen = change[hits == where]
-                clusters = None if examples.groups is None else np.asarray(examples.groups)[hits == where]
+                places = (hits == where) & counted
+                chosen = change[places]
+                clusters = None if examples.groups is None else np.asarray(examples.groups)[places]
                 found = (
-                    paired_bootstrap(chosen.tolist(), [0.0] * len(chosen), groups=clusters)
+                    paired_bootstrap(
+                        chosen.tolist(),
+                        [0.0] * len(chosen),
+                        groups=clusters,
+                        weights=None if weights is None else weights[places].tolist(),
+                    )
                     if len(chosen)
                     else None
                 )

@@ -22,6 +22,7 @@ from gaguide.study.analysis import (
     loss_costs,
 )
 from gaguide.study.compare import compare, find_contrasts, means
+from gaguide.study.crate import write_study_crate
 from gaguide.study.evaluated import (
     count_parameters,
     evaluation_fingerprints,
@@ -71,6 +72,7 @@ def collect(grid: Grid) -> StudyRecords:
     if not cells:
         records = replace(records, left_out=tuple(left))
         write_tables(grid.folder, records)
+        write_study_crate(grid, records)
         return records
     results = [row for one in cells for row in results_of(one)]
     contrasts = find_contrasts(grid, cells)
@@ -93,6 +95,7 @@ def collect(grid: Grid) -> StudyRecords:
         head_verdicts=tuple(head_verdicts(removed)),
     )
     write_tables(grid.folder, complete)
+    write_study_crate(grid, complete)
     return complete
 
 

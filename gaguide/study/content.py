@@ -24,7 +24,8 @@ from gaguide.model.content import file_record, folder_record, model_files
 _WORDS_ONLY = {
     name: True
     for name in (
-        "summary", "source", "license", "shows", "hides", "group", "lm_eval", "paper", "sha256", "spans"
+        "summary", "source", "license", "doi", "shows", "hides", "group", "lm_eval", "paper", "sha256",
+        "spans",
     )
 } | {"files": {"__all__": {"also": True, "sha256": True}}}  # fmt: skip
 """Fields of a task that no score depends on."""

@@ -96,11 +96,11 @@ def _row(cells: list[CellCost], known: Spread) -> list[str]:
     if found is None:
         return [seeds, str(cost.cell.ranks), tokens, str(cost.problem)]
     needed = f"{found.needed / _GIB:.1f} of {found.capacity / _GIB:.0f}" + ("" if found.fits else " !")
-    speed = found.tokens_per_second
+    slow, fast = known.speeds(found.tokens_per_second)
     speeds = (
-        f"{speed * known.slowest:,.3g} to {speed * known.fastest:,.3g}"
-        if speed < 1000
-        else (f"{speed * known.slowest / 1000:,.0f} to {speed * known.fastest / 1000:,.0f} thousand")
+        f"{slow:,.3g} to {fast:,.3g}"
+        if found.tokens_per_second < 1000
+        else f"{slow / 1000:,.0f} to {fast / 1000:,.0f} thousand"
     )
     hours = "?" if found.gpu_hours is None else _hours(found.gpu_hours * len(cells), known)
     return [seeds, str(cost.cell.ranks), tokens, needed, speeds, hours]
@@ -134,7 +134,7 @@ def _measuring(grid: Grid, gpu: str, known: Spread) -> Iterator[str]:
 
 def _hours(hours: float, known: Spread) -> str:
     """GPU-hours as a range."""
-    low, high = hours / known.fastest, hours / known.slowest
+    low, high = known.times(hours)
     if high < 0.01:
         return "< 0.01"
     return " to ".join(f"{each:,.0f}" if each >= 100 else f"{each:.2g}" for each in (low, high))

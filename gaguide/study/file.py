@@ -124,6 +124,15 @@ class AblationSection(_Section):
     """Of the choice of controls and of resampling."""
 
 
+class AuthorSection(_Section):
+    name: str
+    """Given and family name."""
+    orcid: Annotated[str, Field(pattern=r"^https://orcid\.org/(\d{4}-){3}\d{3}[\dX]$")] | None = None
+    """ORCID, as https://orcid.org/…"""
+    affiliation: str | None = None
+    """Institution."""
+
+
 Sizes = Annotated[SizeSection, BeforeValidator(_from_model)]
 Experiments = Annotated[ExperimentSection, BeforeValidator(_from_name)]
 
@@ -184,6 +193,10 @@ class StudyConfig(_Section):
     merged with the file's."""
     budget: str | None = None
     """The budget in force; null takes the file unchanged."""
+    authors: tuple[Annotated[AuthorSection, BeforeValidator(_from_name)], ...] = ()
+    """Who made the study, for ro-crate-metadata.json."""
+    license: str | None = None
+    """Licence of the study's records, as an address or in words, for ro-crate-metadata.json."""
     keep_checkpoints: bool = False
     """Keep the checkpoints of finished cells; exported models are always kept."""
 

@@ -29,6 +29,7 @@ from gaguide.shipped import DEEPSPEED_JSONS
 from gaguide.study.content import ContentHashes, StudyTasks, read_task_contents
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
 from gaguide.study.identity import ablation_id, data_identity, evaluation_id, material_settings, short_hash
+from gaguide.trackers import SECTIONS as TRACKERS
 
 Role = Literal["base", "original", "tuned"]
 _BASE = "base"
@@ -239,8 +240,8 @@ class _GridBuilder:
         if experiment.name in self.chosen:
             return {**self.study.guidance, **self.chosen[experiment.name]}
         if experiment.name not in EXPERIMENTS:
-            known = suggestion(experiment.name, [ORIGINAL, *EXPERIMENTS, *self.chosen])
-            remedy = f"{known} Or give it a guidance section"
+            known = [ORIGINAL, *EXPERIMENTS, *self.chosen]
+            remedy = suggestion(experiment.name, known, otherwise="give it a guidance section")
             self._report(Fault("experiments", "is not a built-in experiment", remedy, experiment.name))
         if experiment.name != FINETUNED:
             return {**self.study.guidance, "experiment": experiment.name}
@@ -325,8 +326,10 @@ class _GridBuilder:
         return Path(given)
 
     def _ds_content(self, path: Path) -> Any:
+        """The DeepSpeed JSON as far as it decides a training: not where its numbers are shown."""
         if path not in self._ds_contents:
-            self._ds_contents[path] = self.faults.attempt(load_deepspeed_json, path)
+            content = self.faults.attempt(load_deepspeed_json, path) or {}
+            self._ds_contents[path] = {key: of for key, of in content.items() if key not in TRACKERS}
         return self._ds_contents[path]
 
 

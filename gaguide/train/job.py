@@ -66,7 +66,8 @@ class Job:
     @property
     def companions(self) -> Companions:
         """What an export of the run holds besides the weights."""
-        return Companions(self.model.config, self.corpus.tokenizer, self.model.generation, self.adapter)
+        model = self.model
+        return Companions(model.config, self.corpus.tokenizer, model.generation, self.adapter, model.licenses)
 
     @property
     def added(self) -> int:

@@ -27,6 +27,7 @@ from gaguide.guidance import guide, marked
 from gaguide.log import say
 from gaguide.model import adapt_to, build_model, checkpoint_activations, shape_of
 from gaguide.model.freeze import freeze
+from gaguide.model.precision import PRECISIONS, torch_dtype
 from gaguide.train.device import available_memory
 from gaguide.train.job import Job
 from gaguide.train.preflight import complete_json
@@ -143,7 +144,8 @@ class _Trial:
 
     def _pass(self, size: int, device: torch.device) -> None:
         job = self.job
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.deepspeed.precision, torch.float32)
+        precision = job.deepspeed.precision  # under autocast the weights are fp32
+        dtype = torch_dtype(precision) if precision in PRECISIONS else torch.float32
         memory = estimate(job, size, self.world)
         # The trial itself holds weights and gradients; the rest of training's states is reserved.
         shape = shape_of(job.model.config)
@@ -156,7 +158,7 @@ class _Trial:
         if job.adapter is not None:
             job.adapter.add_to(model, job.run.seed)
         model = model.to(device=device, dtype=dtype)
-        adapt_to(model, device, job.deepspeed.precision)
+        adapt_to(model, device, precision)
         if job.run.train.gradient_checkpointing:
             checkpoint_activations(model)
         ids = torch.zeros(size, job.run.data.block_length, dtype=torch.int64, device=device)

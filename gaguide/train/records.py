@@ -14,32 +14,37 @@ import numpy as np
 from gaguide.config import dump_config
 from gaguide.distributed import World
 from gaguide.engine.engine import Engine
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, mask_all
 from gaguide.files import write_json, write_text
 from gaguide.guidance import Measurement
 from gaguide.log import MetricsFile, StepLine, read_metrics, say
+from gaguide.trackers import Trackers
 from gaguide.train.clock import Clock
 from gaguide.train.job import Job
 from gaguide.train.step import StepNumbers
+from gaguide.train.tracking import tracked_run
 
 METRICS, VALIDATION, EVALUATIONS, SKIPPED = "metrics", "validation", "evaluations", "skipped"
 
 
 class RunRecords:
-    """The files NAME.jsonl of a run's output folder, its console and its monitors.
+    """The files NAME.jsonl of a run's output folder, its console, its monitors and its trackers.
 
     Only rank 0 writes; on the other ranks every method returns at once.
     """
 
-    def __init__(self, job: Job, world: World, engine: Engine) -> None:
-        self.job, self.world, self.engine = job, world, engine
+    def __init__(self, job: Job, world: World, engine: Engine, trackers: Trackers) -> None:
+        self.job, self.world, self.engine, self.trackers = job, world, engine, trackers
         self.clock = Clock()
         self._files: dict[str, MetricsFile] = {}
 
-    def open(self, done: int, resumed: bool, origin: Path | None = None) -> None:
+    def open(
+        self, done: int, resumed: bool, origin: Path | None = None, evaluation: str | None = None
+    ) -> None:
         """Write the run's configuration, and truncate the records of an earlier start to step `done`.
 
         `origin` is the folder of another run that is continued here: its records are copied first.
+        `evaluation` is the measure of the evaluation during training.
 
         Raises a `UserError` where nothing can be written.
         """
@@ -52,7 +57,7 @@ class RunRecords:
                     if (origin / f"{name}.jsonl").exists():
                         shutil.copyfile(origin / f"{name}.jsonl", output / f"{name}.jsonl")
             write_text(output / "config.yaml", dump_config(job.run, masked=True))
-            write_json(output / "deepspeed.json", job.deepspeed.settings)
+            write_json(output / "deepspeed.json", mask_all(job.deepspeed.settings))
             self._open_file(METRICS, done)
             # Step 0 is the untrained model: a run that starts over writes its record again.
             self._open_file(VALIDATION, done if resumed else -1)
@@ -66,6 +71,8 @@ class RunRecords:
                 Fault("output", problem, "make room, or choose another folder", str(output))
             ) from None
         self.engine.resume_monitors(done * job.batch.global_batch)
+        if self.trackers:
+            self.trackers.start(tracked_run(job, evaluation))
         if resumed:
             records = read_metrics(output / f"{METRICS}.jsonl")
             self.clock.total = max((float(record.get("seconds") or 0) for record in records), default=0.0)
@@ -103,6 +110,7 @@ class RunRecords:
         }
         self._files[METRICS].append(record)
         self.engine.write_monitors(record, step * job.batch.global_batch)
+        self.trackers.notify()
         say(StepLine(job.total_steps).format(record))
 
     def dropped(self, step: int, rate: float) -> None:
@@ -122,6 +130,7 @@ class RunRecords:
         if not self.world.is_main:
             return
         self._files[VALIDATION].append({"step": step, "measure": self.job.measure, **measured.as_record()})
+        self.trackers.notify()
         mass = measured.guided_attention
         attention = "" if mass is None else f", attention {mass:.3f}"
         say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")
@@ -131,6 +140,7 @@ class RunRecords:
         if not self.world.is_main:
             return
         self._files[EVALUATIONS].append({"step": step, "measure": measure, **record})
+        self.trackers.notify()
         firsts = {name: next(iter(task["metrics"].items())) for name, task in record["tasks"].items()}
         shown = ", ".join(f"{name} {metric} {of['value']:.4f}" for name, (metric, of) in firsts.items())
         say(f"evaluated after step {step}: {shown}")

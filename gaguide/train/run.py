@@ -20,7 +20,7 @@ from gaguide.engine.build import build_engine
 from gaguide.engine.fp32_state import fp32_state
 from gaguide.engine.heap import separate_large_tensors
 from gaguide.engine.monitors import configure_wandb
-from gaguide.errors import DivergedError, Fault, UserError, first_line
+from gaguide.errors import DivergedError, Fault, PreemptedError, UserError, first_line
 from gaguide.files import write_text
 from gaguide.guidance import Guidance, guide
 from gaguide.liveness.preemption import Preemption
@@ -29,6 +29,8 @@ from gaguide.log import SlowWork, say
 from gaguide.model import build_model
 from gaguide.model.content import ADAPTER_FOLDER
 from gaguide.publish import CARD, read_own_card, write_card
+from gaguide.trackers import Trackers
+from gaguide.trackers.tracker import Status
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
 from gaguide.train.output import claim_output
@@ -50,14 +52,18 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
         watchdog.mark(0, "waiting for the first shards", patience=10)
         # A source has no blocks before its first shards are built.
         raise_together(lambda: len(job.corpus.held_out))
-        with preemption:
-            outcome = _optimize(job, world, preemption, watchdog, evaluation)
+        with preemption, _tracked(job, world) as trackers:
+            outcome = _optimize(job, world, preemption, watchdog, evaluation, trackers)
             gc.collect()  # the export needs room for a whole model where the engine had its part
             exported = job.output / "model"
             watchdog.mark(job.total_steps, "exporting the model", patience=4)
             with SlowWork("exporting the model", shown=world.is_main):
                 raise_together(lambda: _export(job, world, outcome, exported))
             diverged = broadcast(explain_divergence(job, outcome.dropped_steps) if world.is_main else None)
+            status: Status = "finished" if diverged is None else "diverged"
+            watchdog.mark(job.total_steps, "sending the last numbers to trackers", patience=4)
+            limit = job.run.train.hang_timeout or None
+            raise_together(lambda: trackers.close(status, (job.output / "summary.json",), limit))
     claim.release()
     if diverged is not None:
         raise DivergedError(diverged)
@@ -78,20 +84,39 @@ def _background_build(job: Job, world: World) -> Iterator[None]:
             building.stop()
 
 
+@contextmanager
+def _tracked(job: Job, world: World) -> Iterator[Trackers]:
+    """The run's trackers, which are ended where the block raises."""
+    trackers = Trackers(job.deepspeed.settings, world.is_main)
+    try:
+        yield trackers
+    except PreemptedError:  # on all ranks together, so that launchers do not end the one that sends
+        raise_together(lambda: trackers.close("stopped"))
+        raise
+    except BaseException:
+        trackers.close("failed")
+        raise
+
+
 def _optimize(
-    job: Job, world: World, preemption: Preemption, watchdog: Watchdog, evaluation: Evaluation | None
+    job: Job,
+    world: World,
+    preemption: Preemption,
+    watchdog: Watchdog,
+    evaluation: Evaluation | None,
+    trackers: Trackers,
 ) -> _Outcome:
     """Do all steps."""
     watchdog.mark(0, "building the model", patience=4)
     if world.is_main:
-        configure_wandb(job.deepspeed, job.output, job.run.name)
+        configure_wandb(job.deepspeed, job.output, job.run.name, job.fingerprint)
     with separate_large_tensors():
         with SlowWork(f"loading model {job.run.model.name}", shown=world.is_main):
             model = raise_together(lambda: _build(job))
         with SlowWork("building the engine (DeepSpeed may compile ops)", shown=world.is_main):
             engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
     with guided(engine.module, job) as guidance:
-        trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation)
+        trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation, trackers)
         trainer.resume()
         for step in trainer.steps_left():
             trainer.step(step)

@@ -35,7 +35,7 @@ def write_summary(
     made_by = {
         "world_size": world.size,
         "zero_stage": job.deepspeed.zero_stage,
-        "versions": _versions(),
+        "versions": versions(),
         "fingerprints": {
             "run": job.fingerprint,
             "code": code_fingerprint(),
@@ -104,7 +104,8 @@ def validation_at(job: Job, step: int) -> dict[str, Any] | None:
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the packages that training depends on, of Python, and the commit of gaguide's checkout."""
     commit = code_commit()
     found = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     return found if commit is None else found | {"commit": commit}

@@ -18,6 +18,7 @@ from gaguide.guidance import Guidance, weight_factor
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
 from gaguide.log import SlowWork, say
+from gaguide.trackers import Trackers
 from gaguide.train.evaluating import Evaluation, undisturbed
 from gaguide.train.job import Job
 from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
@@ -49,6 +50,7 @@ class Trainer:
         preemption: Preemption,
         watchdog: Watchdog,
         evaluation: Evaluation | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
         self.preemption, self.watchdog, self.evaluation = preemption, watchdog, evaluation
@@ -57,7 +59,7 @@ class Trainer:
         self.store = CheckpointStore(
             job.output / "checkpoints", world, checkpoint.keep, checkpoint.keep_best, job.measure
         )
-        self.records = RunRecords(job, world, engine)
+        self.records = RunRecords(job, world, engine, trackers or Trackers({}, world.is_main))
         self.inputs = StepInputs(job, world, engine, guidance, preemption, watchdog)
         self.done = 0
         """Optimizer steps done."""
@@ -85,7 +87,8 @@ class Trainer:
             self._load(read_manifest(self.job.model.checkpoint), self.job.model.checkpoint)
             self.engine.reset_counters()
         self.started_at = self.done
-        raise_together(lambda: self.records.open(self.done, found is not None, origin))
+        measure = None if self.evaluation is None else self.evaluation.measure
+        raise_together(lambda: self.records.open(self.done, found is not None, origin, measure))
         stop = self._is_stop_requested()
         if not stop and self.done < self.job.total_steps:  # after the last step, `finish` measures
             stop = self._measure_if_due()

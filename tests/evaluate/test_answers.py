@@ -9,6 +9,7 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.results.agreement import balanced_accuracy, brier, calibration_error, matthews
 from gaguide.evaluate.results.answers import class_answers, entropy, uninformative
 from gaguide.evaluate.results.intervals import proportion
+from gaguide.evaluate.results.markdown import results_markdown
+from gaguide.evaluate.results.metric_names import MARK_NOTES
 from gaguide.evaluate.results.metrics import find_uninformative, score_example, score_number, summarize
 from gaguide.evaluate.results.table import print_table
 from gaguide.evaluate.tasks.example import Example
@@ -191,8 +194,28 @@ def test_a_constant_answer_is_said_in_every_file(gpt2_folder: Path, tmp_path: Pa
     assert (found["answers"]["texts"]["chosen_entropy"], found["answers"]["texts"]["right_entropy"]) == (0, 1)
     markdown = (tmp_path / "out" / "results.md").read_text()
     assert "| 0.5000‡ |" in markdown and why in markdown
+    assert markdown.count("‡ One answer") == 1
     harness = json.loads((tmp_path / "out" / "results_lm_eval.json").read_text())
     assert harness["uninformative"]["balanced"]["acc"]["why"] == why
+
+
+def test_a_footnote_stands_once_below_tasks_and_their_parts() -> None:
+    metric = {"value": 0.5, "low": 0.4, "high": 0.6}
+    doubt = {"acc": {"reason": "constant", "why": "because"}}
+    part = {"count": 5, "metrics": {"acc": metric}, "constant": None, "same_as_original": None}
+    task = {"count": 10, "chance": 0.5, "metrics": {"acc": metric}}
+
+    def notes(of_task: dict[str, Any], of_part: dict[str, Any]) -> list[int]:
+        parts = {"first": part | {"uninformative": of_part}}
+        tasks = {"quiz": task | {"uninformative": of_task, "parts": parts}}
+        markdown = results_markdown({"model": "m", "tasks": tasks})
+        return [markdown.count(note) for note in MARK_NOTES.values()]
+
+    assert notes(doubt, doubt) == [1, 0]
+    assert notes({}, doubt) == [1, 0]
+    assert notes(doubt, {}) == [1, 0]
+    assert notes({}, {}) == [0, 0]
+    assert notes({}, {"other": doubt["acc"]}) == [0, 0]  # of a metric that the table of parts does not show
 
 
 def _value(row: dict[str, str], column: str) -> str:

@@ -16,6 +16,13 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import gaguide
+from gaguide.publish.citation import (
+    PAPER_AUTHORS,
+    PAPER_INSTITUTION,
+    PAPER_TITLE,
+    PAPER_URL,
+    PAPER_YEAR,
+)
 from tests.support.ranks import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
@@ -75,6 +82,13 @@ def test_the_version_has_one_source() -> None:
 
 def test_authors_are_those_of_the_citation() -> None:
     assert [author["name"] for author in PROJECT["authors"]] == [each["name"] for each in CITATION["authors"]]
+
+
+def test_the_cited_study_has_one_owner() -> None:
+    cited = CITATION["preferred-citation"]
+    authors = [(each["given-names"], each["family-names"]) for each in cited["authors"]]
+    assert (cited["title"], cited["url"], cited["year"]) == (PAPER_TITLE, PAPER_URL, PAPER_YEAR)
+    assert (tuple(authors), cited["institution"]["name"]) == (PAPER_AUTHORS, PAPER_INSTITUTION)
 
 
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])

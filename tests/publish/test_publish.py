@@ -12,10 +12,12 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from gaguide.cli.push import _score
+from gaguide.model.content import CRATE, model_files, read_content
 from gaguide.publish import CARD, read_base_model, write_card
-from gaguide.publish.card import Score, render_card
+from gaguide.publish.card import render_card
+from gaguide.publish.model_crate import write_model_crate
 from gaguide.report.run_scores import TaskScore
+from tests.support.crate import check_crate
 from tests.support.patience import patience
 from tests.support.ranks import DS_CONFIGS, TRAIN, rank_environment, run_ranks
 from tests.support.upload_hub import UploadHub, upload_hub
@@ -106,10 +108,10 @@ def test_a_card_of_the_base_that_cannot_be_read_is_no_obstacle(tmp_path: Path, c
 
 def test_scores_and_a_card_of_ones_own(run: Path, tmp_path: Path) -> None:
     mine = copy_of(run, tmp_path / "mine")
-    score = Score("a|task", "acc", 0.5, 0.4, 0.6, 100, "every answer is the same")
+    score = TaskScore("a|task", "acc", 0.5, 0.4, 0.6, 100, "high", doubt="baseline")
     assert write_card(mine, mine / "model", [score])
     text = (mine / "model" / CARD).read_text()
-    assert r"| a\|task | acc | 0.5000 (every answer is the same) | 0.4000 to 0.6000 | 100 |" in text
+    assert r"| a\|task | acc | 0.5000 (§ Not better than" in text and "| 0.4000 to 0.6000 | 100 |" in text
     assert ModelCard(text).data.eval_results[0].metric_value == 0.5
     (mine / "model" / CARD).write_text("# My own")
     assert not write_card(mine, mine / "model", [score])
@@ -119,9 +121,28 @@ def test_scores_and_a_card_of_ones_own(run: Path, tmp_path: Path) -> None:
 def test_a_constant_answer_is_said_in_the_card(run: Path, tmp_path: Path) -> None:
     mine = copy_of(run, tmp_path / "mine")
     found = TaskScore("scone", "acc", 0.5, 0.4, 0.6, 100, "high", doubt="constant")
-    write_card(mine, mine / "model", [_score(found)])
+    write_card(mine, mine / "model", [found])
     (row,) = [line for line in (mine / "model" / CARD).read_text().splitlines() if line.startswith("| scone")]
     assert "0.5000 (‡ One answer or position" in row
+
+
+def test_the_crate_of_a_model(run: Path, tmp_path: Path) -> None:
+    mine = copy_of(run, tmp_path / "mine")
+    (mine / "model" / "LICENSE").write_text("of the base model")
+    before = identity(mine / "model")
+    write_model_crate(mine, mine / "model")
+    assert identity(mine / "model") == before  # a description is no part of a model
+    entities = check_crate(mine / "model")
+    assert {"LICENSE", "config.json", "model.safetensors"} <= entities.keys()
+    prints = json.loads((run / "summary.json").read_text())["fingerprints"]
+    (made,) = [each for each in entities.values() if each["@type"] == "CreateAction"]
+    data, code = f"#data-{prints['data'][:16]}", f"#gaguide-{prints['code'][:16]}"
+    assert {"@id": data} in made["object"] and {"@id": code} in made["instrument"]
+    assert entities[data]["identifier"][0] == f"fingerprint:{prints['data']}"
+
+
+def identity(model: Path) -> list[tuple[str, str]]:
+    return [(path.name, read_content(path).sha256) for path in model_files(model)]
 
 
 def test_push_sends_the_folder_once(run: Path, tmp_path: Path) -> None:
@@ -140,6 +161,7 @@ def test_push_sends_the_folder_once(run: Path, tmp_path: Path) -> None:
         assert hub.sent == sent  # the weights were there already
         assert hub.repositories == {"me/hedged": True}
         want = {path.name for path in (mine / "model").iterdir()} - {".private"}
+        assert CRATE in want
         assert hub.files["me/hedged"].keys() == want
         for name in want:
             assert hub.files["me/hedged"][name] == (mine / "model" / name).read_bytes(), name

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from gaguide.data.build.python_reference import train_embedded_tokenizer
+from gaguide.errors import FaultCollector
+from gaguide.evaluate.tasks.locate import locate_tasks
 from gaguide.log import code_fingerprint
+from gaguide.publish.citation import PAPER_TITLE, PAPER_URL
+from gaguide.publish.crate import Crate
+from gaguide.study.analysis import WordFinder, gains
 from gaguide.study.collect import collect
 from gaguide.study.compare import compare, find_contrasts
 from gaguide.study.compare import means as collect_means
+from gaguide.study.crate import add_task
 from gaguide.study.evaluated import Evaluated, read_evaluated, results_of
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
@@ -19,6 +28,7 @@ from gaguide.study.record_files import StudyRecords, read_study
 from gaguide.study.records import HELD_OUT
 from gaguide.study.verdicts import verdicts
 from tests.study.cells import TASK, finish
+from tests.support.crate import check_crate
 
 PROMPTS = [f"The {at}th value is {'not ' if at % 2 else ''}bound, so it is" for at in range(60)]
 # The guided experiment is correct in all examples with "not", the odd ones; elsewhere as the control.
@@ -50,7 +60,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, StudyRecords]
         "name": "made-up", "output": str(folder / "out"), "sizes": SIZES, "seeds": [0, 1],
         "experiments": ["original", "finetuned", "1-negation"], "data": {"shards": "embedded"},
         "pretrain": {"tokens": 10_000}, "tokens": 10_000, "train": {"global_batch": 4}, "tasks": ["demo"],
-        "measure": "1-negation",
+        "measure": "1-negation", "license": "https://creativecommons.org/licenses/by/4.0/",
+        "authors": [{"name": "A A", "orcid": "https://orcid.org/0000-0002-1825-0097"}, "B B"],
     }  # fmt: skip
     file.write_text(yaml.safe_dump(tree))
     grid = make_grid(load_study(file, {}))
@@ -104,6 +115,61 @@ def test_gain_is_found_where_the_words_are(found: tuple[Grid, StudyRecords]) -> 
     pico = [row for row in records.changes if (row.size, row.baseline) == ("pico", "finetuned")]
     helped = [row for row in pico if (row.correct or 0) > (row.baseline_correct or 0)]
     assert len(helped) == 20 and all(row.contains == ["contrast"] for row in helped)
+
+
+def test_the_gain_of_a_loss_per_token_counts_tokens(found: tuple[Grid, StudyRecords]) -> None:
+    """Examples of three tokens lose a nat, those of one token gain one, and those of none do not count."""
+    grid, _ = found
+    cells = read_evaluated(grid)
+    (contrast,) = [
+        each
+        for each in find_contrasts(grid, cells)
+        if (each.size, each.experiment, each.baseline) == ("pico", "1-negation", "finetuned")
+    ]
+    tokens = np.asarray([(3, 3, 1, 1, 0, 0)[at % 6] for at in range(60)])
+    changed = np.select([tokens == 3, tokens == 1], [-1.0, 1.0], 9.0)
+
+    def with_loss(one: Evaluated, losses: np.ndarray) -> Evaluated:
+        examples = replace(one.examples[TASK], outcomes={"loss": losses}, weights={"loss": tokens})
+        return replace(one, examples={TASK: examples})
+
+    pairs = tuple(
+        replace(pair, now=with_loss(pair.now, changed), before=with_loss(pair.before, np.zeros(60)))
+        for pair in contrast.pairs
+    )
+    finder = WordFinder(train_embedded_tokenizer(600))
+    rows = list(gains([replace(contrast, pairs=pairs)], finder))
+    assert [(row.words, row.examples, row.gain) for row in rows] == [
+        ("with", 20, -0.5),
+        ("without", 20, -0.5),
+    ]
+
+
+def test_the_crate_describes_the_study(found: tuple[Grid, StudyRecords]) -> None:
+    grid, records = found
+    entities = check_crate(grid.folder)
+    root = entities["./"]
+    assert root["author"] == [{"@id": "https://orcid.org/0000-0002-1825-0097"}, {"@id": "#b-b"}]
+    assert root["license"] == {"@id": "https://creativecommons.org/licenses/by/4.0/"}
+    parts = {each["@id"] for each in root["hasPart"]}
+    assert "study.json" in parts and any(name.endswith("/results.parquet") for name in parts)
+    trained = [cell for cell in records.cells if cell.role == "tuned"]
+    assert {f"{cell.folder}/summary.json" for cell in trained} <= parts
+    made = [each for each in entities.values() if each["@type"] == "CreateAction"]
+    assert {each["result"]["@id"] for each in made} >= {"./", f"{trained[0].folder}/summary.json"}
+    assert any(each.get("sha256") == code_fingerprint() for each in entities.values())
+    assert entities[PAPER_URL]["name"] == PAPER_TITLE
+    assert {"@id": "#task-synthetic-negation"} in made[-1]["object"]
+
+
+def test_the_crate_cites_what_describes_a_task(tmp_path: Path) -> None:
+    crate, faults = Crate(tmp_path, "a", "b"), FaultCollector()
+    for located in locate_tasks(["neqa", "condaqa"], None, faults):
+        add_task(crate, located)
+    entities = {each["@id"]: each for each in json.loads(crate.write().read_text())["@graph"]}
+    assert entities["#task-neqa"]["citation"] == {"@id": "https://doi.org/10.48550/arXiv.2306.09479"}
+    assert entities["https://doi.org/10.18653/v1/2022.emnlp-main.598"]["@type"] == "ScholarlyArticle"
+    assert entities["#task-condaqa"]["license"] == "Apache-2.0"
 
 
 def test_the_papers_numbers_are_given_for_published_weights_only(found: tuple[Grid, StudyRecords]) -> None:

@@ -18,6 +18,7 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate.command import main as evaluate_main
 from gaguide.files import local_folder
+from gaguide.model.licenses import read_licenses
 from gaguide.train.job import Job
 from gaguide.train.preflight import prepare
 from tests.support.ranks import DS_CONFIGS
@@ -38,6 +39,9 @@ def base(embedded_shards: Path, tmp_path: Path) -> Path:
     tokenizer.model_max_length = 10**30
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    (folder / "LICENSE").write_text("what others may do")
+    (folder / "NOTICE.txt").write_text("whom to thank")
+    (folder / "licensed.txt").write_text("not a licence")
     return folder
 
 
@@ -52,7 +56,7 @@ def job(base: Path, shards: Path, output: Path, **more: str) -> Job:
     return prepare(load_config(EMBEDDED, settings | more), DS_CONFIGS / "zero2.json", World())
 
 
-def test_an_export_keeps_generation_settings_and_chat_template(
+def test_an_export_keeps_generation_settings_chat_template_and_licence(
     base: Path, embedded_shards: Path, tmp_path: Path
 ) -> None:
     companions = job(base, embedded_shards, tmp_path / "out").companions
@@ -61,6 +65,8 @@ def test_an_export_keeps_generation_settings_and_chat_template(
     folder.mkdir()
     companions.write(folder)
     assert json.loads((folder / "generation_config.json").read_text()) == GENERATION
+    assert read_licenses(folder) == {"LICENSE": b"what others may do", "NOTICE.txt": b"whom to thank"}
+    assert not (folder / "licensed.txt").exists()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
     assert tokenizer.model_max_length == 64

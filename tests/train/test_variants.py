@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import sqlite3
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from gaguide.config import dump_config, load_config
 from gaguide.cost.hardware import find_gpu
 from gaguide.distributed import World
 from gaguide.engine.config_resolved import DeepSpeedConfig
-from gaguide.engine.monitors import check_monitors, resume_monitors, write_monitors
+from gaguide.engine.monitors import check_monitors, configure_wandb, resume_monitors, write_monitors
 from gaguide.engine.ops import load_op
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
@@ -45,10 +46,18 @@ def variants(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
         monitors["wandb"] = {"enabled": True}
     monitored = {"train.peak_tflops": "0.1", "checkpoint.every": "2"}
     again = {"name": "zero2", "output": str(folder / "zero2")} | monitored
-    csv_alone = shipped("zero2", csv_monitor={"enabled": True})
+    trackers = {name: {"enabled": True} for name in ("mlflow", "trackio") if find_spec(name)}
+    monitors |= trackers
+    csv_alone = shipped("zero2", csv_monitor={"enabled": True}, **trackers)
     spec = {
         "zero2": {"ds": shipped("zero2", **monitors), "run": monitored},
         "zero2-from-2": {"ds": csv_alone, "run": again, "forget": "step-00000004"},
+        "over": {"ds": shipped("zero2", csv_monitor={"enabled": True})},
+        "over-again": {
+            "ds": shipped("zero2", csv_monitor={"enabled": True}),
+            "run": {"name": "over", "output": str(folder / "over")},
+            "forget": "step-00000004",
+        },
         "one-batch": {"ds": shipped("zero2"), "run": {"train.micro_batch": "2"}},
         "offload": {"ds": shipped("zero2_offload")},
         "autocast": {"ds": shipped("zero0", torch_autocast={"enabled": True, "dtype": "bfloat16"})},
@@ -72,6 +81,7 @@ def variants(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "CXX": "/nowhere/c++",
         "TORCH_EXTENSIONS_DIR": str(folder / "ops"),
         "WANDB_MODE": "offline",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     arguments = [str(embedded_shards), str(folder), str(folder / "spec.json")]
     done = run_ranks(SCRIPT, arguments, environment=environment)
@@ -171,6 +181,61 @@ def test_wandb_receives_the_recorded_numbers(variants: tuple[Path, str]) -> None
             assert json.dumps(record[name]).encode() in content, (name, record["step"])
 
 
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="pip install 'gaguide[mlflow]'")
+def test_mlflow_has_the_records_of_a_resumed_run_once(variants: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    folder = variants[0] / "zero2"
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'monitor' / 'mlflow.db'}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "gaguide"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["train.global_batch"] == "4"
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "run")}
+    assert files == {"run/config.yaml", "run/deepspeed.json", "run/summary.json"}
+    for name in ("loss", "guidance_loss", "grad_norm"):
+        history = client.get_metric_history(run.info.run_id, f"train/{name}")
+        assert sorted((each.step, each.value) for each in history) == [
+            (record["step"], record[name]) for record in read_metrics(folder / "metrics.jsonl")
+        ]
+    held_out = client.get_metric_history(run.info.run_id, "validation/lm_loss")
+    assert sorted((each.step, each.value) for each in held_out) == [
+        (record["step"], record["lm_loss"]) for record in read_metrics(folder / "validation.jsonl")
+    ]
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="pip install 'gaguide[trackio]'")
+def test_trackio_has_the_records_of_a_resumed_run_once(variants: tuple[Path, str]) -> None:
+    folder = variants[0] / "zero2"
+    with sqlite3.connect(folder / "monitor" / "trackio" / "gaguide.db") as connection:
+        rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert len({name for name, _, _ in rows}) == 1 and rows[0][0].startswith("zero2-")
+    found = [
+        (step, numbers["train/loss"])
+        for _, step, text in rows
+        if "train/loss" in (numbers := json.loads(text))
+    ]
+    assert found == [(record["step"], record["loss"]) for record in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_a_resume_continues_the_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless its settings have changed; an id that the user gives is left alone."""
+    config = DeepSpeedConfig({"wandb": {"enabled": True}})
+
+    def id_of(settings: str) -> str:
+        for name in ("WANDB_DIR", "WANDB_NAME", "WANDB_RUN_ID", "WANDB_RESUME"):
+            monkeypatch.setenv(name, "")  # so that it is restored after the test
+            monkeypatch.delenv(name)
+        configure_wandb(config, tmp_path, "run", settings)
+        assert os.environ["WANDB_RESUME"] == "allow"
+        return os.environ["WANDB_RUN_ID"]
+
+    first = id_of("one")
+    assert id_of("one") == first != id_of("two")
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    configure_wandb(config, tmp_path, "run", "three")
+    assert os.environ["WANDB_RUN_ID"] == "mine"
+
+
 def test_wandb_without_a_login_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
@@ -190,6 +255,16 @@ def test_a_monitor_that_cannot_write_ends_no_run(capsys: pytest.CaptureFixture[s
     for samples in (4, 8):
         write_monitors(engine, {"loss": 1.0}, samples)
     assert capsys.readouterr().out.count("cannot write (No space left on device)") == 1
+
+
+def test_a_run_that_starts_over_writes_its_csv_files_once(variants: tuple[Path, str]) -> None:
+    records = read_metrics(variants[0] / "over" / "metrics.jsonl")
+    with (variants[0] / "over" / "monitor" / "over" / "Train_loss.csv").open() as file:
+        heading, *rows = csv.reader(file)
+    assert heading == ["step", "loss"]
+    assert [(int(at), float(loss)) for at, loss in rows] == [
+        (4 * one["step"], one["loss"]) for one in records
+    ]
 
 
 def test_every_record_has_memory_utilisation_and_time_left(variants: tuple[Path, str]) -> None:

@@ -97,6 +97,6 @@ class SeenFields:
             option, content = "--spans", "spans"
         names = list(self._names)
         near = suggestion(wanted, names)
-        known = "" if near.startswith("known") else f"; the fields are {', '.join(names[:20])}"
+        known = "" if near.startswith("known") else f" The fields are {', '.join(names[:20])}"
         problem = f"no row at the start of {file.url} has this field"
         return Fault(option, problem, f"name the field that holds the {content}: {near}{known}", wanted)

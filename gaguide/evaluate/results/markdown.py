@@ -19,9 +19,6 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     parts = list(_part_rows(results["tasks"]))
     if parts:
         lines += ["", _line(_PARTS), _line(["---"] * len(_PARTS)), *map(_line, parts)]
-        lines += [
-            f"\n{note}" for mark, note in MARK_NOTES.items() if any(MARKS[mark] in one[4] for one in parts)
-        ]
     return "\n".join([*lines, *_notes(results["tasks"])]) + "\n"
 
 
@@ -43,8 +40,11 @@ def _group_rows(groups: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _notes(tasks: Mapping[str, Any]) -> list[str]:
-    """A footnote for each mark, and why each marked number has it."""
+    """One footnote for each mark in either table, and why each number of a task has it."""
     lines = []
+    parts = [part for task in tasks.values() for part in task.get("parts", {}).values()]
+    doubts = [part["uninformative"].get(next(iter(part["metrics"]))) for part in parts]
+    of_parts = {doubt["reason"] for doubt in doubts if doubt is not None}
     for reason, note in MARK_NOTES.items():
         whys: dict[str, list[str]] = {}
         for name, task in tasks.items():
@@ -53,6 +53,8 @@ def _notes(tasks: Mapping[str, Any]) -> list[str]:
                     whys.setdefault(f"{name}: {one['why']}", []).append(metric)
         if whys:
             lines += ["", note, "", *(f"- {why} ({', '.join(names)})" for why, names in whys.items())]
+        elif reason in of_parts:
+            lines += ["", note]
     return lines
 
 

@@ -95,8 +95,9 @@ def print_parts(results: Results, console: Console | None = None) -> None:
     if table.rows:
         console = console or _console()
         console.print(table)
+        shown = {one.reason for task in results.tasks.values() for one in task.uninformative.values()}
         for reason, note in MARK_NOTES.items():
-            if reason in reasons:
+            if reason in reasons - shown:  # below the table of tasks already
                 console.print(Text(note), soft_wrap=True)
 
 

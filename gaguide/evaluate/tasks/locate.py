@@ -104,15 +104,9 @@ def _locate(name: str, data_folder: Path | None, registry: Registry) -> list[Loc
         return _in_group(name, data_folder)
     if name in built_in_tasks():
         return [_built_in(built_in_tasks()[name], data_folder)]
-    remedy = suggestion(name, [*groups(), *built_in_tasks(), *registry.names])
-    raise UserError(
-        Fault(
-            "--tasks",
-            "must be a file, folder, task or group",
-            f"{remedy} Or give a folder, or a .jsonl, .csv or .yaml file",
-            name,
-        )
-    )
+    known = [*groups(), *built_in_tasks(), *registry.names]
+    remedy = suggestion(name, known, otherwise="give a folder, or a .jsonl, .csv or .yaml file")
+    raise UserError(Fault("--tasks", "must be a file, folder, task or group", remedy, name))
 
 
 def _in_folder(folder: Path, registry: Registry) -> list[LocatedTask]:

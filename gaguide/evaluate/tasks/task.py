@@ -94,6 +94,8 @@ class Task(BaseModel):
     """Where the data are published."""
     license: str | None = None
     """The data's licence, as its publishers state it."""
+    doi: str | None = Field(default=None, pattern=r"^10\.\d{4,9}/\S+$")
+    """DOI of the data, or of the paper that describes them."""
     shows: str = ""
     """What a good score shows, for people."""
     hides: str = ""

@@ -1,0 +1,108 @@
+"""The RO-Crate of a study: its records, and the text, models, tasks and software that they came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gaguide.errors import FaultCollector
+from gaguide.evaluate.tasks.locate import LocatedTask, files_hash, locate_tasks, split_names
+from gaguide.files import hash_file
+from gaguide.publish.base import BaseModel
+from gaguide.publish.citation import doi_url
+from gaguide.publish.crate import Crate
+from gaguide.study.grid import Cell, Grid
+from gaguide.study.record_files import STUDY, StudyRecords, tables_folder
+from gaguide.study.state import read_summary
+
+_RECORDS = (
+    "config.yaml", "deepspeed.json", "summary.json", "metrics.jsonl", "validation.jsonl", "evaluations.jsonl",
+    "skipped.jsonl", "evaluation/results.json", "ablation/ablation.json",
+)  # fmt: skip
+"""A cell's records; its models and checkpoints are identified by what they were made from."""
+
+
+def write_study_crate(grid: Grid, records: StudyRecords) -> Path:
+    """Write ro-crate-metadata.json into the study's folder."""
+    study = grid.study
+    crate = Crate(
+        grid.folder,
+        f"study {study.name}",
+        f"{len(study.sizes)} sizes, {len(study.experiments)} experiments and {len(study.seeds)} seeds of "
+        "attention-guided training, evaluated on the same tasks.",
+        study.license,
+    )
+    authors = [_author(crate, name) for name in study.authors]
+    if authors:
+        crate.root["author"] = authors
+    for path in [grid.folder / STUDY, *sorted(tables_folder(grid.folder).glob("*.*"))]:
+        if path.is_file():
+            crate.add_file(path)
+    tasks = [add_task(crate, located) for located in _located(grid)]
+    software = _software(crate, records)
+    for cell in grid.cells:
+        _add_cell(crate, grid, cell, tasks)
+    tables = [{"@id": each["@id"]} for each in crate.root["hasPart"]]
+    crate.add_action("collection of the study", "./", [*tasks, *tables], software)
+    return crate.write()
+
+
+def _author(crate: Crate, author: Any) -> dict[str, str]:
+    place = author.orcid or f"#{author.name.replace(' ', '-').lower()}"
+    return crate.add(
+        {"@id": place, "@type": "Person", "name": author.name, "affiliation": author.affiliation}
+    )
+
+
+def _software(crate: Crate, records: StudyRecords) -> list[dict[str, str]]:
+    provenance = records.provenance
+    code = provenance["code"]
+    return crate.add_software(provenance["versions"], code["sha256"], code["commit"])
+
+
+def _add_cell(crate: Crate, grid: Grid, cell: Cell, tasks: list[dict[str, str]]) -> None:
+    """A cell's records, and what its model was trained on and from."""
+    folder, summary = grid.path(cell), read_summary(grid.path(cell))
+    for name in _RECORDS:
+        if (folder / name).is_file():
+            crate.add_file(folder / name)
+    if not summary:
+        return
+    prints, versions = summary.get("fingerprints") or {}, summary.get("versions") or {}
+    made_of = []
+    if summary.get("base_model"):
+        made_of.append(crate.add_model(BaseModel.from_record(summary["base_model"])))
+    if "data" in prints:
+        made_of.append(crate.add_data(prints["data"], summary.get("sources") or (), prints.get("tokenizer")))
+    software = crate.add_software(versions, prints.get("code"), versions.get("commit"))
+    summary_file = (folder / "summary.json").relative_to(grid.folder).as_posix()
+    crate.add_action(f"training and evaluation of {cell.id}", summary_file, [*made_of, *tasks], software)
+
+
+def _located(grid: Grid) -> list[LocatedTask]:
+    faults = FaultCollector()  # what is wrong with tasks was reported before the study ran
+    data = Path(grid.study.task_data).expanduser() if grid.study.task_data else None
+    return locate_tasks(split_names(grid.study.tasks), data, faults)
+
+
+def add_task(crate: Crate, located: LocatedTask) -> dict[str, str]:
+    """Add a task's data: where they are published, under which licence, described where."""
+    task = located.task
+    citation = None
+    if task.doi is not None:
+        citation = crate.add(
+            {"@id": doi_url(task.doi), "@type": "ScholarlyArticle", "identifier": doi_url(task.doi)}
+        )
+    hub = f"https://huggingface.co/datasets/{task.hub}" if task.hub else None
+    return crate.add(
+        {
+            "@id": f"#task-{task.name}",
+            "@type": "Dataset",
+            "name": task.name,
+            "description": task.summary,
+            "url": task.source or hub,
+            "license": task.license,
+            "sha256": files_hash([hash_file(path) for path in located.paths if path.is_file()]),
+            "citation": citation,
+        }
+    )

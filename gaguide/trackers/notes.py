@@ -1,0 +1,27 @@
+"""What a run keeps of its run in a tracker, in its folder `monitor`, so that a resume finds it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gaguide.files import write_json
+
+
+def read_note(place: Path, section: str) -> dict[str, Any]:
+    """`id` and `settings` as kept; empty where nothing was kept."""
+    try:
+        found = json.loads(_file(place, section).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_note(place: Path, section: str, id: str, settings: str) -> None:
+    """Keep the id, and the hash of the settings under which it was used."""
+    write_json(_file(place, section), {"id": id, "settings": settings})
+
+
+def _file(place: Path, section: str) -> Path:
+    return place / f"{section}.json"

@@ -1,0 +1,39 @@
+"""A run as trackers are told of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import yaml
+
+from gaguide.config import dump_config
+from gaguide.log import code_commit, code_fingerprint
+from gaguide.trackers import TrackedRun
+from gaguide.train.job import Job
+from gaguide.train.summary import versions
+
+
+def tracked_run(job: Job, evaluation: str | None) -> TrackedRun:
+    """The run of `job`; `evaluation` is the measure of the evaluation during training."""
+    tags = {f"version.{name}": value for name, value in versions().items()}
+    commit = code_commit()
+    if commit is not None:
+        tags["mlflow.source.git.commit"] = commit.partition(" ")[0]
+    tags |= {
+        "gaguide.output": str(job.output.resolve()),
+        "gaguide.fingerprint.run": job.fingerprint,
+        "gaguide.fingerprint.code": code_fingerprint(),
+        "gaguide.fingerprint.data": job.corpus.fingerprint,
+        "gaguide.fingerprint.model": job.model.fingerprint,
+    }
+    settings = json.dumps([job.fingerprint, job.measure, evaluation])
+    return TrackedRun(
+        name=job.run.name,
+        folder=job.output,
+        settings=hashlib.sha256(settings.encode()).hexdigest(),
+        config=yaml.safe_load(dump_config(job.run, masked=True)),
+        tags=tags,
+        files=(job.output / "config.yaml", job.output / "deepspeed.json"),
+        measures={"validation": job.measure, "evaluation": evaluation},
+    )
