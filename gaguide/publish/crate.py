@@ -47,6 +47,8 @@ class Crate:
             "hasPart": [],
         }
         self.add(self.root)
+        if license is not None and "://" in license:
+            self.add({"@id": license, "@type": "CreativeWork", "name": f"Licence: {license}"})
 
     def add(self, entity: Entity) -> dict[str, str]:
         """Add an entity, once for each `@id`; returns the reference to it."""

@@ -27,7 +27,7 @@ from tests.support.ranks import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
 CITATION = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8"))
-FOR_USERS = ("mpi", "viz", "monitor", "remote", "lora", "qlora")
+FOR_USERS = ("mpi", "viz", "monitor", "mlflow", "trackio", "remote", "lora", "qlora")
 """Extras whose packages the code may import; the others are for development."""
 PART_OF_ANOTHER = {"triton": "torch"}
 """Import → the dependency that brings it: builds of torch for CUDA contain triton."""

@@ -131,7 +131,9 @@ def test_the_gain_of_a_loss_per_token_counts_tokens(found: tuple[Grid, StudyReco
 
     def with_loss(one: Evaluated, losses: np.ndarray) -> Evaluated:
         examples = replace(one.examples[TASK], outcomes={"loss": losses}, weights={"loss": tokens})
-        return replace(one, examples={TASK: examples})
+        changed = replace(one)
+        vars(changed)["examples"] = {TASK: examples}  # a cached property
+        return changed
 
     pairs = tuple(
         replace(pair, now=with_loss(pair.now, changed), before=with_loss(pair.before, np.zeros(60)))
