@@ -35,7 +35,8 @@ from gaguide.train.resume import read_manifest, refuse_changes
 from tests.support.models import CONFIGS, tiny_model
 from tests.support.ranks import DS_CONFIGS, run_ranks
 
-peft = pytest.importorskip("peft")
+# Not imported here: that takes seconds, in each process that collects tests.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
 SCRIPT = Path(__file__).parent / "variants_script.py"
 CURVES = ("loss", "lm_loss", "guidance_loss", "guided_attention", "grad_norm")
@@ -133,6 +134,8 @@ def quantized(base: Path, embedded_shards: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.processes
 def test_adapters_on_a_base_in_4_bits(quantized: Path, base: Path) -> None:
+    import peft
+
     for field in CURVES:
         assert curve(quantized / "again", field) == curve(quantized / "zero2", field)
         for one, other in zip(
@@ -197,6 +200,8 @@ def test_a_checkpoint_holds_the_adapters_alone(runs: Path, name: str) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["zero2", "bf16"])
 def test_adapter_and_merged_model_compute_the_same(runs: Path, base: Path, name: str) -> None:
+    import peft
+
     run = runs / name
     merged = AutoModelForCausalLM.from_pretrained(run / "model")
     original = AutoModelForCausalLM.from_pretrained(base)
@@ -439,6 +444,8 @@ def test_a_model_with_quantized_weights_is_refused(base: Path, embedded_shards: 
 
 
 def test_the_folder_of_an_adapter_is_not_a_model(base: Path, embedded_shards: Path, tmp_path: Path) -> None:
+    import peft
+
     model = GPT2LMHeadModel.from_pretrained(base)
     config = peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
