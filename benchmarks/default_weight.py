@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from gaguide.ports import free_port
+
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {
     "squared": [
@@ -28,8 +30,11 @@ SETTINGS = {
     "log-mass": [("mean", "indicator", weight) for weight in (0.003, 0.01, 0.03)],
     "kl": [("mean", "indicator", weight) for weight in (0.003, 0.01, 0.03)],
     "hinge": [("mean", "indicator", weight) for weight in (0.003, 0.01, 0.03)],
+    "avoid": [("mean", "indicator", weight) for weight in (0.0, 0.003, 0.01, 0.03)],
 }  # fmt: skip
-"""By loss: reduction, target, weight. `avoid` has no meaningful default on words that heads hardly see."""
+"""By loss: reduction, target, weight."""
+AVOIDED = [{"pattern": "previous-token", "heads": 0}]
+"""What `avoid` is measured on: heads of a small model hardly see the words and could not avoid them."""
 
 
 def main() -> None:
@@ -67,14 +72,11 @@ def main() -> None:
 
 
 def train(output: Path, arguments: argparse.Namespace, guidance: dict[str, str]) -> dict:
+    if guidance["loss"] == "avoid":
+        guidance = guidance | {"experiment": "finetuned", "plan": json.dumps(AVOIDED)}
     command = [
-        *(
-            str(Path(sys.executable).parent / "deepspeed"),
-            "--num_accelerators",
-            "1",
-            "--master_port",
-            "29517",
-        ),
+        *(str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "1"),
+        *("--master_port", str(free_port())),
         *(str(REPOSITORY / "launch/train.py"), "--deepspeed", str(REPOSITORY / "ds_configs/zero2.json")),
         *("--output", str(output), "--seed", str(arguments.seed), "--train.steps", str(arguments.steps)),
         *(part for name, value in guidance.items() for part in (f"--guidance.{name}", value)),

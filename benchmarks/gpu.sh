@@ -47,11 +47,12 @@ part() {
 }
 
 if [ -n "$small" ]; then
-  guidance=(--layers 2 --length 64 --repeats 2 --contenders unguided,ours-4) lengths=(--length 64 --micro-batch 1)
+  guidance=(--layers 2 --length 64 --repeats 2 --contenders unguided,tap-4,joint-4) lengths=(--length 64 --micro-batch 1)
   steps=2 groups=trainer host=(--contenders nano,ours-alone) training=(--data.block_length 64)
 else
-  compiled=unguided-compiled,ours-4-compiled,ours-12-compiled
-  guidance=(--layers 12 --batch 8 --repeats 21 --contenders "unguided,ours-4,ours-12,$compiled")
+  eager=unguided,tap-4,joint-4,tap-12,joint-12
+  compiled=unguided-compiled,tap-4-compiled,joint-4-compiled,tap-12-compiled
+  guidance=(--layers 12 --batch 8 --repeats 15 --contenders "$eager,$compiled")
   lengths=(--length 1024 --micro-batch 16)
   steps=12 groups=trainer,trainer-compiled host=() training=()
 fi
@@ -61,7 +62,8 @@ test=("$python" -m pytest -q -p no:cacheprovider)
 if [ -z "$small" ]; then
   part kernels 60 "${test[@]}" tests/guidance/test_triton.py
 fi
-part guidance 120 "$python" benchmarks/guidance.py "${guidance[@]}"
+part guidance 140 "$python" benchmarks/guidance.py "${guidance[@]}"
+part host-guidance 20 "$python" benchmarks/guidance.py host --contenders unguided,joint-4,tap-4,joint-12,tap-12
 part host 60 "$python" benchmarks/train.py host --shards embedded --steps "$((2 * steps))" "${host[@]}"
 if [ -z "$small" ]; then
   part train-eager 75 "$python" benchmarks/train.py --shards embedded --steps $steps --groups eager --no-memory "${lengths[@]}"

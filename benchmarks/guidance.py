@@ -1,16 +1,24 @@
 """The cost of guidance: step time and peak memory, compared with the unguided step and with dense maps.
 
     python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7]
-                                  [--device cpu] [--dtype fp32] [--contenders unguided,ours-4,…]
+                                  [--device cpu] [--dtype fp32] [--contenders unguided,ours-4,…] [--no-memory]
+    python benchmarks/guidance.py host [--repeats 41] [--launch 28] [--contenders unguided,joint-4,tap-4,…]
     python benchmarks/guidance.py memory [--lengths 512,1024,2048,4096,8192]
 
 The contenders run a whole training step (forward, backward, fused AdamW) of a GPT-2 with gpt2's width:
   unguided   the model's own SDPA
-  ours-N     N heads of every layer guided by gaguide
+  ours-N     N heads of every layer guided by gaguide: joint on a CPU, tap on a GPU
+  joint-N    the same, output and loss of guided heads in one operation a layer
+  tap-N      the same, the loss of all layers beside the model's own attention
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
 A name that ends in -compiled runs as `train.compile: true` does, and is compared with unguided-compiled.
-Contenders alternate in one process. Peak memory is that of one child process per contender (CPU: resident
-set, minus that before the first step; GPU: allocated). The default on a GPU is bf16.
+Contenders alternate in one process. Ratios are of wall-clock / processor time. Peak memory is that of one
+child process per contender (CPU: resident set, minus that before the first step; GPU: allocated). The
+default on a GPU is bf16.
+
+`host` runs them with gpt2's layers and heads on tensors so small that nearly all time is the host's, one
+thread. Without a GPU a launch of a Triton kernel is a wait of --launch microseconds (28 measured for torch
+2.13 and Triton 3.9), and the kernels compute nothing: the ratios are those of a GPU that waits for its host.
 """
 
 from __future__ import annotations
@@ -22,9 +30,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import torch
@@ -38,13 +48,22 @@ from gaguide.model import adapt_to, fuse_activations
 from gaguide.model.packed import use_packed_attention
 
 COMPILED = "-compiled"
+KINDS = {"ours": "auto", "joint": "joint", "tap": "tap"}
+"""Contender → method of guidance."""
+Shape = tuple[GPT2Config, int, int, str, str]
+"""Configuration, sequences, tokens, device and dtype."""
+Seconds = tuple[float, float]
+"""Wall-clock and processor time of a step."""
 WORDS = frozenset(range(100, 600))  # about one token in a hundred, as the contrast set in English
 
 
-def model_of(layers: int, length: int, attention: str, device: str, dtype: str) -> GPT2LMHeadModel:
+def config_of(layers: int, length: int, **others: int) -> GPT2Config:
+    return GPT2Config(n_layer=layers, n_positions=length, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0, **others)
+
+
+def model_of(config: GPT2Config, attention: str, device: str, dtype: str) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=layers, n_positions=length, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
-    model = GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(deepcopy(config))
     model.set_attn_implementation(attention)
     model.loss_type = "ForCausalLM"
     fuse_activations(model)  # as training does
@@ -52,19 +71,19 @@ def model_of(layers: int, length: int, attention: str, device: str, dtype: str) 
     return model.to(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).train()
 
 
-def contender(
-    name: str, layers: int, batch: int, length: int, device: str, dtype: str, stack: ExitStack
-) -> Callable[[], None]:
+def contender(name: str, shape: Shape, stack: ExitStack) -> Callable[[], None]:
     """A function that runs one training step of the named contender."""
     base = name.removesuffix(COMPILED)
     kind, _, heads = base.partition("-")
+    config, batch, length, device, dtype = shape
     plan = GuidancePlan((Assignment(TokenSet("words", WORDS), tuple(range(int(heads or 1)))),))
-    model = model_of(layers, length, "eager" if kind == "dense" else "sdpa", device, dtype)
+    model = model_of(config, "eager" if kind == "dense" else "sdpa", device, dtype)
     packed = use_packed_attention(model)
     compiled = CompiledForward(model, True, packed) if name != base else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    ids_BT = torch.randint(0, 50257, (batch, length), generator=torch.Generator().manual_seed(1)).to(device)
-    guidance = stack.enter_context(guide(model, plan)) if kind == "ours" else None
+    generator = torch.Generator().manual_seed(1)
+    ids_BT = torch.randint(0, config.vocab_size, (batch, length), generator=generator).to(device)
+    guidance = stack.enter_context(guide(model, plan, method=KINDS[kind])) if kind in KINDS else None
 
     def step() -> None:
         if compiled is not None:
@@ -101,33 +120,81 @@ def dense_loss(maps: tuple[torch.Tensor, ...], heads: int, ids_BT: torch.Tensor)
 
 def time_steps(arguments: argparse.Namespace) -> None:
     names = arguments.contenders.split(",")
-    shape = (arguments.layers, arguments.batch, arguments.length, arguments.device, arguments.dtype)
+    numbers = (arguments.layers, arguments.batch, arguments.length, arguments.device, arguments.dtype)
     # Before this process allocates memory of the GPU.
-    memory = {name: peak_memory(name, *shape) for name in names}
+    memory = {name: peak_memory(name, *numbers) for name in names if arguments.memory}
+    shape = (config_of(arguments.layers, arguments.length), *numbers[1:])
+    show(in_turns(names, shape, arguments.repeats), memory)
+
+
+def time_host(arguments: argparse.Namespace) -> None:
+    """The same on tensors so small that the host is the limit."""
+    torch.set_num_threads(1)
+    config = config_of(12, 16, n_head=12, n_embd=24, vocab_size=2048, bos_token_id=0, eos_token_id=0)
     with ExitStack() as stack:
-        steps = {name: contender(name, *shape, stack) for name in names}
-        for _ in range(2 if compiled_names(names) else 1):  # in the second round all graphs are there
+        if arguments.device == "cpu":
+            for target, name, stub in stubs(arguments.launch * 1e-6):
+                stack.enter_context(mock.patch.object(target, name, stub))
+        shape = (config, 1, 8, arguments.device, arguments.dtype)
+        show(in_turns(arguments.contenders.split(","), shape, arguments.repeats), {})
+
+
+def stubs(seconds: float) -> Iterator[tuple[object, str, object]]:
+    """What stands for the Triton kernels without a GPU: (where, name, what)."""
+    from gaguide.guidance import backend, triton_kernels
+
+    class Waits:
+        def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+            return self.launch
+
+        def launch(self, *_: object, **__: object) -> None:
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                pass
+
+    yield backend, "is_fused", lambda *_: True
+    for name in ("forward", "backward_queries", "backward_keys"):
+        yield triton_kernels, name, Waits()
+
+
+def in_turns(names: list[str], shape: Shape, repeats: int) -> dict[str, list[Seconds]]:
+    """Seconds of every step of contenders that take turns."""
+    with ExitStack() as stack:
+        steps = {name: contender(name, shape, stack) for name in names}
+        for _ in range(3 if compiled_names(names) else 1):  # in the second round all graphs are there
             for step in steps.values():
                 step()
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(arguments.repeats):
+        seconds: dict[str, list[Seconds]] = {name: [] for name in names}
+        for _ in range(repeats):
             for name in names:
-                began = time.perf_counter()
+                began = time.perf_counter(), time.process_time()
                 steps[name]()
-                seconds[name].append(time.perf_counter() - began)
+                ended = time.perf_counter(), time.process_time()
+                seconds[name].append((ended[0] - began[0], ended[1] - began[1]))
+    return seconds
+
+
+def show(seconds: dict[str, list[Seconds]], memory: dict[str, int]) -> None:
+    """Print a table in Markdown; each contender is compared with its unguided twin."""
     print(
-        "| contender | median step | ratio of medians | median of the rounds' ratios | peak memory | ratio |"
+        "| contender | median step | processor | ratio of medians | median of the rounds' ratios | "
+        "peak memory | ratio |"
     )
-    print("|---|---|---|---|---|---|")
-    for name in names:
+    print("|---|---|---|---|---|---|---|")
+    for name, taken in seconds.items():
         twin = "unguided" + (COMPILED if name.endswith(COMPILED) else "")
-        base, base_memory = statistics.median(seconds[twin]), memory[twin]
-        paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds[twin])]
-        median, size = statistics.median(seconds[name]), memory[name]
+        wall, processor = medians(taken)
+        apart = " / ".join(f"{ours / base:.3f}" for ours, base in zip(medians(taken), medians(seconds[twin])))
+        rounds = [(a[0] / b[0], a[1] / b[1]) for a, b in zip(taken, seconds[twin])]
+        paired = " / ".join(f"{ratio:.3f}" for ratio in medians(rounds))
+        size = f"{memory[name] / 2**20:,.0f} MiB | {memory[name] / memory[twin]:.3f}" if memory else "|"
         print(
-            f"| {name} | {median:.4f} s | {median / base:.3f} | {statistics.median(paired):.3f} | "
-            f"{size / 2**20:,.0f} MiB | {size / base_memory:.3f} |"
+            f"| {name} | {1000 * wall:,.1f} ms | {1000 * processor:,.1f} ms | {apart} | {paired} | {size} |"
         )
+
+
+def medians(pairs: list[Seconds]) -> Seconds:
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
 
 
 def peak_resident() -> int:
@@ -145,8 +212,9 @@ def peak_memory(name: str, layers: int, batch: int, length: int, device: str, dt
 
 def child(name: str, layers: str, batch: str, length: str, device: str, dtype: str) -> None:
     before = psutil.Process().memory_info().rss
+    shape = (config_of(int(layers), int(length)), int(batch), int(length), device, dtype)
     with ExitStack() as stack:
-        step = contender(name, int(layers), int(batch), int(length), device, dtype, stack)
+        step = contender(name, shape, stack)
         step()
         step()
     if device == "cuda":
@@ -183,19 +251,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="time", choices=("time", "memory"))
+    parser.add_argument("what", nargs="?", default="time", choices=("time", "host", "memory"))
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--contenders", default="unguided,ours-1,ours-4,dense-1,dense-4")
+    parser.add_argument("--contenders", help="default: those of the tables in RESULTS.md")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--launch", type=float, default=28.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("fp32", "bf16"))
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--dense-up-to", type=int, default=4096)
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
-    (memory_by_length if arguments.what == "memory" else time_steps)(arguments)
+    eager = "unguided,joint-4,tap-4,joint-12,tap-12"
+    both = f"{eager},{','.join(name + COMPILED for name in eager.split(','))}"
+    default = both if arguments.what == "host" else "unguided,ours-1,ours-4,dense-1,dense-4"
+    arguments.contenders = arguments.contenders or default
+    {"time": time_steps, "host": time_host, "memory": memory_by_length}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

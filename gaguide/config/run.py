@@ -191,6 +191,9 @@ class GuidanceSection(_Section):
     """squared: the study's Eq. (2); the others, not the study's, have no reduction and no target."""
     threshold: PositiveFraction | None = None
     """Attention mass on the targets from which on the loss hinge is zero; null: 0.5."""
+    method: Literal["auto", "joint", "tap"] = "auto"
+    """joint: a guided head's output and loss from one softmax; tap: the loss beside the model's own attention
+    of all heads; auto: joint on a CPU, tap on a GPU. Losses are the same within rounding."""
 
     @model_validator(mode="before")
     @classmethod

@@ -61,6 +61,8 @@ class MemorySetup:
     """Guided heads in each guided layer."""
     guided_layers: int = 0
     """Number of guided layers."""
+    tapped: bool = False
+    """Whether the guidance loss is computed beside the model's own attention (`guidance.method`)."""
     row_block: int = 128
     """Query rows of the attention matrix that guidance computes at a time."""
     fused_attention: bool = True
@@ -281,17 +283,23 @@ def guidance_saves(shape: ModelShape, setup: MemorySetup) -> int:
     """Bytes that all guided layers save for backward in addition to what unguided layers save.
 
     The guided heads' output in fp32 with two numbers per row, from which backward computes their loss's
-    gradient, and a copy of the other heads' output; the joined output is saved anyway.
+    gradient, and a copy of the other heads' output; the joined output is saved anyway. Where they are tapped,
+    a copy of their queries and keys, which in backward its gradients follow, and four numbers per row.
     """
     guided = setup.guided_heads * shape.head_width
     rest = shape.heads * shape.head_width - guided
     if not guided:
         return 0
+    if setup.tapped:
+        per_token = 4 * guided * _PRODUCT_BYTES[setup.precision] + 4 * _FP32 * setup.guided_heads
+        return setup.tokens * per_token * setup.guided_layers
     per_token = _FP32 * (guided + 2 * setup.guided_heads) + rest * _PRODUCT_BYTES[setup.precision]
     return setup.tokens * per_token * setup.guided_layers
 
 
 def _guidance_workspace(shape: ModelShape, setup: MemorySetup) -> int:
-    """Temporary bytes of one guided layer: fp32 q, k, v and their gradients, three blocks of rows."""
+    """Temporary bytes of one guided layer in row blocks: fp32 q, k, v, their gradients, blocks of rows."""
+    if setup.tapped:
+        return 0
     blocks = 3 * _FP32 * setup.micro_batch * setup.guided_heads * setup.row_block * setup.block_length
     return setup.tokens * setup.guided_heads * shape.head_width * 6 * _FP32 + blocks

@@ -51,6 +51,8 @@ class CostRequest:
     """Where weights are kept at stage 3."""
     guided_heads: int = 0
     """Guided heads per layer, in every layer."""
+    tapped: bool = True
+    """Whether their loss is computed beside the model's own attention, as by default on GPUs."""
     tokens: int | None = None
     """Token budget of the whole training."""
     overlap: bool | None = None
@@ -96,6 +98,7 @@ class CostRequest:
             checkpointing=self.checkpointing,
             guided_heads=self.guided_heads,
             guided_layers=self.model.layers if self.guided_heads else 0,
+            tapped=self.tapped,
             row_block=rows_of_block(self.block_length),
             offload_optimizer=self.offload_optimizer,
             offload_parameters=self.offload_parameters,
@@ -153,6 +156,7 @@ def with_run(request: CostRequest, run: RunConfig, config: PretrainedConfig | No
         micro_batch=run.train.micro_batch if run.train.micro_batch != "auto" else None,
         checkpointing=run.train.gradient_checkpointing,
         guided_heads=heads,
+        tapped=run.guidance.method != "joint",
     )
 
 

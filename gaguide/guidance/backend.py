@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -15,11 +15,11 @@ from functools import cache
 import torch
 
 from gaguide.guidance.kernel import Numbers
-from gaguide.guidance.operations import attend
+from gaguide.guidance.operations import attend, head_losses
 from gaguide.guidance.targets import RowTerms
 
-Attention = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""A function like `operations.attend`."""
+Attention = Callable[..., tuple[torch.Tensor, ...]]
+"""A function like `operations.attend`, or without values like `operations.head_losses`."""
 
 
 def guided_attention(
@@ -29,36 +29,54 @@ def guided_attention(
     numbers: Numbers,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`operations.attend` by the fastest kernel that this device has."""
-    q_BhTD, _, v_BhTD = qkv_BhTD
+    return attend(qkv_BhTD, terms, mask_BQK, _choose(qkv_BhTD, numbers))
+
+
+def guided_losses(
+    qk_BhTD: tuple[torch.Tensor, torch.Tensor],
+    terms: RowTerms,
+    mask_BQK: torch.Tensor | None,
+    numbers: Numbers,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`operations.head_losses` by the fastest kernel that this device has."""
+    return head_losses(qk_BhTD, terms, mask_BQK, _choose(qk_BhTD, numbers))
+
+
+def _choose(given_BhTD: Sequence[torch.Tensor], numbers: Numbers) -> Numbers:
     # The kernels skip later keys.
-    if numbers.causal and is_fused(q_BhTD, v_BhTD.shape[-1], numbers.loss):
-        numbers = replace(numbers, fused=True)
-    return attend(qkv_BhTD, terms, mask_BQK, numbers)
+    if numbers.causal and is_fused(given_BhTD, numbers.loss):
+        return replace(numbers, fused=True)
+    return numbers
 
 
-def is_fused(q_BhTD: torch.Tensor, value_width: int, loss: str) -> bool:
-    """Whether the Triton kernels run on the queries' device, dtype and width.
+def is_fused(given_BhTD: Sequence[torch.Tensor], loss: str) -> bool:
+    """Whether the Triton kernels run for queries and keys, with or without values, like these.
 
-    Before their first use they are compared with the row blocks on this GPU. Where they fail or disagree, on
-    a GPU or with a compiler they were never tested on, a warning says so and the run continues, slower.
+    Before the first use for a device, dtypes and widths they are compared with the row blocks on this GPU.
+    Where they fail or disagree, on a GPU or with a compiler they were never tested on, a warning says so and
+    the run continues, slower.
     """
-    if q_BhTD.device.type != "cuda" or q_BhTD.dtype == torch.float64:
+    device, dtypes = given_BhTD[0].device, tuple(x.dtype for x in given_BhTD)
+    if device.type != "cuda" or torch.float64 in dtypes:
         return False
-    return _is_verified(q_BhTD.device, q_BhTD.dtype, q_BhTD.shape[-1], value_width, loss)
+    return _is_verified(device, dtypes, tuple(x.shape[-1] for x in given_BhTD), loss)
 
 
 @torch.compiler.assume_constant_result  # computed, and not traced, while a graph is traced
 @cache
-def _is_verified(device: torch.device, dtype: torch.dtype, width: int, value_width: int, loss: str) -> bool:
+def _is_verified(
+    device: torch.device, dtypes: tuple[torch.dtype, ...], widths: tuple[int, ...], loss: str
+) -> bool:
     try:
         from gaguide.guidance.triton_attention import MAX_WIDTH
     except ImportError:
         return False  # not every build of torch includes Triton
-    if max(width, value_width) > MAX_WIDTH:
+    if max(widths) > MAX_WIDTH:
         return False
+    limit = 20 * max(torch.finfo(dtype).eps for dtype in dtypes)
     try:
-        error = disagreement(device, dtype, (width, value_width), loss)
-        problem = f"it is off by {error:.1e} on this GPU" if error > 20 * torch.finfo(dtype).eps else ""
+        error = disagreement(device, dtypes, widths, loss)
+        problem = f"it is off by {error:.1e} on this GPU" if error > limit else ""
     except Exception as failure:
         problem = f"{type(failure).__name__}: {failure}"
     if problem:
@@ -68,20 +86,22 @@ def _is_verified(device: torch.device, dtype: torch.dtype, width: int, value_wid
 
 def disagreement(
     device: torch.device,
-    dtype: torch.dtype,
-    widths: tuple[int, int],
+    dtypes: tuple[torch.dtype, ...],
+    widths: tuple[int, ...],
     loss: str = "squared",
-    kernels: Attention = attend,
+    kernels: Attention | None = None,
 ) -> float:
     """Largest difference of the Triton kernels' results and gradients from the row blocks' on small cases.
 
     Each difference is relative to the largest value of its tensor. The cases compile every variant of the
-    kernels for this loss except those with dropout. widths: of a head's queries and keys, and of its values.
+    kernels for this loss except those with dropout. dtypes, widths: of a head's queries and keys, and of its
+    values where the loss is computed with its attention. kernels: others than `operations`' own.
     """
+    plain = attend if len(dtypes) == 3 else head_losses
     with _isolated_autograd(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         B, h, T = 1, 2, 100  # more than one block of queries and of keys
-        q, k, v, weight = (torch.randn(B, h, T, widths[i]).to(device, dtype) for i in (0, 0, 1, 1))
+        given = [torch.randn(B, h, T, width).to(device, dtype) for dtype, width in zip(dtypes, widths)]
         marked_BhT = (torch.rand(B, h, T) < 0.1).to(device, torch.float32)
         marked_BhT[..., 1] = 1  # so that all rows but the first see a target
         rows_BhT = torch.ones_like(marked_BhT)
@@ -99,9 +119,8 @@ def disagreement(
                 columns_BhT, (-1, offset), rows_BhT, levels_BhT, sums_h, rows_BhT, sums_h, offsets_h
             )
             numbers = Numbers(terms.offsets, loss, widths[0] ** -0.5, fused=True)
-            given = (q, k, v, weight, terms, mask_1TT)
-            ours = _outputs_and_gradients(kernels, *given, numbers)
-            theirs = _outputs_and_gradients(attend, *given, replace(numbers, fused=False))
+            ours = _outputs_and_gradients(kernels or plain, given, terms, mask_1TT, numbers)
+            theirs = _outputs_and_gradients(plain, given, terms, mask_1TT, replace(numbers, fused=False))
             for x, y in zip(ours, theirs):
                 errors.append(float((x.float() - y.float()).abs().max() / y.float().abs().max()))
     return max(errors)
@@ -125,15 +144,16 @@ def _isolated_autograd() -> Iterator[None]:
 
 def _outputs_and_gradients(
     function: Attention,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    weight: torch.Tensor,
+    given_BhTD: Sequence[torch.Tensor],
     terms: RowTerms,
     mask_1TT: torch.Tensor | None,
     numbers: Numbers,
 ) -> list[torch.Tensor]:
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    out, loss_h, mass_h = function(leaves, terms, mask_1TT, numbers)
-    gradients = torch.autograd.grad((out * weight).sum() + loss_h.sum(), leaves)
-    return [out.detach(), loss_h.detach(), mass_h, *gradients]
+    leaves = [x.detach().requires_grad_() for x in given_BhTD]
+    *out, loss_h, mass_h = function(leaves, terms, mask_1TT, numbers)
+    total = loss_h.sum()
+    for out_BhTD in out:
+        weight = torch.randn(out_BhTD.shape, generator=torch.Generator().manual_seed(1))
+        total = total + (out_BhTD * weight.to(out_BhTD)).sum()
+    gradients = torch.autograd.grad(total, leaves)
+    return [*(x.detach() for x in out), loss_h.detach(), mass_h, *gradients]

@@ -1,4 +1,4 @@
-"""The differentiable operations of guidance: `attend` (output and loss of guided heads) and `head_losses`.
+"""The differentiable operations of guidance: `attend` (output and loss of heads), `head_losses` (loss alone).
 
 Each exists twice around the same functions: registered with torch.library, with fake kernels and an autograd
 formula, so that torch.compile keeps a guided model in one graph; and as an autograd function for eager mode,
@@ -53,7 +53,7 @@ def head_losses(
     mask_BQK: torch.Tensor | None,
     numbers: Numbers,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss [h] and attention mass [h] of heads, as `attend`, without their output; always by row blocks."""
+    """Loss [h] and attention mass [h] of heads, as `attend`, without their output."""
     run = torch.ops.gaguide.head_losses if torch.compiler.is_compiling() else _HeadLosses.apply
     loss_h, mass_h, _ = run(*qk_BhTD, terms.tensors, mask_BQK, *_given(numbers))
     return loss_h, mass_h
@@ -74,6 +74,15 @@ def _numbers(given: Sequence[Any]) -> Numbers:
     return Numbers(tuple(given[0]), *given[1:])
 
 
+def _kernels(numbers: Numbers) -> Any:
+    """The module with the functions `forward` and `backward` that compute."""
+    if not numbers.fused:
+        return kernel
+    from gaguide.guidance import triton_attention  # not every build of torch includes Triton
+
+    return triton_attention
+
+
 def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -84,13 +93,9 @@ def _attend(
     *given: Any,
 ) -> _Tensors:
     numbers = _numbers(given)
-    made = (q, k, v), RowTerms.from_tensors(terms, numbers.offsets), mask, seed, numbers
-    if numbers.fused:
-        from gaguide.guidance import triton_attention  # not every build of torch includes Triton
-
-        done = triton_attention.forward(*made)
-    else:
-        done = kernel.forward(*made)
+    done = _kernels(numbers).forward(
+        (q, k, v), RowTerms.from_tensors(terms, numbers.offsets), mask, seed, numbers
+    )
     assert done.out_BhTD is not None
     return done.out_BhTD, done.loss_h, done.mass_h, done.coefficients_NBhT
 
@@ -105,12 +110,9 @@ def _attend_backward(
     grad_out, grad_loss = grads
     q, k, v, columns, offsets, out, coefficients = saved
     numbers = _numbers(given)
-    made = (grad_loss, (q, k), (v, out, grad_out), (columns, offsets), coefficients, mask, seed, numbers)
-    if numbers.fused:
-        from gaguide.guidance import triton_attention
-
-        return triton_attention.backward(*made)
-    return kernel.backward(*made)
+    return _kernels(numbers).backward(
+        grad_loss, (q, k), (v, out, grad_out), (columns, offsets), coefficients, mask, seed, numbers
+    )
 
 
 def _losses(
@@ -120,7 +122,10 @@ def _losses(
     mask: torch.Tensor | None,
     *given: Any,
 ) -> _Tensors:
-    done = kernel.forward((q, k), RowTerms.from_tensors(terms, given[0]), mask, None, _numbers(given))
+    numbers = _numbers(given)
+    done = _kernels(numbers).forward(
+        (q, k), RowTerms.from_tensors(terms, numbers.offsets), mask, None, numbers
+    )
     return done.loss_h, done.mass_h, done.coefficients_NBhT
 
 
@@ -128,8 +133,9 @@ def _losses_backward(
     grad_loss: torch.Tensor, saved: Sequence[torch.Tensor], mask: torch.Tensor | None, *given: Any
 ) -> _Tensors:
     q, k, columns, offsets, coefficients = saved
-    return kernel.backward(
-        grad_loss, (q, k), (), (columns, offsets), coefficients, mask, None, _numbers(given)
+    numbers = _numbers(given)
+    return _kernels(numbers).backward(
+        grad_loss, (q, k), (), (columns, offsets), coefficients, mask, None, numbers
     )
 
 

@@ -62,6 +62,14 @@ class RowTerms:
         columns_BhT, *others = tensors
         return cls(columns_BhT, tuple(offsets), *others)
 
+    def take(self, slots: Sequence[int]) -> RowTerms:
+        """The terms of these heads, in this order; a head may be taken several times."""
+        if list(slots) == list(range(len(self.offsets))):
+            return self
+        index = torch.tensor(slots).to(self.offsets_h.device, non_blocking=True)
+        taken = [x.index_select(0 if x.ndim == 1 else 1, index) for x in self.tensors]
+        return self.from_tensors(taken, [self.offsets[slot] for slot in slots])
+
     def mean_mass(self, mass_BhT: torch.Tensor) -> torch.Tensor:
         """Attention mass by head [h], averaged over rows that see a target; NaN where none does."""
         return (mass_BhT * self.seen_BhT).sum((0, 2)) / self.queries_h

@@ -1,4 +1,4 @@
-"""Attention and loss of guided heads on a GPU: the same functions as kernel.py, in three launches per layer.
+"""Attention and loss of guided heads on a GPU: the same functions as kernel.py, in three launches.
 
 On a GPU the row blocks of kernel.py take dozens of small launches and write each block of H to memory; in the
 kernels of triton_kernels.py H stays in registers. For fp32, fp16 and bf16 and causal masks.
@@ -37,13 +37,14 @@ def forward(
     seed: torch.Tensor | None,
     numbers: Numbers,
 ) -> Results:
-    """`kernel.forward` with values; the output has their dtype.
+    """`kernel.forward`; the output has the dtype of the values.
 
     The kernels know one head width. Where values are wider or narrower than queries (multi-head latent
     attention), the narrower ones are padded with zeros, which changes neither scores nor outputs.
     """
-    value_width = qkv_BhTD[2].shape[-1]
-    q, k, v = _prepared(qkv_BhTD)
+    has_values = len(qkv_BhTD) == 3
+    q, k, *values = _prepared(qkv_BhTD)
+    v = values[0] if has_values else q  # a pointer that nothing follows
     B, h, T, _ = q.shape
     # The kernels would read past the end of smaller tensors.
     if not q.shape == k.shape == v.shape or (
@@ -51,20 +52,20 @@ def forward(
     ):
         shapes = [None if x is None else tuple(x.shape) for x in (*qkv_BhTD, mask_BQK)]
         raise ValueError(f"q, k, v and mask do not belong together: {shapes}")
-    out_BhTD = _empty_output(v)
+    out_BhTD = _empty_output(v) if has_values else None
     names = ROW_LOSSES[numbers.loss].coefficients
     # By row: log-sum-exp and coefficients, then, to be summed: loss, and mass where a target is seen.
     rows_NBhT = torch.empty((len(names) + 3, B, h, T), dtype=torch.float32, device=q.device)
-    constants = _constants(q, mask_BQK, numbers)
+    constants = _constants(q, mask_BQK, numbers, has_values)
     kernels.forward[_grid(q, constants["R"])](
         q, k, v, _mask_bytes(q, mask_BQK), terms.columns_BhT.contiguous(), terms.offsets_h,
         terms.level_BhT.contiguous(), terms.weight_BhT.contiguous(), terms.seen_BhT.contiguous(),
-        out_BhTD, rows_NBhT[0], *_by_use(rows_NBhT[1:-2], names), *rows_NBhT[-2:],
+        q if out_BhTD is None else out_BhTD, rows_NBhT[0], *_by_use(rows_NBhT[1:-2], names), *rows_NBhT[-2:],
         *_strides(q, k, v), _mask_stride(mask_BQK), *_factors(numbers, seed), *q.shape[1:], **constants,
     )  # fmt: skip
     loss_h, mass_h = rows_NBhT[-2:].sum((1, 3))
     return Results(
-        _narrowed(out_BhTD, value_width),
+        None if out_BhTD is None else _narrowed(out_BhTD, qkv_BhTD[2].shape[-1]),
         loss_h + terms.constant_h,
         mass_h / terms.queries_h,
         rows_NBhT[:-2],
@@ -81,16 +82,16 @@ def backward(
     seed: torch.Tensor | None,
     numbers: Numbers,
 ) -> tuple[torch.Tensor, ...]:
-    """`kernel.backward` with values."""
-    v_BhTD, out_BhTD, do_BhTD = attention
-    width, value_width = qk_BhTD[0].shape[-1], v_BhTD.shape[-1]
-    q, k, v, out, do = _prepared((*qk_BhTD, v_BhTD, out_BhTD, do_BhTD.to(v_BhTD.dtype)))
-    out_BThD = out.transpose(1, 2).contiguous()  # hooks on saved tensors may have changed its layout
+    """`kernel.backward`."""
+    q, k, *others = _prepared((*qk_BhTD, *attention[:2], *(x.to(attention[0].dtype) for x in attention[2:])))
+    v, out, do = others or (q, q, q)  # pointers that nothing follows
+    if others:
+        out = out.transpose(1, 2).contiguous()  # hooks on saved tensors may have changed its layout
     logsum_BhT = coefficients_NBhT[0]
     squares, pulls, shifts = _by_use(coefficients_NBhT[1:], ROW_LOSSES[numbers.loss].coefficients)
     deltas_BhT = torch.empty_like(logsum_BhT)
-    dq, dk, dv = (_empty_output(x) for x in (q, k, v))
-    constants = _constants(q, mask_BQK, numbers)
+    grads = [_empty_output(x) for x in (q, k, v)[: 2 + bool(others)]]
+    constants = _constants(q, mask_BQK, numbers, bool(others))
     given = (
         q, k, v, do, _mask_bytes(q, mask_BQK), *(x.contiguous() for x in targets), logsum_BhT,
         grad_loss_h.float().contiguous(), squares, pulls, deltas_BhT,
@@ -98,9 +99,9 @@ def backward(
     shape = (
         *_strides(q, k, v, do), _mask_stride(mask_BQK), *_factors(numbers, seed), *q.shape[1:]
     )  # fmt: skip
-    kernels.backward_queries[_grid(q, constants["R"])](*given, shifts, out_BThD, dq, *shape, **constants)
-    kernels.backward_keys[_grid(q, constants["C"])](*given, dk, dv, *shape, **constants)
-    return _narrowed(dq, width), _narrowed(dk, width), _narrowed(dv, value_width)
+    kernels.backward_queries[_grid(q, constants["R"])](*given, shifts, out, grads[0], *shape, **constants)
+    kernels.backward_keys[_grid(q, constants["C"])](*given, grads[1], grads[-1], *shape, **constants)
+    return tuple(_narrowed(grad, x.shape[-1]) for grad, x in zip(grads, (*qk_BhTD, *attention)))
 
 
 def _prepared(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -161,7 +162,9 @@ def _grid(x_BhTD: torch.Tensor, block: int) -> tuple[int, int]:
     return -(-T // block), B * h  # triton.cdiv would take as long as a launch
 
 
-def _constants(q_BhTD: torch.Tensor, mask_BQK: torch.Tensor | None, numbers: Numbers) -> dict[str, Any]:
+def _constants(
+    q_BhTD: torch.Tensor, mask_BQK: torch.Tensor | None, numbers: Numbers, has_values: bool
+) -> dict[str, Any]:
     """Compile-time constants of the kernels."""
     width = q_BhTD.shape[-1]
     block = block_size(q_BhTD.dtype, width)
@@ -171,6 +174,7 @@ def _constants(q_BhTD: torch.Tensor, mask_BQK: torch.Tensor | None, numbers: Num
         "C": block,
         "D": max(16, _power_of_2(width)),
         "LOSS": list(ROW_LOSSES).index(numbers.loss),
+        "VALUES": has_values,
         "HAS_MASK": mask_BQK is not None,
         "DROPS": numbers.dropout > 0,
         "HAS_OFFSETS": any(distance >= 0 for distance in numbers.offsets),

@@ -12,7 +12,8 @@ The mathematics is that of kernel.py's and losses.py's headers, three kernels a 
 Softmax, loss and row sums are fp32, with exponents to base 2. As in flash attention, H and dS are rounded to
 the model's dtype for matrix products with V, K and Q; for fp32 models nothing is rounded unless torch may use
 tf32. Outputs have the memory layout [B, T, h, D], which the projections read and write. LOSS is the place of
-the loss in losses.py.
+the loss in losses.py. Without VALUES the loss is computed alone, beside the model's own attention: nothing
+reads v, dO and the output, and nothing writes the output and dv.
 
 Shapes: R rows (queries), C columns (keys), D the head width rounded up to a power of two.
 """
@@ -86,8 +87,8 @@ def _keep(seed, rows_R, columns_C, T, dropout):
 @triton.jit
 def _attend(
     sums, q_RD, k, v, mask, columns, offset, rows_R, begin, end, k_t, v_t, scale, dropout, seed, T, width,
-    C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, HIDES: tl.constexpr, HAS_MASK: tl.constexpr,
-    DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, VALUES: tl.constexpr, HIDES: tl.constexpr,
+    HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over the keys from `begin` to `end`.
 
@@ -114,10 +115,11 @@ def _attend(
         if LOSS == _AVOID:
             other_RC = e_RC * (1.0 - _targets(columns, offset, rows_R, columns_C, T, HAS_OFFSETS))
             others_R = others_R * fade_R + tl.sum(other_RC, 1)
-        if DROPS:
-            e_RC *= _keep(seed, rows_R, columns_C, T, dropout)
-        v_CD = _load_rows(v, columns_C, v_t, T, width, D)
-        out_RD = out_RD * fade_R[:, None] + tl.dot(e_RC.to(v_CD.dtype), v_CD, input_precision=PRECISION)
+        if VALUES:
+            if DROPS:
+                e_RC *= _keep(seed, rows_R, columns_C, T, dropout)
+            v_CD = _load_rows(v, columns_C, v_t, T, width, D)
+            out_RD = out_RD * fade_R[:, None] + tl.dot(e_RC.to(v_CD.dtype), v_CD, input_precision=PRECISION)
         highest_R = higher_R
     return highest_R, total_R, others_R, out_RD
 
@@ -157,8 +159,8 @@ def forward(
     q, k, v, mask, columns, offsets, levels, weights, seen,
     out, logsum, squares, pulls, shifts, losses, seen_masses,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, mask_b, scale, dropout, seed, heads, T, width,
-    R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, HAS_MASK: tl.constexpr,
-    DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, VALUES: tl.constexpr,
+    HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(1)
     b, head = (pair // heads).to(tl.int64), pair % heads
@@ -177,16 +179,17 @@ def forward(
     sums = (lowest_R, tl.zeros([R], tl.float32), tl.zeros([R], tl.float32), tl.zeros([R, D], tl.float32))
     sums = _attend(
         sums, q_RD, k, v, mask, columns, offset, rows_R, 0, whole, k_t, v_t, scale, dropout, seed + pair, T,
-        width, C, D, LOSS, HAS_MASK, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
+        width, C, D, LOSS, VALUES, HAS_MASK, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
     )  # fmt: skip
     highest_R, total_R, others_R, out_RD = _attend(
         sums, q_RD, k, v, mask, columns, offset, rows_R, whole, end, k_t, v_t, scale, dropout, seed + pair, T,
-        width, C, D, LOSS, True, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
+        width, C, D, LOSS, VALUES, True, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
     )  # fmt: skip
     seen_R = total_R > 0
     total_R = tl.where(seen_R, total_R, 1.0)
-    out += b * T * heads * width + head * width
-    _store_rows(out, out_RD / total_R[:, None], rows_R, heads * width, T, width, D)
+    if VALUES:
+        made = b * T * heads * width + head * width
+        _store_rows(out + made, out_RD / total_R[:, None], rows_R, heads * width, T, width, D)
     # +inf makes every entry of a row without keys exp(-inf) = 0, here and in backward.
     logsum_R = tl.where(seen_R, highest_R + tl.log2(total_R), float("inf"))
     tl.store(logsum + row + rows_R, logsum_R, mask=rows_R < T)
@@ -228,15 +231,17 @@ def forward(
 @triton.jit
 def _scores_gradient(
     q_RD, k_CD, v_CD, do_RD, rows_R, columns_C, mask, columns, offset, logsum_R, square_R, pull_R, delta_R,
-    scale, dropout, seed, T, LOSS: tl.constexpr, HIDES: tl.constexpr, HAS_MASK: tl.constexpr,
-    DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
+    scale, dropout, seed, T, LOSS: tl.constexpr, VALUES: tl.constexpr, HIDES: tl.constexpr,
+    HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(H after dropout, dS) of one block, fp32; 0 where the query may not see the key."""
     s_RC = tl.dot(q_RD, tl.trans(k_CD), input_precision=PRECISION) * (scale * _LOG2_E)
     h_RC = tl.exp2(s_RC - logsum_R[:, None])
     if HIDES:
         h_RC = tl.where(_visible(mask, rows_R, columns_C, T, HAS_MASK), h_RC, 0.0)
-    dh_RC = tl.dot(do_RD, tl.trans(v_CD), input_precision=PRECISION)
+    dh_RC = tl.zeros_like(h_RC)
+    if VALUES:
+        dh_RC = tl.dot(do_RD, tl.trans(v_CD), input_precision=PRECISION)
     dropped_RC = h_RC
     if DROPS:
         keep_RC = _keep(seed, rows_R, columns_C, T, dropout)
@@ -259,17 +264,19 @@ def _scores_gradient(
 def _add_keys(
     dq_RD, q_RD, k, v, do_RD, rows_R, mask, columns, offset, logsum_R, square_R, pull_R, delta_R, begin, end,
     k_t, v_t, scale, dropout, seed, T, width, C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr,
-    HIDES: tl.constexpr, HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    VALUES: tl.constexpr, HIDES: tl.constexpr, HAS_MASK: tl.constexpr, DROPS: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq plus the contribution of the keys from `begin` to `end`."""
     for at in range(begin, end, C):
         columns_C = at + tl.arange(0, C)
         k_CD = _load_rows(k, columns_C, k_t, T, width, D)
-        v_CD = _load_rows(v, columns_C, v_t, T, width, D)
+        v_CD = k_CD
+        if VALUES:
+            v_CD = _load_rows(v, columns_C, v_t, T, width, D)
         _, ds_RC = _scores_gradient(
             q_RD, k_CD, v_CD, do_RD, rows_R, columns_C, mask, columns, offset, logsum_R, square_R, pull_R,
-            delta_R, scale, dropout, seed, T, LOSS, HIDES, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
+            delta_R, scale, dropout, seed, T, LOSS, VALUES, HIDES, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
         )  # fmt: skip
         dq_RD += tl.dot(ds_RC.to(k_CD.dtype), k_CD, input_precision=PRECISION)
     return dq_RD
@@ -279,8 +286,8 @@ def _add_keys(
 def backward_queries(
     q, k, v, do, mask, columns, offsets, logsum, grads, squares, pulls, deltas, shifts, out, dq,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, mask_b, scale, dropout, seed, heads, T,
-    width, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, HAS_MASK: tl.constexpr,
-    DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
+    width, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, VALUES: tl.constexpr,
+    HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq; also deltas, which softmax's backward subtracts from each row of dH."""
     pair = tl.program_id(1)
@@ -295,25 +302,28 @@ def backward_queries(
     offset = tl.load(offsets + head)
     grad = tl.load(grads + head)
     q_RD = _load_rows(q + b * q_b + head * q_h, rows_R, q_t, T, width, D)
-    do_RD = _load_rows(do + b * do_b + head * do_h, rows_R, do_t, T, width, D)
-    out_RD = _load_rows(out + made, rows_R, heads * width, T, width, D)
     logsum_R = tl.load(logsum + row + rows_R, mask=rows_R < T, other=float("inf"))
     square_R = grad * _load_row_term(squares + row, rows_R, T)
     pull_R = grad * _load_row_term(pulls + row, rows_R, T)
     shift_R = grad * _load_row_term(shifts + row, rows_R, T)
-    delta_R = tl.sum(do_RD.to(tl.float32) * out_RD.to(tl.float32), 1) + shift_R
+    delta_R = shift_R
+    do_RD = q_RD
+    if VALUES:
+        do_RD = _load_rows(do + b * do_b + head * do_h, rows_R, do_t, T, width, D)
+        out_RD = _load_rows(out + made, rows_R, heads * width, T, width, D)
+        delta_R += tl.sum(do_RD.to(tl.float32) * out_RD.to(tl.float32), 1)
     tl.store(deltas + row + rows_R, delta_R, mask=rows_R < T)
 
     whole, end = start // C * C, tl.minimum(start + R, T)
     dq_RD = _add_keys(
         tl.zeros([R, D], tl.float32), q_RD, k, v, do_RD, rows_R, mask, columns + row, offset, logsum_R,
         square_R, pull_R, delta_R, 0, whole, k_t, v_t, scale, dropout, seed + pair, T, width, C, D, LOSS,
-        HAS_MASK, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
+        VALUES, HAS_MASK, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
     )  # fmt: skip
     dq_RD = _add_keys(
         dq_RD, q_RD, k, v, do_RD, rows_R, mask, columns + row, offset, logsum_R, square_R, pull_R, delta_R,
-        whole, end, k_t, v_t, scale, dropout, seed + pair, T, width, C, D, LOSS, True, HAS_MASK, DROPS,
-        HAS_OFFSETS, PRECISION,
+        whole, end, k_t, v_t, scale, dropout, seed + pair, T, width, C, D, LOSS, VALUES, True, HAS_MASK,
+        DROPS, HAS_OFFSETS, PRECISION,
     )  # fmt: skip
     _store_rows(dq + made, dq_RD * scale, rows_R, heads * width, T, width, D)
 
@@ -322,23 +332,26 @@ def backward_queries(
 def _add_queries(
     dk_CD, dv_CD, q, k_CD, v_CD, do, columns_C, mask, columns, offset, logsum, grad, squares, pulls, deltas,
     begin, end, q_t, do_t, scale, dropout, seed, T, width, R: tl.constexpr, D: tl.constexpr,
-    LOSS: tl.constexpr, HIDES: tl.constexpr, HAS_MASK: tl.constexpr, DROPS: tl.constexpr,
-    HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
+    LOSS: tl.constexpr, VALUES: tl.constexpr, HIDES: tl.constexpr, HAS_MASK: tl.constexpr,
+    DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(dk, dv) plus the contributions of the queries from `begin` to `end`."""
     for at in range(begin, end, R):
         rows_R = at + tl.arange(0, R)
         q_RD = _load_rows(q, rows_R, q_t, T, width, D)
-        do_RD = _load_rows(do, rows_R, do_t, T, width, D)
+        do_RD = q_RD
+        if VALUES:
+            do_RD = _load_rows(do, rows_R, do_t, T, width, D)
         logsum_R = tl.load(logsum + rows_R, mask=rows_R < T, other=float("inf"))
         square_R = grad * _load_row_term(squares, rows_R, T)
         pull_R = grad * _load_row_term(pulls, rows_R, T)
         delta_R = _load_row_term(deltas, rows_R, T)
         dropped_RC, ds_RC = _scores_gradient(
             q_RD, k_CD, v_CD, do_RD, rows_R, columns_C, mask, columns, offset, logsum_R, square_R, pull_R,
-            delta_R, scale, dropout, seed, T, LOSS, HIDES, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
+            delta_R, scale, dropout, seed, T, LOSS, VALUES, HIDES, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
         )  # fmt: skip
-        dv_CD += tl.dot(tl.trans(dropped_RC).to(do_RD.dtype), do_RD, input_precision=PRECISION)
+        if VALUES:
+            dv_CD += tl.dot(tl.trans(dropped_RC).to(do_RD.dtype), do_RD, input_precision=PRECISION)
         dk_CD += tl.dot(tl.trans(ds_RC).to(q_RD.dtype), q_RD, input_precision=PRECISION)
     return dk_CD, dv_CD
 
@@ -347,8 +360,8 @@ def _add_queries(
 def backward_keys(
     q, k, v, do, mask, columns, offsets, logsum, grads, squares, pulls, deltas, dk, dv,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, mask_b, scale, dropout, seed, heads, T,
-    width, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, HAS_MASK: tl.constexpr,
-    DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
+    width, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, LOSS: tl.constexpr, VALUES: tl.constexpr,
+    HAS_MASK: tl.constexpr, DROPS: tl.constexpr, HAS_OFFSETS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(1)
     b, head = (pair // heads).to(tl.int64), pair % heads
@@ -361,20 +374,23 @@ def backward_keys(
     offset = tl.load(offsets + head)
     grad = tl.load(grads + head)
     k_CD = _load_rows(k + b * k_b + head * k_h, columns_C, k_t, T, width, D)
-    v_CD = _load_rows(v + b * v_b + head * v_h, columns_C, v_t, T, width, D)
+    v_CD = k_CD
+    if VALUES:
+        v_CD = _load_rows(v + b * v_b + head * v_h, columns_C, v_t, T, width, D)
     first = start // R * R  # earlier queries see none of these keys, those from `whole` on see all
     whole = tl.minimum(tl.cdiv(start + C, R) * R, T)
     dk_CD, dv_CD = _add_queries(
         tl.zeros([C, D], tl.float32), tl.zeros([C, D], tl.float32), q, k_CD, v_CD, do, columns_C, mask,
         columns + row, offset, logsum + row, grad, squares + row, pulls + row, deltas + row, first, whole,
-        q_t, do_t, scale, dropout, seed + pair, T, width, R, D, LOSS, True, HAS_MASK, DROPS, HAS_OFFSETS,
-        PRECISION,
+        q_t, do_t, scale, dropout, seed + pair, T, width, R, D, LOSS, VALUES, True, HAS_MASK, DROPS,
+        HAS_OFFSETS, PRECISION,
     )  # fmt: skip
     dk_CD, dv_CD = _add_queries(
         dk_CD, dv_CD, q, k_CD, v_CD, do, columns_C, mask, columns + row, offset, logsum + row, grad,
         squares + row, pulls + row, deltas + row, whole, T, q_t, do_t, scale, dropout, seed + pair, T, width,
-        R, D, LOSS, HAS_MASK, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
+        R, D, LOSS, VALUES, HAS_MASK, HAS_MASK, DROPS, HAS_OFFSETS, PRECISION,
     )  # fmt: skip
     made = b * T * heads * width + head * width
     _store_rows(dk + made, dk_CD * scale, columns_C, heads * width, T, width, D)
-    _store_rows(dv + made, dv_CD, columns_C, heads * width, T, width, D)
+    if VALUES:
+        _store_rows(dv + made, dv_CD, columns_C, heads * width, T, width, D)

@@ -17,6 +17,7 @@ from transformers import Trainer
 
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import Guidance, GuidancePlan, guide, weight_factor
+from gaguide.guidance.attach import Method
 from gaguide.guidance.schedule import WeightSchedule
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
@@ -27,8 +28,9 @@ def guided(trainer: type[AnyTrainer]) -> Callable[..., AnyTrainer]:
 
     Training adds the plan's weighted loss to the trainer's own; logs gain `lm_loss`, `guidance_loss` and
     `guided_attention` (as in docs/training.md, means over the global batches since the last log). Evaluation
-    computes exactly what it would without and gains `eval_guided_attention`. `guidance_schedule` and
-    `guidance_warmup_steps` are as `schedule` and `warmup_steps` of a run's guidance.
+    computes exactly what it would without and gains `eval_guided_attention`. `guidance_schedule`,
+    `guidance_warmup_steps` and `guidance_method` are as `schedule`, `warmup_steps` and `method` of a run's
+    guidance.
     """
     made: Any = type(f"Guided{trainer.__name__}", (GuidedMixin, trainer), {"__doc__": trainer.__doc__})
     return made
@@ -75,9 +77,11 @@ class GuidedMixin(Trainer):
         guidance: GuidancePlan,
         guidance_schedule: WeightSchedule = "constant",
         guidance_warmup_steps: int = 0,
+        guidance_method: Method = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.guidance_method: Method = guidance_method
         self.guidance_plan = guidance
         self.guidance_schedule: WeightSchedule = guidance_schedule
         self.guidance_warmup_steps = guidance_warmup_steps
@@ -86,8 +90,8 @@ class GuidedMixin(Trainer):
         if self.args.n_gpu > 1:
             raise UserError(_one_process_per_gpu(self.args.n_gpu))
         if self.model is not None:
-            with guide(self.model, guidance):  # a plan that does not fit is reported before training
-                pass
+            with guide(self.model, guidance, method=guidance_method):
+                pass  # a plan that does not fit is reported before training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the trainer's, guided."""
@@ -157,7 +161,8 @@ class GuidedMixin(Trainer):
             yield self._guidance
             return
         model: Any = self.model
-        with guide(model, self.guidance_plan, measure_only=measure_only) as self._guidance:
+        plan, method = self.guidance_plan, self.guidance_method
+        with guide(model, plan, measure_only=measure_only, method=method) as self._guidance:
             try:
                 yield self._guidance
             finally:

@@ -1,16 +1,16 @@
 """What an observer or modifier of attention implements to be attached to a model (attention_hooks.py).
 
 A consumer is asked for a *pass handler* at the start of each forward pass. The handler holds all state of
-that pass and acts on each layer in four stages; each stage is completed for all handlers before the next one
+that pass and acts on each layer in five stages; each stage is completed for all handlers before the next one
 begins, so that the order of nesting does not matter:
 
-    transform_inputs   change q, k, v or the mask    (patching or scaling them; a loss on top of the model's
-    own
-                                                      attention, which taps q and k by an autograd identity)
+    transform_inputs   change q, k, v or the mask    (patching or scaling them)
     observe            read q, k and v               (measuring, collecting maps)
-    produce            compute some heads' output    (guidance, whose loss shares the softmax with the output;
-                                                      attention without certain edges); SDPA computes the rest
-    transform_output   change the layer's output     (a head's output set to zero, a mean or another run's)
+    tap                read q and k with gradients   (a loss beside the model's own attention of all heads)
+    produce            compute some heads' output    (a loss that shares the softmax with the output);
+                                                      SDPA computes the rest
+    transform_output   change the layer's output     (a head's output set to zero, a mean or another run's;
+                                                      attention without certain edges)
 
 Shapes: B batch, H heads, G key/value heads, h chosen heads, T positions, D head width.
 """
@@ -34,6 +34,8 @@ class PassInputs:
     """Token ids (int64); None where the model was called with embeddings."""
     attention_mask: Any
     """The caller's mask: [B, T] with 1 on tokens and 0 on padding, any other mask, or None."""
+    is_checkpointed: bool = False
+    """Whether transformers' gradient checkpointing recomputes layers of this pass in backward."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class PassHandler:
 
     def observe(self, call: AttentionCall) -> None:
         """Read the arguments of this layer's attention."""
+
+    def tap(self, call: AttentionCall) -> AttentionCall:
+        """The arguments with tapped queries and keys (tap.py), which go into the attention alone."""
+        return call
 
     def split(self, layer: int) -> HeadSplit | None:
         """The heads of the layer whose output `produce` computes; None for none. One handler a layer."""

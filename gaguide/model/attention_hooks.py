@@ -127,7 +127,8 @@ class _Attachments:
         self.running = model
         self.handlers, self.started = {}, []
         given = dict(zip(self.positional[id(model)], args)) | kwargs
-        inputs = PassInputs(given.get("input_ids"), given.get("attention_mask"))
+        checkpointed = any(module.gradient_checkpointing and module.training for module in self.checkpointed)
+        inputs = PassInputs(given.get("input_ids"), given.get("attention_mask"), checkpointed)
         for attached in self.consumers:
             handler = None if attached.suspended else attached.consumer.start_pass(inputs)
             if handler is not None:
@@ -360,11 +361,12 @@ def _attention(
         call = handler.transform_inputs(call)
     for handler in handlers:
         handler.observe(call)
+    tapped = _tap(call, handlers)
     splits = [(handler, handler.split(layer)) for handler in handlers]
     producing = [(handler, split) for handler, split in splits if split is not None]
     if len(producing) > 1:
         raise RuntimeError(f"{len(producing)} consumers produce the output of heads of layer {layer}")
-    out_BTHD = _produce(call, *producing[0]) if producing else _sdpa(call)
+    out_BTHD = _produce(tapped, *producing[0]) if producing else _sdpa(tapped)
     for handler in handlers:
         out_BTHD = handler.transform_output(call, out_BTHD)
     return out_BTHD, None
@@ -374,6 +376,13 @@ def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     """Whether SDPA would be causal without a mask."""
     given = kwargs.get("is_causal")
     return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+def _tap(call: AttentionCall, handlers: Sequence[PassHandler]) -> AttentionCall:
+    """Arguments that nothing but the attention may use: it makes the gradients that taps change in place."""
+    for handler in handlers:
+        call = handler.tap(call)
+    return call
 
 
 def _sdpa(call: AttentionCall) -> torch.Tensor:
@@ -429,6 +438,7 @@ if Version(torch.__version__) < Version("2.13"):
     # torch 2.11's compiler computed wrong gradients here; 2.13 is the oldest version seen to be right.
     # Outside of the graph these layers run as written.
     _produce = torch.compiler.disable(_produce)
+    _tap = torch.compiler.disable(_tap)
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
 AttentionInterface.register(PACKED, _attention)  # without a mask function

@@ -34,11 +34,6 @@ class HeadSplit:
         """The split of `n_heads` heads; `chosen` must be ascending."""
         return cls(chosen, tuple(head for head in range(n_heads) if head not in chosen), groups)
 
-    def select(self, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys of the chosen heads, each [B, h, T, D]; views where heads are consecutive."""
-        keys = tuple(head // self.groups for head in self.chosen)
-        return _take(q_BHTD, self.chosen, 1), _take(k_BGTD, keys, 1)
-
     def divide(
         self, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

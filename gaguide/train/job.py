@@ -169,7 +169,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Everything that must be the same for a run to resume from a checkpoint, as plain JSON."""
         run = self.run
-        guidance = run.guidance.model_dump(mode="json", exclude={"lexicons", "plan", "experiment"})
+        guidance = run.guidance.model_dump(mode="json", exclude={"lexicons", "plan", "experiment", "method"})
         if run.guidance.loss == "squared":  # as before there was a choice
             del guidance["loss"], guidance["threshold"]
         parts = {

@@ -99,6 +99,7 @@ def estimate(job: Job, size: int, world: World) -> Memory:
     heads = job.plan.resolve(shape.layers, shape.heads) if job.plan else {}
     layers = {layer for layer, _ in heads}
     precision = job.deepspeed.precision if job.deepspeed.precision in ("bf16", "fp16") else "fp32"
+    on_gpu, method = world.device.type == "cuda", job.run.guidance.method
     setup = MemorySetup(
         micro_batch=size,
         block_length=job.run.data.block_length,
@@ -109,7 +110,8 @@ def estimate(job: Job, size: int, world: World) -> Memory:
         checkpointing=job.run.train.gradient_checkpointing,
         guided_heads=-(-len(heads) // len(layers)) if layers else 0,
         guided_layers=len(layers),
-        fused_attention=world.device.type == "cuda" or not shape.dropout,
+        tapped=method == "tap" or (method == "auto" and on_gpu),
+        fused_attention=on_gpu or not shape.dropout,
         offload_optimizer=job.deepspeed.offload_optimizer,
         offload_parameters=job.deepspeed.offload_parameters,
         sub_group=job.deepspeed.sub_group_size,
@@ -163,7 +165,8 @@ class _Trial:
             checkpoint_activations(model)
         ids = torch.zeros(size, job.run.data.block_length, dtype=torch.int64, device=device)
         marks = {name: ids.bool() for name in job.plan.marks} if job.plan else {}
-        with marked(marks), guide(model, job.plan) if job.plan else nullcontext() as guidance:
+        method = job.run.guidance.method
+        with marked(marks), guide(model, job.plan, method=method) if job.plan else nullcontext() as guidance:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             (loss if guidance is None else loss + guidance.loss()).backward()
         torch.cuda.synchronize(device)

@@ -158,7 +158,7 @@ def guided(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance 
     if job.plan is None:
         return nullcontext()
     # At weight 0 the model must compute exactly as without guidance.
-    return guide(model, job.plan, measure_only=job.plan.weight == 0)
+    return guide(model, job.plan, measure_only=job.plan.weight == 0, method=job.run.guidance.method)
 
 
 @dataclass(frozen=True)

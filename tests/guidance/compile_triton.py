@@ -1,5 +1,5 @@
 """Compile the Triton kernels for a GPU that this machine may not have: ARCH DTYPE WIDTH FEATURES LOSS,
-where features are plain or mask-dropout."""
+where features are plain, mask-dropout, or alone for the losses without values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def main(arch: str, dtype: str, width: str, features: str, loss: str) -> None:
-    block, more = block_size(DTYPES[dtype], int(width)), features != "plain"
+    block, more = block_size(DTYPES[dtype], int(width)), features == "mask-dropout"
     shape = {"R": block, "C": block, "D": int(width), "HAS_MASK": more, "DROPS": more, "PRECISION": "ieee"}
     shape["HAS_OFFSETS"], shape["LOSS"] = more, list(ROW_LOSSES).index(loss)
+    shape["VALUES"] = features != "alone"
     if dtype != "fp32":
         shape["PRECISION"] = "tf32"
     scalars = {"scale": "fp32", "dropout": "fp32", "seed": "i64", "offsets": "*i32"}

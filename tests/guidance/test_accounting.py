@@ -21,6 +21,7 @@ from transformers import GPT2Config, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
+from gaguide.guidance.attach import Method
 from gaguide.model.packed import use_packed_attention
 from tests.support.models import random_ids
 
@@ -92,7 +93,9 @@ def nodes_of(loss: torch.Tensor) -> int:
     return len(seen)
 
 
-def cost_of(layers: int, guided: tuple[int, ...], loss: str = "squared", fused: bool = False) -> Cost:
+def cost_of(
+    layers: int, guided: tuple[int, ...], loss: str = "squared", method: Method = "joint", fused: bool = False
+) -> Cost:
     """Of a step of a model with so many layers, of which some are guided."""
     launches: Counter[str] = Counter()
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
@@ -103,7 +106,7 @@ def cost_of(layers: int, guided: tuple[int, ...], loss: str = "squared", fused: 
         guidance = None
         if guided:
             plan = GuidancePlan((Assignment(WORDS, (0, 1), guided),), loss=loss)
-            guidance = stack.enter_context(guide(model, plan))
+            guidance = stack.enter_context(guide(model, plan, method=method))
 
         def step() -> torch.Tensor:
             total = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -153,22 +156,36 @@ def count_launches(patch: pytest.MonkeyPatch, launches: Counter[str]) -> None:
 
 TABLE = {
     # operations, kernels, autograd nodes, allocations, reads by the host, Triton launches
-    ("squared", "row blocks"): Cost(184, 95, 4, 69, 0, 0),
-    ("log-mass", "row blocks"): Cost(168, 88, 4, 63, 0, 0),
-    ("squared", "triton"): Cost(54, 13, 4, 16, 0, 3),
-    ("log-mass", "triton"): Cost(54, 13, 4, 16, 0, 3),
+    ("squared", "joint", "row blocks"): Cost(184, 95, 4, 69, 0, 0),
+    ("log-mass", "joint", "row blocks"): Cost(168, 88, 4, 63, 0, 0),
+    ("squared", "joint", "triton"): Cost(54, 13, 4, 16, 0, 3),
+    ("log-mass", "joint", "triton"): Cost(54, 13, 4, 16, 0, 3),
+    ("squared", "tap", "row blocks"): Cost(130, 72, 2, 54, 0, 0),
+    ("squared", "tap", "triton"): Cost(10, 2, 1, 0, 0, 0),
+    ("log-mass", "tap", "triton"): Cost(10, 2, 1, 0, 0, 0),
 }
 """What a guided layer adds to an unguided one, which has 109 operations and 79 kernels (torch 2.13)."""
+TOGETHER = Cost(72, 40, 7, 60, 0, 3)
+"""What all tapped layers add once a step with the Triton kernels: row terms, and three launches."""
 
 
-@pytest.mark.parametrize(("loss", "kernel"), TABLE)
-def test_a_guided_layer_adds_what_the_table_says(loss: str, kernel: str) -> None:
-    """Measured between models with one and two guided layers, so that what a step costs once drops out."""
+@pytest.mark.parametrize(("loss", "method", "kernel"), TABLE)
+def test_a_guided_layer_adds_what_the_table_says(loss: str, method: Method, kernel: str) -> None:
+    """Measured between models with two and three guided layers, so that what a step costs once drops out."""
     fused = kernel == "triton"
     if fused:
         pytest.importorskip("triton", reason="needs triton (extra: test)")
-    added = cost_of(3, (0, 1), loss, fused) - cost_of(3, (0,), loss, fused)
-    assert added == TABLE[loss, kernel]
+    added = cost_of(3, (0, 1, 2), loss, method, fused) - cost_of(3, (0, 1), loss, method, fused)
+    assert added == TABLE[loss, method, kernel]
+
+
+def test_what_tapped_layers_cost_together() -> None:
+    pytest.importorskip("triton", reason="needs triton (extra: test)")
+    three = cost_of(3, (0, 1, 2), method="tap", fused=True)
+    added = three - cost_of(3, ())
+    for _ in range(3):
+        added -= TABLE["squared", "tap", "triton"]
+    assert added == TOGETHER
 
 
 def test_an_unguided_layer_does_exactly_what_the_model_alone_does() -> None:

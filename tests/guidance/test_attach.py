@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import product
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def expected_losses(maps, ids, valid, visible, plan):
 
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_loss_and_gradients_are_those_of_the_models_own_maps(kind: str, padding: str) -> None:
+@pytest.mark.parametrize("method", ["joint", "tap"])
+def test_loss_and_gradients_are_those_of_the_models_own_maps(method: str, kind: str, padding: str) -> None:
     model, ids = tiny_model(kind), random_ids(3, 29)
     valid = torch.ones_like(ids).bool()
     if padding != "none":
@@ -49,7 +51,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_maps(kind: str, padding:
     want = expected_losses(dense.attentions, ids, valid, visible, PLAN)
     total = 3.0 * sum((0.5 if key == (1, 2) else 1.0) * want[key] for key in want)
     (dense.loss + total).backward()
-    with guide(model, PLAN) as guidance:
+    with guide(model, PLAN, method=method) as guidance:
         out = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
         got = guidance.per_head()
         loss = guidance.loss()
@@ -65,8 +67,9 @@ def test_loss_and_gradients_are_those_of_the_models_own_maps(kind: str, padding:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("method", ["joint", "tap"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_checkpointing_changes_no_gradient(dropout: float) -> None:
+def test_checkpointing_changes_no_gradient(dropout: float, method: str) -> None:
     ids = random_ids(2, 31)
     grads = []
     for checkpointing in (False, True):
@@ -74,7 +77,7 @@ def test_checkpointing_changes_no_gradient(dropout: float) -> None:
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(1)
-        with guide(model, PLAN) as guidance:
+        with guide(model, PLAN, method=method) as guidance:
             (model(input_ids=ids, labels=ids, use_cache=False).loss + guidance.loss()).backward()
             assert len(guidance.per_head()) == 2 * LAYERS + 1
         grads.append([parameter.grad for parameter in model.parameters()])
@@ -138,27 +141,28 @@ def test_unguided_layers_run_the_models_own_attention(monkeypatch: pytest.Monkey
     assert seen == [HEADS, HEADS - 2, HEADS]
 
 
+@pytest.mark.parametrize("method", ["joint", "tap"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_are_guided_in_fp32(dtype: torch.dtype) -> None:
+def test_half_precision_models_are_guided_in_fp32(dtype: torch.dtype, method: str) -> None:
     """The loss is that of the fp32 model up to rounding, and gradients are linear in a loss scale."""
     ids = random_ids(2, 31)
     want = guided_gradients(tiny_model("gpt2"), ids, 1.0)
-    losses, gradients = guided_gradients(tiny_model("gpt2").to(dtype), ids, 1.0)
+    losses, gradients = guided_gradients(tiny_model("gpt2").to(dtype), ids, 1.0, method)
     for key, loss in losses.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, want[0][key], rtol=0.05, atol=1e-3)
     for half, full in zip(gradients, want[1]):
         assert half.isfinite().all()
         assert (half.float() - full).norm() <= 0.1 * full.norm() + 1e-4
-    _, scaled = guided_gradients(tiny_model("gpt2").to(dtype), ids, 2.0**4)
+    _, scaled = guided_gradients(tiny_model("gpt2").to(dtype), ids, 2.0**4, method)
     for half, larger in zip(gradients, scaled):
         torch.testing.assert_close(larger.float() / 2**4, half.float(), rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_autocast_computes_guidance_in_fp32(dropout: float) -> None:
+@pytest.mark.parametrize(("dropout", "method"), [(0.0, "joint"), (0.2, "joint"), (0.0, "tap")])
+def test_autocast_computes_guidance_in_fp32(dropout: float, method: str) -> None:
     model, ids = tiny_model("gpt2", dropout).train(), random_ids(2, 31)
-    with torch.autocast("cpu", torch.bfloat16), guide(model, PLAN) as guidance:
+    with torch.autocast("cpu", torch.bfloat16), guide(model, PLAN, method=method) as guidance:
         out = model(input_ids=ids, labels=ids, use_cache=False)
         loss = guidance.loss()
         (out.loss + loss).backward()
@@ -170,8 +174,8 @@ def test_autocast_computes_guidance_in_fp32(dropout: float) -> None:
             torch.testing.assert_close(value.detach(), exact[key], rtol=0.05, atol=1e-3)
 
 
-def guided_gradients(model, ids, loss_scale: float):
-    with guide(model, PLAN) as guidance:
+def guided_gradients(model, ids, loss_scale: float, method: str = "auto"):
+    with guide(model, PLAN, method=method) as guidance:
         out = model(input_ids=ids, labels=ids, use_cache=False)
         losses = {key: loss.detach() for key, loss in guidance.per_head().items()}
         ((out.loss + guidance.loss()) * loss_scale).backward()
@@ -197,9 +201,9 @@ def test_torch_compile_keeps_loss_and_gradients() -> None:
 def test_zero_targets_give_finite_loss_and_gradients() -> None:
     model = tiny_model()
     nothing = TokenSet("absent", frozenset({1}))
-    for kind in ("indicator", "normalized"):
+    for kind, method in product(("indicator", "normalized"), ("joint", "tap")):
         plan = GuidancePlan((Assignment(nothing, (0,)),), target=kind)
-        with guide(model, plan) as guidance:
+        with guide(model, plan, method=method) as guidance:
             out = model(input_ids=random_ids(2, 20), use_cache=False)
             loss = guidance.loss()
             (out.logits.sum() * 0 + loss).backward()

@@ -19,9 +19,11 @@ from gaguide.guidance import (
     GuidancePlan,
     MarkedTokens,
     TokenSet,
+    backend,
     guide,
     marked,
 )
+from gaguide.guidance.attach import Method
 from gaguide.model import checkpoint_activations
 from gaguide.model.packed import use_packed_attention
 from tests.support.models import random_ids, tiny_model
@@ -55,13 +57,13 @@ def model_of(kind: str, dropout: float, checkpointed: bool, dtype: torch.dtype) 
 
 
 @contextmanager
-def compiled(model: PreTrainedModel, plan: GuidancePlan = PLAN):
+def compiled(model: PreTrainedModel, plan: GuidancePlan = PLAN, method: Method = "auto"):
     """Guided and compiled; at the end there must have been one graph and no second compile."""
     torch.compiler.reset()
     counters.clear()
     plain = model.forward
     model.forward = compile_forward(model, fullgraph=True, backend="aot_eager")
-    with guide(model, plan) as guidance:
+    with guide(model, plan, method=method) as guidance:
         yield guidance
     model.forward = plain
     assert counters["stats"]["unique_graphs"] == 1
@@ -83,10 +85,16 @@ def step(model: PreTrainedModel, guidance: Guidance, seed: int, **inputs: torch.
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama-grouped-query"])
-def test_one_graph_has_the_losses_and_gradients_of_eager(kind: str, checkpointed: bool) -> None:
+@pytest.mark.parametrize("method", ["joint", "tap"])
+def test_one_graph_has_the_losses_and_gradients_of_eager(
+    method: Method, kind: str, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "tap":  # the layers wait for the last one, as with the Triton kernels
+        monkeypatch.setattr(backend, "is_fused", lambda *_: True)
+        monkeypatch.setattr(backend, "_choose", lambda _, numbers: numbers)
     with guide(model := model_of(kind, 0.0, False, torch.float64), PLAN) as guidance:
         want = [step(model, guidance, seed) for seed in range(3)]
-    with compiled(model := model_of(kind, 0.0, checkpointed, torch.float64)) as guidance:
+    with compiled(model := model_of(kind, 0.0, checkpointed, torch.float64), method=method) as guidance:
         got = [step(model, guidance, seed) for seed in range(3)]
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

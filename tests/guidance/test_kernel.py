@@ -50,9 +50,15 @@ def case(seed: int, B: int, h: int, T: int, D: int, padding: str, density: float
 
 
 def compare(
-    dtype: torch.dtype, rtol: float, meaning: tuple[str, str, str], kernel: Attention, made, rows: int = 0
+    dtype: torch.dtype,
+    rtol: float,
+    meaning: tuple[str, str, str],
+    made,
+    kernels: tuple[Attention, Attention] = (attend, head_losses),
+    rows: int = 0,
+    loss_rtol: float | None = None,
 ) -> None:
-    """Every result of `kernel` against the dense reference, and that the losses alone are the same."""
+    """Every result of the kernels, with values and without, against the dense reference."""
     loss, reduction, kind = meaning
     q, k, v, targets, valid_BT, visible_BTT = made
     scale = q.shape[-1] ** -0.5
@@ -76,20 +82,20 @@ def compare(
     mask = None if bool(valid_BT.all()) else visible_BTT
     terms = row_terms(targets, valid_BT, mask, reduction, kind, dtype, loss, THRESHOLD)
     numbers = replace(numbers_of(terms, scale, loss), rows=rows)
-    out, loss_h, mass_h = kernel(ours, terms, mask, numbers)
+    out, loss_h, mass_h = kernels[0](ours, terms, mask, numbers)
     ((out * grad_out.to(dtype)).sum() + (weights_h.to(dtype) * loss_h).sum()).backward()
 
-    def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    def close(got: torch.Tensor, want: torch.Tensor, rtol: float = rtol) -> None:
         size = max(float(want.abs().max()), 1e-4)  # a loss may be 0 but for rounding
         torch.testing.assert_close(got.double(), want, rtol=rtol, atol=rtol * size)
 
-    close(loss_h.detach(), want_loss.detach())
+    close(loss_h.detach(), want_loss.detach(), loss_rtol or rtol)
     close(out.detach() * valid_BT[:, None, :, None], (want_out * valid_BT[:, None, :, None]).detach())
     for got, want in zip(ours, exact):
         close(got.grad, want.grad)
     alone = [x.detach().requires_grad_() for x in ours[:2]]
-    measured_loss, measured_mass = head_losses(alone, terms, mask, numbers)
-    torch.testing.assert_close(measured_loss, loss_h.detach())
+    measured_loss, measured_mass = kernels[1](alone, terms, mask, numbers)
+    close(measured_loss.detach(), want_loss.detach(), loss_rtol or rtol)
     torch.testing.assert_close(measured_mass, mass_h, equal_nan=True)
     for got, want in zip(torch.autograd.grad((weights_h.to(dtype) * measured_loss).sum(), alone), want_alone):
         close(got, want)
@@ -114,7 +120,14 @@ def close_mass(got, maps_BTT, target, valid_BT, visible_BTT, rtol) -> None:
 def test_fp32_equals_dense_float64(meaning: tuple[str, str, str], padding: str) -> None:
     """1e-6 relative, with T not a multiple of the row block and targets of both kinds."""
     made = case(seed=5, B=3, h=4, T=77, D=16, padding=padding, density=0.08)
-    compare(torch.float32, 1e-6, meaning, attend, made, rows=32)
+    compare(torch.float32, 1e-6, meaning, made, rows=32)
+
+
+@pytest.mark.parametrize("meaning", MEANINGS, ids="-".join)
+def test_fp64_is_exact(meaning: tuple[str, str, str]) -> None:
+    """Losses to 1e-14 and gradients to 1e-13 relative, with the output and alone."""
+    made = case(seed=5, B=3, h=4, T=77, D=16, padding="left", density=0.08)
+    compare(torch.float64, 1e-13, meaning, made, rows=32, loss_rtol=1e-14)
 
 
 @settings(max_examples=80, deadline=None)
@@ -131,7 +144,7 @@ def test_fp32_equals_dense_float64(meaning: tuple[str, str, str], padding: str) 
 )
 def test_any_shape_equals_dense(seed, B, h, T, D, rows, padding, density, meaning) -> None:
     made = case(seed, B, h, T, D, padding, density)
-    compare(torch.float64, 1e-10, meaning, attend, made, rows)
+    compare(torch.float64, 1e-10, meaning, made, rows=rows)
 
 
 def test_terms_are_counted_in_the_guidance_dtype_under_autocast() -> None:

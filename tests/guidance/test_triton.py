@@ -14,7 +14,7 @@ import torch
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
 from gaguide.guidance.losses import ROW_LOSSES
-from gaguide.guidance.operations import attend
+from gaguide.guidance.operations import attend, head_losses
 from gaguide.guidance.patterns import Offset
 from gaguide.guidance.targets import RowTerms, row_terms
 from gaguide.model import checkpoint_activations
@@ -40,11 +40,12 @@ def on(device: torch.device, x: object) -> object:
     return x.to(device) if isinstance(x, torch.Tensor) else x
 
 
-def fused(qkv, terms, mask, numbers, seed=None) -> tuple[torch.Tensor, ...]:
-    """The kernels for CPU tensors, run on a GPU if there is one, else interpreted."""
+def fused(qkv, terms, mask, numbers, *seed) -> tuple[torch.Tensor, ...]:
+    """The kernels for CPU tensors, with values or without, run on a GPU if there is one, else interpreted."""
     home = qkv[0].device
     given = [on(DEVICE, x) for x in qkv], on(DEVICE, terms), on(DEVICE, mask)
-    return tuple(x.to(home) for x in attend(*given, replace(numbers, fused=True), seed))
+    run = attend if len(qkv) == 3 else head_losses
+    return tuple(x.to(home) for x in run(*given, replace(numbers, fused=True), *seed))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def fused(qkv, terms, mask, numbers, seed=None) -> tuple[torch.Tensor, ...]:
 def test_fp32_equals_dense_float64(meaning: tuple[str, str, str], padding: str) -> None:
     """1e-6 relative, as for the row blocks; T is not a multiple of a block, the width not a power of two."""
     made = case(seed=5, B=2, h=4, T=77, D=20, padding=padding, density=0.08)
-    compare(torch.float32, 1e-6, meaning, fused, made)
+    compare(torch.float32, 1e-6, meaning, made, (fused, fused))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -117,7 +118,10 @@ def test_dropout_acts_on_the_output_and_is_the_same_in_backward() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_guided_model_gives_the_same_through_either_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["joint", "tap"])
+def test_a_guided_model_gives_the_same_through_either_kernel(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model("gpt2").eval()
     plan = GuidancePlan((Assignment(TokenSet("words", frozenset(range(5, 30))), (0, 2)),))
     ids_BT = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -126,7 +130,7 @@ def test_a_guided_model_gives_the_same_through_either_kernel(monkeypatch: pytest
 
     def run() -> list[torch.Tensor]:
         model.zero_grad()
-        with guide(model, plan) as guidance:
+        with guide(model, plan, method=method) as guidance:
             out = model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT, use_cache=False)
             (out.loss + guidance.loss()).backward()
             return [out.loss.detach(), guidance.loss().detach(), *(p.grad for p in model.parameters())]
@@ -144,13 +148,17 @@ def test_a_guided_model_gives_the_same_through_either_kernel(monkeypatch: pytest
     assert calls
 
 
-def test_the_first_use_may_be_in_a_checkpointed_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["joint", "tap"])
+def test_the_first_use_may_be_in_a_checkpointed_layer(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison with the row blocks neither counts as part of the layer nor is recomputed."""
     monkeypatch.setattr(
-        backend, "is_fused", lambda *_: backend._is_verified(DEVICE, torch.float32, 8, 8, "squared")
+        backend, "is_fused", lambda x, loss: backend._is_verified(DEVICE, *signature(len(x)), loss)
     )
     plan = GuidancePlan((Assignment(TokenSet("words", frozenset(range(5, 30))), (0, 2)),))
     ids_BT = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    def signature(tensors: int) -> tuple[tuple[torch.dtype, ...], tuple[int, ...]]:
+        return (torch.float32,) * tensors, (8,) * tensors
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         backend._is_verified.cache_clear()
@@ -158,10 +166,12 @@ def test_the_first_use_may_be_in_a_checkpointed_layer(monkeypatch: pytest.Monkey
         if checkpointing:
             checkpoint_activations(model)
         torch.manual_seed(0)
-        with guide(model, plan) as guidance:
+        with guide(model, plan, method=method) as guidance:
             out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False)
             (out.loss + guidance.loss()).backward()
-        assert backend._is_verified(DEVICE, torch.float32, 8, 8, "squared")
+        tensors = 3 if method == "joint" else 2
+        assert backend._is_verified(DEVICE, *signature(tensors), "squared")
+        assert backend._is_verified.cache_info().currsize == 1
         return [parameter.grad for parameter in model.parameters()]
 
     for ours, theirs in zip(gradients(True), gradients(False), strict=True):
@@ -186,28 +196,36 @@ def test_saved_tensors_may_be_packed_and_unpacked() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_the_kernel_is_used_only_after_it_agreed_with_the_row_blocks() -> None:
-    assert not backend.is_fused(torch.zeros(1, 1, 1, 16), 16, "squared")
+@pytest.mark.parametrize("tensors", [2, 3], ids=["alone", "with values"])
+def test_the_kernel_is_used_only_after_it_agreed_with_the_row_blocks(tensors: int) -> None:
+    assert not backend.is_fused([torch.zeros(1, 1, 1, 16)] * tensors, "squared")
+    widths = (16,) * tensors
     for dtype in (torch.float32, *HALVES):
-        assert backend.disagreement(DEVICE, dtype, (16, 16)) < 10 * torch.finfo(dtype).eps
+        assert backend.disagreement(DEVICE, (dtype,) * tensors, widths) < 10 * torch.finfo(dtype).eps
 
     def wrong(*arguments):
-        out, loss_h, mass_h = attend(*arguments)
-        return out, 1.01 * loss_h, mass_h
+        *out, loss_h, mass_h = (attend if tensors == 3 else head_losses)(*arguments)
+        return *out, 1.01 * loss_h, mass_h
 
-    assert backend.disagreement(DEVICE, torch.float32, (16, 16), kernels=wrong) > 1e-3
+    fp32 = (torch.float32,) * tensors
+    assert backend.disagreement(DEVICE, fp32, widths, kernels=wrong) > 1e-3
     backend._is_verified.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend._is_verified(DEVICE, torch.float32, 16, 16, "squared")
-    assert not backend._is_verified(DEVICE, torch.float32, 512, 512, "squared"), (
-        "wider than the kernels support"
-    )
+        assert backend._is_verified(DEVICE, fp32, widths, "squared")
+    assert not backend._is_verified(DEVICE, fp32, (512,) * tensors, "squared"), "wider than they support"
     backend._is_verified.cache_clear()
 
 
+def test_values_of_another_dtype_are_compared_as_they_are() -> None:
+    """Under autocast rotated queries and keys may be in fp32, and values in 16 bits."""
+    mixed = (torch.float32, torch.float32, HALVES[0])
+    assert backend.disagreement(DEVICE, mixed, (16, 16, 16)) < 10 * torch.finfo(HALVES[0]).eps
+
+
 def test_another_loss_is_compared_too() -> None:
-    assert backend.disagreement(DEVICE, torch.float32, (16, 16), "kl") < 1e-6
+    assert backend.disagreement(DEVICE, (torch.float32,) * 3, (16,) * 3, "kl") < 1e-6
+    assert backend.disagreement(DEVICE, (torch.float32,) * 2, (16,) * 2, "kl") < 1e-6
 
 
 def compile_for(*options: str, cache: Path) -> None:
@@ -226,16 +244,16 @@ def compile_for(*options: str, cache: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_kernels_compile_for_a_gpu(dtype: str, tmp_path: Path) -> None:
-    compile_for("80", dtype, "64", "plain", "squared", cache=tmp_path)
+@pytest.mark.parametrize(("dtype", "features"), [("bf16", "plain"), ("fp32", "plain"), ("bf16", "alone")])
+def test_kernels_compile_for_a_gpu(dtype: str, features: str, tmp_path: Path) -> None:
+    compile_for("80", dtype, "64", features, "squared", cache=tmp_path)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("arch", ["80", "90"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("width", ["64", "128", "256"])
-@pytest.mark.parametrize("features", ["plain", "mask-dropout"])
+@pytest.mark.parametrize("features", ["plain", "mask-dropout", "alone"])
 def test_every_variant_compiles(arch: str, dtype: str, width: str, features: str, tmp_path: Path) -> None:
     for loss in ROW_LOSSES:
         compile_for(arch, dtype, width, features, loss, cache=tmp_path)
@@ -259,6 +277,6 @@ def test_values_may_be_wider_or_narrower_than_queries(widths: tuple[int, int]) -
     assert got[0].shape == (2, 3, 70, value_width)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert backend.disagreement(DEVICE, torch.float32, widths) < 1e-5
+    assert backend.disagreement(DEVICE, (torch.float32,) * 3, (width, *widths)) < 1e-5
     with pytest.raises(ValueError, match="do not belong together"):
         fused([q, k[:, :, 1:], v], terms, None, numbers_of(terms, 0.25))

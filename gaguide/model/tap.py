@@ -1,0 +1,96 @@
+"""Queries and keys of chosen heads, read on their way into the model's own attention of all heads.
+
+A loss of them reaches the model without a second path through autograd: its gradients are added in place to
+those that the attention's backward has made. autograd runs that backward and the loss's, in whichever order,
+before the tap's.
+
+Shapes: B batch, H heads, G key/value heads, h chosen heads, T positions, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+Runs = tuple[tuple[int, int], ...]
+"""Consecutive heads, as (first, number); a head may be in several runs."""
+
+
+@dataclass(frozen=True)
+class TappedHeads:
+    """What a tap returns."""
+
+    q_BHTD: torch.Tensor
+    """All queries, for the attention alone: their gradient is changed in place."""
+    k_BGTD: torch.Tensor
+    """All keys, likewise."""
+    queries: tuple[torch.Tensor, ...]
+    """Views [B, n, T, D] that joined along their heads are the chosen heads' queries [B, h, T, D]."""
+    keys: tuple[torch.Tensor, ...]
+    """Views that joined are their keys, one for each chosen head."""
+
+
+def runs_of(heads: Iterable[int]) -> Runs:
+    """Maximal runs of consecutive heads, in the given order."""
+    found: list[tuple[int, int]] = []
+    for head in heads:
+        if found and head == sum(found[-1]):
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((head, 1))
+    return tuple(found)
+
+
+def tap_heads(
+    chosen: tuple[int, ...], groups: int, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor
+) -> TappedHeads:
+    """Tap the chosen heads, ascending, of which `groups` share one key head."""
+    query_runs, key_runs = runs_of(chosen), runs_of(head // groups for head in chosen)
+    if torch.compiler.is_compiling():  # which fuses what autograd's slicing does
+        pieces = _views(q_BHTD, query_runs) + _views(k_BGTD, key_runs)
+    else:
+        q_BHTD, k_BGTD, *pieces = _Tap.apply(query_runs, key_runs, q_BHTD, k_BGTD)
+    at = len(query_runs)
+    return TappedHeads(q_BHTD, k_BGTD, tuple(pieces[:at]), tuple(pieces[at:]))
+
+
+class _Tap(torch.autograd.Function):
+    """Identity of q and k, and views of their runs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_runs: Runs, key_runs: Runs, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.runs = query_runs, key_runs
+        ctx.shapes = q_BHTD.shape, k_BGTD.shape
+        return q_BHTD, k_BGTD, *_views(q_BHTD, query_runs), *_views(k_BGTD, key_runs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        at = 2 + len(ctx.runs[0])
+        pieces = grads[2:at], grads[at:]
+        return None, None, *map(_add_runs, grads[:2], ctx.runs, pieces, ctx.shapes)
+
+
+def _views(x_BHTD: torch.Tensor, runs: Runs) -> list[torch.Tensor]:
+    return [x_BHTD.narrow(1, first, number) for first, number in runs]
+
+
+def _add_runs(
+    grad_BHTD: torch.Tensor | None, runs: Runs, pieces: Sequence[torch.Tensor | None], shape: torch.Size
+) -> torch.Tensor | None:
+    """The gradient with those of the runs added in place; of nothing but them where it is None."""
+    for (first, number), piece in zip(runs, pieces):
+        if piece is None:
+            continue
+        if grad_BHTD is None:  # nothing but the loss was differentiated
+            B, H, T, D = shape
+            grad_BHTD = piece.new_zeros(B, T, H, D).transpose(1, 2)
+        grad_BHTD.narrow(1, first, number).add_(piece)
+    return grad_BHTD
