@@ -46,7 +46,8 @@ def verdict_table(records: Sequence[AblationRecord]) -> Table:
         "over blocks of text, Holm-corrected over a model's heads of the plan; bold: p < 0.05. Near cues: "
         "predicted tokens on a guided word and up to 20 after it. More than controls: minus the mean of "
         "random other heads of the same layer. More than first: minus the same head's in the first model. "
-        "Used: the loss rises without the head beyond noise; harmful: it falls; not used: neither. "
+        "Used: the loss rises without the head beyond noise; harmful: it falls; not used: neither; not "
+        "tested: a single block. "
         "Two heads that do the same can each be removed at no cost: compare all at once.",
         groups=tuple(groups),
         caption="Is the guided head used? (change of held-out loss without it)",
