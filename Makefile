@@ -22,6 +22,8 @@ DEEPSPEED = $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) -
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
+# One version of torch for .venv, so that everybody's is the same. `make PIP_CONSTRAINT= …` takes the newest allowed.
+export PIP_CONSTRAINT ?= $(CURDIR)/.ci/constraints.txt
 FAST := not processes and not slow and not stress and not cluster and not gpu
 # One training, evaluation and study as processes.
 WHOLE := tests/train/test_outcomes.py tests/evaluate/test_evaluate_ranks.py
@@ -55,20 +57,18 @@ test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile \
 	    -m '$(FAST)'
 
-# Environments of their own: build/venv-lowest and build/venv-newest.
-test-lowest test-newest: test-%: build/venv-%/.installed
+# An environment of its own, made anew: what it was then is in build/lowest.txt or build/newest.txt.
+test-lowest: UV_OPTIONS := --resolution lowest-direct
+test-newest: UV_OPTIONS := --override build/unbounded.txt
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv --clear build/venv-$*
+	build/venv-$*/bin/python -m pip install --quiet 'uv>=0.9'
+	printf 'torch\ntransformers\ndeepspeed\n' > build/unbounded.txt
+	build/venv-$*/bin/uv pip install --quiet --compile-bytecode --python build/venv-$*/bin/python $(UV_OPTIONS) --editable '.[test]'
+	build/venv-$*/bin/uv pip freeze --quiet --python build/venv-$*/bin/python > build/$*.txt
 	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest --numprocesses $(JOBS) --dist loadfile -m '$(FAST)'
 	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest $(WHOLE)
 	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest -m stress tests/study/test_run.py
-
-build/venv-lowest/.installed: UV_OPTIONS := --resolution lowest-direct
-build/venv-newest/.installed: UV_OPTIONS := --upgrade --override build/venv-newest/override.txt
-build/venv-%/.installed: pyproject.toml
-	$(PYTHON) -m venv --clear build/venv-$*
-	build/venv-$*/bin/python -m pip install --quiet 'uv>=0.9'
-	printf 'torch\ntransformers\ndeepspeed\n' > build/venv-$*/override.txt
-	build/venv-$*/bin/uv pip install --quiet --python build/venv-$*/bin/python $(UV_OPTIONS) --editable '.[test]'
-	touch $@
 
 test-stress: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m stress

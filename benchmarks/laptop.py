@@ -8,7 +8,7 @@ Every number is read from the files of `gaguide study collect`; a table's title 
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import asdict
 from pathlib import Path
 
@@ -156,6 +156,9 @@ def analysis(study: StudyRecords) -> None:
 
 
 if __name__ == "__main__":
-    found = read_study(Path(sys.argv[1]))
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("study", type=Path, help="output folder of the study")
+    found = read_study(parser.parse_args().study)
     for part in (costs, attention, losses, moved, scores, verdicts, analysis):
         part(found)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from typing import Annotated
 
 import typer
 
+from gaguide import __version__
 from gaguide.errors import EXIT_USER_ERROR, UserError
 
 
@@ -34,6 +36,7 @@ def make_app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        callback=_options,
     )
     modules = (
         programs,
@@ -53,6 +56,20 @@ def make_app() -> typer.Typer:
     for module in modules:
         module.register(app)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gaguide {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before a subcommand."""
 
 
 def main() -> None:

@@ -155,7 +155,7 @@ class _GridBuilder:
         self.faults = FaultCollector()
         self.hashes = ContentHashes(folder)
         self._data = data_identity(study)
-        self.chosen = self.faults.attempt(_read_chosen, study.chosen) or {}
+        self.chosen = self.faults.attempt(_read_chosen, study.chosen)
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()
 
@@ -237,9 +237,9 @@ class _GridBuilder:
         """A run's `guidance` section for an experiment."""
         if experiment.guidance is not None:
             return {**self.study.guidance, **experiment.guidance}
-        if experiment.name in self.chosen:
+        if self.chosen is not None and experiment.name in self.chosen:
             return {**self.study.guidance, **self.chosen[experiment.name]}
-        if experiment.name not in EXPERIMENTS:
+        if self.chosen is not None and experiment.name not in EXPERIMENTS:  # None: it may be in the file
             known = [ORIGINAL, *EXPERIMENTS, *self.chosen]
             remedy = suggestion(experiment.name, known, otherwise="give it a guidance section")
             self._report(Fault("experiments", "is not a built-in experiment", remedy, experiment.name))

@@ -14,6 +14,7 @@ from tests.support.ranks import REPOSITORY, rank_environment
 
 COMMANDS = (
     "--help",
+    "--version",
     "lexicon --help",
     "lexicon list",
     "eval list",

@@ -45,7 +45,7 @@ class Mpi:
 @pytest.fixture(scope="module", params=["openmpi", "mpich"])
 def mpi(request: pytest.FixtureRequest, two: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Mpi:
     """Debian's Open MPI; MPICH as its wheel from PyPI. mpi4py finds whichever its environment has."""
-    packages = ["mpi4py>=4.0"]
+    packages = ["mpi4py>=4.1"]
     if request.param == "openmpi":
         need({"mpirun": "openmpi-bin"})
     else:

@@ -125,6 +125,13 @@ def test_the_study_of_a_pretrained_model(tmp_path: Path, budget: str, steps: int
     assert set(seeds.values()) == {1, 3}
 
 
+def test_an_unreadable_plan_of_heads_is_one_fault(tmp_path: Path) -> None:
+    """Its experiments may well be known in the file."""
+    with pytest.raises(UserError) as raised:
+        grid(tmp_path, chosen=str(tmp_path / "plan.yaml"), experiments=["1-negation", "chosen-most-used"])
+    assert [fault.field for fault in raised.value.faults] == ["chosen"]
+
+
 def test_an_experiment_can_have_fewer_seeds(tmp_path: Path) -> None:
     experiments = ["original", "finetuned", {"name": "1-negation", "seeds": [1]}]
     cells = grid(tmp_path, sizes=["pico"], experiments=experiments).cells
