@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gaguide.config.sizes import SIZES
+
 # Given (a field or a section) → what it replaces.
 _PARTNERS = {
     "train.steps": ("train.epochs",),
@@ -46,9 +48,9 @@ def replace_partners(tree: dict[str, Any], given: Iterable[str]) -> list[str]:
 
 
 def _has_its_own_weights(tree: dict[str, Any]) -> bool:
-    """Whether the model that is named is a folder or an organisation's on the hub, and not a size."""
+    """Whether the model that is named is a folder or a model of the hub, and not a size."""
     name = str(_get(tree, "model.name"))
-    return "/" in name or Path(name).is_dir()
+    return name not in SIZES or Path(name).is_dir()
 
 
 def leaves(tree: Any, above: str = "") -> list[str]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, count
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -31,12 +32,17 @@ class WordExpressions:
         """vocabulary: bytes of every entry, of special tokens none (`token_bytes`)."""
         for expression in expressions:
             check_expression(expression, "lexicon.regex")
+        self._expressions = tuple(expressions)
         self._matches = [re.compile(expression).fullmatch for expression in expressions]
         # A token without text ends a word, as one that no word contains does.
         self._pieces = [raw or b"\0" for raw in vocabulary]
         self._known: dict[str, bool] = {}
-        self._number = len(_ALL)
-        _ALL.append(self)
+        self._number = next(_NUMBERS)
+        _ALL[self._number] = self
+
+    def __reduce__(self) -> tuple[type[WordExpressions], tuple[tuple[str, ...], list[bytes]]]:
+        """A copy, also in another process, has a number of its own."""
+        return WordExpressions, (self._expressions, self._pieces)
 
     def marked(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """bool [B, T] on the device of the ids, True on every token of a word that matches."""
@@ -57,7 +63,8 @@ class WordExpressions:
 
     def rows(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """`marked`, of ids on the host."""
-        return torch.tensor([self._row(ids) for ids in ids_BT.tolist()]).reshape(ids_BT.shape)
+        marks = [self._row(ids) for ids in ids_BT.tolist()]
+        return torch.tensor(marks, dtype=torch.bool).reshape(ids_BT.shape)
 
     def _row(self, ids: Sequence[int]) -> list[bool]:
         size = len(self._pieces)
@@ -82,7 +89,8 @@ class WordExpressions:
         return marks
 
 
-_ALL: list[WordExpressions] = []
+_NUMBERS = count()
+_ALL: WeakValueDictionary[int, WordExpressions] = WeakValueDictionary()
 """By number: a compiled graph holds a number, not an object."""
 
 

@@ -27,7 +27,8 @@ Mode = Literal["pieces", "words"]
 
 # Marks of a leading space: none, byte-level BPE (GPT-2), SentencePiece (Llama).
 _SPACE_MARKS = ("", "Ġ", "▁")
-_KEYS = {"words", "pieces", "affixes", "regex", "except"}
+_KINDS_OF_WORDS = ("affixes", "regex", "except")
+_KEYS = {"words", "pieces", *_KINDS_OF_WORDS}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Lexicon:
     """Words and affixes ("under-") that do not match, for mode words."""
     expressions: tuple[str, ...] = ()
     """Regular expressions for whole words ("\\w+n't"), for mode words."""
+    for_words_only: tuple[str, ...] = ()
+    """Kinds of entries that mode pieces would leave out without a word, since no `pieces` are listed."""
 
     def content(self, mode: Mode) -> str:
         """A hash of what the lexicon matches in this mode, the same for any name and order."""
@@ -78,6 +81,11 @@ class Lexicon:
         from gaguide.guidance.words import WordSet
 
         if mode == "pieces":
+            if self.for_words_only:
+                kinds = " and ".join(self.for_words_only)
+                problem = f"lexicon {self.name!r} has {kinds}, which mode pieces does not match"
+                remedy = "use mode words, or list what mode pieces matches under `pieces`"
+                raise UserError(Fault("guidance.mode", problem, remedy, mode))
             return TokenSet(self.name, self.piece_ids(tokenizer))
         return WordSet.build(
             self.name, self.words, tokenizer, self.affixes, self.exceptions, self.expressions
@@ -125,7 +133,8 @@ def _lexicon(name: str, entry: Any) -> Lexicon:
     words = tuple(entry.get("words", entry.get("pieces", ())))
     affixes, exceptions = tuple(entry.get("affixes", ())), tuple(entry.get("except", ()))
     expressions = tuple(entry.get("regex", ()))
-    return Lexicon(name, tuple(entry.get("pieces", words)), words, affixes, exceptions, expressions)
+    ignored = () if "pieces" in entry else tuple(one for one in _KINDS_OF_WORDS if entry.get(one))
+    return Lexicon(name, tuple(entry.get("pieces", words)), words, affixes, exceptions, expressions, ignored)
 
 
 def _check_entry(where: str, name: object, entry: object, faults: FaultCollector) -> None:

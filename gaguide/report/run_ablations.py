@@ -81,9 +81,10 @@ def read_ablations(folders: Sequence[Path]) -> RunAblations:
         elif own or named:
             model = named[0][1] if named else own[0].models[-1]
             other = ", ".join(other_files(model.identity, weights, now))
+            what = f"a model with other content ({other})" if other else f"another model ({model.model})"
             notes[folder] = (
-                f"an ablation of it is of a model with other content ({other}), and is not shown; run "
-                "gaguide ablate again, into another folder"
+                f"an ablation of it is of {what}, and is not shown; run gaguide ablate again, into another "
+                "folder"
             )
     return RunAblations(found, notes)
 

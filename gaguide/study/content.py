@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,10 @@ class ContentHashes:
         return _digest({path.name: self.file(path) for path in model_files(folder)})
 
     def save(self) -> None:
-        """Write what was hashed, where the study's folder exists."""
+        """Write what was hashed, where the study's folder exists and can be written."""
         if self._changed and self.folder.is_dir():
-            write_json(self.folder / _CACHE, self._known)
+            with suppress(OSError):  # a study of somebody else, of which only the status is asked
+                write_json(self.folder / _CACHE, self._known)
             self._changed = False
 
 

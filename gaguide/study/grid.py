@@ -185,7 +185,7 @@ class _GridBuilder:
                 seed=seed,
                 model={"name": size.model or size.name, "init": "scratch"},
                 guidance={},
-                train=_without_adapters({**self.study.train, **size.train}) | pretrain.train,
+                train=_whole({**self.study.train, **size.train}) | pretrain.train,
                 tokens=pretrain.tokens,
                 base=None,
             )
@@ -333,9 +333,9 @@ class _GridBuilder:
         return self._ds_contents[path]
 
 
-def _without_adapters(train: dict[str, Any]) -> dict[str, Any]:
-    """`train` for a base, which is trained whole whatever its fine-tuning adapts."""
-    return {name: value for name, value in train.items() if name != "lora"}
+def _whole(train: dict[str, Any]) -> dict[str, Any]:
+    """`train` for a base, which is trained whole whatever its fine-tuning adapts or freezes."""
+    return {name: value for name, value in train.items() if name not in ("lora", "freeze", "trainable")}
 
 
 def _read_chosen(path: str | None) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import Literal
 from gaguide.evaluate.results.metric_names import Better, Doubt, is_improvement
 
 HELD_OUT = "held-out text"
+"""The name that held-out loss and guided attention have in place of a task's."""
 KNOCK_OUT = "removal of heads"
 """In place of a task, of what is left out because an ablation is of something else."""
-"""The name that held-out loss and guided attention have in place of a task's."""
 
 State = Literal["pending", "running", "done", "failed", "blocked"]
 Verdict = Literal["inverse", "positive", "U-shaped", "inverted U", "flat", "not enough sizes"]

@@ -209,9 +209,9 @@ def test_a_model_named_without_init_does_not_inherit_random_weights(tmp_path: Pa
     notes: list[str] = []
     assert load_config(None, {"model.name": "nano"}, notes.append).model.init == "scratch"
     assert not notes
-    for name in (str(tmp_path), "organisation/model"):
+    for name in (str(tmp_path), "organisation/model", "distilgpt2"):
         assert load_config(None, {"model.name": name}, notes.append).model.init == "pretrained"
-    assert notes == ["--model.name replaces model.init = scratch of the embedded run"] * 2
+    assert notes == ["--model.name replaces model.init = scratch of the embedded run"] * 3
     given = {"model.name": str(tmp_path), "model.init": "scratch"}
     assert load_config(None, given, notes.append).model.init == "scratch"
     over = tmp_path / "over.yaml"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
 import re
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,8 @@ def test_a_file_of_lexicons_and_the_command(tmp_path: Path, embedded_shards: Pat
     assert shown.exit_code == 0 and "but, regex \\w+n't" in shown.output and "[but]" in shown.output
     assert "[isn]" in shown.output or "[is]" in shown.output or "[isn't]" in shown.output
     own = read_lexicons(path)
+    with pytest.raises(UserError, match=r"'deny' has regex, which mode pieces does not match"):
+        own["deny"].pattern(load_tokenizer(embedded_shards / "tokenizer"), "pieces")
     plain = get_lexicon("deny", own={"deny": read_lexicons(_without(tmp_path))["deny"]})
     assert own["deny"].content("words") != plain.content("words")
     assert own["deny"].content("pieces") == plain.content("pieces")
@@ -133,6 +138,22 @@ def test_a_file_of_lexicons_and_the_command(tmp_path: Path, embedded_shards: Pat
 def _without(folder: Path) -> Path:
     (folder / "plain.yaml").write_text("deny: [but]\n")
     return folder / "plain.yaml"
+
+
+def test_a_copy_matches_as_the_original_and_what_is_unused_is_freed(tokenizer) -> None:
+    """A graph knows expressions by a number, which another process gives to others."""
+    first = WordSet.build("own", [], tokenizer, expressions=["isn't"])
+    ids = torch.tensor([tokenizer(TEXT.replace("’", "'"), add_special_tokens=False)["input_ids"]])
+    want = first.target(ids).marked_BT
+    kept, stored = weakref.ref(first._expressions), pickle.dumps(first)
+    del first
+    gc.collect()
+    assert kept() is None
+    other = WordSet.build("own", [], tokenizer, expressions=["sun"])
+    copy = pickle.loads(stored)
+    assert want.any() and torch.equal(copy.target(ids).marked_BT, want)
+    assert not torch.equal(other.target(ids).marked_BT, want)
+    assert other.target(ids[:, :0]).marked_BT.shape == (1, 0)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,11 @@ def test_an_ablation_is_found_by_content_and_one_of_other_weights_is_not_shown(
         assert run.ablation is None
         assert any("other content (model.safetensors), and is not shown" in note for note in run.notes)
     assert any("guided: an ablation of it" in text for text in make_report(read_runs([guided])).cautions)
+    hub = replace(model_record(guided / "model", None, "moved", "used"), model="gpt2", identity={"commit": "c"})
+    write_ablation(guided / "ablation", ablation(hub))
+    (note,) = read_runs([guided])[0].notes
+    assert "an ablation of it is of another model (gpt2), and is not shown" in note
+    write_ablation(guided / "ablation", ablation(replace(hub, model=str(guided / "model"))))
     (guided / "model" / "model.safetensors").unlink()  # nothing to compare with: shown, and said
     (run,) = read_runs([guided])
     assert run.ablation is not None and any("its weights are not there" in note for note in run.notes)

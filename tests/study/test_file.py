@@ -60,6 +60,19 @@ def test_the_cells_of_a_study(tmp_path: Path) -> None:
     assert original.model == str(tmp_path / "out" / by_id[original.base].folder / "model")
 
 
+@pytest.mark.parametrize("name", ["freeze", "trainable"])
+def test_a_base_from_random_weights_is_trained_whole(tmp_path: Path, name: str) -> None:
+    """What fine-tuning freezes would keep its random values for ever."""
+    cells = grid(tmp_path, train={"global_batch": 4, name: ["embeddings"]}).cells
+    for cell in cells:
+        if cell.run is not None:
+            expected = () if cell.role == "base" else ("embeddings",)
+            assert getattr(cell.run.train, name) == expected
+    given = {"tokens": 2048, "train": {name: ["embeddings"]}}
+    base = grid(tmp_path, pretrain=given).cells[0]
+    assert base.run is not None and getattr(base.run.train, name) == ("embeddings",)
+
+
 def test_settings_of_the_evaluation_reach_its_command(tmp_path: Path) -> None:
     plain, changed = grid(tmp_path), grid(tmp_path, evaluate={"shots": 3, "on_overflow": "fail"})
     command = evaluate_command(changed, changed.cells[-1], 1)
