@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 
 from gaguide.checkpoint.companions import Companions
 from gaguide.engine.fp32_state import fp32_state
-from gaguide.model import build_model
 
 
 def export_model(
@@ -39,7 +38,7 @@ def export_model(
     """
     state = fp32_state(checkpoint)
     if companions.adapter is not None:
-        base = build_model(companions.adapter.base, seed=0)
+        base = companions.adapter.build_base()
         state = companions.adapter.merged_into(base, state).state_dict()
         del base
     with torch.device("meta"):

@@ -265,6 +265,6 @@ def _pretrained_config(section: ModelSection) -> PretrainedConfig:
             remedy = (
                 "read the Python files of the model; if you trust them, set model.trust_remote_code: true"
             )
-        if section.init == "scratch":
-            remedy += f"; or a size: {suggestion(section.name, SIZES)}"
+        if "/" not in section.name:
+            remedy += f"; or with init: scratch a size: {suggestion(section.name, SIZES)}"
         raise UserError(Fault("model.name", f"cannot be loaded ({reason})", remedy, section.name)) from None

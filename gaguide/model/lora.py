@@ -75,6 +75,18 @@ class Adapter:
         torch.manual_seed(seed)
         inject_adapter_in_model(self._config(), model, _NAME)
 
+    def build_base(self) -> PreTrainedModel:
+        """The base with its weights; a `UserError` if these have changed since the run or export began."""
+        from gaguide.model.fingerprint import model_fingerprint
+        from gaguide.model.load import build_model
+
+        section = self.base.section
+        if self.base.weights not in ("", model_fingerprint(section, self.base.config)[1]):
+            problem = "its weights are not those that the adapters were trained on: its files have changed"
+            remedy = "restore them, or give a folder that has them: gaguide checkpoint export RUN --base FOLDER"
+            raise UserError(Fault("model.name", problem, remedy, section.name))
+        return build_model(self.base, seed=0)
+
     def merged_into(self, model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
         """`model`, which is the base with its weights, with the adapters of `state` added to them.
 

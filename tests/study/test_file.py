@@ -120,7 +120,7 @@ def test_experiments_of_any_plan(tmp_path: Path) -> None:
     assert (finetuned.run.guidance.experiment, finetuned.run.guidance.weight) == ("3-negation", 0)
 
 
-@pytest.mark.parametrize(("budget", "steps"), [("null", 244), ("cpu", 20), ("gpu-15min", 128)])
+@pytest.mark.parametrize(("budget", "steps"), [("null", 244), ("cpu", 80), ("gpu-15min", 128)])
 def test_the_study_of_a_pretrained_model(tmp_path: Path, budget: str, steps: int) -> None:
     """Its columns, seeds and length under each budget, with a plan of chosen heads as a profile writes it."""
     guidance = {"plan": [{"pattern": "contrast", "heads": [1], "layers": [3]}]}
