@@ -83,7 +83,9 @@ class Adapter:
         section = self.base.section
         if self.base.weights not in ("", model_fingerprint(section, self.base.config)[1]):
             problem = "its weights are not those that the adapters were trained on: its files have changed"
-            remedy = "restore them, or give a folder that has them: gaguide checkpoint export RUN --base FOLDER"
+            remedy = (
+                "restore them, or give a folder that has them: gaguide checkpoint export RUN --base FOLDER"
+            )
             raise UserError(Fault("model.name", problem, remedy, section.name))
         return build_model(self.base, seed=0)
 

@@ -96,7 +96,9 @@ def test_an_ablation_is_found_by_content_and_one_of_other_weights_is_not_shown(
         assert run.ablation is None
         assert any("other content (model.safetensors), and is not shown" in note for note in run.notes)
     assert any("guided: an ablation of it" in text for text in make_report(read_runs([guided])).cautions)
-    hub = replace(model_record(guided / "model", None, "moved", "used"), model="gpt2", identity={"commit": "c"})
+    hub = replace(
+        model_record(guided / "model", None, "moved", "used"), model="gpt2", identity={"commit": "c"}
+    )
     write_ablation(guided / "ablation", ablation(hub))
     (note,) = read_runs([guided])[0].notes
     assert "an ablation of it is of another model (gpt2), and is not shown" in note
