@@ -39,8 +39,8 @@ class MeasuringCost:
 
 
 def evaluation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> MeasuringCost | None:
-    """Of the cells without an evaluation; prompts that several answers share are counted once. None where a
-    task's data cannot be read now. Tokens are characters divided by four."""
+    """Of the cells without an evaluation, of sizes with a shape; prompts that several answers share are counted
+    once. None where a task's data cannot be read now. Tokens are characters divided by four."""
     study = grid.study
     folder = None if study.task_data is None else Path(study.task_data).expanduser()
     try:
@@ -51,17 +51,18 @@ def evaluation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> M
     characters = sum(len(text) for one in texts for text in (*one.prompts, *one.continuations))
     longest = max((len("".join(one.prompts)) for one in texts), default=0) // _CHARACTERS
     tokens = characters / _CHARACTERS
-    cells = [one for one in grid.cells if one.model is not None and not is_evaluated(grid, one)]
+    known = [one for one in grid.cells if one.model is not None and one.size in shapes]
+    cells = [one for one in known if not is_evaluated(grid, one)]
     seconds = 0.0
     for cell in cells:
-        if (shape := shapes.get(cell.size)) is not None:
-            length = min(longest, shape.positions or longest)
-            seconds += tokens * flops_per_token(shape, max(length, 1)).forward / _speed(grid, gpu)
+        shape = shapes[cell.size]
+        length = min(longest, shape.positions or longest)
+        seconds += tokens * flops_per_token(shape, max(length, 1)).forward / _speed(grid, gpu)
     return MeasuringCost(len(cells), (1.0, 1.0), tokens * len(cells), seconds)
 
 
 def ablation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> MeasuringCost | None:
-    """Of the cells whose heads are yet to be removed; None where there is none."""
+    """Of the cells whose heads are yet to be removed, of sizes with a shape; None where there is none."""
     settings, length = grid.study.ablation, grid.study.data.block_length
     if settings is None:
         return None
@@ -106,6 +107,8 @@ def measuring_lines(
         shown = " to ".join(f"{end:.2g}" for end in ends) if ends[1] >= 0.01 else "< 0.01"
         return f"{shown} GPU-hours, without starts"
 
+    if unknown := [size.name for size in grid.study.sizes if size.name not in shapes]:
+        yield f"what is left to measure is counted without {', '.join(unknown)}, whose shape is not known"
     evaluation = evaluation_cost(grid, shapes, gpu)
     if evaluation is None:
         yield "evaluation left: ? the data of a task cannot be read now"

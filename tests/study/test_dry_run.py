@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from gaguide.errors import UserError
 from gaguide.study.dry_run import estimate_cells, print_costs, size_shape
 from gaguide.study.file import load_study
 from gaguide.study.grid import make_grid
-from gaguide.study.measuring_cost import ablation_passes, evaluation_cost
+from gaguide.study.measuring_cost import ablation_passes, evaluation_cost, measuring_lines
 
 
 def test_rows_hold_all_seeds_and_hours_are_ranges(
@@ -52,6 +53,20 @@ def test_evaluation_and_the_removal_of_heads_have_a_cost(
         and cost.gpu_seconds > 0
         and cost.cells == sum(c.model is not None for c in grid.cells)
     )
+
+
+def test_what_measuring_costs_says_which_sizes_it_leaves_out(tmp_path: Path) -> None:
+    changes = {"sizes": "pico,nano", "seeds": "0", "experiments": "finetuned"}
+    grid = make_grid(load_study("laptop", changes | {"output": str(tmp_path)}))
+    shape = size_shape("pico", grid, None)
+    both, one = ({"pico": shape, "nano": shape}, {"pico": shape})
+    assert not any(
+        "without" in line and "nano" in line for line in measuring_lines(grid, both, "h100", (1, 2))
+    )
+    first, *_ = measuring_lines(grid, one, "h100", (1, 2))
+    assert first == "what is left to measure is counted without nano, whose shape is not known"
+    all_of, some = (evaluation_cost(grid, shapes, "h100") for shapes in (both, one))
+    assert all_of is not None and some is not None and all_of.cells == 2 * some.cells
 
 
 def test_every_cell_of_the_scaling_study_fits() -> None:
