@@ -30,7 +30,14 @@ class SwappingEngine:
     def _copy_recovery_script(self, folder: str) -> None:
         raise AssertionError("the scripts are copied")
 
-    def save_checkpoint(self, folder: str, tag: str, client_state: object, save_latest: bool) -> None:
+    def save_checkpoint(
+        self,
+        folder: str,
+        tag: str,
+        client_state: object,
+        save_latest: bool,
+        exclude_frozen_parameters: bool,
+    ) -> None:
         assert not self.zero_nvme_offload_optimizer(), "DeepSpeed copies swap files"
         self._copy_recovery_script(folder)
         self.checkpoint_engine.makedirs(f"{folder}/{tag}", exist_ok=True)
