@@ -39,8 +39,8 @@ class MeasuringCost:
 
 
 def evaluation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> MeasuringCost | None:
-    """Of the cells without an evaluation, of sizes with a shape; prompts that several answers share are counted
-    once. None where a task's data cannot be read now. Tokens are characters divided by four."""
+    """Of the cells without an evaluation, of sizes with a shape; prompts that several answers share are
+    counted once. None where a task's data cannot be read now. Tokens are characters divided by four."""
     study = grid.study
     folder = None if study.task_data is None else Path(study.task_data).expanduser()
     try:
