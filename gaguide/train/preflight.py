@@ -25,7 +25,7 @@ from gaguide.config import (
 )
 from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
 from gaguide.data.build.chat import read_template
-from gaguide.data.build.demo_corpus import build_embedded_corpus
+from gaguide.data.build.demo_corpus import build_embedded_corpus, embedded_folder
 from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
 from gaguide.data.read.blocks import leaves_out
 from gaguide.distributed import World
@@ -217,7 +217,7 @@ def embedded_corpus() -> Path:
     """The folder of the embedded corpus's shards, built where it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
-        return build_embedded_corpus(cache / "gaguide" / "embedded")
+        return build_embedded_corpus(embedded_folder(cache / "gaguide"))
     except OSError as error:
         problem = f"the embedded corpus cannot be built in {cache} ({error.strerror})"
         raise UserError(

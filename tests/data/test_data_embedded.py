@@ -12,6 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from gaguide.data import BlockStore, build_embedded_corpus, read_manifest
+from gaguide.data.build import demo_corpus
+from gaguide.data.build.demo_corpus import embedded_folder
 from gaguide.data.build.python_reference import END_OF_TEXT, embedded_documents, train_embedded_tokenizer
 from gaguide.data.read.verify import verify
 
@@ -68,6 +70,17 @@ def test_ranks_that_call_at_the_same_time_share_one_build(tmp_path, embedded):
 def test_vocabulary_size(vocab_size):
     tokenizer = train_embedded_tokenizer(vocab_size)
     assert len(tokenizer) == vocab_size and tokenizer.eos_token_id == vocab_size - 1
+
+
+def test_each_python_and_text_has_a_folder_in_a_cache(tmp_path, monkeypatch):
+    """So that a run never replaces the shards that a run with another Python reads."""
+    mine = embedded_folder(tmp_path)
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
+    assert mine.parent == embedded_folder(tmp_path).parent == tmp_path
+    assert mine != embedded_folder(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(demo_corpus, "source_digest", lambda files: "0" * 64)
+    assert mine != embedded_folder(tmp_path)
 
 
 def test_shards_of_another_python_are_replaced(tmp_path):

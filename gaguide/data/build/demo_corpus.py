@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,19 @@ from gaguide.data.build.sources import EMBEDDED, find_source
 from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, is_complete, read_manifest
 
 
+def embedded_folder(cache: Path) -> Path:
+    """Where a cache keeps the embedded corpus: a folder for each Python and text.
+
+    In a folder for all, a run with one Python would replace the shards that a run with another is reading.
+    """
+    return cache / f"embedded-{platform.python_version()}-{_text_digest()[:8]}"
+
+
+def _text_digest() -> str:
+    """Distributions may change a Python's documents without its version."""
+    return source_digest(find_source([EMBEDDED], None, None).files)
+
+
 def build_embedded_corpus(folder: Path, vocab_size: int = EMBEDDED_VOCABULARY) -> Path:
     """Make `folder` a complete folder of shards of the embedded corpus, unless it is one; returns `folder`.
 
@@ -31,9 +45,8 @@ def build_embedded_corpus(folder: Path, vocab_size: int = EMBEDDED_VOCABULARY) -
     with FileLock(folder / ".embedded.lock"):
         if is_complete(folder):
             manifest = read_manifest(folder)
-            # Distributions may change a Python's documents without its version; older folders state none.
-            digest = source_digest(find_source([EMBEDDED], None, None).files)
-            stated = manifest.build_identity.get(SOURCE_CONTENT, digest)
+            digest = _text_digest()
+            stated = manifest.build_identity.get(SOURCE_CONTENT, digest)  # older folders state none
             found = (manifest.source, manifest.vocab_size, stated)
             if found == (EMBEDDED_DESCRIPTION, vocab_size, digest):
                 return folder
