@@ -1,9 +1,10 @@
-"""Attention of isolated documents in blocks: by a mask, by document, and without isolation.
+"""Isolated documents in blocks: by a mask of T × T, and by document as a training run computes them.
 
     python benchmarks/packing.py [--length 1024] [--document 200] [--repeats 15] [--device cpu]
 
-One layer of the shape of gpt2, forward and backward, micro batch of 4. Contenders alternate; medians and
-their ratios to the mask are printed. On a GPU torch's variable-length flash attention takes part.
+Attention of one layer of gpt2's shape, and a model with two such layers, unguided and with a guided head in
+each layer; forward and backward, micro batch of 4. Contenders alternate; medians and their ratios to the mask
+are printed.
 
 Shapes: B blocks, H heads, T positions, D head width.
 """
@@ -15,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -22,10 +24,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gaguide.train.inputs import document_mask
+from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
+from gaguide.model.documents import by_document, document_ids, document_mask, documents_as_mask
+from gaguide.model.packed import isolate_documents, use_packed_attention
 
 _B, _H, _D = 4, 12, 64
+_MASK = "a mask of T × T"
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -42,28 +49,68 @@ def document_lengths(length: int, mean: float, seed: int) -> list[list[int]]:
     return blocks
 
 
-def by_document(
-    lengths: list[list[int]], q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
+def by_documents(
+    marks: torch.Tensor, q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
 ) -> torch.Tensor:
-    """Causal attention of each document by itself."""
-    rows = []
-    for row, own in enumerate(lengths):
-        parts = (each[row : row + 1].split(own, 2) for each in (q_BHTD, k_BHTD, v_BHTD))
-        rows.append(torch.cat([sdpa(*part, is_causal=True) for part in zip(*parts, strict=True)], 2))
-    return torch.cat(rows)
+    """As a training run does: each document by itself, on a GPU variable-length flash attention."""
+    return by_document(sdpa_attention_forward)(_Module(), q_BHTD, k_BHTD, v_BHTD, marks)[0].transpose(1, 2)
 
 
-def variable_length(
-    lengths: list[list[int]], q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
-) -> torch.Tensor:
-    """torch's flash attention over all documents at once; needs a GPU and 16 bits."""
-    from torch.nn.attention.varlen import varlen_attn
+class _Module:
+    is_causal = True
 
-    flat = [length for own in lengths for length in own]
-    ends = torch.tensor([0, *np.cumsum(flat)], dtype=torch.int32, device=q_BHTD.device)
-    q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (q_BHTD, k_BHTD, v_BHTD))
-    out = varlen_attn(q, k, v, ends, ends, max(flat), max(flat), window_size=(-1, 0))
-    return out.view(_B, -1, _H, _D).transpose(1, 2)
+
+def layers(lengths: list[list[int]], arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
+    """Contenders that run one layer's attention."""
+    device, length = torch.device(arguments.device), arguments.length
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    document_BT = torch.tensor([np.repeat(range(len(own)), own).tolist() for own in lengths], device=device)
+    mask, marks = document_mask(document_BT), documents_as_mask(document_BT)
+    generator = torch.Generator().manual_seed(0)
+    shape = (_B, _H, length, _D)
+    inputs = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3)]
+    contenders: dict[str, Attention] = {
+        _MASK: partial(sdpa, attn_mask=mask),
+        "by document": partial(by_documents, marks),
+        "no isolation": partial(sdpa, is_causal=True),
+    }
+    wanted, got = (run(contenders[name], inputs)[0] for name in (_MASK, "by document"))
+    torch.testing.assert_close(got, wanted, rtol=2e-2, atol=1e-5 if device.type == "cpu" else 2e-2)
+    return {name: partial(lambda each: run(each, inputs)[1], each) for name, each in contenders.items()}
+
+
+def models(lengths: list[list[int]], arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
+    """Contenders that run a model of gpt2's width with two layers, one head of each guided or none."""
+    device, length = torch.device(arguments.device), arguments.length
+    ids_BT = torch.randint(8192, (_B, length), generator=torch.Generator().manual_seed(0)).to(device)
+    positions = [np.concatenate([np.arange(n) for n in own]) for own in lengths]
+    positions_BT = torch.from_numpy(np.stack(positions)).to(device)
+    mask = document_mask(document_ids(positions_BT))
+    words = TokenSet("words", frozenset(range(80)))
+    config = GPT2Config(
+        vocab_size=8192, n_positions=length, n_layer=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    contenders: dict[str, Callable[[], float]] = {}
+    for name, kwargs in ((_MASK, {"attention_mask": mask}), ("by document", {})):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device).train()
+        if not kwargs:
+            isolate_documents(model, use_packed_attention(model), length)
+        given = {"input_ids": ids_BT, "labels": ids_BT, "position_ids": positions_BT, **kwargs}
+        for guided in (False, True):
+            plan = GuidancePlan((Assignment(words, (0,)),), weight=3.0) if guided else None
+            contenders[f"{name}, {'guided' if guided else 'unguided'}"] = partial(step, model, plan, given)
+    return contenders
+
+
+def step(model: PreTrainedModel, plan: GuidancePlan | None, given: dict[str, torch.Tensor]) -> float:
+    """Seconds of forward and backward."""
+    model.zero_grad()
+    with guide(model, plan) if plan else nullcontext() as guidance:
+        begun = _now(model.device)
+        loss = model(**given, use_cache=False).loss
+        (loss if guidance is None else loss + guidance.loss()).backward()
+        return _now(model.device) - begun
 
 
 def main() -> None:
@@ -75,42 +122,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    on_gpu = arguments.device == "cuda"
     lengths = document_lengths(arguments.length, arguments.document, seed=0)
-    document_BT = torch.tensor([np.repeat(range(len(own)), own).tolist() for own in lengths])
-    mask = document_mask(document_BT).to(arguments.device)
-    contenders: dict[str, Attention] = {
-        "a mask of T × T": partial(sdpa, attn_mask=mask),
-        "each document by itself": partial(by_document, lengths),
-        "no isolation": partial(sdpa, is_causal=True),
-    }
-    if on_gpu:
-        contenders["variable-length flash attention"] = partial(variable_length, lengths)
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    generator = torch.Generator().manual_seed(0)
-    shape = (_B, _H, arguments.length, _D)
-    inputs = [torch.randn(shape, generator=generator).to(arguments.device, dtype) for _ in range(3)]
-    outputs = {name: run(attention, inputs)[0] for name, attention in contenders.items()}
-    for name in contenders.keys() - {"no isolation"}:
-        torch.testing.assert_close(
-            outputs[name], outputs["a mask of T × T"], rtol=2e-2, atol=2e-2 if on_gpu else 1e-5
-        )
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(arguments.repeats):
-        for name, attention in contenders.items():
-            times[name].append(run(attention, inputs)[1])
-    number = sum(map(len, lengths))
-    table = Table("attention", "median ms", "least ms", "ratio to the mask")
-    first = statistics.median(times["a mask of T × T"])
-    for name, measured in times.items():
-        median = statistics.median(measured)
-        table.add_row(name, f"{median * 1e3:.2f}", f"{min(measured) * 1e3:.2f}", f"{median / first:.2f}")
     console = Console(width=100)
+    console.print(f"{_B} blocks of {arguments.length} tokens, {sum(map(len, lengths))} documents")
+    for title, make in (("attention of one layer", layers), ("a model of two layers", models)):
+        contenders = make(lengths, arguments)
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for contender in contenders.values():
+            contender()
+        for _ in range(arguments.repeats):
+            for name, contender in contenders.items():
+                times[name].append(contender())
+        table = Table(title, "median ms", "least ms", "ratio to the mask")
+        for name, measured in times.items():
+            median = statistics.median(measured)
+            base = name.replace("by document", _MASK) if ", " in name else _MASK
+            ratio = median / statistics.median(times[base])
+            table.add_row(name, f"{median * 1e3:.1f}", f"{min(measured) * 1e3:.1f}", f"{ratio:.2f}")
+        console.print(table)
     console.print(
-        f"{_B} blocks of {arguments.length} tokens, {number} documents, {dtype}, forward and backward"
+        f"torch {torch.__version__}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
-    console.print(table)
-    console.print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 def run(attention: Attention, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from gaguide.ablate.effects import Measured, head_records, together_effects
 from gaguide.ablate.meter import Reading
@@ -32,6 +33,7 @@ from gaguide.guidance.patterns import MarksOfIds
 from gaguide.log import SlowWork, code_fingerprint, say
 from gaguide.model import build_model, find_model, with_vocabulary
 from gaguide.model.attention_support import causal_attention_modules
+from gaguide.model.packed import isolate_documents, use_packed_attention
 from gaguide.train.inputs import Batch, guidance_marks, model_inputs
 from gaguide.train.preflight import find_corpus
 
@@ -110,12 +112,19 @@ def _batches(request: Request, device: torch.device) -> list[Batch]:
     ]
 
 
+def _isolating(model: PreTrainedModel, request: Request) -> PreTrainedModel:
+    """The model, which from now on keeps documents of the text apart where it was trained to."""
+    if request.text is not None and request.text.isolate:
+        isolate_documents(model, use_packed_attention(model), request.text.blocks.block_length)
+    return model
+
+
 def _measure(
     request: Request, folder: ModelFolder, work: ModelWork | None, batches: Sequence[Batch],
     device: torch.device,
 ) -> _One:  # fmt: skip
     started, settings = time.monotonic(), request.settings
-    model = load_model(folder, settings.dtype, device)
+    model = _isolating(load_model(folder, settings.dtype, device), request)
     layers = list(causal_attention_modules(model))
     shape = model.config.get_text_config()
     sizes = int(shape.num_hidden_layers), int(shape.num_attention_heads)
@@ -163,6 +172,7 @@ def _before(
     else:
         model = _start_model(request).to(device).eval()
     inputs, marks = [batch.inputs for batch in batches], [batch.marks for batch in batches]
+    model = _isolating(model, request)
     return read_attention(model, found[0].subjects, inputs, marks)
 
 

@@ -1,8 +1,9 @@
 """Attention maps of chosen layers and heads, at the cost of those heads alone.
 
-The model keeps running in its scaled-dot-product attention; for a chosen layer the softmax rows of the chosen
-heads are computed in addition, from the same queries and keys. They are the probabilities *before* dropout,
-in fp32, which is what guidance acts on (eager attention returns them after dropout).
+The model keeps running in the attention it was loaded with; for a chosen layer the softmax rows of the chosen
+heads are computed in addition, from the same queries and keys, with the model's cap on scores and its
+attention sinks. They are the probabilities *before* dropout, in fp32, which is what guidance acts on (eager
+attention returns them after dropout).
 
 Shapes: B batch, H heads, G key/value heads, h chosen heads, Q query rows kept, T positions, D head width.
 """
@@ -89,6 +90,8 @@ class Collection:
 
 
 class _CollectingPass(PassHandler):
+    understands = frozenset({"softcap", "s_aux"})
+
     def __init__(self, collection: Collection) -> None:
         self.collection: Collection | None = collection
 

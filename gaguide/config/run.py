@@ -83,6 +83,8 @@ class ModelSection(_Section):
     """Commit or tag of a hub model; null is its newest."""
     dropout: Fraction | None = None
     """Dropout everywhere in the model; null leaves the model's own."""
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention in which training runs what guidance leaves to the model, by transformers' name."""
     resize_embeddings: bool = False
     """Add a row, the mean of all others, for each token that the data's tokenizer has and the model lacks."""
     trust_remote_code: bool = False

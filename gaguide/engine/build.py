@@ -59,7 +59,7 @@ def build_engine(
     if world.size == 1 and config.zero_stage == 0:
         engine.enable_backward_allreduce = False  # it would copy all gradients twice, to reduce nothing
     compiled = CompiledForward(engine.module, train.compile, packed) if train.compile else None
-    return Engine(engine, config, world, compiled, trained_only=train.lora is not None)
+    return Engine(engine, config, world, packed, compiled, train.lora is not None)
 
 
 def silence_deepspeed() -> None:

@@ -50,6 +50,8 @@ class CompiledForward:
         use_local_caches()
         torch.compiler.reset()  # graphs of a model before this one would count as replaced
         self._packed = packed
+        if packed is not None:
+            packed.compiled = True
         self._graphs: set[str] = set()
         self._seconds = self._began = 0.0
         self._has_run = False

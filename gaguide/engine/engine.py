@@ -18,6 +18,7 @@ from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.engine.heap import trim_heap
 from gaguide.engine.layout import StateLayout, state_layout
 from gaguide.engine.save import STATE_TAG, SaveResult
+from gaguide.model.packed import PackedAttention, isolate_documents
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -46,11 +47,12 @@ class Engine:
         engine: DeepSpeedEngine,
         config: DeepSpeedConfig,
         world: World,
+        packed: PackedAttention | None = None,
         compiled: CompiledForward | None = None,
         trained_only: bool = False,
     ) -> None:
         """trained_only: whether `save` leaves out the parameters that are not trained."""
-        self._engine, self._compiled = engine, compiled
+        self._engine, self._packed, self._compiled = engine, packed, compiled
         self._parameters = tuple(engine.module.parameters())  # walking the modules takes milliseconds
         self.config = config
         """The resolved DeepSpeed JSON."""
@@ -80,6 +82,11 @@ class Engine:
     def compile_cost(self) -> CompileCost | None:
         """What compiling the model has cost since the start of this process; None if it is not compiled."""
         return None if self._compiled is None else self._compiled.cost
+
+    def isolate_documents(self, length: int) -> None:
+        """Keep attention inside the documents of blocks of `length` tokens, from now on; a collective."""
+        with self.autocast():
+            isolate_documents(self.module, self._packed, length)
 
     def lm_loss(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean next-token cross-entropy of a micro batch, with its graph; 0-dimensional.

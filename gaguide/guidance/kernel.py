@@ -84,9 +84,9 @@ def forward(
             v_BhTD = qkv_BhTD[2].to(rows.k_BhTD.dtype)
             out_BhTD = torch.empty_like(v_BhTD, memory_format=torch.contiguous_format)
 
-            def use(start: int, stop: int, h_BhRC: torch.Tensor) -> None:
-                dropped = h_BhRC if seed is None else h_BhRC * _keep(h_BhRC, numbers, seed, start)
-                torch.matmul(dropped, v_BhTD[:, :, : h_BhRC.shape[-1]], out=out_BhTD[:, :, start:stop])
+            def use(block: _Block, h_BhRC: torch.Tensor) -> None:
+                dropped = h_BhRC if seed is None else h_BhRC * _keep(h_BhRC, numbers, seed, block.start)
+                torch.matmul(dropped, v_BhTD[:, :, block.columns], out=out_BhTD[:, :, block.rows])
 
         loss = ROW_LOSSES[numbers.loss]
         sums = _row_sums(rows, terms, loss.needs, use)
@@ -121,30 +121,50 @@ def backward(
         if given:
             v_BhTD, out_BhTD, do_BhTD = given
             delta_BhT = (do_BhTD * out_BhTD).sum(-1) + delta_BhT
-        for start, stop, columns in rows.spans:
-            here = (slice(None), slice(None), slice(start, stop))
-            h_BhRC = rows.softmax(rows.scores(start, stop, columns), start, stop)
+        for block in rows.blocks:
+            here, seen = (slice(None), slice(None), block.rows), (slice(None), slice(None), block.columns)
+            h_BhRC = rows.softmax(rows.scores(block), block)
             if given:
-                dh_BhRC = do_BhTD[here] @ v_BhTD[:, :, :columns].mT
+                dh_BhRC = do_BhTD[here] @ v_BhTD[seen].mT
                 dropped = h_BhRC
                 if seed is not None:
-                    keep = _keep(h_BhRC, numbers, seed, start)
+                    keep = _keep(h_BhRC, numbers, seed, block.start)
                     dropped, dh_BhRC = h_BhRC * keep, dh_BhRC * keep
-                grads[2][:, :, :columns] += dropped.mT @ do_BhTD[here]
+                grads[2][seen] += dropped.mT @ do_BhTD[here]
             else:
                 dh_BhRC = torch.zeros_like(h_BhRC)
             if "square" in by_name:
                 dh_BhRC.addcmul_(h_BhRC, by_name["square"][here][..., None])
             if "target" in by_name:
-                _add_targets(dh_BhRC, by_name["target"][here], columns_BhT, numbers, start)
+                _add_targets(dh_BhRC, by_name["target"][here], columns_BhT, numbers, block)
             ds_BhRC = dh_BhRC.sub_(delta_BhT[here][..., None]).mul_(h_BhRC)
             if "direct" in by_name:
-                _add_targets(ds_BhRC, by_name["direct"][here], columns_BhT, numbers, start)
-                rows.hide(ds_BhRC, start, stop, 0)
-            torch.matmul(ds_BhRC, rows.k_BhTD[:, :, :columns], out=dq_BhTD[here])
-            dk_BhTD[:, :, :columns] += ds_BhRC.mT @ rows.q_BhTD[here]
+                _add_targets(ds_BhRC, by_name["direct"][here], columns_BhT, numbers, block)
+                rows.hide(ds_BhRC, block, 0)
+            torch.matmul(ds_BhRC, rows.k_BhTD[seen], out=dq_BhTD[here])
+            dk_BhTD[seen] += ds_BhRC.mT @ rows.q_BhTD[here]
         dq_BhTD *= numbers.scale
         return tuple(grad.to(x.dtype) for grad, x in zip(grads, [*qk_BhTD, *attention[:1]]))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries, and the keys that some of them may see."""
+
+    rows: slice
+    """Queries."""
+    columns: slice
+    """Keys."""
+
+    @property
+    def start(self) -> int:
+        """The first query."""
+        return int(self.rows.start)
+
+    @property
+    def lead(self) -> int:
+        """Keys of the block before its first query; its entries (p, p - d) are on the diagonal lead - d."""
+        return int(self.rows.start - self.columns.start)
 
 
 class _Rows:
@@ -166,62 +186,74 @@ class _Rows:
         # Only the square on the diagonal contains keys that come after their query.
         size = min(rows, T)
         self.later_RR = torch.ones(size, size, dtype=torch.bool, device=q_BhTD.device).triu_(1)
-        blocks = [(start, min(start + rows, T)) for start in range(0, T, rows)]
-        self.spans = [(start, stop, stop if numbers.causal else T) for start, stop in blocks]
-        """Blocks: queries [start, stop), and the number of keys that some of them may see."""
+        starts = range(0, T, rows)
+        self.blocks = [
+            _Block(slice(start, stop), slice(first, stop if numbers.causal else T))
+            for start, stop, first in zip(starts, [*starts[1:], T], _first_columns(mask_BQK, starts))
+        ]
 
-    def scores(self, start: int, stop: int, columns: int) -> torch.Tensor:
-        """Scores [B, h, R, C] of the queries from `start` to `stop` and the first `columns` keys."""
-        s_BhRC = self.q_BhTD[:, :, start:stop] @ self.k_BhTD[:, :, :columns].mT
+    def scores(self, block: _Block) -> torch.Tensor:
+        """Scores [B, h, R, C] of a block."""
+        s_BhRC = self.q_BhTD[:, :, block.rows] @ self.k_BhTD[:, :, block.columns].mT
         # The lowest finite value instead of -inf: a padding row that sees no key must not become NaN.
-        self.hide(s_BhRC, start, stop, torch.finfo(s_BhRC.dtype).min)
+        self.hide(s_BhRC, block, torch.finfo(s_BhRC.dtype).min)
         return s_BhRC
 
-    def softmax(self, s_BhRC: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def softmax(self, s_BhRC: torch.Tensor, block: _Block) -> torch.Tensor:
         """The block of H with these scores; hidden entries are zero."""
         h_BhRC = torch.softmax(s_BhRC, -1)
         if self.mask_BQK is not None:
-            self.hide(h_BhRC, start, stop, 0)  # a row that sees no key has no attention, nor a gradient
+            self.hide(h_BhRC, block, 0)  # a row that sees no key has no attention, nor a gradient
         return h_BhRC
 
-    def log_softmax(self, s_BhRC: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def log_softmax(self, s_BhRC: torch.Tensor, block: _Block) -> torch.Tensor:
         """The logarithm of that block; hidden entries are zero."""
         log_BhRC = torch.log_softmax(s_BhRC, -1)
-        self.hide(log_BhRC, start, stop, 0)
+        self.hide(log_BhRC, block, 0)
         return log_BhRC
 
-    def hide(self, x_BhRC: torch.Tensor, start: int, stop: int, value: float) -> None:
+    def hide(self, x_BhRC: torch.Tensor, block: _Block, value: float) -> None:
         """Write `value` where the query may not see the key."""
         if self.mask_BQK is not None:
-            x_BhRC.masked_fill_(~self.mask_BQK[:, None, start:stop, : x_BhRC.shape[-1]], value)
+            x_BhRC.masked_fill_(~self.mask_BQK[:, None, block.rows, block.columns], value)
         else:
-            x_BhRC[..., start:stop].masked_fill_(self.later_RR[: stop - start, : stop - start], value)
+            size = x_BhRC.shape[2]
+            x_BhRC[..., block.rows].masked_fill_(self.later_RR[:size, :size], value)
+
+
+def _first_columns(mask_BQK: torch.Tensor | None, starts: Sequence[int]) -> list[int]:
+    """By block of rows: the first key that any of them sees; 0 where a GPU would have to be waited for."""
+    if mask_BQK is None or mask_BQK.device.type != "cpu":
+        return [0] * len(starts)
+    seen_QK = mask_BQK.any(0)
+    ends = [*starts[1:], len(seen_QK)]
+    return [int(seen_QK[start:end].any(0).to(torch.uint8).argmax()) for start, end in zip(starts, ends)]
 
 
 def _row_sums(
     rows: _Rows,
     terms: RowTerms,
     needs: frozenset[str],
-    use: Callable[[int, int, torch.Tensor], None] | None,
+    use: Callable[[_Block, torch.Tensor], None] | None,
 ) -> RowSums:
-    """Row sums, block by block; `use(start, stop, h_BhRC)` is called with each block while it exists."""
+    """Row sums, block by block; `use(block, h_BhRC)` is called with each while it exists."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in ("mass", *needs)}
-    for start, stop, columns in rows.spans:
-        s_BhRC = rows.scores(start, stop, columns)
-        h_BhRC = rows.softmax(s_BhRC, start, stop)
+    for block in rows.blocks:
+        s_BhRC = rows.scores(block)
+        h_BhRC = rows.softmax(s_BhRC, block)
         if use is not None:
-            use(start, stop, h_BhRC)
-        found["mass"].append(_sum_targets(h_BhRC, terms, start))
+            use(block, h_BhRC)
+        found["mass"].append(_sum_targets(h_BhRC, terms, block))
         if "logs" in needs:
-            found["logs"].append(_sum_targets(rows.log_softmax(s_BhRC, start, stop), terms, start))
+            found["logs"].append(_sum_targets(rows.log_softmax(s_BhRC, block), terms, block))
         del s_BhRC
         if "squares" in needs:
             found["squares"].append(torch.linalg.vector_norm(h_BhRC, dim=-1).square_())
         if "rest" in needs:
-            found["rest"].append(_sum_others(h_BhRC, terms, start))
+            found["rest"].append(_sum_others(h_BhRC, terms, block))
         if "distances" in needs:  # the last one: it changes the block
-            _add_targets(h_BhRC, -terms.level_BhT[:, :, start:stop], terms.columns_BhT, rows.numbers, start)
-            rows.hide(h_BhRC, start, stop, 0)
+            _add_targets(h_BhRC, -terms.level_BhT[:, :, block.rows], terms.columns_BhT, rows.numbers, block)
+            rows.hide(h_BhRC, block, 0)
             found["distances"].append(torch.linalg.vector_norm(h_BhRC, dim=-1).square_())
     return RowSums(**{f"{name}_BhT": torch.cat(parts, -1) for name, parts in found.items()})
 
@@ -237,39 +269,39 @@ def _moving(numbers: Numbers) -> list[tuple[int, int]]:
     return [(slot, distance) for slot, distance in enumerate(numbers.offsets) if distance >= 0]
 
 
-def _diagonal(x_BhRC: torch.Tensor, slot: int, distance: int, start: int) -> tuple[torch.Tensor, int]:
-    """View of the entries (p, p - distance) in a block whose first row is `start`, and its first row."""
-    return x_BhRC[:, slot].diagonal(start - distance, 1, 2), max(distance - start, 0)
+def _diagonal(x_BhRC: torch.Tensor, slot: int, distance: int, block: _Block) -> tuple[torch.Tensor, int]:
+    """View of the entries (p, p - distance) of a block, and the first row in which there is one."""
+    return x_BhRC[:, slot].diagonal(block.lead - distance, 1, 2), max(distance - block.lead, 0)
 
 
-def _sum_targets(x_BhRC: torch.Tensor, terms: RowTerms, start: int) -> torch.Tensor:
+def _sum_targets(x_BhRC: torch.Tensor, terms: RowTerms, block: _Block) -> torch.Tensor:
     """Sum of x c by row, for column targets and for offsets."""
-    sum_BhR = (x_BhRC @ terms.columns_BhT[:, :, : x_BhRC.shape[-1], None]).squeeze(-1)
+    sum_BhR = (x_BhRC @ terms.columns_BhT[:, :, block.columns, None]).squeeze(-1)
     for slot, distance in terms.moving:
-        diagonal_BN, first = _diagonal(x_BhRC, slot, distance, start)
+        diagonal_BN, first = _diagonal(x_BhRC, slot, distance, block)
         sum_BhR[:, slot, first : first + diagonal_BN.shape[1]] = diagonal_BN
     return sum_BhR
 
 
-def _sum_others(x_BhRC: torch.Tensor, terms: RowTerms, start: int) -> torch.Tensor:
+def _sum_others(x_BhRC: torch.Tensor, terms: RowTerms, block: _Block) -> torch.Tensor:
     """Sum of x (1 - c) by row, for column targets and for offsets."""
-    others_BhC = 1 - terms.columns_BhT[:, :, : x_BhRC.shape[-1]]
+    others_BhC = 1 - terms.columns_BhT[:, :, block.columns]
     if terms.moving:
         x_BhRC = x_BhRC.clone()
         for slot, distance in terms.moving:
-            _diagonal(x_BhRC, slot, distance, start)[0].zero_()
+            _diagonal(x_BhRC, slot, distance, block)[0].zero_()
     return (x_BhRC @ others_BhC[..., None]).squeeze(-1)
 
 
 def _add_targets(
-    x_BhRC: torch.Tensor, factor_BhR: torch.Tensor, columns_BhT: torch.Tensor, numbers: Numbers, start: int
+    x_BhRC: torch.Tensor, factor_BhR: torch.Tensor, columns_BhT: torch.Tensor, numbers: Numbers, block: _Block
 ) -> None:
     """Add factor_p c to x in place, for column targets and for offsets."""
     moving = _moving(numbers)
     if len(moving) < x_BhRC.shape[1]:
-        x_BhRC.addcmul_(factor_BhR[..., None], columns_BhT[:, :, None, : x_BhRC.shape[-1]])
+        x_BhRC.addcmul_(factor_BhR[..., None], columns_BhT[:, :, None, block.columns])
     for slot, distance in moving:
-        diagonal_BN, first = _diagonal(x_BhRC, slot, distance, start)
+        diagonal_BN, first = _diagonal(x_BhRC, slot, distance, block)
         diagonal_BN += factor_BhR[:, slot, first : first + diagonal_BN.shape[1]]
 
 

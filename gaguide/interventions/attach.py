@@ -2,8 +2,8 @@
 
 All interventions act on a layer's attention output before its output projection, one head's part at a time,
 in the order in which they are given. The attention itself stays the model's: layers without a chosen head,
-and the other heads, run in SDPA as before, and guidance or maps inside or around the block see the attention
-that the model computes from its own queries and keys (of later layers: after the change).
+and the other heads, run in the model's backend as before, and guidance or maps inside or around the block see
+the attention that the model computes from its own queries and keys (of later layers: after the change).
 
 Shapes: B batch, H heads, T positions, D head width.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
+from gaguide.model.attention_consumer import SOFTMAX_ARGUMENTS, AttentionCall, PassHandler, PassInputs
 from gaguide.model.attention_hooks import attach_consumer
 from gaguide.model.attention_support import causal_attention_modules, unwrap_model
 
@@ -27,7 +27,11 @@ Head = tuple[int, int]
 
 
 class Intervention(Protocol):
-    """A change of what some heads write."""
+    """A change of what some heads write.
+
+    One that does not depend on how attention came about may set `understands = SOFTMAX_ARGUMENTS`
+    (`gaguide.model.attention_consumer`), and is then accepted where scores are capped or there are sinks.
+    """
 
     @property
     def heads(self) -> Sequence[Head]:
@@ -75,6 +79,8 @@ class _Interventions:
             for layer in sorted({layer for layer, _ in one.heads}):
                 heads = tuple(sorted({head for at, head in one.heads if at == layer}))
                 self.by_layer.setdefault(layer, []).append((one, heads))
+        known: list[frozenset[str]] = [getattr(one, "understands", frozenset()) for one in interventions]
+        self.understands = SOFTMAX_ARGUMENTS.intersection(*known)
 
     def __str__(self) -> str:
         """Kind of each intervention and its heads."""
@@ -88,6 +94,7 @@ class _Interventions:
 class _InterventionPass(PassHandler):
     def __init__(self, inputs: PassInputs, interventions: _Interventions) -> None:
         self.inputs, self.interventions = inputs, interventions
+        self.understands = interventions.understands
 
     def transform_output(self, call: AttentionCall, out_BTHD: torch.Tensor) -> torch.Tensor:
         for one, heads in self.interventions.by_layer[call.layer]:

@@ -40,6 +40,8 @@ class ScaleEdges:
     """Whether each query's attention sums to 1 afterwards; a query all of whose edges are knocked out
     attends to nothing, and the head writes zero there."""
 
+    understands = frozenset({"softcap"})
+
     def __post_init__(self) -> None:
         if not (self.factor >= 0 and math.isfinite(self.factor)):
             raise refuse(f"factor {self.factor} is not a finite number from 0 on", "give 0 to knock out")

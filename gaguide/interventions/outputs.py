@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from gaguide.interventions.attach import Head, refuse
-from gaguide.model.attention_consumer import AttentionCall, PassInputs
+from gaguide.model.attention_consumer import SOFTMAX_ARGUMENTS, AttentionCall, PassInputs
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class ZeroOutput:
 
     heads: tuple[Head, ...]
     """(layer, head) of each."""
+
+    understands = SOFTMAX_ARGUMENTS
 
     def change(
         self, call: AttentionCall, inputs: PassInputs, heads: Sequence[int], out_BTHD: torch.Tensor
@@ -43,6 +45,8 @@ class MeanOutput:
         """The heads with a mean."""
         return tuple(self.means)
 
+    understands = SOFTMAX_ARGUMENTS
+
     def change(
         self, call: AttentionCall, inputs: PassInputs, heads: Sequence[int], out_BTHD: torch.Tensor
     ) -> torch.Tensor:
@@ -61,6 +65,8 @@ class ResampleOutput:
     """(layer, head) of each."""
     shift: int = 1
     """Distance to the other sequence, not a multiple of the batch."""
+
+    understands = SOFTMAX_ARGUMENTS
 
     def change(
         self, call: AttentionCall, inputs: PassInputs, heads: Sequence[int], out_BTHD: torch.Tensor
@@ -87,6 +93,8 @@ class PatchOutput:
     def heads(self) -> tuple[Head, ...]:
         """The heads with an output."""
         return tuple(self.outputs)
+
+    understands = SOFTMAX_ARGUMENTS
 
     def change(
         self, call: AttentionCall, inputs: PassInputs, heads: Sequence[int], out_BTHD: torch.Tensor

@@ -4,11 +4,11 @@ A consumer is asked for a *pass handler* at the start of each forward pass. The 
 that pass and acts on each layer in five stages; each stage is completed for all handlers before the next one
 begins, so that the order of nesting does not matter:
 
-    transform_inputs   change q, k, v or the mask    (patching or scaling them)
+    transform_inputs   change q, k or v              (patching or scaling them)
     observe            read q, k and v               (measuring, collecting maps)
     tap                read q and k with gradients   (a loss beside the model's own attention of all heads)
     produce            compute some heads' output    (a loss that shares the softmax with the output);
-                                                      SDPA computes the rest
+                                                      the model's own backend computes the rest
     transform_output   change the layer's output     (a head's output set to zero, a mean or another run's;
                                                       attention without certain edges)
 
@@ -24,6 +24,11 @@ import torch
 from torch import nn
 
 from gaguide.model.head_split import HeadSplit
+
+SOFTMAX_ARGUMENTS = frozenset(
+    {"position_bias", "softcap", "s_aux", "sinks", "head_mask", "indices", "block_indices"}
+)
+"""Arguments of some models' attention that change the softmax, or which keys are in it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class AttentionCall:
     v_BGTD: torch.Tensor
     """Values."""
     mask: torch.Tensor | None
-    """[B or 1, 1 or H, T, T], Boolean (True is visible) or additive; None is causal. Where the model is not
-    causal it is a mask that hides nothing."""
+    """What each query sees, whatever form the backend has it in: [B or 1, 1 or H, T, T], Boolean (True is
+    visible) or additive; None is causal. The backend itself runs with the mask that the model made for it."""
     dropout: float
     """Probability with which attention probabilities are dropped."""
     scaling: float | None
@@ -75,6 +80,9 @@ class PassHandler:
     then do the same operations. After `finish` it must hold no tensor with a gradient: a checkpoint's
     recomputation keeps the handler alive, and autograd keeps the recomputation.
     """
+
+    understands: frozenset[str] = frozenset()
+    """Those of `SOFTMAX_ARGUMENTS` that it takes into account, or need not; other models are refused."""
 
     def transform_inputs(self, call: AttentionCall) -> AttentionCall:
         """The arguments that the attention of this layer runs with."""

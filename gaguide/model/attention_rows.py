@@ -27,6 +27,9 @@ def masked_scores(call: AttentionCall, heads: Sequence[int], start: int, stop: i
         q_BhQD = q_BHTD[:, :, start:stop].index_select(1, chosen).to(dtype)
         k_BhTD = k_BGTD.index_select(1, chosen // groups).to(dtype)
         s_BhQT = (q_BhQD @ k_BhTD.mT) * call.scale
+        softcap = call.kwargs.get("softcap")
+        if softcap is not None:
+            s_BhQT = softcap * torch.tanh(s_BhQT / softcap)
         if mask is None:
             hidden = torch.ones(stop - start, T, dtype=torch.bool, device=s_BhQT.device).triu_(start + 1)
         else:
@@ -39,5 +42,13 @@ def masked_scores(call: AttentionCall, heads: Sequence[int], start: int, stop: i
 
 
 def attention_rows(call: AttentionCall, heads: Sequence[int], start: int, stop: int) -> torch.Tensor:
-    """Attention probabilities [B, h, Q, T] before dropout; rows that see nothing are zero."""
-    return torch.softmax(masked_scores(call, heads, start, stop), -1).nan_to_num(nan=0.0)
+    """Attention probabilities [B, h, Q, T] before dropout; rows that see nothing are zero.
+
+    Where the model has attention sinks, what they take is missing from the rows' sums.
+    """
+    s_BhQT = masked_scores(call, heads, start, stop)
+    sinks_H = call.kwargs.get("s_aux")
+    if sinks_H is None:
+        return torch.softmax(s_BhQT, -1).nan_to_num(nan=0.0)
+    sink_BhQ1 = sinks_H[list(heads)].to(s_BhQT.dtype).view(1, -1, 1, 1).expand(*s_BhQT.shape[:3], 1)
+    return torch.softmax(torch.cat([s_BhQT, sink_BhQ1], -1), -1)[..., :-1]

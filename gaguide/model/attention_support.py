@@ -1,4 +1,4 @@
-"""Which models and layers can be observed and guided, and which attention function their configuration names.
+"""Which models and layers can be observed and guided.
 
 A model may be wrapped: by `torch.compile`, PEFT, DeepSpeed or DDP. Everything here, and everything built on
 it, acts on the transformers model inside.
@@ -6,36 +6,22 @@ it, acts on the transformers model inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gaguide.errors import Fault, UserError
+from gaguide.model.attention_backends import backend_fault
 
-IMPLEMENTATION = "gaguide"
-"""Name under which attention_hooks.py registers its function with transformers."""
-PACKED = f"{IMPLEMENTATION}-packed"
-"""Name of the same function without a function that makes masks; see packed.py."""
+OBSERVED = "gaguide"
+"""Name under which attention_hooks.py registers its function on top of SDPA; see packed.py."""
+PACKED = f"{OBSERVED}-packed"
+"""Name of the same function without a function that makes masks."""
 CHECKPOINT = "_gradient_checkpointing_func"
 """Attribute in which transformers stores the function that checkpoints a layer."""
 _OTHER_MODEL = "choose a model with plain softmax attention"
-
-
-@dataclass
-class _Switch:
-    """A configuration that names our function; models may share one."""
-
-    config: PretrainedConfig
-    before: str
-    users: int = 0
-
-
-switches: dict[int, _Switch] = {}
-"""By id of the configuration; empty unless a consumer is attached."""
 
 
 def unwrap_model(model: nn.Module) -> PreTrainedModel:
@@ -103,23 +89,14 @@ def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     """Layer → causal self-attention module of a model that can be guided, ascending.
 
     A hybrid has fewer entries than layers. Raises `UserError` for a model that does not use
-    AttentionInterface or has no causal self-attention, whose softmax is not the plain one, for an attention
-    implementation other than SDPA, and for reentrant checkpointing.
+    AttentionInterface, has no causal self-attention, or whose softmax is not the plain one, for a backend
+    whose masks are not known, and for reentrant checkpointing.
     """
     modules = causal_attention_modules(model)
     model = unwrap_model(model)
     _refuse_architecture(model, list(modules.values()))
-    switch = switches.get(id(model.config))
-    implementation = model.config._attn_implementation if switch is None else switch.before
-    if implementation not in ("sdpa", IMPLEMENTATION):  # a copy of a guided model may still name ours
-        raise UserError(
-            Fault(
-                "attn_implementation",
-                "must be 'sdpa' to guide a model",
-                'load the model with attn_implementation="sdpa" (it uses a flash kernel where there is one)',
-                implementation,
-            )
-        )
+    if fault := next(filter(None, map(backend_fault, modules.values())), None):
+        raise UserError(fault)
     if checkpoints_reentrantly(model):
         raise UserError(reentrant_fault())
     return modules
@@ -140,10 +117,10 @@ def _refuse_architecture(model: PreTrainedModel, modules: list[nn.Module]) -> No
         problem = f"{name} has no layer with causal self-attention"
         raise UserError(Fault("model", problem, "choose a model with attention layers"))
     if any(hasattr(module, "sinks") for module in modules):
-        problem = f"{name} has attention sinks, which SDPA and the guided heads' softmax do not have"
+        problem = f"{name} has attention sinks, which the guided heads' softmax does not have"
         raise UserError(Fault("model", problem, _OTHER_MODEL))
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        problem = f"{name} caps its attention scores, which SDPA and the guided heads' softmax do not"
+        problem = f"{name} caps its attention scores, which the guided heads' softmax does not"
         raise UserError(Fault("model", problem, _OTHER_MODEL))
     if not model._supports_sdpa:
         raise UserError(Fault("model", f"{name} does not run on SDPA", _OTHER_MODEL))
@@ -157,20 +134,3 @@ def checkpoints_reentrantly(model: nn.Module) -> bool:
         if getattr(module, "gradient_checkpointing", False) and keywords.get("use_reentrant", False):
             return True
     return False
-
-
-@contextmanager
-def registered_implementation(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's configuration names our function; several models may share a configuration."""
-    before = model.config._attn_implementation
-    before = "sdpa" if before == IMPLEMENTATION else before
-    switch = switches.setdefault(id(model.config), _Switch(model.config, before))
-    switch.users += 1
-    try:
-        model.set_attn_implementation(IMPLEMENTATION)
-        yield
-    finally:
-        switch.users -= 1
-        if switch.users == 0:
-            del switches[id(model.config)]
-            model.set_attn_implementation(switch.before)

@@ -12,12 +12,6 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-class CausalModule:
-    """Stand-in for the attention module in SDPA over some heads: causal, keys already one per head."""
-
-    is_causal = True
-
-
 @dataclass(frozen=True)
 class HeadSplit:
     """Which heads of a layer are chosen, and which are not."""

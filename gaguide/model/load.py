@@ -149,21 +149,26 @@ def skeleton(source: ModelSource) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
                 deepcopy(source.config),
-                attn_implementation="sdpa",
+                attn_implementation=source.section.attention,
                 dtype=torch.float32,
                 trust_remote_code=source.section.trust_remote_code,
             )
     except Exception as error:  # whatever a configuration makes a model's constructor raise
         reason = first_line(error)
-        remedy = "choose a causal language model of transformers that runs on SDPA"
-        raise UserError(
-            Fault("model.name", f"cannot be built ({reason})", remedy, source.section.name)
-        ) from None
+        name, attention = source.section.name, source.section.attention
+        if attention == "sdpa":
+            remedy = (
+                "choose a causal language model of transformers that runs on SDPA, or model.attention: eager"
+            )
+            raise UserError(Fault("model.name", f"cannot be built ({reason})", remedy, name)) from None
+        remedy = "choose sdpa or eager, or another model"
+        problem = f"{name} cannot be built with it ({reason})"
+        raise UserError(Fault("model.attention", problem, remedy, attention)) from None
 
 
 def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
-    """The model with its weights (random ones where a checkpoint's replace them): fp32, SDPA attention, fused
-    activations, train mode.
+    """The model with its weights (random ones where a checkpoint's replace them): fp32, the attention
+    that its section names, fused activations, train mode.
 
     Random weights depend on `seed` alone. Raises a `UserError` if weights are damaged or do not fit.
     """
@@ -174,7 +179,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
     if source.section.init == "scratch" or source.checkpoint is not None:
         model = AutoModelForCausalLM.from_config(
             config,
-            attn_implementation="sdpa",
+            attn_implementation=source.section.attention,
             dtype=torch.float32,
             trust_remote_code=source.section.trust_remote_code,
         )
@@ -185,7 +190,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
                 source.section.name,
                 config=config,
                 revision=source.section.revision or "main",
-                attn_implementation="sdpa",
+                attn_implementation=source.section.attention,
                 dtype=torch.float32,
                 trust_remote_code=source.section.trust_remote_code,
             )

@@ -1,4 +1,4 @@
-"""The model's inputs: token ids and, where documents are isolated, their mask and positions.
+"""The model's inputs: token ids and, where documents are isolated, their positions.
 
 Where the data mark tokens, also the labels that count, and the marks that guidance needs.
 
@@ -35,15 +35,14 @@ class Batch:
 def model_inputs(blocks: Blocks, block_ids: np.ndarray, isolate: bool, device: torch.device) -> Inputs:
     """Inputs of the blocks `block_ids` [M] on `device`: input_ids [M, T] int64.
 
-    `isolate` adds attention_mask [M, 1, T, T] bool, True where key and query are of the same document and the
-    key is not later, and position_ids [M, T] int64, counted from 0 in every document. Where the loss leaves
-    marked tokens out, labels [M, T] int64 are the ids with -100 in their places. A GPU copies them from
-    pinned memory without making the host wait.
+    `isolate` adds position_ids [M, T] int64, counted from 0 in every document, which keep attention inside
+    documents in a model prepared by `gaguide.model.packed.isolate_documents`. Where the loss leaves marked
+    tokens out, labels [M, T] int64 are the ids with -100 in their places. A GPU copies them from pinned
+    memory without making the host wait.
     """
     ids_MT = blocks.read(block_ids)
     inputs = {"input_ids": _moved(ids_MT, device)}
     if isolate:
-        inputs["attention_mask"] = document_mask(_moved(blocks.document_ids(block_ids), device))
         inputs["position_ids"] = _moved(blocks.positions(block_ids), device)
     if leaves_out(blocks):
         inputs["labels"] = _moved(np.where(are_counted(blocks, block_ids), ids_MT, IGNORED), device)
@@ -111,9 +110,3 @@ class InputReader:
             model_inputs(self.blocks, block_ids, self.isolate, self.device),
             guidance_marks(self.blocks, block_ids, self.marks, self.device),
         )
-
-
-def document_mask(document_MT: torch.Tensor) -> torch.Tensor:
-    """Which keys each query may see, [M, 1, T, T] bool: those of its document that are not later."""
-    same_MTT = document_MT[:, :, None] == document_MT[:, None, :]
-    return same_MTT.tril_()[:, None]

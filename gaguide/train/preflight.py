@@ -53,6 +53,7 @@ from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.model.freeze import check_guidance_moves, frozen_parameters
 from gaguide.model.lora import Adapter, check_adapter_guides, check_libraries, find_adapter
 from gaguide.model.quantize import check_quantizes
+from gaguide.train.attention import attention_faults
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
 from gaguide.train.precheck import check_output
@@ -84,6 +85,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
             attempt(check_monitors, deepspeed, world)
             on_gpu = world.device.type == "cuda"
             faults.add(*compile_faults(run.train.compile, deepspeed.zero_stage, on_gpu))
+            faults.add(*attention_faults(run, model, deepspeed.precision, on_gpu))
             parameters = architecture.num_parameters() if architecture is not None else 0
             attempt(check_offload, deepspeed, parameters, world)
         if model is not None and architecture is not None and plan is not None:

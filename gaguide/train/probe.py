@@ -111,7 +111,7 @@ def estimate(job: Job, size: int, world: World) -> Memory:
         guided_heads=-(-len(heads) // len(layers)) if layers else 0,
         guided_layers=len(layers),
         tapped=method == "tap" or (method == "auto" and on_gpu),
-        fused_attention=on_gpu or not shape.dropout,
+        fused_attention=job.run.model.attention != "eager" and (on_gpu or not shape.dropout),
         offload_optimizer=job.deepspeed.offload_optimizer,
         offload_parameters=job.deepspeed.offload_parameters,
         sub_group=job.deepspeed.sub_group_size,

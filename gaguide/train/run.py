@@ -115,6 +115,8 @@ def _optimize(
             model = raise_together(lambda: _build(job))
         with SlowWork("building the engine (DeepSpeed may compile ops)", shown=world.is_main):
             engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
+            if job.run.data.isolate_documents:
+                engine.isolate_documents(job.run.data.block_length)
     with guided(engine.module, job) as guidance:
         trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation, trackers)
         trainer.resume()

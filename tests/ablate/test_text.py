@@ -18,7 +18,7 @@ from gaguide.guidance import FixedOffset, MarkedTokens, TokenSet
 from gaguide.guidance.plan import GuidedHead
 from gaguide.interventions import mean_outputs
 from gaguide.model.attention_support import causal_attention_modules
-from gaguide.train.inputs import document_mask
+from gaguide.model.documents import document_mask
 from tests.support.models import CONFIGS, HEADS, LAYERS, random_ids, tiny_model
 
 WORDS = TokenSet("words", frozenset({5, 9, 17, 33}))

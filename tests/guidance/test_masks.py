@@ -11,10 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide
-from gaguide.guidance.kernel import Numbers
+from gaguide.guidance.kernel import Numbers, _first_columns
+from gaguide.guidance.losses import ROW_LOSSES
 from gaguide.guidance.masks import read_mask
 from gaguide.guidance.operations import attend, head_losses
+from gaguide.guidance.patterns import Columns, Offset
+from gaguide.guidance.plan import Loss
 from gaguide.guidance.targets import row_terms
+from gaguide.model.documents import document_mask
 from tests.guidance.dense import dense_loss, dense_maps
 from tests.guidance.test_kernel import case
 from tests.support.models import HEADS, LAYERS, random_ids, tiny_model
@@ -181,3 +185,30 @@ def test_masks_that_guidance_cannot_represent_are_refused(kind: str) -> None:
     for measure_only in (False, True):
         with guide(model, PLAN, measure_only=measure_only), pytest.raises(UserError, match=message):
             model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+@pytest.mark.parametrize("loss", sorted(ROW_LOSSES))
+def test_blocks_of_rows_leave_out_columns_before_their_documents(loss: Loss) -> None:
+    """As one block that has them all; also targets by offset that lie before a document or a block."""
+    B, h, T, D = 2, 4, 90, 8
+    lengths = [(40, 1, 24, 25), (52, 20, 18)]
+    document_BT = torch.stack(
+        [torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in lengths]
+    )
+    mask_BQK = document_mask(document_BT)[:, 0]
+    generator = torch.Generator().manual_seed(0)
+    marked_BT = torch.rand(B, T, generator=generator) < 0.2
+    targets = [Columns(marked_BT), Offset(0), Offset(3), Offset(45)]
+    valid_BT = torch.ones(B, T, dtype=torch.bool)
+    terms = row_terms(targets, valid_BT, mask_BQK, "mean", "indicator", torch.float64, loss, 0.5)
+    q, k, v = (torch.randn(B, h, T, D, generator=generator, dtype=torch.float64) for _ in range(3))
+    found = []
+    for rows in (T, 16):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        numbers = Numbers(terms.offsets, loss, D**-0.5, rows=rows)
+        out, loss_h, mass_h = attend((leaves[0], leaves[1], leaves[2]), terms, mask_BQK, numbers)
+        gradients = torch.autograd.grad(out.square().sum() + loss_h.sum(), leaves)
+        found.append([out.detach(), loss_h.detach(), mass_h, *gradients])
+    assert _first_columns(mask_BQK, range(0, T, 16)) == [0, 0, 0, 0, 41, 65]
+    for whole, blocks in zip(*found):
+        torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-14, equal_nan=True)

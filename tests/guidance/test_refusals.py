@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from gaguide.attention import collect, collecting
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide, measure
-from gaguide.model import attention_hooks, attention_support, checkpoint_activations
+from gaguide.model import attention_passes, checkpoint_activations
 from tests.support.models import HEADS, VOCABULARY, random_ids, tiny_model
 
 WORDS = TokenSet("words", frozenset(range(2, 30)))
@@ -160,7 +160,7 @@ def test_copies_made_inside_a_block_are_plain_models(way: str) -> None:
         model(input_ids=ids, use_cache=False)
         assert guidance.loss() > 0
     assert "__reduce_ex__" not in vars(model)
-    assert not attention_support.switches and not attention_hooks._attached
+    assert not attention_passes.attachments_by_model
 
 
 def test_threads_and_replicas_are_refused() -> None:

@@ -17,7 +17,7 @@ from transformers.integrations import sdpa_attention
 from gaguide.attention import collect, collecting
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide, measure
-from gaguide.model import attention_hooks, attention_support, checkpoint_activations
+from gaguide.model import attention_hooks, checkpoint_activations
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
 from tests.support.models import HEADS, LAYERS, random_ids, tiny_model
 
@@ -52,7 +52,6 @@ def assert_restored(model: PreTrainedModel) -> None:
     assert not model._forward_hooks and not model._forward_pre_hooks
     assert not any("_gaguide" in vars(module) for module in model.modules())
     assert not attention_hooks.consumers_of(model)
-    assert not attention_support.switches
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,18 +156,15 @@ def test_layers_without_a_consumer_call_sdpa_as_the_model_does(monkeypatch: pyte
     run(model, ids)
     plain = {layer: (args, kwargs) for layer, args, kwargs in calls}
     calls.clear()
-    monkeypatch.setattr(attention_hooks, "sdpa_attention_forward", record)
     everything = GuidancePlan((Assignment(WORDS, tuple(range(HEADS)), layers=(1,)),))
     with guide(model, everything), collecting(model, [1]):
         run(model, ids)
     assert [layer for layer, *_ in calls] == [0, 2]
     for layer, args, kwargs in calls:
         want_args, want_kwargs = plain[layer]
-        names = ("dropout", "scaling")  # our function has them as parameters
-        merged = dict(zip(names, args[4:])) | kwargs
         assert args[3] is want_args[3] is None
-        assert merged.keys() == want_kwargs.keys()
-        for name, value in merged.items():
+        assert kwargs.keys() == want_kwargs.keys()
+        for name, value in kwargs.items():
             same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
             assert same(value, want_kwargs[name]), name
         for got, want in zip(args[:3], want_args[:3]):
@@ -259,7 +255,6 @@ def test_two_models_at_once(shared: bool) -> None:
         assert_equal(gradients(model, out.loss + guidance.loss()), expected)
     blocks[0].__exit__(None, None, None)
     assert not any("_gaguide" in vars(module) for module in one.modules())
-    assert one.config._attn_implementation == ("gaguide" if shared else "sdpa")
     out = run(two, ids)
     assert_equal(gradients(two, out.loss + guidances[1].loss()), want[1])
     blocks[1].__exit__(None, None, None)

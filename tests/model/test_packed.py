@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
 from gaguide.model.packed import use_packed_attention
-from tests.support.models import LAYERS, VOCABULARY, random_ids, tiny_model
+from tests.support.models import LAYERS, VOCABULARY, random_ids, sparse_model, tiny_model
 
 T = 24
 
@@ -145,12 +145,13 @@ def test_a_sliding_window_keeps_its_mask_where_it_is_shorter_than_the_block(
     assert chooser.maskless == {12: True, T: False}
 
 
-def test_a_model_whose_code_depends_on_the_name_is_left_alone() -> None:
-    """Falcon computes something else where its attention is not called sdpa."""
+def test_models_whose_code_depends_on_the_name_are_left_alone() -> None:
+    """Falcon and DeepSeek V3.2 compute something else where their attention is not called sdpa."""
     from transformers import FalconConfig
 
     config = FalconConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
-    assert use_packed_attention(AutoModelForCausalLM.from_config(config)) is None
+    for model in (AutoModelForCausalLM.from_config(config), sparse_model()):
+        assert use_packed_attention(model) is None
 
 
 def test_a_learning_pass_changes_nothing() -> None:

@@ -65,6 +65,23 @@ def tiny_model(
     return model.eval()
 
 
+def sparse_model() -> PreTrainedModel:
+    """DeepSeek V3.2, whose queries see four keys, by a mask that it makes if its attention is called sdpa."""
+    from transformers import DeepseekV32Config
+
+    config = DeepseekV32Config(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=HEADS,
+        num_key_value_heads=HEADS, intermediate_size=64, moe_intermediate_size=16, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16,
+        kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, index_topk=4, index_n_heads=2,
+        index_head_dim=16, max_position_embeddings=96, **_SPECIAL,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    sharpen(model, 0.25)
+    return model.eval()
+
+
 def random_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     """Token ids [batch, length], none of them special."""
     return torch.randint(2, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -22,6 +22,7 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide
 from gaguide.log import read_metrics
+from gaguide.model.packed import isolate_documents, use_packed_attention
 from gaguide.train.inputs import model_inputs
 from gaguide.train.preflight import prepare
 from tests.data.faulty_server import faulty_server
@@ -190,6 +191,7 @@ def test_an_isolated_document_is_computed_as_on_its_own(kind: str) -> None:
             return np.concatenate([np.arange(n) for n in lengths])[None]
 
     model = tiny_model(kind).double()
+    isolate_documents(model, use_packed_attention(model), 40)
     plan = GuidancePlan(
         (
             Assignment(TokenSet("words", frozenset(range(5, 25))), (0, 1)),

@@ -36,6 +36,14 @@ def job(shards: Path, folder: Path, /, ranks: int = 2, json: Path = ZERO2, **cha
         ({"output": "/proc/nothing"}, "output", "another folder"),
         ({"output": "a\0b"}, "output", "another folder"),
         ({"model.revision": "v1"}, "model.revision", "hub models"),
+        ({"model.attention": "flash_attention_2"}, "model.attention", "bf16 on a GPU"),
+        ({"model.attention": "flex_attention"}, "model.attention", "use sdpa or eager"),
+        ({"model.attention": "eager", "train.compile": "true"}, "model.attention", "train.compile: false"),
+        (
+            {"model.attention": "eager", "data.isolate_documents": "true"},
+            "model.attention",
+            "isolate_documents: false",
+        ),
     ],
 )
 def test_fault(

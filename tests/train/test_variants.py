@@ -61,6 +61,14 @@ def variants(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "one-batch": {"ds": shipped("zero2"), "run": {"train.micro_batch": "2"}},
         "offload": {"ds": shipped("zero2_offload")},
         "autocast": {"ds": shipped("zero0", torch_autocast={"enabled": True, "dtype": "bfloat16"})},
+        "eager": {"ds": shipped("zero2"), "run": {"model.attention": "eager"}},
+        **{
+            f"isolated-{stage}": {
+                "ds": shipped(f"zero{stage}"),
+                "run": {"data.isolate_documents": "true", "train.gradient_checkpointing": "true"},
+            }
+            for stage in (0, 3)
+        },
         "frozen": {
             "ds": shipped("zero2"),
             "run": {"train.freeze": "[embeddings, layers 0, ln_f]"},
@@ -104,6 +112,21 @@ def test_offload_without_a_compiler_says_so_and_trains_the_same(variants: tuple[
     assert "torch's AdamW on the CPU" in variants[1]
     for field in ("loss", "grad_norm"):
         assert curve(variants, "offload", field) == pytest.approx(curve(variants, "zero2", field), rel=2e-5)
+
+
+def test_eager_attention_trains_the_same(variants: tuple[Path, str]) -> None:
+    for field in ("loss", "guidance_loss", "grad_norm"):
+        assert curve(variants, "eager", field) == pytest.approx(curve(variants, "zero2", field), rel=2e-5)
+    config = json.loads((variants[0] / "eager" / "model" / "config.json").read_text())
+    assert "eager" not in json.dumps(config)
+
+
+def test_documents_are_isolated_at_every_stage(variants: tuple[Path, str]) -> None:
+    """Also where layers are recomputed, and where a pass gathers the weights."""
+    for field in ("loss", "guidance_loss", "grad_norm"):
+        whole = curve(variants, "isolated-0", field)
+        assert curve(variants, "isolated-3", field) == pytest.approx(whole, rel=2e-4)
+        assert curve(variants, "zero2", field) != whole
 
 
 def test_autocast_keeps_fp32_weights(variants: tuple[Path, str]) -> None:
