@@ -75,11 +75,24 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         at = 2 + len(ctx.runs[0])
         pieces = grads[2:at], grads[at:]
-        return None, None, *map(_add_runs, grads[:2], ctx.runs, pieces, ctx.shapes)
+        return None, None, *map(_add_runs, _own(*grads[:2]), ctx.runs, pieces, ctx.shapes)
 
 
 def _views(x_BHTD: torch.Tensor, runs: Runs) -> list[torch.Tensor]:
     return [x_BHTD.narrow(1, first, number) for first, number in runs]
+
+
+def _own(*grads: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The gradients, copied where they cannot be changed in place: one tensor for both, as of q + k, or one
+    number for many, as of a sum."""
+    storages = [grad.untyped_storage().data_ptr() for grad in grads if grad is not None]
+    shared = len(set(storages)) < len(storages)
+    return [
+        grad.clone(memory_format=torch.contiguous_format)
+        if grad is not None and (shared or 0 in grad.stride())
+        else grad
+        for grad in grads
+    ]
 
 
 def _add_runs(

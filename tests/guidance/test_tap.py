@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +157,20 @@ def test_a_tap_changes_no_gradient_but_its_own() -> None:
     want[:, 1:3] += 2 * q.detach()[:, 1:3]
     torch.testing.assert_close(q.grad, want)
     torch.testing.assert_close(k.grad, weight)
+
+
+@pytest.mark.parametrize("attention", [lambda q, k: (q + k).sin().sum(), lambda q, k: q.sum() + k.sum()])
+def test_gradients_that_are_not_the_taps_own_are_copied(attention: Any) -> None:
+    """Of q + k both have one tensor, of a sum all have one number: changed in place, they were wrong."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 4, 5, 3, generator=generator, requires_grad=True) for _ in range(2))
+    tapped = tap_heads((1, 2), 1, q, k)
+    loss = tapped.queries[0].square().sum() + tapped.keys[0].pow(3).sum()
+    (attention(tapped.q_BHTD, tapped.k_BGTD) + loss).backward()
+    found = q.grad, k.grad
+    alone = [x.detach().requires_grad_() for x in (q, k)]
+    (attention(*alone) + alone[0][:, 1:3].square().sum() + alone[1][:, 1:3].pow(3).sum()).backward()
+    torch.testing.assert_close(found, (alone[0].grad, alone[1].grad))
 
 
 def test_checkpointed_layers_compute_their_own_loss(waits: list[int]) -> None:
