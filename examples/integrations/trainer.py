@@ -5,6 +5,7 @@ Under several ranks: torchrun --nproc_per_node 2 trainer.py MODEL_FOLDER OUTPUT
 
 import sys
 
+import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -44,3 +45,5 @@ trainer = guided(Trainer)(  # instead of: Trainer(
 trainer.train()
 print(trainer.evaluate())
 trainer.save_model()
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # else a rank may die of gloo's threads while Python ends

@@ -71,7 +71,7 @@ HELD_BY = {
     ),
     "generation_config": (
         "cases/test_shared_cases.py::test_generation_settings_are_kept",
-        "train/test_export.py::test_an_export_keeps_generation_settings_and_chat_template",
+        "train/test_export.py::test_an_export_keeps_generation_settings_chat_template_and_licence",
     ),
     "json_array": (
         "cases/test_shared_cases.py::test_documents_of_files",

@@ -56,7 +56,7 @@ def run(world: World, shards: str, output: Path, kind: str) -> None:
     ds_json.write_text(json.dumps(settings))
     overrides = SETTINGS | {"data.shards": shards, "output": str(output)}
     if extra == "untied":
-        overrides["model.name"] = str(output.parent / "untied")
+        overrides |= {"model.name": str(output.parent / "untied"), "model.init": "scratch"}
     train(prepare(load_config(EMBEDDED, overrides), ds_json, world), world)
 
 

@@ -158,7 +158,7 @@ def test_models_of_several_backends_at_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes  # of the compiler
-@pytest.mark.parametrize("kind", ["llama-grouped-query", "gemma3"])
+@pytest.mark.parametrize("kind", [pytest.param("llama-grouped-query", marks=pytest.mark.stress), "gemma3"])
 def test_a_flex_model_has_the_losses_and_maps_of_eager(kind: str) -> None:
     """Without gradients: torch has no backward of flex attention on a CPU."""
     flex, eager = (model_of(kind, name, torch.float32) for name in ("flex_attention", "eager"))
