@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 from gaguide.config import RunConfig
 from gaguide.model import ModelSource, skeleton
-from gaguide.model.freeze import frozen_parameters
+from gaguide.model.freeze import count_unfrozen, frozen_parameters
 from gaguide.model.lora import find_adapter
 
 
@@ -21,5 +21,5 @@ def count_trained(run: RunConfig, config: PretrainedConfig) -> tuple[int, int, i
     if run.train.lora is not None:
         adapter = find_adapter(model, source, run.train.lora)
         return adapter.parameters, adapter.parameters, adapter.packed
-    frozen = set(frozen_parameters(model, run.train.freeze, run.train.trainable))
-    return sum(each.numel() for name, each in model.named_parameters() if name not in frozen), 0, 0
+    frozen = frozen_parameters(model, run.train.freeze, run.train.trainable)
+    return count_unfrozen(model, frozen), 0, 0

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LAYERS = re.compile(r"layers?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)")
 
@@ -47,6 +48,12 @@ def frozen_parameters(
     return tuple(name for name in names if (name in matched) != bool(trained))
 
 
+def count_unfrozen(model: PreTrainedModel, frozen: Iterable[str]) -> int:
+    """Number of values in the parameters that are not frozen; tied ones count once."""
+    fixed = set(frozen)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in fixed)
+
+
 def freeze(model: PreTrainedModel, names: Iterable[str]) -> None:
     """Turn off the gradients of the parameters with these names."""
     chosen = set(names)
@@ -62,7 +69,7 @@ def check_guidance_moves(model: PreTrainedModel, frozen: Iterable[str], top_laye
     """
     fixed, embeddings = set(frozen), _embeddings(model)
     for name, _ in model.named_parameters():
-        layer = _layer(name)
+        layer = layer_of(name)
         below = name in embeddings if layer is None else layer <= top_layer
         if below and name not in fixed:
             return
@@ -83,21 +90,23 @@ def _matches(model: PreTrainedModel, names: list[str], entry: str) -> set[str]:
         chosen |= set(range(int(first), int(last or first) + 1))
     if max(chosen) >= _layer_count(names):
         return set()
-    return {name for name in names if _layer(name) in chosen}
+    return {name for name in names if layer_of(name) in chosen}
 
 
 def _embeddings(model: PreTrainedModel) -> set[str]:
-    held = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    from torch import nn
+
+    held = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in held}
 
 
-def _layer(name: str) -> int | None:
+def layer_of(name: str) -> int | None:
     """The first number in a dotted name: 3 for transformer.h.3.mlp.c_fc.weight."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _layer_count(names: list[str]) -> int:
-    return max((layer for name in names if (layer := _layer(name)) is not None), default=0) + 1
+    return max((layer for name in names if (layer := layer_of(name)) is not None), default=0) + 1
 
 
 def _parents(names: list[str]) -> set[str]:

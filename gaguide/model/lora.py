@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.files import write_json
 from gaguide.model.content import ADAPTER_CONFIG
+from gaguide.model.freeze import layer_of
 from gaguide.model.quantize import check_bitsandbytes, quantize, round_to_4_bits
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def check_adapter_guides(adapter: Adapter, attention: Mapping[int, str], top_lay
     attention: names of the attention modules by layer.
     """
     for name in adapter.targets:
-        layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        layer = layer_of(name)
         inside = (
             name.startswith(f"{attention[top_layer]}.") and name.rpartition(".")[2] not in _AFTER_ATTENTION
         )

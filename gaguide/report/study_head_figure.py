@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gaguide.report.study_heads import head_families
 from gaguide.report.style import BASELINE, COLOURS, INK, plain_axes
 from gaguide.report.text import shorten
 from gaguide.study.analysis_records import HeadVerdict
@@ -26,9 +27,7 @@ def draw_heads(study: StudyRecords) -> Figure | None:
     Left, attention on the head's words before (hollow) and after training; right, held-out loss added by its
     removal, in nats per token, with the interval where a row has few heads. Coloured: beyond noise.
     """
-    families: dict[tuple[str, str], list[HeadVerdict]] = {}
-    for one in study.head_verdicts:
-        families.setdefault((one.size, one.experiment), []).append(one)
+    families = head_families(study)
     if not families:
         return None
     several = len({size for size, _ in families}) > 1

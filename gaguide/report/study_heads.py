@@ -16,7 +16,7 @@ _SIGNIFICANT = 0.05
 def head_count_table(study: StudyRecords) -> Table:
     """Verdicts counted, for each size and experiment."""
     rows: list[Row] = []
-    for (size, experiment), heads in _families(study).items():
+    for (size, experiment), heads in head_families(study).items():
         counts = Counter(one.verdict for one in heads).most_common()
         listed = "; ".join(f"{count} {verdict}" for verdict, count in counts)
         rows.append(
@@ -57,7 +57,7 @@ def head_verdict_table(study: StudyRecords) -> Table:
     """Every head with its tests."""
     rows: list[Row] = []
     groups: list[str] = []
-    for (size, experiment), heads in _families(study).items():
+    for (size, experiment), heads in head_families(study).items():
         rows += [(f"layer {one.layer} · head {one.head}", _cells(one)) for one in heads]
         groups += [f"{size} · {experiment}"] * len(heads)
     header = ("", "words", "attention", "loss without it", "near cues", "more than controls",
@@ -77,7 +77,8 @@ def head_findings(study: StudyRecords) -> list[str]:
     return sentences
 
 
-def _families(study: StudyRecords) -> dict[tuple[str, str], list[HeadVerdict]]:
+def head_families(study: StudyRecords) -> dict[tuple[str, str], list[HeadVerdict]]:
+    """(Size, experiment) → its heads, in the order of the records."""
     found: dict[tuple[str, str], list[HeadVerdict]] = {}
     for one in study.head_verdicts:
         found.setdefault((one.size, one.experiment), []).append(one)

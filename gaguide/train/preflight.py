@@ -50,7 +50,7 @@ from gaguide.log import say
 from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
 from gaguide.model.attention_support import attention_modules
 from gaguide.model.content import ADAPTER_CONFIG
-from gaguide.model.freeze import check_guidance_moves, frozen_parameters
+from gaguide.model.freeze import check_guidance_moves, count_unfrozen, frozen_parameters
 from gaguide.model.lora import Adapter, check_adapter_guides, check_libraries, find_adapter
 from gaguide.model.quantize import check_quantizes
 from gaguide.train.attention import attention_faults
@@ -102,9 +102,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         adapter = trained = None
         if architecture is not None and (run.train.freeze or run.train.trainable):
             frozen = attempt(_find_frozen, architecture, run, plan)
-            trained = sum(
-                each.numel() for name, each in architecture.named_parameters() if name not in (frozen or ())
-            )
+            trained = count_unfrozen(architecture, frozen or ())
         if architecture is not None and model is not None and run.train.lora is not None:
             adapter = attempt(_find_adapter, architecture, model, run.train.lora, plan)
             trained = adapter.parameters if adapter is not None else None
