@@ -88,7 +88,11 @@ def file_record(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def folder_record(folder: Path, record: Callable[[Path], dict[str, Any]] = file_record) -> dict[str, Any]:
+FileRecord = Callable[[Path], dict[str, Any]]
+"""The content of a file of a model as plain JSON: `file_record`, or one that remembers what it has read."""
+
+
+def folder_record(folder: Path, record: FileRecord = file_record) -> dict[str, Any]:
     """The content of a model's folder as plain JSON; `record` gives that of a file."""
     return {"files": [record(path) for path in model_files(folder)]}
 

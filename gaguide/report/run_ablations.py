@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gaguide.ablate.records import FILE, AblationRecord, Effect, HeadRecord, ModelRecord, read_ablation
-from gaguide.model.content import folder_record, other_files, weight_files
+from gaguide.model.content import FileRecord, file_record, folder_record, other_files, weight_files
 from gaguide.report.ablation_tables import verdict_table
 from gaguide.report.document import Table
 
@@ -48,11 +48,12 @@ class RunAblations:
     """Run folder → why an ablation of it is not shown, or is shown without being sure of its model."""
 
 
-def read_ablations(folders: Sequence[Path]) -> RunAblations:
+def read_ablations(folders: Sequence[Path], record_of: FileRecord = file_record) -> RunAblations:
     """The ablations of the runs' models, by content, from any of these folders; a run's own comes first.
 
     Where a run's weights are not there, its ablation is taken by the model's name, with a note. Where the
-    ablation in its folder, or one that has its name, is of other weights, only a note says so.
+    ablation in its folder, or one that has its name, is of other weights, only a note says so. `record_of`
+    gives the content of a model's file.
     """
     records = {
         folder: read_ablation(folder / FOLDER) for folder in folders if (folder / FOLDER / FILE).is_file()
@@ -70,7 +71,7 @@ def read_ablations(folders: Sequence[Path]) -> RunAblations:
                 found[folder] = RunAblation(*named[0])
                 notes[folder] = "its weights are not there: nothing shows that the ablation is of them"
             continue
-        now = folder_record(weights)
+        now = folder_record(weights, record_of)
         same = [
             (record, model)
             for record, model in models

@@ -11,12 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, mask_credentials
 from gaguide.log import read_metrics
+from gaguide.model.content import FileRecord, file_record
 from gaguide.report.run_ablations import RunAblation, read_ablations
 from gaguide.report.run_scores import TaskScore, read_evaluations
 
@@ -134,12 +136,13 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
     Raises one `UserError` for all folders without a run, folders given twice and records that cannot be read.
     """
+    record_of = cache(file_record)  # evaluations and ablations are compared with the same files
     with FaultCollector() as faults:
-        found = [faults.attempt(_read_run, folder) for folder in folders]
+        found = [faults.attempt(_read_run, folder, record_of) for folder in folders]
         for path, count in Counter(folder.resolve() for folder in folders).items():
             if count > 1:
                 faults.add(Fault("RUN", "is given twice", "give each run once", str(path)))
-        ablations = faults.attempt(read_ablations, folders)
+        ablations = faults.attempt(read_ablations, folders, record_of)
     assert ablations is not None
     runs = [
         replace(
@@ -167,7 +170,7 @@ def _distinct(run: RunRecord, runs: Sequence[RunRecord]) -> str:
     return str(run.folder)
 
 
-def _read_run(folder: Path) -> RunRecord:
+def _read_run(folder: Path, record_of: FileRecord) -> RunRecord:
     if not any((folder / name).is_file() for name in _RECORDS):
         problem = "contains no records of a run" if folder.is_dir() else "is not a folder"
         raise UserError(Fault("RUN", problem, "give the output folder of a training", str(folder)))
@@ -182,7 +185,7 @@ def _read_run(folder: Path) -> RunRecord:
         first = validations[0] if validations and validations[0]["step"] == 0 else None
         latest = validations[-1] if validations and validations[-1]["step"] > 0 else None
         validation = {"before": _measured(first), "after": _measured(latest)}
-    evaluations = read_evaluations(folder, _lines(folder / "evaluations.jsonl"))
+    evaluations = read_evaluations(folder, _lines(folder / "evaluations.jsonl"), record_of)
     experiment, weight = _guidance(settings)
     return RunRecord(
         folder=folder,

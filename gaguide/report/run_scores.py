@@ -11,7 +11,7 @@ from typing import Any
 
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, MARK_NOTES, Better, Doubt
-from gaguide.model.content import folder_record, other_files
+from gaguide.model.content import FileRecord, file_record, folder_record, other_files
 
 _RESULTS = "results.json"
 _SET_ASIDE = ".replaced-"
@@ -68,10 +68,13 @@ class Evaluations:
     """What a reader should know: tasks that were evaluated more than once, numbers that are not finite."""
 
 
-def read_evaluations(run: Path, during: Iterable[Mapping[str, Any]]) -> Evaluations:
+def read_evaluations(
+    run: Path, during: Iterable[Mapping[str, Any]], record_of: FileRecord = file_record
+) -> Evaluations:
     """The scores in the folders of `run` that hold a results.json, merged by task; the newest one counts.
 
-    `during`: records of evaluations.jsonl; the last one gives tasks that no folder has.
+    `during`: records of evaluations.jsonl; the last one gives tasks that no folder has. `record_of` gives the
+    content of a model's file.
     Raises `UserError` for a results.json of another kind.
     """
     files = [path for path in run.glob(f"*/{_RESULTS}") if _SET_ASIDE not in path.parent.name]
@@ -81,7 +84,7 @@ def read_evaluations(run: Path, during: Iterable[Mapping[str, Any]]) -> Evaluati
     folders: dict[str, Path] = {}
     notes: list[str] = []
     weights = run / "model"
-    now = folder_record(weights) if files and weights.is_dir() else {"files": []}
+    now = folder_record(weights, record_of) if files and weights.is_dir() else {"files": []}
     for path in files:
         origin = str(path.parent.relative_to(run))
         tasks, identity = _read(path)
