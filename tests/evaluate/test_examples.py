@@ -221,6 +221,16 @@ def test_answers_may_be_letters_and_texts_of_classes(answer: object, wanted: int
     assert example.answer_index == wanted
 
 
+def test_an_answer_that_is_an_index_and_the_text_of_another_class_is_refused(tmp_path: Path) -> None:
+    row = {"prompt": "1 + 1 =", "classes": ["1", "2", "3"], "answer": "2"}
+    with pytest.raises(UserError, match="'2', an index and the text of class 1"):
+        _parse_rows(tmp_path, [row])
+    (example,) = _parse_rows(tmp_path, [row | {"answer": 1}]).examples
+    assert example.answer_index == 1
+    same = row | {"classes": ["0", "1"], "answer": "1"}  # either way the same class
+    assert _parse_rows(tmp_path, [same]).examples[0].answer_index == 1
+
+
 @pytest.mark.parametrize("answer", ["D", "AB", "ß", ""])
 def test_other_texts_are_not_answers(answer: str, tmp_path: Path) -> None:
     row = {"prompt": "Q", "classes": ["x", "y", "z"], "answer_index": answer}

@@ -86,6 +86,8 @@ def test_chance_is_the_accuracy_of_a_random_choice() -> None:
     examples = [_choice(0, "a", "b"), _choice(0, "a", "b", "c", "d")]
     assert chance_level("classification", examples) == pytest.approx(0.375)
     assert chance_level("sequence_prob", examples) is None
+    several = replace(examples[1], other_answers=(2,))
+    assert chance_level("classification", [several]) == 0.5
 
 
 def _pairs(right: list[tuple[bool, bool]]) -> dict[str, Metric]:

@@ -320,7 +320,8 @@ def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:
     """Expected accuracy of a random choice of class; None where there are no classes."""
     if kind != "classification":
         return None
-    return sum(1 / len(example.continuations) for example in examples) / len(examples)
+    shares = [len(set(example.answers)) / len(example.continuations) for example in examples]
+    return sum(shares) / len(examples)
 
 
 def _per_unit(values: Sequence[float], lengths: Iterable[int]) -> list[float]:

@@ -61,7 +61,10 @@ def read_literal(text: str) -> Any:
 
 
 def read_answer(value: Any, classes: Sequence[str]) -> int:
-    """Index of the right class, given as one, as the class's text, or as a letter (A is the first)."""
+    """Index of the right class, given as one, as the class's text, or as a letter (A is the first).
+
+    A text that is an index and the text of another class is refused: either may be meant.
+    """
     number = None
     if isinstance(value, float):
         number = int(value) if value.is_integer() else None
@@ -69,6 +72,10 @@ def read_answer(value: Any, classes: Sequence[str]) -> int:
         number = value
     elif isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
         number = int(value)
+        if value in classes and classes.index(value) != number:
+            text = classes.index(value)
+            problem = f"answer_index is {shown(value)}, an index and the text of class {text}"
+            raise RowError(problem, "give the index from 0 as a JSON number, or a letter (A is the first)")
     elif isinstance(value, str) and value in classes:
         number = classes.index(value)
     elif isinstance(value, str) and len(letter := value.strip().upper()) == 1:
