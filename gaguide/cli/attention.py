@@ -214,6 +214,8 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
+    from gaguide.model.load import whole_model
+
     transformers_logging.disable_progress_bar()
     path = Path(folder)
     if path.is_dir() and not (path / "config.json").exists() and (path / "model").is_dir():
@@ -231,9 +233,10 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source = str(path) if path.is_dir() else folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UserError(
             Fault(
@@ -245,7 +248,7 @@ def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             )
         ) from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device), tokenizer  # type: ignore[arg-type]
+    return whole_model(loaded, "--model", folder).to(device), tokenizer
 
 
 def _text(text: str | None, file: Path | None, faults: FaultCollector) -> str:

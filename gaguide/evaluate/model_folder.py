@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.model import fuse_activations
 from gaguide.model.content import ADAPTER_CONFIG, adapter_fault, folder_record
+from gaguide.model.load import whole_model
 from gaguide.model.precision import PRECISIONS, torch_dtype
 
 DTYPES = {name: torch_dtype(name) for name in PRECISIONS}
@@ -119,9 +120,9 @@ def _run_fault(folder: Path) -> Fault | None:
 
 def pretrained_model(folder: ModelFolder, dtype: str) -> Any:
     """The model as transformers loads it, with SDPA where the architecture has it, its activations fused."""
-    model = _from_pretrained(
-        AutoModelForCausalLM, "model", folder.name, config=folder.config, dtype=DTYPES[dtype]
-    )
+    options = {"config": folder.config, "dtype": DTYPES[dtype], "output_loading_info": True}
+    loaded = _from_pretrained(AutoModelForCausalLM, "model", folder.name, **options)
+    model = whole_model(loaded, "--model", folder.name)
     fuse_activations(model)
     return model
 

@@ -186,13 +186,14 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
     else:
         config.get_text_config().vocab_size = source.base_vocabulary or vocabulary
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 source.section.name,
                 config=config,
                 revision=source.section.revision or "main",
                 attn_implementation=source.section.attention,
                 dtype=torch.float32,
                 trust_remote_code=source.section.trust_remote_code,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = first_line(error)
@@ -200,6 +201,7 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
             raise UserError(
                 Fault("model.name", f"its weights cannot be loaded ({reason})", remedy, source.section.name)
             ) from None
+        model = whole_model(loaded, "model.name", source.section.name)
         if source.base_vocabulary is not None:
             _add_rows(model, vocabulary)
     # transformers guesses it from the class name, and warns because it does not know GPT-2's.
@@ -208,6 +210,21 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
     model.config.use_cache = False
     fuse_activations(model)
     return model.train()
+
+
+def whole_model(loaded: Any, field: str, name: str) -> Any:
+    """The model of `from_pretrained(…, output_loading_info=True)`.
+
+    Raises a `UserError` if weights are missing, for which transformers draws random ones.
+    """
+    model, gaps = loaded
+    missing = sorted(gaps["missing_keys"])
+    if missing:
+        listed = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        problem = f"its weights lack {len(missing)} of its tensors, which would be random numbers: {listed}"
+        remedy = "give a whole causal language model: one saved by AutoModelForCausalLM, with all its files"
+        raise UserError(Fault(field, problem, remedy, name))
+    return model
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
