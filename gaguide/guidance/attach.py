@@ -95,11 +95,11 @@ class Guidance:
     def attention_sums(self) -> torch.Tensor:
         """[2, N], fp64: by head, mass summed over queries, and the number of queries.
 
-        Sums over batches and ranks give a mean that counts every query once.
+        Sums over batches and ranks give a mean that counts every query once; it is NaN where attention is.
         """
         masses_N = _joined([result.mass_h for result in self._latest()]).double()
         queries_N = _joined([result.queries_h for result in self._latest()]).double()
-        return torch.stack([masses_N.nan_to_num() * queries_N, queries_N])
+        return torch.stack([torch.where(queries_N > 0, masses_N * queries_N, 0), queries_N])
 
     def mean_attention(self) -> torch.Tensor:
         """Mean of `attention()` over the heads that saw a target; NaN where none did."""

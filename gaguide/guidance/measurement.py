@@ -33,7 +33,8 @@ class HeadAttention:
     pattern: str
     """Name of the head's pattern."""
     attention: float | None
-    """Mean attention mass on the pattern's targets, in [0, 1]; None if no query could see a target."""
+    """Mean attention mass on the pattern's targets, in [0, 1]; None if no query could see a target, NaN
+    where attention is not finite."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Measurement:
     lm_loss: float
     """Language-model loss, in nats per predicted token; NaN where no token counts."""
     guided_attention: float | None
-    """Mean of the heads' attention mass; None without a head that could see a target."""
+    """Mean of the heads' attention mass; None without a head that could see a target, NaN where one is."""
     per_head: tuple[HeadAttention, ...]
     """Attention mass of every guided head, in order of (layer, head)."""
     sequences: int

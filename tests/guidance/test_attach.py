@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from itertools import product
 
@@ -233,6 +234,15 @@ def test_nested_blocks_are_refused() -> None:
     model = tiny_model()
     with guide(model, PLAN), pytest.raises(UserError, match="already guided"), guide(model, PLAN):
         pass
+
+
+def test_attention_that_is_not_finite_is_not_measured_as_0() -> None:
+    model, ids = tiny_model(), random_ids(2, 24)
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.weight[0, 0] = torch.nan
+    found = measure(model, PLAN, [ids])
+    assert math.isnan(found.lm_loss) and math.isnan(found.guided_attention)
+    assert any(head.attention is not None and math.isnan(head.attention) for head in found.per_head)
 
 
 def test_measure_equals_one_big_batch() -> None:
