@@ -154,7 +154,7 @@ class _GridBuilder:
         self.cells: list[Cell] = []
         self.faults = FaultCollector()
         self.hashes = ContentHashes(folder)
-        self._data = data_identity(study)
+        self._data = data_identity(study, self.hashes)
         self.chosen = self.faults.attempt(_read_chosen, study.chosen)
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()

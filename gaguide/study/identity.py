@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.config import RunConfig
+from gaguide.config.run import SourceSection
+from gaguide.errors import UserError
+from gaguide.study.content import ContentHashes
 from gaguide.study.file import StudyConfig
 
 _IMMATERIAL: Any = {
@@ -34,8 +37,11 @@ def material_settings(run: RunConfig, base: str | None) -> dict[str, Any]:
     return tree
 
 
-def data_identity(study: StudyConfig) -> list[str]:
-    """Fingerprints of shards on this machine: another corpus under the same name makes other cells."""
+def data_identity(study: StudyConfig, hashes: ContentHashes) -> list[str]:
+    """Fingerprints of shards on this machine, or of the text that they are built from: another corpus under
+    the same name makes other cells."""
+    if study.data.source is not None:
+        return _source_identity(study.data.source, study.data.shards, hashes)
     names = [study.data.shards, *(entry.shards for entry in study.data.mixture)]
     local = [Path(name).expanduser() for name in names if name and "://" not in name]
     folders = [path for path in local if path.is_dir()]
@@ -44,6 +50,25 @@ def data_identity(study: StudyConfig) -> list[str]:
     from gaguide.data.format.manifest import is_complete, read_manifest  # imports torch
 
     return [read_manifest(path).fingerprint for path in folders if is_complete(path)]
+
+
+def _source_identity(source: SourceSection, shards: str | None, hashes: ContentHashes) -> list[str]:
+    """The same before the shards are built and after it, when the text may be gone."""
+    from gaguide.data.build.request import SOURCE_CONTENT
+    from gaguide.data.build.sources import local_content
+    from gaguide.data.format.manifest import is_complete, read_manifest
+
+    folder = None if shards is None else Path(shards).expanduser()
+    try:
+        found = [local_content(source.files, folder)]
+    except UserError:  # training reports files that it needs
+        built = folder is not None and is_complete(folder)
+        found = [str(read_manifest(folder).build_identity.get(SOURCE_CONTENT))] if folder and built else []
+    for name in (source.tokenizer, source.template):
+        path = None if name is None else Path(name).expanduser()
+        if path is not None and path.exists():
+            found.append(hashes.model(path) if path.is_dir() else hashes.file(path))
+    return [one for one in found if one is not None]
 
 
 def evaluation_id(study: StudyConfig) -> str:

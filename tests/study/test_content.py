@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from gaguide.data import BuildRequest, build_shards
 from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.evaluate.results.outcomes import read_examples
 from gaguide.evaluate.tasks.example import Example
@@ -312,3 +313,28 @@ def test_a_cell_trained_again_is_evaluated_and_ablated_again(tmp_path: Path) -> 
     assert row.cell == cell.id and "run removes its heads again" in row.reason
     weights.unlink()  # nothing can be known of it: what was recorded stands
     assert read_state(made, cell).state == "done" and not needs_ablation(made, cell)
+
+
+def test_text_that_a_study_tokenises_is_part_of_the_ids_of_its_cells(tmp_path: Path) -> None:
+    text, shards = tmp_path / "text.jsonl", tmp_path / "shards"
+    train_embedded_tokenizer(300).save_pretrained(tmp_path / "tokenizer")
+    source = {"files": [str(text)], "tokenizer": str(tmp_path / "tokenizer"), "validation_fraction": 0.2}
+    data = {"source": source, "shards": str(shards), "block_length": 32}
+
+    def ids() -> list[str]:
+        return [cell.id for cell in make(tmp_path, data=data).cells]
+
+    def write(word: str) -> None:
+        text.write_text("".join(f'{{"text": "{word} is {at} not {at + 1}"}}\n' for at in range(40)))
+
+    write("this")
+    before = ids()
+    write("that")
+    assert not set(ids()) & set(before)
+    write("this")
+    build_shards(
+        BuildRequest((str(text),), shards, str(tmp_path / "tokenizer"), validation_fraction=0.2, workers=1)
+    )
+    assert ids() == before  # a study that goes on finds its finished cells
+    text.unlink()
+    assert ids() == before

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from gaguide.data.build.identity import identify_local, identify_remote
+from gaguide.data.build.identity import identify_local, identify_remote, source_digest
 from gaguide.data.build.kinds import (
     HIDDEN,
     KINDS,
@@ -102,6 +102,18 @@ def find_source(
     return Source(
         ", ".join(descriptions), ", ".join(commits) or None, tuple(files), dict(sorted(left_out.items()))
     )
+
+
+def local_content(names: Iterable[str], output: Path | None = None) -> str | None:
+    """SHA-256 over names and contents of the files that `--source` values stand for, as a manifest has it.
+
+    None where one is an address or a data set on the hub. Raises a `UserError` where files do not exist.
+    """
+    names = list(names)
+    hub = [name for name in names if not _is_path_or_address(name) and kind_of(name) is None]
+    if any(map(_HUB_ID.fullmatch, hub)) or any("://" in name for name in names):
+        return None
+    return source_digest(find_source(names, None, None, output).files)
 
 
 def _is_path_or_address(name: str) -> bool:
