@@ -315,6 +315,17 @@ def test_faults_name_the_file(built, tokenizer_folder, tmp_path):
     assert "is not a column" in problem("mds", GOLDEN / "mds", column="ids")
     pq.write_table(pa.table({"input_ids": [[1.5]]}), tmp_path / "a.parquet")
     assert "not lists of integers" in problem("parquet", tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"123")
+    assert "b.parquet" in problem("parquet", tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(("name", "ending"), [("nanogpt", "bin"), ("parquet", "parquet")])
+def test_held_out_files_of_a_folder_are_not_trained_on(name, ending, built, tokenizer_folder, tmp_path):
+    export_shards(str(built), tmp_path / "out", name)
+    request = request_of(tmp_path / "out", name, tmp_path / "x", tokenizer_folder)
+    for train in (str(tmp_path / "out"), str(tmp_path / "out" / f"*.{ending}")):
+        with pytest.raises(UserError, match=r"named as held-out ones(.|\n)*--validation"):
+            import_shards(replace(request, train=(train,), validation=()))
 
 
 def test_mistakes_are_reported_at_once(tokenizer_folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,16 @@ class WriteOptions:
     """Names of the marks."""
 
 
+_HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|dev|eval|test)(?![a-z])", re.IGNORECASE)
+"""In the names of files that are not to be trained on: val.bin, fineweb_val_000000.bin."""
+
+
 def existing_files(name: str, ending: str) -> list[Path]:
-    """The file, the folder's files of this ending, or the glob's, by name; `UserError` if there is none."""
+    """The file, the folder's files of this ending, or the glob's, by name.
+
+    Raises a `UserError` if there is none, and where a folder or glob has both files that are named as
+    held-out ones and others: they would be trained on.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         found = sorted(path.glob(f"*{ending}"))
@@ -55,6 +64,11 @@ def existing_files(name: str, ending: str) -> list[Path]:
     if not found:
         problem = "is an address" if "://" in name else f"there is no such {ending} file"
         remedy = "give files of this machine, a folder of them or a quoted glob"
+        raise UserError(Fault("FILES", problem, remedy, name))
+    held_out = [each.name for each in found if _HELD_OUT.search(each.stem)]
+    if 0 < len(held_out) < len(found):
+        problem = f"has files that are named as held-out ones next to others ({held_out[0]})"
+        remedy = "name the files: those to train on, and the held-out ones after --validation"
         raise UserError(Fault("FILES", problem, remedy, name))
     return found
 

@@ -28,11 +28,18 @@ def find(name: str) -> list[Path]:
 
 def marks_of(paths: list[Path]) -> tuple[str, ...]:
     """The marks that the files say their column `marks` has."""
-    names = {(pq.read_schema(path).metadata or {}).get(_MARKS_KEY, b"[]") for path in paths}
+    names = {_metadata(path).get(_MARKS_KEY, b"[]") for path in paths}
     if len(names) > 1:
         remedy = "import those with the same marks by a command of their own"
         raise UserError(Fault("FILES", "its files have different marks", remedy, str(paths[0])))
     return tuple(json.loads(names.pop()))
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(unreadable(path, first_line(error))) from None
 
 
 def read(paths: list[Path], options: ReadOptions) -> Iterator[Document]:
