@@ -29,6 +29,27 @@ def local_folder(path: str | Path, field: str) -> Path:
     return expand_home(path)
 
 
+def output_folder(path: str | Path, field: str) -> Path:
+    """`path` as a folder for output; raises a `UserError` if it cannot be made or takes no files.
+
+    Writes nothing.
+    """
+    folder = local_folder(path, field)
+    try:
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            Fault(field, f"cannot be created ({error})", "choose another folder", str(path))
+        ) from None
+    if not existing.is_dir():
+        problem = "is a file" if existing == folder else f"lies below {existing}, which is a file"
+        raise UserError(Fault(field, problem, "choose a folder", str(path)))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if existing == folder else f"cannot be created in {existing}"
+        raise UserError(Fault(field, problem, "choose another folder", str(path)))
+    return folder
+
+
 def expand_home(path: str | Path) -> Path:
     """`path` with a leading `~` or `~user` expanded; unchanged where there is no such home."""
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.ablate.methods import METHODS
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
-from gaguide.files import expand_home, local_folder
+from gaguide.files import expand_home, output_folder
 from gaguide.numbers import parse_whole
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
     from gaguide.evaluate.score.scorer import make_sums_reproducible
     from gaguide.evaluate.tasks.locate import split_names
 
-    output: Path = local_folder(arguments.output, "--output")
+    output: Path = output_folder(arguments.output, "--output")
     if (output / FILE).exists():
         problem = f"already has an {FILE}"
         raise UserError(Fault("--output", problem, "choose another folder", str(output)))

@@ -34,6 +34,7 @@ from gaguide.log import SlowWork, code_fingerprint, say
 from gaguide.model import build_model, find_model, with_vocabulary
 from gaguide.model.attention_support import causal_attention_modules
 from gaguide.model.packed import isolate_documents, use_packed_attention
+from gaguide.model.precision import torch_dtype
 from gaguide.train.inputs import Batch, guidance_marks, model_inputs
 from gaguide.train.preflight import find_corpus
 
@@ -170,7 +171,8 @@ def _before(
     if isinstance(request.before, ModelFolder):
         model = load_model(request.before, request.settings.dtype, device)
     else:
-        model = _start_model(request).to(device).eval()
+        # In the precision of the others: rounding alone moves attention by a little, in all blocks alike.
+        model = _start_model(request).to(device, torch_dtype(request.settings.dtype)).eval()
     inputs, marks = [batch.inputs for batch in batches], [batch.marks for batch in batches]
     model = _isolating(model, request)
     return read_attention(model, found[0].subjects, inputs, marks)

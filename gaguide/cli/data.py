@@ -141,9 +141,9 @@ def build_command(options: BuildOptions) -> None:
     from gaguide.data.build.chat import read_template
     from gaguide.data.build.spread import mpi_size, parse_part
     from gaguide.errors import FaultCollector
-    from gaguide.files import expand_home, local_folder
+    from gaguide.files import expand_home, output_folder
 
-    output = local_folder(options.output, "--output")
+    output = output_folder(options.output, "--output")
     over_mpi = mpi_size() > 1
     share = None if options.part is None else parse_part(options.part)
     if over_mpi:

@@ -58,10 +58,10 @@ def import_command(
     """Make shards of a corpus that is tokenised already; nothing is encoded again."""
     from gaguide.cli.shards import describe_shards
     from gaguide.data.exchange.importing import ImportRequest, import_shards
-    from gaguide.files import expand_home, local_folder
+    from gaguide.files import expand_home, output_folder
     from gaguide.log import say
 
-    output = local_folder(options.output, "--output")
+    output = output_folder(options.output, "--output")
     request = ImportRequest(
         train=tuple(str(expand_home(name)) for name in files),
         output=output,
@@ -114,10 +114,10 @@ def export_command(
 ) -> None:
     """Write shards in the format of another program, with their tokenizer."""
     from gaguide.data.exchange.export import export_shards
-    from gaguide.files import expand_home, local_folder
+    from gaguide.files import expand_home, output_folder
     from gaguide.log import say
 
-    output = local_folder(options.output, "--output")
+    output = output_folder(options.output, "--output")
     name = shards if "://" in shards else str(expand_home(shards))
 
     def show(done: int, total: int) -> None:

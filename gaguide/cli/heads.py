@@ -57,11 +57,11 @@ def profile(
     output: Annotated[Path, typer.Option(help="Folder for profile.json, plan.yaml and report.html.")],
 ) -> None:
     """Measure every head: attention on the words, effect near them, behaviour; choose heads by rule."""
-    from gaguide.files import expand_home, local_folder, write_bytes
+    from gaguide.files import expand_home, output_folder, write_bytes
     from gaguide.heads.records import FILE, write_profile
     from gaguide.heads.rules import write_plan
 
-    folder = local_folder(output, "--output")
+    folder = output_folder(output, "--output")
     if (folder / FILE).exists():
         raise UserError(Fault("--output", f"already has a {FILE}", "choose another folder", str(folder)))
     if options.mode not in ("pieces", "words"):

@@ -41,10 +41,10 @@ def overlap_command(
     from gaguide.errors import Fault, UserError
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.evaluate.tasks.texts import evaluation_texts
-    from gaguide.files import expand_home, local_folder
+    from gaguide.files import expand_home, output_folder
     from gaguide.log import say
 
-    output = local_folder(options.output, "--output")
+    output = output_folder(options.output, "--output")
     workers = cores() if options.workers is None else options.workers
     if workers < 1:
         raise UserError(Fault("--workers", "must be at least 1", "give the number of cores", workers))

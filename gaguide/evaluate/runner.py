@@ -37,6 +37,7 @@ from gaguide.evaluate.score.saved_scores import SavedScores, fingerprint, remove
 from gaguide.evaluate.score.scorer import Scorer, Sharing, make_sums_reproducible
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
+from gaguide.files import output_folder
 from gaguide.log import say
 
 T = TypeVar("T")
@@ -188,7 +189,8 @@ def _read_all(
     """Tasks, read by rank 0 for all, and the models' folders, which every rank must find."""
     with FaultCollector() as faults:
         faults.attempt(settings.check)
-        faults.attempt(raise_together, lambda: _check_output(output))
+        if output is not None:
+            faults.attempt(raise_together, lambda: output_folder(output, "--output"))
         places = [str(Path(name).resolve()) if Path(name).exists() else name for name in models]
         for at, name in enumerate(models):
             if places[at] in places[:at]:
@@ -215,20 +217,6 @@ def _read_all(
                     faults.add(Fault(f"task {task.task.name}", problem, remedy))
     assert data is not None
     return data, folders
-
-
-def _check_output(output: Path | None) -> None:
-    """Raise `UserError` where `output` cannot be created or written to; it need not exist."""
-    if output is None:
-        return
-    nearest = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    with FaultCollector() as faults:
-        if not nearest.is_dir():
-            problem = f"{nearest} is not a folder"
-            faults.add(Fault("--output", problem, "give another folder", str(output)))
-        elif not os.access(nearest, os.W_OK | os.X_OK):
-            problem = f"{nearest} is not writable"
-            faults.add(Fault("--output", problem, "give another folder", str(output)))
 
 
 def _evaluate_one(

@@ -6,7 +6,6 @@ What depends on the model or the tokenizer is checked by `gaguide.train.prefligh
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.load import read_settings
 from gaguide.engine.config import check_top_level, load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError, is_masked, suggestion
-from gaguide.files import local_folder
+from gaguide.files import output_folder
 from gaguide.guidance.lexicon import read_lexicons
 from gaguide.guidance.registry import check_pattern_name
 from gaguide.model.lora import check_libraries
@@ -56,7 +55,7 @@ def precheck(
         batch = _check_batch(sections.get("train"), ranks, faults)
         faults.attempt(_check_json, deepspeed_json, batch, sections.get("train"))
         if "output" in sections:
-            faults.attempt(check_output, sections["output"])
+            faults.attempt(output_folder, sections["output"], "output")
         _check_data(sections, faults)
         _check_model(sections, faults)
         _check_guidance(sections.get("guidance"), faults)
@@ -85,24 +84,6 @@ def check_best_is_measured(
                 checkpoint.keep_best,
             )
         )
-
-
-def check_output(output: str) -> Path:
-    """The folder `output`; raises a `UserError` if it cannot be made or takes no files. Writes nothing."""
-    path = local_folder(output, "output")
-    try:
-        existing = next(each for each in (path, *path.absolute().parents) if each.exists())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            Fault("output", f"cannot be created ({error})", "choose another folder", output)
-        ) from None
-    if not existing.is_dir():
-        problem = "is a file" if existing == path else f"lies below {existing}, which is a file"
-        raise UserError(Fault("output", problem, "choose a folder", output))
-    if not os.access(existing, os.W_OK):
-        problem = "cannot be written to" if existing == path else f"cannot be created in {existing}"
-        raise UserError(Fault("output", problem, "choose another folder", output))
-    return path
 
 
 def _check_batch(train: TrainSection | None, ranks: int, faults: FaultCollector) -> BatchPlan | None:

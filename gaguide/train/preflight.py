@@ -35,7 +35,7 @@ from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
 from gaguide.engine.monitors import check_monitors
 from gaguide.engine.offload_state import check_offload
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
-from gaguide.files import local_folder
+from gaguide.files import local_folder, output_folder
 from gaguide.guidance import (
     DEFAULT_THRESHOLD,
     Assignment,
@@ -56,7 +56,6 @@ from gaguide.model.quantize import check_quantizes
 from gaguide.train.attention import attention_faults
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
-from gaguide.train.precheck import check_output
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
 
 
@@ -67,7 +66,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
     """
     with FaultCollector() as faults:
         attempt = faults.attempt
-        attempt(_create_output if create_output else check_output, run.output)
+        attempt(_create_output if create_output else output_folder, run.output, "output")
         settings = attempt(load_deepspeed_json, deepspeed_json)
         batch = attempt(plan_batch, run.train.global_batch, run.train.micro_batch, world.size)
         corpus = attempt(find_corpus, run)
@@ -225,13 +224,13 @@ def embedded_corpus() -> Path:
         ) from None
 
 
-def _create_output(given: str) -> Path:
-    output = check_output(given)
+def _create_output(given: str, field: str) -> Path:
+    output = output_folder(given, field)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         problem = f"cannot be created ({getattr(error, 'strerror', None) or error})"
-        raise UserError(Fault("output", problem, "choose another folder", str(output))) from None
+        raise UserError(Fault(field, problem, "choose another folder", str(output))) from None
     return output
 
 

@@ -163,6 +163,9 @@ def test_faults_are_reported_at_once_and_nothing_is_overwritten(
     for part in ("is given twice", "is not an experiment or a file", "must be one of mean", "--blocks"):
         assert part in said
     again = ["--model", str(models[0]), "--plan", "1-negation", "--text", str(shards)]
+    (tmp_path / "file").touch()
+    assert main([*again, "--output", str(tmp_path / "file")]) == EXIT_USER_ERROR
+    assert "is a file" in capsys.readouterr().err
     assert main([*again, "--output", str(ablated[1])]) == EXIT_USER_ERROR
     assert "already has an ablation.json" in capsys.readouterr().err
     assert main([*again[:4], "--output", str(tmp_path / "o")]) == EXIT_USER_ERROR
@@ -196,6 +199,23 @@ def test_models_of_the_same_content_are_named(models: list[Path], shards: Path, 
     _, second = read_ablation(tmp_path / "o").models
     assert any("files are the same as those of" in note for note in second.notes)
     assert all(head.moved == "not moved" for head in second.heads)
+
+
+def test_the_start_of_a_run_is_read_in_the_precision_of_the_models(
+    models: list[Path], shards: Path, tmp_path: Path
+) -> None:
+    """In another one, rounding shifts all blocks alike, and a model that has not moved would seem to have."""
+    run = {
+        "output": str(tmp_path / "run"), "model": {"name": str(models[0])},
+        "data": {"shards": str(shards), "block_length": 64}, "guidance": {"experiment": "1-negation"},
+        "train": {"steps": 1, "global_batch": 1},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps(run))
+    words = ["--model", str(models[0]), "--plan", str(tmp_path / "config.yaml"), "--before", "start"]
+    words += ["--dtype", "bf16", "--blocks", "12", "--methods", "zero", "--controls", "0"]
+    assert main([*words, "--output", str(tmp_path / "o")]) == 0
+    for head in read_ablation(tmp_path / "o").models[0].with_role("guided"):
+        assert head.attention == head.attention_before and head.moved == "not moved"
 
 
 def test_a_record_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
