@@ -66,13 +66,18 @@ def head_verdicts(rows: Sequence[HeadKnockOut]) -> list[HeadVerdict]:
     for row in rows:
         heads = families.setdefault((row.size, row.experiment), {})
         heads.setdefault((row.layer, row.head), []).append(row)
-    twins = {
-        (row.size, row.seed, row.layer, row.head): row.loss for row in rows if row.experiment == FINETUNED
-    }
+    twins = {_place(row): row.loss for row in rows if row.experiment == FINETUNED}
     return [verdict for heads in families.values() for verdict in _family(list(heads.values()), twins)]
 
 
-_Twins = dict[tuple[str, int | None, int, int], float | None]
+_Place = tuple[str, int | None, int, int, str]
+_Twins = dict[_Place, float | None]
+
+
+def _place(row: HeadKnockOut) -> _Place:
+    """What has the same meaning in two experiments: edges are those to the targets of one pattern."""
+    pattern = row.pattern if row.method == "edges" else ""
+    return row.size, row.seed, row.layer, row.head, pattern
 
 
 def _family(heads: Sequence[Sequence[HeadKnockOut]], twins: _Twins) -> list[HeadVerdict]:
@@ -106,7 +111,7 @@ def _verdict(rows: Sequence[HeadKnockOut], twins: _Twins) -> HeadVerdict:
         row.loss - twin
         for row in rows
         if row.experiment != FINETUNED and row.loss is not None
-        and (twin := twins.get((row.size, row.seed, row.layer, row.head))) is not None
+        and (twin := twins.get(_place(row))) is not None
     ]  # fmt: skip
     loss = over_seeds(losses) if losses else Paired(0.0, None, None, None)
     beyond = over_seeds(over) if over else Paired(0.0, None, None, None)

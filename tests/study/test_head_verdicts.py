@@ -64,6 +64,13 @@ def test_a_verdict_over_seeds_needs_a_number_of_each() -> None:
     assert verdict.used == "not measured"
 
 
+def test_edges_to_other_words_are_not_those_of_the_twin() -> None:
+    guided, twin = row("1-negation", 0, 0, 0.05), replace(row("finetuned", 0, 0, 0.01), pattern="negation")
+    assert head_verdicts([guided, twin])[0].over_finetuned == pytest.approx(0.04)  # the whole output
+    edges = [replace(one, method="edges") for one in (guided, twin)]
+    assert head_verdicts(edges)[0].over_finetuned is None
+
+
 def test_equal_changes_of_all_seeds_have_a_p_value_and_a_single_block_has_none() -> None:
     equal, twins = [row("1-negation", seed, 0, 0.05) for seed in range(3)], [row("finetuned", 1, 0, 0.01)]
     verdict = head_verdicts([*equal, *twins])[0]
