@@ -52,6 +52,11 @@ class Measurement:
     near_cue: Mapping[str, Any] | None = None
     """The loss by distance after cues, as `Cues.record` gives it; None where it was not asked for."""
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Patterns of the heads for which no query could see a target."""
+        return tuple(dict.fromkeys(head.pattern for head in self.per_head if head.attention is None))
+
     def as_record(self) -> dict[str, Any]:
         """The measurement as plain JSON values."""
         found = asdict(self)

@@ -85,6 +85,7 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
               if not run.finished]  # fmt: skip
     found += [f"{run.name} diverged: {run.diverged}." for run in runs if run.diverged]
     found += [_dropped(run) for run in runs if run.dropped]
+    found += [unseen_words(run.name, unseen) for run in runs if (unseen := _unseen(run))]
     found += [f"{run.name}, ablation: {note}." for run in runs if run.ablation
               for note in run.ablation.model.notes]  # fmt: skip
     found += [f"{run.name}: {note}." for run in runs for note in run.notes]
@@ -94,6 +95,21 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
             odd = [run.name for run, item in zip(runs, known, strict=True) if item not in (None, known[0])]
             found.append(f"Not the same {what}: {', '.join(odd)} against {runs[0].name}.")
     return found
+
+
+def unseen_words(name: str, patterns: Sequence[str]) -> str:
+    """That nothing is known of the guidance to these patterns."""
+    return (
+        f"{name}: no token of the held-out text is a target of {', '.join(patterns)}: nothing shows whether "
+        "its guidance does anything."
+    )
+
+
+def _unseen(run: RunRecord) -> list[str]:
+    """Patterns whose heads saw no target; none where the loss is not finite, as then attention is not."""
+    if run.after is None or run.after.lm_loss is None:
+        return []
+    return list(dict.fromkeys(head.pattern for head in run.after.per_head if head.attention is None))
 
 
 def _dropped(run: RunRecord) -> str:

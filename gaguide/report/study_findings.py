@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from gaguide.report.run_findings import unseen_words
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
@@ -148,6 +149,11 @@ def study_cautions(study: StudyRecords) -> list[str]:
         if cell.state == "done" and cell.error
     ]
     cautions += [f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out]
+    unseen: dict[str, dict[str, None]] = {}
+    for row in study.attention:
+        if row.before is None and row.after is None:
+            unseen.setdefault(row.experiment, {})[row.pattern] = None
+    cautions += [unseen_words(experiment, list(patterns)) for experiment, patterns in unseen.items()]
     cautions += [*_dropped_steps(study), *_truncated(study), *_constant_answers(study)]
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}

@@ -134,6 +134,12 @@ class RunRecords:
         mass = measured.guided_attention
         attention = "" if mass is None else f", attention {mass:.3f}"
         say(f"held-out after step {step}: lm {measured.lm_loss:.4f}{attention}")
+        if step == 0 and measured.unseen:
+            say(
+                f"warning: no token of {measured.sequences:,} held-out blocks is a target of "
+                f"{', '.join(measured.unseen)}: nothing shows whether its guidance does anything; check the "
+                "words, guidance.mode and the text (gaguide lexicon show)"
+            )
 
     def evaluated(self, step: int, measure: str, record: Mapping[str, Any]) -> None:
         """Write an evaluation's metrics after `step`; the console shows the first metric of each task."""

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide, measure
 from tests.guidance.dense import dense_loss
-from tests.support.models import CONFIGS, HEADS, LAYERS, random_ids, tiny_model
+from tests.support.models import CONFIGS, HEADS, LAYERS, VOCABULARY, random_ids, tiny_model
 
 WORDS = TokenSet("words", frozenset({5, 9, 17, 33}))
 PLAN = GuidancePlan(
@@ -243,6 +243,13 @@ def test_attention_that_is_not_finite_is_not_measured_as_0() -> None:
     found = measure(model, PLAN, [ids])
     assert math.isnan(found.lm_loss) and math.isnan(found.guided_attention)
     assert any(head.attention is not None and math.isnan(head.attention) for head in found.per_head)
+
+
+def test_patterns_without_a_target_are_named() -> None:
+    absent = TokenSet("absent", frozenset({VOCABULARY - 1}))
+    plan = GuidancePlan((Assignment(WORDS, (0,)), Assignment(absent, (1, 3))))
+    ids = random_ids(2, 24).clamp(max=VOCABULARY - 2)
+    assert measure(tiny_model(), plan, [ids]).unseen == ("absent",)
 
 
 def test_measure_equals_one_big_batch() -> None:

@@ -15,8 +15,8 @@ def write_run(
     name: str,
     *,
     experiment: str = "finetuned",
-    attention: tuple[float, float] | None = (0.02, 0.03),
-    loss: tuple[float, float] = (7.6, 4.771),
+    attention: tuple[float | None, float | None] | None = (0.02, 0.03),
+    loss: tuple[float, float | None] = (7.6, 4.771),
     finished: bool = True,
     scores: dict[str, float] | None = None,
     **summary: Any,
@@ -29,9 +29,10 @@ def write_run(
     _lines(folder / "metrics.jsonl", [
         {
             "step": step,
-            "loss": loss[0] + (loss[1] - loss[0]) * rise,
-            "lm_loss": loss[0] + (loss[1] - loss[0]) * rise,
-            "guided_attention": attention and attention[0] + (attention[1] - attention[0]) * rise,
+            "loss": loss[0] + ((loss[1] or 0) - loss[0]) * rise,
+            "lm_loss": loss[0] + ((loss[1] or 0) - loss[0]) * rise,
+            "guided_attention": attention
+            and (None if attention[0] is None else attention[0] + (attention[1] - attention[0]) * rise),
             "seconds": step / 4,
         }
         for step, rise in zip(steps, rises, strict=True)

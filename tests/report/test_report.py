@@ -105,6 +105,15 @@ def test_a_last_measurement_before_the_last_step_is_pointed_out(tmp_path: Path) 
         assert cautions(read_runs([folder])) == expected
 
 
+def test_words_that_never_occur_are_pointed_out(tmp_path: Path) -> None:
+    """A run that is guided to them is a plain one, whatever its weight says."""
+    run = write_run(tmp_path / "a", "a", attention=(None, None))
+    (text,) = cautions(read_runs([run]))
+    assert text.startswith("a: no token of the held-out text is a target of contrast")
+    diverged = write_run(tmp_path / "b", "b", attention=(None, None), loss=(7.0, None))
+    assert not any("is a target of" in text for text in cautions(read_runs([diverged])))
+
+
 def test_unfinished_unguided_and_unevaluated_runs_are_shown_as_such(tmp_path: Path) -> None:
     runs = read_runs([
         write_run(tmp_path / "a", "a", scores={"memo": 0.5}),

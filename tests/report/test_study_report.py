@@ -149,6 +149,9 @@ def test_sentences_answer_the_studys_questions(study: StudyRecords) -> None:
     assert "pico +0.0100 (+0.20%)" in text and "beyond noise at pico, nano, micro, tiny" in text
     assert "Against finetuned, 0 of 8" in text and "4 flat, 4 positive" in text
     careful = " ".join(study_cautions(study))
+    assert "is a target of" not in careful
+    none = replace(study, attention=tuple(replace(row, before=None, after=None) for row in study.attention))
+    assert "1-negation: no token of the held-out text is a target of" in " ".join(study_cautions(none))
     assert "1 failed of 48" in careful and "the loss is nan at step 7" in careful and "1,060,000" in careful
 
 
