@@ -107,8 +107,10 @@ def run(context: typer.Context, file: _FILE, options: RunOptions) -> None:
     if options.dry_run or options.slurm:
         ranks = ranks or options.gpus_per_node
     grid = _grid(file, context.args, ranks)
+    from gaguide.study.dry_run import check_plans, print_costs
+
+    check_plans(grid)
     if options.dry_run:
-        from gaguide.study.dry_run import print_costs
         from gaguide.study.task_power import print_powers
 
         print_costs(grid, options.gpu)

@@ -16,11 +16,11 @@ from gaguide.cost import GPUS, CostEstimate, CostRequest, Spread, estimate, spre
 from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
 from gaguide.model.sizes import GPT2_VOCABULARY
 from gaguide.study.grid import Cell, Grid
-from gaguide.study.measuring_cost import measuring_lines
+from gaguide.study.measuring_cost import measuring_lines, plan_heads
 from gaguide.study.state import read_state
 
 _GIB = 2**30
@@ -60,6 +60,29 @@ def estimate_cells(grid: Grid, gpu: str) -> Iterator[CellCost]:
         except UserError as error:
             problem = "; ".join(f"{fault.field} {fault.problem}" for fault in error.faults)
             yield CellCost(cell, done, tokens, None, problem)
+
+
+def check_plans(grid: Grid) -> None:
+    """Raise a `UserError` with every plan of heads that the model of a size does not have.
+
+    Models that cannot be found now are left to their training.
+    """
+    sizes, seen = {size.name: size.model or size.name for size in grid.study.sizes}, set()
+    with FaultCollector() as faults:
+        for cell in grid.cells:
+            key = cell.size, cell.experiment
+            if cell.run is None or not cell.names_heads or key in seen:
+                continue
+            seen.add(key)
+            with suppress(UserError):
+                shape = size_config(sizes[cell.size], grid, None).get_text_config()
+                found = FaultCollector()
+                found.attempt(
+                    plan_heads(cell.run.guidance).resolve, shape.num_hidden_layers, shape.num_attention_heads
+                )
+                faults.add(
+                    *(replace(one, problem=f"{one.problem} ({', '.join(key)})") for one in found.faults)
+                )
 
 
 def print_costs(grid: Grid, gpu: str) -> None:

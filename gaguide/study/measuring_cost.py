@@ -14,7 +14,7 @@ from gaguide.cost.flops import flops_per_token
 from gaguide.errors import UserError
 from gaguide.evaluate.tasks.locate import split_names
 from gaguide.evaluate.tasks.read import read_tasks
-from gaguide.guidance.patterns import FirstToken
+from gaguide.guidance.patterns import TokenSet
 from gaguide.guidance.plan import Assignment, GuidancePlan
 from gaguide.model import ModelShape
 from gaguide.study.grid import Cell, Grid
@@ -89,7 +89,7 @@ def ablation_passes(grid: Grid, cell: Cell, shape: ModelShape) -> tuple[float, i
     """
     settings = grid.study.ablation
     assert settings is not None and cell.run is not None
-    guided = _plan(cell.run.guidance).resolve(shape.layers, shape.heads)
+    guided = plan_heads(cell.run.guidance).resolve(shape.layers, shape.heads)
     subjects = choose_subjects(
         guided, range(shape.layers), shape.heads, settings.controls, settings.seed, every=False
     )
@@ -129,16 +129,14 @@ def measuring_lines(
         )
 
 
-def _plan(section: GuidanceSection) -> GuidancePlan:
-    """The heads of a run's guidance; its patterns need a tokenizer, and do not matter here."""
-    entries = [(entry.heads, entry.layers) for entry in section.plan]
+def plan_heads(section: GuidanceSection) -> GuidancePlan:
+    """The heads of a run's guidance; its patterns need a tokenizer, and have their names only."""
+    entries = [(entry.pattern, entry.heads, entry.layers) for entry in section.plan]
     if not entries:
-        entries = [((head,), section.layers) for head in range(len(EXPERIMENTS[section.experiment]))]
+        named = enumerate(EXPERIMENTS[section.experiment])
+        entries = [(name, (head,), section.layers) for head, name in named]
     return GuidancePlan(
-        tuple(
-            Assignment(FirstToken(), tuple(heads), layers if isinstance(layers, str) else tuple(layers))
-            for heads, layers in entries
-        )
+        tuple(Assignment(TokenSet(name, frozenset()), heads, layers) for name, heads, layers in entries)
     )
 
 

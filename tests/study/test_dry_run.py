@@ -9,7 +9,7 @@ import pytest
 
 from gaguide.cost import spread
 from gaguide.errors import UserError
-from gaguide.study.dry_run import estimate_cells, print_costs, size_shape
+from gaguide.study.dry_run import check_plans, estimate_cells, print_costs, size_shape
 from gaguide.study.file import load_study
 from gaguide.study.grid import make_grid
 from gaguide.study.measuring_cost import ablation_passes, evaluation_cost, measuring_lines
@@ -53,6 +53,19 @@ def test_evaluation_and_the_removal_of_heads_have_a_cost(
         and cost.gpu_seconds > 0
         and cost.cells == sum(c.model is not None for c in grid.cells)
     )
+
+
+def test_plans_that_do_not_fit_a_size_are_found_before_any_cell_is_trained(tmp_path: Path) -> None:
+    plan = "{mode: words, plan: [{pattern: contrast, heads: [0, 40]}, {pattern: negation, heads: [0]}]}"
+    (tmp_path / "plan.yaml").write_text(f"chosen-random: {plan}\n")
+    changes = {"sizes": "pico,nano", "seeds": "0,1", "output": str(tmp_path / "out")}
+    check_plans(make_grid(load_study("laptop", changes)))
+    changes |= {"chosen": str(tmp_path / "plan.yaml"), "experiments": "finetuned,chosen-random"}
+    with pytest.raises(UserError) as caught:
+        check_plans(make_grid(load_study("laptop", changes)))
+    text = str(caught.value)
+    assert text.count("guidance.heads = 40") == 2  # of each size, once for both seeds
+    assert "(pico, chosen-random)" in text and "guided to both 'contrast' and 'negation'" in text
 
 
 def test_what_measuring_costs_says_which_sizes_it_leaves_out(tmp_path: Path) -> None:
