@@ -91,7 +91,8 @@ def parser() -> argparse.ArgumentParser:
         prog="gaguide ablate",
         description="Remove guided heads, one at a time and all at once, and measure what a model loses: "
         "whether it uses what guidance moved. Random other heads of the same layers are removed as controls.",
-        epilog="Writes ablation.json, heads.parquet, effects.parquet and report.html into the output folder.",
+        epilog="Writes ablation.json, heads.parquet, effects.parquet, spans.parquet and report.html into the "
+        "output folder.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -106,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
     add("--block-length", type=parse_whole, help="tokens of a block (default: as the plan's run, else the "
         "model's positions, at most 1024)")  # fmt: skip
     add("--batch", type=parse_whole, default=8, help="blocks of a forward pass (default: 8)")
-    add("--tasks", nargs="+", help="tasks, as of gaguide evaluate")
+    add("--tasks", nargs="+", help="tasks, as of gaguide evaluate; attention is measured on the spans that "
+        "their data give")  # fmt: skip
     add("--data", type=expand_home, help="folder with the data files of named tasks (default: the hub)")
     add("--limit", type=parse_whole, help="only the first N examples of each task")
     add("--batch-tokens", type=parse_whole, help="padded tokens of a batch of tasks (default: by device)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from transformers import PreTrainedModel
 from gaguide.ablate.effects import Measured, head_records, together_effects
 from gaguide.ablate.meter import Reading
 from gaguide.ablate.methods import TASK_METHODS
+from gaguide.ablate.notes import model_notes
 from gaguide.ablate.records import AblationRecord, ModelRecord
 from gaguide.ablate.request import START, Request, guided_heads
-from gaguide.ablate.subjects import Key, Subject, choose_subjects, together
+from gaguide.ablate.span_effects import span_records
+from gaguide.ablate.spans import SpanSums, TaskSpans, find_spans, read_spans
+from gaguide.ablate.subjects import Key, Subject, choose_subjects
 from gaguide.ablate.tasks import TaskMeasure, measure_tasks
 from gaguide.ablate.text import TextSums, measure_text, read_attention
 from gaguide.distributed import World
@@ -28,6 +31,7 @@ from gaguide.evaluate.results.results import versions
 from gaguide.evaluate.runner import output_folders
 from gaguide.evaluate.schedule.cost import Budget
 from gaguide.evaluate.schedule.work import ModelWork, prepare_work
+from gaguide.evaluate.score.logits import MAX_LOGIT_POSITIONS
 from gaguide.guidance.cues import BANDS
 from gaguide.guidance.patterns import MarksOfIds
 from gaguide.log import SlowWork, code_fingerprint, say
@@ -37,8 +41,6 @@ from gaguide.model.packed import isolate_documents, use_packed_attention
 from gaguide.model.precision import torch_dtype
 from gaguide.train.inputs import Batch, guidance_marks, model_inputs
 from gaguide.train.preflight import find_corpus
-
-_FEW_BLOCKS = 20
 
 
 @dataclass
@@ -55,31 +57,59 @@ class _One:
     """On held-out text."""
     tasks: TaskMeasure = field(default_factory=lambda: TaskMeasure({}, {}))
     """On tasks."""
+    spans: Sequence[SpanSums] = ()
+    """What its heads attend to on the tasks' own spans."""
     seconds: float = 0.0
     """Time that it took."""
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """The tasks as one model is asked them."""
+
+    work: ModelWork
+    """Tokens and batches."""
+    marks: MarksOfIds
+    """Marks that the data give, for removing edges; none without it."""
+    spans: Sequence[TaskSpans]
+    """Spans on which attention is measured."""
+    notes: Sequence[str]
+    """Tasks on whose spans it is not."""
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What the heads do in the model that attention is compared with."""
+
+    name: str | None = None
+    """The model, where it is one of those that are ablated: it is not compared with itself."""
+    readings: Mapping[Key, Reading] | None = None
+    """On text; None without text or such a model."""
+    spans: Sequence[SpanSums] | None = None
+    """On the tasks' spans; None without such a model."""
 
 
 def ablate(request: Request, world: World) -> AblationRecord:
     """Measure every model of the request, one after the other, on this process's device."""
     device = world.device
     batches = [] if request.text is None else _batches(request, device)
-    works: list[ModelWork | None] = [None] * len(request.folders)
-    if request.tasks:
-        budget = Budget.of(request.settings.batch_tokens, device.type)
-        works = list(prepare_work(list(request.tasks), request.folders, world, budget))
-    found = []
-    for folder, work in zip(request.folders, works, strict=True):
-        found.append(_measure(request, folder, work, batches, device))
-    before = _before(request, found, batches, device)
+    asked, other = _tasks(request, world)
+    before = _other_before(request, batches, other, device)
+    found = [
+        _measure(request, folder, tasks, batches, device)
+        for folder, tasks in zip(request.folders, asked, strict=True)
+    ]
+    for one in found:
+        if one.folder.name == request.before:
+            readings = None if one.text is None else one.text.readings
+            before = _Before(one.folder.name, readings, one.spans)
     names = [short_name(folder.name) for folder in request.folders]
     if len(set(names)) < len(names):
         names = [path.name for path in output_folders(Path(), [folder.name for folder in request.folders])]
     first = found[0].text if len(found) > 1 else None
     models = tuple(
-        _model_record(
-            request, one, name, None if request.before == one.folder.name else before, first if at else None
-        )
-        for at, (one, name) in enumerate(zip(found, names, strict=True))
+        _model_record(request, one, name, before, first if at else None, tasks)
+        for at, (one, name, tasks) in enumerate(zip(found, names, asked, strict=True))
     )
     return AblationRecord(
         models=_with_duplicates(models),
@@ -120,18 +150,42 @@ def _isolating(model: PreTrainedModel, request: Request) -> PreTrainedModel:
     return model
 
 
+def _tasks(request: Request, world: World) -> tuple[list[_Tasks | None], _Tasks | None]:
+    """The tasks as each model is asked them, and as the one is that attention is compared with."""
+    if not request.tasks:
+        return [None] * len(request.folders), None
+    has_spans = any(task.task.spans for task in request.tasks)
+    others = [request.before] if has_spans and isinstance(request.before, ModelFolder) else []
+    budget = Budget.of(request.settings.batch_tokens, world.device.type)
+    works = prepare_work(list(request.tasks), [*request.folders, *others], world, budget)
+    names = request.plan.marks if "edges" in request.settings.methods else ()
+    found: dict[int, tuple[MarksOfIds, Sequence[TaskSpans], Sequence[str]]] = {}
+    for work in works:
+        if id(work.encoded) not in found:
+            given = work.data, work.encoded, work.folder.tokenizer
+            found[id(work.encoded)] = span_marks(*given, names) if names else {}, *find_spans(*given)
+    asked = [_Tasks(work, *found[id(work.encoded)]) for work in works]
+    # What a run started from has the tokens and the positions of what it became.
+    return list(asked[: len(request.folders)]), asked[-1] if others else asked[0]
+
+
+def _subjects(request: Request, model: PreTrainedModel) -> list[Subject]:
+    layers, shape = list(causal_attention_modules(model)), model.config.get_text_config()
+    guided = guided_heads(request.plan.restricted_to(layers, int(shape.num_hidden_layers)), model.config)
+    settings = request.settings
+    return choose_subjects(
+        guided, layers, int(shape.num_attention_heads), settings.controls, settings.seed, settings.every
+    )
+
+
 def _measure(
-    request: Request, folder: ModelFolder, work: ModelWork | None, batches: Sequence[Batch],
+    request: Request, folder: ModelFolder, tasks: _Tasks | None, batches: Sequence[Batch],
     device: torch.device,
 ) -> _One:  # fmt: skip
     started, settings = time.monotonic(), request.settings
     model = _isolating(load_model(folder, settings.dtype, device), request)
-    layers = list(causal_attention_modules(model))
-    shape = model.config.get_text_config()
-    sizes = int(shape.num_hidden_layers), int(shape.num_attention_heads)
-    guided = guided_heads(request.plan.restricted_to(layers, sizes[0]), model.config)
-    subjects = choose_subjects(guided, layers, sizes[1], settings.controls, settings.seed, settings.every)
-    one = _One(folder, subjects, sizes)
+    shape, subjects = model.config.get_text_config(), _subjects(request, model)
+    one = _One(folder, subjects, (int(shape.num_hidden_layers), int(shape.num_attention_heads)))
     name = short_name(folder.name)
     if batches:
         with SlowWork(f"{name}: removing heads, passes over text") as slow:
@@ -141,41 +195,42 @@ def _measure(
             )
         for note in one.text.notes:
             say(f"{name}: {note}")
-    if work is not None:
+    if tasks is not None:
+        one.spans = _read_spans(request, model, subjects, tasks)
         methods = [method for method in settings.methods if method in TASK_METHODS]
         means = {} if one.text is None else one.text.means
         with SlowWork(f"{name}: removing heads, passes over tasks") as slow:
             one.tasks = measure_tasks(
-                model, work, request.tasks, subjects, methods, means, slow.done, _task_marks(request, work)
+                model, tasks.work, request.tasks, subjects, methods, means, slow.done, tasks.marks
             )
     one.seconds = time.monotonic() - started
     return one
 
 
-def _task_marks(request: Request, work: ModelWork) -> MarksOfIds:
-    """The marks that the tasks' data give, which removing edges needs; none without it."""
-    if "edges" not in request.settings.methods or not request.plan.marks:
-        return {}
-    return dict(span_marks(work.data, work.encoded, work.folder.tokenizer, request.plan.marks))
+def _read_spans(
+    request: Request, model: PreTrainedModel, subjects: Sequence[Subject], tasks: _Tasks
+) -> list[SpanSums]:
+    return read_spans(model, subjects, tasks.spans, request.settings.batch_tokens or MAX_LOGIT_POSITIONS)
 
 
-def _before(
-    request: Request, found: Sequence[_One], batches: Sequence[Batch], device: torch.device
-) -> dict[Key, Reading] | None:
-    """What the heads do in the model that attention is compared with."""
-    if request.before is None:
-        return None
-    for one in found:
-        if one.folder.name == request.before:
-            return None if one.text is None else dict(one.text.readings)
+def _other_before(
+    request: Request, batches: Sequence[Batch], tasks: _Tasks | None, device: torch.device
+) -> _Before:
+    """What the heads do in the model that attention is compared with, where it is none of those ablated."""
+    if request.before is None or request.before in [folder.name for folder in request.folders]:
+        return _Before()
     if isinstance(request.before, ModelFolder):
         model = load_model(request.before, request.settings.dtype, device)
     else:
         # In the precision of the others: rounding alone moves attention by a little, in all blocks alike.
         model = _start_model(request).to(device, torch_dtype(request.settings.dtype)).eval()
-    inputs, marks = [batch.inputs for batch in batches], [batch.marks for batch in batches]
     model = _isolating(model, request)
-    return read_attention(model, found[0].subjects, inputs, marks)
+    subjects = _subjects(request, model)
+    readings = None
+    if batches:
+        inputs, marks = [batch.inputs for batch in batches], [batch.marks for batch in batches]
+        readings = read_attention(model, subjects, inputs, marks)
+    return _Before(None, readings, None if tasks is None else _read_spans(request, model, subjects, tasks))
 
 
 def _start_model(request: Request) -> Any:
@@ -201,10 +256,16 @@ def _model_record(
     request: Request,
     one: _One,
     name: str,
-    before: dict[Key, Reading] | None,
+    before: _Before,
     first: TextSums | None,
+    tasks: _Tasks | None,
 ) -> ModelRecord:
-    measured = Measured(one.subjects, request.settings.methods, one.text, one.tasks.effects, before, first)
+    if before.name == one.folder.name:
+        before = _Before()
+    measured = Measured(
+        one.subjects, request.settings.methods, one.text, one.tasks.effects, before.readings, first
+    )
+    spans = span_records(one.subjects, one.spans, before.spans)
     loss, band_loss, tokens = _losses(one)
     return ModelRecord(
         model=one.folder.name,
@@ -216,10 +277,13 @@ def _model_record(
         band_loss=band_loss,
         band_tokens=tokens,
         tasks=one.tasks.values,
-        heads=head_records(measured, request.settings.methods[0]),
+        heads=tuple(
+            replace(head, spans=spans[head.layer, head.head])
+            for head in head_records(measured, request.settings.methods[0])
+        ),
         together=together_effects(measured),
         seconds=round(one.seconds, 2),
-        notes=tuple(_notes(request, one, loss)),
+        notes=(*model_notes(request, one.subjects, one.text, loss), *(() if tasks is None else tasks.notes)),
     )
 
 
@@ -236,51 +300,6 @@ def _losses(one: _One) -> tuple[float | None, dict[str, float | None], dict[str,
     whole = float(loss_K.sum() / tokens_K.sum())
     counts = {name: int(tokens) for name, tokens in zip(BANDS, tokens_K, strict=True)}
     return whole if np.isfinite(whole) else None, bands, counts
-
-
-def _notes(request: Request, one: _One, loss: float | None) -> list[str]:
-    """What a reader of the numbers should know."""
-    notes = list(one.text.notes) if one.text is not None else []
-    text = request.text
-    if text is not None:
-        if loss is None:
-            notes.append("its held-out loss is not finite, so that no effect on it has a number")
-        if len(text.chosen) < _FEW_BLOCKS:
-            notes.append(f"intervals and tests are over {len(text.chosen)} blocks of text only")
-        repeated = len(text.chosen) - len({row.tobytes() for row in text.blocks.read(text.chosen)})
-        if repeated:
-            notes.append(
-                f"{repeated} of {len(text.chosen)} blocks are the same as an earlier one; each counts, so "
-                "that the intervals are too narrow"
-            )
-    guided = [subject for subject in one.subjects if subject.role == "guided"]
-    if one.text is not None:
-        unseen = [
-            f"layer {subject.layer} head {subject.head}"
-            for subject in guided
-            if not int(one.text.readings[subject.key].queries.sum())
-        ]
-        if unseen:
-            notes.append(f"no query sees a target of {', '.join(unseen)} in this text")
-        if any(reading.output_norm is None for reading in one.text.readings.values()):
-            notes.append("its attention's output projection is not known, so that norms are missing")
-    few = [subject for subject in guided if len(subject.controls) < request.settings.controls]
-    if few:
-        least = min(len(subject.controls) for subject in few)
-        notes.append(f"{len(few)} heads of the plan have fewer controls than asked for, at least {least}")
-    if (
-        one.text is not None
-        and request.settings.controls
-        and "controls" not in together(one.subjects)
-        and len(guided) > 1
-    ):
-        notes.append(
-            "its layers have fewer controls than heads of the plan, so that removing all of these at once is "
-            "compared with no controls"
-        )
-    if request.tasks and "resample" in request.settings.methods:
-        notes.append("resample is measured on text only")
-    return notes
 
 
 def _with_duplicates(models: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:

@@ -59,6 +59,42 @@ class MethodEffects:
     """Task → metric → change."""
 
 
+Queries = Literal["continuation", "after"]
+"""Whose attention: continuation, the queries that predict the scored tokens; after, every query of the prompt
+and the continuation that sees a token of a span."""
+
+
+@dataclass(frozen=True)
+class SpanAttention:
+    """Attention of a head on the spans that a task's data give, by a task, a mark and a set of queries."""
+
+    task: str
+    """Name of the task."""
+    mark: str
+    """Name of the spans in the task file."""
+    queries: Queries
+    """Whose attention."""
+    attention: float | None
+    """Mean over the examples of each one's mean mass over these queries; None where there is no example, or
+    it is not finite."""
+    low: float | None
+    """Lower end of its 95% interval over examples, or their groups."""
+    high: float | None
+    """Upper end of it."""
+    rise: Effect | None
+    """Change from the model that attention is compared with, over examples with the same tokens in both."""
+    moved: Moved
+    """Whether it rose beyond noise, as of `HeadRecord`."""
+    examples: int
+    """Examples behind the mean: those with a span, none of whose tokens was truncated."""
+    query_count: int
+    """Queries of all of these."""
+    cut: int
+    """Examples left out because the prompt is too long for the model and a token of a span was removed."""
+    of: int
+    """All examples of the task."""
+
+
 @dataclass(frozen=True)
 class HeadRecord:
     """One head of one model."""
@@ -89,6 +125,8 @@ class HeadRecord:
     """Whether attention on the targets rose beyond noise (p, Holm-corrected, below 0.05)."""
     used: Used
     """Whether the loss rises beyond noise without the head (used), falls (harmful), or neither."""
+    spans: tuple[SpanAttention, ...] = ()
+    """What it attends to on the tasks' own spans."""
 
     @property
     def verdict(self) -> str:
@@ -180,7 +218,8 @@ def _model(tree: dict[str, Any]) -> ModelRecord:
 
 def _head(tree: dict[str, Any]) -> HeadRecord:
     methods = {name: _method(method) for name, method in tree.pop("methods").items()}
-    return HeadRecord(**tree | {"rise": _effect(tree["rise"]), "methods": methods})
+    spans = tuple(SpanAttention(**one | {"rise": _effect(one["rise"])}) for one in tree.pop("spans", ()))
+    return HeadRecord(**tree | {"rise": _effect(tree["rise"]), "methods": methods, "spans": spans})
 
 
 def _method(tree: dict[str, Any]) -> MethodEffects:

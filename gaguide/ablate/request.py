@@ -151,7 +151,7 @@ def read_request(models: Sequence[str], plan: str | None, settings: AblateSettin
         faults.add(*_method_faults(settings, text is not None))
         if "edges" in settings.methods and resolved is not None:
             faults.add(*_span_faults(resolved, tasks or []))
-        before = faults.attempt(_find_before, source, folders, settings, text)
+        before = faults.attempt(_find_before, source, folders, settings, text, tasks or ())
     assert resolved is not None and tasks is not None
     return Request(folders, resolved, source, text, tuple(tasks), before, settings)
 
@@ -251,15 +251,18 @@ def _span_faults(plan: GuidancePlan, tasks: Sequence[TaskData]) -> list[Fault]:
 
 
 def _find_before(
-    source: PlanSource, folders: Sequence[ModelFolder], settings: AblateSettings, text: Text | None
-) -> ModelFolder | str | None:
+    source: PlanSource, folders: Sequence[ModelFolder], settings: AblateSettings, text: Text | None,
+    tasks: Sequence[TaskData],
+) -> ModelFolder | str | None:  # fmt: skip
     given = settings.before
+    is_read = text is not None or any(task.task.spans for task in tasks)
     if given is None:
-        if text is None:
+        if not is_read:
             return None
         return folders[0].name if len(folders) > 1 else _start(source) if source.run else None
-    if text is None:
-        problem, remedy = "attention is compared on --text, and there is none", "give --text as well"
+    if not is_read:
+        problem = "attention is compared on --text or on spans of --tasks, and there is neither"
+        remedy = "give --text as well"
         raise UserError(Fault("--before", problem, remedy, given))
     if given == START:
         if _start(source) is None:

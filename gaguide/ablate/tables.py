@@ -1,4 +1,5 @@
-"""An ablation as Parquet: heads.parquet, a row for each head, and effects.parquet, one for each effect."""
+"""An ablation as Parquet: heads.parquet, a row for each head, effects.parquet, one for each effect, and
+spans.parquet, one for each head and set of queries on the spans of a task."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from gaguide.ablate.records import AblationRecord, Effect, MethodEffects
 from gaguide.files import replacing
 
-HEADS, EFFECTS = "heads.parquet", "effects.parquet"
+HEADS, EFFECTS, SPANS = "heads.parquet", "effects.parquet", "spans.parquet"
 _HEADS = pa.schema(
     [
         ("model", pa.string()), ("layer", pa.int64()), ("head", pa.int64()), ("role", pa.string()),
@@ -31,11 +32,24 @@ _EFFECTS = pa.schema(
         ("p_holm", pa.float64()), ("count", pa.int64()),
     ]
 )  # fmt: skip
+_SPANS = pa.schema(
+    [
+        ("model", pa.string()), ("layer", pa.int64()), ("head", pa.int64()), ("role", pa.string()),
+        ("task", pa.string()), ("mark", pa.string()), ("queries", pa.string()), ("attention", pa.float64()),
+        ("low", pa.float64()), ("high", pa.float64()), ("rise", pa.float64()), ("rise_low", pa.float64()),
+        ("rise_high", pa.float64()), ("rise_p", pa.float64()), ("rise_p_holm", pa.float64()),
+        ("rise_examples", pa.int64()), ("moved", pa.string()), ("examples", pa.int64()),
+        ("query_count", pa.int64()), ("cut", pa.int64()), ("of", pa.int64()),
+    ]
+)  # fmt: skip
 
 
 def write_tables(folder: Path, record: AblationRecord) -> None:
-    """Write both files into `folder`; layer and head are null where all guided heads are removed at once."""
-    for name, rows, schema in ((HEADS, head_rows(record), _HEADS), (EFFECTS, effect_rows(record), _EFFECTS)):
+    """Write the files into `folder`; layer and head are null where all guided heads are removed at once."""
+    for name, rows, schema in (
+        (HEADS, head_rows(record), _HEADS), (EFFECTS, effect_rows(record), _EFFECTS),
+        (SPANS, span_rows(record), _SPANS),
+    ):  # fmt: skip
         with replacing(folder / name) as temporary:
             pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
 
@@ -62,6 +76,19 @@ def effect_rows(record: AblationRecord) -> Iterator[dict[str, Any]]:
         for method, effects in model.together.items():
             where = {"model": model.name, "layer": None, "head": None, "role": "all guided"}
             yield from (where | {"method": method} | row for row in _rows(effects))
+
+
+def span_rows(record: AblationRecord) -> Iterator[dict[str, Any]]:
+    """A row for each head, task, mark and set of queries; none where no task has spans."""
+    for model in record.models:
+        for head in model.heads:
+            where = {"model": model.name, "layer": head.layer, "head": head.head, "role": head.role}
+            for one in head.spans:
+                rise = one.rise or Effect(None)
+                yield where | asdict(one) | {
+                    "rise": rise.difference, "rise_low": rise.low, "rise_high": rise.high,
+                    "rise_p": rise.p, "rise_p_holm": rise.p_holm, "rise_examples": rise.count,
+                }  # fmt: skip
 
 
 def _rows(effects: MethodEffects) -> Iterator[dict[str, Any]]:

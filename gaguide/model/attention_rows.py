@@ -46,9 +46,13 @@ def attention_rows(call: AttentionCall, heads: Sequence[int], start: int, stop: 
 
     Where the model has attention sinks, what they take is missing from the rows' sums.
     """
-    s_BhQT = masked_scores(call, heads, start, stop)
+    return softmax_rows(call, heads, masked_scores(call, heads, start, stop)).nan_to_num(nan=0.0)
+
+
+def softmax_rows(call: AttentionCall, heads: Sequence[int], s_BhQT: torch.Tensor) -> torch.Tensor:
+    """`attention_rows` of scores that `masked_scores` gave for the same heads; NaN where they are."""
     sinks_H = call.kwargs.get("s_aux")
-    if sinks_H is None:
-        return torch.softmax(s_BhQT, -1).nan_to_num(nan=0.0)
-    sink_BhQ1 = sinks_H[list(heads)].to(s_BhQT.dtype).view(1, -1, 1, 1).expand(*s_BhQT.shape[:3], 1)
-    return torch.softmax(torch.cat([s_BhQT, sink_BhQ1], -1), -1)[..., :-1]
+    if sinks_H is not None:
+        sink_BhQ1 = sinks_H[list(heads)].to(s_BhQT.dtype).view(1, -1, 1, 1).expand(*s_BhQT.shape[:3], 1)
+        return torch.softmax(torch.cat([s_BhQT, sink_BhQ1], -1), -1)[..., :-1]
+    return torch.softmax(s_BhQT, -1).masked_fill(s_BhQT == -torch.inf, 0.0)  # also of rows all hidden

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
-from gaguide.ablate.records import AblationRecord, ModelRecord
-from gaguide.report.text import fixed, interval, p_value
+from gaguide.ablate.records import AblationRecord, ModelRecord, SpanAttention
+from gaguide.report.text import counted, fixed, interval, known_mean, p_value
 
 
 def findings(record: AblationRecord) -> list[str]:
-    """One sentence for each model."""
-    return [model_finding(record, model, model.name) for model in record.models]
+    """One sentence for each model, and for each kind of spans of its tasks."""
+    return [
+        text
+        for model in record.models
+        for text in (model_finding(record, model, model.name), *span_findings(model))
+    ]
 
 
 def model_finding(record: AblationRecord, model: ModelRecord, name: str) -> str:
@@ -28,3 +33,25 @@ def model_finding(record: AblationRecord, model: ModelRecord, name: str) -> str:
             f"{interval(loss.low, loss.high, 4)} (p {p if p.startswith('<') else '= ' + p})"
         )
     return f"{text}."
+
+
+def span_findings(model: ModelRecord) -> Iterator[str]:
+    """Whether attention moved on the tasks' own spans, from the queries that predict the continuation."""
+    by_span: dict[tuple[str, str], list[SpanAttention]] = {}
+    for head in model.with_role("guided"):
+        for one in head.spans:
+            if one.queries == "continuation":
+                by_span.setdefault((one.task, one.mark), []).append(one)
+    for (task, mark), some in by_span.items():
+        where = f"the spans {mark} of {task}"
+        mean = known_mean([one.attention for one in some])
+        if mean is None:
+            known = f"{some[0].examples:,} of {some[0].of:,} examples have whole spans"
+            yield f"{model.name}: attention on {where} has no finite number ({known})."
+            continue
+        counts = Counter(one.moved for one in some if one.moved != "not compared")
+        listed = "; ".join(f"{count} {moved}" for moved, count in counts.most_common()) or "not compared"
+        yield (
+            f"{model.name}: attention of {counted(len(some), 'head')} of the plan from the continuation on "
+            f"{where} ({some[0].examples:,} of {some[0].of:,} examples): {listed}, mean {fixed(mean, 3)}."
+        )

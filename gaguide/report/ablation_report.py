@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from gaguide.ablate.records import AblationRecord
-from gaguide.ablate.tables import effect_rows, head_rows
+from gaguide.ablate.tables import effect_rows, head_rows, span_rows
 from gaguide.report.ablation_figures import draw_heads
 from gaguide.report.ablation_findings import findings
 from gaguide.report.ablation_tables import (
     methods_table,
     norm_table,
     side_table,
+    span_table,
     summary_table,
     task_table,
     verdict_table,
@@ -24,7 +25,7 @@ from gaguide.report.text import ABSENT, csv_text
 def ablation_report(records: Sequence[AblationRecord]) -> Report:
     """Everything that the records of one or several ablations say."""
     verdicts, methods, norms = verdict_table(records), methods_table(records), norm_table(records)
-    sides, tasks = side_table(records), task_table(records)
+    sides, tasks, spans = side_table(records), task_table(records), span_table(records)
     heat = Chart(
         "heads",
         "By layer and head",
@@ -33,7 +34,7 @@ def ablation_report(records: Sequence[AblationRecord]) -> Report:
         "grey: not removed.",
         lambda: draw_heads(records),
     )
-    tables = tuple(table for table in (verdicts, methods, norms, sides, tasks) if table.rows)
+    tables = tuple(table for table in (verdicts, methods, norms, spans, sides, tasks) if table.rows)
     return Report(
         title="Ablation of heads",
         findings=tuple(text for record in records for text in findings(record)),
@@ -45,7 +46,7 @@ def ablation_report(records: Sequence[AblationRecord]) -> Report:
         charts=(heat,),
         body=(
             verdicts, heat,
-            *(table for table in (methods, norms) if table.rows),
+            *(table for table in (methods, norms, spans) if table.rows),
             *(folded(table) for table in (sides, tasks) if table.rows),
             _provenance(records),
         ),
@@ -96,7 +97,7 @@ def _words(value: Any) -> str:
 
 def _csv(records: Sequence[AblationRecord]) -> dict[str, str]:
     found = {}
-    for name, rows_of in (("heads", head_rows), ("effects", effect_rows)):
+    for name, rows_of in (("heads", head_rows), ("effects", effect_rows), ("spans", span_rows)):
         rows = [row for record in records for row in rows_of(record)]
         if rows:
             found[name] = csv_text(list(rows[0]), [list(row.values()) for row in rows])

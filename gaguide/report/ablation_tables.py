@@ -1,5 +1,5 @@
 """Tables of an ablation: verdicts with their tests, ways of removing compared, norms, models side by side,
-tasks."""
+tasks, attention on the tasks' own spans."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gaguide.ablate.records import (
     MethodEffects,
     ModelRecord,
     Role,
+    SpanAttention,
 )
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.text import ABSENT, fixed, interval, known_mean, p_value
@@ -222,3 +223,42 @@ def task_table(records: Sequence[AblationRecord]) -> Table:
         "p values are not corrected for the number of rows.",
         groups=tuple(groups),
     )
+
+
+def span_table(records: Sequence[AblationRecord]) -> Table:
+    """Attention of guided heads and controls on the tasks' own spans; without rows where no task has any."""
+    rows: list[Row] = []
+    groups: list[str] = []
+    for _, model in _models(records):
+        for head in model.heads:
+            by_span: dict[tuple[str, str], list[SpanAttention]] = {}
+            for one in head.spans if head.role != "other" else ():
+                by_span.setdefault((one.task, one.mark), []).append(one)
+            for (task, mark), some in by_span.items():
+                name = f"{task} · {mark} · {head_name(head)}"
+                rows.append((name, (Cell(head.role), *_span_cells(some))))
+        groups += [model.name] * (len(rows) - len(groups))
+    return Table(
+        "spans",
+        "Attention on the tasks' own spans",
+        ("", "role", "from the continuation", "change", "from all that see them", "change", "examples"),
+        tuple(rows),
+        "Mean over examples of each one's mean attention on the tokens that the task's data mark: from the "
+        "queries that predict the continuation, and from all queries of the prompt and the continuation that "
+        "see a marked token; 95% t-intervals over examples or their groups. Change: from the model that "
+        "attention is compared with, paired by example, p of heads of the plan Holm-corrected over them; "
+        "bold: p < 0.05. Examples whose prompt was truncated inside a span are left out.",
+        groups=tuple(groups),
+    )
+
+
+def _span_cells(some: Sequence[SpanAttention]) -> Iterator[Cell]:
+    """The cells of one head and mark; `some` in the order of `Queries`."""
+    for one in some:
+        shown = ABSENT if one.attention is None else fixed(one.attention, 3)
+        yield Cell(shown, small=interval(one.low, one.high))
+        yield effect_cell(one.rise, 3)
+    first, queries = some[0], " and ".join(f"{one.query_count:,}" for one in some)
+    truncated = [f"{first.cut:,} truncated"] if first.cut else []
+    small = "\n".join([*truncated, f"queries: {queries}"])
+    yield Cell(f"{first.examples:,} of {first.of:,}", small=small)

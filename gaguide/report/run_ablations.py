@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gaguide.ablate.records import FILE, AblationRecord, Effect, HeadRecord, ModelRecord, read_ablation
 from gaguide.model.content import FileRecord, file_record, folder_record, other_files, weight_files
-from gaguide.report.ablation_tables import verdict_table
+from gaguide.report.ablation_tables import span_table, verdict_table
 from gaguide.report.document import Table
 
 FOLDER = "ablation"
@@ -94,7 +94,8 @@ def _is_named(model: ModelRecord, folder: Path) -> bool:
     return Path(model.model).resolve() in (folder.resolve(), (folder / "model").resolve())
 
 
-def ablation_table(ablations: Sequence[RunAblation | None]) -> Table:
-    """The verdicts on the runs' heads, of each ablation once; without rows where there is none."""
-    records = {id(one.record): one.record for one in ablations if one is not None}
-    return verdict_table(list(records.values()))
+def ablation_tables(ablations: Sequence[RunAblation | None]) -> list[Table]:
+    """The verdicts on the runs' heads and their attention on tasks' spans, of each ablation once."""
+    found = {id(one.record): one.record for one in ablations if one is not None}
+    records = list(found.values())
+    return [table for table in (verdict_table(records), span_table(records)) if table.rows]

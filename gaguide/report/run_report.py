@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
-from gaguide.report.run_ablations import ablation_table
+from gaguide.report.run_ablations import ablation_tables
 from gaguide.report.run_figures import draw_course, draw_curves, draw_heads
 from gaguide.report.run_findings import ablated_findings, cautions, findings, tested_findings
 from gaguide.report.run_measures import FURTHER, Measure, Value, measures
@@ -28,7 +28,7 @@ def run_report(runs: Sequence[RunRecord]) -> Report:
     tests = paired_tests(runs)
     rows = measures(runs, tests)
     paired, differing = paired_table(runs, tests), settings_table(runs)
-    ablations = ablation_table([run.ablation for run in runs])
+    ablations = ablation_tables([run.ablation for run in runs])
     table = comparison_table(runs, rows)
     charts = (
         Chart(
@@ -56,11 +56,11 @@ def run_report(runs: Sequence[RunRecord]) -> Report:
         findings=(*findings(runs), *ablated_findings(runs), *tested_findings(runs, tests)),
         cautions=(*cautions(runs), *(f"{note}." for note in tests.notes)),
         summary=comparison_table(runs, [row for row in rows if row.section != FURTHER]),
-        tables=tuple(part for part in (table, ablations, paired, differing) if part.rows),
+        tables=tuple(part for part in (table, *ablations, paired, differing) if part.rows),
         charts=charts,
         body=(
             table,
-            *(part for part in (ablations, paired, differing) if part.rows),
+            *(part for part in (*ablations, paired, differing) if part.rows),
             *charts,
             *_heads(runs),
             _provenance(runs),

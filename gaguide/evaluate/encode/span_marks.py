@@ -1,15 +1,17 @@
-"""Spans that a task's data give, as marks of the tokens of its sequences, for patterns `spans:MARK`.
+"""Spans that a task's data give, as marks of the tokens of its sequences: to measure attention on them, and
+as targets of the pattern `spans:MARK`.
 
-Sequences are found by their tokens: an intervention on edges computes each as a row of its own, which may be
-padded on the right.
+The pattern finds sequences by their tokens: an intervention on edges computes each as a row of its own, which
+may be padded on the right.
 
 Shapes: B rows, T positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -47,6 +49,50 @@ class SpanMarks:
         raise UserError(Fault("guidance", problem, "evaluate the tasks whose data have the spans", self.name))
 
 
+@dataclass(frozen=True)
+class MarkedPair:
+    """One sequence of an example."""
+
+    example: int
+    """Index of the example in its task."""
+    pair: EncodedPair
+    """Its tokens."""
+    marks: Mapping[str, tuple[bool, ...]]
+    """Mark → whether each input token has it."""
+    cut: frozenset[str]
+    """Marks that a token removed on the left had."""
+
+
+def marked_pairs(
+    task: TaskData,
+    encoded: Sequence[Sequence[EncodedPair]],
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+) -> list[MarkedPair]:
+    """All sequences of a task's examples with their marks `names`, whether they have any or not.
+
+    encoded: the tokens of every pair of every example. Spans are those of an example's first prompt. Raises
+    `UserError` with every example whose tokens cannot be placed in its text.
+    """
+    encoder, faults, found = DocumentEncoder(tokenizer), FaultCollector(), []
+    for at, (example, pairs) in enumerate(zip(task.examples, encoded, strict=True)):
+        where = f"{task.source}:{example.line}"
+        for (prompt, after), pair in zip(example.pairs, pairs, strict=True):
+            with faults.catching():
+                marks, cut = _pair_marks(encoder, example, prompt, after, pair, names, where)
+                found.append(MarkedPair(at, pair, marks, cut))
+    faults.raise_if_any()
+    return found
+
+
+def by_task(
+    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]]
+) -> list[tuple[TaskData, Sequence[Sequence[EncodedPair]]]]:
+    """Each task with the tokens of its examples; `encoded` as `ModelWork` has it."""
+    ends = [0, *accumulate(len(task.examples) for task in data)]
+    return [(task, encoded[start:end]) for task, (start, end) in zip(data, pairwise(ends), strict=True)]
+
+
 def span_marks(
     data: Sequence[TaskData],
     encoded: Sequence[Sequence[EncodedPair]],
@@ -58,21 +104,18 @@ def span_marks(
     Raises `UserError` with every example whose tokens cannot be placed in its text, and where two examples
     with the same tokens have other spans.
     """
-    encoder = DocumentEncoder(tokenizer)
     found = {name: SpanMarks(name) for name in names}
-    asked = [(task, example) for task in data for example in task.examples]
     faults = FaultCollector()
-    for (task, example), pairs in zip(asked, encoded, strict=True):
-        if not task.task.spans:
-            continue
-        where = f"{task.source}:{example.line}"
-        for (prompt, after), pair in zip(example.pairs, pairs, strict=True):
-            with faults.catching():
-                for name, marks in _pair_marks(encoder, example, prompt, after, pair, names, where).items():
-                    before = found[name].known.setdefault(pair.input_ids, marks)
-                    if before != marks:
-                        problem = f"has other spans of {name} than an example with the same tokens"
-                        raise UserError(Fault(where, problem, "give both the same spans"))
+    for task, pairs in by_task(data, encoded):
+        for one in (
+            faults.attempt(marked_pairs, task, pairs, tokenizer, names) or () if task.task.spans else ()
+        ):
+            for name, marks in one.marks.items():
+                before = found[name].known.setdefault(one.pair.input_ids, marks)
+                if before != marks:
+                    where = f"{task.source}:{task.examples[one.example].line}"
+                    problem = f"has other spans of {name} than an example with the same tokens"
+                    faults.add(Fault(where, problem, "give both the same spans"))
     faults.raise_if_any()
     return found
 
@@ -80,24 +123,25 @@ def span_marks(
 def _pair_marks(
     encoder: DocumentEncoder, example: Example, prompt: str, after: str, pair: EncodedPair,
     names: Sequence[str], where: str,
-) -> dict[str, tuple[bool, ...]]:  # fmt: skip
-    """Mark → whether each input token of a pair has it; spans are those of the example's first prompt."""
+) -> tuple[dict[str, tuple[bool, ...]], frozenset[str]]:  # fmt: skip
+    """Mark → whether each input token of a pair has it, and the marks of which truncation removed a token."""
     ids, offsets = encoder.encode_with_offsets(prompt + after)
     whole = [*pair.input_ids, pair.target_ids[-1]]
     size = min(len(ids), len(whole))
     if ids[-size:].tolist() != whole[-size:]:
         problem = "has a prompt whose tokens are others with its continuation: its spans have no place"
         raise UserError(Fault(where, problem, "begin the continuation with a space", after))
-    marks = np.zeros((len(names), size), np.uint8)
+    marks = np.zeros((len(names), len(ids)), np.uint8)
     for name, start, end, text in example.spans if prompt == example.prompts[0] else ():
         start, end = start + len(prompt), end + len(prompt)
         if prompt[max(start, 0) : end] != text:
             problem = f"is asked with a prompt in which its span of {name} is not at its place"
             raise UserError(Fault(where, problem, "give spans to tasks without a chat template", text))
         if name in names:
-            mark_tokens(marks[names.index(name)], offsets[-size:], [trim_stretch(prompt, start, end)], 1)
+            mark_tokens(marks[names.index(name)], offsets, [trim_stretch(prompt, start, end)], 1)
+    cut, kept = marks[:, : len(ids) - size], marks[:, len(ids) - size :].astype(bool)
     missing = [False] * (len(whole) - size)
-    return {
-        name: tuple([*missing, *row.astype(bool).tolist()][:-1])
-        for name, row in zip(names, marks, strict=True)
-    }
+    return (
+        {name: tuple([*missing, *row.tolist()][:-1]) for name, row in zip(names, kept, strict=True)},
+        frozenset(name for name, row in zip(names, cut, strict=True) if row.any()),
+    )
