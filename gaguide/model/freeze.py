@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,25 +62,9 @@ def freeze(model: PreTrainedModel, names: Iterable[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def check_guidance_moves(model: PreTrainedModel, frozen: Iterable[str], top_layer: int) -> None:
-    """Raise a `UserError` if no trained parameter influences the attention of layer `top_layer`.
-
-    A frozen layer may be guided: its attention still depends on the hidden states of the layers below.
-    """
-    fixed, embeddings = set(frozen), _embeddings(model)
-    for name, _ in model.named_parameters():
-        layer = layer_of(name)
-        below = name in embeddings if layer is None else layer <= top_layer
-        if below and name not in fixed:
-            return
-    problem = f"no trained parameter influences the guided heads (the topmost is in layer {top_layer})"
-    remedy = f"train the embeddings or a layer up to {top_layer}, or guide higher layers"
-    raise UserError(Fault("train", problem, remedy))
-
-
 def _matches(model: PreTrainedModel, names: list[str], entry: str) -> set[str]:
     if entry.strip() == "embeddings":
-        return _embeddings(model)
+        return embedding_parameters(model)
     layers = _LAYERS.fullmatch(entry.strip())
     if not layers:
         return {name for name in names if re.search(entry, name)}
@@ -93,7 +77,8 @@ def _matches(model: PreTrainedModel, names: list[str], entry: str) -> set[str]:
     return {name for name in names if layer_of(name) in chosen}
 
 
-def _embeddings(model: PreTrainedModel) -> set[str]:
+def embedding_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters of all embeddings, with a tied output layer."""
     from torch import nn
 
     held = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}

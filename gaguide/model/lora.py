@@ -7,7 +7,7 @@ evaluation see no wrapper. This module needs peft (`pip install 'gaguide[lora]'`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.files import write_json
 from gaguide.model.content import ADAPTER_CONFIG
-from gaguide.model.freeze import layer_of
 from gaguide.model.quantize import check_bitsandbytes, quantize, round_to_4_bits
+from gaguide.model.reach import movable_from, unmoved_layers
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,6 @@ _NAME = "default"
 """PEFT's name of the only adapter, part of its parameters' names."""
 _FIELD = "train.lora"
 _TARGETS = f"{_FIELD}.targets"
-_AFTER_ATTENTION = frozenset({"v_proj", "o_proj", "out_proj", "c_proj", "dense"})
-"""Ends of names of an attention's parts on which its map does not depend."""
 
 
 @dataclass(frozen=True)
@@ -256,22 +254,12 @@ def linear_layers(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     return found
 
 
-def check_adapter_guides(adapter: Adapter, attention: Mapping[int, str], top_layer: int) -> None:
-    """Raise a `UserError` if no adapter influences the attention map of layer `top_layer`.
-
-    attention: names of the attention modules by layer.
-    """
-    for name in adapter.targets:
-        layer = layer_of(name)
-        inside = (
-            name.startswith(f"{attention[top_layer]}.") and name.rpartition(".")[2] not in _AFTER_ATTENTION
-        )
-        if layer is None or layer < top_layer or inside:
-            return
-    problem = f"no adapter influences the guided heads (the topmost is in layer {top_layer})"
-    remedy = (
-        f"add targets that make its queries or keys, or in layers below {top_layer}; or guide higher layers"
-    )
+def check_adapter_guides(adapter: Adapter, model: PreTrainedModel, guided: Collection[int]) -> None:
+    """Raise a `UserError` where no adapter influences the attention of a layer of `guided`."""
+    if not (layers := unmoved_layers(model, {f"{name}.weight" for name in adapter.targets}, guided)):
+        return
+    problem = f"no adapter influences the heads guided in layers {', '.join(map(str, layers))}"
+    remedy = f"add targets that make their queries or keys, or {movable_from(layers, guided)}"
     raise UserError(Fault(_TARGETS, problem, remedy, ", ".join(adapter.named)))
 
 

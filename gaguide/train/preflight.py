@@ -50,9 +50,10 @@ from gaguide.log import say
 from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
 from gaguide.model.attention_support import attention_modules
 from gaguide.model.content import ADAPTER_CONFIG
-from gaguide.model.freeze import check_guidance_moves, count_unfrozen, frozen_parameters
+from gaguide.model.freeze import count_unfrozen, frozen_parameters
 from gaguide.model.lora import Adapter, check_adapter_guides, check_libraries, find_adapter
 from gaguide.model.quantize import check_quantizes
+from gaguide.model.reach import movable_from, unmoved_layers
 from gaguide.train.attention import attention_faults
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
@@ -268,10 +269,14 @@ def _find_cues(section: ValidationSection, tokenizer: PreTrainedTokenizerBase) -
 
 def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePlan | None) -> tuple[str, ...]:
     frozen = frozen_parameters(architecture, run.train.freeze, run.train.trainable)
-    if plan is not None and plan.weight:
-        shape = architecture.config.get_text_config()
-        heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
-        check_guidance_moves(architecture, frozen, max(layer for layer, _ in heads))
+    guided = _guided_layers(architecture, plan)
+    trained = {name for name, _ in architecture.named_parameters()}.difference(frozen)
+    if layers := unmoved_layers(architecture, trained, guided):
+        problem = (
+            f"trains no parameter that influences the heads guided in layers {', '.join(map(str, layers))}"
+        )
+        remedy = f"train the embeddings or a layer below them, or {movable_from(layers, guided)}"
+        raise UserError(Fault("train.trainable" if run.train.trainable else "train.freeze", problem, remedy))
     return frozen
 
 
@@ -280,13 +285,17 @@ def _find_adapter(
 ) -> Adapter:
     check_libraries(section)
     adapter = find_adapter(architecture, model, section)
-    if plan is not None and plan.weight:
-        shape = architecture.config.get_text_config()
-        heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
-        names = {id(module): name for name, module in architecture.named_modules()}
-        attention = {at: names[id(module)] for at, module in attention_modules(architecture).items()}
-        check_adapter_guides(adapter, attention, max(layer for layer, _ in heads))
+    check_adapter_guides(adapter, architecture, _guided_layers(architecture, plan))
     return adapter
+
+
+def _guided_layers(architecture: PreTrainedModel, plan: GuidancePlan | None) -> list[int]:
+    """Layers with a head that guidance moves; none where it has weight 0."""
+    if plan is None or not plan.weight:
+        return []
+    shape = architecture.config.get_text_config()
+    heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
+    return sorted({layer for (layer, _), head in heads.items() if head.weight})
 
 
 def _partitioned_faults(deepspeed: DeepSpeedConfig) -> list[Fault]:
