@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
+from gaguide.stats.groups import FEW
 
 ABSENT = "–"
 """Shown for what is missing."""
@@ -55,8 +56,9 @@ def smallest_p(tests: int) -> str:
     needed = math.floor(math.log2(max(tests, 1) / 0.05)) + 1
     return (
         " The p of a loss has no smallest value (where fewer than ten of 5,000 resampled means lie beyond 0, "
-        "it is that of a paired t-test). McNemar's of c changed examples (groups) is at least 2^-c: with "
-        f"fewer than {needed} of them it cannot be below 0.05, corrected over {tests}."
+        f"or there are fewer than {FEW} examples or groups, it is that of a paired t-test). McNemar's of c "
+        f"changed examples (groups) is at least 2^-c: with fewer than {needed} of them it cannot be below "
+        f"0.05, corrected over {tests}."
     )
 
 

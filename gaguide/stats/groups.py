@@ -1,9 +1,37 @@
-"""Sums over groups of examples, and the error of a ratio of such sums. Pure, without numpy."""
+"""Sums over groups of examples, the error of a ratio of such sums, and intervals of few of them. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+
+FEW = 50
+"""Independent units (examples, groups, blocks) below which intervals are as wide as Student's: resampling
+rejects a true hypothesis in 6% of cases instead of 5% with 50 of them, in 7% with 20, in 10% with 10."""
+_Z = 1.959963984540054
+
+
+def critical_value(units: int) -> float:
+    """Standard errors from a mean over `units` to either end of its 95% interval.
+
+    Student's quantile for fewer than `FEW`, else the normal one; NaN for a single unit.
+    """
+    if units >= FEW:
+        return _Z
+    from scipy.special import stdtrit  # an evaluation of many examples needs no scipy
+
+    return float(stdtrit(units - 1, 0.975)) if units > 1 else math.nan
+
+
+def tail_share(units: int) -> float:
+    """Share of resampled statistics beyond either end of a 95% percentile interval.
+
+    For fewer than `FEW` units that of Hesterberg's expanded interval (2015), which for a mean is as wide as
+    Student's: resampling takes the variance for (n - 1) / n of what it is, and the mean for normal.
+    """
+    if units >= FEW:
+        return 0.025
+    return math.erfc(critical_value(units) * math.sqrt(units / (units - 1) / 2)) / 2
 
 
 def sums_by_group(

@@ -1,20 +1,21 @@
 """Intervals and paired tests, by scipy. Pure.
 
 Two models answer the same examples, so they are compared on each of them: correct answers by McNemar's test,
-losses by a paired bootstrap, means over seeds by a paired t-test. Examples of one group (a contrast set, a
-minimal pair) are not independent, so both tests take groups as the unit. All intervals are at 95%.
+losses by a paired bootstrap (few by a t-test), means over seeds by a paired t-test. Examples of one group (a
+contrast set, a minimal pair) are not independent, so these tests take groups as the unit. All intervals are
+at 95%.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-from gaguide.stats.groups import ratio_error, sums_by_group
+from gaguide.stats.groups import FEW, ratio_error, sums_by_group
 
 ALPHA = 0.05
 RESAMPLES = 4_999
@@ -98,7 +99,8 @@ def paired_bootstrap(
     groups: Sequence[Hashable] | None = None,
     weights: Sequence[float] | None = None,
 ) -> Paired:
-    """The mean difference with a percentile interval over resampled examples or groups, by scipy's bootstrap.
+    """The mean difference with a percentile interval over resampled examples or groups, by scipy's bootstrap;
+    with fewer than `FEW` of them Student's interval and p of `rate_change`.
 
     weights: what each example counts in the mean, such as its tokens; examples of weight 0 are left out.
 
@@ -125,6 +127,9 @@ def paired_bootstrap(
     units = len(sums) if is_grouped else None
     if len(sums) < 2 or np.ptp(differences) == 0:
         return Paired(mean, None, None, _equal_p(mean, len(sums)), groups=units)
+    student = rate_change(sums.tolist(), sizes.tolist())
+    if len(sums) < FEW:
+        return replace(student, difference=mean, groups=units)
     is_ratio = is_grouped or not is_mean
     found = stats.bootstrap(
         (sums, sizes) if is_ratio else (differences,),
@@ -136,7 +141,7 @@ def paired_bootstrap(
     beyond = min(1 + int((means <= 0).sum()), 1 + int((means >= 0).sum()))
     p: float | None = min(1.0, 2 * beyond / (len(means) + 1))
     if beyond < _FEW:
-        p = rate_change(sums.tolist(), sizes.tolist()).p
+        p = student.p
     return Paired(mean, float(ends.low), float(ends.high), p, groups=units)
 
 

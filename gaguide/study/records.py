@@ -169,7 +169,8 @@ class Comparison:
     better: Better | None
     """Which direction of the metric is better; None where neither is."""
     test: Literal["mcnemar", "bootstrap", "t"]
-    """Test that gave `p`: McNemar for accuracies and bootstrap for others at level `seed`, t over seeds."""
+    """Test that gave `p`: at level `seed` McNemar for accuracies and bootstrap (Student's of few examples)
+    for others, t over seeds."""
     count: int | None
     """Number of examples."""
     value: float

@@ -130,13 +130,13 @@ def test_agreement_by_hand() -> None:
 
 def test_the_jackknife_equals_leaving_each_example_out() -> None:
     rng = random.Random(0)
-    pairs = [(rng.randrange(3), rng.randrange(3)) for _ in range(40)]
+    pairs = [(rng.randrange(3), rng.randrange(3)) for _ in range(60)]
     for statistic in (balanced_accuracy, matthews):
-        left = [statistic(pairs[:at] + pairs[at + 1 :]).value for at in range(40)]
-        wanted = math.sqrt(39 / 40 * sum((one - np.mean(left)) ** 2 for one in left))
+        left = [statistic(pairs[:at] + pairs[at + 1 :]).value for at in range(60)]
+        wanted = math.sqrt(59 / 60 * sum((one - np.mean(left)) ** 2 for one in left))
         assert statistic(pairs).stderr == pytest.approx(wanted)
     # In pairs with the same outcome there is half as much evidence.
-    doubled, groups = pairs * 2, list(range(40)) * 2
+    doubled, groups = pairs * 2, list(range(60)) * 2
     wide, narrow = balanced_accuracy(doubled, groups), balanced_accuracy(doubled)
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(math.sqrt(2), rel=0.05)
 

@@ -125,6 +125,6 @@ def test_intervals_of_groups_are_as_wide_as_groups_are_few() -> None:
 
 def test_the_interval_of_a_mean_over_groups_by_hand() -> None:
     # Groups with sums 2, 6 and 1 of 2, 2 and 1 values; mean 9/5. Deviations from mean × size: -1.6, 2.4,
-    # -0.8, squares 8.96; / (3 · 2) = 1.4933; √ / (5/3) = 0.7332.
+    # -0.8, squares 8.96; / (3 · 2) = 1.4933; √ / (5/3) = 0.7332; Student's 4.30 of them.
     found = mean([1.0, 1.0, 3.0, 3.0, 1.0], ["a", "a", "b", "b", "c"])
-    assert found.value == 1.8 and found.high - found.value == pytest.approx(1.959964 * 0.733212, rel=1e-5)
+    assert found.value == 1.8 and found.high - found.value == pytest.approx(4.302653 * 0.733212, rel=1e-5)

@@ -6,8 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
+from gaguide.evaluate.results.intervals import mean
+from gaguide.stats.groups import FEW, critical_value, tail_share
 from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, rate_change, t_interval
 
 
@@ -90,12 +94,42 @@ def test_bootstrap_agrees_with_the_normal_interval_where_that_holds() -> None:
     assert paired_bootstrap(baseline, baseline).p == 1.0
 
 
-def test_bootstrap_of_two_differences_by_hand() -> None:
-    # Resampled means of −1 and 3 are −1, 1, 1, 3 with probability 1/4 each: a quarter is not above 0, so
-    # p = 2/4, and the middle 95% reaches from −1 to 3.
-    found = paired_bootstrap([0.0, 5.0], [1.0, 2.0])
-    assert (found.difference, found.low, found.high) == (1.0, -1.0, 3.0)
-    assert found.p == pytest.approx(0.5, abs=4 * 2 * math.sqrt(0.25 * 0.75 / 4999))
+def test_bootstrap_of_one_difference_among_sixty_by_hand() -> None:
+    # Resampled means are a binomial number of 60 draws: 0 with probability (59/60)^60, at most 3 with 0.98.
+    found = paired_bootstrap([60.0, *[0.0] * 59], [0.0] * 60)
+    assert (found.difference, found.low, found.high) == (1.0, 0.0, 3.0)
+    share = (59 / 60) ** 60
+    assert found.p == pytest.approx(2 * share, abs=4 * 2 * math.sqrt(share * (1 - share) / 4999))
+
+
+def test_two_differences_have_students_interval_and_p() -> None:
+    found = paired_bootstrap([0.0, 5.0], [1.0, 2.0])  # −1 and 3: mean 1, standard error 2
+    assert found.difference == 1.0
+    assert (found.low, found.high) == pytest.approx((1 - 2 * 12.7062, 1 + 2 * 12.7062), abs=1e-3)
+    assert found.p == pytest.approx(1 - 2 * math.atan(0.5) / math.pi)  # Cauchy's distribution
+
+
+@pytest.mark.parametrize("count", [5, 12, 30])
+def test_few_examples_keep_the_level(count: int) -> None:
+    """Of true hypotheses 5% are rejected, where the bootstrap rejects 12%, 8% and 6% of them."""
+    rng, rejected, missed = np.random.default_rng(count), 0, 0
+    for _ in range(300):
+        values = rng.normal(0, 1, count)
+        found, alone = paired_bootstrap(values, np.zeros(count)), mean(values.tolist())
+        assert found.p is not None and found.low is not None and found.high is not None
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+        rejected += found.p < 0.05
+        missed += alone.low > 0 or alone.high < 0
+    assert 5 <= rejected <= 26 and missed == rejected  # 300 × 0.05 = 15, 3.8 of standard deviation
+
+
+def test_percentile_intervals_of_few_are_as_wide_as_students() -> None:
+    for units in (5, 10, 49):
+        want = norm.sf(student.isf(0.025, units - 1) * math.sqrt(units / (units - 1)))
+        assert tail_share(units) == pytest.approx(want)
+        assert critical_value(units) == pytest.approx(student.isf(0.025, units - 1))
+    assert tail_share(FEW) == 0.025 and critical_value(FEW) == pytest.approx(norm.isf(0.025))
+    assert math.isnan(critical_value(1))
 
 
 def test_a_clear_loss_stays_clear_after_correction_over_many() -> None:
@@ -118,11 +152,12 @@ def test_bootstrap_keeps_its_level() -> None:
 
 def test_a_rate_weighs_blocks_by_their_tokens() -> None:
     found = paired_bootstrap([1.0, 3.0, 7.0], [0.0] * 3, weights=[1, 3, 0])
-    assert found.difference == 2.5
-    assert found.low == 1.0 and found.high == 3.0
+    assert found.difference == 2.5  # sums 1 and 9 are 1.5 off the rate, hence an error of 0.75
+    assert (found.low, found.high) == pytest.approx((2.5 - 0.75 * 12.7062, 2.5 + 0.75 * 12.7062), abs=1e-3)
     # Blocks 1 and 2 are one group: sums 1 + 3 × 2 and 4 × 5 of 4 tokens each.
     grouped = paired_bootstrap([1.0, 2.0, 5.0], [0.0] * 3, groups="aab", weights=[1, 3, 4])
-    assert (grouped.difference, grouped.low, grouped.high, grouped.groups) == (27 / 8, 7 / 4, 5.0, 2)
+    assert (grouped.difference, grouped.groups) == (27 / 8, 2)
+    assert grouped.high == pytest.approx(27 / 8 + 1.625 * 12.7062, abs=1e-3)
 
 
 def test_a_rates_interval_is_that_of_the_bootstrap_where_blocks_are_equal() -> None:

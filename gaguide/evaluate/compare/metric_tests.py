@@ -16,7 +16,7 @@ from gaguide.stats.paired import Paired, mcnemar, paired_bootstrap
 from gaguide.stats.power import Effect, Sensitivity, effect_size, sensitivity
 
 Test = Literal["mcnemar", "bootstrap"]
-"""McNemar's test for outcomes that are 0 or 1, else a paired bootstrap of the mean."""
+"""McNemar's test for outcomes that are 0 or 1, else a paired bootstrap of the mean (Student's of few)."""
 
 
 @dataclass(frozen=True)

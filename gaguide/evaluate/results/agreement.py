@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import numpy as np
 
 from gaguide.evaluate.results.intervals import Groups, Metric, mean
+from gaguide.stats.groups import critical_value, tail_share
 
-_Z = 1.959963984540054
 CALIBRATION_BINS = 15
 """Bins of equal width over the probability of the chosen class (Guo et al. 2017)."""
 _RESAMPLES = 400
@@ -72,7 +72,8 @@ def calibration_error(confidences: Sequence[float], hits: Sequence[bool], groups
         drawn_RG = rng.multinomial(count, np.full(count, 1 / count), size=_CHUNK).astype(float)
         found.append(np.abs(drawn_RG @ sums_BG.T).sum(1) / (drawn_RG @ sizes_G))
     drawn = np.concatenate(found)
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    share = tail_share(count)
+    low, high = np.quantile(drawn, (share, 1 - share))
     return Metric(value, float(drawn.std(ddof=1)), min(value, float(low)), max(value, float(high)))
 
 
@@ -124,14 +125,15 @@ def _jackknifed(
     value = statistic(counts)
     alone = Counter(frozenset({pair: 1}.items()) for pair in pairs)
     error = _jackknife_error(statistic, counts, alone)
-    wider = error
+    wider, units = error, len(pairs)
     if groups is not None:
         whole: dict[Hashable, Counter[Pair]] = {}
         for pair, group in zip(pairs, groups, strict=True):
             whole.setdefault(group, Counter())[pair] += 1
         parts = Counter(frozenset(own.items()) for own in whole.values())
-        wider = max(error, _jackknife_error(statistic, counts, parts))
-    return Metric(value, error, value - _Z * wider, value + _Z * wider)
+        wider, units = max(error, _jackknife_error(statistic, counts, parts)), len(whole)
+    half = critical_value(units) * wider
+    return Metric(value, error, value - half, value + half)
 
 
 def _jackknife_error(

@@ -26,6 +26,7 @@ from gaguide.evaluate.results.intervals import (
 from gaguide.evaluate.results.metrics import ScoredExample
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.source import FunctionReference
+from gaguide.stats.groups import tail_share
 
 _RESAMPLES = 1000
 _NO_INTERVAL = math.nan
@@ -126,7 +127,7 @@ _STATISTICS: dict[str, Callable[[Sequence[Any]], float]] = {
 
 
 def _resampled(statistic: Callable[[Sequence[Any]], float], items: Sequence[Any], groups: Groups) -> Metric:
-    """The statistic with a percentile interval over resampled examples, or groups."""
+    """The statistic with a percentile interval over resampled examples, or groups (`tail_share`)."""
     of: dict[Hashable, list[Any]] = {}
     for at, item in enumerate(items):
         of.setdefault(at if groups is None else groups[at], []).append(item)
@@ -140,7 +141,8 @@ def _resampled(statistic: Callable[[Sequence[Any]], float], items: Sequence[Any]
     )
     centre = math.fsum(found) / _RESAMPLES
     error = math.sqrt(math.fsum((one - centre) ** 2 for one in found) / (_RESAMPLES - 1))
-    return Metric(value, error, found[round(0.025 * _RESAMPLES)], found[round(0.975 * _RESAMPLES) - 1])
+    beyond = round(tail_share(len(units)) * _RESAMPLES)
+    return Metric(value, error, found[beyond], found[_RESAMPLES - 1 - beyond])
 
 
 def _without_interval(value: float) -> Metric:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from gaguide.stats.groups import ratio_error, sums_by_group
+from gaguide.stats.groups import critical_value, ratio_error, sums_by_group
 
 _Z = 1.959963984540054
 """Quantile of the normal distribution for 95% intervals."""
@@ -67,15 +67,16 @@ def proportion(hits: Sequence[bool], groups: Groups = None) -> Metric:
 
 
 def mean(values: Sequence[float], groups: Groups = None) -> Metric:
-    """Mean with a normal interval."""
+    """Mean with a normal interval; Student's where there are few examples or groups (`critical_value`)."""
     return rate(values, [1] * len(values), groups)
 
 
 def rate(losses: Sequence[float], tokens: Sequence[int], groups: Groups = None) -> Metric:
     """Sum of losses divided by sum of tokens; the interval linearizes the ratio over examples or groups."""
     value, error = math.fsum(losses) / sum(tokens), ratio_error(losses, tokens)
-    wider = error if groups is None else max(error, ratio_error(*sums_by_group(losses, tokens, groups)))
-    return Metric(value, error, value - _Z * wider, value + _Z * wider)
+    own = (list(losses), list(tokens)) if groups is None else sums_by_group(losses, tokens, groups)
+    half = critical_value(len(own[0])) * max(error, ratio_error(*own))
+    return Metric(value, error, value - half, value + half)
 
 
 def perplexity(losses: Sequence[float], tokens: Sequence[int], groups: Groups = None) -> Metric:
