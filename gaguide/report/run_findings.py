@@ -74,6 +74,10 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
         ("order of the data", lambda run: run.fingerprints.get("order")),
         ("number of training tokens", lambda run: run.tokens),
         ("number of held-out blocks", lambda run: run.after.blocks if run.after else None),
+        (
+            "held-out blocks (their text, length or number), so their losses are not comparable",
+            lambda run: run.after.measure if run.after else None,
+        ),
         ("loss before training (another model or seed)", _loss_before),
     ]
     found = [

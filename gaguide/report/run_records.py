@@ -57,6 +57,8 @@ class Validation:
     """Name of the cues' lexicon."""
     cue_content: str = ""
     """Hash of what the cues are."""
+    measure: str | None = None
+    """Identifies the blocks; None in records of older versions."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ def _validation(value: Any) -> Validation | None:
         ),
         _whole(value.get("blocks")),
         *_near_cue(_mapping(value.get("near_cue"))),
+        _text(value.get("measure")),
     )
 
 

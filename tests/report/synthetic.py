@@ -19,6 +19,7 @@ def write_run(
     loss: tuple[float, float | None] = (7.6, 4.771),
     finished: bool = True,
     scores: dict[str, float] | None = None,
+    measure: str | None = None,
     **summary: Any,
 ) -> Path:
     """A run of 300 steps; `attention` and `loss` are held-out, before and after; returns `folder`."""
@@ -48,6 +49,7 @@ def write_run(
             if attention
             else [],
             "blocks": 64,
+            "measure": measure,
         }
         for at in (0, 1)
     ]

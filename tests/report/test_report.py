@@ -98,6 +98,14 @@ def test_runs_that_differ_in_more_than_guidance_are_pointed_out(tmp_path: Path) 
     assert "order" not in found
 
 
+def test_losses_on_blocks_of_another_length_are_pointed_out(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, name, measure=measure) for name, measure in zip("abc", ("m", "n", None))
+    ]
+    (text,) = cautions(read_runs(folders))
+    assert "not comparable" in text and text.endswith("b against a.")
+
+
 def test_a_last_measurement_before_the_last_step_is_pointed_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "a")
     for step, expected in ((250, ["a: its last held-out measurement is from step 250 of 300."]), (300, [])):
