@@ -33,7 +33,7 @@ def push(
     from gaguide.report.run_records import read_runs
 
     run = expand_home(run)
-    model = check_push(run, repo, adapter)
+    model = check_push(run, repo, adapter, dry_run)
     (record,) = read_runs([run])
     if not write_card(run, model, record.scores or ()):
         typer.echo(f"{model / 'README.md'} was written by somebody else and stays as it is")

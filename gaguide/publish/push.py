@@ -20,8 +20,8 @@ _TRANSPORTS = {"httpx", "httpx2"}
 """What huggingface_hub 1 and 2 send requests with; their errors have no base in common."""
 
 
-def check_push(run: Path, repo: str, adapter: bool = False) -> Path:
-    """The folder of a finished run's model, or of its adapters alone.
+def check_push(run: Path, repo: str, adapter: bool = False, dry_run: bool = False) -> Path:
+    """The folder of a finished run's model, or of its adapters alone. A dry run needs no token.
 
     Raises one `UserError` with every reason not to upload it.
     """
@@ -47,7 +47,7 @@ def check_push(run: Path, repo: str, adapter: bool = False) -> Path:
             faults.add(Fault("RUN", f"has diverged ({diverged})", "push another run", str(run)))
         if adapter:
             faults.attempt(_check_adapter, run)
-        if get_token() is None:
+        if not dry_run and get_token() is None:
             faults.add(
                 Fault("token", "no token of the hub was found", "run `hf auth login`, or set HF_TOKEN")
             )

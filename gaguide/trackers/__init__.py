@@ -5,14 +5,22 @@ from typing import TYPE_CHECKING
 from gaguide.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gaguide.trackers.attach import attach_files
+    from gaguide.trackers.attach import attach_files, check_attach
     from gaguide.trackers.check import tracker_faults
     from gaguide.trackers.mirror import Trackers
     from gaguide.trackers.rows import STEP_NUMBERS
     from gaguide.trackers.sections import SECTIONS
     from gaguide.trackers.tracker import TrackedRun
 
-__all__ = ["SECTIONS", "STEP_NUMBERS", "TrackedRun", "Trackers", "attach_files", "tracker_faults"]
+__all__ = [
+    "SECTIONS",
+    "STEP_NUMBERS",
+    "TrackedRun",
+    "Trackers",
+    "attach_files",
+    "check_attach",
+    "tracker_faults",
+]
 
 __getattr__ = lazy_names(
     __name__,
@@ -22,6 +30,7 @@ __getattr__ = lazy_names(
         "TrackedRun": "tracker",
         "Trackers": "mirror",
         "attach_files": "attach",
+        "check_attach": "attach",
         "tracker_faults": "check",
     },
 )

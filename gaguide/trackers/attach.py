@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gaguide.errors import Fault, UserError, first_line
 from gaguide.trackers.check import tracker_faults
@@ -14,28 +15,22 @@ from gaguide.trackers.sections import SECTIONS
 from gaguide.trackers.tracker import TrackedRun
 
 
+def check_attach(folder: Path) -> None:
+    """Raise a `UserError` where nothing can be attached to the run in `folder`; it sends nothing."""
+    _settings(folder)
+
+
 def attach_files(folder: Path, name: str, files: Sequence[Path]) -> list[str]:
     """Send `files` as the artifact `name` of the run in `folder` to its trackers; returns their names.
 
     Raises `UserError` where the run has no tracker, or one cannot be reached.
     """
-    try:
-        settings = json.loads((folder / "deepspeed.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        settings = {}
-    run = TrackedRun(folder.name, folder, "", {}, {})
-    notes = {section: read_note(run.place, section) for section in SECTIONS}
-    used = [section for section in SECTIONS if settings.get(section, {}).get("enabled") and notes[section]]
-    if not used:
-        remedy = "train with the section mlflow or trackio of the DeepSpeed JSON"
-        raise UserError(
-            Fault("--attach", "is not a run that was sent to MLflow or trackio", remedy, str(folder))
-        )
-    if faults := tracker_faults(settings):
-        raise UserError(faults)
-    for section in used:
+    run = _run(folder)
+    settings = _settings(folder)
+    notes = {section: read_note(run.place, section) for section in settings}
+    for section, own in settings.items():
         try:
-            tracker = make_tracker(section, settings[section])
+            tracker = make_tracker(section, own)
             if tracker.open(run, notes[section]["id"]) != notes[section]["id"]:
                 raise LookupError("the run is no longer there")
             tracker.attach(name, files)
@@ -43,4 +38,30 @@ def attach_files(folder: Path, name: str, files: Sequence[Path]) -> list[str]:
         except Exception as error:  # libraries of trackers raise whatever their servers do to them
             problem = f"{section} cannot be reached or refused ({first_line(error)})"
             raise UserError(Fault("--attach", problem, "try again later", str(folder))) from None
-    return used
+    return list(settings)
+
+
+def _run(folder: Path) -> TrackedRun:
+    return TrackedRun(folder.name, folder, "", {}, {})
+
+
+def _settings(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Section → its settings, of the trackers that the run in `folder` was sent to."""
+    try:
+        settings = json.loads((folder / "deepspeed.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        settings = {}
+    place = _run(folder).place
+    used = [
+        section
+        for section in SECTIONS
+        if settings.get(section, {}).get("enabled") and read_note(place, section)
+    ]
+    if not used:
+        remedy = "train with the section mlflow or trackio of the DeepSpeed JSON"
+        raise UserError(
+            Fault("--attach", "is not a run that was sent to MLflow or trackio", remedy, str(folder))
+        )
+    if faults := tracker_faults(settings):
+        raise UserError(faults)
+    return {section: settings[section] for section in used}

@@ -178,7 +178,7 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
             and "write access" in refused.stderr
         )
         hub.refuse = None
-        dry = push(mine, hub, "--dry-run")
+        dry = push(mine, hub, "--dry-run", token=None)
         assert dry.returncode == 0 and "model.safetensors" in dry.stdout and not hub.files
     down = push(mine, "http://127.0.0.1:9")
     assert down.returncode == 2 and "cannot be reached" in down.stderr, down.stderr

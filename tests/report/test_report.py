@@ -98,6 +98,13 @@ def test_runs_that_differ_in_more_than_guidance_are_pointed_out(tmp_path: Path) 
     assert "order" not in found
 
 
+def test_a_run_without_a_tracker_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    folder, page = write_run(tmp_path / "a", "a"), tmp_path / "r.md"
+    with pytest.raises(UserError, match="is not a run that was sent"):
+        command.report([folder], [page], attach=True)
+    assert not page.exists()
+
+
 def test_losses_on_blocks_of_another_length_are_pointed_out(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / name, name, measure=measure) for name, measure in zip("abc", ("m", "n", None))
