@@ -117,9 +117,6 @@ def plan(
             help="A run's metrics.jsonl, on the same GPUs: its speed replaces the model's constants."
         ),
     ] = None,
-    curves: Annotated[
-        Path | None, typer.Option(help="Write scaling curves to 1,024 GPUs: .png, .svg, .pdf or .csv.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Estimate what a training costs. Settings that are not given are chosen: the simplest that are fast."""
@@ -128,7 +125,7 @@ def plan(
     from gaguide.cost import assemble_request, estimate, read_measured, recommend
 
     with FaultCollector() as faults:
-        faults.add(*options.faults(), *_curves_fault(curves))
+        faults.add(*options.faults())
         # DeepSpeed's logger keeps the standard output of its first import, which must not end up in the JSON.
         with redirect_stdout(sys.stderr):
             request, open_settings = assemble_request(model, config, deepspeed, options.fields())
@@ -143,32 +140,10 @@ def plan(
         typer.echo(json.dumps(best.as_record() | extra, indent=2))
     else:
         _print(best, open_settings, run)
-    if curves is not None:
-        _write_curves(best, model or str(config), curves)
-        typer.echo(f"wrote {curves}", err=as_json)
 
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _curves_fault(path: Path | None) -> list[Fault]:
-    from gaguide.figures import check_figure_path
-
-    return [] if path is None else check_figure_path(path, "--curves", also=(".csv",))
-
-
-def _write_curves(cost: CostEstimate, model: str, path: Path) -> None:
-    from gaguide.cost.curves import draw, scaling_points, to_csv
-    from gaguide.figures import save_figure
-    from gaguide.files import write_text
-
-    points, request = scaling_points(cost), cost.request
-    if path.suffix.lower() == ".csv":
-        write_text(path, to_csv(points))
-        return
-    title = f"{model} on {request.gpu}, {request.link} × {request.cards}, ZeRO {request.zero_stage}"
-    save_figure(draw(points, title), path)
 
 
 def _range(cost: CostEstimate, measured: Measured | None) -> Measured | Spread:

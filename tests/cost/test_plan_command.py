@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from typer.testing import CliRunner
 
 from gaguide.cli import plan
 from gaguide.cost import CostRequest, estimate
-from gaguide.cost.curves import scaling_points
 from gaguide.errors import UserError
 from gaguide.model import SIZES, scratch_config, shape_of
 from tests.support.ranks import DS_CONFIGS, REPOSITORY
@@ -76,9 +73,9 @@ def test_a_folder_needs_a_configuration_only(tmp_path: Path) -> None:
 def test_faults_of_options_and_files_are_raised_together(tmp_path: Path) -> None:
     found = faults(
         "--model", "gpt2", "--gpu", "a100", "--gpus", 0, "--precision", "int8", "--stage", 7,
-        "--deepspeed", tmp_path / "none.json", "--curves", "x.txt",
+        "--deepspeed", tmp_path / "none.json",
     )  # fmt: skip
-    assert found == {"--gpu", "--gpus", "--precision", "--stage", "--deepspeed", "--curves"}
+    assert found == {"--gpu", "--gpus", "--precision", "--stage", "--deepspeed"}
     assert faults() == {"--model"}
     assert faults("--model", "gpt2", "--tokens", "inf") == {"--tokens"}
     assert faults("--model", tmp_path, "--link", "string") == {"model.name", "--link"}
@@ -91,35 +88,6 @@ def test_a_deepspeed_file_that_training_refuses_is_refused(tmp_path: Path) -> No
     assert faults("--model", "gpt2", "--deepspeed", file) == {
         "zero (DeepSpeed JSON)", "zero_optimization.stage (DeepSpeed JSON)",
     }  # fmt: skip
-
-
-def test_curves_go_to_1024_gpus_and_say_what_they_are(tmp_path: Path) -> None:
-    for name in ("curves.csv", "curves.png"):
-        assert run("--model", "gpt2", "--gpus", 8, "--curves", tmp_path / name).exit_code == 0
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    title, *lines = (tmp_path / "curves.csv").read_text("utf-8").splitlines()
-    assert title == "# a model's prediction, not a measurement"
-    rows = list(csv.DictReader(lines))
-    assert {int(row["gpus"]) for row in rows if row["kind"] == "weak"} == {2**n for n in range(11)}
-
-
-def test_strong_scaling_never_splits_a_batch_unevenly() -> None:
-    shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
-    points = scaling_points(estimate(CostRequest(shape, gpus=4, global_batch=48, micro_batch=4)))
-    strong = [point for point in points if point.kind == "strong"]
-    assert [point.gpus for point in strong] == [1, 2, 4, 8, 16]
-    assert all(point.cost.request.global_batch == 48 for point in strong)
-    assert math.isclose(strong[0].efficiency, 1) and strong[-1].efficiency < 1
-
-
-def test_curves_skip_what_training_refuses_and_take_nodes_of_any_size() -> None:
-    """Six GPUs per node, at stage 1, which cannot accumulate in 16 bits: few GPUs cannot train the batch."""
-    shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
-    request = CostRequest(shape, gpus=6, nodes=4, global_batch=96, micro_batch=4, zero_stage=1)
-    points = scaling_points(estimate(request))
-    gpus = {kind: [point.gpus for point in points if point.kind == kind] for kind in ("strong", "weak")}
-    assert gpus == {"strong": [24, 48, 96], "weak": [1, 2, 4, *(6 * 2**n for n in range(8))]}
-    assert all(0 < point.efficiency <= 1 for point in points)
 
 
 @pytest.mark.parametrize("gpu, precision", [("v100-32", "fp16"), ("h100", "bf16")])
