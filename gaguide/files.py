@@ -14,9 +14,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from gaguide.errors import Fault, UserError, mask_credentials
+from gaguide.errors import Fault, UserError, first_line, mask_credentials
+
+T = TypeVar("T")
 
 
 def local_folder(path: str | Path, field: str) -> Path:
@@ -97,6 +99,19 @@ def write_settings(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Atomically replace the file `path` with `value` as indented JSON; NaN and infinity become null."""
     write_text(path, json.dumps(without_nonfinite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(path: Path, kind: type[T], what: str, remedy: str) -> T:
+    """The dataclass `kind` that `write_json` wrote, with the records inside it.
+
+    Raises `UserError` where the file is not `what`, such as "an ablation"; `remedy` says how to get one.
+    """
+    from pydantic import TypeAdapter
+
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(Fault(str(path), f"is not {what} ({first_line(error)})", remedy)) from None
 
 
 def without_nonfinite(value: Any) -> Any:

@@ -38,7 +38,6 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
     from gaguide.ablate.measure import ablate
     from gaguide.ablate.records import FILE, write_ablation
     from gaguide.ablate.request import AblateSettings, read_request
-    from gaguide.ablate.tables import write_tables
     from gaguide.distributed import World
     from gaguide.evaluate.score.scorer import make_sums_reproducible
     from gaguide.evaluate.tasks.locate import split_names
@@ -70,9 +69,7 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
         raise UserError(Fault("ranks", problem, remedy, world.size))
     request = read_request([str(expand_home(name)) for name in arguments.model], arguments.plan, settings)
     record = ablate(request, world)
-    output.mkdir(parents=True, exist_ok=True)
-    write_tables(output, record)
-    write_ablation(output, record)  # its existence says that all is written
+    write_ablation(output, record)
     show(record, output)
     failed = request.text is not None and any(model.loss is None for model in record.models)
     failed |= any(value is None for model in record.models for metrics in model.tasks.values()
@@ -91,8 +88,7 @@ def parser() -> argparse.ArgumentParser:
         prog="gaguide ablate",
         description="Remove guided heads, one at a time and all at once, and measure what a model loses: "
         "whether it uses what guidance moved. Random other heads of the same layers are removed as controls.",
-        epilog="Writes ablation.json, heads.parquet, effects.parquet, spans.parquet and report.html into the "
-        "output folder.",
+        epilog="Writes ablation.json and report.html into the output folder.",
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gaguide.errors import Fault, UserError
-from gaguide.files import write_json
+from gaguide.files import read_record, write_json
 
 FILE = "ablation.json"
 Role = Literal["guided", "control", "other"]
@@ -200,38 +198,5 @@ def write_ablation(folder: Path, record: AblationRecord) -> None:
 
 def read_ablation(folder: Path) -> AblationRecord:
     """The record in `folder`. Raises `UserError` where it cannot be read."""
-    path = folder / FILE
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-        models = tuple(_model(model) for model in tree.pop("models"))
-        return AblationRecord(models=models, **tree)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        remedy = "run gaguide ablate again into another folder"
-        raise UserError(Fault(str(path), f"is not an ablation ({error})", remedy)) from None
-
-
-def _model(tree: dict[str, Any]) -> ModelRecord:
-    heads = tuple(_head(head) for head in tree.pop("heads"))
-    together = {name: _method(method) for name, method in tree.pop("together").items()}
-    return ModelRecord(**tree | {"heads": heads, "together": together, "notes": tuple(tree["notes"])})
-
-
-def _head(tree: dict[str, Any]) -> HeadRecord:
-    methods = {name: _method(method) for name, method in tree.pop("methods").items()}
-    spans = tuple(SpanAttention(**one | {"rise": _effect(one["rise"])}) for one in tree.pop("spans", ()))
-    return HeadRecord(**tree | {"rise": _effect(tree["rise"]), "methods": methods, "spans": spans})
-
-
-def _method(tree: dict[str, Any]) -> MethodEffects:
-    names = set(tree) - {"tasks", "bands"}
-    single = {name: _effect(tree[name]) for name in names}
-    tasks = {
-        task: {metric: Effect(**effect) for metric, effect in metrics.items()}
-        for task, metrics in tree["tasks"].items()
-    }
-    bands = {name: Effect(**effect) for name, effect in tree["bands"].items()}
-    return MethodEffects(**single, bands=bands, tasks=tasks)  # type: ignore[arg-type]
-
-
-def _effect(tree: dict[str, Any] | None) -> Effect | None:
-    return None if tree is None else Effect(**tree)
+    remedy = "run gaguide ablate again into another folder"
+    return read_record(folder / FILE, AblationRecord, "an ablation", remedy)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, UserError
 from gaguide.files import write_json
 
 FILE = "profile.json"
@@ -128,19 +126,3 @@ def write_profile(folder: Path, record: ProfileRecord) -> None:
     """Write profile.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, asdict(record))
-
-
-def read_profile(folder: Path) -> ProfileRecord:
-    """The record in `folder`. Raises `UserError` where it cannot be read."""
-    path = folder / FILE
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-        tree["heads"] = tuple(HeadProfile(**head) for head in tree["heads"])
-        tree["chosen"] = tuple(
-            ChosenHeads(one["name"], one["rule"], tuple(tuple(key) for key in one["heads"]))
-            for one in tree["chosen"]
-        )
-        return ProfileRecord(**tree | {"notes": tuple(tree["notes"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        remedy = "run gaguide heads profile again into another folder"
-        raise UserError(Fault(str(path), f"is not a profile of heads ({error})", remedy)) from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gaguide.ablate.records import AblationRecord
-from gaguide.ablate.tables import effect_rows, head_rows, span_rows
+from gaguide.report.ablation_csv import ablation_csv
 from gaguide.report.ablation_figures import draw_heads
 from gaguide.report.ablation_findings import findings
 from gaguide.report.ablation_tables import (
@@ -19,7 +19,7 @@ from gaguide.report.ablation_tables import (
     verdict_table,
 )
 from gaguide.report.document import Cell, Chart, Report, Section, Table, folded
-from gaguide.report.text import ABSENT, csv_text
+from gaguide.report.text import ABSENT
 
 
 def ablation_report(records: Sequence[AblationRecord]) -> Report:
@@ -50,7 +50,7 @@ def ablation_report(records: Sequence[AblationRecord]) -> Report:
             *(folded(table) for table in (sides, tasks) if table.rows),
             _provenance(records),
         ),
-        csv_files=lambda: _csv(records),
+        csv_files=lambda: ablation_csv(records),
     )  # fmt: skip
 
 
@@ -93,12 +93,3 @@ def _words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or ABSENT
     return ABSENT if value is None else str(value)
-
-
-def _csv(records: Sequence[AblationRecord]) -> dict[str, str]:
-    found = {}
-    for name, rows_of in (("heads", head_rows), ("effects", effect_rows), ("spans", span_rows)):
-        rows = [row for record in records for row in rows_of(record)]
-        if rows:
-            found[name] = csv_text(list(rows[0]), [list(row.values()) for row in rows])
-    return found

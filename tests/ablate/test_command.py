@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from gaguide.evaluate.encode.span_marks import span_marks
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.evaluate.tasks.task import Task
+from gaguide.report.ablation_csv import effect_rows, head_rows
 from tests.support.models import sharpen
 
 LAYERS, HEADS = 2, 4
@@ -117,8 +117,7 @@ def test_the_records_have_every_head_with_its_role(ablated: tuple[AblationRecord
 
 def test_the_tables_and_the_page_say_the_same(ablated: tuple[AblationRecord, Path], tmp_path: Path) -> None:
     record, folder = ablated
-    heads = pq.read_table(folder / "heads.parquet").to_pylist()
-    effects = pq.read_table(folder / "effects.parquet").to_pylist()
+    heads, effects = list(head_rows(record)), list(effect_rows(record))
     assert len(heads) == 2 * LAYERS * HEADS
     one = record.models[1].heads[0]
     (loss,) = [

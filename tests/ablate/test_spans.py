@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -24,6 +25,7 @@ from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.evaluate.tasks.task import Task
 from gaguide.guidance import FirstToken
+from gaguide.report.ablation_csv import ablation_csv
 from tests.support.models import HEADS, random_ids, sharpen, tiny_model
 
 HEADS_READ = [(0, 1), (0, 3), (2, 2)]
@@ -256,8 +258,8 @@ def test_the_command_records_attention_on_the_spans_of_tasks(models: list[Path],
         assert one.rise.difference == pytest.approx(
             one.attention - first.with_role("guided")[1].spans[QUERIES.index(one.queries)].attention, abs=1e-9
         )
-    table = pq.read_table(folder / "spans.parquet").to_pylist()
-    assert len(table) == 16 and table[0]["attention"] == found[1][0].attention
+    table = list(csv.DictReader(io.StringIO(ablation_csv([read_ablation(folder)])["spans"])))
+    assert len(table) == 16 and float(table[0]["attention"]) == found[1][0].attention
     page = (folder / "report.html").read_text("utf-8")
     assert "Attention on the tasks" in page and "12 of 14" in page and "1 truncated" in page
     assert "on the spans cue of t (12 of 14 examples)" in page

@@ -28,13 +28,14 @@ from gaguide.cli.heads import profile as command
 from gaguide.data import BuildRequest, build_shards, load_tokenizer
 from gaguide.data.build.python_reference import embedded_documents
 from gaguide.errors import UserError
+from gaguide.files import read_record
 from gaguide.guidance import TokenSet
 from gaguide.guidance.cues import BANDS, NEAR
 from gaguide.heads.attribution import attribute
 from gaguide.heads.behaviour import Behaviour, _repeated_ids, _unembedding, behaviours
 from gaguide.heads.profile import ProfileSettings
 from gaguide.heads.profile import profile as profile_heads
-from gaguide.heads.records import HeadProfile, read_profile
+from gaguide.heads.records import FILE, HeadProfile, ProfileRecord
 from gaguide.heads.rules import choose, guidance_of
 from gaguide.interventions import intervene, mean_outputs, record_outputs
 from gaguide.study.file import load_study
@@ -209,7 +210,7 @@ def test_the_command_writes_a_plan_that_studies_and_ablations_read(
     words = {"model": str(folder), "lexicon": "negation", "output": out}
     options = {"text": str(embedded_shards), "blocks": 12, "top": 2, "choose": 2}
     command(**words, **vars(ProfileOptions(**options)))
-    record = read_profile(out)
+    record = read_record(out / FILE, ProfileRecord, "a profile", "")
     assert len(record.heads) == 8 and record.near_tokens > 0
     assert 2 <= sum(one.near is not None for one in record.heads) <= 8
     plans = yaml.safe_load((out / "plan.yaml").read_text("utf-8"))
