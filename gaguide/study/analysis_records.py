@@ -11,6 +11,74 @@ from gaguide.evaluate.results.metric_names import Better
 
 
 @dataclass(frozen=True)
+class _Against:
+    """What an experiment changes from a baseline of the same size."""
+
+    size: str
+    """Name of the size."""
+    experiment: str
+    """Name of the experiment."""
+    baseline: str
+    """Name of the baseline."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A head that an experiment guides, or only measures."""
+
+    size: str
+    """Name of the size."""
+    experiment: str
+    """Name of the experiment."""
+    guided: bool
+    """Whether the head is guided, not only measured."""
+    layer: int
+    """Layer, counted from 0."""
+    head: int
+    """Head in the layer, counted from 0."""
+    pattern: str
+    """Name of the head's pattern."""
+
+
+@dataclass(frozen=True)
+class _WithoutHead(_Head):
+    """What models lose without a head: one cell's, or the mean over the seeds of a size and experiment.
+
+    p values are Holm-corrected over the heads of the cell, or of the size and experiment.
+    """
+
+    method: str
+    """Way of removing the head."""
+    before: float | None
+    """Attention mass on the pattern before training, over queries that see a target."""
+    after: float | None
+    """The same after training."""
+    p_moved: float | None
+    """p value of its change."""
+    loss: float | None
+    """Change of held-out loss without the head, in nats per token."""
+    low: float | None
+    """Lower end of its 95% interval."""
+    high: float | None
+    """Upper end of its 95% interval."""
+    p_used: float | None
+    """Its p value."""
+    near: float | None
+    """The same change near the pattern's words."""
+    over_controls: float | None
+    """The change minus the mean of random other heads of the same layer."""
+    moved: Moved
+    """Whether attention moved."""
+    used: Used
+    """Whether the head is used: its removal raises the loss (used), lowers it (harmful), or neither."""
+
+    @property
+    def verdict(self) -> str:
+        """Both in words."""
+        return verdict_in_words(self.moved, self.used)
+
+
+@dataclass(frozen=True)
 class LexiconShare:
     """Share of a task's examples whose prompt contains a lexicon's words."""
 
@@ -35,15 +103,9 @@ class LexiconShare:
 
 
 @dataclass(frozen=True)
-class Gain:
+class Gain(_Against):
     """Mean change of a metric from a baseline, on examples with or without guided words."""
 
-    size: str
-    """Name of the size."""
-    experiment: str
-    """Name of the experiment."""
-    baseline: str
-    """Name of the baseline."""
     task: str
     """Name of the task."""
     metric: str
@@ -69,25 +131,13 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class HeadAttention:
-    """Attention mass of a guided, or only measured, head on its words, on held-out text."""
+class HeadAttention(_Head):
+    """Attention mass of a head on its words, on held-out text."""
 
     cell: str
     """Id of the cell."""
-    size: str
-    """Name of its size."""
-    experiment: str
-    """Name of its experiment."""
     seed: int | None
     """Its seed."""
-    guided: bool
-    """Whether the head is guided, not only measured."""
-    layer: int
-    """Layer, counted from 0."""
-    head: int
-    """Head in the layer, counted from 0."""
-    pattern: str
-    """Name of the head's pattern."""
     before: float | None
     """Attention mass before training, in [0, 1]; None where no word was seen."""
     after: float | None
@@ -97,93 +147,25 @@ class HeadAttention:
 
 
 @dataclass(frozen=True)
-class HeadKnockOut:
-    """What one cell's model loses without one of the heads that it guides, or only measures."""
+class HeadKnockOut(_WithoutHead):
+    """What one cell's model loses without a head; intervals and tests are over blocks of text."""
 
     cell: str
     """Id of the cell."""
-    size: str
-    """Name of its size."""
-    experiment: str
-    """Name of its experiment."""
     seed: int | None
     """Its seed."""
-    guided: bool
-    """Whether the head is guided, not only measured."""
-    layer: int
-    """Layer, counted from 0."""
-    head: int
-    """Head in the layer, counted from 0."""
-    pattern: str
-    """Name of the head's pattern."""
-    method: str
-    """Way of removing the head."""
-    before: float | None
-    """Attention mass on the pattern before training, over queries that see a target."""
-    after: float | None
-    """The same after training."""
-    p_moved: float | None
-    """p value of its change over blocks of text, Holm-corrected over the cell's heads."""
-    loss: float | None
-    """Change of held-out loss without the head, in nats per token."""
-    low: float | None
-    """Lower end of its 95% interval over blocks of text."""
-    high: float | None
-    """Upper end of its 95% interval over blocks of text."""
-    p_used: float | None
-    """Its p value, Holm-corrected over the cell's heads."""
-    near: float | None
-    """The same change near the pattern's words."""
-    over_controls: float | None
-    """The change minus the mean of random other heads of the same layer."""
-    moved: Moved
-    """Whether attention moved, in this cell."""
-    used: Used
-    """Whether the head is used, in this cell."""
     kind: Literal["knock-out"] = "knock-out"
     """Kind of the record in analysis.jsonl."""
 
 
 @dataclass(frozen=True)
-class HeadVerdict:
+class HeadVerdict(_WithoutHead):
     """Over the seeds of a size and experiment: is a head's attention moved, and is the head used?"""
 
-    size: str
-    """Name of the size."""
-    experiment: str
-    """Name of the experiment."""
-    guided: bool
-    """Whether the head is guided, not only measured."""
-    layer: int
-    """Layer, counted from 0."""
-    head: int
-    """Head in the layer, counted from 0."""
-    pattern: str
-    """Name of the head's pattern."""
-    method: str
-    """Way of removing the head."""
     test: Literal["t over seeds", "t over blocks"]
     """Test that gave the p values: over seeds where there are several, else over blocks of the one's text."""
     seeds: int
     """Number of seeds."""
-    before: float | None
-    """Mean attention mass before training."""
-    after: float | None
-    """Mean attention mass after training."""
-    p_moved: float | None
-    """p value of the change, Holm-corrected over the heads of the size and experiment."""
-    loss: float | None
-    """Mean change of held-out loss without the head."""
-    low: float | None
-    """Lower end of its 95% interval."""
-    high: float | None
-    """Upper end of its 95% interval."""
-    p_used: float | None
-    """Its p value, Holm-corrected over the heads of the size and experiment."""
-    near: float | None
-    """Mean change near the pattern's words."""
-    over_controls: float | None
-    """Mean change minus that of the controls."""
     over_finetuned: float | None
     """Mean change minus that of the same head in `finetuned`, paired by seed; None where none is measured."""
     over_low: float | None
@@ -191,32 +173,17 @@ class HeadVerdict:
     over_high: float | None
     """Upper end of its 95% interval over seeds."""
     p_over: float | None
-    """Its p value over seeds, Holm-corrected likewise."""
-    moved: Moved
-    """Whether attention moved."""
-    used: Used
-    """Whether the head is used: its removal raises the loss (used), lowers it (harmful), or neither."""
+    """Its p value over seeds."""
     seeds_over: int = 0
     """Number of seeds behind `over_finetuned`: those in which the head was removed from both models."""
     kind: Literal["head-verdict"] = "head-verdict"
     """Kind of the record in analysis.jsonl."""
 
-    @property
-    def verdict(self) -> str:
-        """Both in words."""
-        return verdict_in_words(self.moved, self.used)
-
 
 @dataclass(frozen=True)
-class LossCost:
+class LossCost(_Against):
     """Held-out loss compared with a baseline, paired by seed."""
 
-    size: str
-    """Name of the size."""
-    experiment: str
-    """Name of the experiment."""
-    baseline: str
-    """Name of the baseline."""
     seeds: int
     """Number of seeds."""
     loss: float
@@ -236,15 +203,9 @@ class LossCost:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(_Against):
     """One example under an experiment compared with a baseline, over seeds."""
 
-    size: str
-    """Name of the size."""
-    experiment: str
-    """Name of the experiment."""
-    baseline: str
-    """Name of the baseline."""
     task: str
     """Name of the task."""
     example: str

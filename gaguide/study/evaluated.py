@@ -96,11 +96,11 @@ def count_parameters(model: str) -> int:
 def results_of(one: Evaluated) -> list[Result]:
     """The rows of one cell in results.parquet."""
     cell, model = one.cell, _paper_model(one)
-    key = (cell.id, cell.size, one.parameters, cell.experiment, cell.seed)
+    key = (cell.size, one.parameters, cell.experiment)
     rows = [
         Result(
-            *key, name, task["kind"], metric, BETTER.get(metric), value["value"], finite(value["stderr"]),
-            finite(value["low"]), finite(value["high"]), task["count"],
+            *key, name, metric, BETTER.get(metric), cell.id, cell.seed, task["kind"], value["value"],
+            finite(value["stderr"]), finite(value["low"]), finite(value["high"]), task["count"],
             task["chance"] if metric in ACCURACIES else None,
             task["paper"].get(model, {}).get(cell.experiment) if metric == "acc" else None,
             one.doubt(name, metric),
@@ -111,7 +111,7 @@ def results_of(one: Evaluated) -> list[Result]:
         if finite(value["value"]) is not None
     ]  # fmt: skip
     return rows + [
-        Result(*key, HELD_OUT, "validation", metric, BETTER.get(metric), value)
+        Result(*key, HELD_OUT, metric, BETTER.get(metric), cell.id, cell.seed, "validation", value)
         for metric, value in one.held_out.items()
     ]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,11 +35,26 @@ from gaguide.study.analysis_records import (
 from gaguide.study.index import StudyIndex
 from gaguide.study.records import CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
 
-STUDY, RESULTS, MEANS, LEFT_OUT = "study.json", "results.parquet", "means.jsonl", "left_out.jsonl"
-COMPARISONS, VERDICTS, ANALYSIS, CHANGES = (
-    "comparisons.jsonl", "verdicts.jsonl", "analysis.jsonl", "changes.parquet",
-)  # fmt: skip
-_TABLES = (RESULTS, MEANS, COMPARISONS, VERDICTS, ANALYSIS, CHANGES, LEFT_OUT)
+STUDY = "study.json"
+_FILES: Mapping[str, tuple[str, type[Any]]] = {
+    "results": ("results.parquet", Result),
+    "means": ("means.jsonl", Mean),
+    "comparisons": ("comparisons.jsonl", Comparison),
+    "verdicts": ("verdicts.jsonl", ScalingVerdict),
+    "changes": ("changes.parquet", Change),
+    "left_out": ("left_out.jsonl", LeftOut),
+}
+"""Field of `StudyRecords` → its file and its records."""
+_ANALYSIS: Mapping[str, type[Any]] = {
+    "shares": LexiconShare,
+    "gains": Gain,
+    "attention": HeadAttention,
+    "losses": LossCost,
+    "knock_outs": HeadKnockOut,
+    "head_verdicts": HeadVerdict,
+}
+"""Fields of `StudyRecords` that share analysis.jsonl, told apart by `kind`."""
+_ANALYSIS_FILE = "analysis.jsonl"
 _PREFIX = "tables-"
 """Folders of tables are numbered; study.json names the current one."""
 T = TypeVar("T")
@@ -89,9 +105,7 @@ class StudyRecords:
     @property
     def analysis(self) -> tuple[Analysis, ...]:
         """The rows of analysis.jsonl."""
-        return (
-            *self.shares, *self.gains, *self.attention, *self.losses, *self.knock_outs, *self.head_verdicts,
-        )  # fmt: skip
+        return tuple(row for name in _ANALYSIS for row in getattr(self, name))
 
 
 def write_study(folder: Path, records: StudyRecords) -> None:
@@ -106,13 +120,9 @@ def write_tables(folder: Path, records: StudyRecords) -> None:
     tables = folder / f"{_PREFIX}{max(numbers, default=0) + 1}"
     tables.mkdir(parents=True)
     try:
-        _write_parquet(tables / RESULTS, records.results, _RESULTS)
-        _write_lines(tables / MEANS, records.means)
-        _write_lines(tables / COMPARISONS, records.comparisons)
-        _write_lines(tables / VERDICTS, records.verdicts)
-        _write_lines(tables / ANALYSIS, records.analysis)
-        _write_parquet(tables / CHANGES, records.changes, _CHANGES)
-        _write_lines(tables / LEFT_OUT, records.left_out)
+        for name, (file, kind) in _FILES.items():
+            _write(tables / file, getattr(records, name), kind)
+        _write(tables / _ANALYSIS_FILE, records.analysis)
         _write_study(folder, records, tables.name)
     except BaseException:
         shutil.rmtree(tables, ignore_errors=True)
@@ -121,8 +131,8 @@ def write_tables(folder: Path, records: StudyRecords) -> None:
         # A reader may have opened study.json just before it was replaced: the previous tables stay.
         if old.name not in (tables.name, before):
             shutil.rmtree(old, ignore_errors=True)
-    for name in _TABLES:  # of versions that wrote tables next to study.json
-        (folder / name).unlink(missing_ok=True)
+    for file in (_ANALYSIS_FILE, *(file for file, _ in _FILES.values())):  # of versions without such folders
+        (folder / file).unlink(missing_ok=True)
 
 
 def tables_folder(folder: Path) -> Path:
@@ -168,70 +178,40 @@ def read_study(folder: Path) -> StudyRecords:
         problem = f"{STUDY} has schema {tree.get('schema')!r}; this version reads 1"
         raise UserError(Fault("STUDY", problem, "run gaguide study collect", str(folder)))
     tables = folder / (tree.get("tables") or "")
-    analysis = _read_lines(tables / ANALYSIS)
-
-    def of_kind(kind: str, record: type[T]) -> tuple[T, ...]:
-        return tuple(_record(record, row) for row in analysis if row["kind"] == kind)
-
-    return StudyRecords(
-        tree["name"],
-        tree["study"],
-        tree["provenance"],
-        tuple(_record(CellRecord, cell) for cell in tree["cells"]),
-        tuple(_record(Result, row) for row in _read_parquet(tables / RESULTS)),
-        tuple(_record(Mean, row) for row in _read_lines(tables / MEANS)),
-        tuple(_record(Comparison, row) for row in _read_lines(tables / COMPARISONS)),
-        tuple(_record(ScalingVerdict, row) for row in _read_lines(tables / VERDICTS)),
-        of_kind("lexicon-share", LexiconShare),
-        of_kind("gain", Gain),
-        of_kind("attention", HeadAttention),
-        of_kind("loss", LossCost),
-        tuple(_record(Change, row) for row in _read_parquet(tables / CHANGES)),
-        tuple(_record(LeftOut, row) for row in _read_lines(tables / LEFT_OUT)),
-        of_kind("knock-out", HeadKnockOut),
-        of_kind("head-verdict", HeadVerdict),
-    )
+    found = {name: _records(kind, _read(tables / file)) for name, (file, kind) in _FILES.items()}
+    analysis = _read(tables / _ANALYSIS_FILE)
+    for name, kind in _ANALYSIS.items():
+        found[name] = _records(kind, (row for row in analysis if row["kind"] == kind.kind))
+    cells = _records(CellRecord, tree["cells"])
+    return StudyRecords(tree["name"], tree["study"], tree["provenance"], cells, **found)
 
 
-_RESULTS = pa.schema(
-    [
-        ("cell", pa.string()), ("size", pa.string()), ("parameters", pa.int64()), ("experiment", pa.string()),
-        ("seed", pa.int64()), ("task", pa.string()), ("kind", pa.string()), ("metric", pa.string()),
-        ("better", pa.string()), ("value", pa.float64()), ("stderr", pa.float64()), ("low", pa.float64()),
-        ("high", pa.float64()), ("count", pa.int64()), ("chance", pa.float64()), ("paper", pa.float64()),
-        ("doubt", pa.string()), ("truncated", pa.int64()),
-    ]
-)  # fmt: skip
-_CHANGES = pa.schema(
-    [
-        ("size", pa.string()), ("experiment", pa.string()), ("baseline", pa.string()), ("task", pa.string()),
-        ("example", pa.string()), ("prompt", pa.string()), ("contains", pa.list_(pa.string())),
-        ("seeds", pa.int64()), ("baseline_correct", pa.int64()), ("correct", pa.int64()),
-        ("change", pa.float64()),
-    ]
-)  # fmt: skip
-
-
-def _record(kind: type[T], row: Mapping[str, Any]) -> T:
-    """A row as a record, without columns that a newer version may have added."""
+def _records(kind: type[T], rows: Iterable[Mapping[str, Any]]) -> tuple[T, ...]:
+    """Rows as records, without columns that a newer version may have added."""
     known = {column.name for column in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in row.items() if name in known})
+    return tuple(kind(**{name: value for name, value in row.items() if name in known}) for row in rows)
 
 
-def _write_lines(path: Path, rows: Iterable[Any]) -> None:
-    lines = [json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows]
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return read_metrics(path) if path.is_file() else []
-
-
-def _write_parquet(path: Path, rows: Iterable[Any], schema: pa.Schema) -> None:
+def _write(path: Path, rows: Iterable[Any], kind: type[Any] | None = None) -> None:
+    """Rows as JSON lines, or as Parquet with the columns of `kind`, by the name of the file."""
+    trees = [asdict(row) for row in rows]
+    if kind is None or path.suffix == ".jsonl":
+        lines = [json.dumps(tree, ensure_ascii=False, allow_nan=False) for tree in trees]
+        write_text(path, "".join(line + "\n" for line in lines))
+        return
+    schema = pa.schema([(name, _column(hint)) for name, hint in get_type_hints(kind).items()])
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary)
+        pq.write_table(pa.Table.from_pylist(trees, schema=schema), temporary)
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.is_file() else []
-    return rows
+def _column(hint: Any) -> pa.DataType:
+    """The Arrow type of a field; words of a `Literal` are strings."""
+    given = [kind for kind in get_args(hint) if kind is not NoneType]
+    types = {int: pa.int64(), float: pa.float64(), Sequence[str]: pa.list_(pa.string())}
+    return types.get(given[0] if NoneType in get_args(hint) else hint, pa.string())
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return read_metrics(path) if path.suffix == ".jsonl" else list(pq.read_table(path).to_pylist())

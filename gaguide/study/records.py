@@ -58,27 +58,33 @@ class CellRecord:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One metric of one task for one cell."""
+class _Measured:
+    """A metric of a task, measured for one size and experiment."""
 
-    cell: str
-    """Id of the cell."""
     size: str
-    """Name of its size."""
+    """Name of the size."""
     parameters: int
-    """Parameters of its model."""
+    """Parameters of its models."""
     experiment: str
-    """Name of its experiment."""
-    seed: int | None
-    """Its seed."""
+    """Name of the experiment."""
     task: str
     """Name of the task, or `HELD_OUT`."""
-    kind: str
-    """Kind of the task; `validation` for held-out text."""
     metric: str
     """Name of the metric."""
     better: Better | None
     """Which direction of the metric is better; None where neither is."""
+
+
+@dataclass(frozen=True)
+class Result(_Measured):
+    """One metric of one task for one cell."""
+
+    cell: str
+    """Id of the cell."""
+    seed: int | None
+    """Its seed."""
+    kind: str
+    """Kind of the task; `validation` for held-out text."""
     value: float
     """Value of the metric."""
     stderr: float | None = None
@@ -100,21 +106,9 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(_Measured):
     """The mean over seeds of one metric of one task, for one size and experiment."""
 
-    size: str
-    """Name of the size."""
-    parameters: int
-    """Parameters of its models."""
-    experiment: str
-    """Name of the experiment."""
-    task: str
-    """Name of the task, or `HELD_OUT`."""
-    metric: str
-    """Name of the metric."""
-    better: Better | None
-    """Which direction of the metric is better; None where neither is."""
     seeds: int
     """Number of seeds."""
     value: float
@@ -145,29 +139,17 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(_Measured):
     """An experiment compared with a baseline of the same size on the same examples."""
 
     level: Literal["seed", "seeds"]
     """seed: the two models of one seed; seeds: the mean difference over seeds."""
-    size: str
-    """Name of the size."""
-    parameters: int
-    """Parameters of its models."""
-    experiment: str
-    """Name of the experiment."""
     baseline: str
     """Name of the baseline."""
     seed: int | None
     """Seed, at level `seed`."""
     seeds: int
     """Number of seeds."""
-    task: str
-    """Name of the task, or `HELD_OUT`."""
-    metric: str
-    """Name of the metric."""
-    better: Better | None
-    """Which direction of the metric is better; None where neither is."""
     test: Literal["mcnemar", "bootstrap", "t"]
     """Test that gave `p`: at level `seed` McNemar for accuracies and bootstrap (Student's of few examples)
     for others, t over seeds."""

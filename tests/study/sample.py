@@ -52,8 +52,8 @@ def sample_study(folder: Path, prompt: str = "The value is not a number, but") -
             for task in TASKS for words in ("with", "without")
         ),
         tuple(
-            HeadAttention(cell.id, cell.size, cell.experiment, cell.seed, cell.experiment != "finetuned",
-                          layer, head, "contrast", 0.02, 0.9 if cell.experiment != "finetuned" else 0.03)
+            HeadAttention(cell.size, cell.experiment, cell.experiment != "finetuned", layer, head, "contrast",
+                          cell.id, cell.seed, 0.02, 0.9 if cell.experiment != "finetuned" else 0.03)
             for cell in cells if cell.role == "tuned" for layer in range(LAYERS) for head in range(1)
         ),
         tuple(
@@ -67,15 +67,16 @@ def sample_study(folder: Path, prompt: str = "The value is not a number, but") -
         ),
         (),
         tuple(
-            HeadKnockOut(cell.id, cell.size, cell.experiment, cell.seed, cell.experiment != "finetuned",
-                         layer, 0, "contrast", "mean", 0.02, 0.9, 0.001, 0.01, -0.01, 0.03, 0.2, 0.0, 0.002,
-                         "moved", "not used")
+            HeadKnockOut(cell.size, cell.experiment, cell.experiment != "finetuned", layer, 0, "contrast",
+                         "mean", 0.02, 0.9, 0.001, 0.01, -0.01, 0.03, 0.2, 0.0, 0.002, "moved", "not used",
+                         cell.id, cell.seed)
             for cell in cells if cell.role == "tuned" for layer in range(LAYERS)
         ),
         tuple(
             HeadVerdict(size, experiment, experiment != "finetuned", layer, 0, "contrast", "mean",
-                        "t over seeds", 3, 0.02, 0.9, 0.001, 0.01, -0.01, 0.03, 0.2, 0.0, 0.002,
-                        0.004, -0.002, 0.01, 0.3, "moved", "used" if layer else "not used")
+                        0.02, 0.9, 0.001, 0.01, -0.01, 0.03, 0.2, 0.0, 0.002,
+                        "moved", "used" if layer else "not used", "t over seeds", 3,
+                        0.004, -0.002, 0.01, 0.3)
             for size, experiment in guided for layer in range(LAYERS)
         ),
     )  # fmt: skip
@@ -98,21 +99,20 @@ def _cell(size: str, experiment: str, seed: int) -> CellRecord:
 def _results(cell: CellRecord, rng: random.Random) -> list[Result]:
     if cell.state != "done":
         return []
-    key = (cell.id, cell.size, cell.parameters or 0, cell.experiment, cell.seed)
+    key = (cell.size, cell.parameters or 0, cell.experiment)
     rows = []
     for task, (kind, metric, count) in TASKS.items():
         value = 0.5 + rng.gauss(0, 0.03) if metric == "acc" else 20 + rng.gauss(0, 1)
         half = 0.12 if metric == "acc" else 1.5
         rows.append(
             Result(
-                *key, task, kind, metric, "high" if metric == "acc" else "low",
+                *key, task, metric, "high" if metric == "acc" else "low", cell.id, cell.seed, kind,
                 value, half / 2, value - half, value + half, count, 0.5 if metric == "acc" else None,
                 0.7382 if (task, cell.size) == ("memo-trap", "tiny") else None,
             )
         )  # fmt: skip
-    rows.append(
-        Result(*key, HELD_OUT, "validation", "lm_loss", "low", 5.5 - 0.3 * list(SIZES).index(cell.size))
-    )
+    loss = 5.5 - 0.3 * list(SIZES).index(cell.size)
+    rows.append(Result(*key, HELD_OUT, "lm_loss", "low", cell.id, cell.seed, "validation", loss))
     return rows
 
 
@@ -136,18 +136,18 @@ def _comparisons(size: str, experiment: str, rng: random.Random) -> list[Compari
     for baseline in ("original", "finetuned"):
         if baseline == experiment:
             continue
-        key = (size, SIZES[size], experiment, baseline)
+        key = (size, SIZES[size], experiment, "memo-trap", "acc", "high")
         for seed in SEEDS:
             difference = rng.gauss(0, 0.02)
             rows.append(
                 Comparison(
-                    "seed", *key, seed, 1, "memo-trap", "acc", "high", "mcnemar", 60, 0.5 + difference, 0.5,
+                    *key, "seed", baseline, seed, 1, "mcnemar", 60, 0.5 + difference, 0.5,
                     difference, difference - 0.05, difference + 0.05, 0.3, 0.35, 0.9, 5, 4,
                 )
             )  # fmt: skip
         rows.append(
             Comparison(
-                "seeds", *key, None, 3, "memo-trap", "acc", "high", "t", 60, 0.52, 0.5, 0.02, -0.02, 0.06,
+                *key, "seeds", baseline, None, 3, "t", 60, 0.52, 0.5, 0.02, -0.02, 0.06,
                 0.2, None, 0.4,
             )
         )  # fmt: skip

@@ -14,8 +14,8 @@ from gaguide.study.head_verdicts import head_verdicts
 
 def row(experiment: str, seed: int, head: int, loss: float | None, after: float = 0.9) -> HeadKnockOut:
     return HeadKnockOut(
-        f"{experiment}-{seed}", "pico", experiment, seed, experiment != "finetuned", 1, head, "contrast",
-        "mean", 0.02 + 0.001 * seed, after, 0.001, loss, -0.1, 0.1, 0.8, loss, loss, "moved", "not used",
+        "pico", experiment, experiment != "finetuned", 1, head, "contrast", "mean", 0.02 + 0.001 * seed,
+        after, 0.001, loss, -0.1, 0.1, 0.8, loss, loss, "moved", "not used", f"{experiment}-{seed}", seed,
     )  # fmt: skip
 
 
