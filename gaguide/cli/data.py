@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gaguide.cli.exchange import export_command, import_command
-from gaguide.cli.options import Workers, cores, takes
+from gaguide.cli.options import Workers, cores, shared, takes
 from gaguide.cli.overlap import overlap_command
 from gaguide.cli.shards import describe_shards
 from gaguide.errors import EXIT_USER_ERROR
@@ -155,24 +155,17 @@ def build_command(options: BuildOptions) -> None:
         decontamination = faults.attempt(
             find_decontamination, options.decontaminate, options.decontaminate_by, options.data
         )
+    read = {
+        "output": output,
+        "tokenizer": None if options.tokenizer is None else str(expand_home(options.tokenizer)),
+        "workers": _cores(over_mpi) if options.workers is None else options.workers,
+        "spans": tuple(options.spans or ()),
+        "template": template,
+    }
     request = BuildRequest(
         sources=tuple(options.source),
-        output=output,
-        tokenizer=None if options.tokenizer is None else str(expand_home(options.tokenizer)),
-        rows=options.rows,
-        split=options.split,
-        text_field=options.text_field,
-        validation_fraction=options.validation_fraction,
-        shard_tokens=options.shard_tokens,
-        workers=_cores(over_mpi) if options.workers is None else options.workers,
-        revision=options.revision,
-        bos=options.bos,
-        separator=options.separator,
-        max_dropped=options.max_dropped,
-        spans=tuple(options.spans or ()),
-        chat=options.chat,
-        template=template,
         decontamination=decontamination,
+        **shared(options, BuildRequest) | read,
     )
     try:
         manifest = _build_over_mpi(request) if over_mpi else _build_here(request, share)

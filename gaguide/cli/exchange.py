@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gaguide.cli.options import takes
+from gaguide.cli.options import shared, takes
 
 _FORMATS = "nanogpt (.bin), megatron (.bin and .idx), mds (streaming), parquet (lists of ids)"
 
@@ -62,18 +62,15 @@ def import_command(
     from gaguide.log import say
 
     output = output_folder(options.output, "--output")
+    paths = {
+        "output": output,
+        "tokenizer": str(expand_home(options.tokenizer)),
+        "validation": tuple(str(expand_home(name)) for name in options.validation or ()),
+    }
     request = ImportRequest(
         train=tuple(str(expand_home(name)) for name in files),
-        output=output,
-        tokenizer=str(expand_home(options.tokenizer)),
         format=options.origin,
-        validation=tuple(str(expand_home(name)) for name in options.validation or ()),
-        validation_fraction=options.validation_fraction,
-        separator=options.separator,
-        column=options.column,
-        joined=options.joined,
-        dtype=options.dtype,
-        shard_tokens=options.shard_tokens,
+        **shared(options, ImportRequest) | paths,
     )
     manifest = import_shards(request, lambda tokens: say(f"{tokens:,} ids written"))
     typer.echo(describe_shards(output, manifest))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gaguide.cli.options import takes
+from gaguide.cli.options import shared, takes
 from gaguide.errors import Fault, UserError
 
 heads = typer.Typer(help="Which heads to guide: profiles of a model's heads.", no_args_is_help=True)
@@ -76,16 +76,8 @@ def profile(
 
     settings = ProfileSettings(
         pattern=lexicon,
-        mode=options.mode,  # type: ignore[arg-type]
-        lexicons=options.lexicons,
-        text=str(expand_home(options.text)),
-        blocks=options.blocks,
-        block_length=options.block_length,
-        batch=options.batch,
-        top=options.top,
         heads=options.choose,
-        seed=options.seed,
-        dtype=options.dtype,
+        **shared(options, ProfileSettings) | {"text": str(expand_home(options.text))},
     )
     record = profile_heads(str(expand_home(model)), settings, World.from_environment().device)
     folder.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,11 @@ def print_table(table: Table, pipe_width: int) -> None:
     Console(width=None if Console().is_terminal else pipe_width).print(table)
 
 
+def shared(options: Any, kind: type[Any]) -> dict[str, Any]:
+    """The options that have the name of a field of the dataclass `kind`, as its arguments."""
+    return {each.name: getattr(options, each.name) for each in fields(kind) if hasattr(options, each.name)}
+
+
 def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator for a command whose parameter `options` is an instance of a dataclass.
 

@@ -14,8 +14,8 @@ from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gaguide.slurm import JobRequest
     from gaguide.study.grid import Cell, Grid
-    from gaguide.study.slurm import SlurmOptions
     from gaguide.study.state import CellState
 
 study = typer.Typer(help="Studies: sizes × experiments × seeds, and their comparison.", no_args_is_help=True)
@@ -47,20 +47,15 @@ class JobOptions:
         int, typer.Option(help="With --slurm: restarts in a row without anything saved that end a job.")
     ] = 3
 
-    def slurm_options(self) -> SlurmOptions:
-        """The options of a job."""
-        from gaguide.study.slurm import SlurmOptions
+    def job(self) -> JobRequest:
+        """What every cell's job asks for."""
+        from gaguide.slurm import JobRequest
 
-        return SlurmOptions(
-            gpus=self.gpus_per_node,
-            time=self.time,
-            partition=self.partition,
-            account=self.account,
-            setup=tuple(self.setup or ()),
-            options=tuple(self.sbatch or ()),
-            max_running=self.max_running,
-            max_restarts=self.max_restarts,
-        )
+        return JobRequest(
+            "cell", "cell", (), gpus_per_node=self.gpus_per_node, time=self.time, partition=self.partition,
+            account=self.account, setup=tuple(self.setup or ()), options=tuple(self.sbatch or ()),
+            max_running=self.max_running, max_restarts=self.max_restarts,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,19 +111,19 @@ def run(context: typer.Context, file: _FILE, options: RunOptions) -> None:
         print_costs(grid, options.gpu)
         print_powers(grid)
     elif options.slurm:
-        _submit(grid, options.slurm_options(), file)
+        _submit(grid, options.job(), file)
     else:
         _run(grid, options.jobs, options.cell, options.before)
 
 
-def _submit(grid: Grid, options: SlurmOptions, file: str) -> None:
+def _submit(grid: Grid, job: JobRequest, file: str) -> None:
     from gaguide.study.slurm import submit_study
 
-    submission = submit_study(grid, options)
-    for name, job in submission.queued.items():
-        typer.echo(f"job {job}: {name} (already in the queue)")
-    for name, job in submission.new.items():
-        typer.echo(f"job {job}: {name}")
+    submission = submit_study(grid, job)
+    for name, number in submission.queued.items():
+        typer.echo(f"job {number}: {name} (already in the queue)")
+    for name, number in submission.new.items():
+        typer.echo(f"job {number}: {name}")
     typer.echo(f"logs: {grid.folder / 'slurm'}; then: gaguide study status|collect {file}")
 
 

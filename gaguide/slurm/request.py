@@ -63,7 +63,7 @@ class JobRequest:
     parts: int = 8
     """Tasks of the job array that builds data."""
     max_running: int | None = None
-    """Tasks of the job array that run at a time; None is as many as the cluster allows."""
+    """Tasks of the job array, or jobs of a study, that run at a time; None: as many as the cluster allows."""
     output: Path | None = None
     """The run's folder, where the job looks for checkpoints; None lets the job ask the program."""
     max_restarts: int = 3

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +28,6 @@ _JOBS = "jobs.json"
 
 
 @dataclass(frozen=True)
-class SlurmOptions:
-    """What each job requests."""
-
-    gpus: int | None = None
-    """GPUs of its node, one rank each; None for a job without GPUs."""
-    time: str = "12:00:00"
-    """Time limit in sbatch's notation."""
-    partition: str | None = None
-    """Partition; None leaves it to Slurm."""
-    account: str | None = None
-    """Account; None leaves it to Slurm."""
-    max_running: int | None = None
-    """Jobs of the study that run at a time; None is as many as the cluster allows."""
-    max_restarts: int = 3
-    """Restarts in a row without anything saved after which a job ends."""
-    setup: tuple[str, ...] = ()
-    """Shell commands that run before the cell."""
-    options: tuple[str, ...] = ()
-    """Further options of sbatch."""
-
-
-@dataclass(frozen=True)
 class Submission:
     """Jobs of a study, as cell id → job number."""
 
@@ -59,20 +37,16 @@ class Submission:
     """Jobs of an earlier submission that are still in the queue."""
 
 
-def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
-    """Submit the cells that are neither done nor in the queue.
+def submit_study(grid: Grid, job: JobRequest) -> Submission:
+    """Submit the cells that are neither done nor in the queue, each as `job` with its own name and arguments.
 
     Raises `UserError` with all faults before the first job, and where Slurm refuses one.
     """
     folder = grid.folder / "slurm"
     study = folder / "study.yaml"
-    requests = {cell.id: _request(grid, cell, options, study) for cell in grid.cells}
+    requests = {cell.id: _request(grid, cell, job, study) for cell in grid.cells}
     with FaultCollector() as faults:
         faults.add(*grid.tasks.faults)
-        if options.max_running is not None and options.max_running < 1:
-            faults.add(
-                Fault("--max-running", "must be at least 1", "give a larger number", options.max_running)
-            )
         for request in requests.values():
             faults.add(*request.faults())
         faults.attempt(check_sbatch, "sbatch")
@@ -90,7 +64,7 @@ def submit_study(grid: Grid, options: SlurmOptions) -> Submission:
         path = folder / f"{cell.id}.sbatch"
         write_text(path, render(requests[cell.id], folder))
         held = queued | new
-        after = _dependency(held.get(cell.base or ""), list(held.values()), options.max_running)
+        after = _dependency(held.get(cell.base or ""), list(held.values()), job.max_running)
         new[cell.id] = run_sbatch(sbatch_command(path, *after), new.values())
         write_json(folder / _JOBS, queued | new)
     return Submission(new, queued)
@@ -124,12 +98,10 @@ def _queued(file: Path) -> dict[str, str]:
     return {cell: job for cell, job in known.items() if job in held}
 
 
-def _request(grid: Grid, cell: Cell, options: SlurmOptions, study: Path) -> JobRequest:
+def _request(grid: Grid, cell: Cell, job: JobRequest, study: Path) -> JobRequest:
     # One task: the cell starts its own ranks on the node.
     words = ("study", "run", str(study), "--cell", cell.id, "--ranks", str(cell.ranks))
-    return JobRequest(
-        "cell", cell.id, words, gpus_per_node=options.gpus, ranks_per_node=1, time=options.time,
-        cpus_per_rank=None if options.gpus else cell.ranks, partition=options.partition,
-        account=options.account, setup=options.setup, options=options.options, python=sys.executable,
-        output=grid.path(cell), max_restarts=options.max_restarts,
+    return replace(
+        job, name=cell.id, arguments=words, ranks_per_node=1, python=sys.executable, output=grid.path(cell),
+        cpus_per_rank=None if job.gpus_per_node else cell.ranks,
     )  # fmt: skip

@@ -193,24 +193,9 @@ def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
         problem = "cannot be given for a source, whose size is unknown until it is tokenised"
         raise UserError(Fault("train.epochs", problem, "give train.steps, or build shards first"))
     folder = local_folder(run.data.shards or Path(run.output) / "data", "data.shards")
-    return BuildRequest(
-        sources=source.files,
-        output=folder,
-        tokenizer=source.tokenizer or run.model.name,
-        rows=source.rows,
-        split=source.split,
-        text_field=source.text_field,
-        validation_fraction=source.validation_fraction,
-        shard_tokens=source.shard_tokens,
-        workers=source.workers,
-        revision=source.revision,
-        bos=source.bos,
-        separator=source.separator,
-        max_dropped=source.max_dropped,
-        spans=source.spans,
-        chat=source.chat,
-        template=None if source.template is None else read_template(source.template, "data.source.template"),
-    )
+    template = None if source.template is None else read_template(source.template, "data.source.template")
+    values = dict(source) | {"tokenizer": source.tokenizer or run.model.name, "template": template}
+    return BuildRequest(values.pop("files"), folder, **values)
 
 
 def embedded_corpus() -> Path:
