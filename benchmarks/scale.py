@@ -68,7 +68,14 @@ CASES = {
         2,
         1,
         MemorySetup(
-            1, LENGTH, 2, 2, checkpointing=True, guided_heads=4, guided_layers=12, fused_attention=False
+            1,
+            2,
+            block_length=LENGTH,
+            checkpointing=True,
+            guided_heads=4,
+            guided_layers=12,
+            tapped=False,
+            fused_attention=False,
         ),
     ),
     "gpt2-large": Case(
@@ -76,7 +83,14 @@ CASES = {
         2,
         1,
         MemorySetup(
-            1, LENGTH, 2, 2, checkpointing=True, guided_heads=4, guided_layers=36, fused_attention=False
+            1,
+            2,
+            block_length=LENGTH,
+            checkpointing=True,
+            guided_heads=4,
+            guided_layers=36,
+            tapped=False,
+            fused_attention=False,
         ),
     ),
     "gpt2-xl": Case(
@@ -85,9 +99,10 @@ CASES = {
         2,
         MemorySetup(
             1,
-            LENGTH,
-            3,
+            block_length=LENGTH,
+            zero_stage=3,
             checkpointing=True,
+            tapped=False,
             guided_heads=4,
             guided_layers=48,
             offload_optimizer="nvme",

@@ -39,54 +39,61 @@ _MLP_SAVED_OTHER = 2
 _RMS_NORM = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 
-@dataclass(frozen=True)
-class MemorySetup:
-    """How a model is trained, as far as memory is concerned."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Settings of a training that decide its memory and time. Bucket sizes are in elements, as in a DeepSpeed
+    JSON."""
 
-    micro_batch: int
-    """Sequences per rank in a forward pass."""
-    block_length: int
+    block_length: int = 1024
     """Tokens per sequence."""
     zero_stage: int = 2
     """ZeRO stage, 0 to 3."""
-    ranks: int = 1
-    """Number of ranks."""
     precision: Precision = "bf16"
     """Precision of weights and matrix products."""
-    accumulation: int = 1
-    """Forward passes per optimizer step."""
     checkpointing: bool = False
     """Whether each block's activations are recomputed in backward."""
     guided_heads: int = 0
     """Guided heads in each guided layer."""
-    guided_layers: int = 0
-    """Number of guided layers."""
-    tapped: bool = False
-    """Whether the guidance loss is computed beside the model's own attention (`guidance.method`)."""
-    row_block: int = 128
-    """Query rows of the attention matrix that guidance computes at a time."""
-    fused_attention: bool = True
-    """False where SDPA materialises the attention matrix, as it does on a CPU with dropout."""
+    tapped: bool = True
+    """Whether the guidance loss is computed beside the model's own attention, as by default on GPUs."""
     offload_optimizer: Offload = "none"
     """Where optimizer state and master weights are kept."""
     offload_parameters: Offload = "none"
     """Where weights are kept at stage 3."""
     bucket: int = 50_000_000
-    """Elements of ZeRO's reduce bucket."""
+    """Size of ZeRO's reduce bucket."""
     gather: int = 50_000_000
-    """Elements of stage 3's prefetch bucket."""
+    """Size of stage 3's prefetch bucket."""
     kept_parameters: int = 500_000_000
     """Most elements that stage 3 keeps gathered from one use to the next."""
     sub_group: int = 100_000_000
     """Elements that stage 3 updates at a time (`sub_group_size`)."""
-    overlap: bool = False
-    """Whether reductions overlap with backward, which takes a second bucket below stage 3."""
     trained: int | None = None
     """Parameters that are trained; None where all of the model are."""
     added: int = 0
     """Parameters of adapters, which the model has besides its own."""
     packed: int = 0
     """Weights of the model that are kept in 4 bits."""
+
+
+@dataclass(frozen=True)
+class MemorySetup(TrainingSettings):
+    """How a model is trained, as far as memory is concerned."""
+
+    micro_batch: int
+    """Sequences per rank in a forward pass."""
+    ranks: int = 1
+    """Number of ranks."""
+    accumulation: int = 1
+    """Forward passes per optimizer step."""
+    guided_layers: int = 0
+    """Number of guided layers."""
+    row_block: int = 128
+    """Query rows of the attention matrix that guidance computes at a time."""
+    fused_attention: bool = True
+    """False where SDPA materialises the attention matrix, as it does on a CPU with dropout."""
+    overlap: bool = False
+    """Whether reductions overlap with backward, which takes a second bucket below stage 3."""
 
     @property
     def tokens(self) -> int:

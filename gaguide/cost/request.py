@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from gaguide.config import RunConfig, plan_batch
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.cost.hardware import GPUS, LINKS
-from gaguide.cost.memory import MemorySetup, Offload, Precision
+from gaguide.cost.memory import MemorySetup, TrainingSettings
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.guidance.row_blocks import rows_of_block
 from gaguide.model import ModelShape
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CostRequest:
-    """A training whose cost is to be estimated. Bucket sizes are in elements, as in a DeepSpeed JSON."""
+class CostRequest(TrainingSettings):
+    """A training whose cost is to be estimated. Guided heads are those of each layer, in every layer."""
 
     model: ModelShape
     """Shape of the model."""
@@ -33,44 +33,14 @@ class CostRequest:
     """Network between nodes, a key of `LINKS`."""
     cards: int = 1
     """Network adapters per node."""
-    block_length: int = 1024
-    """Tokens per sequence."""
     global_batch: int = 512
     """Sequences per optimizer step, over all ranks."""
     micro_batch: int | None = None
     """Sequences per rank in a forward pass; None is a rank's whole share of the global batch."""
-    zero_stage: int = 2
-    """ZeRO stage, 0 to 3."""
-    precision: Precision = "bf16"
-    """Precision of weights and matrix products."""
-    checkpointing: bool = False
-    """Whether activations are recomputed in backward."""
-    offload_optimizer: Offload = "none"
-    """Where optimizer state is kept."""
-    offload_parameters: Offload = "none"
-    """Where weights are kept at stage 3."""
-    guided_heads: int = 0
-    """Guided heads per layer, in every layer."""
-    tapped: bool = True
-    """Whether their loss is computed beside the model's own attention, as by default on GPUs."""
     tokens: int | None = None
     """Token budget of the whole training."""
     overlap: bool | None = None
     """Whether communication overlaps with compute; None is yes at stage 3 only."""
-    bucket: int = 50_000_000
-    """Size of ZeRO's reduce bucket."""
-    gather: int = 50_000_000
-    """Size of stage 3's prefetch bucket."""
-    kept_parameters: int = 500_000_000
-    """Most elements that stage 3 keeps gathered from one use to the next."""
-    sub_group: int = 100_000_000
-    """Elements that stage 3 updates at a time."""
-    trained: int | None = None
-    """Parameters that are trained; None where all of the model are."""
-    added: int = 0
-    """Parameters of adapters, which the model has besides its own."""
-    packed: int = 0
-    """Weights of the model that are kept in 4 bits."""
     pace: float = 1.0
     """Measured speed as a multiple of the predicted one; every time is divided by it."""
 
@@ -90,26 +60,12 @@ class CostRequest:
         batch = plan_batch(self.global_batch, self.micro_batch, self.ranks)
         return MemorySetup(
             micro_batch=batch.micro_batch,
-            block_length=self.block_length,
-            zero_stage=self.zero_stage,
             ranks=self.ranks,
-            precision=self.precision,
             accumulation=batch.accumulation,
-            checkpointing=self.checkpointing,
-            guided_heads=self.guided_heads,
             guided_layers=self.model.layers if self.guided_heads else 0,
-            tapped=self.tapped,
             row_block=rows_of_block(self.block_length),
-            offload_optimizer=self.offload_optimizer,
-            offload_parameters=self.offload_parameters,
-            bucket=self.bucket,
-            gather=self.gather,
-            kept_parameters=self.kept_parameters,
-            sub_group=self.sub_group,
             overlap=self.zero_stage == 3 if self.overlap is None else self.overlap,
-            trained=self.trained,
-            added=self.added,
-            packed=self.packed,
+            **{each.name: getattr(self, each.name) for each in fields(TrainingSettings)},
         )
 
 

@@ -125,7 +125,7 @@ def test_a_layer_saves_the_bytes_that_are_counted(
     kind: Callable[..., PretrainedConfig], dropout: float, precision: Precision
 ) -> None:
     """Two layers' saved tensors less one layer's."""
-    setup = MemorySetup(2, 128, precision=precision, fused_attention=dropout == 0)
+    setup = MemorySetup(2, block_length=128, precision=precision, fused_attention=dropout == 0)
     saved = [saved_bytes(small(kind, layers, dropout), setup) for layers in (1, 2)]
     counted = activation_bytes_per_layer(shape_of(small(kind, 1, dropout)), setup)
     assert counted == pytest.approx(saved[1] - saved[0], rel=0.005)
@@ -134,7 +134,7 @@ def test_a_layer_saves_the_bytes_that_are_counted(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_guidance_saves_the_bytes_that_are_counted(heads: int, precision: Precision) -> None:
-    plain = MemorySetup(2, 128, precision=precision)
+    plain = MemorySetup(2, block_length=128, precision=precision, tapped=False)
     guided = replace(plain, guided_heads=heads, guided_layers=1)
     more = [saved_bytes(small(GPT2, n), guided) - saved_bytes(small(GPT2, n), plain) for n in (1, 2)]
     assert more[1] - more[0] == guidance_saves(shape_of(small(GPT2)), guided)
@@ -144,7 +144,7 @@ def test_guidance_saves_the_bytes_that_are_counted(heads: int, precision: Precis
 def test_model_states_are_those_of_the_zero_paper(stage: int, per_parameter: float) -> None:
     """Figure 1 of arXiv:1910.02054 counts gradients in 16 bits; we add them up in 32 from stage 2 on."""
     shape = shape_of(scratch_config(SIZES["gpt2"], 50_257, None))
-    memory = estimate_memory(shape, MemorySetup(1, 8, stage, ranks=8, precision="bf16"))
+    memory = estimate_memory(shape, MemorySetup(1, block_length=8, zero_stage=stage, ranks=8))
     more = 2 / 8 if stage > 1 else 0
     kept = memory.states + memory.gradients - (2 * 50_000_000 if stage == 3 else 0)  # less the bucket
     assert kept / shape.parameters == pytest.approx(per_parameter + more, rel=1e-6)

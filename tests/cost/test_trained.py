@@ -49,7 +49,7 @@ def test_what_is_trained_is_counted() -> None:
 @pytest.mark.parametrize("stage", range(4))
 def test_states_and_messages_are_of_what_is_trained(stage: int) -> None:
     shape, adapters = shape_of(CONFIG), 20_000
-    setup = MemorySetup(1, 8, stage, ranks=4, precision="bf16")
+    setup = MemorySetup(1, block_length=8, zero_stage=stage, ranks=4)
     whole = estimate_memory(shape, setup)
     partly = replace(setup, trained=adapters, added=adapters)
     memory = estimate_memory(shape, partly)
