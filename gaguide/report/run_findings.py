@@ -10,8 +10,6 @@ from gaguide.report.run_paired import RunTests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.text import fixed
 
-SIGNIFICANT = 0.05
-
 
 def findings(runs: Sequence[RunRecord]) -> list[str]:
     """One sentence per run: attention on the guided words before and after, and the cost in loss."""
@@ -124,11 +122,13 @@ def _dropped(run: RunRecord) -> str:
 def tested_findings(runs: Sequence[RunRecord], tests: RunTests) -> list[str]:
     """One sentence for each run about the tasks' main metrics compared with the first run."""
     sentences = []
-    for index, run in enumerate(runs):
-        rows = [one for one in tests.tests if one.run == index and one.p_holm is not None]
+    for run in runs:
+        rows = [
+            one for one in tests.tests if one.evaluation == run.name and one.is_main and one.p is not None
+        ]
         if rows:
-            moved = [one for one in rows if one.p_holm is not None and one.p_holm < SIGNIFICANT]
-            listed = ", ".join(f"{one.task} {fixed(one.found.difference, 3, '+')}" for one in moved)
+            moved = [one for one in rows if one.is_shown]
+            listed = ", ".join(f"{one.task} {fixed(one.difference, 3, '+')}" for one in moved)
             sentences.append(
                 f"{run.name} against {runs[0].name} on the same examples: {len(moved)} of {len(rows)} tasks "
                 f"differ beyond noise after Holm's correction{': ' + listed if moved else ''}."

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from gaguide.evaluate.compare.records import TaskComparison
 from gaguide.evaluate.results.metric_names import Better, Doubt
 from gaguide.log import format_duration
-from gaguide.report.run_paired import RunTest, RunTests, paired_tests
+from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
 from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, mark, p_value
@@ -182,17 +183,16 @@ def _task(runs: Sequence[RunRecord], tests: RunTests, section: str, task: str, m
         _with_interval(value, score, evaluated=run.scores is not None)
         for value, score, run in zip(row.values, found, runs, strict=True)
     ]
-    others = {index for index in range(len(runs)) if (index, task) in tests.other_examples}
     values = [
-        replace(value, change=None, difference=None) if index in others else value
-        for index, value in enumerate(values)
+        replace(value, change=None, difference=None) if (run.name, task) in tests.other_examples else value
+        for value, run in zip(values, runs, strict=True)
     ]
-    made = [tests.of(index, task, metric) for index in range(len(runs))]
+    made = [tests.of(run.name, task, metric) for run in runs]
     return replace(row, values=tuple(_with_tests(values, made, known.better)))
 
 
 def _with_tests(
-    values: Sequence[Value], tests: Sequence[RunTest | None], better: Better | None
+    values: Sequence[Value], tests: Sequence[TaskComparison | None], better: Better | None
 ) -> list[Value]:
     """The values with their tests, bold where one shows an improvement."""
     improved = [_improved(one, better) for one in tests]
@@ -203,18 +203,18 @@ def _with_tests(
     ]
 
 
-def _improved(test: RunTest | None, better: Better | None) -> bool | None:
+def _improved(test: TaskComparison | None, better: Better | None) -> bool | None:
     """Whether a difference beyond its interval is an improvement; None where nothing is shown."""
-    if test is None or better is None or not test.is_beyond_noise:
+    if test is None or better is None or test.low is None or test.high is None or test.low <= 0 <= test.high:
         return None
-    return (test.found.difference > 0) == (better == "high")
+    return (test.difference > 0) == (better == "high")
 
 
-def _tested(test: RunTest | None) -> str:
+def _tested(test: TaskComparison | None) -> str:
     if test is None:
         return ""
-    ends = interval(test.found.low, test.found.high)
-    return " ".join(filter(None, [ends, "" if test.found.p is None else f"p {p_value(test.found.p)}"]))
+    ends = interval(test.low, test.high)
+    return " ".join(filter(None, [ends, "" if test.p is None else f"p {p_value(test.p)}"]))
 
 
 def _with_interval(value: Value, score: TaskScore | None, evaluated: bool) -> Value:

@@ -1,4 +1,4 @@
-"""Runs compared with the first on the same examples, by content: McNemar for accuracies, else a bootstrap."""
+"""Runs compared with the first on the same examples, by the tests of `gaguide eval compare`."""
 
 from __future__ import annotations
 
@@ -6,83 +6,69 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gaguide.errors import Fault, UserError
-from gaguide.evaluate.compare.metric_tests import Test, match, metric_tests
+from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
+from gaguide.evaluate.compare.metric_tests import match
+from gaguide.evaluate.compare.records import TaskComparison
+from gaguide.evaluate.compare.sources import Evaluation
+from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
 from gaguide.report.run_records import RunRecord
-from gaguide.stats.paired import Paired, holm
-
-
-@dataclass(frozen=True)
-class RunTest:
-    """A run compared with the first on one metric of one task."""
-
-    run: int
-    """Index of the run."""
-    task: str
-    """Name of the task."""
-    metric: str
-    """Name of the metric."""
-    test: Test
-    """Name of the test."""
-    found: Paired
-    """The difference, run minus first, its interval and p value."""
-    count: int
-    """Examples that were compared."""
-    left_out: int
-    """Examples that are left out because a score is not finite."""
-    p_holm: float | None = None
-    """p after Holm's correction over the tasks' main metrics; None for further metrics."""
-
-    @property
-    def is_beyond_noise(self) -> bool:
-        """Whether the 95% interval of the difference excludes 0."""
-        low, high = self.found.low, self.found.high
-        return low is not None and high is not None and not low <= 0 <= high
 
 
 @dataclass(frozen=True)
 class RunTests:
-    """All paired tests of a report."""
+    """All paired tests of a report; runs are named as in it."""
 
-    tests: tuple[RunTest, ...] = ()
-    """One for each run but the first, task and metric."""
+    tests: tuple[TaskComparison, ...] = ()
+    """One for each run but the first, task and metric; Holm-corrected for each run."""
     notes: tuple[str, ...] = ()
-    """Tasks that could not be tested, and why."""
-    other_examples: frozenset[tuple[int, str]] = frozenset()
+    """Tasks that could not be tested, and what to keep in mind of others."""
+    other_examples: frozenset[tuple[str, str]] = frozenset()
     """(run, task) that were evaluated on other examples than the first run's."""
 
-    def of(self, run: int, task: str, metric: str) -> RunTest | None:
+    def of(self, run: str, task: str, metric: str) -> TaskComparison | None:
         """The test of a run's metric; None where there is none."""
         key = (run, task, metric)
-        return next((one for one in self.tests if (one.run, one.task, one.metric) == key), None)
+        return next((one for one in self.tests if (one.evaluation, one.task, one.metric) == key), None)
 
 
 def paired_tests(runs: Sequence[RunRecord]) -> RunTests:
     """Tests of every run against the first, for the tasks that both were evaluated on."""
     if len(runs) < 2:
         return RunTests()
-    examples = [_examples(run) for run in runs]
-    tests: list[RunTest] = []
+    first, *rest = [_evaluation(run) for run in runs]
+    tests: list[TaskComparison] = []
     notes: list[str] = []
-    others: set[tuple[int, str]] = set()
-    for index in range(1, len(runs)):
-        found: list[RunTest] = []
-        for task in (name for name in examples[0] if name in examples[index]):
-            before, now = examples[0][task], examples[index][task]
-            matched = match(now.keys, before.keys)
-            if not matched.is_complete:
-                others.add((index, task))
-                notes.append(
-                    f"{runs[index].name}, {task}: only {len(matched.now)} of {len(now.keys)} examples ask "
-                    f"the same as those of {runs[0].name}; not compared"
-                )
+    others: set[tuple[str, str]] = set()
+    for one in rest:
+        alike = []
+        for task in (name for name in first.tasks if name in one.tasks):
+            now, before = one.tasks[task].keys, first.tasks[task].keys
+            matched = match(now, before)
+            if matched.is_complete:
+                alike.append(task)
                 continue
-            found += [
-                RunTest(index, task, one.metric, one.test, one.found, len(one.now), one.left_out)
-                for one in metric_tests(now, before, matched)
-            ]
-        tests += _corrected(found, _main_metrics(runs[index]))
+            others.add((one.name, task))
+            notes.append(
+                f"{one.name}, {task}: only {len(matched.now)} of {len(now)} examples ask the same as those "
+                f"of {first.name}; not compared"
+            )
+        pair = [replace(each, tasks={task: each.tasks[task] for task in alike}) for each in (first, one)]
+        compared = compare_evaluations(pair, CompareOptions())
+        tests += compared.tests
+        notes += compared.notes
     return RunTests(tuple(tests), tuple(notes), frozenset(others))
+
+
+def _evaluation(run: RunRecord) -> Evaluation:
+    """The examples of the evaluations that the run's scores are from."""
+    main: dict[str, str] = {}
+    doubts: dict[str, dict[str, Doubt]] = {}
+    for score in run.scores or ():
+        main.setdefault(score.task, score.metric)
+        if score.doubt is not None:
+            doubts.setdefault(score.task, {})[score.metric] = score.doubt
+    return Evaluation(run.name, run.folder, run.name, _examples(run), main, doubts=doubts)
 
 
 def _examples(run: RunRecord) -> Mapping[str, TaskExamples]:
@@ -101,14 +87,3 @@ def _examples(run: RunRecord) -> Mapping[str, TaskExamples]:
             task: known[task] for task, own in run.evaluations.items() if own == folder and task in known
         }
     return found
-
-
-def _corrected(tests: Sequence[RunTest], main: Mapping[str, str]) -> list[RunTest]:
-    chosen = [one for one in tests if main.get(one.task) == one.metric]
-    corrected = dict(zip(map(id, chosen), holm([one.found.p for one in chosen]), strict=True))
-    return [replace(one, p_holm=corrected.get(id(one))) for one in tests]
-
-
-def _main_metrics(run: RunRecord) -> dict[str, str]:
-    """Task → the metric that its evaluation lists first."""
-    return {score.task: score.metric for score in reversed(run.scores or ())}

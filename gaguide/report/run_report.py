@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from gaguide.report.comparison_report import differences_table
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
 from gaguide.report.run_ablations import ablation_tables
 from gaguide.report.run_figures import draw_course, draw_curves, draw_heads
@@ -13,7 +15,7 @@ from gaguide.report.run_measures import FURTHER, Measure, Value, measures
 from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.style import series_style
-from gaguide.report.text import ABSENT, csv_text, fixed, interval, mark_notes, p_value, smallest_p
+from gaguide.report.text import ABSENT, csv_text, interval, mark_notes, smallest_p
 
 _NOTE = (
     "Differences (Δ) are to the first run; with brackets: 95% interval of the difference on the "
@@ -87,30 +89,15 @@ def comparison_table(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> Tabl
 
 def paired_table(runs: Sequence[RunRecord], tests: RunTests) -> Table:
     """Every test of a run against the first on the same examples."""
-    rows = tuple(
-        (
-            f"{one.task} · {one.metric} · {runs[one.run].name}",
-            (
-                Cell(fixed(one.found.difference, 4, "+"), one.is_beyond_noise),
-                Cell(interval(one.found.low, one.found.high, 4) or ABSENT),
-                Cell(p_value(one.found.p)),
-                Cell(p_value(one.p_holm)),
-                Cell(one.test),
-                Cell(ABSENT if one.found.helped is None else f"{one.found.helped} / {one.found.hurt}"),
-                Cell(f"{one.count:,}", small=f"{one.left_out} not finite" if one.left_out else ""),
-            ),
-        )
-        for one in tests.tests
-    )
-    return Table(
-        "paired",
-        f"Tests against {runs[0].name} on the same examples",
-        ("", "difference", "95% interval", "p", "p, Holm", "test", "helped / hurt", "examples"),
-        rows,
-        "McNemar for accuracies, a paired bootstrap for the others; examples are matched by content. "
-        "Intervals are over examples: they do not cover the variation between seeds. Holm-corrected over the "
-        "tasks' main metrics. Bold: the interval excludes 0."
-        + smallest_p(sum(one.p_holm is not None for one in tests.tests) // max(1, len(runs) - 1)),
+    main = sum(one.is_main for one in tests.tests) // max(1, len(runs) - 1)
+    return replace(
+        differences_table(tests.tests),
+        name="paired",
+        title=f"Tests against {runs[0].name} on the same examples",
+        note="McNemar for accuracies, a paired bootstrap for the others; examples are matched by content. "
+        "Intervals are over examples: they do not cover the variation between seeds. p, Holm: corrected for "
+        "each run over the tasks' main metrics; further metrics each over their own tests. Bold: p, Holm "
+        "below 0.05." + smallest_p(main),
     )
 
 
