@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from gaguide.ablate.records import AblationRecord, ModelRecord, SpanAttention
-from gaguide.report.text import counted, fixed, interval, known_mean, p_value
+from gaguide.report.text import counted, fixed, interval, known_mean, p_words
 
 
 def findings(record: AblationRecord) -> list[str]:
@@ -26,11 +26,11 @@ def model_finding(record: AblationRecord, model: ModelRecord, name: str) -> str:
     text = f"{name}: {len(guided)} heads of the plan: {listed}"
     together = model.together.get(record.deciding)
     if together is not None and together.loss.difference is not None:
-        loss, p = together.loss, p_value(together.loss.p)
+        loss = together.loss
         change = fixed(together.loss.difference, 4, "+")
         text += (
             f"; without all of them at once the held-out loss changes by {change} "
-            f"{interval(loss.low, loss.high, 4)} (p {p if p.startswith('<') else '= ' + p})"
+            f"{interval(loss.low, loss.high, 4)} ({p_words(loss.p) or 'not tested'})"
         )
     return f"{text}."
 

@@ -15,15 +15,18 @@ from gaguide.ablate.records import (
     SpanAttention,
 )
 from gaguide.report.document import Cell, Row, Table
-from gaguide.report.text import ABSENT, fixed, interval, known_mean, p_value
+from gaguide.report.text import (
+    ABSENT,
+    SIGNIFICANT,
+    before_after,
+    fixed,
+    head_name,
+    interval,
+    known_mean,
+    p_words,
+)
 
-SIGNIFICANT = 0.05
 _DIGITS = 4
-
-
-def head_name(head: HeadRecord) -> str:
-    """Layer and head in words."""
-    return f"layer {head.layer} · head {head.head}"
 
 
 def verdict_table(records: Sequence[AblationRecord]) -> Table:
@@ -73,9 +76,9 @@ def _verdict_cells(head: HeadRecord, deciding: str) -> tuple[Cell, ...]:
     rise = head.rise
     moved = ABSENT if head.attention is None else f"{head.attention:.3f}"
     if head.attention is not None and head.attention_before is not None:
-        moved = f"{head.attention_before:.3f} → {head.attention:.3f}"
+        moved = before_after(head.attention_before, head.attention)
     is_moved = rise is not None and rise.p_holm is not None and rise.p_holm < SIGNIFICANT
-    small = "" if rise is None or rise.p_holm is None else _p(rise.p_holm)
+    small = "" if rise is None else p_words(rise.p_holm)
     return (
         Cell(head.pattern),
         Cell(moved, is_moved, small=small),
@@ -94,14 +97,9 @@ def effect_cell(effect: Effect | None, digits: int = _DIGITS) -> Cell:
     if effect is None or effect.difference is None:
         return Cell(ABSENT)
     p = effect.p if effect.p_holm is None else effect.p_holm
-    lines = [interval(effect.low, effect.high, digits), "" if p is None else _p(p)]
+    lines = [interval(effect.low, effect.high, digits), p_words(p)]
     shown = fixed(effect.difference, digits, "+")
     return Cell(shown, p is not None and p < SIGNIFICANT, small="\n".join(filter(None, lines)))
-
-
-def _p(p: float) -> str:
-    text = p_value(p)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def methods_table(records: Sequence[AblationRecord]) -> Table:

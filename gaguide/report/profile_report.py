@@ -8,7 +8,7 @@ from dataclasses import fields
 from gaguide.heads.records import HeadProfile, ProfileRecord
 from gaguide.report.document import Cell, Chart, Report, Row, Section, Table, folded
 from gaguide.report.profile_figures import draw_agreement, draw_profile
-from gaguide.report.text import ABSENT, csv_text, fixed, interval
+from gaguide.report.text import ABSENT, csv_text, fixed, head_name, interval
 
 _SHOWN = 12
 
@@ -67,7 +67,7 @@ def chosen_table(record: ProfileRecord) -> Table:
     for chosen in record.chosen:
         for key in chosen.heads:
             head = by_key[key]
-            rows.append((_name(head), (*_effects(head), Cell(head.type), Cell(head.displaces))))
+            rows.append((head_name(head), (*_effects(head), Cell(head.type), Cell(head.displaces))))
             groups.append(f"{chosen.name}: {chosen.rule}")
     return Table(
         "chosen",
@@ -86,7 +86,10 @@ def _top_table(record: ProfileRecord) -> Table:
         record.heads, key=lambda head: -(head.near if head.near is not None else head.near_estimate)
     )
     rows = tuple(
-        (_name(head), (*_effects(head), Cell(fixed(head.near_estimate, 4, "+")), Cell(head.type)))
+        (
+            head_name(head),
+            (*_effects(head), Cell(fixed(head.near_estimate, 4, "+")), Cell(head.type)),
+        )
         for head in ranked[:_SHOWN]
     )
     return Table(
@@ -101,7 +104,7 @@ def _top_table(record: ProfileRecord) -> Table:
 def _head_table(record: ProfileRecord) -> Table:
     rows = tuple(
         (
-            _name(head),
+            head_name(head),
             (
                 *_effects(head),
                 *(Cell(ABSENT if value is None else f"{value:.3f}")
@@ -122,10 +125,6 @@ def _head_table(record: ProfileRecord) -> Table:
         "the earlier occurrence in repeated random tokens. Copying: standard deviations by which a key's "
         "value raises its own token.",
     )  # fmt: skip
-
-
-def _name(head: HeadProfile) -> str:
-    return f"layer {head.layer} · head {head.head}"
 
 
 def _effects(head: HeadProfile) -> tuple[Cell, Cell, Cell]:

@@ -123,9 +123,8 @@ def tested_findings(runs: Sequence[RunRecord], tests: RunTests) -> list[str]:
     """One sentence for each run about the tasks' main metrics compared with the first run."""
     sentences = []
     for run in runs:
-        rows = [
-            one for one in tests.tests if one.evaluation == run.name and one.is_main and one.p is not None
-        ]
+        main = [one for one in tests.tests if one.evaluation == run.name and one.is_main]
+        rows = [one for one in main if one.p_holm is not None]
         if rows:
             moved = [one for one in rows if one.is_shown]
             listed = ", ".join(f"{one.task} {fixed(one.difference, 3, '+')}" for one in moved)

@@ -5,11 +5,11 @@ Only averages over heads are computed here; the statistics are in the records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, fixed, interval
+from gaguide.report.text import ABSENT, before_after, fixed, interval
 from gaguide.study.analysis_records import HeadAttention, LossCost
 from gaguide.study.record_files import StudyRecords
 
@@ -43,7 +43,8 @@ def attention_table(study: StudyRecords) -> Table:
     for size in study.index.sizes:
         for layer in sorted(layers.get(size, ())):
             cells = tuple(
-                Cell(_before_after(by_layer.get((size, layer, experiment), ()))) for experiment in columns
+                Cell(before_after(*attention_means(by_layer.get((size, layer, experiment), ()))))
+                for experiment in columns
             )
             rows.append((f"{size} · layer {layer}", cells))
     unguided = sorted({row.experiment for row in study.attention if not row.guided})
@@ -52,12 +53,6 @@ def attention_table(study: StudyRecords) -> Table:
     return Table(
         "attention", "Attention on the guided words, before → after", ("", *columns), tuple(rows), note
     )
-
-
-def _before_after(rows: Iterable[HeadAttention]) -> str:
-    listed = list(rows)
-    before, after = attention_means(listed)
-    return ABSENT if before is None or after is None else f"{before:.3f} → {after:.3f}"
 
 
 def attention_means(rows: Sequence[HeadAttention]) -> tuple[float | None, float | None]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, fixed, interval, mark, p_value, small_number, smallest_p
+from gaguide.report.text import (
+    ABSENT,
+    SIGNIFICANT,
+    fixed,
+    interval,
+    mark,
+    p_value,
+    p_words,
+    small_number,
+    smallest_p,
+)
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Comparison, ScalingVerdict
-
-SIGNIFICANT = 0.05
-"""A p value below it is marked."""
 
 
 def decisive(
@@ -124,11 +131,10 @@ def _slope_text(row: ScalingVerdict) -> str:
     if row.slope is None:
         return ""
     bent = row.verdict in ("U-shaped", "inverted U")
-    text = p_value(row.p_bend_holm if bent else row.p_slope_holm)
-    sign = " " if text.startswith("<") else " = "
+    p = p_words(row.p_bend_holm if bent else row.p_slope_holm) or f"p = {ABSENT}"
     unbroken = interval(row.slope_low, row.slope_high).replace(" ", "\u00a0")
     slope = f"{fixed(row.slope, 3, '+')} {unbroken}"
-    lines = [slope, f"{'bend: ' if bent else ''}p{sign}{text}"]
+    lines = [slope, f"{'bend: ' if bent else ''}{p}"]
     if row.slope_detectable is not None:
         lines.append(f"detectable {small_number(row.slope_detectable, 3)}")
     if row.left_out:

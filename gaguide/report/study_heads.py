@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from gaguide.ablate.records import Effect
+from gaguide.report.ablation_tables import effect_cell
 from gaguide.report.document import Cell, Row, Table
-from gaguide.report.text import ABSENT, counted, fixed, interval, known_mean, p_value
+from gaguide.report.text import (
+    ABSENT,
+    SIGNIFICANT,
+    before_after,
+    counted,
+    fixed,
+    head_name,
+    known_mean,
+    p_words,
+)
 from gaguide.study.analysis_records import HeadVerdict
 from gaguide.study.record_files import StudyRecords
-
-_SIGNIFICANT = 0.05
 
 
 def head_count_table(study: StudyRecords) -> Table:
@@ -25,8 +34,8 @@ def head_count_table(study: StudyRecords) -> Table:
                 (
                     Cell(str(len(heads))),
                     Cell(
-                        _before_after(
-                            known_mean(one.before for one in heads), known_mean(one.after for one in heads)
+                        before_after(
+                            *(known_mean(getattr(one, when) for one in heads) for when in ("before", "after"))
                         )
                     ),
                     Cell(_number(known_mean(one.loss for one in heads))),
@@ -50,7 +59,7 @@ def head_count_table(study: StudyRecords) -> Table:
         ),
         tuple(rows),
         _note(study) + " Numbers are means over heads and seeds.",
-    )
+    )  # fmt: skip
 
 
 def head_verdict_table(study: StudyRecords) -> Table:
@@ -58,7 +67,7 @@ def head_verdict_table(study: StudyRecords) -> Table:
     rows: list[Row] = []
     groups: list[str] = []
     for (size, experiment), heads in head_families(study).items():
-        rows += [(f"layer {one.layer} · head {one.head}", _cells(one)) for one in heads]
+        rows += [(head_name(one), _cells(one)) for one in heads]
         groups += [f"{size} · {experiment}"] * len(heads)
     header = ("", "words", "attention", "loss without it", "near cues", "more than controls",
               "more than finetuned", "verdict")  # fmt: skip
@@ -97,10 +106,11 @@ def _note(study: StudyRecords) -> str:
 
 
 def _cells(one: HeadVerdict) -> tuple[Cell, ...]:
+    is_moved = one.p_moved is not None and one.p_moved < SIGNIFICANT
     return (
         Cell(one.pattern),
-        Cell(_before_after(one.before, one.after), _beyond(one.p_moved), small=_p(one.p_moved)),
-        _effect(one.loss, one.low, one.high, one.p_used),
+        Cell(before_after(one.before, one.after), is_moved, small=p_words(one.p_moved)),
+        effect_cell(Effect(one.loss, one.low, one.high, one.p_used)),
         Cell(_number(one.near)),
         Cell(_number(one.over_controls)),
         _over(one),
@@ -110,31 +120,11 @@ def _cells(one: HeadVerdict) -> tuple[Cell, ...]:
 
 def _over(one: HeadVerdict) -> Cell:
     """The change minus that in finetuned; says how many seeds have both where not all do."""
-    cell = _effect(one.over_finetuned, one.over_low, one.over_high, one.p_over)
+    cell = effect_cell(Effect(one.over_finetuned, one.over_low, one.over_high, one.p_over))
     if not 0 < one.seeds_over < one.seeds:
         return cell
     return replace(cell, small=f"{cell.small}\n{one.seeds_over} of {one.seeds} seeds".strip())
 
 
-def _effect(value: float | None, low: float | None, high: float | None, p: float | None) -> Cell:
-    small = "\n".join(filter(None, [interval(low, high, 4), _p(p)]))
-    return Cell(_number(value), _beyond(p), small=small if value is not None else "")
-
-
-def _beyond(p: float | None) -> bool:
-    return p is not None and p < _SIGNIFICANT
-
-
-def _p(p: float | None) -> str:
-    if p is None:
-        return ""
-    text = p_value(p)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
-
-
 def _number(value: float | None) -> str:
     return ABSENT if value is None else fixed(value, 4, "+")
-
-
-def _before_after(before: float | None, after: float | None) -> str:
-    return ABSENT if before is None or after is None else f"{before:.3f} → {after:.3f}"

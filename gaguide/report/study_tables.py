@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.report.document import Cell, Table
-from gaguide.report.study_comparisons import SIGNIFICANT, decisive, is_significant
+from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.text import (
     ABSENT,
     DIRECTIONS,
+    SIGNIFICANT,
     fixed,
     interval,
     mark,

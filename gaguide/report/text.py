@@ -15,6 +15,8 @@ from gaguide.stats.groups import FEW
 
 ABSENT = "–"
 """Shown for what is missing."""
+SIGNIFICANT = 0.05
+"""A p value below it is set in bold."""
 DIRECTIONS = {"high": " ↑", "low": " ↓"}
 """Better direction of a metric → arrow after its name: ↑ higher is better, ↓ lower is better."""
 
@@ -49,6 +51,22 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
 def p_value(p: float | None) -> str:
     """A p value with three decimals, "< 0.001" below that."""
     return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_words(p: float | None) -> str:
+    """`p = 0.012`, `p < 0.001`; empty where there is none."""
+    text = p_value(p)
+    return "" if p is None else f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def head_name(one: Any) -> str:
+    """The layer and head of a record that has both, in words."""
+    return f"layer {one.layer} · head {one.head}"
+
+
+def before_after(before: float | None, after: float | None) -> str:
+    """Attention before and after a training, `0.021 → 0.880`; `ABSENT` where either is missing."""
+    return ABSENT if before is None or after is None else f"{before:.3f} → {after:.3f}"
 
 
 def smallest_p(tests: int) -> str:

@@ -85,7 +85,7 @@ def test_tasks_are_tested_on_the_same_examples_and_bold_needs_more_than_noise(tm
     assert near[1].change == "+0.050" and not near[0].best and not near[1].best
     assert far[1].best and not far[0].best and "p < 0.001" in far[1].tested
     one = tests.of(runs[1].name, "far", "acc")
-    assert one is not None and (one.found.helped, one.found.hurt, one.count) == (30, 0, 80)
+    assert one is not None and (one.gained, one.lost, one.count) == (30, 0, 80)
     assert tests.of(runs[1].name, "other", "acc") is None
     assert "only 0 of 80 examples ask the same" in tests.notes[0]
     assert _row(measures(runs), "Tasks", "other").values[1].change is None
