@@ -32,7 +32,8 @@ from gaguide.heads.rules import choose
 from gaguide.interventions import mean_outputs
 from gaguide.log import SlowWork, code_fingerprint
 from gaguide.model.attention_support import causal_attention_modules
-from gaguide.stats.paired import Paired, rate_change
+from gaguide.stats.difference import Paired
+from gaguide.stats.paired import rate_change
 from gaguide.train.inputs import guidance_marks, missing_marks, model_inputs
 
 _NEAR = [BANDS.index(name) for name in NEAR]

@@ -1,6 +1,7 @@
 """Statistics of paired comparisons, the same for evaluations, runs and studies; numbers in, records out.
 
-groups.py   sums over groups of examples, and the error of their ratio
-paired.py   McNemar, paired bootstrap, paired t-test, Holm's correction
-power.py    effect sizes, power, the smallest detectable difference
+difference.py  the record of a comparison
+groups.py      sums over groups of examples, and the error of their ratio
+paired.py      McNemar, paired bootstrap, paired t-test, Holm's correction
+power.py       effect sizes, power, the smallest detectable difference
 """

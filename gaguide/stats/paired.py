@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy import stats
 
+from gaguide.stats.difference import Paired
 from gaguide.stats.groups import FEW, ratio_error, sums_by_group
 
 ALPHA = 0.05
@@ -22,28 +23,6 @@ RESAMPLES = 4_999
 _ROUNDING = 1e-12
 _FEW = 10
 """Resampled means beyond 0 from which on their share is a p value."""
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A paired difference and its test."""
-
-    difference: float
-    """Mean difference, experiment minus baseline."""
-    low: float | None
-    """Lower end of its 95% interval."""
-    high: float | None
-    """Upper end of its 95% interval."""
-    p: float | None
-    """Two-sided p value."""
-    p_exact: float | None = None
-    """McNemar's exact p value."""
-    helped: int | None = None
-    """Examples that only the experiment answers correctly (McNemar)."""
-    hurt: int | None = None
-    """Examples that only the baseline answers correctly (McNemar)."""
-    groups: int | None = None
-    """Number of groups of examples that were taken as the unit; None where every example is one."""
 
 
 def mcnemar(

@@ -122,30 +122,6 @@ def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     return Grid(study, folder, tuple(builder.cells), evaluation_id(study), tasks, ablation_id(study))
 
 
-@dataclass(frozen=True)
-class _Training:
-    """The settings of one training, before the cell has an id."""
-
-    role: Role
-    """Role of the cell."""
-    size: SizeSection
-    """Its size."""
-    experiment: str
-    """Name of its experiment."""
-    seed: int
-    """Its seed."""
-    model: Mapping[str, Any]
-    """The run's `model`, without dropout."""
-    guidance: Mapping[str, Any]
-    """The run's `guidance`."""
-    train: Mapping[str, Any]
-    """The run's `train`, without the length where `tokens` is given."""
-    tokens: int | None
-    """Training tokens; None leaves the length to `train`."""
-    base: Cell | None
-    """The cell whose model it starts from."""
-
-
 class _GridBuilder:
     """Collects the cells of a study and the faults in their settings."""
 
@@ -177,19 +153,13 @@ class _GridBuilder:
     def _add_base(self, size: SizeSection, seed: int) -> Cell | None:
         pretrain = self.study.pretrain
         assert pretrain is not None
-        return self._add_trained(
-            _Training(
-                role="base",
-                size=size,
-                experiment=_BASE,
-                seed=seed,
-                model={"name": size.model or size.name, "init": "scratch"},
-                guidance={},
-                train=_whole({**self.study.train, **size.train}) | pretrain.train,
-                tokens=pretrain.tokens,
-                base=None,
-            )
-        )
+        train = _whole({**self.study.train, **size.train}) | pretrain.train
+        sections = {
+            "model": {"name": size.model or size.name, "init": "scratch"},
+            "guidance": {},
+            "train": self._with_length(train, pretrain.tokens),
+        }
+        return self._add_trained("base", size, _BASE, seed, None, sections)
 
     def _add_original(self, size: SizeSection, seed: int | None, base: Cell | None) -> None:
         model = size.model or size.name if base is None else str(self.folder / base.folder / "model")
@@ -219,19 +189,13 @@ class _GridBuilder:
             base = None
         else:
             model = {"name": str(self.folder / base.folder / "model"), "init": "pretrained"}
-        self._add_trained(
-            _Training(
-                role="tuned",
-                size=size,
-                experiment=experiment.name,
-                seed=seed,
-                model=model,
-                guidance=self._guidance(experiment),
-                train={**self.study.train, **size.train, **experiment.train},
-                tokens=experiment.tokens or size.tokens or self.study.tokens,
-                base=base,
-            )
-        )
+        train = {**self.study.train, **size.train, **experiment.train}
+        sections = {
+            "model": model,
+            "guidance": self._guidance(experiment),
+            "train": self._with_length(train, experiment.tokens or size.tokens or self.study.tokens),
+        }
+        self._add_trained("tuned", size, experiment.name, seed, base, sections)
 
     def _guidance(self, experiment: ExperimentSection) -> dict[str, Any]:
         """A run's `guidance` section for an experiment."""
@@ -249,17 +213,22 @@ class _GridBuilder:
             return {"experiment": FINETUNED}
         return {**self.study.guidance, "experiment": self.study.measure, "weight": 0}
 
-    def _add_trained(self, training: _Training) -> Cell | None:
-        """Add the cell; None where its settings have faults, which are collected."""
-        size, base = training.size, training.base
+    def _add_trained(
+        self, role: Role, size: SizeSection, experiment: str, seed: int, base: Cell | None,
+        sections: Mapping[str, Mapping[str, Any]],
+    ) -> Cell | None:  # fmt: skip
+        """Add the cell; None where its settings have faults, which are collected.
+
+        base: the cell whose model it starts from. sections: a run's `model`, without dropout, `guidance` and
+        `train`.
+        """
         tree: dict[str, Any] = {
-            "name": f"{size.name} {training.experiment} seed {training.seed}",
+            **sections,
+            "name": f"{size.name} {experiment} seed {seed}",
             "output": str(self.folder),  # replaced by the cell's folder once its id is known
-            "seed": training.seed,
-            "model": {**training.model, "dropout": self.study.dropout},
+            "seed": seed,
+            "model": {**sections["model"], "dropout": self.study.dropout},
             "data": self.study.data.model_dump(mode="json"),
-            "guidance": training.guidance,
-            "train": self._with_length(training.train, training.tokens),
             "validation": self.study.validation.model_dump(),
         }
         ds_path = self._ds_path(size)
@@ -268,22 +237,22 @@ class _GridBuilder:
             run = RunConfig.model_validate(tree)
         except ValidationError as error:
             for fault in validation_faults(error, RunConfig, tree):
-                self._report(fault, f" ({size.name}, {training.experiment})")
+                self._report(fault, f" ({size.name}, {experiment})")
             return None
         contents = [*self._local_model(run.model.name, base), *self._lexicons(run)]
         digest = short_hash(
             [material_settings(run, base.id if base else None), ds_content, self._data, *contents]
         )
-        cell_id = f"{size.name}-{training.experiment}-s{training.seed}-{digest}"
+        cell_id = f"{size.name}-{experiment}-s{seed}-{digest}"
         output = self.folder / "cells" / cell_id
         cell = Cell(
             id=cell_id,
-            role=training.role,
+            role=role,
             size=size.name,
-            experiment=training.experiment,
-            seed=training.seed,
+            experiment=experiment,
+            seed=seed,
             run=run.model_copy(update={"output": str(output)}),
-            model=None if training.role == "base" else str(output / "model"),
+            model=None if role == "base" else str(output / "model"),
             ds_config=ds_path,
             ranks=self._ranks(size),
             base=base.id if base else None,

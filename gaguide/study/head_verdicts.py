@@ -8,7 +8,8 @@ from statistics import fmean
 
 from gaguide.ablate.effects import movement, usage
 from gaguide.ablate.records import Effect, read_ablation
-from gaguide.stats.paired import Paired, holm, over_seeds
+from gaguide.stats.difference import Paired
+from gaguide.stats.paired import holm, over_seeds
 from gaguide.study.analysis_records import HeadKnockOut, HeadVerdict
 from gaguide.study.file import FINETUNED
 from gaguide.study.grid import Grid

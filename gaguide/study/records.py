@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gaguide.evaluate.results.metric_names import Better, Doubt, is_improvement
+from gaguide.stats.difference import Paired
 
 HELD_OUT = "held-out text"
 """The name that held-out loss and guided attention have in place of a task's."""
@@ -138,8 +139,8 @@ class Mean(_Measured):
         return "baseline" if self.baseline == self.seeds else None
 
 
-@dataclass(frozen=True)
-class Comparison(_Measured):
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Paired, _Measured):
     """An experiment compared with a baseline of the same size on the same examples."""
 
     level: Literal["seed", "seeds"]
@@ -159,28 +160,12 @@ class Comparison(_Measured):
     """The experiment's value."""
     baseline_value: float
     """The baseline's value."""
-    difference: float
-    """Experiment minus baseline."""
-    low: float | None
-    """Lower end of the difference's 95% interval."""
-    high: float | None
-    """Upper end of the difference's 95% interval."""
-    p: float | None
-    """Two-sided p value, not corrected."""
-    p_exact: float | None = None
-    """McNemar's exact p value."""
     p_holm: float | None = None
     """`p` after Holm's correction.
 
     A family is the main metrics of all tasks, for one size, seed, experiment and baseline; each further
     metric, and held-out loss, is a family of its own.
     """
-    helped: int | None = None
-    """Examples that only the experiment answers correctly."""
-    hurt: int | None = None
-    """Examples that only the baseline answers correctly."""
-    groups: int | None = None
-    """Number of groups of examples that were taken as the unit; None where every example is one."""
     detectable: float | None = None
     """Smallest true difference that these examples, or seeds, show with power 0.8 before correction."""
     left_out: int = 0

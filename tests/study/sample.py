@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from gaguide.study.analysis_records import (
     Change,
@@ -136,19 +137,20 @@ def _comparisons(size: str, experiment: str, rng: random.Random) -> list[Compari
     for baseline in ("original", "finetuned"):
         if baseline == experiment:
             continue
-        key = (size, SIZES[size], experiment, "memo-trap", "acc", "high")
+        key: tuple[Any, ...] = (size, SIZES[size], experiment, "memo-trap", "acc", "high")
         for seed in SEEDS:
             difference = rng.gauss(0, 0.02)
             rows.append(
                 Comparison(
-                    *key, "seed", baseline, seed, 1, "mcnemar", 60, 0.5 + difference, 0.5,
-                    difference, difference - 0.05, difference + 0.05, 0.3, 0.35, 0.9, 5, 4,
+                    *key, difference, difference - 0.05, difference + 0.05, 0.3, 0.35, 5, 4, level="seed",
+                    baseline=baseline, seed=seed, seeds=1, test="mcnemar", count=60, value=0.5 + difference,
+                    baseline_value=0.5, p_holm=0.9,
                 )
             )  # fmt: skip
         rows.append(
             Comparison(
-                *key, "seeds", baseline, None, 3, "t", 60, 0.52, 0.5, 0.02, -0.02, 0.06,
-                0.2, None, 0.4,
+                *key, 0.02, -0.02, 0.06, 0.2, level="seeds", baseline=baseline, seed=None, seeds=3, test="t",
+                count=60, value=0.52, baseline_value=0.5, p_holm=0.4,
             )
         )  # fmt: skip
     return rows

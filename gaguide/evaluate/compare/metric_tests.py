@@ -12,7 +12,8 @@ import numpy as np
 
 from gaguide.evaluate.results.metric_names import BETTER
 from gaguide.evaluate.results.outcomes import TaskExamples
-from gaguide.stats.paired import Paired, mcnemar, paired_bootstrap
+from gaguide.stats.difference import Paired
+from gaguide.stats.paired import mcnemar, paired_bootstrap
 from gaguide.stats.power import Effect, Sensitivity, effect_size, sensitivity
 
 Test = Literal["mcnemar", "bootstrap"]
