@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 
 from gaguide.data import BuildRequest, build_shards, read_manifest
 from gaguide.data.exchange import mds, nanogpt
-from gaguide.data.exchange.documents import Document, split_at
 from gaguide.data.exchange.export import export_shards
-from gaguide.data.exchange.format import ReadOptions, WriteOptions
+from gaguide.data.exchange.format import ReadOptions, WriteOptions, split_at
 from gaguide.data.exchange.formats import FORMATS, find_format
 from gaguide.data.exchange.importing import ImportRequest, import_shards
-from gaguide.data.format.shards import open_shard
+from gaguide.data.format.shards import Document, open_shard
 from gaguide.data.read.verify import verify
 from gaguide.errors import UserError
 from tests.data.exchange.make import DOCUMENTS

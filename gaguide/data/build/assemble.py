@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaguide.data.build.encode import EncodingSpec, write_documents
-from gaguide.data.build.encode_row import EncodedDocument
+from gaguide.data.build.encode import EncodingSpec
 from gaguide.data.build.identity import describe_identity
 from gaguide.data.build.request import PreparedBuild
 from gaguide.data.build.rows import Reason
@@ -30,7 +29,7 @@ from gaguide.data.format.manifest import (
     write_manifest,
 )
 from gaguide.data.format.pieces import Piece, read_pieces
-from gaguide.data.format.shards import open_shard, shard_name
+from gaguide.data.format.shards import Document, open_shard, shard_name
 from gaguide.data.format.tokenizer import vocabulary_size
 from gaguide.data.overlap.decontaminate import LIST_FILE
 from gaguide.errors import Fault, UserError
@@ -136,22 +135,20 @@ def _join_validation(
     infos = []
     for index, documents in enumerate(_batches(_validation_documents(pieces, spec), shard_tokens)):
         path = output / shard_name(VALIDATION, index)
-        infos.append(write_documents(path, documents, spec))
+        infos.append(spec.write(path, documents))
     return tuple(infos)
 
 
-def _validation_documents(pieces: list[Piece], spec: EncodingSpec) -> Iterator[EncodedDocument]:
+def _validation_documents(pieces: list[Piece], spec: EncodingSpec) -> Iterator[Document]:
     for piece in pieces:
         info = piece.shards.get(VALIDATION)
         if info is not None:
             shard = open_shard(spec.folder / info.file, info, spec.tokenizer_fingerprint)
-            for start, end in zip(shard.offsets, shard.offsets[1:]):
-                marks = None if shard.marks is None else shard.marks[start:end]
-                yield EncodedDocument(shard.tokens[start:end], marks)
+            yield from shard.documents()
 
 
-def _batches(documents: Iterator[EncodedDocument], shard_tokens: int) -> Iterator[list[EncodedDocument]]:
-    batch: list[EncodedDocument] = []
+def _batches(documents: Iterator[Document], shard_tokens: int) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     tokens = 0
     for document in documents:
         if batch and tokens + len(document.ids) > shard_tokens:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from gaguide.data.build.documents import read_span
-from gaguide.data.build.encode_row import EncodedDocument, RowEncoder, row_bytes
+from gaguide.data.build.encode_row import RowEncoder, row_bytes
 from gaguide.data.build.parts import Part
 from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.rows import Row
 from gaguide.data.format.manifest import TRAIN, VALIDATION, ShardInfo
 from gaguide.data.format.pieces import Piece, piece_file, read_pieces, write_record
-from gaguide.data.format.shards import write_shard
+from gaguide.data.format.shards import Document, write_documents
 
 _REPORT_BYTES = 1 << 20
 
@@ -44,6 +44,11 @@ class EncodingSpec:
     validation_fraction: float
     """Share of the documents that is held out."""
 
+    def write(self, path: Path, documents: Sequence[Document]) -> ShardInfo:
+        """Atomically write documents as a shard, with their marks if the build has any."""
+        dtype, has_marks = np.dtype(self.rows.token_dtype), bool(self.rows.marks)
+        return write_documents(path, documents, dtype, self.tokenizer_fingerprint, has_marks)
+
 
 def is_held_out(text: bytes, fraction: float) -> bool:
     """Whether a document belongs to the validation split: decided by a hash of its text, not its position."""
@@ -62,7 +67,7 @@ def encode_part(part: Part, spec: EncodingSpec, report: Report) -> None:
     reported_rows, reported_bytes = at.rows, at.bytes
     for row in itertools.islice(_rows(part, spec.rows.fields), at.rows, None):
         document, found = spec.rows.encode(row)
-        if isinstance(document, EncodedDocument):
+        if isinstance(document, Document):
             split = VALIDATION if is_held_out(row_bytes(row), spec.validation_fraction) else TRAIN
             if split == TRAIN and current.tokens and current.tokens + len(document.ids) > part.limit_tokens:
                 _write_piece(part, spec, at, current, last=False)
@@ -98,7 +103,7 @@ class _Position:
 class _OpenPiece:
     """The piece that is being filled."""
 
-    documents: dict[str, list[EncodedDocument]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
+    documents: dict[str, list[Document]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
     """Documents of each split."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Number of rows that gave no document, by reason."""
@@ -107,7 +112,7 @@ class _OpenPiece:
     tokens: int = 0
     """Number of ids of the training documents."""
 
-    def add(self, split: str, document: EncodedDocument) -> None:
+    def add(self, split: str, document: Document) -> None:
         self.documents[split].append(document)
         self.tokens += len(document.ids) if split == TRAIN else 0
 
@@ -122,16 +127,9 @@ def _write_piece(part: Part, spec: EncodingSpec, at: _Position, current: _OpenPi
     for split, documents in current.documents.items():
         if documents:
             path = spec.folder / piece_file(part.index, at.number, split)
-            shards[split] = write_documents(path, documents, spec)
+            shards[split] = spec.write(path, documents)
     dropped = dict(sorted(current.dropped.items()))
     write_record(
         spec.folder,
         Piece(part.index, at.number, at.rows, at.bytes, last, dropped, shards, current.contaminated),
     )
-
-
-def write_documents(path: Path, documents: Sequence[EncodedDocument], spec: EncodingSpec) -> ShardInfo:
-    """Atomically write documents as a shard, with their marks if the build has any."""
-    marks = [document.marks for document in documents if document.marks is not None]
-    ids, dtype = [document.ids for document in documents], np.dtype(spec.rows.token_dtype)
-    return write_shard(path, ids, dtype, spec.tokenizer_fingerprint, marks if spec.rows.marks else None)

@@ -13,20 +13,11 @@ from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.rows import Conversation, MarkedText, Reason, Row
 from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.data.format.manifest import MASKED
+from gaguide.data.format.shards import Document
 from gaguide.data.format.tokenizer import DocumentIds
 from gaguide.data.overlap.decontaminate import Contamination, Decontamination
 
 Stretch = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class EncodedDocument:
-    """A document as it is stored."""
-
-    ids: np.ndarray
-    """Token ids [n], with those at its start and end."""
-    marks: np.ndarray | None = None
-    """Marks of each token [n] uint8, bit k for the k-th mark; None where a build has none."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class RowEncoder:
     marks: tuple[str, ...] = ()
     """Names of the marks, by bit: of `fields.spans`, or the prompt's; last, that of masked words."""
 
-    def encode(self, row: Row) -> tuple[EncodedDocument | Reason, Contamination | None]:
+    def encode(self, row: Row) -> tuple[Document | Reason, Contamination | None]:
         """The document, or why there is none, and the evaluation examples in it."""
         if isinstance(row, Reason):
             return row, None
@@ -67,7 +58,7 @@ class RowEncoder:
 
     def _finish(
         self, text: str, chat: ChatText | None, spans: Iterable[tuple[int, int, int]]
-    ) -> tuple[EncodedDocument | Reason, Contamination | None]:
+    ) -> tuple[Document | Reason, Contamination | None]:
         found = None if self.decontamination is None else self.decontamination.find(text)
         if found is not None and self.decontamination is not None and self.decontamination.action == "drop":
             return Reason.CONTAMINATED, found
@@ -75,7 +66,7 @@ class RowEncoder:
         if chat is None and not spans and found is None:
             ids = np.concatenate([self.ids.before, self.encoder.encode(text), self.ids.after])
             marks = np.zeros(len(ids), np.uint8) if self.marks else None
-            return EncodedDocument(ids.astype(self.token_dtype), marks), None
+            return Document(ids.astype(self.token_dtype), marks), None
         ids, offsets = self.encoder.encode_with_offsets(text, special=chat is not None)
         marks = np.zeros(len(ids), np.uint8)
         for bit, start, end in spans:
@@ -93,7 +84,7 @@ class RowEncoder:
             is_learned = chat.ends_with_answer
             ends = np.ones(len(before), np.uint8), np.full(len(after), not is_learned, np.uint8)
         whole = np.concatenate([before, ids, after]).astype(self.token_dtype)
-        return EncodedDocument(whole, np.concatenate([ends[0], marks, ends[1]])), found
+        return Document(whole, np.concatenate([ends[0], marks, ends[1]])), found
 
     def _chat_ends(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The ids before and after a conversation, without those that the template has written itself."""

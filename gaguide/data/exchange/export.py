@@ -6,14 +6,13 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
-from gaguide.data.exchange.documents import Document
 from gaguide.data.exchange.format import WriteOptions
 from gaguide.data.exchange.formats import Format, find_format
 from gaguide.data.exchange.place import whole_folder
 from gaguide.data.format.manifest import TOKENIZER_FOLDER, Manifest, ShardInfo
+from gaguide.data.format.shards import Document
 from gaguide.data.read.blocks import CACHE_BYTES
 from gaguide.data.read.folder import ShardFolder, open_folder
 from gaguide.errors import Fault, FaultCollector, UserError
@@ -111,12 +110,8 @@ def _check(kind: Format, manifest: Manifest, marks: tuple[str, ...]) -> None:
 
 def _documents(folder: ShardFolder, info: ShardInfo, has_marks: bool) -> Iterator[Document]:
     shard = folder.open(info)
-    offsets = shard.offsets.tolist()
-    for start, end in pairwise(offsets):
-        marks = None
-        if has_marks:
-            if shard.marks is None:
-                problem = f"{info.file} lacks the marks that the manifest names"
-                raise UserError(Fault("SHARDS", problem, "build the folder again", folder.name))
-            marks = shard.marks[start:end]
-        yield Document(shard.tokens[start:end], marks)
+    if has_marks and shard.marks is None:
+        problem = f"{info.file} lacks the marks that the manifest names"
+        raise UserError(Fault("SHARDS", problem, "build the folder again", folder.name))
+    for document in shard.documents():
+        yield document if has_marks else Document(document.ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,3 +82,23 @@ def no_column(column: str, names: Sequence[str] | Iterable[str], path: Path) -> 
     """What to raise where a file lacks the column of ids."""
     remedy = f"name the column of the ids: {suggestion(column, list(names))}"
     return UserError(Fault("--column", f"is not a column of {path}", remedy, column))
+
+
+def split_at(pieces: Iterable[np.ndarray], separator: int, at_start: bool = False) -> Iterator[np.ndarray]:
+    """The documents of a stream of ids that comes in pieces: each ends with `separator`.
+
+    at_start: each begins with it instead. A rest without one is a document too.
+    """
+    open_pieces: list[np.ndarray] = []
+    for piece in pieces:
+        cuts = np.flatnonzero(piece == separator) + (not at_start)
+        start = 0
+        for cut in cuts.tolist():
+            whole = [*open_pieces, piece[start:cut]]
+            if any(map(len, whole)):
+                yield whole[0] if len(whole) == 1 else np.concatenate(whole)
+            open_pieces, start = [], cut
+        if start < len(piece):
+            open_pieces.append(piece[start:])
+    if open_pieces:
+        yield np.concatenate(open_pieces)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gaguide.data.exchange import mds, megatron, nanogpt, parquet
-from gaguide.data.exchange.documents import Document
 from gaguide.data.exchange.format import ReadOptions, WriteOptions
+from gaguide.data.format.shards import Document
 from gaguide.errors import Fault, UserError, suggestion
 
 

@@ -17,7 +17,6 @@ from gaguide.data.build.encode import is_held_out
 from gaguide.data.build.identity import describe_identity, identify_local, source_digest
 from gaguide.data.build.kinds import SourceFile
 from gaguide.data.build.request import SHARD_TOKENS, SOURCE_CONTENT, describe_differences
-from gaguide.data.exchange.documents import Document
 from gaguide.data.exchange.format import ReadOptions
 from gaguide.data.exchange.formats import Format, find_format
 from gaguide.data.exchange.place import whole_folder
@@ -33,7 +32,7 @@ from gaguide.data.format.manifest import (
     read_manifest,
     write_manifest,
 )
-from gaguide.data.format.shards import shard_name, write_shard
+from gaguide.data.format.shards import Document, shard_name, write_documents
 from gaguide.data.format.tokenizer import (
     EOS,
     DocumentIds,
@@ -268,12 +267,9 @@ class _Splits:
 
     def _write(self, split: str, current: _Open) -> None:
         path = self.place / shard_name(split, len(current.infos))
-        marks = [document.marks for document in current.documents if document.marks is not None]
-        ids = [document.ids for document in current.documents]
         has_marks = bool(self.prepared.options.marks)
-        current.infos.append(
-            write_shard(path, ids, self.dtype, self.fingerprint, marks if has_marks else None)
-        )
+        info = write_documents(path, current.documents, self.dtype, self.fingerprint, has_marks)
+        current.infos.append(info)
         self.tokens += current.tokens
         current.documents, current.tokens = [], 0
         self.on_progress(self.tokens)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gaguide.data.exchange.documents import Document, split_at
-from gaguide.data.exchange.format import ReadOptions, WriteOptions, no_column, unreadable
+from gaguide.data.exchange.format import ReadOptions, WriteOptions, no_column, split_at, unreadable
+from gaguide.data.format.shards import Document
 from gaguide.errors import Fault, UserError, first_line
 from gaguide.files import replacing, write_bytes
 

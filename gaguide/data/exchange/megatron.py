@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gaguide.data.exchange.documents import Document
 from gaguide.data.exchange.format import ReadOptions, WriteOptions, existing_files, unreadable
+from gaguide.data.format.shards import Document
 from gaguide.errors import UserError
 from gaguide.files import replacing
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gaguide.data.exchange.documents import Document, split_at
-from gaguide.data.exchange.format import ReadOptions, WriteOptions, existing_files, unreadable
+from gaguide.data.exchange.format import ReadOptions, WriteOptions, existing_files, split_at, unreadable
+from gaguide.data.format.shards import Document
 from gaguide.errors import Fault, UserError
 from gaguide.files import replacing
 

@@ -11,8 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gaguide.data.exchange.documents import Document, split_at
-from gaguide.data.exchange.format import ReadOptions, WriteOptions, existing_files, no_column, unreadable
+from gaguide.data.exchange.format import (
+    ReadOptions,
+    WriteOptions,
+    existing_files,
+    no_column,
+    split_at,
+    unreadable,
+)
+from gaguide.data.format.shards import Document
 from gaguide.errors import Fault, UserError, first_line
 from gaguide.files import replacing
 

@@ -9,8 +9,9 @@ pyarrow and `datasets` read the file without gaguide.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ from gaguide.files import hash_file, replacing
 
 COLUMN, MARKS_COLUMN = "tokens", "marks"
 _TOKENIZER_KEY = b"gaguide.tokenizer"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document as it is stored."""
+
+    ids: np.ndarray
+    """Token ids [n], with those at its start and end."""
+    marks: np.ndarray | None = None
+    """Marks of each token [n] uint8, bit k for the k-th mark; None where a folder has none."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,12 @@ class Shard:
     """Marks [n] uint8, one bit each, memory-mapped; None where tokens have none."""
     lease: Any = None
     """Keeps a file in a cache from being evicted while this object lives."""
+
+    def documents(self) -> Iterator[Document]:
+        """Its documents, as views of the memory map."""
+        for start, end in pairwise(self.offsets.tolist()):
+            marks = None if self.marks is None else self.marks[start:end]
+            yield Document(self.tokens[start:end], marks)
 
 
 class DamagedShardError(Exception):
@@ -88,6 +105,15 @@ def write_shard(
         digest, size = hash_file(temporary), temporary.stat().st_size
     content = content_digest(values, offsets, marked)
     return ShardInfo(path.name, len(documents), len(values), digest, content, bytes=size)
+
+
+def write_documents(
+    path: Path, documents: Sequence[Document], dtype: np.dtype[Any], fingerprint: str, has_marks: bool
+) -> ShardInfo:
+    """`write_shard` with the documents' marks, if they have any."""
+    marks = [document.marks for document in documents if document.marks is not None]
+    ids = [document.ids for document in documents]
+    return write_shard(path, ids, dtype, fingerprint, marks if has_marks else None)
 
 
 def content_digest(tokens: np.ndarray, offsets: np.ndarray, marks: np.ndarray | None = None) -> str:
