@@ -1,16 +1,15 @@
 """What a run is: its YAML (`RunConfig`), dotted overrides, and the DeepSpeed JSON it is run under."""
 
 from gaguide.config.batch import BatchPlan, divisors, plan_batch
+from gaguide.config.data import DataSection, SourceSection
 from gaguide.config.load import EMBEDDED, dump_config, load_config
 from gaguide.config.run import (
     CheckpointSection,
-    DataSection,
     EvaluateSection,
     GuidanceSection,
     LoraSection,
     ModelSection,
     RunConfig,
-    SourceSection,
     TrainSection,
     ValidationSection,
 )

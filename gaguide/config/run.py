@@ -5,76 +5,30 @@ ZeRO, precision and offload belong to the DeepSpeed JSON.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
-from gaguide.files import expand_home
+from gaguide.config.data import DataSection
+from gaguide.config.fields import (
+    Fraction,
+    Layers,
+    NonNegative,
+    NonNegativeInt,
+    OnOverflow,
+    PathText,
+    Positive,
+    PositiveFraction,
+    PositiveInt,
+    Section,
+    indices,
+    words,
+    words_at_home,
+)
 from gaguide.numbers import whole_number
 
-PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(whole_number)]
-NonNegativeInt = Annotated[int, Field(ge=0), BeforeValidator(whole_number)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        coerce_numbers_to_str=True,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-    )
-
-
-def _indices(value: Any) -> Any:
-    """`0,5` and `3` on the command line stand for a list; `all` and `last-half` stay words."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
-        return tuple(int(part) for part in value.split(","))
-    return value
-
-
-def _words(value: Any) -> Any:
-    """One word stands for a list of one."""
-    return (value,) if isinstance(value, str) else value
-
-
-def _at_home(value: Any) -> Any:
-    """`~/x` as the home folder's, as in a shell; any other value unchanged."""
-    return str(expand_home(value)) if isinstance(value, str) and value.startswith("~") else value
-
-
-def _words_at_home(value: Any) -> Any:
-    """`_words`, each `_at_home`."""
-    words = _words(value)
-    return tuple(map(_at_home, words)) if isinstance(words, (list, tuple)) else words
-
-
-OnOverflow = Literal["cut", "drop-demonstrations", "fail"]
-"""What may be done with an example that is longer than the model's positions: cut on the left, as
-lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut what is still too
-long; refuse the evaluation."""
-PathText = Annotated[str, BeforeValidator(_at_home)]
-"""A path or another name; a leading `~` is expanded."""
-Layers = Annotated[
-    Literal["all", "last-half"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)],
-    BeforeValidator(_indices),
-]
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     name: PathText
     """Hub id or local folder of a pretrained model; with `init: scratch` a size: pico … gpt2-xl."""
     init: Literal["pretrained", "scratch"] = "pretrained"
@@ -91,76 +45,11 @@ class ModelSection(_Section):
     """Run the Python files that come with the named model: they can do anything that you can."""
 
 
-class MixtureEntry(_Section):
-    shards: PathText
-    """Folder or address of shards, as `data.shards`."""
-    weight: Positive
-    """Share of the training blocks that come from it, in any unit."""
-
-
-class SourceSection(_Section):
-    files: Annotated[tuple[str, ...], BeforeValidator(_words_at_home), Field(min_length=1)]
-    """What `gaguide data build --source` takes: files, a folder, a glob, an address, a hub data set."""
-    tokenizer: PathText | None = None
-    """Folder or hub name of the tokenizer; null takes the model's."""
-    split: str | None = None
-    """Split of a hub data set; null is train."""
-    revision: str | None = None
-    """Commit of a hub data set; null is its newest."""
-    text_field: str = "text"
-    """Column or field that holds the text."""
-    spans: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
-    """Fields of character spans in the text, for the patterns spans:FIELD and PATTERN@FIELD."""
-    chat: str | None = None
-    """Field of conversations instead of text; the loss counts what the assistant has written."""
-    template: PathText | None = None
-    """File with the chat template (Jinja); null takes the tokenizer's."""
-    rows: PositiveInt | None = None
-    """Use only this many rows from the start; null uses all."""
-    bos: bool | None = None
-    """Begin every document with the tokenizer's begin-of-text id; null does as the tokenizer itself does."""
-    separator: str = "eos"
-    """What ends every document: eos, none, or the text of one token of the tokenizer."""
-    max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the rows that may give no document; the build fails where more do."""
-    validation_fraction: Fraction = 0.005
-    """Share of the documents that is held out."""
-    shard_tokens: Annotated[int, Field(ge=1, le=10**9), BeforeValidator(whole_number)] = 10_000_000
-    """Approximate number of tokens in a shard: training starts when the first one exists."""
-    workers: PositiveInt = 2
-    """Processes that tokenize during training."""
-
-
-class DataSection(_Section):
-    shards: PathText | None = None
-    """Folder or address of shards made by `gaguide data build`, or `embedded`; a `source` is built there."""
-    mixture: tuple[MixtureEntry, ...] = ()
-    """Instead of `shards`: several folders of shards and their weights."""
-    source: SourceSection | None = None
-    """Train from text without a build step before: it is tokenized into shards during training."""
-    block_length: Annotated[int, Field(ge=2), BeforeValidator(whole_number)] = 1024
-    """Tokens in each training sequence."""
-    isolate_documents: bool = False
-    """Keep attention, positions and guidance targets inside a document where a block holds several."""
-    cache_gb: Positive = 20.0
-    """Gigabytes of each host's local disk that shards from an address may occupy."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> DataSection:
-        if self.mixture and (self.shards is not None or self.source is not None):
-            raise ValueError("must have only one of shards (with or without source) and mixture")
-        if not self.mixture and self.shards is None and self.source is None:
-            raise ValueError("must have one of shards (a folder, an address, embedded), mixture, source")
-        if self.source is not None and self.shards == "embedded":
-            raise ValueError("shards must be a folder for the source's shards, or be omitted")
-        return self
-
-
-class AssignmentSection(_Section):
+class AssignmentSection(Section):
     pattern: str
     """A lexicon, first-token, previous-token, self, offset-N, end-of-text, spans:MARK, PATTERN@MARK, or an
     entry point's name."""
-    heads: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_indices), Field(min_length=1)]
+    heads: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(indices), Field(min_length=1)]
     """Heads counted from 0."""
     layers: Layers = "all"
     """Layers in which these heads are guided: all, last-half, or a list counted from 0."""
@@ -168,7 +57,7 @@ class AssignmentSection(_Section):
     """Factor of these heads' loss, on top of guidance.weight."""
 
 
-class GuidanceSection(_Section):
+class GuidanceSection(Section):
     experiment: str = "finetuned"
     """The study's experiment: finetuned (no guidance), 1-negation, 3-negation or 4-transition."""
     plan: tuple[AssignmentSection, ...] = ()
@@ -222,12 +111,12 @@ class GuidanceSection(_Section):
         return self
 
 
-class LoraSection(_Section):
+class LoraSection(Section):
     rank: PositiveInt = 8
     """Rank of each adapter: the width between its two matrices."""
     alpha: Positive = 16.0
     """What an adapter adds is scaled by alpha / rank."""
-    targets: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("all-linear",)
+    targets: Annotated[tuple[str, ...], BeforeValidator(words), Field(min_length=1)] = ("all-linear",)
     """Linear layers with an adapter: all-linear, or ends of names such as q_proj or layers.3.mlp.up_proj."""
     dropout: Fraction = 0.0
     """Dropout of an adapter's input, in training."""
@@ -235,7 +124,7 @@ class LoraSection(_Section):
     """nf4: keep the frozen model in 4 bits (QLoRA, by bitsandbytes); null keeps its precision."""
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     global_batch: PositiveInt
     """Sequences in one optimizer step, over all ranks and accumulation steps."""
     micro_batch: PositiveInt | Literal["auto"] | None = None
@@ -262,9 +151,9 @@ class TrainSection(_Section):
     """Recompute activations in backward: less memory, about a third more compute."""
     compile: bool | Literal["max-autotune"] = False
     """Compile the model with torch.compile, at ZeRO stages 0 to 2; max-autotune tries more kernels first."""
-    freeze: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    freeze: Annotated[tuple[str, ...], BeforeValidator(words)] = ()
     """Parameters that are frozen: embeddings, `layers 0-3`, or regular expressions on their names."""
-    trainable: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    trainable: Annotated[tuple[str, ...], BeforeValidator(words)] = ()
     """Instead of `freeze`, by the same names: parameters that are trained, while all others are frozen."""
     lora: LoraSection | None = None
     """Train low-rank adapters (LoRA) and nothing else; null trains the model's own weights."""
@@ -292,7 +181,7 @@ class TrainSection(_Section):
         return self
 
 
-class ValidationSection(_Section):
+class ValidationSection(Section):
     every: NonNegativeInt = 0
     """Steps between two validations; 0 validates before the first step and after the last only."""
     blocks: PositiveInt = 256
@@ -311,7 +200,7 @@ class ValidationSection(_Section):
         return self
 
 
-class CheckpointSection(_Section):
+class CheckpointSection(Section):
     every: NonNegativeInt = 0
     """Steps between two checkpoints; 0 saves after the last step only."""
     keep: PositiveInt = 2
@@ -320,10 +209,10 @@ class CheckpointSection(_Section):
     """Checkpoints kept in addition, with the lowest held-out loss; `best` points to the first of them."""
 
 
-class EvaluateSection(_Section):
+class EvaluateSection(Section):
     every: NonNegativeInt = 0
     """Steps between evaluations, in addition to one before the first step and one after the last; 0: none."""
-    tasks: Annotated[tuple[str, ...], BeforeValidator(_words_at_home)] = ()
+    tasks: Annotated[tuple[str, ...], BeforeValidator(words_at_home)] = ()
     """What `--tasks` of `gaguide evaluate` takes."""
     data: PathText | None = None
     """Folder with the data files of named tasks."""
@@ -343,7 +232,7 @@ class EvaluateSection(_Section):
         return self
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A training run."""
 
     name: str = "run"

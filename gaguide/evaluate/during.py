@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gaguide.config.run import OnOverflow
+from gaguide.config.fields import OnOverflow
 from gaguide.distributed import World
 from gaguide.errors import Fault, UserError
 from gaguide.evaluate.model_folder import ModelFolder

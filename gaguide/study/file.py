@@ -19,7 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from gaguide.config.run import DataSection, Fraction, NonNegativeInt, OnOverflow, ValidationSection
+from gaguide.config.data import DataSection
+from gaguide.config.fields import Fraction, NonNegativeInt, OnOverflow
+from gaguide.config.run import ValidationSection
 from gaguide.config.validation import takes_text, validation_faults
 from gaguide.config.yaml_tree import apply_overrides, merge, read_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from gaguide.config.run import OnOverflow
+from gaguide.config.fields import OnOverflow
 from gaguide.errors import Fault
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.tasks.examples import list_some
