@@ -163,6 +163,7 @@ def ours(settings: dict[str, Any], name: str, stage: str) -> Iterator[None]:
     from gaguide.liveness.watchdog import Watchdog
     from gaguide.model import build_model
     from gaguide.train.run import guided as attached
+    from gaguide.train.step_inputs import StepInputs
     from gaguide.train.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +179,7 @@ def ours(settings: dict[str, Any], name: str, stage: str) -> Iterator[None]:
             preemption.request_stop,
         )
         with watchdog, preemption, attached(engine.module, job) as guidance:
-            trainer = Trainer(job, world, engine, guidance, preemption, watchdog)
+            trainer = Trainer(StepInputs(job, world, engine, guidance, preemption, watchdog))
             trainer.resume()
             for step in range(1, job.total_steps):
                 trainer.step(step)

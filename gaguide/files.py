@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,20 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden path, for the block to make a folder there, which then takes the place of `path`.
+
+    If the block raises, `path` stays as it was. A kill at the very end may leave the hidden folder alone.
+    """
+    hidden = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    yield hidden
+    if path.exists():
+        shutil.rmtree(path)
+    hidden.rename(path)
 
 
 def write_bytes(path: Path, content: bytes, private: bool = False) -> None:

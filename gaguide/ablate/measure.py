@@ -40,7 +40,7 @@ from gaguide.model.attention_support import causal_attention_modules
 from gaguide.model.packed import isolate_documents, use_packed_attention
 from gaguide.model.precision import torch_dtype
 from gaguide.train.inputs import Batch, guidance_marks, model_inputs
-from gaguide.train.preflight import find_corpus
+from gaguide.train.text import find_corpus
 
 
 @dataclass

@@ -17,7 +17,8 @@ from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.evaluate.model_folder import DTYPES, ModelFolder, find_model_folder
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
 from gaguide.guidance import GuidancePlan
-from gaguide.train.preflight import embedded_corpus, find_corpus, make_plan
+from gaguide.train.preflight import make_plan
+from gaguide.train.text import embedded_corpus, find_corpus
 
 START = "start"
 """In place of a model to compare attention with: what the plan's run started from."""

@@ -6,9 +6,7 @@ GPU nor a process group.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from gaguide.checkpoint.companions import Companions
 from gaguide.engine.fp32_state import fp32_state
+from gaguide.files import replacing_folder
 
 
 def export_model(
@@ -54,7 +53,7 @@ def export_model(
         raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong)}")
     model.config.use_cache = True
     model.config.dtype = dtype
-    with _replacing(output) as hidden:
+    with replacing_folder(output) as hidden:
         model.save_pretrained(hidden, max_shard_size="5GB")
         _readable(hidden)
         companions.write_tokenizer(hidden)
@@ -71,22 +70,11 @@ def export_adapter(checkpoint: Path, companions: Companions, output: Path) -> No
     """
     assert companions.adapter is not None
     state = fp32_state(checkpoint)
-    with _replacing(output) as hidden:
+    with replacing_folder(output) as hidden:
         hidden.mkdir()
         companions.adapter.save(hidden, state)
         _readable(hidden)
         companions.write_tokenizer(hidden)
-
-
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A hidden folder, to be made, that takes the place of `output` unless the block raises."""
-    hidden = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
-    yield hidden
-    if output.exists():
-        shutil.rmtree(output)
-    hidden.rename(output)
 
 
 def _readable(folder: Path) -> None:

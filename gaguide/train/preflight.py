@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,11 @@ from gaguide.config import (
     GuidanceSection,
     LoraSection,
     RunConfig,
-    SourceSection,
     ValidationSection,
     plan_batch,
 )
-from gaguide.data import BuildRequest, load_tokenizer, steps_for_epochs, tokenizer_fingerprint
-from gaguide.data.build.chat import read_template
-from gaguide.data.build.demo_corpus import build_embedded_corpus, embedded_folder
-from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
+from gaguide.data import load_tokenizer, steps_for_epochs, tokenizer_fingerprint
+from gaguide.data.corpus import Corpus
 from gaguide.data.read.blocks import leaves_out
 from gaguide.distributed import World
 from gaguide.engine.compiled import compile_faults
@@ -35,7 +31,7 @@ from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
 from gaguide.engine.monitors import check_monitors
 from gaguide.engine.offload_state import check_offload
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
-from gaguide.files import local_folder, output_folder
+from gaguide.files import output_folder
 from gaguide.guidance import (
     DEFAULT_THRESHOLD,
     Assignment,
@@ -58,6 +54,7 @@ from gaguide.train.attention import attention_faults
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
+from gaguide.train.text import find_corpus
 
 
 def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output: bool = True) -> Job:
@@ -173,41 +170,6 @@ def _earlier_checkpoint(run: RunConfig) -> CheckpointInfo | None:
         with suppress(UserError):
             return choose(folder, step)
     return None
-
-
-def find_corpus(run: RunConfig) -> Corpus:
-    """The data of a run. Raises `UserError` with the faults of its `data`."""
-    data, seed = run.data, run.seed
-    cache_bytes = int(data.cache_gb * 1e9)
-    if data.mixture:
-        parts = [(entry.shards, entry.weight) for entry in data.mixture]
-        return mixture_corpus(parts, data.block_length, seed, cache_bytes)
-    if data.source is not None:
-        return source_corpus(_build_request(run, data.source), data.block_length, seed, run.validation.blocks)
-    folder = embedded_corpus() if data.shards == "embedded" else str(data.shards)
-    return folder_corpus(folder, data.block_length, seed, cache_bytes)
-
-
-def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
-    if run.train.steps is None:
-        problem = "cannot be given for a source, whose size is unknown until it is tokenised"
-        raise UserError(Fault("train.epochs", problem, "give train.steps, or build shards first"))
-    folder = local_folder(run.data.shards or Path(run.output) / "data", "data.shards")
-    template = None if source.template is None else read_template(source.template, "data.source.template")
-    values = dict(source) | {"tokenizer": source.tokenizer or run.model.name, "template": template}
-    return BuildRequest(values.pop("files"), folder, **values)
-
-
-def embedded_corpus() -> Path:
-    """The folder of the embedded corpus's shards, built where it is missing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    try:
-        return build_embedded_corpus(embedded_folder(cache / "gaguide"))
-    except OSError as error:
-        problem = f"the embedded corpus cannot be built in {cache} ({error.strerror})"
-        raise UserError(
-            Fault("data.shards", problem, "set XDG_CACHE_HOME to a folder you can write to")
-        ) from None
 
 
 def _create_output(given: str, field: str) -> Path:

@@ -34,6 +34,7 @@ from gaguide.trackers.tracker import Status
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
 from gaguide.train.output import claim_output
+from gaguide.train.step_inputs import StepInputs
 from gaguide.train.summary import validation_at, write_summary
 from gaguide.train.trainer import Trainer
 
@@ -118,7 +119,8 @@ def _optimize(
             if job.run.data.isolate_documents:
                 engine.isolate_documents(job.run.data.block_length)
     with guided(engine.module, job) as guidance:
-        trainer = Trainer(job, world, engine, guidance, preemption, watchdog, evaluation, trackers)
+        inputs = StepInputs(job, world, engine, guidance, preemption, watchdog)
+        trainer = Trainer(inputs, evaluation, trackers)
         trainer.resume()
         for step in trainer.steps_left():
             trainer.step(step)

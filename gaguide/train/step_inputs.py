@@ -24,7 +24,7 @@ from gaguide.train.job import Job
 
 
 class StepInputs:
-    """This rank's share of every global batch, in the order of the run's seed."""
+    """This rank's share of every global batch, in the order of the run's seed, and what it is read with."""
 
     def __init__(
         self,
@@ -35,8 +35,9 @@ class StepInputs:
         preemption: Preemption,
         watchdog: Watchdog,
     ) -> None:
-        self.job, self.world, self.device = job, world, engine.device
+        self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
         self.preemption, self.watchdog = preemption, watchdog
+        self.device = engine.device
         self.reader = InputReader(
             job.corpus.blocks,
             job.run.data.isolate_documents,

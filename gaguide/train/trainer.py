@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.checkpoint import MODEL_FOLDER, Checkpoint, CheckpointStore
-from gaguide.distributed import World, broadcast, raise_together
+from gaguide.distributed import broadcast, raise_together
 from gaguide.engine.compiled import CompileCost
-from gaguide.engine.engine import Engine
 from gaguide.engine.layout import describe_layout
 from gaguide.engine.save import SaveResult
 from gaguide.errors import Fault, UserError
-from gaguide.guidance import Guidance, weight_factor
-from gaguide.liveness.preemption import Preemption
-from gaguide.liveness.watchdog import Watchdog
+from gaguide.guidance import weight_factor
 from gaguide.log import SlowWork, say
 from gaguide.trackers import Trackers
 from gaguide.train.evaluating import Evaluation, undisturbed
-from gaguide.train.job import Job
 from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
 from gaguide.train.resume import (
     changes,
@@ -42,25 +38,18 @@ class Trainer:
     """A run between two steps: how far it is, its records, its checkpoints. Every method is a collective."""
 
     def __init__(
-        self,
-        job: Job,
-        world: World,
-        engine: Engine,
-        guidance: Guidance | None,
-        preemption: Preemption,
-        watchdog: Watchdog,
-        evaluation: Evaluation | None = None,
-        trackers: Trackers | None = None,
+        self, inputs: StepInputs, evaluation: Evaluation | None = None, trackers: Trackers | None = None
     ) -> None:
-        self.job, self.world, self.engine, self.guidance = job, world, engine, guidance
-        self.preemption, self.watchdog, self.evaluation = preemption, watchdog, evaluation
+        job, world, engine = inputs.job, inputs.world, inputs.engine
+        self.job, self.world, self.engine, self.guidance = job, world, engine, inputs.guidance
+        self.inputs, self.preemption, self.watchdog = inputs, inputs.preemption, inputs.watchdog
+        self.evaluation = evaluation
         self.skips = SkippedSteps(job.run.train.max_skipped_steps, job.deepspeed.precision)
         checkpoint = job.run.checkpoint
         self.store = CheckpointStore(
             job.output / "checkpoints", world, checkpoint.keep, checkpoint.keep_best, job.measure
         )
         self.records = RunRecords(job, world, engine, trackers or Trackers({}, world.is_main))
-        self.inputs = StepInputs(job, world, engine, guidance, preemption, watchdog)
         self.done = 0
         """Optimizer steps done."""
         self.started_at = 0

@@ -162,6 +162,7 @@ def test_slurm_jobs_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.Monk
     assert all("--dependency=afterok:1" in line for line in calls.read_text().splitlines()[4:])
 
 
+@pytest.mark.processes
 @pytest.mark.stress
 def test_a_stopped_study_resumes_and_ends_in_tables(tmp_path: Path) -> None:
     file = write(tmp_path)
