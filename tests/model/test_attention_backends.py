@@ -16,6 +16,7 @@ from transformers import (
     Gemma3TextConfig,
     GptOssConfig,
     MistralConfig,
+    PretrainedConfig,
     PreTrainedModel,
     modeling_flash_attention_utils,
 )
@@ -33,11 +34,12 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "max_position_embeddings": 96,
     "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
 }  # fmt: skip
+WINDOWS = SIZES | {
+    "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}  # fmt: skip
 WINDOWED = {
     "mistral": MistralConfig(**SIZES, sliding_window=7),
-    "gemma3": Gemma3TextConfig(
-        **SIZES, sliding_window=7, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-    ),
+    "gemma3": Gemma3TextConfig(**WINDOWS),
 }
 PLAN = GuidancePlan(
     (
@@ -53,9 +55,7 @@ POSITIONS = torch.cat([torch.arange(9), torch.arange(1), torch.arange(T - 10)])[
 def model_of(kind: str, backend: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     """The same weights for every backend."""
     if kind in WINDOWED:
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(deepcopy(WINDOWED[kind]), attn_implementation="sdpa")
-        sharpen(model, 0.25)
+        model = from_config(WINDOWED[kind], 0.25, "sdpa")
     else:
         model = tiny_model(kind, attn_implementation="sdpa")
     if backend.startswith("flash"):
@@ -218,29 +218,23 @@ def test_a_flash_model_has_the_losses_and_gradients_of_sdpa(
     assert_all_close(guided(flash, case), guided(sdpa, case), 1e-9)
 
 
+def from_config(config: PretrainedConfig, std: float, backend: str = "eager") -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=backend)
+    sharpen(model, std)
+    return model.eval()
+
+
 def capped() -> PreTrainedModel:
     """Gemma 2, whose scores are capped at 2, which they reach."""
-    config = Gemma2Config(
-        **SIZES, attn_logit_softcapping=2.0, sliding_window=7, query_pre_attn_scalar=8,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    sharpen(model, 0.5)
-    return model.eval()
+    return from_config(Gemma2Config(**WINDOWS, attn_logit_softcapping=2.0, query_pre_attn_scalar=8), 0.5)
 
 
 def with_sinks() -> PreTrainedModel:
-    config = GptOssConfig(
-        **SIZES, sliding_window=7, num_local_experts=2, num_experts_per_tok=1,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    sharpen(model, 0.25)
+    model = from_config(GptOssConfig(**WINDOWS, num_local_experts=2, num_experts_per_tok=1), 0.25)
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.self_attn.sinks)
-    return model.eval()
+    return model
 
 
 @pytest.mark.parametrize("make", [capped, with_sinks])
