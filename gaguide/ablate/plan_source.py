@@ -22,7 +22,7 @@ class PlanSource:
     run: RunConfig | None
     """The run that they are from; None for an experiment and for a file with guidance only."""
     name: str
-    """As it was given."""
+    """The plan's name, as given."""
 
 
 def model_path(name: str) -> str:

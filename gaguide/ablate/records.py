@@ -46,7 +46,7 @@ class MethodEffects:
     bands: Mapping[str, Effect]
     """The same by distance to the last cue."""
     over_controls: Effect | None = None
-    """Of a guided head: its effect on the loss minus the mean effect of its controls."""
+    """Effect of a guided head on the loss minus the mean effect of its controls."""
     near_over_controls: Effect | None = None
     """The same near cues."""
     over_first: Effect | None = None

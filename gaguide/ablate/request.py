@@ -21,7 +21,7 @@ from gaguide.train.preflight import make_plan
 from gaguide.train.text import embedded_corpus, find_corpus
 
 START = "start"
-"""In place of a model to compare attention with: what the plan's run started from."""
+"""Value of `--before` that means the model which the plan's run started from."""
 _DEFAULT_LENGTH = 1024
 
 
@@ -51,14 +51,14 @@ class AblateSettings:
     controls: int = 3
     """Random unguided heads of the same layer for each guided head."""
     every: bool = False
-    """Also all other heads of the model."""
+    """Remove all other heads of the model too."""
     before: str | None = None
     """Model that attention is compared with, or `start`; None: the first of several models, else `start`
     where the plan is that of a run."""
     dtype: str = "fp32"
     """Precision of the models: fp32, bf16 or fp16."""
     seed: int = 0
-    """Of the choice of controls and of resampling."""
+    """Seed of the choice of controls and of resampling."""
 
     def check(self) -> None:
         """Raise `UserError` with every value that is out of range."""
@@ -118,7 +118,7 @@ class Request:
     before: ModelFolder | str | None
     """The model that attention is compared with: another one, the name of the first, `start`, or none."""
     settings: AblateSettings
-    """As given."""
+    """The settings, as given."""
 
 
 def read_request(models: Sequence[str], plan: str | None, settings: AblateSettings) -> Request:

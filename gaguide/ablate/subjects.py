@@ -27,7 +27,7 @@ class Subject:
     pattern: Pattern
     """What its cues are."""
     controls: tuple[Key, ...] = ()
-    """Of a guided head: its controls."""
+    """Controls of a guided head; empty for other heads."""
 
     @property
     def key(self) -> Key:

@@ -105,7 +105,7 @@ def _results(
 @dataclass(frozen=True)
 class _Outcome:
     values: list[float]
-    """Of each example; NaN where it has none."""
+    """Value of each example; NaN where it has none."""
     counts: list[float]
     """What a metric divides by: 1, tokens or bytes."""
     groups: Sequence[str] | None

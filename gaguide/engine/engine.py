@@ -91,9 +91,9 @@ class Engine:
     def lm_loss(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean next-token cross-entropy of a micro batch, with its graph; 0-dimensional.
 
-        `inputs` are keyword arguments of the model's forward pass, `input_ids` [M, T] among them. With
-        `labels` [M, T] those of -100 do not count, and with `num_items_in_batch` the loss is the sum over
-        the others divided by it.
+        `inputs` are keyword arguments of the model's forward pass, `input_ids` [M, T] among them. Labels
+        [M, T] of -100 do not count; with `num_items_in_batch` the loss is the sum over the other tokens
+        divided by that number.
         """
         if self._compiled is not None:
             self._compiled.prepare(inputs)

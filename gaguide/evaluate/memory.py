@@ -129,7 +129,7 @@ class MemoryModel(ModelFolder):
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        """As of a folder, with the generation configuration in memory."""
+        """Ids that end a text, also those of the generation configuration in memory."""
         generation = getattr(self.model, "generation_config", None)
         return self._flat_ids(getattr(generation, "eos_token_id", None))
 

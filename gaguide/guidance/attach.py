@@ -167,13 +167,14 @@ def guide(
     """Guide `model` by `plan` inside the block; on leaving it the model is as before.
 
     After `out = model(input_ids=ids, labels=ids, use_cache=False)` the block's `Guidance` has the loss to
-    add. With `measure_only` the model computes exactly what it would without, and only `per_head()` and
-    `attention()` are filled, without gradients. The block may be inside or around one that collects maps
-    or measures. `method` says how guided heads are computed: "joint", their output and loss from one softmax,
-    apart from the other heads; "tap", the loss of their queries and keys beside the model's own attention of
-    all heads, whose output, dropout included, is then that of an unguided model; "auto" is joint on a CPU and
-    tap elsewhere. Losses and gradients are the same within rounding. `model` may be wrapped (torch.compile,
-    PEFT, DeepSpeed, DDP). In a hybrid, layers `all` and `last-half` mean those with attention.
+    add. With `measure_only` the model computes exactly what it would compute without guidance, and only
+    `per_head()` and `attention()` are filled, without gradients. The block may be inside or around one that
+    collects maps or measures. `method` says how guided heads are computed: "joint", their output and loss
+    from one softmax, apart from the other heads; "tap", the loss of their queries and keys beside the model's
+    own attention of all heads, whose output, dropout included, is then that of an unguided model; "auto" is
+    joint on a CPU and tap elsewhere. Losses and gradients are the same within rounding. `model` may be
+    wrapped (torch.compile, PEFT, DeepSpeed, DDP). In a hybrid, layers `all` and `last-half` mean those with
+    attention.
 
     Raises `ValueError` for another method, and `UserError` for a plan that does not fit the model, a model
     that does not use AttentionInterface, an attention implementation other than SDPA, reentrant gradient

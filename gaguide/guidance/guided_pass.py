@@ -33,17 +33,17 @@ from gaguide.model.tap import TappedHeads, tap_heads
 
 @dataclass(frozen=True)
 class GuidedLayer:
-    """Of a layer."""
+    """The guided heads of one layer."""
 
     split: HeadSplit
     """The guided heads and the rest."""
     patterns: tuple[int, ...]
-    """What each guided head attends to, in the order of the split: indices in `Setting.patterns`."""
+    """Index in `Setting.patterns` of each guided head's pattern, in the order of the split."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What passes have in common."""
+    """What all passes of a guided model share."""
 
     plan: GuidancePlan
     patterns: tuple[Pattern, ...]
@@ -53,24 +53,24 @@ class Setting:
 
 @dataclass(frozen=True)
 class HeadResults:
-    """Of the guided heads of one layer or of several."""
+    """Loss and attention of the guided heads of one or several layers in one pass."""
 
     layers: tuple[int, ...]
-    """Ascending."""
+    """The layers, ascending."""
     loss_h: torch.Tensor
     """Loss of each guided head, before any weight."""
     mass_h: torch.Tensor
     """Attention mass of each guided head on its targets, detached."""
     queries_h: torch.Tensor
-    """Queries that can see a target, by head."""
+    """Number of queries of each head that can see a target."""
     is_training: bool
-    """Whether the layers ran in training mode, in a pass that autograd records, and were guided."""
+    """Whether the heads were guided, in training mode, in a pass that autograd records."""
     lost_gradient: bool
-    """Whether autograd recorded the pass, but not these layers."""
+    """Whether autograd recorded the pass but not these layers, so that the loss has no gradient."""
 
 
 Results = dict[tuple[int, ...], HeadResults]
-"""By layers."""
+"""Layers → results."""
 
 
 class GuidedPass(PassHandler):

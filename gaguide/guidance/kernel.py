@@ -30,19 +30,19 @@ class Numbers:
     """A kernel's arguments besides tensors; the same for forward and backward."""
 
     offsets: tuple[int, ...]
-    """By head: the distance of a target that moves with the query; -1 for a head with columns."""
+    """For each head the distance of a target that moves with the query, -1 for a head with target columns."""
     loss: str
     """Name of the loss in `ROW_LOSSES`."""
     scale: float
     """Factor of the scores."""
     causal: bool = True
-    """Whether no query sees a later key; where some do, there is a mask, and blocks have all columns."""
+    """Whether no query sees a later key. Otherwise there is a mask, and blocks have all columns."""
     dropout: float = 0.0
     """Probability with which an entry of H is dropped from the output."""
     rows: int = 0
-    """Rows of a block; 0 for the number that was measured to be best."""
+    """Rows of a block; 0 chooses the number that was measured to be fastest."""
     fused: bool = False
-    """Whether the Triton kernels compute instead of the row blocks, which `backend.is_fused` decides."""
+    """Whether Triton kernels compute instead of the row blocks; decided by `backend.is_fused`."""
 
 
 def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -52,7 +52,7 @@ def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Results:
-    """Of a forward pass through guided heads."""
+    """What a forward pass through guided heads computes."""
 
     out_BhTD: torch.Tensor | None
     """Attention output in the guidance dtype; None without values."""
@@ -61,7 +61,8 @@ class Results:
     mass_h: torch.Tensor
     """Attention mass of each head on its targets, averaged over the rows that see one; NaN without any."""
     coefficients_NBhT: torch.Tensor
-    """Of the derivative of the loss; the Triton kernels put their rows' log-sum-exp first."""
+    """Coefficients of the loss's derivative, N for each row; Triton kernels put the row's log-sum-exp
+    first."""
 
 
 def forward(
@@ -222,7 +223,8 @@ class _Rows:
 
 
 def _first_columns(mask_BQK: torch.Tensor | None, starts: Sequence[int]) -> list[int]:
-    """By block of rows: the first key that any of them sees; 0 where a GPU would have to be waited for."""
+    """For each block of rows the first key that any row sees; 0 on a GPU, which would have to be waited
+    for."""
     if mask_BQK is None or mask_BQK.device.type != "cpu":
         return [0] * len(starts)
     seen_QK = mask_BQK.any(0)

@@ -31,7 +31,7 @@ from gaguide.guidance.targets import RowTerms
 
 @dataclass(frozen=True)
 class RowSums:
-    """Sums over the visible keys of each row, in the guidance dtype; None where the loss needs them not."""
+    """Sums over the visible keys of each row, in the guidance dtype; None if the loss does not need them."""
 
     mass_BhT: torch.Tensor
     """Sum of H c."""

@@ -26,7 +26,7 @@ Layers = Literal["all", "last-half"] | tuple[int, ...]
 DEFAULT_WEIGHT = GuidanceSection().weight
 """Weight for `mean` and `indicator`; docs/guidance.md reports the measurement behind it."""
 DEFAULT_THRESHOLD = 0.5
-"""Of the loss `hinge`."""
+"""Threshold of the loss `hinge`."""
 
 
 @dataclass(frozen=True)

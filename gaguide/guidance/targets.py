@@ -24,12 +24,12 @@ from gaguide.guidance.plan import Loss, Reduction, TargetKind
 
 @dataclass(frozen=True)
 class RowTerms:
-    """Inputs of the loss of `h` heads other than q and k; floating-point tensors have the guidance dtype."""
+    """What the loss of `h` heads needs besides q and k; floating-point tensors have the guidance dtype."""
 
     columns_BhT: torch.Tensor
     """1 where the key is a target of every query; zero for a head with an offset."""
     offsets: tuple[int, ...]
-    """By head: the distance of a target that moves with the query; -1 for a head with columns."""
+    """For each head the distance of a target that moves with the query, -1 for a head with target columns."""
     weight_BhT: torch.Tensor
     """r_p."""
     level_BhT: torch.Tensor
@@ -39,7 +39,7 @@ class RowTerms:
     seen_BhT: torch.Tensor
     """1 for valid queries with at least one visible target, over which attention mass is averaged."""
     queries_h: torch.Tensor
-    """Their number, by head."""
+    """Number of these queries of each head."""
     offsets_h: torch.Tensor
     """`offsets` on the device, int32, made once for all layers that share the terms."""
 
@@ -87,8 +87,8 @@ def row_terms(
 ) -> RowTerms:
     """Row terms of one target per head.
 
-    `reduction` and `target_kind` are those of the loss `squared`, `threshold` is that of `hinge`. The losses
-    other than `squared` average over the rows that see a target (`avoid`: and another key).
+    reduction, target_kind: of the loss `squared`. threshold: of the loss `hinge`. All losses but `squared`
+    average over the rows that see a target (`avoid`: a target and another key).
 
     valid_BT: bool, False on padding. mask_BQK: bool [B or 1, T, T], True where a query may see a key; None
     means causal.

@@ -121,8 +121,8 @@ def _narrowed(x_BhTD: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _by_use(rows_NBhT: torch.Tensor, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
-    """Where the kernels find `square`, `target` or `direct`, and `shift`; what a loss lacks they never
-    touch."""
+    """The coefficients as the kernels take them: `square`, `target` or `direct`, `shift`. In place of one
+    that the loss lacks stands another, which the kernels do not read."""
     by_name = dict(zip(names, rows_NBhT))
     pulls_BhT = by_name["direct"] if "direct" in by_name else by_name["target"]
     return by_name.get("square", pulls_BhT), pulls_BhT, by_name["shift"]

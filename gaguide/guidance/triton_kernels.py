@@ -126,8 +126,8 @@ def _attend(
 
 @triton.jit
 def _row_loss(mass_R, others_R, square_R, distance_R, log_R, level_R, LOSS: tl.constexpr):
-    """Of each row, before its weight: the loss, and the coefficients pull (`target` or `direct`) and shift of
-    its derivative. `square` is 2 for the loss squared."""
+    """Loss of each row, and the coefficients pull (`target` or `direct`) and shift of its derivative, all
+    before the row's weight. The coefficient `square` is 2 for the loss squared."""
     mass_R = tl.maximum(mass_R, _TINY)
     if LOSS == _SQUARED:
         loss_R = others_R + distance_R

@@ -62,7 +62,7 @@ class ProfileSettings:
     heads: int = 4
     """Heads that each rule chooses."""
     seed: int = 0
-    """Of the random choice and of the repeated tokens."""
+    """Seed of the random choice and of the repeated tokens."""
     dtype: str = "fp32"
     """Precision of the model."""
 

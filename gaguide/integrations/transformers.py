@@ -94,12 +94,12 @@ class GuidedMixin(Trainer):
                 pass  # a plan that does not fit is reported before training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer's, guided."""
+        """Train as the trainer does, with guidance."""
         with self._opened():
             return super().train(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer's; its metrics gain the attention of the guided heads."""
+        """Evaluate as the trainer does; adds the attention of the guided heads to the metrics."""
         self._evaluated = _Means()
         with self._opened(measure_only=True) as guidance, guidance.measuring():
             output: Any = super().evaluation_loop(*args, **kwargs)
@@ -110,7 +110,7 @@ class GuidedMixin(Trainer):
         return output
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer's, measured."""
+        """Predict as the trainer does, and measure attention."""
         found = super().prediction_step(*args, **kwargs)
         if self._guidance is not None:
             self._evaluated.add(self._guidance, self._guidance.loss())
@@ -145,7 +145,7 @@ class GuidedMixin(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the trainer's; with a training loss also the guidance's numbers."""
+        """Log as the trainer does; adds the numbers of guidance to those of a training loss."""
         if "loss" in logs and (numbers := self._trained.read(self._sum_over_ranks)) is not None:
             loss, attention = numbers
             logs |= {"lm_loss": logs["loss"] - loss, "guidance_loss": loss}

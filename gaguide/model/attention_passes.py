@@ -35,17 +35,17 @@ ATTRIBUTE = "_gaguide"
 _REDUCE = "__reduce_ex__"
 
 Handlers = dict[int, tuple[PassHandler, ...]]
-"""By layer."""
+"""Layer → its handlers."""
 
 
 @dataclass(eq=False)
 class Attached:
-    """A consumer in its block."""
+    """A consumer that is attached, from the start to the end of its `with` block."""
 
     consumer: AttentionConsumer
     """What observes or changes attention."""
     layers: frozenset[int]
-    """The layers in which it does."""
+    """The layers it is attached to."""
     suspended: int = 0
     """Number of open blocks that suspend it."""
 
@@ -61,10 +61,10 @@ class Attachments:
         self.heads = int(model.config.get_text_config().num_attention_heads)
         self.consumers: list[Attached] = []
         self.handlers: Handlers = {}
-        """Of the pass that is running or being recomputed, else of the last one."""
+        """Handlers of the pass that is running or being recomputed, else of the last one."""
         self.started: list[PassHandler] = []
         self.masks = MaskReader()
-        """Of that pass."""
+        """Reads the masks of that pass."""
         self.running: nn.Module | None = None
         """The outermost model whose forward is running."""
         self.thread = 0
@@ -107,7 +107,7 @@ class Attachments:
             self.undo = undo.pop_all()
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a forward pass of the model or its base model: new handlers."""
+        """Make new handlers; called before a forward pass of the model or its base model."""
         if not torch.compiler.is_compiling():
             self._refuse_threads(model)
         if self.running is not None and self.running is not model and model is not self.model:
@@ -258,4 +258,4 @@ class _CheckpointWithHandlers:
 
 
 attachments_by_model: dict[int, Attachments] = {}
-"""By id of the model; empty unless a consumer is attached."""
+"""Id of the model → its attachments; empty unless a consumer is attached."""

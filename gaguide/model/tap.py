@@ -1,8 +1,8 @@
 """Queries and keys of chosen heads, read on their way into the model's own attention of all heads.
 
-A loss of them reaches the model without a second path through autograd: its gradients are added in place to
-those that the attention's backward has made. autograd runs that backward and the loss's, in whichever order,
-before the tap's.
+A loss of these queries and keys needs no second path through autograd: its gradients are added in place to
+those of the attention's backward. autograd runs the backward of attention and of the loss, in either order,
+before that of the tap.
 
 Shapes: B batch, H heads, G key/value heads, h chosen heads, T positions, D head width.
 """
@@ -27,11 +27,11 @@ class TappedHeads:
     q_BHTD: torch.Tensor
     """All queries, for the attention alone: their gradient is changed in place."""
     k_BGTD: torch.Tensor
-    """All keys, likewise."""
+    """All keys, for the attention alone: their gradient is changed in place."""
     queries: tuple[torch.Tensor, ...]
-    """Views [B, n, T, D] that joined along their heads are the chosen heads' queries [B, h, T, D]."""
+    """Views [B, n, T, D]; joined along their heads they are the chosen heads' queries [B, h, T, D]."""
     keys: tuple[torch.Tensor, ...]
-    """Views that joined are their keys, one for each chosen head."""
+    """Views; joined they are the keys of the chosen heads, one for each head."""
 
 
 def runs_of(heads: Iterable[int]) -> Runs:

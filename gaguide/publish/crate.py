@@ -32,7 +32,7 @@ Entity = dict[str, Any]
 
 
 class Crate:
-    """The description of a folder: what it is, what it holds, what it was made from and with."""
+    """The description of a folder: its content, and the data and software that it was made with."""
 
     def __init__(self, folder: Path, name: str, description: str, license: str | None = None) -> None:
         self.folder = folder

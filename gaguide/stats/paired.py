@@ -30,11 +30,11 @@ def mcnemar(
 ) -> Paired:
     """McNemar's test on the examples that only one of the two answers correctly.
 
-    `p_exact` is the share of all ways of swapping the two models' answers, in an example or in a whole group,
-    that differ at least as much. `p` is the mid-p value (Fagerland, Lydersen and Laake 2013), which holds its
-    level and loses less power. The interval is Agresti and Min's (2005): half an example, or group of average
-    size, is added to each cell of the table; over groups the variance is that of a ratio of sums. All are
-    written out because statsmodels has none of them but the exact test without groups.
+    `p_exact`: share of all ways of swapping the two models' answers (in single examples or whole groups) that
+    give at least as large a difference. `p`: mid-p value (Fagerland, Lydersen and Laake 2013), which keeps
+    the level and loses less power. Interval: Agresti and Min (2005) add half an example, or half a group of
+    average size, to each cell of the table; with groups, the variance is that of a ratio of sums. Written out
+    because statsmodels has only the exact test without groups.
     """
     now, before = np.asarray(correct, bool), np.asarray(baseline, bool)
     helped, hurt = int((now & ~before).sum()), int((~now & before).sum())
@@ -83,12 +83,12 @@ def paired_bootstrap(
 
     weights: what each example counts in the mean, such as its tokens; examples of weight 0 are left out.
 
-    p is twice the smaller share of resampled means on one side of 0, counting the observed one; scipy gives
-    none. Such a share has steps of 2 / 5,000, which a correction over a hundred comparisons lifts above 0.05:
-    where it is of fewer than ten means, p is that of `rate_change`, which has no smallest value. No interval
-    and p for fewer than two examples (groups); equal differences as in `over_seeds`. Raises `ValueError` for
-    numbers that are not finite, which the caller has to leave out and report, and for weights without a
-    positive one.
+    p, which scipy does not give, is twice the smaller share of resampled means on one side of 0, counting the
+    observed mean. Its smallest step is 2 / 5,000, which a correction over a hundred comparisons lifts above
+    0.05; if fewer than ten means lie beyond 0, p is that of `rate_change`, which has no smallest value. Fewer
+    than two examples (groups) have neither interval nor p; equal differences are treated as in `over_seeds`.
+    Raises `ValueError` for numbers that are not finite, which the caller leaves out and reports, and if no
+    weight is positive.
     """
     differences = _finite(np.asarray(values, float) - np.asarray(baseline, float))
     counts = np.ones(len(differences)) if weights is None else np.asarray(weights, float)
@@ -130,9 +130,9 @@ def rate_change(
     """A sum of differences divided by a sum of counts, with Student's interval and t-test of the linearised
     ratio over pairs, or over groups of them.
 
-    A bootstrap gives no p value below 2 / 5,000, too much for a correction over hundreds of heads; this one
-    does. Pairs with count 0 are left out; no interval and p for fewer than two pairs (groups); equal rates as
-    in `over_seeds`. Raises `ValueError` where no count is positive.
+    Its p value has no smallest step, unlike a bootstrap's, so that it can be corrected over hundreds of
+    heads. Pairs with count 0 are left out. Fewer than two pairs (groups) have neither interval nor p; equal
+    rates are treated as in `over_seeds`. Raises `ValueError` if no count is positive.
     """
     sums, sizes = _units(_finite(np.asarray(differences, float)), np.asarray(counts, float), groups)
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
@@ -148,9 +148,9 @@ def rate_change(
 
 
 def _equal_p(difference: float, count: int) -> float | None:
-    """p of `count` equal differences by the exact sign-flip test: the share of all ways of choosing their
-    signs that give as large a sum, 2 / 2^count, which three seeds cannot bring below 0.25; 1 for differences
-    of 0. None for fewer than two."""
+    """p of `count` equal differences by the exact sign-flip test, 2 / 2^count: the share of all choices of
+    signs with a sum as large. At least 0.25 for three seeds; 1 for differences of 0; None for fewer than
+    two."""
     if count < 2:
         return None
     return 1.0 if abs(difference) <= _ROUNDING else 2.0 ** (1 - count)
@@ -163,7 +163,7 @@ def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
 def _units(
     values: np.ndarray, counts: np.ndarray, groups: Sequence[Hashable] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values and counts of what is independent: summed over each group; as they are without groups."""
+    """Values and counts of the independent units: sums over each group, or single examples without groups."""
     if groups is None:
         return values, counts
     sums, sizes = sums_by_group(values.tolist(), counts.tolist(), groups)
@@ -173,8 +173,8 @@ def _units(
 def over_seeds(differences: Sequence[float]) -> Paired:
     """The mean over seeds with Student's interval and a one-sample t-test against 0.
 
-    Both are None for a single seed. Where all seeds differ by the same amount, a t-test has no error to
-    compare it with, and p is that of the exact sign-flip test, `_equal_p`.
+    Both are None for a single seed. If all differences are equal, the t-test is undefined: there is no
+    interval, and p is that of the exact sign-flip test (`_equal_p`).
     """
     mean = float(np.mean(_finite(np.asarray(differences, float))))
     interval = t_interval(differences)

@@ -123,7 +123,7 @@ class AblationSection(_Section):
     blocks: Annotated[int, Field(ge=2)] = 64
     """Held-out blocks on which losses with and without a head are compared."""
     seed: NonNegativeInt = 0
-    """Of the choice of controls and of resampling."""
+    """Seed of the choice of controls and of resampling."""
 
 
 class AuthorSection(_Section):

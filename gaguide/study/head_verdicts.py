@@ -62,7 +62,7 @@ def stale_knock_outs(grid: Grid) -> Iterator[LeftOut]:
 
 
 def head_verdicts(rows: Sequence[HeadKnockOut]) -> list[HeadVerdict]:
-    """Of every size, experiment and head, over its seeds."""
+    """A verdict on each head of each size and experiment, over its seeds."""
     families: dict[tuple[str, str], dict[tuple[int, int], list[HeadKnockOut]]] = {}
     for row in rows:
         heads = families.setdefault((row.size, row.experiment), {})

@@ -39,8 +39,11 @@ class MeasuringCost:
 
 
 def evaluation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> MeasuringCost | None:
-    """Of the cells without an evaluation, of sizes with a shape; prompts that several answers share are
-    counted once. None where a task's data cannot be read now. Tokens are characters divided by four."""
+    """Cost of evaluating the cells that have no evaluation yet, of sizes whose shape is known.
+
+    Prompts that several answers share are counted once; tokens are characters divided by four. None if a
+    task's data cannot be read now.
+    """
     study = grid.study
     folder = None if study.task_data is None else Path(study.task_data).expanduser()
     try:
@@ -62,7 +65,8 @@ def evaluation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> M
 
 
 def ablation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> MeasuringCost | None:
-    """Of the cells whose heads are yet to be removed, of sizes with a shape; None where there is none."""
+    """Cost of removing the heads of the cells where that is not done yet, of sizes whose shape is known; None
+    if there is no such cell."""
     settings, length = grid.study.ablation, grid.study.data.block_length
     if settings is None:
         return None
@@ -83,9 +87,10 @@ def ablation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> Mea
 
 
 def ablation_passes(grid: Grid, cell: Cell, shape: ModelShape) -> tuple[float, int]:
-    """Passes over the text of a cell's ablation: layers, in whole passes of them, and output layers.
+    """Passes over the text in a cell's ablation: through the layers, in whole passes, and through the output
+    layer.
 
-    Besides those of `measure_text` one for the mean outputs, and one of the model before training.
+    Counts the passes of `measure_text`, one for the mean outputs, and one of the model before training.
     """
     settings = grid.study.ablation
     assert settings is not None and cell.run is not None
@@ -100,7 +105,8 @@ def ablation_passes(grid: Grid, cell: Cell, shape: ModelShape) -> tuple[float, i
 def measuring_lines(
     grid: Grid, shapes: Mapping[str, ModelShape], gpu: str, hours: Sequence[float]
 ) -> Iterator[str]:
-    """Both in sentences; `hours`: the factors of the fastest and slowest published run on the GPU's time."""
+    """Sentences on both costs. hours: factors from the model's time to that of the fastest and the slowest
+    published run."""
 
     def time(cost: MeasuringCost) -> str:
         ends = [cost.gpu_seconds * factor / 3600 for factor in hours]

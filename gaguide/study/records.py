@@ -12,7 +12,7 @@ from gaguide.stats.difference import Paired
 HELD_OUT = "held-out text"
 """The name that held-out loss and guided attention have in place of a task's."""
 KNOCK_OUT = "removal of heads"
-"""In place of a task, of what is left out because an ablation is of something else."""
+"""In place of a task's name, where a cell is left out because its ablation is of other content."""
 
 State = Literal["pending", "running", "done", "failed", "blocked"]
 Verdict = Literal["inverse", "positive", "U-shaped", "inverted U", "flat", "not enough sizes"]

@@ -25,9 +25,9 @@ _WAIT, _MAX_WAIT = 10.0, 600.0
 class Trackers:
     """The trackers that a DeepSpeed JSON enables; on ranks other than 0 every method returns at once.
 
-    metrics.jsonl and its like are the record, trackers show it: every row of them is sent once, also those of
-    earlier starts and those of a time in which a tracker could not be reached. No fault of a tracker ends a
-    run; it is reported once.
+    metrics.jsonl and the other record files are the record, which trackers show. Every row is sent once,
+    including rows of earlier starts and of times when the tracker could not be reached. A tracker that fails
+    never ends a run; it is reported once.
     """
 
     def __init__(self, settings: Mapping[str, Any], is_main: bool) -> None:

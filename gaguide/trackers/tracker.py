@@ -15,7 +15,7 @@ Status = Literal["finished", "diverged", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as trackers are told of it. No text in it shows credentials."""
+    """What trackers receive of a run. No text in it shows credentials."""
 
     name: str
     """The run's name."""
@@ -42,16 +42,14 @@ class Tracker(Protocol):
     """A client of one tracker. Any method may raise any exception of its library."""
 
     def open(self, run: TrackedRun, known: str | None) -> str:
-        """Continue its run of the id `known`, or begin a new one; returns the id.
-
-        A run that is no longer there is begun anew.
-        """
+        """Continue the tracker's run with the id `known`, or begin a new one if there is none; returns the
+        id."""
 
     def describe(self, run: TrackedRun, earlier: str | None) -> None:
         """Send configuration and tags. `earlier`: the id of the run that other settings have continued."""
 
     def last_steps(self) -> Mapping[Kind, int]:
-        """Kind → the last step that it has; kinds of which it has nothing are missing."""
+        """Kind → the last step that the tracker has; kinds without any are missing."""
 
     def log(self, rows: Sequence[Row]) -> None:
         """Send rows."""

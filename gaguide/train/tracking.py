@@ -1,4 +1,4 @@
-"""A run as trackers are told of it."""
+"""What trackers receive of a run."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Runs:
 
 
 class _Separated(dict[int, str]):
-    """For `str.translate`: characters of words as they are, all others as white space."""
+    """A table for `str.translate` that keeps characters of words and makes all others white space."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -103,7 +103,7 @@ class WordIndex:
     def __init__(
         self, examples: Sequence[EvaluationText], through: Callable[[str], str] = lambda text: text
     ) -> None:
-        """through: what has happened to the text in which the runs are looked for."""
+        """through: applied to the examples, to make the changes that the searched text has undergone."""
         self.examples = tuple(examples)
         self._vocabulary: dict[str, int] = {}
         collectors: dict[int, NgramCollector] = {}
@@ -119,7 +119,7 @@ class WordIndex:
                     own.append(Runs(n, collectors.setdefault(n, NgramCollector(n)).add(ids)))
             runs.append(tuple(own))
         self.runs: tuple[tuple[Runs, ...], ...] = tuple(runs)
-        """Of each example, by text; numbers count within the runs of one length."""
+        """Runs of each text of each example; numbers count within the runs of one length."""
         self.sets: dict[int, NgramSet] = {n: each.finish() for n, each in sorted(collectors.items())}
         """Runs by length."""
 
@@ -165,7 +165,7 @@ class TokenIndex:
                         own.append(Runs(TOKENS, collector.add(ids + 1)))
             runs.append(tuple(own))
         self.runs: tuple[tuple[Runs, ...], ...] = tuple(runs)
-        """Of each example, by text."""
+        """Runs of each text of each example."""
         self.set: NgramSet | None = collector.finish() if len(collector) else None
         """All runs; None if every example has fewer than 8 tokens."""
         self._ids_V = np.where(known, np.arange(1, vocab_size + 1), 0)

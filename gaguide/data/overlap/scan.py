@@ -1,7 +1,7 @@
 """Look for the runs of evaluation examples in every shard, in several processes; resumable by shard.
 
-What is found in a shard is one small file, written atomically under a name that contains the identities of
-the shard and of the examples, so that a repeated command reads what was finished and no other's result.
+The findings of each shard are a small file, written atomically. Its name contains the identities of shard and
+examples, so a repeated command reuses finished shards, and never the result of another search.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def _jackknife_error(
     counts: Counter[Pair],
     parts: Mapping[frozenset[tuple[Pair, int]], int],
 ) -> float:
-    """Of the statistic without each part; `parts` counts equal ones, which are computed once."""
+    """Jackknife error of the statistic; `parts` counts equal parts, which are computed once."""
     number = sum(parts.values())
     if number < 2:
         return math.nan

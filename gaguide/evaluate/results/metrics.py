@@ -56,7 +56,7 @@ class ScoredExample:
     example: Example
     """What was asked."""
     log_probabilities: tuple[float, ...]
-    """Of the example's pairs, in their order."""
+    """Log-probability of each pair of the example, in their order."""
     target_tokens: tuple[int, ...]
     """Scored tokens of each pair."""
     value: float

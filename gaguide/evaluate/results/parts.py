@@ -26,8 +26,8 @@ class PartResult:
     constant: tuple[str, float] | None
     """The most frequent right answer, and the accuracy of always giving it; None without classes."""
     same_as_original: Metric | None = None
-    """Of a control's variant: the share of examples in which the model chooses the class that it chooses in
-    the original."""
+    """Share of examples in which the model chooses the same class as in the original; for variants of a
+    control."""
 
 
 def part_results(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, PartResult]:

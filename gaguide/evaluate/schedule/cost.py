@@ -16,9 +16,9 @@ class Budget:
     """Limits in padded tokens."""
 
     batch: int
-    """Of a batch, unless it holds a single row or example."""
+    """Most tokens of a batch, unless it holds a single row or example."""
     row: int = 0
-    """Of a row of several examples that share a prefix, where this is more than `batch`."""
+    """Most tokens of a row of several examples that share a prefix; without effect below `batch`."""
 
     @classmethod
     def of(cls, batch_tokens: int | None, device_type: str) -> Budget:

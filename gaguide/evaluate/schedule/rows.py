@@ -45,7 +45,7 @@ class Readout:
     target_ids: tuple[int, ...]
     """The scored tokens."""
     greedy: bool = False
-    """As of `TokenSequence`."""
+    """See `TokenSequence.greedy`."""
 
 
 @dataclass(frozen=True)

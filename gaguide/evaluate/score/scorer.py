@@ -56,7 +56,7 @@ class Sharing(enum.IntEnum):
     ROWS = 1
     """Prefixes within a row."""
     PREFIXES = 2
-    """Also the prefix of many batches."""
+    """Prefixes of rows, and the prefix of many batches too."""
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """Which examples are demonstrations: drawn once, the first ones, or drawn for each example. Pure.
 
-Where all prompts of a task have the same demonstrations, they share a long prefix, which is computed once for
-many of them. An example never has its own content among its demonstrations: one that would gets another
-demonstration in that place.
+Prompts with the same demonstrations share a long prefix, which is computed once for many of them. A
+demonstration with the content of the example that is asked is replaced by another one.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class Demonstrated:
     shown: tuple[tuple[Example, ...], ...]
     """The demonstrations of each, in their order."""
     available: int
-    """How many there are to ask without a limit."""
+    """Number of examples that could be asked without a limit."""
     warnings: tuple[str, ...]
-    """Which examples were left out, or have other demonstrations than the rest."""
+    """Sentences on examples that were left out or have other demonstrations than the rest."""
 
 
 def with_demonstrations(
@@ -42,9 +41,9 @@ def with_demonstrations(
 ) -> Demonstrated:
     """The first `limit` of `examples` with their demonstrations.
 
-    pool: what demonstrations are drawn from; None draws from `examples`, of which, unless they are drawn for
-    each example, neither the drawn ones nor others with their content are asked. Raises `UserError` where
-    there are too few.
+    pool: examples to draw demonstrations from; None draws them from `examples`. Then the drawn examples, and
+    others with their content, are not asked, unless demonstrations are drawn for each example. Raises
+    `UserError` if there are too few examples.
     """
     source = examples if pool is None else pool
     needed = fewshot.count + (pool is None)
@@ -69,7 +68,7 @@ def with_demonstrations(
 def _ask_others(
     task: Task, others: Sequence[Example], shown: tuple[Example, ...], limit: int | None
 ) -> Demonstrated:
-    """Of the examples that were not drawn, those without the content of a drawn one."""
+    """Ask the examples that were not drawn, except those with the content of a drawn one."""
     revealed = [one for one in others if any(reveals(demonstration, one) for demonstration in shown)]
     hidden = {id(one) for one in revealed}
     asked = [one for one in others if id(one) not in hidden]
@@ -93,7 +92,7 @@ def _ask_each(
     pool: Sequence[Example] | None,
     limit: int | None,
 ) -> Demonstrated:
-    """All examples, with demonstrations that are drawn anew for each, as lm-evaluation-harness draws them."""
+    """Ask all examples, each with demonstrations of its own, drawn as lm-evaluation-harness draws them."""
     source = examples if pool is None else pool
     sampler = Sampler("default", source, fewshot.seed)
     drawn, chosen, asked = [], [], examples[:limit]
@@ -115,7 +114,7 @@ def _ask_all(
     drawn: Sequence[tuple[Example, ...]],
     chosen: Sequence[tuple[Example, ...]],
 ) -> Demonstrated:
-    """All examples, with the `chosen` demonstrations in place of the `drawn` ones."""
+    """Ask `asked` with the `chosen` demonstrations, which replace `drawn` ones that reveal the answer."""
     count = max(map(len, drawn), default=0)
     without = [one.id for one, shown in zip(asked, chosen, strict=True) if len(shown) < count]
     if without:
@@ -136,7 +135,7 @@ def _ask_all(
 
 
 def _not_revealing(example: Example, shown: Sequence[Example], spare: Sequence[Example]) -> Iterator[Example]:
-    """The demonstrations before `example`, fewer than `shown` where none is left in place of one."""
+    """`shown`, with those that reveal `example` replaced from `spare`, or left out when `spare` runs out."""
     others = (one for one in spare if not reveals(one, example))
     for one in shown:
         yield from islice(others, 1) if reveals(one, example) else (one,)
@@ -145,7 +144,8 @@ def _not_revealing(example: Example, shown: Sequence[Example], spare: Sequence[E
 def reveals(demonstration: Example, asked: Example) -> bool:
     """Whether a demonstration has the content of the example that is asked.
 
-    That is one of its prompts, white space at the ends aside, with its answer or with its classes.
+    That is the case if it has one of the example's prompts (apart from white space at the ends) and either
+    its classes or its answer.
     """
     prompt = demonstration.prompts[0].strip()
     if all(prompt != text.strip() for text in asked.prompts):
