@@ -138,6 +138,15 @@ class UserError(Exception):
         return UserError, (self.faults,)  # ranks exchange their errors pickled
 
 
+@contextmanager
+def reworded(change: Callable[[Fault], Fault]) -> Iterator[None]:
+    """Raise a `UserError` of the block with each fault as `change` gives it, in words of the user's input."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(map(change, error.faults)) from None
+
+
 class FaultCollector:
     """Collects the faults of several checks and raises them as one `UserError`.
 
@@ -246,6 +255,14 @@ class DivergedError(Exception):
 def first_line(error: BaseException) -> str:
     """First line of an exception's message, or its type's name if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def not_one_of(field: str, value: Any, known: Iterable[Any]) -> Fault:
+    """The fault of a `value` that is not one of the few that are `known`."""
+    names = list(map(str, known))
+    near = get_close_matches(str(value), names, n=1, cutoff=0.6)
+    remedy = f"did you mean {near[0]!r}?" if near else "choose one of them"
+    return Fault(field, f"must be one of {', '.join(names)}", remedy, value)
 
 
 def suggestion(name: str, known: Iterable[str], limit: int = 12, otherwise: str = "") -> str:

@@ -24,7 +24,7 @@ from gaguide.ablate.subjects import Key, Subject, choose_subjects
 from gaguide.ablate.tasks import TaskMeasure, measure_tasks
 from gaguide.ablate.text import TextSums, measure_text, read_attention
 from gaguide.distributed import World
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, reworded
 from gaguide.evaluate.encode.span_marks import span_marks
 from gaguide.evaluate.model_folder import ModelFolder, load_model
 from gaguide.evaluate.results.results import versions
@@ -237,19 +237,17 @@ def _start_model(request: Request) -> Any:
     """The model that the plan's run started from, weights included."""
     run = request.source.run
     assert request.before == START and run is not None
-    try:
+
+    def of_option(fault: Fault) -> Fault:
+        remedy = f"give --before MODEL; or {fault.remedy}"
+        return Fault(f"--before start: {fault.field}", fault.problem, remedy)
+
+    with reworded(of_option):
         corpus = find_corpus(run)
         source = find_model(run.model, corpus.vocab_size, corpus.eos_token_id)
         if run.model.resize_embeddings:
             source = with_vocabulary(source, corpus.vocab_size)
         return build_model(source, run.seed)
-    except UserError as error:
-        raise UserError(
-            [
-                Fault(f"--before start: {one.field}", one.problem, f"give --before MODEL; or {one.remedy}")
-                for one in error.faults
-            ]
-        ) from None
 
 
 def _model_record(

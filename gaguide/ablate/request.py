@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gaguide.ablate.methods import METHODS, TASK_METHODS
 from gaguide.ablate.plan_source import PlanSource, find_plan, model_path
 from gaguide.data import BlockStore, tokenizer_fingerprint
 from gaguide.data.read.blocks import Blocks
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, reworded
 from gaguide.evaluate.model_folder import DTYPES, ModelFolder, find_model_folder
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
 from gaguide.guidance import GuidancePlan
@@ -70,12 +70,8 @@ class AblateSettings:
                     problem = f"must be at least {least}"
                     faults.add(Fault(f"--{name.replace('_', '-')}", problem, "give a larger number", value))
             if self.dtype not in DTYPES:
-                problem = f"must be one of {', '.join(DTYPES)}"
-                faults.add(Fault("--dtype", problem, "choose one of them", self.dtype))
-            for method in self.methods:
-                if method not in METHODS:
-                    problem = f"must be one of {', '.join(METHODS)}"
-                    faults.add(Fault("--methods", problem, suggestion(method, METHODS), method))
+                faults.add(not_one_of("--dtype", self.dtype, DTYPES))
+            faults.add(*(not_one_of("--methods", one, METHODS) for one in self.methods if one not in METHODS))
             if len(set(self.methods)) < len(self.methods):
                 faults.add(Fault("--methods", "names one twice", "name each once", ",".join(self.methods)))
             if self.data is not None and not self.data.is_dir():
@@ -183,11 +179,8 @@ def find_text(source: PlanSource, folders: Sequence[ModelFolder], settings: Abla
         raise UserError(Fault("--block-length", problem, f"give at most {positions}", length))
     if settings.text is not None:
         folder = embedded_corpus() if settings.text == "embedded" else settings.text
-        try:
+        with reworded(lambda fault: replace(fault, field="--text")):
             store = BlockStore(folder, "validation", length)
-        except UserError as error:
-            faults = [Fault("--text", fault.problem, fault.remedy, fault.value) for fault in error.faults]
-            raise UserError(faults) from None
         manifest = store.manifest
         return _text(
             store, manifest.tokenizer_fingerprint, manifest.fingerprint, str(settings.text), False,
@@ -273,12 +266,8 @@ def _find_before(
     name = model_path(given)
     if name in (folder.name for folder in folders):
         return name
-    try:
+    with reworded(lambda fault: replace(fault, field="--before")):
         folder = find_model_folder(name)
-    except UserError as error:
-        raise UserError(
-            [Fault("--before", one.problem, one.remedy, one.value) for one in error.faults]
-        ) from None
     shapes = [one.config.get_text_config() for one in (folder, folders[0])]
     sizes = [(shape.num_hidden_layers, shape.num_attention_heads) for shape in shapes]
     if sizes[0] != sizes[1] or _alike((folders[0], folder)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gaguide.cli.options import takes
-from gaguide.errors import Fault, FaultCollector, UserError, first_line, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, first_line, not_one_of, suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,7 +108,7 @@ def attention(
         for path in output:
             faults.add(*check_figure_path(path, also=(".html",)))
         if view not in _VIEWS:
-            faults.add(Fault("--view", f"must be one of {', '.join(_VIEWS)}", suggestion(view, _VIEWS), view))
+            faults.add(not_one_of("--view", view, _VIEWS))
         elif view in ("overview", "difference") and any(path.suffix.lower() == ".html" for path in output):
             faults.add(
                 Fault("--view", "is for pictures, not for pages", "give --output a .png, .svg or .pdf", view)

@@ -17,7 +17,7 @@ def find_decontamination(
 
     Raises a `UserError` with every fault of the options and of the tasks.
     """
-    from gaguide.errors import Fault, FaultCollector
+    from gaguide.errors import Fault, FaultCollector, not_one_of
     from gaguide.files import expand_home
 
     with FaultCollector() as faults:
@@ -35,8 +35,7 @@ def find_decontamination(
 
         chosen = next((each for each in ACTIONS if each == (action or ACTIONS[0])), None)
         if chosen is None:
-            problem = f"must be one of {', '.join(ACTIONS)}"
-            faults.add(Fault("--decontaminate-by", problem, "choose one of them", action))
+            faults.add(not_one_of("--decontaminate-by", action, ACTIONS))
         folder = None if data is None else expand_home(data)
         texts = faults.attempt(evaluation_texts, split_names(tasks), folder)
         words = None if texts is None else WordIndex(texts)

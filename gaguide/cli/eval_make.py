@@ -65,7 +65,7 @@ def make_controls(
     ] = None,
 ) -> None:
     """Write a task's examples with a negation, and each with it removed, replaced or reworded."""
-    from gaguide.errors import Fault, FaultCollector, UserError
+    from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
     from gaguide.evaluate.tasks.controls import CONTROLS, control_rows
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.evaluate.tasks.read import read_tasks
@@ -74,9 +74,7 @@ def make_controls(
     variants = variant or list(CONTROLS)
     with FaultCollector() as faults:
         _check_output(output, faults)
-        for name in (one for one in variants if one not in CONTROLS):
-            problem = f"must be one of {', '.join(CONTROLS)}"
-            faults.add(Fault("--variant", problem, "choose one of them", name))
+        faults.add(*(not_one_of("--variant", one, CONTROLS) for one in variants if one not in CONTROLS))
     found = read_tasks(split_names(tasks), None if data is None else expand_home(data), limit, shots=0)
     if len(found) != 1 or found[0].kind != "classification":
         kinds = ", ".join(f"{one.task.name} ({one.kind})" for one in found)

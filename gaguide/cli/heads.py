@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gaguide.cli.options import shared, takes
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, not_one_of
 
 heads = typer.Typer(help="Which heads to guide: profiles of a model's heads.", no_args_is_help=True)
 
@@ -65,8 +65,7 @@ def profile(
     if (folder / FILE).exists():
         raise UserError(Fault("--output", f"already has a {FILE}", "choose another folder", str(folder)))
     if options.mode not in ("pieces", "words"):
-        problem = "must be one of pieces, words"
-        raise UserError(Fault("--mode", problem, "choose one of them", options.mode))
+        raise UserError(not_one_of("--mode", options.mode, ("pieces", "words")))
     from gaguide.distributed import World
     from gaguide.heads.profile import ProfileSettings
     from gaguide.heads.profile import profile as profile_heads

@@ -64,13 +64,13 @@ def show(
     file: Annotated[Path | None, typer.Option("--lexicons", help="YAML file of your own lexicons.")] = None,
 ) -> None:
     """Show a pattern's tokens in a vocabulary, and its matches in a text."""
-    from gaguide.errors import Fault, FaultCollector
+    from gaguide.errors import FaultCollector, not_one_of
     from gaguide.guidance import read_lexicons, shipped_lexicons
     from gaguide.guidance.registry import check_pattern_name
 
     with FaultCollector() as faults:  # before the tokenizer, whose library takes seconds to import
         if mode not in ("pieces", "words"):
-            faults.add(Fault("--mode", "must be one of pieces, words", "choose one of them", mode))
+            faults.add(not_one_of("--mode", mode, ("pieces", "words")))
         own = faults.attempt(read_lexicons, file) if file else {}
         if own is not None:
             faults.attempt(check_pattern_name, name, own, "NAME")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gaguide.cli.options import takes
-from gaguide.errors import Fault, FaultCollector
+from gaguide.errors import Fault, FaultCollector, not_one_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,7 +83,7 @@ class CostOptions:
     def faults(self) -> list[Fault]:
         """Values that are not one of their choices; `CostRequest` checks the rest."""
         faults = [
-            Fault(_option(name), f"must be one of {', '.join(choices)}", "choose one of them", value)
+            not_one_of(_option(name), value, choices)
             for name, choices in _CHOICES.items()
             if (value := getattr(self, name)) is not None and value not in choices
         ]

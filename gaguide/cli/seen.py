@@ -26,12 +26,12 @@ def clean_command(
     """Split an evaluation into clean examples and those that the training text contains."""
     from dataclasses import asdict
 
-    from gaguide.errors import Fault, UserError
+    from gaguide.errors import UserError, not_one_of
     from gaguide.evaluate.results.seen import split_results
     from gaguide.files import expand_home, write_json
 
     if by not in ("words", "tokens"):
-        raise UserError(Fault("--by", "must be one of words, tokens", "choose one of them", by))
+        raise UserError(not_one_of("--by", by, ("words", "tokens")))
     folder = expand_home(results)
     found = split_results(folder, expand_home(overlap), by)  # type: ignore[arg-type]
     _print(found)

@@ -9,7 +9,7 @@ from gaguide.config import RunConfig, plan_batch
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.cost.hardware import GPUS, LINKS
 from gaguide.cost.memory import MemorySetup, TrainingSettings
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
 from gaguide.guidance.row_blocks import rows_of_block
 from gaguide.model import ModelShape
 
@@ -133,11 +133,11 @@ def _counts(request: CostRequest) -> list[Fault]:
 def _names(request: CostRequest) -> list[Fault]:
     faults = []
     if request.gpu not in GPUS:
-        faults.append(Fault("--gpu", "unknown GPU", f"choose one of {', '.join(GPUS)}", request.gpu))
+        faults.append(not_one_of("--gpu", request.gpu, GPUS))
     if request.link not in LINKS:
-        faults.append(Fault("--link", "unknown network", f"choose one of {', '.join(LINKS)}", request.link))
+        faults.append(not_one_of("--link", request.link, LINKS))
     if request.zero_stage not in range(4):
-        faults.append(Fault("--stage", "must be one of 0, 1, 2, 3", "choose one of them", request.zero_stage))
+        faults.append(not_one_of("--stage", request.zero_stage, range(4)))
     return faults
 
 

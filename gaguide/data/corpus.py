@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from gaguide.data.build.build import check_same_build
 from gaguide.data.build.request import BuildRequest, PreparedBuild, Progress, check_request, prepare_build
@@ -21,13 +21,12 @@ from gaguide.data.read.blocks import Blocks, BlockStore
 from gaguide.data.read.growing import BuildIdentity, FirstHeldOut, GrowingStore, SourceOrder
 from gaguide.data.read.mixture import MixedOrder, MixedStore
 from gaguide.data.read.order import BlockOrder, Order
-from gaguide.errors import FaultCollector, UserError
+from gaguide.errors import FaultCollector, reworded
 from gaguide.log import is_first_process, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
 
 # Options of `gaguide data build` → fields of a run's settings.
 _SOURCE_FIELDS = {
@@ -105,12 +104,12 @@ def mixture_corpus(
         for at, (folder, _) in enumerate(parts):
             with faults.catching():
                 opened.append(_open(folder, f"data.mixture.{at}.shards", block_length, cache_bytes))
-    blocks = _with_fields({"data": "data.mixture"}, lambda: MixedStore([train for train, _ in opened]))
+    with _with_fields({"data": "data.mixture"}):
+        blocks = MixedStore([train for train, _ in opened])
     held_out = MixedStore([validation for _, validation in opened])
     weights = tuple(weight for _, weight in parts)
-    order = _with_fields(
-        {"weight": "data.mixture weight"}, lambda: MixedOrder(blocks.part_blocks, weights, seed, growing=True)
-    )
+    with _with_fields({"weight": "data.mixture weight"}):
+        order = MixedOrder(blocks.part_blocks, weights, seed, growing=True)
     fingerprints = [store.manifest.fingerprint for store in blocks.stores]
     return _corpus(blocks, held_out, order, hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest())
 
@@ -132,15 +131,11 @@ def source_corpus(
 
     `UserError` if the folder is complete and holds shards of another request, or of another content.
     """
-
-    def prepare() -> PreparedBuild:
+    with _with_fields(_SOURCE_FIELDS):
         check_request(request)
         build = prepare_build(request, on_progress)
         if is_complete(request.output):
             check_same_build(request.output, build)
-        return build
-
-    build = _with_fields(_SOURCE_FIELDS, prepare)
     identity = BuildIdentity(
         request.output, len(build.parts), build.build_id, build.fingerprint, request.marks
     )
@@ -165,9 +160,8 @@ def _open(
     stores = []
     with FaultCollector() as faults:
         for split in (TRAIN, VALIDATION):
-            open_split = partial(BlockStore, folder, split, block_length, cache_bytes)
-            with faults.catching():
-                stores.append(_with_fields({"data": field}, open_split))
+            with faults.catching(), _with_fields({"data": field}):
+                stores.append(BlockStore(folder, split, block_length, cache_bytes))
     return stores[0], stores[1]
 
 
@@ -186,11 +180,6 @@ def _corpus(
     )
 
 
-def _with_fields(fields: Mapping[str, str], function: Callable[[], T]) -> T:
-    """Return `function()`; the fields of its faults are renamed to those of a run's settings."""
-    try:
-        return function()
-    except UserError as error:
-        raise UserError(
-            replace(fault, field=fields.get(fault.field, fault.field)) for fault in error.faults
-        ) from None
+def _with_fields(fields: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Inside, the fields of faults are renamed to those of a run's settings."""
+    return reworded(lambda fault: replace(fault, field=fields.get(fault.field, fault.field)))

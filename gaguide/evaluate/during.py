@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gaguide.config.fields import OnOverflow
 from gaguide.distributed import World
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, reworded
 from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.metrics import not_finite
@@ -53,13 +53,9 @@ def make_evaluation(job: Job, world: World) -> Evaluation | None:
     for warning in (text for task in data for text in task.warnings if world.is_main):
         say(f"warning: {warning}")
     budget = Budget.of(section.batch_tokens, world.device.type)
-    try:
+    option, setting = "--on-overflow", "evaluate.on_overflow"
+    with reworded(lambda fault: replace(fault, field=setting) if fault.field == option else fault):
         (work,) = prepare_work(data, [folder], world, budget, section.on_overflow)
-    except UserError as error:
-        named = {"--on-overflow": "evaluate.on_overflow"}
-        raise UserError(
-            replace(fault, field=named.get(fault.field, fault.field)) for fault in error.faults
-        ) from None
     return TrainingEvaluation(data, work, world, section.on_overflow)
 
 

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gaguide.distributed import World, raise_together
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, reworded
 from gaguide.evaluate.encode.identity import encoding_key
 from gaguide.evaluate.model_folder import DTYPES, ModelFolder, tokenizer_faults
 from gaguide.evaluate.results.earlier import RESULTS_FILE, held
@@ -73,7 +73,7 @@ def evaluate_model(
     make_sums_reproducible()
     world = _world()
     output = None if output is None else Path(output).expanduser()
-    with _in_words_of_python(), ExitStack() as stack:
+    with reworded(_in_words_of_python), ExitStack() as stack:
         inner, settings = raise_together(lambda: _check(model, tokenizer, settings, output))
         names = split_names([str(one) for one in ([tasks] if isinstance(tasks, str | Path) else tasks)])
         folder = MemoryModel(name or type(inner).__name__, inner.config, tokenizer, inner)
@@ -264,22 +264,13 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
                 module.training = was_training
 
 
-@contextmanager
-def _in_words_of_python() -> Iterator[None]:
-    """Faults that name options of the command, with the arguments of `evaluate_model` instead."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(
-            replace(
-                fault,
-                **{  # type: ignore[arg-type]
-                    part: _OPTION.sub(lambda match: match[1].replace("-", "_"), getattr(fault, part))
-                    for part in ("field", "problem", "remedy")
-                },
-            )
-            for fault in error.faults
-        ) from None
+def _in_words_of_python(fault: Fault) -> Fault:
+    """The fault with the arguments of `evaluate_model` in place of the command's options."""
+    field, problem, remedy = (
+        _OPTION.sub(lambda match: match[1].replace("-", "_"), text)
+        for text in (fault.field, fault.problem, fault.remedy)
+    )
+    return replace(fault, field=field, problem=problem, remedy=remedy)
 
 
 def _world() -> World:

@@ -14,7 +14,7 @@ import torch
 
 from gaguide.distributed import World, all_gather, barrier, broadcast, raise_together
 from gaguide.engine.sharded import ShardedModel, sharding_config
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.encode.overflow import OVERFLOWS
 from gaguide.evaluate.model_folder import (
@@ -76,15 +76,13 @@ class EvaluateSettings:
                     Fault("--shots", "must not be negative", "give 0 or more or leave it out", self.shots)
                 )
             if self.on_overflow not in OVERFLOWS:
-                problem = f"must be one of {', '.join(OVERFLOWS)}"
-                faults.add(Fault("--on-overflow", problem, "choose one of them", self.on_overflow))
+                faults.add(not_one_of("--on-overflow", self.on_overflow, OVERFLOWS))
             chat = self.options.apply_chat_template
             if chat and self.on_overflow == "drop-demonstrations":
                 problem = "cannot be used with --apply-chat-template: demonstrations are parts of a chat"
                 faults.add(Fault("--on-overflow", problem, "choose cut or fail", self.on_overflow))
             if self.dtype not in DTYPES:
-                problem = f"must be one of {', '.join(DTYPES)}"
-                faults.add(Fault("--dtype", problem, "choose one of them", self.dtype))
+                faults.add(not_one_of("--dtype", self.dtype, DTYPES))
             if self.data is not None and not self.data.is_dir():
                 remedy = "give the folder of the data files"
                 faults.add(Fault("--data", "does not exist or is not a folder", remedy, str(self.data)))

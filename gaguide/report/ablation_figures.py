@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from gaguide.ablate.records import AblationRecord, HeadRecord, ModelRecord
-from gaguide.report.head_maps import frame_head, label_map
+from gaguide.report.head_maps import draw_map, frame_head, map_norm
 from gaguide.report.style import INK
 from gaguide.report.text import shorten
 
@@ -41,18 +40,18 @@ def draw_heads(records: Sequence[AblationRecord]) -> Figure | None:
     width = min(5.5, max(2.4, 0.42 * wide))
     figure = Figure(figsize=(width * len(models) + 1.6, 2 * height + 1.4), layout="constrained")
     axes = figure.subplots(2, len(models), squeeze=False)
-    norms: tuple[Any, Any] = (TwoSlopeNorm(0, -largest, largest), Normalize(0, 1))
-    for down, (grids, colours, norm, title) in enumerate(
-        ((costs, "RdBu_r", norms[0], "loss without the head"), (masses, "Greys", norms[1], "attention"))
-    ):
+    shown = (
+        (costs, map_norm(largest, True), "loss without the head"),
+        (masses, map_norm(1.0, False), "attention"),
+    )
+    for down, (grids, norm, title) in enumerate(shown):
         for ax, grid, (_, model) in zip(axes[down], grids, models, strict=True):
-            image: Any = ax.imshow(
-                np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto", origin="lower"
-            )
+            image = draw_map(ax, grid, norm, f"{shorten(model.name, 24)}: {title}")
             ax.set_facecolor(_EMPTY)
+            ax.spines[:].set_visible(False)
             _write_numbers(ax, grid, norm, down == 0)
-            _frame_guided(ax, model)
-            _label(ax, f"{shorten(model.name, 24)}: {title}")
+            for head in model.with_role("guided"):
+                frame_head(ax, head.layer, head.head, 1.8)
         bar = figure.colorbar(image, ax=list(axes[down]), fraction=0.05, pad=0.02)
         bar.ax.tick_params(colors=INK, labelsize=8)
         bar.outline.set_visible(False)
@@ -83,14 +82,3 @@ def _write_numbers(ax: Axes, grid: np.ndarray, norm: Any, signed: bool) -> None:
             text = f"{value:+.3f}" if signed else f"{value:.2f}"
             ax.text(head, layer, text, ha="center", va="center", fontsize=7,
                     color="white" if dark else "black")  # fmt: skip
-
-
-def _frame_guided(ax: Axes, model: ModelRecord) -> None:
-    for head in model.with_role("guided"):
-        frame_head(ax, head.layer, head.head, 1.8)
-
-
-def _label(ax: Axes, title: str) -> None:
-    label_map(ax, title)
-    for spine in ax.spines.values():
-        spine.set_visible(False)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from gaguide.heads.records import HeadProfile, ProfileRecord
-from gaguide.report.head_maps import frame_head, label_map
+from gaguide.report.head_maps import draw_map, frame_head, map_norm
 from gaguide.report.style import COLOURS, INK, plain_axes
 
 
@@ -32,14 +30,9 @@ def draw_profile(record: ProfileRecord) -> Figure:
             found = value(head)
             grid[head.layer, head.head] = np.nan if found is None else found
         largest = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 1.0
-        norm: Any = TwoSlopeNorm(0, -largest or -1, largest or 1) if signed else Normalize(0, largest or 1)
-        shown = np.ma.masked_invalid(grid)
-        image = ax.imshow(
-            shown, cmap="RdBu_r" if signed else "Greys", norm=norm, aspect="auto", origin="lower"
-        )
+        image = draw_map(ax, grid, map_norm(largest or 1.0, signed), title)
         for layer, index in chosen:
             frame_head(ax, layer, index, 1.6)
-        label_map(ax, title)
         bar = figure.colorbar(image, ax=ax, fraction=0.06, pad=0.03)
         bar.ax.tick_params(colors=INK, labelsize=7)
     return figure

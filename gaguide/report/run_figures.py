@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -28,14 +29,10 @@ def draw_curves(runs: Sequence[RunRecord]) -> Figure | None:
     handles: dict[str, Any] = {}
     for column, (key, title) in enumerate(shown, 1):
         ax = figure.add_subplot(1, len(shown), column)
+        handles |= _draw_lines(ax, runs, key)
         for index, run in enumerate(runs):
-            colour, dashes = series_style(index)
-            steps, values = _series(run.metrics, key)
-            (line,) = ax.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.6)
-            held_steps, held_values = _held_out(run, key)
-            ax.plot(held_steps, held_values, linestyle="none", marker="o", markersize=6,
-                    markerfacecolor="none", markeredgewidth=1.6, color=colour)  # fmt: skip
-            handles.setdefault(run.name, line)
+            ax.plot(*_held_out(run, key), linestyle="none", marker="o", markersize=6,
+                    markerfacecolor="none", markeredgewidth=1.6, color=series_style(index)[0])  # fmt: skip
         if key == "guided_attention":
             ax.set_ylim(-0.02, 1.02)
         plain_axes(ax, title, "optimizer step")
@@ -64,15 +61,21 @@ def draw_course(runs: Sequence[RunRecord]) -> Figure | None:
     for place, key in enumerate(shown, 1):
         title, factor = _COURSE[key]
         ax = figure.add_subplot(down, min(2, len(shown)), place)
-        for index, run in enumerate(runs):
-            colour, dashes = series_style(index)
-            steps, values = _series(run.metrics, key)
-            (line,) = ax.plot(steps, [value * factor for value in values], color=colour, linestyle=dashes,
-                              linewidth=1.4)  # fmt: skip
-            handles.setdefault(run.name, line)
+        handles |= _draw_lines(ax, runs, key, factor)
         plain_axes(ax, title, "optimizer step")
     add_legend(figure, handles, 4)
     return figure
+
+
+def _draw_lines(ax: Axes, runs: Sequence[RunRecord], key: str, factor: float = 1.0) -> dict[str, Any]:
+    """Draw a column of the runs' metrics over steps, times `factor`; the line of each run, by name."""
+    lines: dict[str, Any] = {}
+    for index, run in enumerate(runs):
+        colour, dashes = series_style(index)
+        steps, values = _series(run.metrics, key)
+        scaled = [value * factor for value in values]
+        (lines[run.name],) = ax.plot(steps, scaled, color=colour, linestyle=dashes, linewidth=1.6)
+    return lines
 
 
 def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:

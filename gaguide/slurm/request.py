@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gaguide.errors import Fault
+from gaguide.errors import Fault, not_one_of
 
 JobKind = Literal["train", "evaluate", "data", "cell"]
 """What a job runs, and the name of its template in launch/slurm; `cell` is a cell of a study."""
@@ -143,8 +143,7 @@ class JobRequest:
 
     def _container_faults(self) -> Iterator[Fault]:
         if self.container_runtime not in RUNTIMES:
-            problem = f"must be one of {', '.join(RUNTIMES)}"
-            yield Fault("--container-runtime", problem, "choose one of them", self.container_runtime)
+            yield not_one_of("--container-runtime", self.container_runtime, RUNTIMES)
         elif self.container is None:
             for field, value in (("--mount", self.mounts), ("--container-runtime", self.container_runtime)):
                 if value not in ((), "apptainer"):

@@ -16,7 +16,7 @@ from gaguide.cost import GPUS, CostEstimate, CostRequest, Spread, estimate, spre
 from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
 from gaguide.model.sizes import GPT2_VOCABULARY
 from gaguide.study.grid import Cell, Grid
@@ -91,7 +91,7 @@ def print_costs(grid: Grid, gpu: str) -> None:
     Speeds and hours are ranges: what the model says, divided and multiplied by its errors on published runs.
     """
     if gpu not in GPUS:
-        raise UserError(Fault("--gpu", "unknown GPU", suggestion(gpu, GPUS), gpu))
+        raise UserError(not_one_of("--gpu", gpu, GPUS))
     known = spread(gpu)
     table = Table(title=f"{grid.study.name} on {gpu}: a model, not a measurement")
     table.add_column("size", overflow="fold")

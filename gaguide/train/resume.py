@@ -18,7 +18,7 @@ from gaguide.checkpoint.folder import CheckpointInfo, choose
 from gaguide.checkpoint.store import Checkpoint
 from gaguide.checkpoint.verify import MANIFEST
 from gaguide.config import RunConfig
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, reworded
 
 STEPS = "number of steps"
 _HELD = {
@@ -59,10 +59,8 @@ def find_origin(text: str, field: str) -> CheckpointInfo:
     if origin.run is None:
         remedy = "give RUN or RUN:STEP, with RUN the output folder of a run"
         raise UserError(Fault(field, "names no run", remedy, text))
-    try:
+    with reworded(lambda fault: replace(fault, field=field, value=text)):
         return choose(origin.run, origin.step)
-    except UserError as error:
-        raise UserError(replace(fault, field=field, value=text) for fault in error.faults) from None
 
 
 def read_manifest(folder: Path) -> Checkpoint:

@@ -41,7 +41,7 @@ from gaguide.data.format.tokenizer import (
     tokenizer_fingerprint,
     vocabulary_size,
 )
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -180,8 +180,7 @@ def _option_faults(request: ImportRequest, kind: Format) -> Iterator[Fault]:
                 yield Fault(option, f"does not apply to {kind.name}, which has no columns", "omit it", value)
     if request.dtype is not None:
         if request.dtype not in DTYPES:
-            problem = f"must be one of {', '.join(DTYPES)}"
-            yield Fault("--dtype", problem, "choose one of them", request.dtype)
+            yield not_one_of("--dtype", request.dtype, DTYPES)
         if kind.name in ("megatron", "parquet"):
             yield Fault("--dtype", f"does not apply to {kind.name}, which says it", "omit it", request.dtype)
     if request.separator != EOS and kind.has_boundaries and not request.joined:

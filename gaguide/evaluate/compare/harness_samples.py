@@ -27,6 +27,7 @@ from gaguide.evaluate.results.answers import (
 )
 from gaguide.evaluate.results.intervals import Groups, clusters, proportion
 from gaguide.evaluate.results.metric_names import Doubt
+from gaguide.evaluate.results.numbers import log_sum_exp
 from gaguide.evaluate.results.outcomes import TaskExamples
 from gaguide.evaluate.tasks.example import Example, example_key
 
@@ -212,7 +213,7 @@ def _choice(
     known, outcomes = all(map(math.isfinite, scores)), dict(row["outcomes"])
     if answers:
         right = [scores[at] for at in answers]
-        outcomes["class_loss"] = _log_sum_exp(scores) - _log_sum_exp(right) if known else math.nan
+        outcomes["class_loss"] = log_sum_exp(scores) - log_sum_exp(right) if known else math.nan
     return {
         "kind": "classification",
         "prompts": prompts if several else prompts[:1],
@@ -233,11 +234,6 @@ def _answers(target: str, choices: int) -> list[int]:
     found = [int(text) for text in re.findall(r"\d+", target)]
     is_numbers = re.fullmatch(r"\d+|\[\d+(, \d+)*\]", target) is not None
     return found if is_numbers and all(one < choices for one in found) else []
-
-
-def _log_sum_exp(scores: Sequence[float]) -> float:
-    largest = max(scores)
-    return largest + math.log(math.fsum(math.exp(score - largest) for score in scores))
 
 
 def _requests(arguments: Any) -> list[list[Any]]:

@@ -37,7 +37,7 @@ def matthews(pairs: Sequence[Pair], groups: Groups = None) -> Metric:
 
     0 for a constant answer, as scikit-learn defines it where it is undefined.
     """
-    return _jackknifed(_matthews, pairs, groups)
+    return _jackknifed(matthews_of_counts, pairs, groups)
 
 
 def brier(
@@ -102,7 +102,8 @@ def _balanced(counts: Mapping[Pair, int]) -> float:
     return sum(shares) / len(shares)
 
 
-def _matthews(counts: Mapping[Pair, int]) -> float:
+def matthews_of_counts(counts: Mapping[Pair, int]) -> float:
+    """Matthews' correlation of (right label, chosen label) → count; 0 where one side is constant."""
     answers, choices = Counter[Hashable](), Counter[Hashable]()
     for (answer, chosen), count in counts.items():
         answers[answer] += count

@@ -20,6 +20,7 @@ from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.results.earlier import RESULTS_FILE, read_earlier
+from gaguide.evaluate.results.numbers import log_sum_exp
 
 _TOLERANCES = {"loss": 0.002, "total_logprob": 0.005}
 """Largest difference of a mean, in nats: scores of one example differ by up to about 2e-4 between devices and
@@ -204,7 +205,7 @@ def measure(rows: Sequence[Mapping[str, Any]]) -> Figures:
     loss = math.fsum(row["value"] for row in rows) / count
     if rows[0]["kind"] != "classification":
         return Figures(loss=loss)
-    totals = [_log_sum_exp(row["log_probabilities"]) for row in rows]
+    totals = [log_sum_exp(row["log_probabilities"]) for row in rows]
     margins = [sorted(row["log_probabilities"])[-2:] for row in rows]
     return Figures(
         loss=loss,
@@ -254,8 +255,3 @@ def _meaning(reference: str, checks: Mapping[str, Sequence[Check]], dtype: str) 
             f"{', '.join(right)} match, so weights and tokenizer are likely right: look at the prompts"
         )
     return found
-
-
-def _log_sum_exp(values: Sequence[float]) -> float:
-    largest = max(values)
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))

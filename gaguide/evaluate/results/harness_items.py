@@ -9,6 +9,7 @@ from typing import Any
 
 from gaguide.errors import Fault, UserError, first_line
 from gaguide.evaluate.results.metrics import ScoredExample
+from gaguide.evaluate.results.numbers import first_largest
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.source import FunctionReference
 
@@ -44,7 +45,7 @@ def _choice_items(one: ScoredExample) -> Mapping[str, Callable[[], Any]]:
     texts, right = example.counted_texts, example.answers
 
     def is_right(scores: Sequence[float]) -> float:
-        return float(_first_largest(scores) in right)
+        return float(first_largest(scores) in right)
 
     def mutual_information() -> float:
         return is_right([after - before for after, before in zip(given, alone, strict=True)])
@@ -57,8 +58,8 @@ def _choice_items(one: ScoredExample) -> Mapping[str, Callable[[], Any]]:
         "acc_bytes": lambda: is_right(_per(given, [len(text.encode("utf-8")) for text in texts])),
         "acc_mutual_info": mutual_information,
         "exact_match": lambda: int(any(one.greedy[at] for at in right)),
-        "f1": lambda: (answer, _first_largest(given)),
-        "mcc": lambda: (answer, _first_largest(given)),
+        "f1": lambda: (answer, first_largest(given)),
+        "mcc": lambda: (answer, first_largest(given)),
         "brier_score": lambda: (answer, _softmax(given)),
     }
 
@@ -97,7 +98,3 @@ def _softmax(scores: Sequence[float]) -> list[float]:
     largest = max(scores)
     parts = [math.exp(score - largest) for score in scores]
     return [part / math.fsum(parts) for part in parts]
-
-
-def _first_largest(scores: Sequence[float]) -> int:
-    return max(range(len(scores)), key=lambda at: scores[at])

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from gaguide.errors import Fault, UserError, first_line
+from gaguide.evaluate.results.agreement import matthews_of_counts
 from gaguide.evaluate.results.harness_items import example_items
 from gaguide.evaluate.results.intervals import (
     NO_METRIC,
@@ -103,18 +105,9 @@ def _f1(items: Sequence[Any]) -> float:
 
 
 def _matthews(items: Sequence[Any]) -> float:
-    """Matthews' correlation of any number of classes; 0 where one side is constant."""
-    if any(isinstance(right, list) for right, _ in items):
-        return math.nan
-    classes = {label for item in items for label in item}
-    count, hits = len(items), sum(right == predicted for right, predicted in items)
-    actual = [sum(right == one for right, _ in items) for one in classes]
-    chosen = [sum(predicted == one for _, predicted in items) for one in classes]
-    spread = (count**2 - sum(one**2 for one in chosen)) * (count**2 - sum(one**2 for one in actual))
-    if not spread:
-        return 0.0
-    shared = sum(one * other for one, other in zip(actual, chosen, strict=True))
-    return (hits * count - shared) / math.sqrt(spread)
+    """Matthews' correlation of any number of classes; NaN where an example has several right ones."""
+    several = any(isinstance(right, list) for right, _ in items)
+    return math.nan if several else matthews_of_counts(Counter(items))
 
 
 def _median(items: Sequence[Any]) -> float:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gaguide.evaluate.results.agreement import balanced_accuracy, brier, calibration_error, matthews
@@ -44,7 +44,7 @@ from gaguide.evaluate.results.intervals import (
     rate,
 )
 from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES
-from gaguide.evaluate.results.numbers import first_number
+from gaguide.evaluate.results.numbers import first_largest, first_number, log_sum_exp
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Kind
 
@@ -107,7 +107,7 @@ class ScoredExample:
     def shares(self) -> list[float]:
         """Probability of each class among the classes of the example."""
         given = self.log_probabilities[: len(self.example.continuations)]
-        total = _log_sum_exp(given)
+        total = log_sum_exp(given)
         return [math.exp(value - total) for value in given]
 
     @property
@@ -145,11 +145,11 @@ def score_example(
     others = [value for at, value in enumerate(given) if at not in example.answers]
     return ScoredExample(
         example, values, tokens,
-        value=_log_sum_exp(given) - _log_sum_exp(right),
-        predicted=_first_largest(given),
-        predicted_norm=_first_largest(_per_unit(given, map(len, texts))),
-        predicted_bytes=_first_largest(_per_unit(given, (len(text.encode("utf-8")) for text in texts))),
-        predicted_mutual_info=_first_largest([a - b for a, b in zip(given, alone, strict=True)])
+        value=log_sum_exp(given) - log_sum_exp(right),
+        predicted=first_largest(given),
+        predicted_norm=first_largest(_per_unit(given, map(len, texts))),
+        predicted_bytes=first_largest(_per_unit(given, (len(text.encode("utf-8")) for text in texts))),
+        predicted_mutual_info=first_largest([a - b for a, b in zip(given, alone, strict=True)])
         if alone
         else None,
         margin=max(right) - max(others) if others else None,
@@ -327,13 +327,3 @@ def chance_level(kind: Kind, examples: Sequence[Example]) -> float | None:
 def _per_unit(values: Sequence[float], lengths: Iterable[int]) -> list[float]:
     """Each value divided by a length; minus infinity where that is 0."""
     return [value / length if length else -math.inf for value, length in zip(values, lengths, strict=True)]
-
-
-def _first_largest(values: Sequence[float]) -> int:
-    key: Callable[[int], float] = values.__getitem__
-    return max(range(len(values)), key=key)
-
-
-def _log_sum_exp(values: Sequence[float]) -> float:
-    largest = max(values)
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))

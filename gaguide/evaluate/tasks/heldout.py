@@ -13,7 +13,7 @@ import numpy as np
 
 from gaguide.data import BlockStore
 from gaguide.data.read.blocks import are_counted
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, UserError, reworded
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.locate import LocatedTask
 
@@ -45,7 +45,11 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
         raise UserError(Fault(field, f"is required for kind {task.kind}", remedy))
     folder = task.shards if "://" in task.shards else located.folder / task.shards
     length = task.block_length or min(_DEFAULT_LENGTH, positions or _DEFAULT_LENGTH)
-    try:
+
+    def of_task(fault: Fault) -> Fault:
+        return replace(fault, field=f"task {task.name}: {fault.field.removeprefix('data.')}")
+
+    with reworded(of_task):
         store = BlockStore(folder, task.split or "validation", length)
         count = min(task.blocks, len(store))
         chosen = np.arange(count) * len(store) // count
@@ -53,11 +57,6 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
         documents_BT = store.document_ids(chosen) if task.isolate_documents else np.zeros_like(ids_BT)
         counted_BT = are_counted(store, chosen)
         store.wait_for_checksums()
-    except UserError as error:
-        raise UserError(
-            replace(fault, field=f"task {task.name}: {fault.field.removeprefix('data.')}")
-            for fault in error.faults
-        ) from None
     blocks = zip(chosen, ids_BT, documents_BT, counted_BT, strict=True)
     segments = {str(block): _segments(*of_block) for block, *of_block in blocks}
     # Where prompts do not count, a block may have no target at all.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.examples import ParsedExamples, list_some
 from gaguide.evaluate.tasks.fewshot import Demonstrated, with_demonstrations
@@ -183,8 +183,7 @@ def _generated(task: Task) -> tuple[str, list[Record]]:
     """What the rows are, for people, and the rows."""
     field = f"task {task.name}"
     if task.generator not in GENERATORS:
-        problem = f"must be one of {', '.join(GENERATORS)}"
-        raise UserError(Fault(f"{field}: generator", problem, "choose one of them", task.generator))
+        raise UserError(not_one_of(f"{field}: generator", task.generator, GENERATORS))
     if task.count < 1:
         raise UserError(
             Fault(f"{field}: count", "must be positive", "give the number of examples", task.count)
