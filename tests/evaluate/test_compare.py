@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -15,12 +13,9 @@ from gaguide.cli import make_app
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
-from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
-from gaguide.evaluate.compare.harness_samples import read_samples
-from gaguide.evaluate.compare.records import Comparison, TaskComparison
-from gaguide.evaluate.compare.sources import Evaluation, read_evaluations
-from gaguide.evaluate.results.outcomes import TaskExamples
+from gaguide.evaluate.compare.sources import read_evaluations
 from gaguide.report.comparison_report import comparison_report, differences_table
+from tests.evaluate.comparing import compare, find_test
 
 _LETTERS = "abcdefgh"
 
@@ -58,14 +53,6 @@ def ours(
     return folder / "first", folder / "second"
 
 
-def _compare(*paths: Path, group: str | None = None, **options: object) -> Comparison:
-    return compare_evaluations(read_evaluations(paths, group), CompareOptions(**options))
-
-
-def _test_of(compared: Comparison, task: str, metric: str) -> TaskComparison:
-    return next(one for one in compared.tests if (one.task, one.metric) == (task, metric))
-
-
 def _rows(folder: Path, task: str) -> list[dict]:
     import pyarrow.parquet as pq
 
@@ -73,9 +60,9 @@ def _rows(folder: Path, task: str) -> list[dict]:
 
 
 def test_two_models_are_tested_on_every_task(ours: tuple[Path, Path]) -> None:
-    compared = _compare(*ours)
+    compared = compare(*ours)
     assert {one.task for one in compared.tests} == {"quiz", "synthetic-contrast", "synthetic-flip"}
-    acc = _test_of(compared, "quiz", "acc")
+    acc = find_test(compared, "quiz", "acc")
     before, now = (_rows(folder, "quiz") for folder in ours)
     gained = [b["id"] for a, b in zip(before, now, strict=True) if b["correct"] and not a["correct"]]
     lost = [b["id"] for a, b in zip(before, now, strict=True) if a["correct"] and not b["correct"]]
@@ -92,23 +79,23 @@ def test_two_models_are_tested_on_every_task(ours: tuple[Path, Path]) -> None:
     assert one.prompt == row["prompt"]
     assert one.prediction == row["continuations"][row["predicted"]]
     assert one.answer == row["continuations"][row["answer_index"]]
-    loss = _test_of(compared, "synthetic-contrast", "loss")
+    loss = find_test(compared, "synthetic-contrast", "loss")
     assert (loss.test, loss.better, loss.gained) == ("bootstrap", "low", None)
     assert loss.effect is not None and loss.effect.name == "cohen_d"
     assert loss.detectable is not None and loss.detectable > 0
     # Holm over the main metrics of the three tasks; a further metric is a family of its own.
     main = sorted(one.p for one in compared.tests if one.is_main and one.p is not None)
     assert min(one.p_holm for one in compared.tests if one.is_main) == pytest.approx(min(1, 3 * main[0]))
-    further = _test_of(compared, "quiz", "class_loss")
+    further = find_test(compared, "quiz", "class_loss")
     assert further.p_holm == further.p
 
 
 def test_groups_of_examples_are_the_unit(
     gpt2_folder: Path, other_gpt2_folder: Path, quiz: Path, tmp_path: Path, ours: tuple[Path, Path]
 ) -> None:
-    compared = _compare(*_harness(quiz, tmp_path, gpt2_folder, other_gpt2_folder), group="set")
-    grouped = _test_of(compared, "quiz", "acc")
-    alone = _test_of(_compare(*ours), "quiz", "acc")
+    compared = compare(*_harness(quiz, tmp_path, gpt2_folder, other_gpt2_folder), group="set")
+    grouped = find_test(compared, "quiz", "acc")
+    alone = find_test(compare(*ours), "quiz", "acc")
     assert grouped.groups == 15
     assert (grouped.gained, grouped.lost, grouped.difference) == (alone.gained, alone.lost, alone.difference)
     assert grouped.p != alone.p
@@ -167,13 +154,13 @@ def test_the_harness_files_give_the_same_comparison(
     gpt2_folder: Path, other_gpt2_folder: Path, quiz: Path, tmp_path: Path, ours: tuple[Path, Path]
 ) -> None:
     theirs = _harness(quiz, tmp_path, gpt2_folder, other_gpt2_folder)
-    mixed = _compare(ours[0], theirs[0])
-    same = _test_of(mixed, "quiz", "acc")
+    mixed = compare(ours[0], theirs[0])
+    same = find_test(mixed, "quiz", "acc")
     # One model by both: every example is matched by content and answered alike.
     assert (same.count, same.gained, same.lost) == (60, 0, 0)
-    assert _test_of(mixed, "quiz", "class_loss").difference == pytest.approx(0, abs=1e-5)
+    assert find_test(mixed, "quiz", "class_loss").difference == pytest.approx(0, abs=1e-5)
     assert not [note for note in mixed.notes if "quiz" in note]
-    by_ours, by_theirs = (_test_of(_compare(*paths), "quiz", "acc") for paths in (ours, theirs))
+    by_ours, by_theirs = (find_test(compare(*paths), "quiz", "acc") for paths in (ours, theirs))
     for name in ("difference", "low", "high", "p", "p_exact", "gained", "lost", "detectable", "effect"):
         assert getattr(by_theirs, name) == getattr(by_ours, name), name
     file = next(theirs[1].rglob("samples_quiz_*.jsonl"))
@@ -192,7 +179,7 @@ def test_every_form_of_a_task_is_the_same_in_both_programs(
     (theirs,) = _harness(quiz, tmp_path, gpt2_folder, tasks=tuple(_CONFIGS))
     files = [str(tmp_path / f"{name}.yaml") for name in _CONFIGS]
     evaluate(str(gpt2_folder), files, tmp_path / "ours", World(), EvaluateSettings())
-    compared = _compare(tmp_path / "ours", theirs)
+    compared = compare(tmp_path / "ours", theirs)
     wanted = {
         ("quiz", "acc"), ("quiz", "acc_norm"), ("quiz", "class_loss"), ("mutual", "acc_mutual_info"),
         ("greedy", "loss"), ("greedy", "greedy_acc"), ("documents", "word_loss"),
@@ -204,7 +191,7 @@ def test_every_form_of_a_task_is_the_same_in_both_programs(
         assert one.difference == pytest.approx(0, abs=1e-5), one
     # Choices in the prompts: by id, as the harness does not record which of them is right.
     assert any("contexts: not compared" in note and "--match id" in note for note in compared.notes)
-    found = _test_of(_compare(tmp_path / "ours", theirs, match="id"), "contexts", "acc")
+    found = find_test(compare(tmp_path / "ours", theirs, match="id"), "contexts", "acc")
     assert (found.count, found.difference, found.gained) == (60, 0, 0)
 
 
@@ -217,10 +204,10 @@ def test_other_examples_are_left_out_and_counted(
     evaluate(
         str(other_gpt2_folder), [str(tmp_path / "quiz.jsonl")], tmp_path / "few", World(), EvaluateSettings()
     )
-    compared = _compare(ours[0], tmp_path / "few")
-    acc = _test_of(compared, "quiz", "acc")
+    compared = compare(ours[0], tmp_path / "few")
+    acc = find_test(compared, "quiz", "acc")
     assert (acc.count, acc.unmatched, acc.baseline_unmatched, acc.repeated) == (20, 2, 40, 0)
-    whole = _test_of(_compare(*ours), "quiz", "acc")
+    whole = find_test(compare(*ours), "quiz", "acc")
     before = {row["id"]: row["correct"] for row in _rows(ours[0], "quiz")}
     after = {row["id"]: row["correct"] for row in _rows(ours[1], "quiz")}
     first = [str(at) for at in range(20)]
@@ -231,7 +218,7 @@ def test_other_examples_are_left_out_and_counted(
                for note in compared.notes)  # fmt: skip
     assert any("synthetic-flip" in note and "Only first" in note for note in compared.notes)
     # Rows that ask the same are paired in their order, count, and are reported.
-    twice = _test_of(_compare(tmp_path / "few", tmp_path / "few" / "results.json"), "quiz", "acc")
+    twice = find_test(compare(tmp_path / "few", tmp_path / "few" / "results.json"), "quiz", "acc")
     assert (twice.count, twice.repeated, twice.difference) == (22, 1, 0)
 
 
@@ -246,11 +233,11 @@ def test_prompts_that_differ_are_compared_by_id_when_asked(
         task = tmp_path / f"{name}.yaml"
         task.write_text(json.dumps({"name": "quiz", "file": str(quiz)} | fewshot))
         evaluate(str(gpt2_folder), [str(task)], tmp_path / name, World(), EvaluateSettings())
-    by_content = _compare(tmp_path / "zero", tmp_path / "one")
+    by_content = compare(tmp_path / "zero", tmp_path / "one")
     assert not by_content.tests
     assert any("--match id" in note for note in by_content.notes)
-    by_id = _compare(tmp_path / "zero", tmp_path / "one", match="id")
-    assert _test_of(by_id, "quiz", "acc").count == 60
+    by_id = compare(tmp_path / "zero", tmp_path / "one", match="id")
+    assert find_test(by_id, "quiz", "acc").count == 60
     assert any("60 of 60 prompts differ" in note for note in by_id.notes)
 
 
@@ -270,7 +257,7 @@ def test_every_format_is_written_and_nothing_is_printed_raw(
         "compared.tex", "compared-differences.png", "compared-differences.svg", "compared-differences.pdf",
     }  # fmt: skip
     tree = json.loads((output.parent / "compared.json").read_text("utf-8"))
-    compared = _compare(*ours)
+    compared = compare(*ours)
     assert len(tree["tests"]) == len(compared.tests)
     assert len(tree["examples"]) == len(compared.changes)
     assert tree["tests"][0]["p"] == compared.tests[0].p
@@ -305,126 +292,10 @@ def test_constant_answers_are_named(gpt2_folder: Path, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("a", "b"):
         evaluate(str(gpt2_folder), [str(path)], tmp_path / name, World(), EvaluateSettings())
-    compared = _compare(tmp_path / "a", tmp_path / "b")
-    acc, loss = _test_of(compared, "short", "acc"), _test_of(compared, "short", "class_loss")
+    compared = compare(tmp_path / "a", tmp_path / "b")
+    acc, loss = find_test(compared, "short", "acc"), find_test(compared, "short", "class_loss")
     assert (acc.doubt, acc.baseline_doubt, loss.doubt) == ("constant", "constant", None)
     found = differences_table([acc])
     assert [cell.text for cell in found.rows[0][1][:2]] == ["0.5000‡", "0.5000‡"]
     assert "not a measurement of the model" in found.note
     assert any("measures the data, not the model" in text for text in comparison_report(compared).cautions)
-
-
-def _sample(doc_id: int, scores: list[object], **more: object) -> dict:
-    requests = {
-        f"gen_args_{at}": {"arg_0": f"Q{doc_id}", "arg_1": text} for at, text in enumerate((" a", " b"))
-    }
-    return {
-        "doc_id": doc_id, "doc": {}, "target": "0", "arguments": requests, "filter": "none",
-        "metrics": ["acc"], "acc": 1.0, "filtered_resps": [[str(one), "False"] for one in scores],
-    } | more  # fmt: skip
-
-
-def _samples(path: Path, *samples: dict) -> TaskExamples:
-    path.write_text("".join(json.dumps(one) + "\n" for one in samples))
-    return read_samples(path, "task").examples
-
-
-def test_samples_that_are_not_finite_have_no_outcome(tmp_path: Path) -> None:
-    path = tmp_path / "samples_quiz_2026-11-29T00-00-00.000000.jsonl"
-    found = _samples(path, _sample(0, [-1.0, -2.0]), _sample(1, ["nan", "nan"]))
-    assert found.outcomes["acc"][0] == 1.0 and math.isnan(found.outcomes["acc"][1])
-    assert found.outcomes["class_loss"][0] == pytest.approx(math.log(1 + math.exp(-1)))
-    assert found.predictions == (" a", None)
-    (tmp_path / "other").mkdir()
-    _samples(tmp_path / "other" / path.name, _sample(0, [-2.0, -1.0], acc=0.0), _sample(1, [-1.0, -2.0]))
-    acc = _test_of(_compare(path, tmp_path / "other"), "quiz", "acc")
-    assert (acc.count, acc.left_out, acc.gained, acc.lost) == (1, 1, 0, 1)
-
-
-def test_constant_answers_in_samples_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "samples_quiz_2026-11-29T00-00-00.000000.jsonl"
-    rows = [_sample(at, [-1.0, -2.0], target=str(at % 2), acc=1.0 - at % 2) for at in range(20)]
-    _samples(path, *rows)
-    found = read_samples(path, "quiz")
-    assert found.doubts == {"acc": "constant"}
-    assert "the answer ' a' is chosen in 20 of 20 examples, and right in 50.0%" in found.warnings[0]
-    mixed = [_sample(at, [-1.0, -2.0 + 2 * (at % 2)], target=str(at % 2)) for at in range(20)]
-    _samples(path, *mixed)
-    assert read_samples(path, "quiz").doubts == {}
-
-
-def test_further_filters_have_their_own_metrics(tmp_path: Path) -> None:
-    path = tmp_path / "samples_gen_2026-11-29T00-00-00.000000.jsonl"
-    one = {"metrics": ["exact_match"], "arguments": {"gen_args_0": {"arg_0": "Q", "arg_1": {"until": []}}},
-           "target": "4"}  # fmt: skip
-    strict = _sample(0, [], **one, exact_match=0.0, filter="strict", filtered_resps=["[invalid]"])
-    loose = _sample(0, [], **one, exact_match=1.0, filter="flexible", filtered_resps=["4"])
-    found = _samples(path, strict, loose)
-    assert {name: value.tolist() for name, value in found.outcomes.items()} == {
-        "exact_match": [0.0], "exact_match,flexible": [1.0],
-    }  # fmt: skip
-    assert (found.ids, found.answers, found.predictions) == (("0",), ("4",), ("[invalid]",))
-
-
-def test_documents_are_weighed_by_their_words_and_bytes(tmp_path: Path) -> None:
-    def document(at: int, nats: float, words: int) -> dict:
-        values = {"word_perplexity": [-nats, words], "bits_per_byte": [-nats, 5 * words]}
-        return {"doc_id": at, "doc": {}, "target": "", "arguments": {"gen_args_0": {"arg_0": f"text {at}"}},
-                "filtered_resps": [str(-nats)], "metrics": list(values), **values}  # fmt: skip
-
-    for name, losses in (("first", (10.0, 300.0, 7.0)), ("second", (20.0, 200.0, 7.0))):
-        (tmp_path / name).mkdir()
-        rows = [document(at, nats, 10**at) for at, nats in enumerate(losses)]
-        _samples(tmp_path / name / "samples_docs_2026-11-29T00-00-00.000000.jsonl", *rows)
-    found = _test_of(_compare(tmp_path / "first", tmp_path / "second"), "docs", "bits_per_byte")
-    assert found.baseline_value == pytest.approx(317 / 555 / math.log(2))
-    assert found.difference == pytest.approx((10 - 100) / 555 / math.log(2))
-    assert (found.better, found.test) == ("low", "bootstrap")
-
-
-def test_all_right_in_a_group_is_a_metric_over_groups(tmp_path: Path) -> None:
-    for name, right in (("first", (1, 1, 1, 0, 0, 1)), ("second", (1, 0, 1, 1, 1, 1))):
-        (tmp_path / name).mkdir()
-        rows = [
-            _sample(at, [-1, -2], acc=float(value), doc={"set": at // 2}) for at, value in enumerate(right)
-        ]
-        path = tmp_path / name / "samples_sets_2026-11-29T00-00-00.000000.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    compared = _compare(tmp_path / "first", tmp_path / "second", group="set")
-    found = _test_of(compared, "sets", "group_acc")
-    assert (found.count, found.baseline_value, found.value) == (3, 1 / 3, 2 / 3)
-    assert (found.gained, found.lost, found.is_main) == (2, 1, False)
-
-
-def test_losses_per_token_of_two_tokenizers_are_not_compared() -> None:
-    """A text without a token near a cue in one tokenizer has no loss there, and certainly not 0."""
-
-    def one(name: str, near: tuple[float, ...], tokens: tuple[float, ...]) -> Evaluation:
-        outcomes = {"near_cue_loss": np.asarray(near), "bits_per_byte": np.asarray([1.0, 2.0, near[0]])}
-        weights = {"near_cue_loss": np.asarray(tokens), "bits_per_byte": np.asarray([9.0, 8.0, 7.0])}
-        ids = ("a", "b", "c")
-        examples = TaskExamples(ids, ids, ids, outcomes, None, weights, (None,) * 3, (None,) * 3)
-        return Evaluation(name, Path(name), name, {"text": examples}, {"text": "near_cue_loss"})
-
-    first, same = one("first", (2.0, 3.0, 1.0), (4, 4, 2)), one("same", (1.0, 2.5, 1.0), (4, 4, 2))
-    other = one("other", (1.0, 0.0, 1.0), (3, 0, 2))
-    compared = compare_evaluations([first, same, other], CompareOptions())
-    assert [(test.evaluation, test.metric) for test in compared.tests] == [
-        ("same", "near_cue_loss"), ("same", "bits_per_byte"), ("other", "bits_per_byte"),
-    ]  # fmt: skip
-    (note,) = compared.notes
-    assert note.startswith("other against first, text: near_cue_loss not compared") and "tokenizer" in note
-
-
-def test_a_group_that_one_side_was_asked_in_part_is_not_wholly_right() -> None:
-    def one(name: str, ids: tuple[str, ...], right: tuple[float, ...]) -> Evaluation:
-        groups, nothing = tuple(f"group {own[0]}" for own in ids), (None,) * len(ids)
-        examples = TaskExamples(ids, ids, ids, {"acc": np.asarray(right)}, groups, {}, nothing, nothing)
-        return Evaluation(name, Path(name), name, {"sets": examples}, {"sets": "acc"})
-
-    before = one("before", ("a1", "b1", "b2"), (1.0, 1.0, 0.0))
-    now = one("now", ("a1", "a2", "b1", "b2"), (1.0, 0.0, 1.0, 1.0))
-    compared = compare_evaluations([before, now], CompareOptions())
-    acc, whole = (_test_of(compared, "sets", metric) for metric in ("acc", "group_acc"))
-    assert (acc.count, acc.left_out) == (3, 0)
-    assert (whole.count, whole.left_out, whole.value, whole.baseline_value) == (1, 1, 1.0, 0.0)

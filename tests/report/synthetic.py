@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+HOSTILE = '</pre><script>alert(1)</script> $x_1^2$ \\input{a} & 100% #1 {~}|*b*[c](d) naïve 日 "q" \''
+"""A name that is code in every format of a report."""
 VERSIONS = {"gaguide": "0.1.0", "torch": "2.13.0"}
 
 
