@@ -11,6 +11,7 @@ from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import Fault, UserError, suggestion
+from gaguide.evaluate.model_folder import model_path
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,6 @@ class PlanSource:
     """The run that they are from; None for an experiment and for a file with guidance only."""
     name: str
     """The plan's name, as given."""
-
-
-def model_path(name: str) -> str:
-    """The model's folder where a run's folder is given, else the name as it is."""
-    inner = Path(name) / "model"
-    is_run = not (Path(name) / "config.json").is_file() and (inner / "config.json").is_file()
-    return str(inner) if is_run and (Path(name) / "summary.json").is_file() else name
 
 
 def find_plan(models: Sequence[str], given: str | None) -> PlanSource:

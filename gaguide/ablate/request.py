@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from gaguide.ablate.methods import METHODS, TASK_METHODS
-from gaguide.ablate.plan_source import PlanSource, find_plan, model_path
+from gaguide.ablate.plan_source import PlanSource, find_plan
 from gaguide.data import BlockStore, tokenizer_fingerprint
 from gaguide.data.read.blocks import Blocks
 from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, reworded
-from gaguide.evaluate.model_folder import DTYPES, ModelFolder, find_model_folder
+from gaguide.evaluate.model_folder import DTYPES, ModelFolder, find_model_folder, model_path
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
 from gaguide.guidance import GuidancePlan
 from gaguide.train.preflight import make_plan

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gaguide.cli.options import takes
-from gaguide.errors import Fault, FaultCollector, UserError, first_line, not_one_of, suggestion
+from gaguide.errors import Fault, FaultCollector, not_one_of, suggestion
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from gaguide.attention import Panel
 
 _VIEWS = ("heatmap", "lines", "overview", "difference")
@@ -171,12 +169,15 @@ def _panels(
     from gaguide.attention import split, text_panels
     from gaguide.attention.panels import check_window
     from gaguide.data.format.token_text import token_labels
+    from gaguide.evaluate.model_folder import find_model_folder, load_model, model_path
     from gaguide.guidance import GuidancePlan
     from gaguide.log import SlowWork
     from gaguide.model.attention_support import causal_attention_modules
 
     with SlowWork(f"{name}: loading the model"):
-        model, tokenizer = _load(folder)
+        found = find_model_folder(model_path(folder))
+        model = load_model(found, "fp32", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer = found.tokenizer
     ids_T = torch.tensor(tokenizer(selection.text, add_special_tokens=True, verbose=False)["input_ids"])
     if selection.window is not None or not in_parts:
         check_window(len(ids_T), selection.window)
@@ -207,48 +208,6 @@ def _panels(
             shown.append((window, panels))
             work.done(len(shown))
     return shown
-
-
-def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    from gaguide.model.load import whole_model
-
-    transformers_logging.disable_progress_bar()
-    path = Path(folder)
-    if path.is_dir() and not (path / "config.json").exists() and (path / "model").is_dir():
-        path = path / "model"  # of a run folder
-    if path.is_dir() and not (path / "config.json").exists() and (path / "config.yaml").exists():
-        raise UserError(
-            Fault(
-                "--model",
-                "is the folder of a run that has not exported a model",
-                "run it to its end, or export its latest checkpoint and give that folder: "
-                f"gaguide checkpoint export {folder} --output FOLDER",
-                folder,
-            )
-        )
-    source = str(path) if path.is_dir() else folder
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise UserError(
-            Fault(
-                "--model",
-                f"cannot be loaded ({first_line(error)})",
-                "give a run folder, a folder made by save_pretrained (tokenizer included), or a hub id "
-                "on a machine that reaches the hub",
-                folder,
-            )
-        ) from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return whole_model(loaded, "--model", folder).to(device), tokenizer
 
 
 def _text(text: str | None, file: Path | None, faults: FaultCollector) -> str:

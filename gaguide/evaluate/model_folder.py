@@ -71,6 +71,13 @@ class ModelFolder:
         return folder_record(folder)
 
 
+def model_path(name: str) -> str:
+    """The model's folder where a run's folder is given, else the name as it is."""
+    inner = Path(name) / "model"
+    is_run = not (Path(name) / "config.json").is_file() and (inner / "config.json").is_file()
+    return str(inner) if is_run and (Path(name) / "summary.json").is_file() else name
+
+
 def find_model_folder(name: str) -> ModelFolder:
     """Configuration and tokenizer of a folder or hub model; no code from it is executed.
 
@@ -112,7 +119,7 @@ def _run_fault(folder: Path) -> Fault | None:
         if not (folder / "summary.json").is_file():  # a checkpoint: its `model` has no weights
             remedy = f"export it: gaguide checkpoint export {folder} --output DIR"
         return Fault("--model", "is a folder of a run, not of a model", remedy, str(folder))
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file():
         remedy = f"wait for the run to end, or: gaguide checkpoint export {folder} --output DIR"
         return Fault("--model", "is the folder of a run that has not ended", remedy, str(folder))
     return None

@@ -13,13 +13,13 @@ from scipy import stats
 
 from gaguide.ablate.meter import Reading
 from gaguide.ablate.passes import without_labels
-from gaguide.ablate.plan_source import PlanSource, model_path
+from gaguide.ablate.plan_source import PlanSource
 from gaguide.ablate.request import AblateSettings, Text, find_text
 from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import TextSums, measure_text, pattern_bands, read_attention
 from gaguide.config import GuidanceSection
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.model_folder import ModelFolder, find_model_folder, load_model
+from gaguide.evaluate.model_folder import ModelFolder, find_model_folder, load_model, model_path
 from gaguide.evaluate.results.results import versions
 from gaguide.guidance import make_pattern, read_lexicons
 from gaguide.guidance.cues import BANDS, NEAR

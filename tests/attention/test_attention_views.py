@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         n_layer=2, n_head=4, n_embd=16, vocab_size=end + 1, bos_token_id=end, eos_token_id=end
     )
     GPT2LMHeadModel(config).save_pretrained(run / "model")
+    (run / "summary.json").write_text("{}")
     return run
 
 
