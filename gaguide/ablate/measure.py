@@ -26,7 +26,7 @@ from gaguide.ablate.text import TextSums, measure_text, read_attention
 from gaguide.distributed import World
 from gaguide.errors import Fault, reworded
 from gaguide.evaluate.encode.span_marks import span_marks
-from gaguide.evaluate.model_folder import ModelFolder, load_model
+from gaguide.evaluate.model_folder import ModelFolder, load_model, short_name
 from gaguide.evaluate.results.results import versions
 from gaguide.evaluate.runner import output_folders
 from gaguide.evaluate.schedule.cost import Budget
@@ -118,12 +118,6 @@ def ablate(request: Request, world: World) -> AblationRecord:
         before=_before_name(request, dict(zip([one.folder.name for one in found], names, strict=True))),
         versions=versions() | {"code": code_fingerprint()},
     )
-
-
-def short_name(model: str) -> str:
-    """The last part of a model's name; of a run's model, the run's."""
-    path = Path(model)
-    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def _batches(request: Request, device: torch.device) -> list[Batch]:

@@ -251,8 +251,9 @@ def _window(given: str | None, faults: FaultCollector) -> tuple[int, int] | None
 
 def _display_names(models: list[str]) -> list[str]:
     """Short names that differ from each other; a `model` folder is named after its run."""
-    short = [Path(model).resolve() if Path(model).exists() else Path(model) for model in models]
-    names = [path.parent.name if path.name == "model" else path.name for path in short]
+    from gaguide.evaluate.model_folder import short_name
+
+    names = [short_name(str(Path(model).resolve()) if Path(model).exists() else model) for model in models]
     if len(set(names)) == len(names):
         return names
     return [f"{at}: {model}" for at, model in enumerate(models, 1)]

@@ -78,6 +78,12 @@ def model_path(name: str) -> str:
     return str(inner) if is_run and (Path(name) / "summary.json").is_file() else name
 
 
+def short_name(model: str) -> str:
+    """The last part of a model's name; of a run's model, the run's."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
 def find_model_folder(name: str) -> ModelFolder:
     """Configuration and tokenizer of a folder or hub model; no code from it is executed.
 

@@ -19,7 +19,7 @@ from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import TextSums, measure_text, pattern_bands, read_attention
 from gaguide.config import GuidanceSection
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.model_folder import ModelFolder, find_model_folder, load_model, model_path
+from gaguide.evaluate.model_folder import ModelFolder, find_model_folder, load_model, model_path, short_name
 from gaguide.evaluate.results.results import versions
 from gaguide.guidance import make_pattern, read_lexicons
 from gaguide.guidance.cues import BANDS, NEAR
@@ -207,10 +207,9 @@ def _record(
     pairs = [(one.near_estimate, one.near) for one in known]
     agreement = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else None
     whole, near = float(loss_K.sum() / tokens_K.sum()), float(loss_K[_NEAR].sum() / near_tokens)
-    path = Path(folder.name)
     return ProfileRecord(
         model=folder.name,
-        name=path.parent.name if path.name == "model" else path.name,
+        name=short_name(folder.name),
         identity=folder.identity,
         pattern=settings.pattern,
         mode=settings.mode,
