@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.config import RunConfig
-from gaguide.config.run import SourceSection
+from gaguide.config.data import SourceSection
 from gaguide.errors import UserError
 from gaguide.study.content import ContentHashes
 from gaguide.study.file import StudyConfig
