@@ -116,6 +116,8 @@ def export(
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise UserError(Fault("--output", problem, "name another folder", str(output))) from None
+    if dtype != "fp32":
+        typer.echo(f"rounded to {dtype}: the run's numbers are not of these weights; evaluate {output}")
     checked = "its adapters" if adapter else "its tensors are counted, a forward pass is finite"
     typer.echo(f"step {chosen.step} → {output}: {checked}")
 

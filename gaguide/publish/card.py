@@ -70,8 +70,16 @@ def write_card(run: Path, model: Path, scores: Sequence[Score] | None = None) ->
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     config = mask_credentials((run / "config.yaml").read_text("utf-8"))
     adapter = (model / ADAPTER_CONFIG).is_file()
-    write_text(model / CARD, render_card(summary, config, scores, adapter=adapter))
+    text = render_card(summary, config, scores, adapter=adapter, dtype=_dtype(model))
+    write_text(model / CARD, text)
     return True
+
+
+def _dtype(model: Path) -> str:
+    """The precision of the weights in a model's folder, by its configuration; adapters are in float32."""
+    path = model / "config.json"
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return str(found.get("dtype") or found.get("torch_dtype") or "float32")
 
 
 def read_own_card(model: Path) -> str | None:
@@ -82,11 +90,15 @@ def read_own_card(model: Path) -> str | None:
 
 
 def render_card(
-    summary: Mapping[str, Any], config: str, scores: Sequence[Score] | None = None, adapter: bool = False
+    summary: Mapping[str, Any],
+    config: str,
+    scores: Sequence[Score] | None = None,
+    adapter: bool = False,
+    dtype: str = "float32",
 ) -> str:
     """The card's text: YAML metadata, then Markdown. `config` is the text of config.yaml, without secrets.
 
-    adapter: the card is of the adapters alone, not of a whole model.
+    adapter: the card is of the adapters alone, not of a whole model. dtype: that of the folder's weights.
     """
     settings = parse_yaml(config)
     del settings["output"]  # a path of the machine it was made on
@@ -117,7 +129,7 @@ def render_card(
         autoescape=False,  # Markdown, in which the template escapes what it needs to
     )
     body = environment.get_template("card.md.jinja").render(
-        **_content(summary, settings, base, sources),
+        **_content(summary, settings, base, sources, dtype),
         config=yaml.safe_dump(settings, sort_keys=False).strip(),
         scores=_rows(scores),
         looked=scores is not None,
@@ -129,7 +141,11 @@ def render_card(
 
 
 def _content(
-    summary: Mapping[str, Any], settings: Mapping[str, Any], base: BaseModel, sources: tuple[str, ...]
+    summary: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    base: BaseModel,
+    sources: tuple[str, ...],
+    dtype: str,
 ) -> dict[str, Any]:
     before, after = (summary["validation"].get(when) or {} for when in ("before", "after"))
     guided = bool(summary.get("guidance_weight"))
@@ -148,7 +164,7 @@ def _content(
         "blocks": after.get("blocks"),
         "before": _numbers(before),
         "after": _numbers(after),
-        "limits": _limits(summary, base, guided),
+        "limits": _limits(summary, base, guided, dtype),
         "provenance": _provenance(summary, base),
         "versions": summary.get("versions") or {},
     }
@@ -207,8 +223,12 @@ def _trained(summary: Mapping[str, Any], parameters: int) -> str:
     )
 
 
-def _limits(summary: Mapping[str, Any], base: BaseModel, guided: bool) -> list[str]:
+def _limits(summary: Mapping[str, Any], base: BaseModel, guided: bool, dtype: str) -> list[str]:
     limits = []
+    if dtype != "float32":
+        limits.append(
+            f"The weights are rounded to {dtype}; losses and attention above are of the run's own weights."
+        )
     if guided:
         limits.append(
             "Where the guided heads look is shown above. Whether the model uses what they bring is another "

@@ -98,6 +98,9 @@ def test_what_the_base_models_card_says_is_carried_over(run: Path, tmp_path: Pat
     unknown = read_base_model(str(tmp_path / "none"), True, "content")
     summary["base_model"] = unknown.as_record()
     assert "licence of the base model is not known" in render_card(summary, (run / "config.yaml").read_text())
+    assert "rounded to" not in text
+    text = render_card(summary, (run / "config.yaml").read_text(), dtype="bfloat16")
+    assert "rounded to bfloat16; losses and attention above are of the run's own weights" in text
 
 
 @pytest.mark.parametrize("card", ["---\nlicense: [\n---\n", "no metadata", "---\n- a\n---\n"])
