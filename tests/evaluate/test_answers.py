@@ -128,6 +128,13 @@ def test_agreement_by_hand() -> None:
     assert matthews(two).value == pytest.approx((6 * 3 - 1 * 2) / math.sqrt(7 * 8 * 4 * 5))
 
 
+def test_a_constant_answer_has_no_interval_of_width_0() -> None:
+    pairs = [("a", "a")] * 6 + [("b", "a")] * 6
+    for statistic, value in ((balanced_accuracy, 0.5), (matthews, 0.0)):
+        found = statistic(pairs)
+        assert found.value == value and math.isnan(found.low) and math.isnan(found.high)
+
+
 def test_the_jackknife_equals_leaving_each_example_out() -> None:
     rng = random.Random(0)
     pairs = [(rng.randrange(3), rng.randrange(3)) for _ in range(60)]

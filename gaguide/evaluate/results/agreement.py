@@ -19,6 +19,7 @@ CALIBRATION_BINS = 15
 """Bins of equal width over the probability of the chosen class (Guo et al. 2017)."""
 _RESAMPLES = 400
 _CHUNK = 50
+_ROUNDING = 1e-12
 
 Pair = tuple[Hashable, Hashable]
 """(right label, chosen label)."""
@@ -120,7 +121,7 @@ def _jackknifed(
     statistic: Callable[[Mapping[Pair, int]], float], pairs: Sequence[Pair], groups: Groups
 ) -> Metric:
     """`statistic` of the counts of pairs, with the jackknife's standard error over examples and interval over
-    groups.
+    groups; no interval where the statistic is the same without any of them.
     """
     counts = Counter(pairs)
     value = statistic(counts)
@@ -133,6 +134,8 @@ def _jackknifed(
             whole.setdefault(group, Counter())[pair] += 1
         parts = Counter(frozenset(own.items()) for own in whole.values())
         wider, units = max(error, _jackknife_error(statistic, counts, parts)), len(whole)
+    if wider <= _ROUNDING:  # as of a constant answer: no spread among these examples says nothing of others
+        return Metric(value, error, math.nan, math.nan)
     half = critical_value(units) * wider
     return Metric(value, error, value - half, value + half)
 
