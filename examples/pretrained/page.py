@@ -8,6 +8,7 @@ the records that the tables are made from, without the tasks' texts. A test make
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +34,14 @@ def results(study: StudyRecords) -> str:
 
 
 def keep_records(study: StudyRecords, folder: Path) -> None:
-    """Write the records into `folder`: no texts of tasks, paths relative to the working folder."""
-    write_tables(folder, replace(study, changes=()))
-    path = folder / STUDY
+    """Replace the records in `folder`: no texts of tasks, paths relative to the working folder."""
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped here
+    write_tables(new, replace(study, changes=()))
+    path = new / STUDY
     write_text(path, path.read_text("utf-8").replace(f"{Path.cwd()}/", ""))
+    shutil.rmtree(folder, ignore_errors=True)  # records of an earlier page, all of them
+    new.rename(folder)
 
 
 def write_page(study: StudyRecords, page: Path) -> None:

@@ -39,7 +39,10 @@ def draw_heads(study: StudyRecords) -> Figure | None:
             _attention(left, at, one)
             _cost(right, at, one, len(heads) <= _WHISKERS)
     right.axvline(0, color=INK, linewidth=0.9, alpha=0.6, zorder=0)
-    left.set_xlim(-0.03, 1.03)
+    seen = [share for heads in families.values() for one in heads for share in (one.before, one.after)]
+    most = max((share for share in seen if share is not None), default=1.0)
+    end = 1.0 if most > 0.5 else 1.1 * most
+    left.set_xlim(-0.03 * end, 1.03 * end)
     plain_axes(left, "Attention on the words: ○ before, ● after", "")
     plain_axes(right, "Loss added without the head", "nats per token")
     for ax in (left, right):
