@@ -1,65 +1,115 @@
-"""Write a finished study's tables into a page of the documentation, with its figure and its records.
+"""Write a finished study's tables into a page of the documentation, with its figures and its records.
 
     python examples/pretrained/page.py runs/pretrained-cpu docs/pretrained-study.md
 
-Replaces what stands between the page's marks, and writes docs/images/STUDY-heads.png and docs/records/STUDY:
-the records that the tables are made from, without the tasks' texts. A test makes the tables from them again.
+Replaces what stands between the page's marks, and writes docs/images/STUDY-….png and docs/records/STUDY: the
+records that the tables are made from, without the tasks' texts, and the profile of heads that its `chosen`
+names. A test makes the tables from them again, as does this program with docs/records/STUDY.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from gaguide.figures import render
 from gaguide.files import write_bytes, write_text
+from gaguide.heads.records import FILE, ProfileRecord, read_profile, write_profile
+from gaguide.report.document import Report, Table
 from gaguide.report.markdown import to_markdown
 from gaguide.report.outputs import make_report
+from gaguide.report.profile_figures import draw_profile
+from gaguide.report.profile_report import profile_report
 from gaguide.report.study_head_figure import draw_heads
 from gaguide.study.record_files import STUDY, StudyRecords, read_study, write_tables
 
 BEGIN, END = "<!-- results: examples/pretrained/page.py writes what follows -->", "<!-- end of results -->"
-_TABLES = ("loss", "attention", "head-counts", "comparisons")
+_TABLES = ("loss", "head-counts", "comparisons")
 """Tables of the page, after those of scores: the report's names."""
 
 
-def results(study: StudyRecords) -> str:
+def results(study: StudyRecords, profile: ProfileRecord | None = None) -> str:
     """What stands between the marks: findings, cautions and tables, as Markdown with headings of level 3."""
     report = make_report(study)
-    chosen = [table for table in report.tables if table.name in _TABLES or table.name.startswith("table-")]
-    _, _, text = to_markdown(replace(report, tables=tuple(chosen))).partition("\n")
+    scores = [table for table in report.tables if table.name.startswith("table-")]
+    text = _markdown(report, [*scores, *(table for table in report.tables if table.name in _TABLES)])
+    if profile is None:
+        return text
+    before = profile_report(profile)
+    most = [table for table in before.tables if table.name == "most-used"]
+    return "\n\n".join(["### Before training", _markdown(before, most), _paper_heads(profile), text])
+
+
+def _markdown(report: Report, tables: Sequence[Table]) -> str:
+    _, _, text = to_markdown(replace(report, tables=tuple(tables))).partition("\n")
     return text.strip().replace("\n## ", "\n### ")
 
 
-def keep_records(study: StudyRecords, folder: Path) -> None:
+def _paper_heads(profile: ProfileRecord) -> str:
+    """What is special about head 0 of a layer, before it is guided."""
+    sentences = []
+    for chosen in profile.chosen[:2]:
+        count = sum(head == 0 for _, head in chosen.heads)
+        expected = len(chosen.heads) / profile.heads_per_layer
+        sentences.append(f"{count} of the {len(chosen.heads)} of {chosen.name} ({expected:.1f} by chance)")
+    mass = {first: [] for first in (True, False)}
+    for head in profile.heads:
+        if head.mass is not None:
+            mass[head.head == 0].append(head.mass)
+    means = [f"{np.mean(mass[first]):.4f}" for first in (True, False)]
+    return (
+        f"Heads 0 of the layers, which the paper guides, are {' and '.join(sentences)}. Their attention on "
+        f"the words is {means[0]} on average, that of the other heads {means[1]}."
+    )
+
+
+def find_profile(study: StudyRecords, folder: Path) -> ProfileRecord | None:
+    """The profile that the study's heads were chosen by; None where it does not choose any."""
+    chosen = study.study.get("chosen")
+    places = [folder, *([Path(chosen).parent] if chosen else [])]
+    found = next((place for place in places if (place / FILE).exists()), None)
+    return None if found is None else read_profile(found)
+
+
+def keep_records(study: StudyRecords, profile: ProfileRecord | None, folder: Path) -> None:
     """Replace the records in `folder`: no texts of tasks, paths relative to the working folder."""
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped here
     write_tables(new, replace(study, changes=()))
-    path = new / STUDY
-    write_text(path, path.read_text("utf-8").replace(f"{Path.cwd()}/", ""))
+    if profile is not None:
+        write_profile(new, profile)
+    for path in (new / STUDY, new / FILE):
+        if path.exists():
+            write_text(path, path.read_text("utf-8").replace(f"{Path.cwd()}/", ""))
     shutil.rmtree(folder, ignore_errors=True)  # records of an earlier page, all of them
     new.rename(folder)
 
 
-def write_page(study: StudyRecords, page: Path) -> None:
+def write_page(study: StudyRecords, profile: ProfileRecord | None, page: Path) -> None:
     """Replace the page's results. Raises `ValueError` where it has no marks."""
     before, begin, rest = page.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page}: lacks the lines {BEGIN} and {END}")
-    write_text(page, f"{before}{BEGIN}\n\n{results(study)}\n\n{END}{after}")
+    write_text(page, f"{before}{BEGIN}\n\n{results(study, profile)}\n\n{END}{after}")
 
 
-def main(folder: str, page: str) -> int:
+def main(source: str, page: str) -> int:
     """The command line; returns the exit code."""
-    study, target = read_study(Path(folder)), Path(page)
-    keep_records(study, target.parent / "records" / Path(folder).name)
-    if (figure := draw_heads(study)) is not None:
-        write_bytes(target.parent / "images" / f"{Path(folder).name}-heads.png", render(figure, ".png"))
-    write_page(study, target)
+    folder, target = Path(source), Path(page)
+    study = read_study(folder)
+    profile = find_profile(study, folder)
+    keep_records(study, profile, target.parent / "records" / folder.name)
+    figures = {"heads": draw_heads(study), "profile": None if profile is None else draw_profile(profile)}
+    for name, figure in figures.items():
+        if figure is not None:
+            write_bytes(target.parent / "images" / f"{folder.name}-{name}.png", render(figure, ".png"))
+    write_page(study, profile, target)
     return 0
 
 

@@ -9,12 +9,23 @@ from typing import Any
 
 import pytest
 
+from gaguide.heads.records import ChosenHeads, HeadProfile, ProfileRecord
 from gaguide.study.record_files import read_study
 from tests.study.sample import sample_study
 from tests.support.ranks import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "pretrained-study.md"
 RECORDS = REPOSITORY / "docs" / "records" / "pretrained-cpu"
+
+_NOWHERE = (None,) * 6
+_HEADS = tuple(
+    HeadProfile(0, head, mass, None, None, 0.1, 0.1, 0.1, 0.0, None, "other", 0.01, 0.01, *_NOWHERE)
+    for head, mass in enumerate((0.2, 0.1))
+)
+PROFILE = ProfileRecord(
+    "model", "model", {}, "contrast", "words", 1, 2, 3.0, 3.0, 10, 100, None, _HEADS,
+    (ChosenHeads("chosen-most-used", "most used", ((0, 0), (0, 1))),), {}, {},
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +38,21 @@ def test_a_page_takes_the_results_between_its_marks(program: dict[str, Any], tmp
     study = read_study(sample_study(tmp_path / "study"))
     page.write_text(f"# Before\n{program['BEGIN']}\nold\n{program['END']}\nafter\n")
     for _ in range(2):
-        program["keep_records"](study, kept)
+        program["keep_records"](study, PROFILE, kept)
     assert len(list(kept.glob("tables-*"))) == 1, "records of an earlier page stay"
-    program["write_page"](study, page)
+    program["write_page"](study, PROFILE, page)
     text = page.read_text()
     assert text.startswith("# Before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
     assert "### Cost in language-model loss" in text and "### Is the guided head used?" in text
     again = read_study(kept)
     assert again.changes == () and again.means == study.means
-    assert program["results"](again) == program["results"](replace(study, changes=()))
+    profile = program["find_profile"](again, kept)
+    assert profile == PROFILE
+    assert "are 1 of the 2 of chosen-most-used (1.0 by chance)" in text
+    assert "on the words is 0.2000 on average, that of the other heads 0.1000" in text
+    assert program["results"](again, profile) == program["results"](replace(study, changes=()), PROFILE)
     with pytest.raises(ValueError, match="lacks the lines"):
-        program["write_page"](study, Path(__file__))
+        program["write_page"](study, None, Path(__file__))
 
 
 def test_the_pages_numbers_are_those_of_its_records(program: dict[str, Any]) -> None:
@@ -45,4 +60,5 @@ def test_the_pages_numbers_are_those_of_its_records(program: dict[str, Any]) -> 
     if not RECORDS.is_dir():
         assert program["BEGIN"] not in page
         pytest.skip("the study has not been run to its end, and the page says so")
-    assert program["results"](read_study(RECORDS)) in page
+    study = read_study(RECORDS)
+    assert program["results"](study, program["find_profile"](study, RECORDS)) in page
