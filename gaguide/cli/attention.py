@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gaguide.cli.options import takes
-from gaguide.errors import Fault, FaultCollector, not_one_of, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, suggestion
 
 if TYPE_CHECKING:
     from gaguide.attention import Panel
@@ -205,6 +205,9 @@ def _panels(
     shown = []
     with SlowWork(f"{name}: attention of parts of the text", len(windows)) as work:
         for window, panels in zip(windows, parts, strict=True):
+            if broken := sorted({panel.layer for panel in panels if not panel.weights_QK.isfinite().all()}):
+                problem = f"its attention is not finite in layer {broken[0]}: its weights have diverged"
+                raise UserError(Fault("--model", problem, "give an earlier checkpoint or another model", folder))
             shown.append((window, panels))
             work.done(len(shown))
     return shown

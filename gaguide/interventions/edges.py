@@ -18,7 +18,7 @@ import torch
 from gaguide.guidance.patterns import Offset, Pattern
 from gaguide.interventions.attach import Head, refuse
 from gaguide.model.attention_consumer import AttentionCall, PassInputs
-from gaguide.model.attention_rows import masked_scores
+from gaguide.model.attention_rows import masked_scores, row_softmax
 
 _ROWS = 256
 """Query rows of a block: a head's whole matrix would grow with the square of the text."""
@@ -69,11 +69,11 @@ class ScaleEdges:
             edges_BQT = edge_mask(self.keys, self.queries, inputs.ids_BT, start, stop)[:, None]
             if self.renormalize:
                 change = -torch.inf if self.factor == 0 else math.log(self.factor)
-                h_BhQT = torch.softmax(torch.where(edges_BQT, scores_BhQT + change, scores_BhQT), -1)
+                h_BhQT = row_softmax(torch.where(edges_BQT, scores_BhQT + change, scores_BhQT))
             else:
-                h_BhQT = torch.softmax(scores_BhQT, -1)
+                h_BhQT = row_softmax(scores_BhQT)
                 h_BhQT = torch.where(edges_BQT, h_BhQT * self.factor, h_BhQT)
-            parts.append(h_BhQT.nan_to_num(nan=0.0) @ v_BhTD.to(h_BhQT.dtype))
+            parts.append(h_BhQT @ v_BhTD.to(h_BhQT.dtype))
         return torch.cat(parts, 2).transpose(1, 2)
 
 

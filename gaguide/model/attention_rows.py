@@ -41,18 +41,23 @@ def masked_scores(call: AttentionCall, heads: Sequence[int], start: int, stop: i
         return s_BhQT.masked_fill(hidden, -torch.inf)
 
 
+def row_softmax(s_BhQT: torch.Tensor) -> torch.Tensor:
+    """Softmax of scores over the keys; zero where a key is hidden, NaN in rows with a score of NaN or inf."""
+    return torch.softmax(s_BhQT, -1).masked_fill(s_BhQT == -torch.inf, 0.0)
+
+
 def attention_rows(call: AttentionCall, heads: Sequence[int], start: int, stop: int) -> torch.Tensor:
     """Attention probabilities [B, h, Q, T] before dropout; rows that see nothing are zero.
 
     Where the model has attention sinks, what they take is missing from the rows' sums.
     """
-    return softmax_rows(call, heads, masked_scores(call, heads, start, stop)).nan_to_num(nan=0.0)
+    return softmax_rows(call, heads, masked_scores(call, heads, start, stop))
 
 
 def softmax_rows(call: AttentionCall, heads: Sequence[int], s_BhQT: torch.Tensor) -> torch.Tensor:
     """`attention_rows` of scores that `masked_scores` gave for the same heads; NaN where they are."""
     sinks_H = call.kwargs.get("s_aux")
-    if sinks_H is not None:
-        sink_BhQ1 = sinks_H[list(heads)].to(s_BhQT.dtype).view(1, -1, 1, 1).expand(*s_BhQT.shape[:3], 1)
-        return torch.softmax(torch.cat([s_BhQT, sink_BhQ1], -1), -1)[..., :-1]
-    return torch.softmax(s_BhQT, -1).masked_fill(s_BhQT == -torch.inf, 0.0)  # also of rows all hidden
+    if sinks_H is None:
+        return row_softmax(s_BhQT)
+    sink_BhQ1 = sinks_H[list(heads)].to(s_BhQT.dtype).view(1, -1, 1, 1).expand(*s_BhQT.shape[:3], 1)
+    return torch.softmax(torch.cat([s_BhQT, sink_BhQ1], -1), -1)[..., :-1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer
 from matplotlib.image import imread
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from gaguide.attention import (
@@ -254,6 +254,18 @@ def test_the_command_refuses_layers_heads_and_windows_out_of_range(
     result = _invoke("--model", folder, *arguments, "--output", tmp_path / "a.png")
     assert isinstance(result.exception, UserError) and message in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_refuses_attention_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    with torch.no_grad():
+        model.transformer.h[1].attn.c_attn.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "diverged")
+    AutoTokenizer.from_pretrained(folder / "model").save_pretrained(tmp_path / "diverged")
+    result = _invoke("--model", tmp_path / "diverged", "--text", TEXT, "--output", tmp_path / "a.png")
+    assert isinstance(result.exception, UserError)
+    assert "its attention is not finite in layer 1" in str(result.exception)
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_the_command_explains_what_a_model_may_be(tmp_path: Path) -> None:

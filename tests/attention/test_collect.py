@@ -57,6 +57,14 @@ def test_padding_is_hidden_and_does_not_shift_positions(kind: str, side: str) ->
         assert torch.isfinite(padded.maps[layer]).all()
 
 
+def test_attention_that_is_not_finite_is_not_shown_as_none() -> None:
+    model, ids_BT = tiny_model("gpt2"), _ids()
+    with torch.no_grad():
+        model.transformer.h[1].attn.c_attn.weight[0, 0] = torch.nan
+    maps = collect(model, ids_BT, [0, 1], [0]).maps
+    assert maps[0].isfinite().all() and maps[1].tril().isnan().any()
+
+
 def test_a_window_of_queries_has_the_same_rows() -> None:
     model, ids_BT = tiny_model("llama-grouped-query"), _ids()
     whole, part = collect(model, ids_BT), collect(model, ids_BT, queries=(4, 9))
