@@ -1,7 +1,7 @@
 # make demo          train twice, evaluate, report: minutes on two CPU cores, nothing needed beforehand
 # make pretrained    the study `pretrained` of a real model (extra: example); BUDGET=cpu takes hours, and is resumed by the same command
 # make test          all tests that two CPU cores can run
-# make test-lowest   fast tests, a training, an evaluation and a study with the lowest versions that pyproject.toml allows
+# make test-lowest   fast tests, a training, an evaluation, a study and the extras with the lowest versions that pyproject.toml allows
 # make test-newest   the same with the newest torch, transformers and DeepSpeed, whatever pyproject.toml allows
 # make test-stress   many repetitions of injected faults: minutes to hours
 # make test-gpu      every DeepSpeed JSON on a GPU, resumed as well; the guidance kernels
@@ -27,6 +27,9 @@ export PIP_CONSTRAINT ?= $(CURDIR)/.ci/constraints.txt
 FAST := not processes and not slow and not stress and not cluster and not gpu
 # One training, evaluation and study as processes.
 WHOLE := tests/train/test_outcomes.py tests/evaluate/test_evaluate_ranks.py
+# What the extras are for, as processes. Those that are not in `test` come last, since they raise bounds of the others.
+EXTRAS := tests/integrations tests/trackers tests/train/test_lora.py tests/train/test_lora_runs.py tests/train/test_variants.py \
+    tests/distributed/test_mpirun.py
 
 .PHONY: demo pretrained test test-fast test-lowest test-newest test-stress test-gpu test-cluster check docs clean
 
@@ -60,15 +63,19 @@ test-fast: $(VENV)/.installed-test
 # An environment of its own, made anew: what it was then is in build/lowest.txt or build/newest.txt.
 test-lowest: UV_OPTIONS := --resolution lowest-direct
 test-newest: UV_OPTIONS := --override build/unbounded.txt
+test-lowest test-newest: INSTALL = build/venv-$*/bin/uv pip install --quiet --compile-bytecode --python build/venv-$*/bin/python $(UV_OPTIONS)
 test-lowest test-newest: test-%:
 	$(PYTHON) -m venv --clear build/venv-$*
 	build/venv-$*/bin/python -m pip install --quiet 'uv>=0.9'
 	printf 'torch\ntransformers\ndeepspeed\n' > build/unbounded.txt
-	build/venv-$*/bin/uv pip install --quiet --compile-bytecode --python build/venv-$*/bin/python $(UV_OPTIONS) --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	build/venv-$*/bin/uv pip freeze --quiet --python build/venv-$*/bin/python > build/$*.txt
 	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest --numprocesses $(JOBS) --dist loadfile -m '$(FAST)'
 	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest $(WHOLE)
 	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest -m stress tests/study/test_run.py
+	$(INSTALL) --editable '.[test,qlora,monitor,mlflow,trackio]'
+	build/venv-$*/bin/uv pip freeze --quiet --python build/venv-$*/bin/python > build/$*-extras.txt
+	PATH=$(CURDIR)/build/venv-$*/bin:$$PATH python -m pytest $(EXTRAS)
 
 test-stress: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m stress

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from gaguide.data.build.documents import read_span
 from gaguide.data.build.json_rows import has_row_per_line, rows_of_values
@@ -134,6 +135,8 @@ def test_every_arrow_type_of_text(kind, ending, nested, tmp_path):
         table = pa.table({"n": [1] * 5, "text": column})
     path = tmp_path / ending
     if ending == "parquet":
+        if "view" in str(kind) and Version(pa.__version__) < Version("21"):
+            pytest.skip("pyarrow before 21 reads views in Parquet files but does not write them")
         path = tmp_path / "a.parquet"
         pq.write_table(table, path)
     else:

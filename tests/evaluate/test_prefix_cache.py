@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHe
 from gaguide.evaluate.schedule.batches import Batch
 from gaguide.evaluate.schedule.cost import CostModel
 from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row, prompt_row
-from gaguide.evaluate.score.logits import Scores
+from gaguide.evaluate.score.logits import Scores, logits_of
 from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.models import CONFIGS, tiny_model
 from tests.support.prefixes import prefixed_batches, scores_of
@@ -45,6 +45,17 @@ def test_scores_equal_those_of_each_sequence_alone(kind: str, whole: bool) -> No
     scorer.sharing, passes = Sharing.NOTHING, 0
     assert scores_of(scorer, batches) == pytest.approx(scores, abs=1e-5)
     assert passes == scorer.count_passes(batches)
+
+
+def test_a_whole_model_without_an_output_layer_of_its_own_computes_sequences_alone() -> None:
+    model = tiny_model("gpt2", attn_implementation="sdpa")
+    unused = torch.nn.Linear(32, 64)
+    model.get_output_embeddings = lambda: unused
+    scorer = Scorer(model, _CPU, whole_model=True)
+    scorer.detect_sharing(prefixed_batches())
+    assert scorer.sharing is Sharing.NOTHING
+    with pytest.raises(TypeError, match="does not call its output layer"), logits_of(model, torch.tensor([0])):
+        model(input_ids=torch.ones(1, 3, dtype=torch.long))
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))

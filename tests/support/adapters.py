@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedConfig
 
 from gaguide.config import EMBEDDED, load_config
 from gaguide.distributed import World
@@ -24,15 +24,15 @@ LORA = {
 }
 
 
-def make_base(shards: Path, folder: Path) -> Path:
-    """A pretrained model with the shards' tokenizer."""
+def make_base(shards: Path, folder: Path, config: PreTrainedConfig | None = None) -> Path:
+    """A pretrained model, of GPT-2's architecture unless `config` says more, with the shards' tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
-    torch.manual_seed(1)
-    GPT2LMHeadModel(
-        GPT2Config(
+    if config is None:
+        config = GPT2Config(
             vocab_size=2048, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
         )
-    ).save_pretrained(folder)
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig
 
 from gaguide.config import EMBEDDED, load_config
 from gaguide.distributed import World
@@ -17,13 +18,18 @@ from gaguide.engine.compiled import compile_faults
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from gaguide.train.preflight import prepare
+from tests.support.adapters import LORA, make_base
 from tests.support.ranks import DS_CONFIGS, run_ranks
 
 SCRIPT = Path(__file__).parent / "variants_script.py"
 EAGER = {"guidance.experiment": "finetuned", "validation.every": "2", "validation.blocks": "5"}
 GUIDED = {"guidance.experiment": "1-negation"}
 COMPILED = {"train.compile": "true", "checkpoint.every": "2"}
-RUNS = ("zero2", "guided0", "guided1", "guided2")
+RUNS = ("zero2", "guided0", "guided1", "guided2", "guided-adapters2")
+LLAMA = LlamaConfig(
+    vocab_size=2048, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+)  # fmt: skip
 
 
 def shipped(name: str) -> dict[str, Any]:
@@ -34,14 +40,18 @@ def shipped(name: str) -> dict[str, Any]:
 def runs(embedded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
     spec: dict[str, Any] = {}
+    adapters = LORA | {"model.name": str(make_base(embedded_shards, folder / "base", LLAMA))}
     for name in RUNS:
         ds = shipped(f"zero{name[-1]}")
-        run = EAGER | (GUIDED if name.startswith("guided") else {})
+        run = EAGER | (GUIDED if name.startswith("guided") else {}) | (adapters if "adapters" in name else {})
         spec[f"{name}-eager"] = {"ds": ds, "run": run}
         spec[name] = {"ds": ds, "run": run | COMPILED}
     harder = {"model.dropout": "0.1", "train.gradient_checkpointing": "true", "guidance.mode": "words"}
     spec["dropout"] = {"ds": shipped("zero2"), "run": EAGER | GUIDED | COMPILED | harder}
     spec["resumed"] = spec["dropout"] | {"copy": "dropout", "forget": "step-00000004"}
+    spec["resumed-adapters"] = spec["guided-adapters2"] | {
+        "copy": "guided-adapters2", "forget": "step-00000004",
+    }  # fmt: skip
     (folder / "spec.json").write_text(json.dumps(spec))
     arguments = [str(embedded_shards), str(folder), str(folder / "spec.json")]
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
@@ -82,13 +92,15 @@ def test_one_graph_is_compiled_although_validation_has_other_shapes(runs: Path) 
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_a_compiled_run_resumes_to_the_same_bits(runs: Path) -> None:
-    """Guided and checkpointed, with dropout, whose draws the compiled graph makes itself."""
-    assert "resuming after step 2 of 4" in (runs / "output.txt").read_text()
+@pytest.mark.parametrize("names", [("dropout", "resumed"), ("guided-adapters2", "resumed-adapters")])
+def test_a_compiled_run_resumes_to_the_same_bits(runs: Path, names: tuple[str, str]) -> None:
+    """Guided: checkpointed and with dropout, whose draws the compiled graph makes itself; and adapters alone."""
+    assert (runs / "output.txt").read_text().count("resuming after step 2 of 4") == 2
     assert curve(runs, "dropout", "loss") != curve(runs, "guided2", "loss")
     for field in ("loss", "grad_norm"):
-        assert curve(runs, "resumed", field) == curve(runs, "dropout", field)
-    files = (runs / name / "model" / "model.safetensors" for name in ("dropout", "resumed"))
+        whole, resumed = (curve(runs, name, field) for name in names)
+        assert resumed == whole and len(whole) == 4
+    files = (runs / name / "model" / "model.safetensors" for name in names)
     whole, resumed = map(load_file, files)
     assert all(torch.equal(whole[part], resumed[part]) for part in whole)
 

@@ -146,7 +146,7 @@ def _scan(job: _Job, search: Search) -> None:
     folder.wait_for_checksums()  # a result of damaged tokens must not be kept
     with replacing(job.result) as temporary, temporary.open("wb") as file:
         arrays = {f"{n}_{name}": value for n, tally in tallies.items() for name, value in tally.arrays()}
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def _read(path: Path) -> dict[int, Found]:

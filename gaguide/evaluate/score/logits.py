@@ -7,7 +7,9 @@ in fp32. Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -74,6 +76,29 @@ def locate_readouts(
         for readout in row.readouts
     ]
     return torch.tensor(wanted), located
+
+
+@contextmanager
+def logits_of(model: Any, flat: torch.Tensor) -> Iterator[None]:
+    """Within, `model` computes the logits [N, V] of the positions `flat` [N] of its batch only.
+
+    By a hook of the output layer: a mask as `logits_to_keep` is accepted by newer transformers only, and not
+    by all of its models. Raises `TypeError` at the end if the model has not called its output layer.
+    """
+    used = False
+
+    def choose(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        nonlocal used
+        used = True
+        return inputs[0].flatten(0, 1)[flat.to(inputs[0].device)]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if not used:
+        raise TypeError(f"{type(model).__name__} does not call its output layer")
 
 
 def read_scores(

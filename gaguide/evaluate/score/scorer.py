@@ -30,6 +30,7 @@ from gaguide.evaluate.score.logits import (
     MIN_ROWS,
     Scores,
     locate_readouts,
+    logits_of,
     model_inputs,
     read_scores,
 )
@@ -189,10 +190,8 @@ class Scorer:
             else causal_before_branches(rows, given.get("attention_mask"), self.min_causal_tokens)
         ):
             if self.whole_model:
-                wanted_BT = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
-                wanted_BT.view(-1)[flat] = True
-                wanted_BT = wanted_BT.to(self.device)
-                logits_NV = self.model(**given, use_cache=False, logits_to_keep=wanted_BT).logits
+                with logits_of(self.model, flat):
+                    logits_NV = self.model(**given, use_cache=False).logits
             else:
                 hidden_BTD = self._hidden(given)
         if self.whole_model:
