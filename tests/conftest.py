@@ -32,8 +32,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Let only tests that are marked for it start processes."""
-    if any(item.iter_markers("processes")) or any(item.iter_markers("cluster")):
+    """Let only tests start processes that are marked for it, or left out of `make test-fast` anyway."""
+    if any(mark.name in {"processes", "cluster", "gpu", "stress"} for mark in item.iter_markers()):
         return (yield)
     with no_processes(item.nodeid):
         return (yield)

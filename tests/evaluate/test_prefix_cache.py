@@ -54,7 +54,10 @@ def test_a_whole_model_without_an_output_layer_of_its_own_computes_sequences_alo
     scorer = Scorer(model, _CPU, whole_model=True)
     scorer.detect_sharing(prefixed_batches())
     assert scorer.sharing is Sharing.NOTHING
-    with pytest.raises(TypeError, match="does not call its output layer"), logits_of(model, torch.tensor([0])):
+    with (
+        pytest.raises(TypeError, match="does not call its output layer"),
+        logits_of(model, torch.tensor([0])),
+    ):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
 
 

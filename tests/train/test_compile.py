@@ -94,7 +94,7 @@ def test_one_graph_is_compiled_although_validation_has_other_shapes(runs: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [("dropout", "resumed"), ("guided-adapters2", "resumed-adapters")])
 def test_a_compiled_run_resumes_to_the_same_bits(runs: Path, names: tuple[str, str]) -> None:
-    """Guided: checkpointed and with dropout, whose draws the compiled graph makes itself; and adapters alone."""
+    """Checkpointed and with dropout, whose draws the compiled graph makes itself; and adapters alone."""
     assert (runs / "output.txt").read_text().count("resuming after step 2 of 4") == 2
     assert curve(runs, "dropout", "loss") != curve(runs, "guided2", "loss")
     for field in ("loss", "grad_norm"):

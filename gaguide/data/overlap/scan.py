@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,10 @@ def _scan(job: _Job, search: Search) -> None:
         _find_tokens(shard, first, after, search, tallies[TOKEN_RUNS])
     folder.wait_for_checksums()  # a result of damaged tokens must not be kept
     with replacing(job.result) as temporary, temporary.open("wb") as file:
-        arrays = {f"{n}_{name}": value for n, tally in tallies.items() for name, value in tally.arrays()}
+        # Without allow_pickle=False, which numpy 2.0 takes for an array of that name.
+        arrays: dict[str, Any] = {
+            f"{n}_{name}": value for n, tally in tallies.items() for name, value in tally.arrays()
+        }
         np.savez_compressed(file, **arrays)
 
 
