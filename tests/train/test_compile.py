@@ -71,9 +71,11 @@ def curve(runs: Path, name: str, field: str, file: str = "metrics") -> list[Any]
 @pytest.mark.parametrize("name", RUNS)
 def test_a_compiled_run_has_the_losses_of_the_eager_one(runs: Path, name: str) -> None:
     guided = ("guidance_loss", "guided_attention") if name.startswith("guided") else ()
+    # The first steps of Adam divide an adapter's rounding by gradients near zero.
+    rel = 1e-4 if "adapters" in name else 1e-5
     for field in ("loss", "grad_norm", *guided):
         assert curve(runs, name, field) == pytest.approx(
-            curve(runs, f"{name}-eager", field), rel=1e-5, nan_ok=True
+            curve(runs, f"{name}-eager", field), rel=rel, nan_ok=True
         )
     held_out = [curve(runs, each, "lm_loss", "validation") for each in (name, f"{name}-eager")]
     assert len(held_out[0]) == 3 and held_out[0] == pytest.approx(held_out[1], rel=1e-5)
