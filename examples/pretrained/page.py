@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from gaguide.figures import render
-from gaguide.files import write_bytes, write_text
-from gaguide.heads.records import FILE, ProfileRecord, read_profile, write_profile
+from gaguide.files import read_record, write_bytes, write_text
+from gaguide.heads.records import FILE, ProfileRecord, write_profile
 from gaguide.report.document import Report, Table
 from gaguide.report.markdown import to_markdown
 from gaguide.report.outputs import make_report
@@ -73,7 +73,9 @@ def find_profile(study: StudyRecords, folder: Path) -> ProfileRecord | None:
     chosen = study.study.get("chosen")
     places = [folder, *([Path(chosen).parent] if chosen else [])]
     found = next((place for place in places if (place / FILE).exists()), None)
-    return None if found is None else read_profile(found)
+    if found is None:
+        return None
+    return read_record(found / FILE, ProfileRecord, "a profile of heads", "run gaguide heads profile again")
 
 
 def keep_records(study: StudyRecords, profile: ProfileRecord | None, folder: Path) -> None:
