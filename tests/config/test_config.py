@@ -240,6 +240,7 @@ def test_the_default_weight_is_that_of_the_loss(tmp_path: Path) -> None:
     assert load_config(EMBEDDED, {}).guidance.weight == 3.0
     run = load_config(EMBEDDED, {"guidance.loss": "hinge"})
     assert run.guidance.weight == 0.01
+    assert load_config(EMBEDDED, {"guidance.loss": "avoid"}).guidance.weight == 0.03
     (tmp_path / "run.yaml").write_text(dump_config(run))
     assert load_config(tmp_path / "run.yaml", {}) == run
     assert load_config(EMBEDDED, {"guidance.loss": "kl", "guidance.weight": "3"}).guidance.weight == 3.0
