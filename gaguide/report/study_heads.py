@@ -100,8 +100,9 @@ def _note(study: StudyRecords) -> str:
     return (
         f"Removed by: {methods}. Change of held-out loss in nats per token; tests: {tests}, Holm-corrected "
         "over the heads of a size and experiment; bold: p < 0.05. Moved: attention on the head's words "
-        "changed from before training. Used: the loss rises without the head beyond noise; harmful: it "
-        "falls; not used: neither was shown, which few seeds often cannot; not tested: no p value."
+        "changed from before training beyond noise. Used: the loss rises without the head beyond noise; "
+        "harmful: it falls. Not moved, not used: nothing was shown, which few seeds often cannot; not "
+        "tested: no p value."
     )
 
 
