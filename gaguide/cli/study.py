@@ -105,6 +105,8 @@ def run(context: typer.Context, file: _FILE, options: RunOptions) -> None:
     from gaguide.study.dry_run import check_plans, print_costs
 
     check_plans(grid)
+    for note in grid.notes:
+        typer.echo(f"note: {note}", err=True)
     if options.dry_run:
         from gaguide.study.task_power import print_powers
 

@@ -13,6 +13,8 @@ from gaguide.files import write_text
 from gaguide.heads.records import ChosenHeads, HeadProfile, ProfileRecord
 
 FILE = "plan.yaml"
+PROFILED = "profiled"
+"""Entry of plan.yaml beside the plans: name and content of the model whose heads were profiled."""
 
 
 def choose(heads: Sequence[HeadProfile], count: int, seed: int) -> tuple[ChosenHeads, ...]:
@@ -78,7 +80,8 @@ def guidance_of(record: ProfileRecord, chosen: ChosenHeads) -> dict[str, Any]:
 def write_plan(folder: Path, record: ProfileRecord) -> None:
     """Write plan.yaml: experiment → `guidance` section, for a study's `chosen` and for `gaguide ablate`."""
     head = f"# Heads of {record.name} for {record.pattern}, chosen by gaguide heads profile.\n"
-    parts = [head]
+    model = {PROFILED: {"model": record.model, **record.identity}}
+    parts = [head, yaml.safe_dump(model, sort_keys=False, allow_unicode=True)]
     for chosen in record.chosen:
         text = yaml.safe_dump({chosen.name: guidance_of(record, chosen)}, sort_keys=False, allow_unicode=True)
         parts.append(f"# {chosen.rule}\n{text}")

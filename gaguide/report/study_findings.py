@@ -149,6 +149,7 @@ def study_cautions(study: StudyRecords) -> list[str]:
         if cell.state == "done" and cell.error
     ]
     cautions += [f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out]
+    cautions += [f"{note}." for note in study.provenance.get("notes", ())]
     unseen: dict[str, dict[str, None]] = {}
     for row in study.attention:
         if row.before is None and row.after is None:

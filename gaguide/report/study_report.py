@@ -130,7 +130,9 @@ def _provenance(study: StudyRecords) -> Section:
         name="versions",
         title="",
         header=("", ""),
-        rows=tuple((str(name), (Cell(_words(value)),)) for name, value in study.provenance.items()),
+        rows=tuple(
+            (str(name), (Cell(_words(value)),)) for name, value in study.provenance.items() if name != "notes"
+        ),
         monospace=True,
     )
     cells = Table(

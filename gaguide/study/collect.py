@@ -57,6 +57,7 @@ def _progress(grid: Grid) -> StudyRecords:
             "code": {"sha256": code_fingerprint(), "commit": code_commit() or "not in a checkout"},
             "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}",
             "evaluation": grid.evaluation,
+            "notes": list(grid.notes),
         },
         tuple(_cell_record(grid, cell) for cell in grid.cells),
     )

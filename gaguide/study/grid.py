@@ -25,6 +25,8 @@ from gaguide.config.yaml_tree import read_yaml
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.files import local_folder
+from gaguide.heads.rules import PROFILED
+from gaguide.model.content import other_files
 from gaguide.shipped import DEEPSPEED_JSONS
 from gaguide.study.content import ContentHashes, StudyTasks, read_task_contents
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
@@ -88,6 +90,8 @@ class Grid:
     """What the tasks contain."""
     ablation: str | None = None
     """Hash of the settings of the ablation; None where the study leaves it out."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its numbers should know of the settings."""
 
     def path(self, cell: Cell) -> Path:
         """The cell's folder."""
@@ -119,7 +123,8 @@ def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     builder.hashes.save()
     data = None if study.task_data is None else Path(study.task_data).expanduser()
     tasks = read_task_contents(study.tasks, data)
-    return Grid(study, folder, tuple(builder.cells), evaluation_id(study), tasks, ablation_id(study))
+    cells, notes = tuple(builder.cells), tuple(builder.notes)
+    return Grid(study, folder, cells, evaluation_id(study), tasks, ablation_id(study), notes)
 
 
 class _GridBuilder:
@@ -132,6 +137,8 @@ class _GridBuilder:
         self.hashes = ContentHashes(folder)
         self._data = data_identity(study, self.hashes)
         self.chosen = self.faults.attempt(_read_chosen, study.chosen)
+        self.profiled = None if self.chosen is None else self.chosen.pop(PROFILED, None)
+        self.notes: dict[str, None] = {}
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()
 
@@ -189,6 +196,8 @@ class _GridBuilder:
             base = None
         else:
             model = {"name": str(self.folder / base.folder / "model"), "init": "pretrained"}
+        if self.chosen and experiment.name in self.chosen and experiment.guidance is None:
+            self._compare_profiled(size, experiment, model)
         train = {**self.study.train, **size.train, **experiment.train}
         sections = {
             "model": model,
@@ -196,6 +205,27 @@ class _GridBuilder:
             "train": self._with_length(train, experiment.tokens or size.tokens or self.study.tokens),
         }
         self._add_trained("tuned", size, experiment.name, seed, base, sections)
+
+    def _compare_profiled(
+        self, size: SizeSection, experiment: ExperimentSection, model: Mapping[str, str]
+    ) -> None:
+        """Note where heads were chosen in other weights than those that training starts from.
+
+        A folder is compared by its content, a hub id by its name; of plans written by hand nothing is known.
+        """
+        if self.profiled is None:
+            return
+        name, folder = str(self.profiled.get("model")), Path(model["name"]).expanduser()
+        if model["init"] == "scratch":
+            other = "random weights"
+        elif not folder.is_dir():
+            other = f"{model['name']}, which cannot be compared with it" if model["name"] != name else ""
+        else:
+            files = other_files(self.profiled, folder, self.hashes.record(folder))
+            other = f"{model['name']} (other {', '.join(files)})" if files else ""
+        if other:
+            chosen = f"{experiment.name}, {size.name}: its heads were chosen by a profile of {name}"
+            self.notes[f"{chosen}, and training starts from {other}"] = None
 
     def _guidance(self, experiment: ExperimentSection) -> dict[str, Any]:
         """A run's `guidance` section for an experiment."""

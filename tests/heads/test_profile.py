@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -214,6 +216,7 @@ def test_the_command_writes_a_plan_that_studies_and_ablations_read(
     assert len(record.heads) == 8 and record.near_tokens > 0
     assert 2 <= sum(one.near is not None for one in record.heads) <= 8
     plans = yaml.safe_load((out / "plan.yaml").read_text("utf-8"))
+    assert plans.pop("profiled") == {"model": str(folder), **record.identity}
     assert list(plans) == ["chosen-most-used", "chosen-least-used", "chosen-random"]
     source = find_plan([], f"{out / 'plan.yaml'}:chosen-random")
     assert {
@@ -228,7 +231,18 @@ def test_the_command_writes_a_plan_that_studies_and_ablations_read(
         "data": {"shards": str(embedded_shards), "block_length": 64},
         "train": {"global_batch": 4, "steps": 2}, "guidance": {"weight": 5}, "tasks": ["demo"],
     }))  # fmt: skip
-    cells = {cell.experiment: cell for cell in make_grid(load_study(study, {})).cells}
+    grid = make_grid(load_study(study, {}))
+    cells = {cell.experiment: cell for cell in grid.cells}
+    assert grid.notes == ()
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    elsewhere = {"sizes": json.dumps([{"name": "here", "model": str(other)}])}
+    assert make_grid(load_study(study, elsewhere)).notes == (), "a copy is the same model"
+    weights = {name: of + 1 for name, of in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    notes = make_grid(load_study(study, elsewhere)).notes
+    assert len(notes) == 3
+    assert all(f"profile of {folder}" in note and "other model.safetensors" in note for note in notes)
     run = cells["chosen-least-used"].run
     assert run is not None and run.guidance.weight == 5 and run.guidance.mode == "words"
     assert {entry.pattern for entry in run.guidance.plan} == {"negation"}

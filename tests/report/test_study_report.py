@@ -77,6 +77,8 @@ def test_cells_made_by_different_code_are_pointed_out(study: StudyRecords) -> No
         *(replace(c, fingerprints={"code": "b"}) for c in rest),
     )
     assert "2 different fingerprints of their code" in " ".join(study_cautions(replace(study, cells=cells)))
+    noted = replace(study, provenance={**study.provenance, "notes": ["chosen in other weights"]})
+    assert "chosen in other weights." in study_cautions(noted)
 
 
 def test_only_a_corrected_comparison_over_seeds_earns_a_mark(study: StudyRecords) -> None:
