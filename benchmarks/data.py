@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +56,23 @@ def add_source_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokenizer", help="a folder; default: the embedded corpus' own")
 
 
-# build
-
-
-def build(arguments: argparse.Namespace) -> None:
+@contextmanager
+def prepared_source(arguments: argparse.Namespace) -> Iterator[tuple[Path, str, Path, int]]:
+    """A folder for the block, the tokenizer, and the text as a file in that folder with its size in bytes."""
     from gaguide.data.build.demo_corpus import build_embedded_corpus
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tokenizer = arguments.tokenizer or str(build_embedded_corpus(folder / "embedded") / "tokenizer")
         source = folder / "source.jsonl"
-        size = write_source(source, arguments.source, arguments.copies)
+        yield folder, tokenizer, source, write_source(source, arguments.source, arguments.copies)
+
+
+# build
+
+
+def build(arguments: argparse.Namespace) -> None:
+    with prepared_source(arguments) as (folder, tokenizer, source, size):
         times: dict[str, list[float]] = {"gaguide": [], "datasets.map": []}
         for turn in range(arguments.repeats):
             for name, contender in (("gaguide", build_ours), ("datasets.map", build_datasets)):

@@ -13,24 +13,17 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from data import add_source_arguments, show, write_source
+from data import add_source_arguments, prepared_source, show
 
 _HERE = Path(__file__).resolve()
 
 
 def overlap(arguments: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        from gaguide.data.build.demo_corpus import build_embedded_corpus
-
-        tokenizer = arguments.tokenizer or str(build_embedded_corpus(folder / "embedded") / "tokenizer")
-        source = folder / "source.jsonl"
-        size = write_source(source, arguments.source, arguments.copies)
+    with prepared_source(arguments) as (folder, tokenizer, source, size):
         write_examples(folder / "examples.json", source, arguments.examples)
         names = ("gaguide", "gaguide, decontaminated", "search of the shards")
         times: dict[str, list[float]] = {name: [] for name in names}

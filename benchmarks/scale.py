@@ -62,52 +62,32 @@ class Case:
     """The same setup for the memory estimate."""
 
 
+def setup(ranks: int, layers: int, **others: Any) -> MemorySetup:
+    """One sequence a rank, four guided heads in every layer, on a CPU."""
+    return MemorySetup(
+        1, ranks, block_length=LENGTH, checkpointing=True, guided_heads=4, guided_layers=layers,
+        tapped=False, fused_attention=False, **others,
+    )  # fmt: skip
+
+
 CASES = {
     "gpt2": Case(
         "zero2",
         2,
         1,
-        MemorySetup(
-            1,
-            2,
-            block_length=LENGTH,
-            checkpointing=True,
-            guided_heads=4,
-            guided_layers=12,
-            tapped=False,
-            fused_attention=False,
-        ),
+        setup(ranks=2, layers=12),
     ),
     "gpt2-large": Case(
         "zero2",
         2,
         1,
-        MemorySetup(
-            1,
-            2,
-            block_length=LENGTH,
-            checkpointing=True,
-            guided_heads=4,
-            guided_layers=36,
-            tapped=False,
-            fused_attention=False,
-        ),
+        setup(ranks=2, layers=36),
     ),
     "gpt2-xl": Case(
         "zero3_nvme",
         1,
         2,
-        MemorySetup(
-            1,
-            block_length=LENGTH,
-            zero_stage=3,
-            checkpointing=True,
-            tapped=False,
-            guided_heads=4,
-            guided_layers=48,
-            offload_optimizer="nvme",
-            fused_attention=False,
-        ),
+        setup(ranks=1, layers=48, zero_stage=3, offload_optimizer="nvme"),
     ),
 }
 
