@@ -260,8 +260,7 @@ def first_line(error: BaseException) -> str:
 def not_one_of(field: str, value: Any, known: Iterable[Any]) -> Fault:
     """The fault of a `value` that is not one of the few that are `known`."""
     names = list(map(str, known))
-    near = get_close_matches(str(value), names, n=1, cutoff=0.6)
-    remedy = f"did you mean {near[0]!r}?" if near else "choose one of them"
+    remedy = _nearest(str(value), names) or "choose one of them"
     return Fault(field, f"must be one of {', '.join(names)}", remedy, value)
 
 
@@ -271,8 +270,13 @@ def suggestion(name: str, known: Iterable[str], limit: int = 12, otherwise: str 
     `otherwise` is what one may do instead, such as "give a file".
     """
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?" + (f" Or {otherwise}" if otherwise else "")
+    if near := _nearest(name, known):
+        return near + (f" Or {otherwise}" if otherwise else "")
     listed = ", ".join(known[:limit]) + (", …" if len(known) > limit else "")
     return f"known: {listed}" + (f"; or {otherwise}" if otherwise else "")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The closest known name as a question; empty where none is close."""
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""

@@ -9,7 +9,6 @@ names. A test makes the tables from them again, as does this program with docs/r
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gaguide.figures import render
-from gaguide.files import read_record, write_bytes, write_text
+from gaguide.files import read_record, replacing_folder, write_bytes, write_text
 from gaguide.heads.records import FILE, ProfileRecord, write_profile
 from gaguide.report.document import Report, Table
 from gaguide.report.markdown import to_markdown
@@ -80,16 +79,13 @@ def find_profile(study: StudyRecords, folder: Path) -> ProfileRecord | None:
 
 def keep_records(study: StudyRecords, profile: ProfileRecord | None, folder: Path) -> None:
     """Replace the records in `folder`: no texts of tasks, paths relative to the working folder."""
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped here
-    write_tables(new, replace(study, changes=()))
-    if profile is not None:
-        write_profile(new, profile)
-    for path in (new / STUDY, new / FILE):
-        if path.exists():
-            write_text(path, path.read_text("utf-8").replace(f"{Path.cwd()}/", ""))
-    shutil.rmtree(folder, ignore_errors=True)  # records of an earlier page, all of them
-    new.rename(folder)
+    with replacing_folder(folder) as new:
+        write_tables(new, replace(study, changes=()))
+        if profile is not None:
+            write_profile(new, profile)
+        for path in (new / STUDY, new / FILE):
+            if path.exists():
+                write_text(path, path.read_text("utf-8").replace(f"{Path.cwd()}/", ""))
 
 
 def write_page(study: StudyRecords, profile: ProfileRecord | None, page: Path) -> None:

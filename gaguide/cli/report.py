@@ -52,10 +52,11 @@ def report(
         given = [faults.attempt(local_folder, path, "--output") for path in output or []]
         if attach and not output:
             faults.add(Fault("--attach", "needs files to attach", "add --output report.html"))
-        for run in runs if attach else ():
+        if attach:
             from gaguide.trackers import check_attach
 
-            faults.attempt(check_attach, expand_home(run))
+            for run in runs:
+                faults.attempt(check_attach, expand_home(run))
         wanted = wanted_files([path for path in given if path is not None], formats, FORMATS, faults)
         with SlowWork("reading the records"):
             made = faults.attempt(_make_report, [expand_home(run) for run in runs])

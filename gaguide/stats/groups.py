@@ -8,7 +8,8 @@ from collections.abc import Hashable, Sequence
 FEW = 50
 """Independent units (examples, groups, blocks) below which intervals are as wide as Student's: resampling
 rejects a true hypothesis in 6% of cases instead of 5% with 50 of them, in 7% with 20, in 10% with 10."""
-_Z = 1.959963984540054
+Z = 1.959963984540054
+"""Quantile of the normal distribution for 95% intervals."""
 
 
 def critical_value(units: int) -> float:
@@ -17,7 +18,7 @@ def critical_value(units: int) -> float:
     Student's quantile for fewer than `FEW`, else the normal one; NaN for a single unit.
     """
     if units >= FEW:
-        return _Z
+        return Z
     from scipy.special import stdtrit  # an evaluation of many examples needs no scipy
 
     return float(stdtrit(units - 1, 0.975)) if units > 1 else math.nan

@@ -3,7 +3,7 @@ measuring it (`measuring_cost`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
+from gaguide.config import GuidanceSection
 from gaguide.cost import GPUS, CostEstimate, CostRequest, Spread, estimate, spread, with_deepspeed, with_run
 from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, reworded
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
 from gaguide.model.sizes import GPT2_VOCABULARY
 from gaguide.study.grid import Cell, Grid
@@ -67,22 +68,22 @@ def check_plans(grid: Grid) -> None:
 
     Models that cannot be found now are left to their training.
     """
-    sizes, seen = {size.name: size.model or size.name for size in grid.study.sizes}, set()
+    plans: dict[str, dict[str, GuidanceSection]] = {}
+    for cell in grid.cells:
+        if cell.run is not None and cell.names_heads:
+            plans.setdefault(cell.size, {}).setdefault(cell.experiment, cell.run.guidance)
     with FaultCollector() as faults:
-        for cell in grid.cells:
-            key = cell.size, cell.experiment
-            if cell.run is None or not cell.names_heads or key in seen:
-                continue
-            seen.add(key)
+        for size in (size for size in grid.study.sizes if size.name in plans):
             with suppress(UserError):
-                shape = size_config(sizes[cell.size], grid, None).get_text_config()
-                found = FaultCollector()
-                found.attempt(
-                    plan_heads(cell.run.guidance).resolve, shape.num_hidden_layers, shape.num_attention_heads
-                )
-                faults.add(
-                    *(replace(one, problem=f"{one.problem} ({', '.join(key)})") for one in found.faults)
-                )
+                shape = size_config(size.model or size.name, grid, None).get_text_config()
+                for experiment, section in plans[size.name].items():
+                    where = f" ({size.name}, {experiment})"
+                    with faults.catching(), reworded(_at(where)):
+                        plan_heads(section).resolve(shape.num_hidden_layers, shape.num_attention_heads)
+
+
+def _at(where: str) -> Callable[[Fault], Fault]:
+    return lambda fault: replace(fault, problem=fault.problem + where)
 
 
 def print_costs(grid: Grid, gpu: str) -> None:

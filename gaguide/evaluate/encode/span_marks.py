@@ -107,9 +107,9 @@ def span_marks(
     found = {name: SpanMarks(name) for name in names}
     faults = FaultCollector()
     for task, pairs in by_task(data, encoded):
-        for one in (
-            faults.attempt(marked_pairs, task, pairs, tokenizer, names) or () if task.task.spans else ()
-        ):
+        if not task.task.spans:
+            continue
+        for one in faults.attempt(marked_pairs, task, pairs, tokenizer, names) or ():
             for name, marks in one.marks.items():
                 before = found[name].known.setdefault(one.pair.input_ids, marks)
                 if before != marks:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.tasks.harness.groups import Aggregate, HarnessGroup
+from gaguide.stats.groups import Z
 
 if TYPE_CHECKING:
     from gaguide.evaluate.results.results import TaskResult
-
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def _mean(aggregate: Aggregate, filtered: str, tasks: Mapping[str, TaskResult]) 
     weights = sizes if aggregate.by_size else [1] * len(sizes)
     value = sum(one * weight for one, weight in zip(values, weights, strict=True)) / sum(weights)
     error = _pooled(errors, sizes) if aggregate.by_size else _unweighted(errors)
-    return Metric(value, error, value - _Z * error, value + _Z * error)
+    return Metric(value, error, value - Z * error, value + Z * error)
 
 
 def _pooled(errors: Sequence[float], sizes: Sequence[int]) -> float:

@@ -11,10 +11,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from gaguide.stats.groups import critical_value, ratio_error, sums_by_group
-
-_Z = 1.959963984540054
-"""Quantile of the normal distribution for 95% intervals."""
+from gaguide.stats.groups import Z, critical_value, ratio_error, sums_by_group
 
 Groups = Sequence[Hashable] | None
 """The group of each example; None where the examples are independent."""
@@ -59,8 +56,8 @@ def proportion(hits: Sequence[bool], groups: Groups = None) -> Metric:
     values = [float(hit) for hit in hits]
     share, error = sum(values) / len(values), ratio_error(values, [1] * len(values))
     n = len(values) / _design_effect(values, share, error, groups)
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     # At 0 and 1 rounding would leave the share itself outside.
     low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
     return Metric(share, error, low, high)
