@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from gaguide.evaluate.compare.records import Comparison, ExampleChange, TaskComparison
+from gaguide.evaluate.results.metric_names import GROUP_ACC
 from gaguide.files import without_nonfinite
 from gaguide.report.comparison_figure import draw_differences
 from gaguide.report.document import Cell, Chart, Part, Report, Row, Table, folded
@@ -151,7 +152,7 @@ def _counts(one: TaskComparison) -> Iterator[str]:
     if one.groups is not None:
         yield f"{one.groups:,} groups"
     if one.left_out:
-        is_groups = one.metric == "group_acc"
+        is_groups = one.metric == GROUP_ACC
         why = "groups not finite or not asked as a whole" if is_groups else "not finite"
         yield f"{one.left_out:,} {why}, left out"
     if one.unmatched or one.baseline_unmatched:

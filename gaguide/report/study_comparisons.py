@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gaguide.evaluate.results.metric_names import GROUP_ACC
 from gaguide.report.document import Cell, Table
 from gaguide.report.text import (
     ABSENT,
@@ -37,15 +38,16 @@ def is_significant(row: Comparison) -> bool:
 
 
 def comparison_table(study: StudyRecords) -> Table:
-    """Every decisive comparison of each task's main metric, with its test."""
+    """Every decisive comparison of each task's main metric, and of whole groups, with its test."""
     rows, constant = [], False
-    for task, metric in study.index.main_metrics.items():
+    for task, metric in study.index.table_metrics:
+        named = task if metric == study.index.main_metrics[task] else f"{task} ({metric})"
         for size in study.index.sizes:
             for baseline in ("finetuned", "original"):
                 for experiment in study.index.experiments:
                     row = decisive(study, size, experiment, baseline, task, metric)
                     if row is not None:
-                        name = f"{task} · {size} · {experiment} against {baseline}"
+                        name = f"{named} · {size} · {experiment} against {baseline}"
                         rows.append((name, _comparison(row)))
                         constant |= row.constant > 0
     return Table(
@@ -55,7 +57,8 @@ def comparison_table(study: StudyRecords) -> Table:
         tuple(rows),
         "Over seeds where there are several: t-test of the paired differences; else McNemar for accuracies "
         "and a paired bootstrap for losses. Holm-corrected over the tasks of a size, experiment and "
-        "baseline. Detectable: the smallest true difference that these seeds (examples, where there is one "
+        "baseline, whole groups (group_acc) among themselves. "
+        "Detectable: the smallest true difference that these seeds (examples, where there is one "
         "seed) show with probability 0.8, before correction."
         + smallest_p(len(study.index.main_metrics))
         + " Over seeds all of which differ by the same, p is that of the sign-flip test, 2 / 2^seeds."
@@ -81,7 +84,7 @@ def _units(row: Comparison) -> Iterator[str]:
     if row.level == "seeds":
         yield f"{row.seeds} seeds"
     elif row.count is not None:
-        yield f"{row.count:,} examples"
+        yield f"{row.count:,} {'groups' if row.metric == GROUP_ACC else 'examples'}"
     if row.groups is not None:
         yield f"{row.groups:,} groups"
     if row.left_out:

@@ -55,7 +55,7 @@ def draw_loss(study: StudyRecords) -> Figure | None:
     series = _series(study, HELD_OUT, "lm_loss")
     if not series:
         return None
-    costs = [row for row in study.losses if row.baseline == "finetuned"]
+    costs = [row for row in study.losses if row.baseline == "finetuned" and row.near is None]
     figure = Figure(figsize=(5.2 * (2 if costs else 1), 3.7), layout="constrained")
     handles: dict[str, Any] = {}
     ax = figure.add_subplot(1, 2 if costs else 1, 1)

@@ -48,7 +48,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
     doubts: set[Doubt | None] = set()
     incomplete = truncated = False
     several = any(mean.seeds > 1 for mean in study.means if mean.size == size)
-    for task, metric in study.index.main_metrics.items():
+    for task, metric in study.index.table_metrics:
         means = [mean_of(study, size, experiment, task, metric) for experiment in columns]
         known = [mean for mean in means if mean is not None]
         if not known:

@@ -242,25 +242,31 @@ def head_attention(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadAtt
 
 
 def loss_costs(contrasts: Sequence[Contrast]) -> Iterator[LossCost]:
-    """Held-out loss compared with each baseline, paired by seed."""
+    """Held-out loss compared with each baseline, paired by seed: of all tokens, then near cues."""
     for contrast in contrasts:
-        known = contrast.values(HELD_OUT, HELD_OUT_METRIC)
-        if not known:
-            continue
-        found = over_seeds([now - before for now, before in known])
-        loss, other = (float(np.mean(column)) for column in zip(*known, strict=True))
-        yield LossCost(
-            size=contrast.size,
-            experiment=contrast.experiment,
-            baseline=contrast.baseline,
-            seeds=len(known),
-            loss=loss,
-            baseline_loss=other,
-            difference=found.difference,
-            relative=found.difference / other,
-            low=found.low,
-            high=found.high,
-        )
+        if known := contrast.values(HELD_OUT, HELD_OUT_METRIC):
+            yield _loss_cost(contrast, known)
+        for lexicon, losses in contrast.near_cues().items():
+            yield _loss_cost(contrast, losses, lexicon)
+
+
+def _loss_cost(contrast: Contrast, known: Sequence[tuple[float, float]], near: str | None = None) -> LossCost:
+    """`known`: (experiment, baseline) losses of each seed, at least one."""
+    found = over_seeds([now - before for now, before in known])
+    loss, other = (float(np.mean(column)) for column in zip(*known, strict=True))
+    return LossCost(
+        size=contrast.size,
+        experiment=contrast.experiment,
+        baseline=contrast.baseline,
+        seeds=len(known),
+        loss=loss,
+        baseline_loss=other,
+        difference=found.difference,
+        relative=found.difference / other,
+        low=found.low,
+        high=found.high,
+        near=near,
+    )
 
 
 def _guided_tasks(contrasts: Sequence[Contrast]) -> Iterator[tuple[Contrast, GuidedWords, str]]:

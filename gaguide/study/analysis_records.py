@@ -182,7 +182,7 @@ class HeadVerdict(_WithoutHead):
 
 @dataclass(frozen=True)
 class LossCost(_Against):
-    """Held-out loss compared with a baseline, paired by seed."""
+    """Held-out loss compared with a baseline, paired by seed: of all tokens, or of those near cues."""
 
     seeds: int
     """Number of seeds."""
@@ -198,6 +198,9 @@ class LossCost(_Against):
     """Lower end of Student's 95% interval of the difference over seeds; None with a single seed."""
     high: float | None
     """Upper end of Student's 95% interval of the difference over seeds; None with a single seed."""
+    near: str | None = None
+    """Lexicon whose words are the cues: the losses are those of tokens on a cue or up to 20 tokens after it.
+    None: of all tokens."""
     kind: Literal["loss"] = "loss"
     """Kind of the record in analysis.jsonl."""
 

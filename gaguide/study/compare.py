@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gaguide.evaluate.compare.metric_tests import match, metric_tests
-from gaguide.evaluate.results.metric_names import BETTER
+from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC
 from gaguide.evaluate.results.outcomes import TaskExamples
 from gaguide.stats.paired import holm, over_seeds, t_interval
 from gaguide.stats.power import seeds_detectable
@@ -74,6 +74,15 @@ class Contrast:
         pairs = self.pairs if task == HELD_OUT else self.pairs_of(task)
         values = [(pair.now.value(task, metric), pair.before.value(task, metric)) for pair in pairs]
         return [(now, before) for now, before in values if now is not None and before is not None]
+
+    def near_cues(self) -> dict[str, list[tuple[float, float]]]:
+        """Lexicon → (experiment, baseline) losses near its words, for each seed with the same cues."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for pair in self.pairs:
+            now, before = pair.now.near_cue, pair.before.near_cue
+            if now is not None and before is not None and now.content == before.content:
+                found.setdefault(now.lexicon, []).append((now.loss, before.loss))
+        return found
 
 
 def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]:
@@ -165,7 +174,11 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
 
 
 def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comparison]:
-    keys = [(task, metric) for task in contrast.tasks for metric in contrast.examples(task).outcomes]
+    keys = [
+        (task, metric)
+        for task in contrast.tasks
+        for metric in (*contrast.examples(task).outcomes, GROUP_ACC)  # groups have no outcome of an example
+    ]
     for task, metric in [*keys, (HELD_OUT, HELD_OUT_METRIC)]:
         known = contrast.values(task, metric)
         if not known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +13,26 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, Doubt
+from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, GROUP_ACC, Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, finite, read_examples
 from gaguide.evaluate.results.paper import find_paper_model
+from gaguide.guidance.cues import NEAR
 from gaguide.model import shape_of
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import HELD_OUT, Result
 from gaguide.study.state import is_complete, read_summary
+
+
+@dataclass(frozen=True)
+class NearCue:
+    """Held-out loss of the tokens on a cue or up to 20 tokens after it."""
+
+    lexicon: str
+    """Name of the lexicon whose words are the cues."""
+    content: str
+    """Hash of what the cues are; losses near other cues are never compared."""
+    loss: float
+    """Mean loss in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,8 @@ class Evaluated:
     """Task → its record in results.json."""
     held_out: Mapping[str, float]
     """lm_loss and guided_attention after training, as far as they were measured."""
+    near_cue: NearCue | None = None
+    """Held-out loss near the words of `validation.near_cue`; None where it was not measured."""
 
     @cached_property
     def examples(self) -> Mapping[str, TaskExamples]:
@@ -55,8 +71,11 @@ class Evaluated:
 
     def doubt(self, task: str, metric: str) -> Doubt | None:
         """Why an accuracy says nothing about the model's answers; None where it does, or is not known."""
-        found: Mapping[str, Any] = self.tasks.get(task, {}).get("uninformative", {}).get(metric, {})
-        return found.get("reason")
+        found: Mapping[str, Any] = self.tasks.get(task, {}).get("uninformative", {})
+        reason = found.get(metric, {}).get("reason")
+        if reason is None and metric == GROUP_ACC:  # evaluations of earlier versions doubt `acc` only
+            return "constant" if self.doubt(task, "acc") == "constant" else None
+        return reason
 
 
 HELD_OUT_METRIC = "lm_loss"
@@ -64,17 +83,18 @@ HELD_OUT_METRIC = "lm_loss"
 
 def read_evaluated(grid: Grid) -> list[Evaluated]:
     """Every cell of the study that is complete and was evaluated, in the grid's order."""
-    return [
-        Evaluated(
-            cell,
-            grid.path(cell),
-            count_parameters(str(cell.model)),
-            json.loads((grid.path(cell) / "evaluation" / "results.json").read_text("utf-8"))["tasks"],
-            _held_out(grid, cell),
-        )
-        for cell in grid.cells
-        if cell.model is not None and is_complete(grid, cell)
-    ]
+    found = []
+    for cell in grid.cells:
+        if cell.model is not None and is_complete(grid, cell):
+            folder, held_out = grid.path(cell), _held_out(grid, cell)
+            results = json.loads((folder / "evaluation" / "results.json").read_text("utf-8"))
+            found.append(
+                Evaluated(
+                    cell, folder, count_parameters(str(cell.model)), results["tasks"],
+                    _losses(held_out, tuned=cell.run is not None), _near_cue(held_out),
+                )
+            )  # fmt: skip
+    return found
 
 
 def evaluation_fingerprints(folder: Path) -> dict[str, str]:
@@ -126,21 +146,37 @@ def _paper_model(one: Evaluated) -> str:
     return "" if scratch else find_paper_model(one.parameters) or ""
 
 
-def _held_out(grid: Grid, cell: Cell) -> dict[str, float]:
-    """Held-out measures after training; an original's are those of a tuned cell before training."""
+def _held_out(grid: Grid, cell: Cell) -> Mapping[str, Any]:
+    """Record of the validation after training; an original's is that of a tuned cell before training."""
     if cell.run is not None:
-        return _measured(read_summary(grid.path(cell)), "after")
+        return _validation(grid, cell, "after")
     for other in grid.cells:
         run = other.run
         starts_here = run is not None and run.model.init == "pretrained" and other.size == cell.size
         if other.role == "tuned" and starts_here and other.base == cell.base:
-            found = _measured(read_summary(grid.path(other)), "before")
-            if found:
-                return {HELD_OUT_METRIC: found[HELD_OUT_METRIC]}
+            found = _validation(grid, other, "before")
+            if _losses(found, tuned=False):
+                return found
     return {}
 
 
-def _measured(record: Mapping[str, Any], when: str) -> dict[str, float]:
-    validation = record.get("validation", {}).get(when) or {}
-    names = (HELD_OUT_METRIC, "guided_attention")
-    return {name: validation[name] for name in names if finite(validation.get(name)) is not None}
+def _validation(grid: Grid, cell: Cell, when: str) -> Mapping[str, Any]:
+    return read_summary(grid.path(cell)).get("validation", {}).get(when) or {}
+
+
+def _losses(record: Mapping[str, Any], *, tuned: bool) -> dict[str, float]:
+    """The measures of a validation; an original has no heads of its own, hence no attention."""
+    names = (HELD_OUT_METRIC, "guided_attention") if tuned else (HELD_OUT_METRIC,)
+    return {name: record[name] for name in names if finite(record.get(name)) is not None}
+
+
+def _near_cue(record: Mapping[str, Any]) -> NearCue | None:
+    """The loss near cues, over all tokens of the bands that are near; None without such a token."""
+    near = record.get("near_cue")
+    if near is None:
+        return None
+    bands = [near["bands"][name] for name in NEAR if name in near["bands"]]
+    tokens = sum(band["tokens"] for band in bands)
+    sums = [band["loss"] * band["tokens"] for band in bands if band["tokens"]]
+    loss = finite(math.fsum(sums) / tokens) if tokens else None
+    return None if loss is None else NearCue(near["lexicon"], near["content"], loss)

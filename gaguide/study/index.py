@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gaguide.evaluate.results.metric_names import GROUP_ACC
 from gaguide.study.records import HELD_OUT, Comparison, Mean, Result
 
 if TYPE_CHECKING:
@@ -48,6 +49,17 @@ class StudyIndex:
         return found
 
     @cached_property
+    def table_metrics(self) -> Sequence[tuple[str, str]]:
+        """(task, metric) of the tables' rows: main metrics, each followed by that of whole groups."""
+        measured = {(row.task, row.metric) for row in self._study.means}
+        return tuple(
+            (task, metric)
+            for task, main in self.main_metrics.items()
+            for metric in (main, GROUP_ACC)
+            if (task, metric) in measured
+        )
+
+    @cached_property
     def means(self) -> Mapping[tuple[str, str, str, str], Mean]:
         """(size, experiment, task, metric) → mean."""
         return {(row.size, row.experiment, row.task, row.metric): row for row in self._study.means}
@@ -74,8 +86,9 @@ class StudyIndex:
 
     @cached_property
     def losses(self) -> Mapping[tuple[str, str], Sequence[LossCost]]:
-        """(experiment, baseline) → costs in loss."""
-        return _grouped(self._study.losses, "experiment", "baseline")
+        """(experiment, baseline) → costs in loss of all tokens."""
+        rows = [row for row in self._study.losses if row.near is None]
+        return _grouped(rows, "experiment", "baseline")
 
     @cached_property
     def changes(self) -> Mapping[tuple[str, str], Sequence[Change]]:

@@ -46,11 +46,15 @@ def _scored(chosen: list[int], answers: list[int], classes: tuple[str, ...] = _Y
 
 
 def test_a_constant_answer_is_said_with_its_numbers() -> None:
-    scored = _scored([1] * 240, [0, 1] * 120)
+    scored = [
+        replace(one, example=replace(one.example, group=str(at // 2)))
+        for at, one in enumerate(_scored([1] * 240, [0, 1] * 120))
+    ]
     metrics = summarize("classification", scored)
     found = find_uninformative(metrics, scored)
     assert metrics["acc"].value == 0.5
     assert found["acc"].reason == "constant"
+    assert metrics["group_acc"].value == 0 and found["group_acc"] == found["acc"]
     assert found["acc"].why == "the answer ' No' is chosen in 240 of 240 examples, and right in 50.0%"
     assert metrics["balanced_acc"].value == 0.5 and metrics["matthews"].value == 0.0
 

@@ -48,7 +48,12 @@ def finish(
 def _summary(cell: Cell, folder: Path, loss: Callable[[Cell], float]) -> None:
     def measured(lm_loss: float, attention: float) -> dict[str, object]:
         head = {"layer": 1, "head": 0, "pattern": "contrast", "attention": attention}
-        return {"lm_loss": lm_loss, "guided_attention": attention, "per_head": [head], "blocks": 4}
+        near = {"lexicon": "negation", "content": "c", "bands": {
+            "on": {"loss": lm_loss - 1, "tokens": 1}, "1-5": {"loss": None, "tokens": 0},
+            "6-20": {"loss": lm_loss, "tokens": 3}, "rest": {"loss": lm_loss, "tokens": 96},
+        }}  # fmt: skip
+        return {"lm_loss": lm_loss, "guided_attention": attention, "per_head": [head], "blocks": 4,
+                "near_cue": near}  # fmt: skip
 
     ends = {"before": measured(6.0, 0.02), "after": measured(loss(cell), 0.9)}
     write_json(folder / "summary.json", {"validation": ends, "tokens": 100, "fingerprints": {"data": "d"}})

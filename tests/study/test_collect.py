@@ -201,10 +201,48 @@ def test_attention_loss_and_scaling(found: tuple[Grid, StudyRecords]) -> None:
     assert all((row.before, row.after) == (0.02, 0.9) for row in heads)
     cost = next(r for r in records.losses if (r.size, r.baseline) == ("nano", "finetuned"))
     assert cost.difference == pytest.approx(0.03) and cost.baseline_loss == pytest.approx(4.8005)
+    near = [r for r in records.losses if (r.size, r.near) == ("nano", "negation")]
+    assert {(r.experiment, r.baseline) for r in near} == {
+        ("finetuned", "original"), ("1-negation", "original"), ("1-negation", "finetuned"),
+    }  # fmt: skip
+    over = near[-1]  # of four tokens near a cue, one has a nat less
+    assert (over.difference, over.baseline_loss) == (pytest.approx(0.03), pytest.approx(4.8005 - 0.25))
     verdicts = {(row.experiment, row.task, row.metric): row.verdict for row in records.verdicts}
     assert verdicts["finetuned", TASK, "acc"] == "positive"
     assert verdicts["finetuned", HELD_OUT, "lm_loss"] == "positive"
     assert verdicts["original", HELD_OUT, "lm_loss"] == "flat"
+
+
+def test_losses_near_other_cues_are_not_compared_and_whole_groups_are(
+    found: tuple[Grid, StudyRecords],
+) -> None:
+    grid, _ = found
+    cells = read_evaluated(grid)
+    (contrast,) = [
+        each
+        for each in find_contrasts(grid, cells)
+        if (each.size, each.experiment, each.baseline) == ("pico", "1-negation", "finetuned")
+    ]
+    one, other = contrast.pairs
+    assert one.now.near_cue is not None
+    moved = replace(one, now=replace(one.now, near_cue=replace(one.now.near_cue, content="d")))
+    losses = replace(contrast, pairs=(moved, other)).near_cues()["negation"]
+    assert losses == [(pytest.approx(5.031 - 0.25), pytest.approx(5.001 - 0.25))]
+
+    def grouped(of: Evaluated, value: float) -> Evaluated:
+        task = dict(of.tasks[TASK])
+        metrics = {**task["metrics"], "group_acc": {"value": value}}
+        doubts = {"acc": {"reason": "constant"}}
+        return replace(of, tasks={TASK: {**task, "metrics": metrics, "uninformative": doubts}})
+
+    pairs = tuple(
+        replace(pair, now=grouped(pair.now, 0.3 + 0.1 * at), before=grouped(pair.before, 0.2))
+        for at, pair in enumerate(contrast.pairs)
+    )
+    rows = {(row.level, row.metric): row for row in compare([replace(contrast, pairs=pairs)])}
+    assert rows["seeds", "group_acc"].difference == pytest.approx(0.15)
+    assert rows["seeds", "group_acc"].p_holm == rows["seeds", "group_acc"].p, "a family of its own"
+    assert rows["seeds", "group_acc"].constant == 4, "groups of constant answers are doubted as acc is"
 
 
 def test_constant_answers_reach_every_record(found: tuple[Grid, StudyRecords]) -> None:

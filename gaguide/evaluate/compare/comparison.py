@@ -12,7 +12,7 @@ import numpy as np
 from gaguide.evaluate.compare.metric_tests import Matched, MetricTest, match, metric_tests, other_units
 from gaguide.evaluate.compare.records import Change, Comparison, ExampleChange, TaskComparison
 from gaguide.evaluate.compare.sources import Evaluation
-from gaguide.evaluate.results.metric_names import BETTER, Better
+from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC, Better
 from gaguide.stats.paired import holm
 
 _HIGH = ("exact_match", "em", "f1", "mcc", "bleu", "rouge1", "rouge2", "rougeL")
@@ -121,7 +121,7 @@ def _record(
 ) -> TaskComparison:
     found, possible = one.found, one.sensitivity
     asked = [now.tasks[task].keys[place] for place in one.places.tolist()]
-    whole = one.metric == "group_acc"
+    whole = one.metric == GROUP_ACC
     return TaskComparison(
         evaluation=now.name,
         baseline=before.name,

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from gaguide.evaluate.results.metric_names import BETTER
+from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC
 from gaguide.evaluate.results.outcomes import TaskExamples
 from gaguide.stats.difference import Paired
 from gaguide.stats.paired import mcnemar, paired_bootstrap
@@ -171,7 +171,7 @@ def _whole_groups(
     now, before, places = right_b[kept].astype(float), right_a[kept].astype(float), first[kept]
     found = mcnemar((now > 0).tolist(), (before > 0).tolist()) if len(now) else _NOT_TESTED
     return MetricTest(
-        "group_acc", "mcnemar", found, now, before, matched.now[places], matched.before[places],
+        GROUP_ACC, "mcnemar", found, now, before, matched.now[places], matched.before[places],
         int((~kept).sum()),
     )  # fmt: skip
 

@@ -11,6 +11,9 @@ Better = Literal["high", "low"]
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 """Shares of right answers: they have a chance level, and a paired test per example."""
 
+GROUP_ACC = "group_acc"
+"""Share of groups of examples in which every answer of `acc` is right."""
+
 DETAILS = ("acc_bytes", "balanced_acc", "matthews", "brier_score", "ece")
 """Metrics that the files of an evaluation have, and the console's table does not."""
 
@@ -27,7 +30,7 @@ BETTER: Mapping[str, Better] = {
     **dict.fromkeys(CUE_LOSSES.values(), "low"),
     "balanced_acc": "high",
     "matthews": "high",
-    "group_acc": "high",
+    GROUP_ACC: "high",
     "greedy_acc": "high",
     "class_loss": "low",
     "brier_score": "low",

@@ -43,7 +43,7 @@ from gaguide.evaluate.results.intervals import (
     proportion,
     rate,
 )
-from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES
+from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES, GROUP_ACC
 from gaguide.evaluate.results.numbers import first_largest, first_number, log_sum_exp
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Kind
@@ -269,12 +269,18 @@ def answer_pattern(scored: Sequence[ScoredExample], accuracy: str) -> AnswerPatt
 def find_uninformative(
     metrics: Mapping[str, Metric], scored: Sequence[ScoredExample]
 ) -> dict[str, Uninformative]:
-    """The accuracies among a task's `metrics` that say nothing about the model's answers, and why."""
+    """The accuracies among a task's `metrics` that say nothing about the model's answers, and why.
+
+    `group_acc` is among them where the answers of `acc`, which it counts, are constant.
+    """
     found = {
         name: uninformative(pattern, metrics[name])
         for name in ACCURACIES
         if name in metrics and (pattern := answer_pattern(scored, name)) is not None
     }
+    answers = found.get("acc")
+    if answers is not None and answers.reason == "constant" and GROUP_ACC in metrics:
+        found[GROUP_ACC] = answers
     return {name: one for name, one in found.items() if one is not None}
 
 
@@ -289,7 +295,7 @@ def _group_accuracy(right: Sequence[bool], groups: Groups) -> dict[str, Metric]:
     whole: dict[Hashable, bool] = {}
     for group, is_right in zip(groups, right, strict=True):
         whole[group] = whole.get(group, True) and is_right
-    return {"group_acc": proportion(list(whole.values()))}
+    return {GROUP_ACC: proportion(list(whole.values()))}
 
 
 def _metric_names(kind: Kind) -> tuple[str, ...]:
