@@ -37,6 +37,7 @@ from gaguide.guidance.patterns import MarksOfIds
 from gaguide.log import SlowWork, code_fingerprint, say
 from gaguide.model import build_model, find_model, with_vocabulary
 from gaguide.model.attention_support import causal_attention_modules
+from gaguide.model.content import same_content
 from gaguide.model.packed import isolate_documents, use_packed_attention
 from gaguide.model.precision import torch_dtype
 from gaguide.train.inputs import Batch, guidance_marks, model_inputs
@@ -298,7 +299,7 @@ def _with_duplicates(models: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:
     """The records, with a note where two models have the same content."""
     return tuple(
         replace(model, notes=(*model.notes, f"its files are the same as those of {same.name}"))
-        if (same := next((other for other in models[:at] if other.identity == model.identity), None))
+        if (same := next((one for one in models[:at] if same_content(one.identity, model.identity)), None))
         else model
         for at, model in enumerate(models)
     )

@@ -24,6 +24,14 @@ _FILE = Annotated[
     str, typer.Argument(metavar="FILE", help="A study's YAML file, or the name of a shipped one.")
 ]
 
+_FILE_OR_FOLDER = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="A study's YAML file, the name of a shipped one, or the folder that it was run into.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class JobOptions:
@@ -169,26 +177,40 @@ def _run(grid: Grid, jobs: int, cell: str | None, before: str) -> None:
 
 
 @study.command(context_settings=_FIELDS)
-def status(context: typer.Context, file: _FILE) -> None:
+def status(context: typer.Context, file: _FILE_OR_FOLDER) -> None:
     """Show the state of each cell."""
     from gaguide.study.status import print_status
 
-    print_status(_grid(file, context.args, None))
+    print_status(_run_grid(file, context.args))
 
 
 @study.command(context_settings=_FIELDS)
-def collect(context: typer.Context, file: _FILE) -> None:
+def collect(context: typer.Context, file: _FILE_OR_FOLDER) -> None:
     """Rebuild the tables from the cells that are done."""
     from gaguide.study.collect import collect as collect_study
     from gaguide.study.record_files import tables_folder
 
-    grid = _grid(file, context.args, None)
+    grid = _run_grid(file, context.args)
     if not grid.folder.is_dir():
         remedy = f"run gaguide study run {file}"
         raise UserError(Fault("FILE", "its study has not been run yet", remedy, str(grid.folder)))
     records = collect_study(grid)
     done = sum(record.state == "done" for record in records.cells)
     typer.echo(f"{done} of {len(records.cells)} cells are done; tables: {tables_folder(grid.folder)}")
+
+
+def _run_grid(file: str, arguments: Sequence[str]) -> Grid:
+    """The study of a file, or the one that was run into a folder."""
+    from pathlib import Path
+
+    if not Path(file).is_dir():
+        return _grid(file, arguments, None)
+    if arguments:
+        problem = "a study that is given by its folder is what its study.json says, without other fields"
+        raise UserError(Fault(arguments[0], problem, "leave the fields out, or give the study's YAML file"))
+    from gaguide.study.recorded import recorded_grid
+
+    return recorded_grid(Path(file))
 
 
 def _grid(file: str, arguments: Sequence[str], ranks: int | None) -> Grid:

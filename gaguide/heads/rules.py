@@ -80,7 +80,8 @@ def guidance_of(record: ProfileRecord, chosen: ChosenHeads) -> dict[str, Any]:
 def write_plan(folder: Path, record: ProfileRecord) -> None:
     """Write plan.yaml: experiment → `guidance` section, for a study's `chosen` and for `gaguide ablate`."""
     head = f"# Heads of {record.name} for {record.pattern}, chosen by gaguide heads profile.\n"
-    model = {PROFILED: {"model": record.model, **record.identity}}
+    text = record.settings.get("text_fingerprint")
+    model = {PROFILED: {"model": record.model, "text": text, **record.identity}}
     parts = [head, yaml.safe_dump(model, sort_keys=False, allow_unicode=True)]
     for chosen in record.chosen:
         text = yaml.safe_dump({chosen.name: guidance_of(record, chosen)}, sort_keys=False, allow_unicode=True)

@@ -110,6 +110,14 @@ def other_files(recorded: Mapping[str, Any] | None, folder: Path, now: Mapping[s
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
+def same_content(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
+    """Whether two records of a model (`folder_record`, or the name and commit of a hub's) are of the same
+    content. Times of change do not count: a copy is the same model."""
+    if not first or not second or not ("files" in first and "files" in second):
+        return first == second
+    return _by_name(first["files"]) == _by_name(second["files"])
+
+
 def _by_name(files: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {one["name"]: {key: one[key] for key in one if key != "changed"} for one in files}
 

@@ -11,6 +11,10 @@ from gaguide.report.profile_figures import draw_agreement, draw_profile
 from gaguide.report.text import ABSENT, csv_text, fixed, head_name, interval
 
 _SHOWN = 12
+_UNCORRECTED = (
+    "Bold: the 95% interval over blocks excludes 0, not corrected for the number of heads. The largest of "
+    "many are overestimated on the text by which they are ranked."
+)
 
 
 def profile_report(record: ProfileRecord) -> Report:
@@ -75,8 +79,10 @@ def chosen_table(record: ProfileRecord) -> Table:
         ("", "attention", "near the words", "all tokens", "behaviour", "what guiding it would displace"),
         tuple(rows),
         "Changes of held-out loss without the head, in nats per token: exact (its mean in its place) with a "
-        "95% interval over blocks, or else estimated (est.). plan.yaml has these plans as experiments of a "
-        "study.",
+        "95% interval over blocks, or else estimated (est.). "
+        + _UNCORRECTED
+        + " plan.yaml has these plans as "
+        "experiments of a study.",
         groups=tuple(groups),
     )
 
@@ -97,7 +103,7 @@ def _top_table(record: ProfileRecord) -> Table:
         "Heads that the words need most",
         ("", "attention", "near the words", "all tokens", "estimate near", "behaviour"),
         rows,
-        "Ranked by the change of the loss near the words without the head.",
+        "Ranked by the change of the loss near the words without the head. " + _UNCORRECTED,
     )
 
 

@@ -91,6 +91,7 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
     found += [f"{run.name}, ablation: {note}." for run in runs if run.ablation
               for note in run.ablation.model.notes]  # fmt: skip
     found += [f"{run.name}: {note}." for run in runs for note in run.notes]
+    found += _repeated(runs)
     for what, value in checks:
         known = [value(run) for run in runs]
         if len({item for item in known if item is not None}) > 1:
@@ -112,6 +113,25 @@ def _unseen(run: RunRecord) -> list[str]:
     if run.after is None or run.after.lm_loss is None:
         return []
     return list(dict.fromkeys(head.pattern for head in run.after.per_head if head.attention is None))
+
+
+def _repeated(runs: Sequence[RunRecord]) -> list[str]:
+    """One sentence for each run that is an earlier one again, by what it measured: losses of single precision
+    that agree at every step, and on held-out text, are not chance."""
+    first: dict[Any, str] = {}
+    sentences = []
+    for run in runs:
+        steps = tuple((row.get("step"), row.get("lm_loss", row.get("loss"))) for row in run.metrics)
+        ends = tuple(None if one is None else (one.lm_loss, one.measure) for one in (run.before, run.after))
+        if not steps or run.after is None or run.after.lm_loss is None:
+            continue
+        name = first.setdefault((steps, ends), run.name)
+        if name != run.name:
+            sentences.append(
+                f"{run.name} has the losses of {name} at each of {len(steps):,} logged steps and on held-out "
+                "text: a copy of its run, or the same training again, which says nothing about noise."
+            )
+    return sentences
 
 
 def _dropped(run: RunRecord) -> str:

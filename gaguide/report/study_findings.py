@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from gaguide.report.run_findings import unseen_words
 from gaguide.report.study_analysis import attention_means
@@ -12,7 +13,7 @@ from gaguide.report.study_heads import head_findings
 from gaguide.report.text import counted, fixed
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.record_files import StudyRecords
-from gaguide.study.records import Comparison, Result
+from gaguide.study.records import HELD_OUT, Comparison, Result
 
 
 def study_findings(study: StudyRecords) -> list[str]:
@@ -72,25 +73,33 @@ def _tasks(study: StudyRecords) -> list[str]:
             for experiment in study.index.experiments
             if (row := decisive(study, size, experiment, baseline, task, metric)) is not None
         ]
+        constant = sum(row.constant > 0 for row in rows)
+        rows = [row for row in rows if not row.constant]
         moved = [row for row in rows if is_significant(row)]
-        if rows:
+        if rows or constant:
             listed = "; ".join(map(_moved, moved[:6])) + (" …" if len(moved) > 6 else "")
             sentences.append(
                 f"Against {baseline}, {len(moved)} of {len(rows)} comparisons of tasks are beyond noise "
                 f"after Holm's correction over tasks{': ' + listed if moved else ''}."
+                + (
+                    f" Another {constant} are of constant answers (‡) and measure nothing."
+                    if constant
+                    else ""
+                )
             )
     return sentences
 
 
 def _moved(row: Comparison) -> str:
     better = {True: "better", False: "worse", None: "moved"}[row.improved]
-    return f"{row.task}, {row.size}, {row.experiment} {fixed(row.difference, 3, '+')} ({better})"
+    single = ", over the examples of one seed" if row.level == "seed" and row.seed is not None else ""
+    return f"{row.task}, {row.size}, {row.experiment} {fixed(row.difference, 3, '+')} ({better}{single})"
 
 
 def _verdicts(study: StudyRecords) -> list[str]:
     metrics = study.index.main_metrics
     counts = Counter(row.verdict for row in study.verdicts if metrics.get(row.task) == row.metric)
-    if not counts:
+    if not counts.keys() - {"not enough sizes"}:
         return []
     listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     return [f"Scaling verdicts over tasks and columns: {listed}."]
@@ -106,6 +115,26 @@ def _constant_answers(study: StudyRecords) -> list[str]:
         f"{task}: {len(found)} models give one answer in at least 95% of the examples (‡), so that their "
         f"accuracy measures the data: {', '.join(list(found)[:6])}{' …' if len(found) > 6 else ''}."
         for task, found in cells.items()
+    ]
+
+
+def _repeated(study: StudyRecords) -> list[str]:
+    """One sentence for each cell whose every number is that of an earlier cell of its size."""
+    numbers: dict[str, list[tuple[str, str, float]]] = {}
+    for row in study.results:
+        numbers.setdefault(row.cell, []).append((row.task, row.metric, row.value))
+    first: dict[Any, str] = {}
+    found = {}
+    for cell in study.cells:
+        own = sorted(numbers.get(cell.id, ()))
+        if cell.role == "tuned" and (HELD_OUT, "lm_loss") in [one[:2] for one in own]:
+            name = first.setdefault((cell.size, *own), cell.id)
+            if name != cell.id:
+                found[cell.id] = name
+    return [
+        f"{cell} has the numbers of {name} in every task and on held-out text: one training twice, which "
+        "says nothing about noise."
+        for cell, name in found.items()
     ]
 
 
@@ -138,8 +167,12 @@ def study_cautions(study: StudyRecords) -> list[str]:
     cautions = []
     if unfinished := {state: count for state, count in states.items() if state != "done"}:
         listed = ", ".join(f"{count} {state}" for state, count in sorted(unfinished.items()))
+        has_numbers = {row.cell for row in study.results}
+        early = [cell.id for cell in study.cells if cell.state != "done" and cell.id in has_numbers]
+        shown = f"{', '.join(early[:6])}{' …' if len(early) > 6 else ''}"
         cautions.append(
-            f"Not every cell is done ({listed} of {len(study.cells)}); numbers are of the others."
+            f"Not every cell is done ({listed} of {len(study.cells)}); numbers are of the others"
+            + (f", and of {len(early)} that are evaluated but not done: {shown}." if early else ".")
         )
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip
@@ -155,7 +188,7 @@ def study_cautions(study: StudyRecords) -> list[str]:
         if row.before is None and row.after is None:
             unseen.setdefault(row.experiment, {})[row.pattern] = None
     cautions += [unseen_words(experiment, list(patterns)) for experiment, patterns in unseen.items()]
-    cautions += [*_dropped_steps(study), *_truncated(study), *_constant_answers(study)]
+    cautions += [*_dropped_steps(study), *_truncated(study), *_constant_answers(study), *_repeated(study)]
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
         if len(known) > 1:

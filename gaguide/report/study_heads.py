@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gaguide.ablate.records import Effect
@@ -32,7 +33,7 @@ def head_count_table(study: StudyRecords) -> Table:
             (
                 f"{size} · {experiment}{'' if heads[0].guided else ' (only measured)'}",
                 (
-                    Cell(str(len(heads))),
+                    Cell(str(len(heads)), small=_basis(heads)),
                     Cell(
                         before_after(
                             *(known_mean(getattr(one, when) for one in heads) for when in ("before", "after"))
@@ -40,7 +41,7 @@ def head_count_table(study: StudyRecords) -> Table:
                     ),
                     Cell(_number(known_mean(one.loss for one in heads))),
                     Cell(_number(known_mean(one.over_controls for one in heads))),
-                    Cell(_number(known_mean(one.over_finetuned for one in heads))),
+                    _mean_over(heads),
                     Cell(listed),
                 ),
             )
@@ -102,7 +103,9 @@ def _note(study: StudyRecords) -> str:
         "over the heads of a size and experiment; bold: p < 0.05. Moved: attention on the head's words "
         "changed from before training beyond noise. Used: the loss rises without the head beyond noise; "
         "harmful: it falls. Not moved, not used: nothing was shown, which few seeds often cannot; not "
-        "tested: no p value."
+        "tested: no p value. Over seeds, a verdict holds for other seeds on these blocks of text, which are "
+        "the same for all; over blocks, for other text and this seed. Attention is that on these blocks, "
+        "which may be fewer than those of the validation."
     )
 
 
@@ -125,6 +128,21 @@ def _over(one: HeadVerdict) -> Cell:
     if not 0 < one.seeds_over < one.seeds:
         return cell
     return replace(cell, small=f"{cell.small}\n{one.seeds_over} of {one.seeds} seeds".strip())
+
+
+def _basis(heads: Sequence[HeadVerdict]) -> str:
+    """What the verdicts of a row are over: verdicts over seeds and over blocks are counts of other tests."""
+    seeds = sorted({one.seeds for one in heads})
+    return "1 seed, over blocks" if seeds == [1] else f"{'–'.join(map(str, seeds))} seeds"
+
+
+def _mean_over(heads: Sequence[HeadVerdict]) -> Cell:
+    """The mean change minus that in finetuned, and for how many heads it is beyond noise."""
+    ps = [one.p_over for one in heads if one.p_over is not None]
+    beyond = [one for one in heads if one.p_over is not None and one.p_over < SIGNIFICANT]
+    more = sum((one.over_finetuned or 0) > 0 for one in beyond)
+    words = f"{more} more, {len(beyond) - more} less of {len(ps)} beyond noise" if ps else ""
+    return Cell(_number(known_mean(one.over_finetuned for one in heads)), small=words)
 
 
 def _number(value: float | None) -> str:

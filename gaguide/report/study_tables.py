@@ -55,8 +55,8 @@ def _size_table(study: StudyRecords, size: str) -> Table:
             continue
         digits = 3 if max(abs(mean.value) for mean in known) < 100 else 1
         better = known[0].better
-        # A share of the data is not the best result.
-        ours = [None if mean is None or mean.constant else mean.value for mean in means]
+        # A share of the data is not the best result, nor is what always giving one answer reaches.
+        ours = [None if mean is None or mean.doubt else mean.value for mean in means]
         papers = [None if mean is None else mean.paper for mean in means]
         best, paper_best = _best(ours, better, digits), _best(papers, better, 4)
         with_paper |= any(paper is not None for paper in papers)

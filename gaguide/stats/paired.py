@@ -104,7 +104,7 @@ def paired_bootstrap(
     is_grouped, is_mean = len(sums) < len(differences), np.ptp(counts) == 0
     mean = float(differences.mean()) if is_mean else float(sums.sum() / sizes.sum())
     units = len(sums) if is_grouped else None
-    if len(sums) < 2 or np.ptp(differences) == 0:
+    if len(sums) < 2 or all_equal(differences):
         return Paired(mean, None, None, _equal_p(mean, len(sums)), groups=units)
     student = rate_change(sums.tolist(), sizes.tolist())
     if len(sums) < FEW:
@@ -139,12 +139,16 @@ def rate_change(
     if not len(sizes):
         raise ValueError("no count is positive")
     n, rate = len(sums), float(sums.sum() / sizes.sum())
-    rates = sums / sizes
-    if n < 2 or np.ptp(rates) <= _ROUNDING * np.abs(rates).max():
+    if n < 2 or all_equal(sums / sizes):
         return Paired(rate, None, None, _equal_p(rate, n))
     error = ratio_error(sums.tolist(), sizes.tolist())
     half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
     return Paired(rate, rate - half, rate + half, 2 * float(stats.t.sf(abs(rate) / error, n - 1)))
+
+
+def all_equal(values: np.ndarray) -> bool:
+    """Whether there is no spread among `values` but that of rounding."""
+    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
 
 
 def _equal_p(difference: float, count: int) -> float | None:

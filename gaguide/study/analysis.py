@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from statsmodels.stats.proportion import proportion_confint
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.config import GuidanceSection, RunConfig
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
+from gaguide.evaluate.results.intervals import proportion
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
 from gaguide.evaluate.results.outcomes import finite
 from gaguide.guidance import read_lexicons
@@ -118,20 +118,17 @@ def lexicon_shares(one: Evaluated, used: Sequence[GuidedWords], finder: WordFind
         for lexicon in lexicons:
             for mode in _MODES:
                 hits = finder.contains(examples.prompts, lexicon, mode, files.get(lexicon))
-                n, found = len(hits), int(hits.sum())
-                low, high = proportion_confint(found, n, method="wilson")
-                share = found / n
+                found = proportion(hits.tolist(), examples.groups)
                 rows.append(
                     LexiconShare(
                         task=task,
                         lexicon=lexicon,
                         mode=mode,
-                        examples=n,
-                        containing=found,
-                        share=share,
-                        # Rounding can put an end of Wilson's interval past a share of 0 or 1.
-                        low=min(share, float(low)),
-                        high=max(share, float(high)),
+                        examples=len(hits),
+                        containing=int(hits.sum()),
+                        share=found.value,
+                        low=found.low,
+                        high=found.high,
                     )
                 )
     return rows

@@ -95,7 +95,7 @@ class LexiconShare:
     share: float
     """`containing` divided by `examples`."""
     low: float
-    """Lower end of Wilson's 95% interval."""
+    """Lower end of Wilson's 95% interval, over groups of examples where they have groups."""
     high: float
     """Upper end of Wilson's 95% interval."""
     kind: Literal["lexicon-share"] = "lexicon-share"

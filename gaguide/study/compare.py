@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from gaguide.evaluate.compare.metric_tests import match, metric_tests
 from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC
 from gaguide.evaluate.results.outcomes import TaskExamples
-from gaguide.stats.paired import holm, over_seeds, t_interval
+from gaguide.stats.paired import ALPHA, holm, over_seeds, t_interval
 from gaguide.stats.power import seeds_detectable
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
 from gaguide.study.left_out import count_left_out
@@ -147,12 +148,17 @@ def compare(contrasts: Sequence[Contrast], left: Sequence[LeftOut] = ()) -> list
     return rows
 
 
-def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
+_Tested = tuple[Comparison, Callable[[float], float | None]]
+"""A comparison, and the smallest difference that its test shows at a level."""
+
+
+def _compare_examples(pair: Pair, baseline: str) -> Iterator[_Tested]:
     cell = pair.now.cell
     for task in pair.tasks:
         now, before = pair.now.examples[task], pair.before.examples[task]
         for one in metric_tests(now, before, match(now.keys, before.keys)):
-            yield Comparison(
+            possible = one.sensitivity
+            row = Comparison(
                 level="seed",
                 size=cell.size,
                 parameters=pair.now.parameters,
@@ -167,13 +173,14 @@ def _compare_examples(pair: Pair, baseline: str) -> Iterator[Comparison]:
                 count=len(one.now),
                 value=one.value,
                 baseline_value=one.baseline_value,
-                detectable=None if (possible := one.sensitivity) is None else possible.detectable,
+                detectable=None if possible is None else possible.detectable,
                 constant=count_constant((pair.now, pair.before), task, one.metric),
                 **vars(one.found),
             )
+            yield row, (lambda _: None) if possible is None else possible.smallest
 
 
-def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comparison]:
+def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[_Tested]:
     keys = [
         (task, metric)
         for task in contrast.tasks
@@ -186,7 +193,7 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
         now, before = (np.asarray(column) for column in zip(*known, strict=True))
         differences = (now - before).tolist()
         found = over_seeds(differences)
-        yield Comparison(
+        row = Comparison(
             level="seeds",
             size=contrast.size,
             parameters=contrast.pairs[0].now.parameters,
@@ -198,7 +205,7 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
             metric=metric,
             better=BETTER.get(metric),
             test="t",
-            count=None if task == HELD_OUT else len(contrast.examples(task).ids),
+            count=None if task == HELD_OUT else _count(contrast.examples(task), metric),
             value=float(now.mean()),
             baseline_value=float(before.mean()),
             detectable=seeds_detectable(differences),
@@ -211,6 +218,12 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[Comp
             ),
             **vars(found),
         )
+        yield row, partial(seeds_detectable, differences)
+
+
+def _count(examples: TaskExamples, metric: str) -> int:
+    """Number of examples; of whole groups, of groups."""
+    return len(set(examples.groups or ()) if metric == GROUP_ACC else examples.ids)
 
 
 def count_constant(cells: Sequence[Evaluated], task: str, metric: str) -> int:
@@ -218,14 +231,17 @@ def count_constant(cells: Sequence[Evaluated], task: str, metric: str) -> int:
     return len({one.cell.id for one in cells if one.doubt(task, metric) == "constant"})
 
 
-def _correct(rows: list[Comparison], cells: Sequence[Evaluated]) -> list[Comparison]:
+def _correct(tested: Sequence[_Tested], cells: Sequence[Evaluated]) -> list[Comparison]:
     """Holm's correction over tasks: of their main metrics together, of each further metric separately."""
-    families = [family_of(row.task, row.metric, cells) for row in rows]
-    corrected: list[Comparison] = list(rows)
+    corrected = [row for row, _ in tested]
+    families = [family_of(row.task, row.metric, cells) for row in corrected]
     for name in dict.fromkeys(families):
         places = [index for index, own in enumerate(families) if own == name]
-        for index, p in zip(places, holm([rows[place].p for place in places]), strict=True):
-            corrected[index] = replace(rows[index], p_holm=p)
+        ps = [corrected[place].p for place in places]
+        level = ALPHA / max(1, sum(p is not None for p in ps))
+        for index, p in zip(places, holm(ps), strict=True):
+            row, smallest = tested[index]
+            corrected[index] = replace(row, p_holm=p, detectable_holm=smallest(level))
     return corrected
 
 

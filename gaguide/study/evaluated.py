@@ -171,12 +171,14 @@ def _losses(record: Mapping[str, Any], *, tuned: bool) -> dict[str, float]:
 
 
 def _near_cue(record: Mapping[str, Any]) -> NearCue | None:
-    """The loss near cues, over all tokens of the bands that are near; None without such a token."""
+    """The loss near cues, over all tokens of the bands that are near; None without such a token, and where a
+    loss is not finite."""
     near = record.get("near_cue")
     if near is None:
         return None
     bands = [near["bands"][name] for name in NEAR if name in near["bands"]]
-    tokens = sum(band["tokens"] for band in bands)
-    sums = [band["loss"] * band["tokens"] for band in bands if band["tokens"]]
-    loss = finite(math.fsum(sums) / tokens) if tokens else None
-    return None if loss is None else NearCue(near["lexicon"], near["content"], loss)
+    known = [(band["loss"], band["tokens"]) for band in bands if band["tokens"]]
+    if not known or any(finite(loss) is None for loss, _ in known):  # a model that has diverged
+        return None
+    mean = math.fsum(loss * tokens for loss, tokens in known) / sum(tokens for _, tokens in known)
+    return NearCue(near["lexicon"], near["content"], mean)

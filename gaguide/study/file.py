@@ -263,10 +263,13 @@ def shipped_studies() -> list[str]:
 
 def _find(given: Path | str) -> Path:
     path, shipped = Path(given), _SHIPPED / f"{str(given).removesuffix('.yaml')}.yaml"
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return path
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
+    if path.is_dir():
+        remedy = "give its YAML file; only status and collect take the folder that a study was run into"
+        raise UserError(Fault("FILE", "is a folder, not a study's file", remedy, str(given)))
     remedy = f"give a YAML file, or a shipped study: {', '.join(shipped_studies())}"
     raise UserError(Fault("FILE", "does not exist", remedy, str(given)))
 

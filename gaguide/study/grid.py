@@ -198,6 +198,7 @@ class _GridBuilder:
             model = {"name": str(self.folder / base.folder / "model"), "init": "pretrained"}
         if self.chosen and experiment.name in self.chosen and experiment.guidance is None:
             self._compare_profiled(size, experiment, model)
+            self._compare_text()
         train = {**self.study.train, **size.train, **experiment.train}
         sections = {
             "model": model,
@@ -226,6 +227,14 @@ class _GridBuilder:
         if other:
             chosen = f"{experiment.name}, {size.name}: its heads were chosen by a profile of {name}"
             self.notes[f"{chosen}, and training starts from {other}"] = None
+
+    def _compare_text(self) -> None:
+        """Note where heads were chosen, by their removal, on the text on which it is measured."""
+        text = None if self.profiled is None else self.profiled.get("text")
+        if text is not None and text in self._data and self.study.ablation is not None:
+            where = "the heads of `chosen` were chosen on held-out text of these shards"
+            what = "their removal is measured there too, which overestimates the most used"
+            self.notes[f"{where}; {what}"] = None
 
     def _guidance(self, experiment: ExperimentSection) -> dict[str, Any]:
         """A run's `guidance` section for an experiment."""

@@ -168,6 +168,8 @@ class Comparison(Paired, _Measured):
     """
     detectable: float | None = None
     """Smallest true difference that these examples, or seeds, show with power 0.8 before correction."""
+    detectable_holm: float | None = None
+    """The same at the strictest step of Holm's correction: at 0.05 divided by the number of its family."""
     left_out: int = 0
     """At level `seeds`: cells that are left out, as their numbers are not finite or of other examples."""
     constant: int = 0

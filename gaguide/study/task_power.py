@@ -82,7 +82,7 @@ def _power(data: TaskData, records: StudyRecords | None) -> TaskPower:
         count,
         None if number == count else number,
         tuple(found),
-        None if is_binary else Sensitivity(False, count, 1.0, design).detectable,
+        None if is_binary else Sensitivity(False, count, 1.0, design, number).detectable,
         _observed(records, name, "seed"),
         _observed(records, name, "seeds"),
     )
@@ -93,7 +93,8 @@ def _observed(records: StudyRecords | None, task: str, level: str) -> float | No
         return None
     metric = records.index.main_metrics.get(task)
     rows = [row for row in records.comparisons if (row.task, row.metric, row.level) == (task, metric, level)]
-    known = [row.detectable for row in rows if row.detectable is not None]
+    # Constant answers change whatever the examples could show.
+    known = [row.detectable for row in rows if row.detectable is not None and not row.constant]
     return median(known) if known else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -264,6 +265,13 @@ def test_every_format_is_written_and_nothing_is_printed_raw(
     page = output.read_text("utf-8")
     for text in ("What these examples could show", "Examples that changed", "gained", "Holm"):
         assert text in page
+
+
+def test_a_copy_of_an_evaluation_is_named(ours: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(ours[0], tmp_path / "copy")
+    copied, other = (" ".join(compare(ours[0], one).notes) for one in (copy, ours[1]))
+    assert "quiz: every score of the 60 examples is the same" in copied
+    assert "every score" not in other
 
 
 def test_mistakes_are_reported_at_once(ours: tuple[Path, Path], tmp_path: Path) -> None:

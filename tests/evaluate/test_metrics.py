@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from gaguide.evaluate.results.intervals import Metric, mean, perplexity, proportion
+from gaguide.evaluate.results.intervals import Metric, mean, perplexity, proportion, rate
 from gaguide.evaluate.results.metrics import (
     ScoredExample,
     chance_level,
@@ -82,6 +82,17 @@ def test_one_example_has_no_standard_error() -> None:
     assert math.isnan(mean([1.0]).stderr)
 
 
+def test_no_spread_says_nothing_of_other_examples() -> None:
+    for found in (mean([2.0, 2.0, 2.0]), rate([1.0, 2.0], [1, 2]), perplexity([3.0], [2]), mean([0.0, 0.0])):
+        assert math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_texts_without_a_token_of_a_band_are_no_units() -> None:
+    sparse = rate([1.0, 0.0, 4.0, 0.0, 0.0], [1, 0, 2, 0, 0], ["a", "b", "c", "d", "e"])
+    dense = rate([1.0, 4.0], [1, 2])
+    assert (sparse.value, sparse.low, sparse.high) == pytest.approx((dense.value, dense.low, dense.high))
+
+
 def test_chance_is_the_accuracy_of_a_random_choice() -> None:
     examples = [_choice(0, "a", "b"), _choice(0, "a", "b", "c", "d")]
     assert chance_level("classification", examples) == pytest.approx(0.375)
@@ -112,14 +123,15 @@ def _scored_alone() -> ScoredExample:
 
 
 def test_intervals_of_groups_are_as_wide_as_groups_are_few() -> None:
-    same = _pairs([(True, True)] * 30 + [(False, False)] * 10)["acc"]  # 40 answers, each given twice
-    once = proportion([True] * 30 + [False] * 10)
-    twice = proportion([True] * 60 + [False] * 20)
+    same = _pairs([(True, True)] * 60 + [(False, False)] * 20)["acc"]  # 80 answers, each given twice
+    once = proportion([True] * 60 + [False] * 20)
+    twice = proportion([True] * 120 + [False] * 40)
     assert same.stderr == twice.stderr  # lm-evaluation-harness's
     assert (same.low, same.high) == pytest.approx((once.low, once.high), abs=2e-3)
     assert same.low < twice.low and twice.high < same.high
     opposite = _pairs([(True, False)] * 20)["acc"]  # as a constant answer gives: no evidence of precision
-    assert opposite == proportion([True, False] * 20)
+    alone = proportion([True, False] * 20)
+    assert opposite.low < alone.low and alone.high < opposite.high < alone.high + 0.01
     assert _pairs([(True, True)] * 20)["acc"].low == proportion([True] * 20).low
 
 

@@ -16,6 +16,7 @@ from gaguide.evaluate import EvaluateSettings, Results, evaluate
 from gaguide.evaluate.model_folder import find_model_folder
 from gaguide.evaluate.results.earlier import held
 from gaguide.evaluate.score.saved_scores import FOLDER
+from gaguide.model.content import same_content
 
 
 def _evaluate(model: Path, task: str | Path, output: Path | str, **settings: object) -> Results:
@@ -103,3 +104,19 @@ def test_identity_is_content(gpt2_folder: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("gaguide.model.content._PART_BYTES", 2**10)
     sampled = find_model_folder(str(copy)).identity
     assert any(one["how"] == "sampled" and "changed" in one for one in sampled["files"])
+    os.utime(weights, ns=(1, 1))
+    again = find_model_folder(str(copy)).identity
+    assert again != sampled and same_content(again, sampled) and not same_content(identity, sampled)
+
+
+def test_a_copy_of_a_large_model_adds_to_the_results_of_the_first(
+    gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gaguide.model.content._WHOLE_BYTES", 2**16)  # as of a model of many gigabytes
+    monkeypatch.setattr("gaguide.model.content._PART_BYTES", 2**10)
+    _evaluate(gpt2_folder, "synthetic-order", tmp_path / "out")
+    copy = shutil.copytree(gpt2_folder, tmp_path / "copy")
+    os.utime(copy / "model.safetensors", ns=(1, 1))
+    _evaluate(copy, "synthetic-flip", tmp_path / "out")
+    read = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(read["tasks"]) == {"synthetic-order", "synthetic-flip"}

@@ -216,7 +216,9 @@ def test_the_command_writes_a_plan_that_studies_and_ablations_read(
     assert len(record.heads) == 8 and record.near_tokens > 0
     assert 2 <= sum(one.near is not None for one in record.heads) <= 8
     plans = yaml.safe_load((out / "plan.yaml").read_text("utf-8"))
-    assert plans.pop("profiled") == {"model": str(folder), **record.identity}
+    assert plans.pop("profiled") == {
+        "model": str(folder), "text": record.settings["text_fingerprint"], **record.identity
+    }  # fmt: skip
     assert list(plans) == ["chosen-most-used", "chosen-least-used", "chosen-random"]
     source = find_plan([], f"{out / 'plan.yaml'}:chosen-random")
     assert {
@@ -233,14 +235,16 @@ def test_the_command_writes_a_plan_that_studies_and_ablations_read(
     }))  # fmt: skip
     grid = make_grid(load_study(study, {}))
     cells = {cell.experiment: cell for cell in grid.cells}
-    assert grid.notes == ()
+    (double,) = grid.notes
+    assert double.startswith("the heads of `chosen` were chosen on held-out text of these shards")
+    assert make_grid(load_study(study, {"ablation": "null"})).notes == ()
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     elsewhere = {"sizes": json.dumps([{"name": "here", "model": str(other)}])}
-    assert make_grid(load_study(study, elsewhere)).notes == (), "a copy is the same model"
+    assert make_grid(load_study(study, elsewhere)).notes == (double,), "a copy is the same model"
     weights = {name: of + 1 for name, of in load_file(other / "model.safetensors").items()}
     save_file(weights, other / "model.safetensors", {"format": "pt"})
-    notes = make_grid(load_study(study, elsewhere)).notes
+    notes = [note for note in make_grid(load_study(study, elsewhere)).notes if note != double]
     assert len(notes) == 3
     assert all(f"profile of {folder}" in note and "other model.safetensors" in note for note in notes)
     run = cells["chosen-least-used"].run

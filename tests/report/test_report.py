@@ -88,7 +88,7 @@ def test_findings_state_rise_and_cost(pair: list[Path]) -> None:
 
 def test_runs_that_differ_in_more_than_guidance_are_pointed_out(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", "a")
-    assert cautions(read_runs([first, write_run(tmp_path / "b", "b")])) == []
+    assert cautions(read_runs([first, write_run(tmp_path / "b", "b", loss=(7.6, 4.5))])) == []
     prints = {"data": "d2", "tokenizer": "t2", "order": "o1", "code": "c2"}
     other = write_run(tmp_path / "c", "c", loss=(7.9, 4.8), tokens=5, fingerprints=prints)
     found = " ".join(cautions(read_runs([first, other])))
@@ -96,6 +96,15 @@ def test_runs_that_differ_in_more_than_guidance_are_pointed_out(tmp_path: Path) 
     for what in ("training data", "tokenizer", "training tokens", "loss before"):
         assert what in found
     assert "order" not in found
+
+
+def test_a_run_that_is_another_one_again_is_pointed_out(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, name) for name in ("a", "b")]
+    (text,) = cautions(read_runs(folders))
+    assert text.startswith("b has the losses of a at each of 30 logged steps and on held-out text")
+    path = folders[1] / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"step": 300, ', '"step": 301, '))
+    assert cautions(read_runs(folders)) == []
 
 
 def test_a_run_without_a_tracker_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:

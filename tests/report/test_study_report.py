@@ -16,6 +16,7 @@ from gaguide.report.study_comparisons import decisive, is_significant, verdict_t
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks, millions
 from gaguide.report.study_findings import study_cautions, study_findings
 from gaguide.report.study_head_figure import draw_heads
+from gaguide.report.study_heads import head_count_table
 from gaguide.report.study_tables import mean_of, size_tables
 from gaguide.report.style import BASELINE, COLOURS
 from gaguide.study.analysis_records import HeadVerdict
@@ -68,6 +69,48 @@ def test_one_seed_is_not_called_within_noise(study: StudyRecords) -> None:
     part = tuple(replace(row, low=None, high=None) if row.size == "tiny" else row for row in study.losses)
     text = " ".join(study_findings(replace(study, losses=part)))
     assert "beyond noise at pico, nano, micro, without seeds to tell it from noise at tiny." in text
+
+
+def test_findings_count_what_measures_the_models_and_say_what_it_is_over(study: StudyRecords) -> None:
+    seeds = [row for row in study.comparisons if row.level == "seeds" and row.baseline == "finetuned"]
+    shown, constant = replace(seeds[0], p_holm=0.01), replace(seeds[1], constant=1, p_holm=0.01)
+    rows = {id(seeds[0]): shown, id(seeds[1]): constant}
+    changed = replace(study, comparisons=tuple(rows.get(id(row), row) for row in study.comparisons))
+    text = " ".join(study_findings(changed))
+    assert f"1 of {len(seeds) - 1} comparisons of tasks are beyond noise" in text
+    assert "(better). Another 1 are of constant answers (‡) and measure nothing." in text
+    single = replace(study, comparisons=tuple(
+        replace(row, p_holm=0.01) for row in study.comparisons if row.level == "seed" and row.seed == 0
+    ))  # fmt: skip
+    assert "over the examples of one seed)" in " ".join(study_findings(single))
+
+
+def test_cells_that_are_evaluated_but_not_done_are_named(study: StudyRecords) -> None:
+    cells = tuple(
+        replace(cell, state="pending") if cell.id.startswith("pico-4-transition") else cell
+        for cell in study.cells
+    )
+    (text,) = [one for one in study_cautions(replace(study, cells=cells)) if "Not every cell" in one]
+    assert "and of 3 that are evaluated but not done: pico-4-transition-0, " in text
+
+
+def test_a_training_that_is_there_twice_is_named(study: StudyRecords) -> None:
+    first, second = "pico-finetuned-0", "pico-finetuned-1"
+    kept = [row for row in study.results if row.cell != second]
+    kept += [replace(row, cell=second, seed=1) for row in study.results if row.cell == first]
+    (text,) = [one for one in study_cautions(replace(study, results=tuple(kept))) if "twice" in one]
+    assert text.startswith(f"{second} has the numbers of {first} in every task and on held-out text")
+    assert not any("twice" in one for one in study_cautions(study))
+
+
+def test_heads_that_cost_more_than_in_finetuned_are_counted(study: StudyRecords) -> None:
+    heads = tuple(
+        replace(one, p_over=0.01, over_finetuned=-0.02 if one.layer else 0.02) for one in study.head_verdicts
+    )
+    row = head_count_table(replace(study, head_verdicts=heads)).rows[0]
+    assert (row[1][0].small, row[1][4].small) == ("3 seeds", "1 more, 1 less of 2 beyond noise")
+    single = tuple(replace(one, seeds=1, test="t over blocks") for one in heads)
+    assert head_count_table(replace(study, head_verdicts=single)).rows[0][1][0].small == "1 seed, over blocks"
 
 
 def test_cells_made_by_different_code_are_pointed_out(study: StudyRecords) -> None:

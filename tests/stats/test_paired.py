@@ -10,7 +10,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
-from gaguide.evaluate.results.intervals import mean
+from gaguide.evaluate.results.intervals import mean, proportion
 from gaguide.stats.groups import FEW, critical_value, tail_share
 from gaguide.stats.paired import holm, mcnemar, over_seeds, paired_bootstrap, rate_change, t_interval
 
@@ -213,6 +213,20 @@ def test_tests_of_groups_keep_their_level_where_those_of_examples_do_not() -> No
         below["bootstrap of examples"] += (paired_bootstrap(common, zeros, seed).p or 1) < 0.05
     assert below["groups"] <= 12 and below["bootstrap"] <= 15  # 100 × 0.05 = 5, 2.2 of standard deviation
     assert below["examples"] >= 15 and below["bootstrap of examples"] >= 30
+
+
+@pytest.mark.parametrize("count", [4, 10])
+def test_intervals_of_a_share_over_few_groups_hold_it(count: int) -> None:
+    """Groups of 6 with a share of their own: a normal interval holds the true share in 89% and 93%."""
+    rng, groups, held = np.random.default_rng(count), np.repeat(range(count), 6).tolist(), 0
+    for _ in range(400):
+        common = np.repeat(rng.normal(0, 0.6**0.5, count), 6)
+        hits = common + rng.normal(0, 0.4**0.5, len(groups)) < norm.ppf(0.7)
+        found = proportion(hits.tolist(), groups)
+        held += found.low <= 0.7 <= found.high
+    assert held / 400 >= 0.94
+    single = proportion([True] * 6, [0] * 6)
+    assert (single.low, single.high) == (proportion([True]).low, 1.0)
 
 
 def test_a_group_is_needed_for_every_example() -> None:

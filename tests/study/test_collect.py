@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from gaguide.cli import make_app
 from gaguide.data.build.python_reference import train_embedded_tokenizer
-from gaguide.errors import FaultCollector
+from gaguide.errors import FaultCollector, UserError, mask_credentials
 from gaguide.evaluate.tasks.locate import locate_tasks
 from gaguide.log import code_fingerprint
 from gaguide.publish.citation import PAPER_TITLE, PAPER_URL
@@ -25,6 +28,7 @@ from gaguide.study.evaluated import Evaluated, read_evaluated, results_of
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
 from gaguide.study.record_files import StudyRecords, read_study
+from gaguide.study.recorded import recorded_grid
 from gaguide.study.records import HELD_OUT
 from gaguide.study.verdicts import verdicts
 from tests.study.cells import TASK, finish
@@ -213,6 +217,18 @@ def test_attention_loss_and_scaling(found: tuple[Grid, StudyRecords]) -> None:
     assert verdicts["original", HELD_OUT, "lm_loss"] == "flat"
 
 
+@pytest.mark.parametrize("loss", [None, float("nan")])
+def test_a_loss_near_cues_that_is_not_finite_is_no_number(
+    found: tuple[Grid, StudyRecords], monkeypatch: pytest.MonkeyPatch, loss: float | None
+) -> None:
+    grid, _ = found
+    bands = {"on": {"loss": loss, "tokens": 2}, "6-20": {"loss": 5.0, "tokens": 3}}
+    near = {"lexicon": "negation", "content": "c", "bands": bands}
+    diverged = {"validation": {"after": {"lm_loss": 5.0, "near_cue": near}}}
+    monkeypatch.setattr("gaguide.study.evaluated.read_summary", lambda _: diverged)
+    assert all(one.near_cue is None for one in read_evaluated(grid) if one.cell.run is not None)
+
+
 def test_losses_near_other_cues_are_not_compared_and_whole_groups_are(
     found: tuple[Grid, StudyRecords],
 ) -> None:
@@ -240,9 +256,34 @@ def test_losses_near_other_cues_are_not_compared_and_whole_groups_are(
         for at, pair in enumerate(contrast.pairs)
     )
     rows = {(row.level, row.metric): row for row in compare([replace(contrast, pairs=pairs)])}
+    assert rows["seed", "acc"].detectable_holm == rows["seed", "acc"].detectable, "a family of one task"
     assert rows["seeds", "group_acc"].difference == pytest.approx(0.15)
     assert rows["seeds", "group_acc"].p_holm == rows["seeds", "group_acc"].p, "a family of its own"
     assert rows["seeds", "group_acc"].constant == 4, "groups of constant answers are doubted as acc is"
+
+
+def test_the_folder_of_a_study_stands_for_its_file(found: tuple[Grid, StudyRecords], tmp_path: Path) -> None:
+    grid, _ = found
+    assert recorded_grid(grid.folder) == grid
+    moved = shutil.copytree(grid.folder, tmp_path / "moved")
+    assert recorded_grid(moved).cells[0].id == grid.cells[0].id
+    arguments = ["study", "status", str(moved)]
+    assert "tiny" in CliRunner().invoke(make_app(), arguments, catch_exceptions=False).output
+    with pytest.raises(UserError, match="without other fields"):
+        CliRunner().invoke(make_app(), [*arguments, "--seeds", "0"], catch_exceptions=False)
+    with pytest.raises(UserError, match="is a folder, not a study's file"):
+        CliRunner().invoke(make_app(), ["study", "run", str(moved)], catch_exceptions=False)
+    tree = json.loads((moved / "study.json").read_text("utf-8"))
+    for change, problem in (
+        ({"tokens": 20_000}, "make .* cells that its study.json does not have"),
+        ({"task_data": mask_credentials("s3://key:secret@host/tasks")}, "keeps no passwords"),
+        ({"seeds": "x"}, "valid integer"),
+    ):
+        (moved / "study.json").write_text(json.dumps(tree | {"study": tree["study"] | change}))
+        with pytest.raises(UserError, match=problem):
+            recorded_grid(moved)
+    with pytest.raises(UserError, match="is a folder without study"):
+        recorded_grid(tmp_path)
 
 
 def test_constant_answers_reach_every_record(found: tuple[Grid, StudyRecords]) -> None:

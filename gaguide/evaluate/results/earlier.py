@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from gaguide.errors import Fault, FaultKind, UserError
 from gaguide.evaluate.tasks.read import TaskData
+from gaguide.model.content import same_content
 
 RESULTS_FILE = "results.json"
 """Name of the results in an output folder; written last."""
@@ -75,7 +76,7 @@ def check_earlier(
     if earlier is None:
         return
     faults = []
-    if earlier.get("identity") != json.loads(json.dumps(identity)):
+    if not same_content(earlier.get("identity"), json.loads(json.dumps(identity))):
         problem = f"holds results of another model, or of another state of it ({earlier.get('model')})"
         faults.append(Fault("--output", problem, _REMEDY, str(output)))
     found: Any = earlier.get("settings", {})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gaguide.stats.groups import Z, critical_value, ratio_error, sums_by_group
 
+_ROUNDING = 1e-12
 Groups = Sequence[Hashable] | None
 """The group of each example; None where the examples are independent."""
 
@@ -51,13 +52,17 @@ NO_METRIC = Metric(math.nan, math.nan, math.nan, math.nan)
 def proportion(hits: Sequence[bool], groups: Groups = None) -> Metric:
     """Share of hits with Wilson's interval, of as many examples as the groups are worth.
 
+    Where that is estimated from few groups, the interval is as wide as Student's (`critical_value`), as the
+    mean's is. A single group counts as one example.
+
     Not statsmodels' `proportion_confint`, whose import alone would take an evaluation one second.
     """
     values = [float(hit) for hit in hits]
     share, error = sum(values) / len(values), ratio_error(values, [1] * len(values))
-    n = len(values) / _design_effect(values, share, error, groups)
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    n, count = len(values) / _design_effect(values, share, error, groups), len(set(groups or ()))
+    z = critical_value(count) if count > 1 and 0 < share < 1 else Z
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     # At 0 and 1 rounding would leave the share itself outside.
     low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
     return Metric(share, error, low, high)
@@ -69,10 +74,18 @@ def mean(values: Sequence[float], groups: Groups = None) -> Metric:
 
 
 def rate(losses: Sequence[float], tokens: Sequence[int], groups: Groups = None) -> Metric:
-    """Sum of losses divided by sum of tokens; the interval linearizes the ratio over examples or groups."""
+    """Sum of losses divided by sum of tokens; the interval linearizes the ratio over examples or groups.
+
+    Examples without a token are left out. Where all rates are equal there is no interval, as in `t_interval`.
+    """
+    counted = [at for at, count in enumerate(tokens) if count]
+    losses, tokens = [losses[at] for at in counted], [tokens[at] for at in counted]
     value, error = math.fsum(losses) / sum(tokens), ratio_error(losses, tokens)
-    own = (list(losses), list(tokens)) if groups is None else sums_by_group(losses, tokens, groups)
-    half = critical_value(len(own[0])) * max(error, ratio_error(*own))
+    own: tuple[Sequence[float], Sequence[float]] = (losses, tokens)
+    if groups is not None:
+        own = sums_by_group(losses, tokens, [groups[at] for at in counted])
+    wider = max(error, ratio_error(*own))
+    half = math.nan if wider <= _ROUNDING * abs(value) else critical_value(len(own[0])) * wider
     return Metric(value, error, value - half, value + half)
 
 
@@ -94,4 +107,4 @@ def _design_effect(values: Sequence[float], share: float, error: float, groups: 
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)  # NaN of NaN
