@@ -83,7 +83,9 @@ def head_findings(study: StudyRecords) -> list[str]:
         heads = [one for one in study.head_verdicts if one.experiment == experiment]
         counts = Counter(one.verdict for one in heads).most_common()
         listed = "; ".join(f"{count} {verdict}" for verdict, count in counts)
-        sentences.append(f"{experiment}: {counted(len(heads), 'guided head')} over all sizes: {listed}.")
+        sentences.append(
+            f"{experiment}: {counted(len(heads), 'guided head')} over all sizes ({_basis(heads)}): {listed}."
+        )
     return sentences
 
 
@@ -98,6 +100,10 @@ def head_families(study: StudyRecords) -> dict[tuple[str, str], list[HeadVerdict
 def _note(study: StudyRecords) -> str:
     methods = ", ".join(dict.fromkeys(one.method for one in study.head_verdicts))
     tests = ", ".join(dict.fromkeys(one.test for one in study.head_verdicts))
+    controls = (study.study.get("ablation") or {}).get("controls")
+    random = "" if not controls else (
+        f" Controls: {counted(controls, 'random other head')} of the layer for each, the same in all seeds."
+    )  # fmt: skip
     return (
         f"Removed by: {methods}. Change of held-out loss in nats per token; tests: {tests}, Holm-corrected "
         "over the heads of a size and experiment; bold: p < 0.05. Moved: attention on the head's words "
@@ -105,7 +111,7 @@ def _note(study: StudyRecords) -> str:
         "harmful: it falls. Not moved, not used: nothing was shown, which few seeds often cannot; not "
         "tested: no p value. Over seeds, a verdict holds for other seeds on these blocks of text, which are "
         "the same for all; over blocks, for other text and this seed. Attention is that on these blocks, "
-        "which may be fewer than those of the validation."
+        f"which may be fewer than those of the validation.{random}"
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gaguide.evaluate.compare.metric_tests import match, metric_tests
-from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC
+from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC, SHARES
 from gaguide.evaluate.results.outcomes import TaskExamples
 from gaguide.stats.paired import ALPHA, holm, over_seeds, t_interval
 from gaguide.stats.power import seeds_detectable
@@ -98,6 +98,8 @@ def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]
     for rows in groups.values():
         one, values = rows[0], [row.value for row in rows]
         low, high = t_interval(values) or (None, None)
+        if low is not None and high is not None and one.metric in SHARES:
+            low, high = max(0.0, low), min(1.0, high)
         found.append(
             Mean(
                 size=one.size,

@@ -177,6 +177,17 @@ def test_calibrated_answers_have_a_small_error_and_confident_ones_a_large_one() 
     assert calibration_error([0.99] * 4000, hits.tolist()).value == pytest.approx(0.24, abs=0.03)
 
 
+def test_the_interval_of_the_calibration_error_can_hold_0() -> None:
+    """Of calibrated models, as percentiles of resampled errors never do; not of too confident ones."""
+    rng, held = np.random.default_rng(2), {0.0: 0, 0.2: 0}
+    for _ in range(20):
+        confidences = rng.uniform(0.55, 0.95, 200)
+        for excess in held:
+            hits = rng.uniform(size=200) < confidences - excess
+            held[excess] += calibration_error(confidences.tolist(), hits.tolist()).low == 0
+    assert held[0.0] >= 8 and held[0.2] == 0
+
+
 def _write(folder: Path, rows: list[dict]) -> Path:
     path = folder / "balanced.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -262,6 +262,16 @@ def test_losses_near_other_cues_are_not_compared_and_whole_groups_are(
     assert rows["seeds", "group_acc"].constant == 4, "groups of constant answers are doubted as acc is"
 
 
+def test_the_interval_of_a_share_stays_between_0_and_1(found: tuple[Grid, StudyRecords]) -> None:
+    _, records = found
+    (one, two) = [row for row in records.results if row.metric == "acc"][:2]
+    rows = [replace(one, value=0.02), replace(two, size=one.size, experiment=one.experiment, value=0.3)]
+    (mean,) = collect_means(rows)
+    assert (mean.low, mean.high) == (0.0, 1.0)  # Student's is 0.16 ± 12.7 · 0.14
+    (mean,) = collect_means([replace(row, metric="class_loss") for row in rows])
+    assert mean.low is not None and mean.low < 0
+
+
 def test_the_folder_of_a_study_stands_for_its_file(found: tuple[Grid, StudyRecords], tmp_path: Path) -> None:
     grid, _ = found
     assert recorded_grid(grid.folder) == grid

@@ -73,7 +73,8 @@ def test_two_sizes_are_not_enough_and_three_show_no_bend() -> None:
 
 
 def test_scores_that_never_move_are_flat() -> None:
-    assert verdict(fit_trend(PARAMETERS, [0.4567] * 4, "high")) == "flat"
+    trend = fit_trend(PARAMETERS, [0.4567] * 4, "high")
+    assert verdict(trend) == "flat" and (trend.low, trend.high) == (None, None)
 
 
 def test_one_seed_is_tested_over_examples() -> None:

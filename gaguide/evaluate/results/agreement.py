@@ -60,8 +60,10 @@ def brier(
 def calibration_error(confidences: Sequence[float], hits: Sequence[bool], groups: Groups = None) -> Metric:
     """Expected calibration error: |confidence − accuracy| of each bin, weighted by its examples.
 
-    confidences: probability of the chosen class. Percentile bootstrap over examples or groups. The error of
-    few examples is too large, because noise in a bin counts as error.
+    confidences: probability of the chosen class. The error of few examples is too large, because noise in a
+    bin counts as error; resampling adds as much again. So the lower end is that of the basic bootstrap over
+    examples or groups, which takes this off, the upper end that of the percentiles. Of a calibrated model,
+    where the percentiles never hold 0, it holds it in 60% of cases.
     """
     sums_BG, sizes_G = _differences_by_bin(confidences, hits, groups)
     value = float(np.abs(sums_BG.sum(1)).sum() / sizes_G.sum())
@@ -75,6 +77,7 @@ def calibration_error(confidences: Sequence[float], hits: Sequence[bool], groups
     drawn = np.concatenate(found)
     share = tail_share(count)
     low, high = np.quantile(drawn, (share, 1 - share))
+    low = min(low, max(0.0, 2 * value - high))
     return Metric(value, float(drawn.std(ddof=1)), min(value, float(low)), max(value, float(high)))
 
 

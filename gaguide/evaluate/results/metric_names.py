@@ -14,6 +14,9 @@ ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 GROUP_ACC = "group_acc"
 """Share of groups of examples in which every answer of `acc` is right."""
 
+SHARES = (*ACCURACIES, GROUP_ACC, "greedy_acc", "balanced_acc")
+"""Metrics that lie between 0 and 1."""
+
 DETAILS = ("acc_bytes", "balanced_acc", "matthews", "brier_score", "ece")
 """Metrics that the files of an evaluation have, and the console's table does not."""
 
