@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -146,6 +146,11 @@ def hash_file(path: Path, flush: bool = False) -> str:
         if flush:
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Hexadecimal SHA-256 of a value as JSON; the order of keys does not matter. `default` is json's."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def hash_parts(file: IO[bytes], parts: Iterable[tuple[int, int]], prefix: bytes = b"") -> str:

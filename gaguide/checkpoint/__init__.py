@@ -24,13 +24,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Companions": "companions",
-        "read_companions": "companions",
-        "export_adapter": "export",
-        "export_model": "export",
-        "Checkpoint": "store",
-        "CheckpointStore": "store",
-        "MODEL_FOLDER": "store",
-        "verify_files": "verify",
+        "companions": ["Companions", "read_companions"],
+        "export": ["export_adapter", "export_model"],
+        "store": ["Checkpoint", "CheckpointStore", "MODEL_FOLDER"],
+        "verify": ["verify_files"],
     },
 )

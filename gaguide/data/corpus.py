@@ -5,8 +5,6 @@ The one place where building and reading meet: a source is read while it is buil
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from gaguide.data.read.growing import BuildIdentity, FirstHeldOut, GrowingStore,
 from gaguide.data.read.mixture import MixedOrder, MixedStore
 from gaguide.data.read.order import BlockOrder, Order
 from gaguide.errors import FaultCollector, reworded
+from gaguide.files import hash_json
 from gaguide.log import is_first_process, say
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def mixture_corpus(
     with _with_fields({"weight": "data.mixture weight"}):
         order = MixedOrder(blocks.part_blocks, weights, seed, growing=True)
     fingerprints = [store.manifest.fingerprint for store in blocks.stores]
-    return _corpus(blocks, held_out, order, hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest())
+    return _corpus(blocks, held_out, order, hash_json(fingerprints))
 
 
 def _say_stage(progress: Progress) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from gaguide.evaluate.score.saved_scores import SavedScores
 from gaguide.evaluate.score.scorer import Scorer, Sharing
 from gaguide.evaluate.tasks.locate import split_names
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
+from gaguide.files import hash_json
 from gaguide.log import say
 from gaguide.train.evaluating import Evaluation
 from gaguide.train.job import Job
@@ -70,7 +69,7 @@ class TrainingEvaluation:
         contents = sorted((task.task.name, task_content(task)) for task in data)
         if on_overflow == "drop-demonstrations":  # the others score what the tasks' content says
             contents.append(("on_overflow", on_overflow))
-        self.measure = hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
+        self.measure = hash_json(contents)[:16]
         """See `Evaluation.measure`."""
 
     def __call__(self, model: PreTrainedModel, tick: Callable[[], None]) -> Mapping[str, Any]:

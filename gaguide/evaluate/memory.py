@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -36,6 +35,7 @@ from gaguide.evaluate.score.saved_scores import SavedScores
 from gaguide.evaluate.score.scorer import Scorer, Sharing, make_sums_reproducible
 from gaguide.evaluate.tasks.locate import split_names
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
+from gaguide.files import hash_json
 from gaguide.log import say
 from gaguide.model.attention_hooks import consumers_of, suspend_observers
 from gaguide.model.attention_support import unwrap_model
@@ -156,7 +156,7 @@ class MemoryModel(ModelFolder):
         config = {key: value for key, value in self.config.to_dict().items() if key != "_name_or_path"}
         found = {
             "weights": weights.hexdigest(),
-            "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+            "config": hash_json(config, default=str),
             "tokenizer": encoding_key(self.tokenizer),
         }
         return found | ({"interventions": self._interventions} if self._interventions else {})

@@ -7,8 +7,6 @@ whole words and phrases, whatever tokens spell them (see words.py).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.files import hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +55,7 @@ class Lexicon:
         further = [self.affixes, self.exceptions, self.expressions]
         if mode == "words" and any(further):  # others keep the hash that they had in older records
             parts += [sorted(set(one)) for one in further]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return hash_json(parts)[:16]
 
     def piece_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         """Ids of the vocabulary entries that are a listed piece, with or without the mark of a leading space.

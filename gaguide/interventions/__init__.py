@@ -28,17 +28,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Intervention": "attach",
-        "intervene": "attach",
-        "ScaleEdges": "edges",
-        "knock_out_edges": "edges",
-        "scale_targets": "edges",
-        "MeanOutput": "outputs",
-        "PatchOutput": "outputs",
-        "ResampleOutput": "outputs",
-        "ZeroOutput": "outputs",
-        "HeadOutputs": "record",
-        "mean_outputs": "record",
-        "record_outputs": "record",
+        "attach": ["Intervention", "intervene"],
+        "edges": ["ScaleEdges", "knock_out_edges", "scale_targets"],
+        "outputs": ["MeanOutput", "PatchOutput", "ResampleOutput", "ZeroOutput"],
+        "record": ["HeadOutputs", "mean_outputs", "record_outputs"],
     },
 )

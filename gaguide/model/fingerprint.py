@@ -5,13 +5,12 @@ Of a folder: its configuration and its weight files (`gaguide.model.content`). O
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
 from gaguide.config import ModelSection
+from gaguide.files import hash_json
 from gaguide.model.content import read_content, weight_files
 from gaguide.model.shape import DROPOUT_FIELDS
 
@@ -28,11 +27,7 @@ def model_fingerprint(section: ModelSection, config: PretrainedConfig) -> tuple[
     """
     settings = {key: value for key, value in config.to_dict().items() if key not in _NOT_IDENTITY}
     weights = _weights(section, config)
-    return _digest([settings, weights]), _digest(weights)
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return hash_json([settings, weights], default=str), hash_json(weights, default=str)
 
 
 def _weights(section: ModelSection, config: PretrainedConfig) -> object:

@@ -14,12 +14,8 @@ __all__ = ["CARD", "BaseModel", "Score", "push_model", "read_base_model", "read_
 __getattr__ = lazy_names(
     __name__,
     {
-        "BaseModel": "base",
-        "read_base_model": "base",
-        "CARD": "card",
-        "Score": "card",
-        "read_own_card": "card",
-        "write_card": "card",
-        "push_model": "push",
+        "base": ["BaseModel", "read_base_model"],
+        "card": ["CARD", "Score", "read_own_card", "write_card"],
+        "push": ["push_model"],
     },
 )

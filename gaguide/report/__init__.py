@@ -17,11 +17,8 @@ __all__ = ["FORMATS", "Report", "RunRecord", "make_report", "read_runs", "render
 __getattr__ = lazy_names(
     __name__,
     {
-        "FORMATS": "document",
-        "Report": "document",
-        "make_report": "outputs",
-        "render_report": "outputs",
-        "RunRecord": "run_records",
-        "read_runs": "run_records",
+        "document": ["FORMATS", "Report"],
+        "outputs": ["make_report", "render_report"],
+        "run_records": ["RunRecord", "read_runs"],
     },
 )

@@ -6,7 +6,6 @@ local models and lexicon files by the SHA-256 of their files. A hub id is truste
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from gaguide.errors import Fault, FaultCollector
 from gaguide.evaluate.tasks.harness.read import read_harness_task
 from gaguide.evaluate.tasks.locate import LocatedTask, files_hash, locate_tasks, split_names
 from gaguide.evaluate.tasks.options import DEFAULTS
-from gaguide.files import hash_file, write_json
+from gaguide.files import hash_file, hash_json, write_json
 from gaguide.model.content import file_record, folder_record, model_files
 
 _WORDS_ONLY = {
@@ -69,7 +68,7 @@ def _task_content(located: LocatedTask) -> TaskContent:
     if located.harness is not None:
         asked = read_harness_task(located.harness, None, None, DEFAULTS).examples
         keys = [example.key(str(task.kind)) for example in asked]
-        return TaskContent(_digest([str(located.harness.tree), keys]))
+        return TaskContent(hash_json([str(located.harness.tree), keys], default=str))
     parts: list[Any] = [task.model_dump(mode="json", exclude=_WORDS_ONLY, exclude_defaults=True)]
     hashes = [hash_file(path) for path in located.paths]
     parts.append(hashes[0] if len(hashes) == 1 else hashes or None)
@@ -80,7 +79,7 @@ def _task_content(located: LocatedTask) -> TaskContent:
     if task.shards is not None and "://" not in task.shards:
         shards = located.folder / Path(task.shards).expanduser()
         parts.append(read_manifest(shards).fingerprint if is_complete(shards) else None)
-    return TaskContent(_digest(parts), data)
+    return TaskContent(hash_json(parts, default=str), data)
 
 
 @dataclass
@@ -124,7 +123,7 @@ class ContentHashes:
 
     def model(self, folder: Path) -> str:
         """Hash of a model folder's configuration, tokenizer and weights."""
-        return _digest({path.name: self.file(path) for path in model_files(folder)})
+        return hash_json({path.name: self.file(path) for path in model_files(folder)}, default=str)
 
     def save(self) -> None:
         """Write what was hashed, where the study's folder exists and can be written."""
@@ -132,7 +131,3 @@ class ContentHashes:
             with suppress(OSError):  # a study of somebody else, of which only the status is asked
                 write_json(self.folder / _CACHE, self._known)
             self._changed = False
-
-
-def _digest(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

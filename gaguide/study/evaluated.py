@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from transformers import AutoConfig
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, GROUP_ACC, Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, finite, read_examples
 from gaguide.evaluate.results.paper import find_paper_model
+from gaguide.files import hash_json
 from gaguide.guidance.cues import NEAR
 from gaguide.model import shape_of
 from gaguide.study.grid import Cell, Grid
@@ -104,7 +104,7 @@ def evaluation_fingerprints(folder: Path) -> dict[str, str]:
         return {}
     record = json.loads(path.read_text("utf-8"))
     tasks = {name: task.get("content", task["sha256"]) for name, task in record["tasks"].items()}
-    digest = hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
+    digest = hash_json(tasks)
     return {"tasks": digest} | ({"evaluation code": record["code"]} if "code" in record else {})
 
 

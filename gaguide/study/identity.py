@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from gaguide.config import RunConfig
 from gaguide.config.data import SourceSection
 from gaguide.errors import UserError
+from gaguide.files import hash_json
 from gaguide.study.content import ContentHashes
 from gaguide.study.file import StudyConfig
 
@@ -91,4 +90,4 @@ def ablation_id(study: StudyConfig) -> str | None:
 
 def short_hash(parts: Iterable[Any] | Mapping[str, Any]) -> str:
     """The first ten hexadecimal digits of the SHA-256 of `parts` as JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    return hash_json(parts, default=str)[:10]

@@ -25,12 +25,11 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "SECTIONS": "sections",
-        "STEP_NUMBERS": "rows",
-        "TrackedRun": "tracker",
-        "Trackers": "mirror",
-        "attach_files": "attach",
-        "check_attach": "attach",
-        "tracker_faults": "check",
+        "attach": ["attach_files", "check_attach"],
+        "check": ["tracker_faults"],
+        "mirror": ["Trackers"],
+        "rows": ["STEP_NUMBERS"],
+        "sections": ["SECTIONS"],
+        "tracker": ["TrackedRun"],
     },
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from gaguide.data.corpus import Corpus
 from gaguide.distributed import World
 from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import UserError
+from gaguide.files import hash_json
 from gaguide.guidance import GuidancePlan
 from gaguide.guidance.cues import Cues
 from gaguide.model import ModelSource, shape_of
@@ -208,9 +207,9 @@ class Job:
             "block_length": self.run.data.block_length,
             "isolate_documents": self.run.data.isolate_documents,
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_json(parts)[:16]
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of `identity`, hexadecimal."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return hash_json(self.identity)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from gaguide.data.format.tokenizer import (
 )
 from gaguide.data.overlap.decontaminate import Decontamination
 from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.files import hash_json
 from gaguide.log import SlowWork, is_first_process
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class PreparedBuild:
     @cached_property
     def build_id(self) -> str:
         """SHA-256 of `identity`, to tell a rerun from another request."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return hash_json(self.identity)
 
     @cached_property
     def fingerprint(self) -> str:

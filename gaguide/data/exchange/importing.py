@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,6 +40,7 @@ from gaguide.data.format.tokenizer import (
     vocabulary_size,
 )
 from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
+from gaguide.files import hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +93,7 @@ class _Prepared:
 
     @property
     def build_id(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return hash_json(self.identity)
 
 
 def import_shards(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gaguide.errors import Fault, UserError
-from gaguide.files import hash_file, write_text
+from gaguide.files import hash_file, hash_json, write_text
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -111,7 +111,7 @@ class Manifest:
         }
         if self.marks:
             identity["marks"] = list(self.marks)
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return hash_json(identity)
 
     @property
     def dtype(self) -> np.dtype[Any]:

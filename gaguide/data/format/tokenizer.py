@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gaguide.errors import Fault, FaultCollector, UserError, first_line
+from gaguide.files import hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,7 +156,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
             "flags": {token["content"]: _token_flags(token, parsed) for token in parsed["added_tokens"]},
         }
         identity["rules"] = _without_defaults(rules)
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hash_json(identity)
 
 
 def _token_flags(token: dict[str, Any], parsed: dict[str, Any]) -> dict[str, bool]:

@@ -7,8 +7,6 @@ compared by its runs of 13; one of 8 to 12 words as a whole; a shorter one only 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from itertools import repeat
 import numpy as np
 
 from gaguide.data.overlap.ngrams import NgramCollector, NgramSet
+from gaguide.files import hash_json
 
 WORDS, FEWEST_WORDS, TOKENS = 13, 8, 8
 """Words of a run, the fewest words of an example that are compared as a whole, tokens of a run."""
@@ -134,7 +133,7 @@ class WordIndex:
         content = [
             [example.task, example.id, example.prompts, example.continuations] for example in self.examples
         ]
-        return hashlib.sha256(json.dumps([WORDS, FEWEST_WORDS, content]).encode()).hexdigest()
+        return hash_json([WORDS, FEWEST_WORDS, content])
 
     def owners(self) -> dict[tuple[int, int], list[int]]:
         """(length, number) of every run → the examples that have it, ascending."""

@@ -11,8 +11,6 @@ Later epochs follow `BlockOrder` over all shards.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from gaguide.data.format.shards import DamagedShardError, Shard, open_shard, sha
 from gaguide.data.read.blocks import ShardBlocks, find_blocks
 from gaguide.data.read.order import OPEN_SHARDS, WINDOW_SHARDS, BlockOrder, derived_key, keyed_permutation
 from gaguide.errors import Fault, UserError
+from gaguide.files import hash_json
 
 _POLL_SECONDS = 0.2
 _WINDOW_SALT = 0x67726F77
@@ -205,7 +204,7 @@ class SourceOrder:
     def fingerprint(self) -> str:
         """Identifies the order, to compare it when a run is resumed."""
         identity = [_ALGORITHM, self.seed, self.store.block_length, self.store.build.build_id]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return hash_json(identity)
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Global block ids, int64, at `positions` (any shape, int64 ≥ 0); waits for the shards they need."""

@@ -9,8 +9,6 @@ the right shares. The blocks of a folder follow its own `BlockOrder`, epoch afte
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import threading
 from collections import Counter
@@ -28,6 +26,7 @@ from gaguide.data.format.manifest import MAX_MARKS, Manifest
 from gaguide.data.read.blocks import BlockStore
 from gaguide.data.read.order import WINDOW_SHARDS, BlockOrder, derived_key, keyed_permutation
 from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.files import hash_json
 
 ROUND = 10_000
 _CACHED_ROUNDS = 4
@@ -79,7 +78,7 @@ class MixedOrder:
     def fingerprint(self) -> str:
         """Identifies the order, to compare it when a run is resumed."""
         parts = [order.fingerprint for order in self.orders]
-        return hashlib.sha256(json.dumps([_ALGORITHM, self.seed, self.shares, parts]).encode()).hexdigest()
+        return hash_json([_ALGORITHM, self.seed, self.shares, parts])
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Global block ids, int64, at `positions` (any shape, int64 ≥ 0) of the endless stream."""

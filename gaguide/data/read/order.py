@@ -13,7 +13,6 @@ number of shards, not of blocks, and a reader needs `window_shards` shards at a 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import threading
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
+
+from gaguide.files import hash_json
 
 WINDOW_SHARDS = 8
 """Default number of shards that are shuffled with each other."""
@@ -83,7 +84,7 @@ class BlockOrder:
         """Identifies the order, to compare it when a run is resumed."""
         identity = [_ALGORITHM, self.seed, self.window_shards, list(self.shard_blocks)]
         identity += ["growing"] if self.growing else []
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return hash_json(identity)
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Global block ids, int64, at `positions` (any shape, int64 ≥ 0) of the endless stream."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
+
+from gaguide.files import hash_json
 
 
 def encoding_key(tokenizer: Any) -> str:
@@ -29,4 +30,4 @@ def encoding_key(tokenizer: Any) -> str:
         "add_prefix_space": getattr(tokenizer, "add_prefix_space", None),
         "chat_template": tokenizer.chat_template,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return hash_json(parts, default=str)

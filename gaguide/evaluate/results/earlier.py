@@ -6,7 +6,6 @@ added to it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from gaguide.errors import Fault, FaultKind, UserError
 from gaguide.evaluate.tasks.read import TaskData
+from gaguide.files import hash_json
 from gaguide.model.content import same_content
 
 RESULTS_FILE = "results.json"
@@ -41,7 +41,7 @@ def task_content(data: TaskData) -> str:
         (example.id, example.key(data.kind), example.group, *([] if example.part is None else [example.part]))
         for example in data.examples
     ]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    return hash_json(asked)
 
 
 @contextmanager
