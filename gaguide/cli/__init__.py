@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -11,26 +12,16 @@ import typer
 from gaguide import __version__
 from gaguide.errors import EXIT_USER_ERROR, UserError
 
+_PROGRAMS = ("train", "evaluate", "ablate")
+_GROUPS = ("data", "lexicon", "heads", "checkpoint", "eval", "study", "submit")
+"""Modules with an `app` of subcommands."""
+_COMMANDS = ("attention", "plan", "report", "push", "doctor")
+"""Modules with a function of their name."""
+
 
 @cache
 def make_app() -> typer.Typer:
     """The command with all its subcommands."""
-    from gaguide.cli import (
-        attention,
-        checkpoint,
-        data,
-        doctor,
-        eval,
-        heads,
-        lexicon,
-        plan,
-        programs,
-        push,
-        report,
-        study,
-        submit,
-    )
-
     app = typer.Typer(
         help="Attention-guided fine-tuning: data, training, evaluation, attention views, studies, reports.",
         no_args_is_help=True,
@@ -38,23 +29,14 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         callback=_options,
     )
-    modules = (
-        programs,
-        data,
-        lexicon,
-        heads,
-        attention,
-        checkpoint,
-        eval,
-        plan,
-        study,
-        report,
-        push,
-        submit,
-        doctor,
-    )
-    for module in modules:
-        module.register(app)
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+    for name in _PROGRAMS:
+        program = getattr(import_module("gaguide.cli.programs"), name)
+        app.command(name, context_settings=passed_on, add_help_option=False)(program)
+    for name in _GROUPS:
+        app.add_typer(import_module(f"gaguide.cli.{name}").app, name=name)
+    for name in _COMMANDS:
+        app.command(name)(getattr(import_module(f"gaguide.cli.{name}"), name))
     return app
 
 

@@ -71,11 +71,6 @@ class _Selection:
     """Tokens [start, stop) to show; None for all."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("attention")(attention)
-
-
 @takes(AttentionOptions)
 def attention(
     options: AttentionOptions,

@@ -8,15 +8,10 @@ from typing import Annotated
 
 import typer
 
-checkpoints = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(checkpoints, name="checkpoint")
-
-
-@checkpoints.command("list")
+@app.command("list")
 def list_checkpoints(
     run: Annotated[Path, typer.Argument(help="A run's output folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -45,7 +40,7 @@ def list_checkpoints(
     Console().print(table)
 
 
-@checkpoints.command()
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A run's output folder, or one checkpoint's.")],
 ) -> None:
@@ -58,7 +53,7 @@ def verify(
     raise typer.Exit(1 if any(each.problems for each in found) else 0)
 
 
-@checkpoints.command()
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A run's output folder, or one checkpoint's.")],
     output: Annotated[Path, typer.Option(help="Folder to write. It must not exist.")],

@@ -22,20 +22,9 @@ if TYPE_CHECKING:
 
 _EXIT_INTERRUPTED = 130
 
-
-def register(app: typer.Typer) -> None:
-    """Add `data` and its subcommands."""
-    data = typer.Typer(
-        no_args_is_help=True,
-        help="Build, describe, verify, search, import and export folders of token shards.",
-    )
-    data.command("build")(build_command)
-    data.command("info")(info_command)
-    data.command("verify")(verify_command)
-    data.command("overlap")(overlap_command)
-    data.command("import")(import_command)
-    data.command("export")(export_command)
-    app.add_typer(data, name="data")
+app = typer.Typer(
+    no_args_is_help=True, help="Build, describe, verify, search, import and export folders of token shards."
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +122,7 @@ class BuildOptions:
     ] = None
 
 
+@app.command("build")
 @takes(BuildOptions)
 def build_command(options: BuildOptions) -> None:
     """Turn text into a folder of token shards."""
@@ -214,6 +204,7 @@ def _build_over_mpi(request: BuildRequest) -> Manifest | None:
             return build_shards(request, show, encoder_in(pool))
 
 
+@app.command("info")
 def info_command(
     folder: Annotated[str, typer.Argument(help="Folder or address of shards.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -229,6 +220,7 @@ def info_command(
         typer.echo(describe_shards(folder, manifest))
 
 
+@app.command("verify")
 def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address of shards.")]) -> None:
     """Compare every shard with the manifest; exit code 2 if any is missing, truncated, damaged or foreign."""
     from gaguide.data.read.verify import verify
@@ -244,6 +236,11 @@ def verify_command(folder: Annotated[str, typer.Argument(help="Folder or address
         typer.echo(f"{folder}: {len(findings)} of {checked} are damaged\n    → {remedy}", err=True)
         raise typer.Exit(EXIT_USER_ERROR)
     typer.echo(f"{folder}: {checked} checked, all match the manifest")
+
+
+app.command("overlap")(overlap_command)
+app.command("import")(import_command)
+app.command("export")(export_command)
 
 
 @contextmanager

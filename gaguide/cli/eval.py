@@ -10,27 +10,22 @@ import typer
 from gaguide.cli import eval_compare
 from gaguide.cli.eval_golden import golden_command
 from gaguide.cli.eval_make import make_controls, make_negation
-from gaguide.cli.options import print_table
 from gaguide.cli.seen import clean_command
+from gaguide.log import table_console
 
 _PIPE_WIDTH = 170
 
-tasks_app = typer.Typer(
+app = typer.Typer(
     help="Tasks of the evaluator: list them, check their data; compare evaluations.", no_args_is_help=True
 )
-tasks_app.command("clean")(clean_command)
-tasks_app.command()(eval_compare.compare)
-tasks_app.command("golden")(golden_command)
-tasks_app.command("make-controls")(make_controls)
-tasks_app.command("make-negation")(make_negation)
+app.command("clean")(clean_command)
+app.command()(eval_compare.compare)
+app.command("golden")(golden_command)
+app.command("make-controls")(make_controls)
+app.command("make-negation")(make_negation)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(tasks_app, name="eval")
-
-
-@tasks_app.command("list")
+@app.command("list")
 def list_tasks() -> None:
     """List the built-in tasks with their group, kind, data, and whether the paper reports them."""
     from rich.table import Table
@@ -50,10 +45,10 @@ def list_tasks() -> None:
         else:
             data = f"{task.file}, or hub: {task.hub}"
         table.add_row(name, task.group, task.kind, data, "yes" if task.paper else "")
-    print_table(table, _PIPE_WIDTH)
+    table_console(_PIPE_WIDTH).print(table)
 
 
-@tasks_app.command()
+@app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A built-in task, or a task file.", metavar="TASK")],
 ) -> None:
@@ -80,7 +75,7 @@ def show(
             typer.echo(f"{field if at == 0 else '':<12} {value}")
 
 
-@tasks_app.command()
+@app.command()
 def validate(
     tasks: Annotated[list[str], typer.Argument(help="As for --tasks of `gaguide evaluate`.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the data files of named tasks.")] = None,
@@ -96,7 +91,6 @@ def validate(
     ] = False,
 ) -> None:
     """Read every example and report every fault with file and line; exit code 2 if there is one."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -134,7 +128,7 @@ def validate(
             Text("" if constant is None else f"{constant[1]:.4f} ({constant[0]})"),
             longest.get(name, ""), Text(task.source),
         )  # fmt: skip
-    console = Console(width=None if Console().is_terminal else _PIPE_WIDTH)
+    console = table_console(_PIPE_WIDTH)
     console.print(table)
     for warning in (text for task in found for text in task.warnings):
         console.print(Text(f"warning: {warning}"), soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.cli.options import print_table
+from gaguide.log import table_console
 
 if TYPE_CHECKING:
     from gaguide.evaluate.results.golden import GoldenResult, GoldenTask
@@ -106,7 +106,7 @@ def _print(result: GoldenResult) -> None:
             f"{check.found - check.expected:+.6f}", f"{check.tolerance:.6f}",
             "matches" if check.matches else "DIFFERS",
         )  # fmt: skip
-    print_table(table, 120)
+    table_console(120).print(table)
     for name in result.missing:
         typer.echo(f"not compared: {name}, which was not evaluated")
     for sentence in result.meaning:

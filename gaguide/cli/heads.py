@@ -11,7 +11,7 @@ import typer
 from gaguide.cli.options import shared, takes
 from gaguide.errors import Fault, UserError, not_one_of
 
-heads = typer.Typer(help="Which heads to guide: profiles of a model's heads.", no_args_is_help=True)
+app = typer.Typer(help="Which heads to guide: profiles of a model's heads.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,12 @@ class ProfileOptions:
     seed: Annotated[int, typer.Option(help="Of the random choice.")] = 0
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(heads, name="heads")
-
-
-@heads.callback()
+@app.callback()
 def _group() -> None:
     """Keep `profile` a subcommand, though it is the only one."""
 
 
-@heads.command()
+@app.command()
 @takes(ProfileOptions)
 def profile(
     options: ProfileOptions,

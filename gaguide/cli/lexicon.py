@@ -7,15 +7,10 @@ from typing import Annotated
 
 import typer
 
-lexicons = typer.Typer(help="Sets of words that heads can be guided to.", no_args_is_help=True)
+app = typer.Typer(help="Sets of words that heads can be guided to.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(lexicons, name="lexicon")
-
-
-@lexicons.command("list")
+@app.command("list")
 def list_lexicons() -> None:
     """List the shipped lexicons with their sizes and first words."""
     from rich.console import Console
@@ -30,7 +25,7 @@ def list_lexicons() -> None:
     Console().print(table)
 
 
-@lexicons.command("import")
+@app.command("import")
 def import_connectives(
     file: Annotated[Path, typer.Argument(help="DiMLex XML: a lexicon of discourse connectives.")],
     output: Annotated[Path, typer.Option(help="YAML file of lexicons to write.")],
@@ -55,7 +50,7 @@ def import_connectives(
     typer.echo(f"written: {output}")
 
 
-@lexicons.command()
+@app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Name of a lexicon or another pattern.")],
     tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the tokenizer.")],

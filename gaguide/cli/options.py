@@ -8,14 +8,11 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from gaguide.numbers import parse_whole
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def integer(value: Any) -> int:
@@ -54,13 +51,6 @@ Workers = Annotated[
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def print_table(table: Table, pipe_width: int) -> None:
-    """Print a table as wide as the terminal, or `pipe_width` columns where there is none."""
-    from rich.console import Console
-
-    Console(width=None if Console().is_terminal else pipe_width).print(table)
 
 
 def shared(options: Any, kind: type[Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.cli.options import Workers, cores, print_table, takes
+from gaguide.cli.options import Workers, cores, takes
+from gaguide.log import table_console
 
 if TYPE_CHECKING:
     from gaguide.data.overlap.find import OverlapResult
@@ -83,4 +84,4 @@ def _print(result: OverlapResult) -> None:
         counts = (task.seen_words, task.seen_tokens, task.too_short)
         shares = (f"{count:,} ({count / task.examples:.1%})" for count in counts)
         table.add_row(task.task, f"{task.examples:,}", *shares)
-    print_table(table, 120)
+    table_console(120).print(table)

@@ -92,11 +92,6 @@ class CostOptions:
         return faults
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("plan")(plan)
-
-
 @takes(CostOptions)
 def plan(
     options: CostOptions,

@@ -1,18 +1,9 @@
-"""`gaguide train`, `gaguide evaluate` and `gaguide ablate`: programs that take their own arguments."""
+"""`gaguide train`, `gaguide evaluate` and `gaguide ablate`: programs that take their own arguments, `--help`
+included."""
 
 from __future__ import annotations
 
 import typer
-
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Every argument, `--help` included, is the program's own."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("train", context_settings=_PASS_ON, add_help_option=False)(train)
-    app.command("evaluate", context_settings=_PASS_ON, add_help_option=False)(evaluate)
-    app.command("ablate", context_settings=_PASS_ON, add_help_option=False)(ablate)
 
 
 def train(context: typer.Context) -> None:

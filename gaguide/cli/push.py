@@ -8,11 +8,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(push)
-
-
 def push(
     run: Annotated[Path, typer.Argument(help="Output folder of a finished training.")],
     repo: Annotated[str, typer.Option(help="Repository: USER/NAME or ORGANISATION/NAME.")],

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from gaguide.report.document import Report
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("report")(report)
-
-
 def report(
     runs: Annotated[
         list[Path],

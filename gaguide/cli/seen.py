@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaguide.cli.options import print_table
+from gaguide.log import table_console
 
 if TYPE_CHECKING:
     from gaguide.evaluate.results.intervals import Metric
@@ -51,7 +51,7 @@ def _print(found: list[SplitMetric]) -> None:
         table.add_row(
             one.task, one.metric + (f" ({one.left_out} not finite)" if one.left_out else ""), *cells
         )
-    print_table(table, 150)
+    table_console(150).print(table)
 
 
 def _shown(metric: Metric | None) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gaguide.study.grid import Cell, Grid
     from gaguide.study.state import CellState
 
-study = typer.Typer(help="Studies: sizes × experiments × seeds, and their comparison.", no_args_is_help=True)
+app = typer.Typer(help="Studies: sizes × experiments × seeds, and their comparison.", no_args_is_help=True)
 _FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _FILE = Annotated[
     str, typer.Argument(metavar="FILE", help="A study's YAML file, or the name of a shipped one.")
@@ -84,12 +84,7 @@ class RunOptions(JobOptions):
     gpu: Annotated[str, typer.Option(help="GPU model of the estimate by --dry-run.")] = "a100-80"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.add_typer(study, name="study")
-
-
-@study.command("list")
+@app.command("list")
 def list_studies() -> None:
     """List the studies that come with gaguide."""
     from gaguide.study.file import load_study, shipped_studies
@@ -102,7 +97,7 @@ def list_studies() -> None:
         typer.echo(f"{name}: {sizes} × {experiments} × {len(one.seeds)} seeds")
 
 
-@study.command(context_settings=_FIELDS)
+@app.command(context_settings=_FIELDS)
 @takes(RunOptions)
 def run(context: typer.Context, file: _FILE, options: RunOptions) -> None:
     """Train and evaluate the cells that are not done, then compare. Fields follow as --field VALUE."""
@@ -176,7 +171,7 @@ def _run(grid: Grid, jobs: int, cell: str | None, before: str) -> None:
         raise typer.Exit(1)
 
 
-@study.command(context_settings=_FIELDS)
+@app.command(context_settings=_FIELDS)
 def status(context: typer.Context, file: _FILE_OR_FOLDER) -> None:
     """Show the state of each cell."""
     from gaguide.study.status import print_status
@@ -184,7 +179,7 @@ def status(context: typer.Context, file: _FILE_OR_FOLDER) -> None:
     print_status(_run_grid(file, context.args))
 
 
-@study.command(context_settings=_FIELDS)
+@app.command(context_settings=_FIELDS)
 def collect(context: typer.Context, file: _FILE_OR_FOLDER) -> None:
     """Rebuild the tables from the cells that are done."""
     from gaguide.study.collect import collect as collect_study

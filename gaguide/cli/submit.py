@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gaguide.errors import Fault
     from gaguide.slurm import JobKind, JobRequest
 
+app = typer.Typer(no_args_is_help=True, help="Run a command as a Slurm job.")
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -134,26 +135,21 @@ class DataOptions(JobOptions):
     )
 
 
-def register(app: typer.Typer) -> None:
-    """Add `submit` and its subcommands."""
-    jobs = typer.Typer(no_args_is_help=True, help="Run a command as a Slurm job.")
-    for command in (train, evaluate, data):
-        jobs.command(context_settings=_PASSED_ON)(command)
-    app.add_typer(jobs, name="submit")
-
-
+@app.command(context_settings=_PASSED_ON)
 @takes(TrainOptions)
 def train(options: TrainOptions, context: typer.Context) -> None:
     """Train; all other arguments are those of `gaguide train`: --deepspeed DS.json --config RUN.yaml …"""
     _submit(options.request("train", context.args), _train_faults, options)
 
 
+@app.command(context_settings=_PASSED_ON)
 @takes(EvaluateOptions)
 def evaluate(options: EvaluateOptions, context: typer.Context) -> None:
     """Evaluate; all other arguments are those of `gaguide evaluate`: --model DIR --tasks … --output DIR"""
     _submit(options.request("evaluate", context.args), _evaluate_faults, options)
 
 
+@app.command(context_settings=_PASSED_ON)
 @takes(DataOptions)
 def data(options: DataOptions, context: typer.Context) -> None:
     """Build shards in a job array; all other arguments are those of `gaguide data build`."""

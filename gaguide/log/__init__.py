@@ -1,7 +1,15 @@
 """Records of a run: metrics.jsonl, the step line on the console, and which code made them."""
 
 from gaguide.log.code import code_commit, code_fingerprint
-from gaguide.log.console import SlowWork, StepLine, format_duration, has_reader, is_first_process, say
+from gaguide.log.console import (
+    SlowWork,
+    StepLine,
+    format_duration,
+    has_reader,
+    is_first_process,
+    say,
+    table_console,
+)
 from gaguide.log.records import MetricsFile, has_step, read_lines, read_metrics
 
 __all__ = [
@@ -17,4 +25,5 @@ __all__ = [
     "read_lines",
     "read_metrics",
     "say",
+    "table_console",
 ]

@@ -8,7 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def say(text: str, error: bool = False) -> None:
@@ -28,6 +31,13 @@ def say(text: str, error: bool = False) -> None:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, stream.fileno())
         os.close(devnull)
+
+
+def table_console(width: int) -> Console:
+    """rich's console for a table: as wide as the terminal, or `width` columns where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if Console().is_terminal else width)
 
 
 class _Reader:

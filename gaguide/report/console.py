@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as ConsoleTable
 
+from gaguide.log import table_console
 from gaguide.report.document import Cell, Report, Table
 
 _PIPE_WIDTH = 170
@@ -15,25 +16,16 @@ def print_report(report: Report) -> None:
     """Print what fits a terminal."""
     console = Console()
     if report.summary is not None and report.summary.rows:
-        _print(report.summary, report.summary.caption or report.title)
+        print_table(report.summary, report.summary.caption or report.title)
     for sentence in report.findings:
         console.print(f"• {sentence}", markup=False, highlight=False)
     for caution in report.cautions:
         console.print(f"! {caution}", markup=False, highlight=False, style="yellow")
 
 
-def print_table(table: Table) -> None:
-    """Print one table of a report."""
-    _print(table, table.title)
-
-
-def _print(table: Table, title: str) -> None:
-    # No terminal: wide enough for a file, where nobody can widen it.
-    Console(width=None if Console().is_terminal else _PIPE_WIDTH).print(_console_table(table, title))
-
-
-def _console_table(table: Table, title: str) -> ConsoleTable:
-    shown = ConsoleTable(header_style="bold", title=escape(title))
+def print_table(table: Table, title: str | None = None) -> None:
+    """Print one table of a report; under `title`, or its own."""
+    shown = ConsoleTable(header_style="bold", title=escape(table.title if title is None else title))
     shown.add_column(escape(table.header[0]), overflow="fold")
     for name in table.header[1:]:
         shown.add_column(escape(name), justify="right", overflow="fold")
@@ -43,7 +35,7 @@ def _console_table(table: Table, title: str) -> ConsoleTable:
             shown.add_row(f"[italic]{escape(group)}[/italic]")
         for name, cells in rows:
             shown.add_row(f"  {escape(name)}", *map(_console_cell, cells))
-    return shown
+    table_console(_PIPE_WIDTH).print(shown)
 
 
 def _console_cell(cell: Cell) -> str:

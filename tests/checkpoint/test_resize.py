@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from gaguide.cli.checkpoint import checkpoints
+from gaguide.cli.checkpoint import app as checkpoints
 from gaguide.data import BlockStore
 from gaguide.errors import UserError
 from gaguide.log import read_metrics

@@ -7,20 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from gaguide.cli.lexicon import register
+from gaguide.cli.lexicon import app
 from gaguide.errors import UserError
 from tests.support.ranks import rank_environment
 
 
 def lexicon(*arguments: str) -> str:
     """Output of the command, run in this process."""
-    app = typer.Typer()
-    register(app)
-    app.command()(lambda: None)  # with a second command, typer keeps `lexicon` as a subcommand
-    done = CliRunner().invoke(app, ["lexicon", *arguments], env={"COLUMNS": "120"})
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
     if done.exception is not None:
         raise done.exception
     return done.stdout

@@ -17,7 +17,9 @@ from gaguide.evaluate.results.metrics import ScoredExample, not_finite, worst
 from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.parts import part_results
 from gaguide.evaluate.results.results import Results, TaskResult
+from gaguide.log import table_console
 
+_PIPE_WIDTH = 110
 _SHOWN_WORST = 3
 _MAX_PROMPT = 300
 """Characters from the end of a prompt."""
@@ -62,7 +64,7 @@ def print_table(results: Results, console: Console | None = None) -> None:
         for (metric_name, _), metric in group.metrics.items():
             values = _value(metric), _interval(metric)
             table.add_row(Text(name), str(group.count), metric_name, *values, end_section=True)
-    console = console or _console()
+    console = console or table_console(_PIPE_WIDTH)
     console.print(table)
     _print_notes(list(results.tasks.values()), console)
     dtype = str(results.settings["dtype"])
@@ -93,7 +95,7 @@ def print_parts(results: Results, console: Console | None = None) -> None:
             )  # fmt: skip
             reasons |= set() if doubt is None else {doubt.reason}
     if table.rows:
-        console = console or _console()
+        console = console or table_console(_PIPE_WIDTH)
         console.print(table)
         shown = {one.reason for task in results.tasks.values() for one in task.uninformative.values()}
         for reason, note in MARK_NOTES.items():
@@ -116,7 +118,7 @@ def print_comparison(
                 continue
             values = [_value_of(results.tasks[name], metric) for results in several]
             table.add_row(Text(name), metric, *values)
-    console = console or _console()
+    console = console or table_console(_PIPE_WIDTH)
     console.print(table)
     _print_notes([task for results in several for task in results.tasks.values()], console)
 
@@ -129,7 +131,7 @@ def _is_shown(result: TaskResult, metric: str) -> bool:
 
 def print_worst(results: Results, console: Console | None = None) -> None:
     """Print the examples of all tasks that the model got most confidently wrong, with their text."""
-    console = console or _console()
+    console = console or table_console(_PIPE_WIDTH)
     named = [(name, one) for name, task in results.tasks.items() for one in worst(task.scored, _SHOWN_WORST)]
     for name, one in sorted(named, key=lambda pair: pair[1].margin or 0.0)[:_SHOWN_WORST]:
         console.print(Text(_worst_text(name, results.tasks[name], one)), soft_wrap=True)
@@ -156,10 +158,6 @@ def _worst_text(name: str, result: TaskResult, one: ScoredExample) -> str:
         f"  answer   {escape_control_characters(classes[answer][:_MAX_CLASS])}\n"
         f"  model    {escape_control_characters(classes[one.predicted][:_MAX_CLASS])}"
     )
-
-
-def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 110)
 
 
 def _value_of(result: TaskResult, name: str) -> str:
