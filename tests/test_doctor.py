@@ -40,7 +40,7 @@ def _one(checks: Iterator[Check] | list[Check], name: str) -> Check:
 @pytest.mark.processes
 def test_this_machine_as_json() -> None:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.doctor)
     result = CliRunner().invoke(app, ["--json"])
     report = json.loads(result.stdout)
     checks = {check["name"]: check for check in report["checks"]}
@@ -55,7 +55,7 @@ def test_this_machine_as_json() -> None:
 
 def test_exit_code_and_lines_follow_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.doctor)
     checks = [Check("a[b]", "ok", "fine"), Check("gone", "warn", "x", "fix [it] " + "so " * 60)]
     asked = []
     monkeypatch.setattr("gaguide.doctor.diagnose", lambda busy: asked.append(busy) or checks)
@@ -146,7 +146,7 @@ def test_remedies_can_be_copied_whole(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert check.remedy.endswith(f"rm '{lock}'")
     monkeypatch.setattr("gaguide.doctor.diagnose", lambda busy: iter([check]))
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.doctor)
     assert f"→ {check.remedy}\n" in CliRunner().invoke(app, []).stdout
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from gaguide.ablate.records import AblationRecord, ModelRecord, SpanAttention
-from gaguide.report.text import counted, fixed, interval, known_mean, p_words
+from gaguide.report.text import counted, fixed, interval, known_mean, p_words, tally
 
 
 def findings(record: AblationRecord) -> list[str]:
@@ -21,9 +20,7 @@ def findings(record: AblationRecord) -> list[str]:
 def model_finding(record: AblationRecord, model: ModelRecord, name: str) -> str:
     """One model's heads, and its loss without all of them."""
     guided = model.with_role("guided")
-    counts = Counter(head.verdict for head in guided)
-    listed = "; ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    text = f"{name}: {len(guided)} heads of the plan: {listed}"
+    text = f"{name}: {len(guided)} heads of the plan: {tally(head.verdict for head in guided)}"
     together = model.together.get(record.deciding)
     if together is not None and together.loss.difference is not None:
         loss = together.loss
@@ -49,8 +46,7 @@ def span_findings(model: ModelRecord) -> Iterator[str]:
             known = f"{some[0].examples:,} of {some[0].of:,} examples have whole spans"
             yield f"{model.name}: attention on {where} has no finite number ({known})."
             continue
-        counts = Counter(one.moved for one in some if one.moved != "not compared")
-        listed = "; ".join(f"{count} {moved}" for moved, count in counts.most_common()) or "not compared"
+        listed = tally(one.moved for one in some if one.moved != "not compared") or "not compared"
         yield (
             f"{model.name}: attention of {counted(len(some), 'head')} of the plan from the continuation on "
             f"{where} ({some[0].examples:,} of {some[0].of:,} examples): {listed}, mean {fixed(mean, 3)}."

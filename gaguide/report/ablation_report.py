@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from gaguide.ablate.records import AblationRecord
 from gaguide.report.ablation_csv import ablation_csv
@@ -19,7 +18,7 @@ from gaguide.report.ablation_tables import (
     verdict_table,
 )
 from gaguide.report.document import Cell, Chart, Report, Section, Table, folded
-from gaguide.report.text import ABSENT
+from gaguide.report.text import ABSENT, shown, words
 
 
 def ablation_report(records: Sequence[AblationRecord]) -> Report:
@@ -65,7 +64,7 @@ def _provenance(records: Sequence[AblationRecord]) -> Section:
                 model.name,
                 (
                     Cell(model.model),
-                    Cell(ABSENT if model.loss is None else f"{model.loss:.4f}"),
+                    Cell(shown(model.loss, ".4f")),
                     Cell(f"{sum(model.band_tokens.values()) - model.band_tokens.get('rest', 0):,}"),
                     Cell(f"{sum(model.band_tokens.values()):,}"),
                     Cell(f"{model.seconds:.0f} s"),
@@ -77,19 +76,11 @@ def _provenance(records: Sequence[AblationRecord]) -> Section:
     )
     names = dict.fromkeys(name for record in records for name in record.settings if name != "patterns")
     columns = tuple(str(at) if len(records) > 1 else "" for at in range(1, len(records) + 1))
-    rows = [(name, tuple(Cell(_words(record.settings.get(name))) for record in records)) for name in names]
+    rows = [(name, tuple(Cell(words(record.settings.get(name))) for record in records)) for name in names]
     rows += [("attention compared with", tuple(Cell(record.before or ABSENT) for record in records))]
     rows += [
-        (name, tuple(Cell(_words(record.versions.get(name))[:16]) for record in records))
+        (name, tuple(Cell(words(record.versions.get(name))[:16]) for record in records))
         for name in dict.fromkeys(name for record in records for name in record.versions)
     ]
     settings = Table("settings", "Settings and versions", ("", *columns), tuple(rows), monospace=True)
     return Section("provenance", "Where the numbers come from", (models, folded(settings)))
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items()) or ABSENT
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or ABSENT
-    return ABSENT if value is None else str(value)

@@ -19,11 +19,12 @@ from gaguide.report.text import (
     ABSENT,
     SIGNIFICANT,
     before_after,
-    fixed,
+    change,
     head_name,
     interval,
     known_mean,
     p_words,
+    shown,
 )
 
 _DIGITS = 4
@@ -37,7 +38,8 @@ def verdict_table(records: Sequence[AblationRecord]) -> Table:
         for head in model.with_role("guided"):
             rows.append((head_name(head), _verdict_cells(head, record.deciding)))
         if record.deciding in model.together:
-            rows.append(("all of these at once", _together_cells(model.together[record.deciding])))
+            cells = _effect_cells(model.together[record.deciding])
+            rows.append(("all of these at once", (Cell(ABSENT), Cell(ABSENT), *cells, Cell(ABSENT))))
         groups += [model.name] * (len(rows) - len(groups))
     how = ", ".join(dict.fromkeys(record.deciding for record in records))
     return Table(
@@ -74,7 +76,7 @@ def _models(records: Sequence[AblationRecord]) -> Iterator[tuple[AblationRecord,
 def _verdict_cells(head: HeadRecord, deciding: str) -> tuple[Cell, ...]:
     effects = head.methods[deciding]
     rise = head.rise
-    moved = ABSENT if head.attention is None else f"{head.attention:.3f}"
+    moved = shown(head.attention, ".3f")
     if head.attention is not None and head.attention_before is not None:
         moved = before_after(head.attention_before, head.attention)
     is_moved = rise is not None and rise.p_holm is not None and rise.p_holm < SIGNIFICANT
@@ -82,14 +84,14 @@ def _verdict_cells(head: HeadRecord, deciding: str) -> tuple[Cell, ...]:
     return (
         Cell(head.pattern),
         Cell(moved, is_moved, small=small),
-        *(effect_cell(getattr(effects, name)) for name in ("loss", "near", "over_controls", "over_first")),
+        *_effect_cells(effects),
         Cell(head.verdict, head.used in ("used", "harmful")),
     )
 
 
-def _together_cells(effects: MethodEffects) -> tuple[Cell, ...]:
-    cells = (effect_cell(getattr(effects, name)) for name in ("loss", "near", "over_controls", "over_first"))
-    return Cell(ABSENT), Cell(ABSENT), *cells, Cell(ABSENT)
+def _effect_cells(effects: MethodEffects) -> list[Cell]:
+    changes = (effects.loss, effects.near, effects.over_controls, effects.over_first)
+    return [effect_cell(one) for one in changes]
 
 
 def effect_cell(effect: Effect | None, digits: int = _DIGITS) -> Cell:
@@ -98,8 +100,11 @@ def effect_cell(effect: Effect | None, digits: int = _DIGITS) -> Cell:
         return Cell(ABSENT)
     p = effect.p if effect.p_holm is None else effect.p_holm
     lines = [interval(effect.low, effect.high, digits), p_words(p)]
-    shown = fixed(effect.difference, digits, "+")
-    return Cell(shown, p is not None and p < SIGNIFICANT, small="\n".join(filter(None, lines)))
+    return Cell(
+        change(effect.difference, digits),
+        p is not None and p < SIGNIFICANT,
+        small="\n".join(filter(None, lines)),
+    )
 
 
 def methods_table(records: Sequence[AblationRecord]) -> Table:
@@ -109,7 +114,9 @@ def methods_table(records: Sequence[AblationRecord]) -> Table:
     methods = list(dict.fromkeys(method for record in records for method in record.settings["methods"]))
     for _, model in _models(records):
         for head in model.with_role("guided"):
-            rows.append((head_name(head), tuple(_by_method(head.methods, methods))))
+            effects = (head.methods.get(method) for method in methods)
+            pairs = ((one.loss, one.near) if one else (None, None) for one in effects)
+            rows.append((head_name(head), tuple(effect_cell(one) for pair in pairs for one in pair)))
         groups += [model.name] * (len(rows) - len(groups))
     columns = [f"{method}{where}" for method in methods for where in ("", ", near cues")]
     return Table(
@@ -124,21 +131,12 @@ def methods_table(records: Sequence[AblationRecord]) -> Table:
     )
 
 
-def _by_method(effects: object, methods: Sequence[str]) -> Iterator[Cell]:
-    assert isinstance(effects, dict)
-    for method in methods:
-        found = effects.get(method)
-        yield effect_cell(found.loss if found else None)
-        yield effect_cell(found.near if found else None)
-
-
 def norm_table(records: Sequence[AblationRecord]) -> Table:
     """What heads attend to and how much they write from there; controls as means."""
     rows: list[Row] = []
     groups: list[str] = []
     for _, model in _models(records):
-        for role in ("guided", "control"):
-            rows += [_norm_row(head_name(head), [head]) for head in model.with_role(role) if role == "guided"]
+        rows += [_norm_row(head_name(head), [head]) for head in model.with_role("guided")]
         if controls := model.with_role("control"):
             rows.append(_norm_row(f"mean of {len(controls)} controls", controls))
         groups += [model.name] * (len(rows) - len(groups))
@@ -156,14 +154,11 @@ def norm_table(records: Sequence[AblationRecord]) -> Table:
 
 def _norm_row(name: str, heads: Sequence[HeadRecord]) -> Row:
     attention = known_mean([head.attention for head in heads])
-    weighted, target = (
-        known_mean([head.weighted_norm for head in heads]),
-        known_mean([head.target_norm for head in heads]),
-    )
+    weighted = known_mean([head.weighted_norm for head in heads])
+    target = known_mean([head.target_norm for head in heads])
     share = None if target is None or not weighted else target / weighted
     values = (attention, known_mean([head.output_norm for head in heads]), weighted)
-    cells = [Cell(ABSENT if value is None else f"{value:.3f}") for value in values]
-    return name, (*cells, Cell(ABSENT if share is None else f"{share:.1%}"))
+    return name, (*(Cell(shown(value, ".3f")) for value in values), Cell(shown(share, ".1%")))
 
 
 def side_table(records: Sequence[AblationRecord]) -> Table:
@@ -206,8 +201,7 @@ def task_table(records: Sequence[AblationRecord]) -> Table:
                 continue
             for task, metrics in head.methods[method].tasks.items():
                 for metric, effect in metrics.items():
-                    value = model.tasks.get(task, {}).get(metric)
-                    with_it = ABSENT if value is None else f"{value:.4f}"
+                    with_it = shown(model.tasks.get(task, {}).get(metric), ".4f")
                     cells = Cell(head.role), Cell(with_it), effect_cell(effect), Cell(f"{effect.count:,}")
                     rows.append((f"{task} · {metric} · {head_name(head)} ({method})", cells))
         groups += [model.name] * (len(rows) - len(groups))
@@ -253,8 +247,7 @@ def span_table(records: Sequence[AblationRecord]) -> Table:
 def _span_cells(some: Sequence[SpanAttention]) -> Iterator[Cell]:
     """The cells of one head and mark; `some` in the order of `Queries`."""
     for one in some:
-        shown = ABSENT if one.attention is None else fixed(one.attention, 3)
-        yield Cell(shown, small=interval(one.low, one.high))
+        yield Cell(shown(one.attention, ".3f"), small=interval(one.low, one.high))
         yield effect_cell(one.rise, 3)
     first, queries = some[0], " and ".join(f"{one.query_count:,}" for one in some)
     truncated = [f"{first.cut:,} truncated"] if first.cut else []

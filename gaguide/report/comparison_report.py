@@ -16,13 +16,17 @@ from gaguide.report.document import Cell, Chart, Part, Report, Row, Table, folde
 from gaguide.report.text import (
     ABSENT,
     DIRECTIONS,
+    change,
     csv_text,
+    end_of,
     fixed,
     interval,
     mark,
     mark_notes,
     p_value,
+    records_csv,
     shorten,
+    shown,
     slug,
     small_number,
     smallest_p,
@@ -50,11 +54,11 @@ _POWER_NOTE = (
 )
 
 
-def comparison_report(compared: Comparison, shown: int = 5) -> Report:
-    """Everything that a comparison says. `shown`: gained and lost examples of each task in pages."""
+def comparison_report(compared: Comparison, examples: int = 5) -> Report:
+    """Everything that a comparison says. `examples`: gained and lost ones of each task in pages."""
     main = [one for one in compared.tests if one.is_main]
     tables = (differences_table(compared.tests), power_table(compared.tests))
-    examples = tuple(_example_tables(compared.changes, shown))
+    changed = tuple(_example_tables(compared.changes, examples))
     chart = Chart(
         "differences",
         "Differences",
@@ -63,16 +67,19 @@ def comparison_report(compared: Comparison, shown: int = 5) -> Report:
         "power 0.8.",
         lambda: draw_differences(main),
     )
-    body: list[Part] = [tables[0], chart, tables[1], *map(folded, examples), _sources(compared)]
+    body: list[Part] = [tables[0], chart, tables[1], *map(folded, changed), _sources(compared)]
     return Report(
         title="Comparison of evaluations",
         findings=tuple(_findings(main)),
         cautions=tuple(f"{text.rstrip('.')}." for text in _cautions(compared)),
         summary=differences_table(main),
-        tables=(*tables, *examples, _sources(compared)) if compared.tests else (_sources(compared),),
+        tables=(*tables, *changed, _sources(compared)) if compared.tests else (_sources(compared),),
         charts=(chart,),
         body=tuple(body),
-        csv_files=lambda: {"": _csv(compared.tests), "examples": _changes_csv(compared.changes)},
+        csv_files=lambda: {
+            "": _csv(compared.tests),
+            "examples": records_csv(ExampleChange, compared.changes),
+        },
     )
 
 
@@ -128,7 +135,7 @@ def power_table(tests: Sequence[TaskComparison]) -> Table:
                 _effect(one),
                 Cell(ABSENT if one.detectable is None else small_number(one.detectable, _DIGITS)),
                 *(Cell(f"{power:.0%}") for _, power in one.power or ((0.0, 0.0),) * len(sizes)),
-                Cell(ABSENT if one.needed is None else f"{one.needed:,}"),
+                Cell(shown(one.needed, ",")),
                 Cell(f"{one.count:,}", small="\n".join(_counts(one))),
             ),
         )
@@ -173,12 +180,12 @@ def _findings(main: Sequence[TaskComparison]) -> Iterator[str]:
     """For each pair: what is shown to be better or worse, and what the rest could have shown."""
     for (name, baseline), group in groupby(main, key=lambda one: (one.evaluation, one.baseline)):
         tests = list(group)
-        shown = [one for one in tests if one.is_shown]
+        differing = [one for one in tests if one.is_shown]
         parts = []
         for word, wanted in (("better", True), ("worse", False), ("different", None)):
             named = [
                 f"{one.task} ({one.metric} {fixed(one.difference, 4, '+')})"
-                for one in shown
+                for one in differing
                 if one.improved is wanted
             ]
             parts += [f"{word} on {', '.join(named)}"] if named else []
@@ -205,7 +212,7 @@ def _cautions(compared: Comparison) -> Iterator[str]:
         yield from (f"{evaluation.name}: {text}" for text in evaluation.warnings)
 
 
-def _example_tables(changes: Sequence[ExampleChange], shown: int) -> Iterator[Table]:
+def _example_tables(changes: Sequence[ExampleChange], limit: int) -> Iterator[Table]:
     """For each pair and task the examples that were gained and lost, the largest changes first."""
     keyed = groupby(changes, key=lambda one: (one.evaluation, one.baseline, one.task))
     for (name, baseline, task), group in keyed:
@@ -214,8 +221,8 @@ def _example_tables(changes: Sequence[ExampleChange], shown: int) -> Iterator[Ta
         groups = []
         for word in ("gained", "better", "lost", "worse"):
             own = [one for one in listed if one.change == word]
-            rows += [_example_row(one) for one in own[:shown]]
-            groups += [f"{word}: {min(shown, len(own))} of {len(own)}"] * len(own[:shown])
+            rows += [_example_row(one) for one in own[:limit]]
+            groups += [f"{word}: {min(limit, len(own))} of {len(own)}"] * len(own[:limit])
         if rows:
             yield Table(
                 f"examples-{slug(name)}-{slug(baseline)}-{slug(task)}",
@@ -229,12 +236,10 @@ def _example_tables(changes: Sequence[ExampleChange], shown: int) -> Iterator[Ta
 
 
 def _example_row(one: ExampleChange) -> Row:
-    prompt = one.prompt if len(one.prompt) <= _PROMPT_SHOWN else "…" + one.prompt[-_PROMPT_SHOWN:]
-    difference = one.loss_difference
     return one.id, (
-        Cell(prompt),
+        Cell(end_of(one.prompt, _PROMPT_SHOWN)),
         *(Cell(_answer(text)) for text in (one.answer, one.baseline_prediction, one.prediction)),
-        Cell(ABSENT if difference is None else fixed(difference, 3, "+")),
+        Cell(change(one.loss_difference, 3)),
     )
 
 
@@ -273,8 +278,3 @@ def _effect_values(one: TaskComparison) -> list[Any]:
 def _powers(one: TaskComparison, sizes: Sequence[float]) -> list[float | None]:
     known = dict(one.power)
     return [known.get(size) for size in sizes]
-
-
-def _changes_csv(changes: Sequence[ExampleChange]) -> str:
-    columns = [column.name for column in fields(ExampleChange)]
-    return csv_text(columns, [[getattr(one, name) for name in columns] for one in changes])

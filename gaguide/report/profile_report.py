@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import fields
-
 from gaguide.heads.records import HeadProfile, ProfileRecord
 from gaguide.report.document import Cell, Chart, Report, Row, Section, Table, folded
 from gaguide.report.profile_figures import draw_agreement, draw_profile
-from gaguide.report.text import ABSENT, csv_text, fixed, head_name, interval
+from gaguide.report.text import (
+    excludes_zero,
+    fixed,
+    head_name,
+    interval,
+    records_csv,
+    shown,
+    tally,
+    words,
+)
 
 _SHOWN = 12
 _UNCORRECTED = (
@@ -41,16 +47,15 @@ def profile_report(record: ProfileRecord) -> Report:
         tables=(chosen, most, every),
         charts=(maps, agreement),
         body=(chosen, maps, most, agreement, folded(every), _provenance(record)),
-        csv_files=lambda: {"heads": _csv(record)},
+        csv_files=lambda: {"heads": records_csv(HeadProfile, record.heads)},
     )
 
 
 def _findings(record: ProfileRecord) -> list[str]:
-    counts = Counter(head.type for head in record.heads).most_common()
     near = "not finite" if record.near_loss is None else f"{record.near_loss:.4f}"
     whole = "not finite" if record.loss is None else f"{record.loss:.4f}"
     sentences = [
-        f"{len(record.heads)} heads: {', '.join(f'{count} {name}' for name, count in counts)}.",
+        f"{len(record.heads)} heads: {tally((head.type for head in record.heads), ', ')}.",
         f"Held-out loss {whole} over {record.tokens:,} tokens, {near} over the {record.near_tokens:,} on a "
         "word or up to 20 tokens after it.",
     ]  # fmt: skip
@@ -113,7 +118,7 @@ def _head_table(record: ProfileRecord) -> Table:
             head_name(head),
             (
                 *_effects(head),
-                *(Cell(ABSENT if value is None else f"{value:.3f}")
+                *(Cell(shown(value, ".3f"))
                   for value in (head.first, head.previous, head.same, head.induction, head.copying,
                                 head.output_norm, head.target_norm)),
                 Cell(head.type),
@@ -135,7 +140,7 @@ def _head_table(record: ProfileRecord) -> Table:
 
 def _effects(head: HeadProfile) -> tuple[Cell, Cell, Cell]:
     return (
-        Cell(ABSENT if head.mass is None else f"{head.mass:.3f}"),
+        Cell(shown(head.mass, ".3f")),
         _effect(head.near, head.near_low, head.near_high, head.near_estimate),
         _effect(head.loss, head.loss_low, head.loss_high, head.loss_estimate),
     )
@@ -144,18 +149,12 @@ def _effects(head: HeadProfile) -> tuple[Cell, Cell, Cell]:
 def _effect(exact: float | None, low: float | None, high: float | None, estimate: float) -> Cell:
     if exact is None:
         return Cell(fixed(estimate, 4, "+"), small="est.")
-    beyond = low is not None and high is not None and not low <= 0 <= high
-    return Cell(fixed(exact, 4, "+"), beyond, small=interval(low, high, 4))
+    return Cell(fixed(exact, 4, "+"), excludes_zero(low, high), small=interval(low, high, 4))
 
 
 def _provenance(record: ProfileRecord) -> Section:
     values = {"model": record.model, "mode": record.mode} | dict(record.settings) | dict(record.versions)
-    rows = tuple((name, (Cell(ABSENT if value is None else str(value)),)) for name, value in values.items())
+    rows = tuple((name, (Cell(words(value)),)) for name, value in values.items())
     return Section(
         "provenance", "Where the numbers come from", (Table("settings", "", ("", ""), rows, monospace=True),)
     )
-
-
-def _csv(record: ProfileRecord) -> str:
-    names = [column.name for column in fields(HeadProfile)]
-    return csv_text(names, ([getattr(head, name) for name in names] for head in record.heads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from gaguide.log import format_duration
 from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
-from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, mark, p_value
+from gaguide.report.text import ABSENT, DIRECTIONS, excludes_zero, fixed, interval, mark, p_value, tally
 
 _BANDS = {
     "on": "the cues themselves",
@@ -155,8 +154,7 @@ def _ablations(runs: Sequence[RunRecord]) -> list[Measure]:
             text = fixed(loss.difference, 4, "+")
             values.append(Value(text, loss.difference, loss.low, loss.high, digits=4))
         heads = run.ablation.heads if run.ablation else ()
-        counted = Counter(head.verdict for head in heads).most_common()
-        verdicts.append(Value("; ".join(f"{count} {text}" for text, count in counted) or ABSENT))
+        verdicts.append(Value(tally(head.verdict for head in heads) or ABSENT))
     return [
         Measure(section, f"loss without {which} (nats per token)", tuple(values)),
         Measure(section, "heads", tuple(verdicts)),
@@ -205,7 +203,7 @@ def _with_tests(
 
 def _improved(test: TaskComparison | None, better: Better | None) -> bool | None:
     """Whether a difference beyond its interval is an improvement; None where nothing is shown."""
-    if test is None or better is None or test.low is None or test.high is None or test.low <= 0 <= test.high:
+    if test is None or better is None or not excludes_zero(test.low, test.high):
         return None
     return (test.difference > 0) == (better == "high")
 

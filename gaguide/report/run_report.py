@@ -15,7 +15,7 @@ from gaguide.report.run_measures import FURTHER, Measure, Value, measures
 from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.style import series_style
-from gaguide.report.text import ABSENT, csv_text, interval, mark_notes, smallest_p
+from gaguide.report.text import ABSENT, csv_text, interval, mark_notes, shown, smallest_p
 
 _NOTE = (
     "Differences (Δ) are to the first run; with brackets: 95% interval of the difference on the "
@@ -143,7 +143,7 @@ def _heads(runs: Sequence[RunRecord]) -> list[Section]:
             for mass in validation.per_head if validation else ():
                 key = (mass.layer, mass.head, mass.pattern)
                 cells = masses.setdefault(key, [[ABSENT, ABSENT] for _ in runs])
-                cells[index][when] = ABSENT if mass.attention is None else f"{mass.attention:.3f}"
+                cells[index][when] = shown(mass.attention, ".3f")
     if not masses:
         return []
     rows: list[Row] = []
@@ -194,17 +194,9 @@ def _provenance(runs: Sequence[RunRecord]) -> Section:
 def _csv(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> str:
     """One line per run and measure."""
     columns = (
-        "section",
-        "measure",
-        "run",
-        "value",
-        "low",
-        "high",
-        "count",
-        "difference_to_first",
-        "difference_interval_and_p",
-        "doubt",
-    )
+        "section", "measure", "run", "value", "low", "high", "count", "difference_to_first",
+        "difference_interval_and_p", "doubt",
+    )  # fmt: skip
     return csv_text(
         columns,
         (

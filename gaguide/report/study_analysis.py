@@ -6,10 +6,9 @@ Only averages over heads are computed here; the statistics are in the records.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, before_after, fixed, interval
+from gaguide.report.text import ABSENT, before_after, change, excludes_zero, fixed, interval, known_mean
 from gaguide.study.analysis_records import HeadAttention, LossCost
 from gaguide.study.record_files import StudyRecords
 
@@ -64,9 +63,7 @@ def attention_table(study: StudyRecords) -> Table:
 
 def attention_means(rows: Sequence[HeadAttention]) -> tuple[float | None, float | None]:
     """Means before and after training, over the heads that saw a guided word; None where none did."""
-    before = [row.before for row in rows if row.before is not None]
-    after = [row.after for row in rows if row.after is not None]
-    return (fmean(before) if before else None), (fmean(after) if after else None)
+    return known_mean(row.before for row in rows), known_mean(row.after for row in rows)
 
 
 def share_table(study: StudyRecords, mode: str) -> Table:
@@ -98,10 +95,10 @@ def gain_table(study: StudyRecords) -> Table:
         if row.metric != main.get(row.task):
             continue
         name = f"{row.task} ({row.metric}) · {row.size} · {row.experiment} against {row.baseline}"
-        text = ABSENT if row.gain is None else fixed(row.gain, 4, "+")
-        beyond = row.low is not None and row.high is not None and not row.low <= 0 <= row.high
         small = " ".join(filter(None, [interval(row.low, row.high, 4), f"n = {row.examples}"]))
-        pairs.setdefault(name, {})[row.words] = Cell(text, beyond, small=small)
+        pairs.setdefault(name, {})[row.words] = Cell(
+            change(row.gain), excludes_zero(row.low, row.high), small=small
+        )
     rows = tuple((name, (cells.get("with", Cell(ABSENT)), cells.get("without", Cell(ABSENT))))
                  for name, cells in pairs.items())  # fmt: skip
     return Table(

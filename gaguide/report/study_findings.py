@@ -10,7 +10,7 @@ from gaguide.report.run_findings import unseen_words
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
-from gaguide.report.text import counted, fixed
+from gaguide.report.text import counted, fixed, tally
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, Comparison, Result
@@ -98,11 +98,10 @@ def _moved(row: Comparison) -> str:
 
 def _verdicts(study: StudyRecords) -> list[str]:
     metrics = study.index.main_metrics
-    counts = Counter(row.verdict for row in study.verdicts if metrics.get(row.task) == row.metric)
-    if not counts.keys() - {"not enough sizes"}:
+    found = [row.verdict for row in study.verdicts if metrics.get(row.task) == row.metric]
+    if not set(found) - {"not enough sizes"}:
         return []
-    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    return [f"Scaling verdicts over tasks and columns: {listed}."]
+    return [f"Scaling verdicts over tasks and columns: {tally(found, ', ')}."]
 
 
 def _constant_answers(study: StudyRecords) -> list[str]:

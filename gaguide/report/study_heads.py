@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,14 +9,14 @@ from gaguide.ablate.records import Effect
 from gaguide.report.ablation_tables import effect_cell
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.text import (
-    ABSENT,
     SIGNIFICANT,
     before_after,
+    change,
     counted,
-    fixed,
     head_name,
     known_mean,
     p_words,
+    tally,
 )
 from gaguide.study.analysis_records import HeadVerdict
 from gaguide.study.record_files import StudyRecords
@@ -27,37 +26,24 @@ def head_count_table(study: StudyRecords) -> Table:
     """Verdicts counted, for each size and experiment."""
     rows: list[Row] = []
     for (size, experiment), heads in head_families(study).items():
-        counts = Counter(one.verdict for one in heads).most_common()
-        listed = "; ".join(f"{count} {verdict}" for verdict, count in counts)
-        rows.append(
-            (
-                f"{size} · {experiment}{'' if heads[0].guided else ' (only measured)'}",
-                (
-                    Cell(str(len(heads)), small=_basis(heads)),
-                    Cell(
-                        before_after(
-                            *(known_mean(getattr(one, when) for one in heads) for when in ("before", "after"))
-                        )
-                    ),
-                    Cell(_number(known_mean(one.loss for one in heads))),
-                    Cell(_number(known_mean(one.over_controls for one in heads))),
-                    _mean_over(heads),
-                    Cell(listed),
-                ),
-            )
+        attention = before_after(
+            known_mean(one.before for one in heads), known_mean(one.after for one in heads)
         )
+        cells = (
+            Cell(str(len(heads)), small=_basis(heads)),
+            Cell(attention),
+            Cell(change(known_mean(one.loss for one in heads))),
+            Cell(change(known_mean(one.over_controls for one in heads))),
+            _mean_over(heads),
+            Cell(tally(one.verdict for one in heads)),
+        )
+        name = f"{size} · {experiment}{'' if heads[0].guided else ' (only measured)'}"
+        rows.append((name, cells))
     return Table(
         "head-counts",
         "Is the guided head used?",
-        (
-            "",
-            "heads",
-            "attention",
-            "loss without one",
-            "more than controls",
-            "more than finetuned",
-            "verdicts",
-        ),
+        ("", "heads", "attention", "loss without one", "more than controls", "more than finetuned",
+         "verdicts"),
         tuple(rows),
         _note(study) + " Numbers are means over heads and seeds.",
     )  # fmt: skip
@@ -81,11 +67,8 @@ def head_findings(study: StudyRecords) -> list[str]:
     sentences = []
     for experiment in dict.fromkeys(one.experiment for one in study.head_verdicts if one.guided):
         heads = [one for one in study.head_verdicts if one.experiment == experiment]
-        counts = Counter(one.verdict for one in heads).most_common()
-        listed = "; ".join(f"{count} {verdict}" for verdict, count in counts)
-        sentences.append(
-            f"{experiment}: {counted(len(heads), 'guided head')} over all sizes ({_basis(heads)}): {listed}."
-        )
+        number, verdicts = counted(len(heads), "guided head"), tally(one.verdict for one in heads)
+        sentences.append(f"{experiment}: {number} over all sizes ({_basis(heads)}): {verdicts}.")
     return sentences
 
 
@@ -121,8 +104,8 @@ def _cells(one: HeadVerdict) -> tuple[Cell, ...]:
         Cell(one.pattern),
         Cell(before_after(one.before, one.after), is_moved, small=p_words(one.p_moved)),
         effect_cell(Effect(one.loss, one.low, one.high, one.p_used)),
-        Cell(_number(one.near)),
-        Cell(_number(one.over_controls)),
+        Cell(change(one.near)),
+        Cell(change(one.over_controls)),
         _over(one),
         Cell(one.verdict, one.used in ("used", "harmful")),
     )
@@ -148,8 +131,4 @@ def _mean_over(heads: Sequence[HeadVerdict]) -> Cell:
     beyond = [one for one in heads if one.p_over is not None and one.p_over < SIGNIFICANT]
     more = sum((one.over_finetuned or 0) > 0 for one in beyond)
     words = f"{more} more, {len(beyond) - more} less of {len(ps)} beyond noise" if ps else ""
-    return Cell(_number(known_mean(one.over_finetuned for one in heads)), small=words)
-
-
-def _number(value: float | None) -> str:
-    return ABSENT if value is None else fixed(value, 4, "+")
+    return Cell(change(known_mean(one.over_finetuned for one in heads)), small=words)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any
 
 import yaml
 
@@ -17,7 +15,7 @@ from gaguide.report.study_findings import study_cautions, study_findings
 from gaguide.report.study_head_figure import draw_heads
 from gaguide.report.study_heads import head_count_table, head_verdict_table
 from gaguide.report.study_tables import interval_units, mean_of, size_tables
-from gaguide.report.text import ABSENT, counted, csv_text
+from gaguide.report.text import ABSENT, counted, end_of, records_csv, shown, words
 from gaguide.study.analysis_records import Change
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, KNOCK_OUT, CellRecord
@@ -87,8 +85,7 @@ def _csv_files(study: StudyRecords) -> dict[str, str]:
     found = {}
     for name in _RECORDS:
         if rows := getattr(study, name):
-            columns = [column.name for column in fields(rows[0])]
-            found[name] = csv_text(columns, ([getattr(row, key) for key in columns] for row in rows))
+            found[name] = records_csv(type(rows[0]), rows)
     return found
 
 
@@ -118,9 +115,13 @@ def _changes(study: StudyRecords) -> Iterator[Section]:
 
 
 def _change(row: Change) -> Row:
-    prompt = row.prompt if len(row.prompt) <= _PROMPT_SHOWN else "…" + row.prompt[1 - _PROMPT_SHOWN :]
     right = ABSENT if row.correct is None else f"{row.baseline_correct} → {row.correct} of {row.seeds}"
-    cells = (prompt, ", ".join(row.contains) or ABSENT, right, f"{row.change:+.3f}")
+    cells = (
+        end_of(row.prompt, _PROMPT_SHOWN),
+        ", ".join(row.contains) or ABSENT,
+        right,
+        f"{row.change:+.3f}",
+    )
     return f"{row.task} · {row.size} · {row.example}", tuple(map(Cell, cells))
 
 
@@ -131,7 +132,7 @@ def _provenance(study: StudyRecords) -> Section:
         title="",
         header=("", ""),
         rows=tuple(
-            (str(name), (Cell(_words(value)),)) for name, value in study.provenance.items() if name != "notes"
+            (str(name), (Cell(words(value)),)) for name, value in study.provenance.items() if name != "notes"
         ),
         monospace=True,
     )
@@ -144,13 +145,13 @@ def _provenance(study: StudyRecords) -> Section:
             (
                 cell.id,
                 (Cell(cell.state, cell.state == "failed", small=(cell.error or "").strip()[-200:]),
-                 Cell(ABSENT if cell.seed is None else str(cell.seed)),
-                 Cell(ABSENT if cell.parameters is None else f"{cell.parameters:,}"),
-                 Cell(ABSENT if cell.tokens is None else f"{cell.tokens:,}"),
+                 Cell(words(cell.seed)),
+                 Cell(shown(cell.parameters, ",")),
+                 Cell(shown(cell.tokens, ",")),
                  Cell(_dropped(cell), bool(cell.dropped_steps)),
                  Cell(ABSENT if cell.wall_seconds is None else format_duration(cell.wall_seconds)),
-                 Cell(_words({name: text[:12] for name, text in cell.fingerprints.items()})),
-                 Cell(_words(cell.versions))),
+                 Cell(words({name: text[:12] for name, text in cell.fingerprints.items()})),
+                 Cell(words(cell.versions))),
             )
             for cell in study.cells
         ),
@@ -192,9 +193,3 @@ def _dropped(cell: CellRecord) -> str:
     if cell.dropped_steps is None:
         return ABSENT
     return f"{cell.dropped_steps:,}" + ("" if cell.steps is None else f" of {cell.steps:,}")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items()) or ABSENT
-    return str(value)

@@ -6,7 +6,9 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from statistics import fmean
 from typing import Any
 
@@ -99,6 +101,46 @@ def shorten(name: str, length: int = 32) -> str:
 def slug(text: str) -> str:
     """A name that is safe in files, links and labels."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def shown(value: float | None, spec: str) -> str:
+    """A number in a format such as ".3f"; `ABSENT` where there is none."""
+    return ABSENT if value is None else format(value, spec)
+
+
+def change(value: float | None, digits: int = 4) -> str:
+    """A difference with its sign; `ABSENT` where there is none."""
+    return ABSENT if value is None else fixed(value, digits, "+")
+
+
+def excludes_zero(low: float | None, high: float | None) -> bool:
+    """Whether an interval is known and 0 lies outside it."""
+    return low is not None and high is not None and not low <= 0 <= high
+
+
+def tally(words: Iterable[str], separator: str = "; ") -> str:
+    """Each word with how often it occurs, the most frequent first: `3 used; 1 harmful`."""
+    return separator.join(f"{count} {word}" for word, count in Counter(words).most_common())
+
+
+def words(value: Any) -> str:
+    """A setting or version in words; `ABSENT` where there is none."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items()) or ABSENT
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or ABSENT
+    return ABSENT if value is None else str(value)
+
+
+def end_of(text: str, length: int) -> str:
+    """A text cut to its last `length` characters."""
+    return text if len(text) <= length else "…" + text[-length:]
+
+
+def records_csv(kind: type[Any], rows: Iterable[Any]) -> str:
+    """Records of the dataclass `kind` as CSV, a column for each field."""
+    names = [column.name for column in fields(kind)]
+    return csv_text(names, ([getattr(row, name) for name in names] for row in rows))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

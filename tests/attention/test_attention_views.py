@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _invoke(*args: object) -> object:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.attention)
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 

@@ -22,7 +22,7 @@ RECIPE = REPOSITORY / "launch" / "recipes" / "gpt2-medium-4-transition.yaml"
 
 def run(*arguments: object) -> Result:
     app = typer.Typer()
-    plan.register(app)
+    app.command()(plan.plan)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

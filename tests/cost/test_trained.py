@@ -96,7 +96,7 @@ def test_plan_counts_the_trained_part_of_a_run(tmp_path: Path) -> None:
         "train": {"global_batch": 8, "steps": 10},
     }
     app = typer.Typer()
-    plan.register(app)
+    app.command()(plan.plan)
     found = {}
     parts = {"whole": {}, "lora": {"lora": {"rank": 4}}, "freeze": {"freeze": ["embeddings"]}}
     for name, more in parts.items():

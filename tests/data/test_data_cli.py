@@ -8,7 +8,6 @@ import sys
 import threading
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from gaguide.cli import data
@@ -17,10 +16,7 @@ from gaguide.errors import UserError
 
 def call(*arguments: object) -> tuple[int, str]:
     """Run the command; return its exit code and output."""
-    app = typer.Typer()
-    data.register(app)
-    app.callback()(lambda: None)  # keeps `data` a subcommand
-    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    result = CliRunner().invoke(data.app, [*map(str, arguments)])
     if isinstance(result.exception, UserError):
         raise result.exception
     return result.exit_code, result.output

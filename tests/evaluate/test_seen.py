@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from gaguide.cli import eval as eval_commands
@@ -52,10 +51,7 @@ def folders(path: Path, changed: str | None = None, grouped: bool = False) -> tu
 
 
 def clean(*arguments: object) -> tuple[int, str]:
-    app = typer.Typer()
-    eval_commands.register(app)
-    app.callback()(lambda: None)  # keeps `eval` a subcommand
-    result = CliRunner().invoke(app, ["eval", "clean", *map(str, arguments)])
+    result = CliRunner().invoke(eval_commands.app, ["clean", *map(str, arguments)])
     if isinstance(result.exception, UserError):
         raise result.exception
     return result.exit_code, result.output

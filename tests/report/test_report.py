@@ -51,7 +51,7 @@ def _row(rows: list[Measure], section: str, name: str) -> Measure:
 
 def _command(*args: object) -> object:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.report)
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 

@@ -102,7 +102,7 @@ def test_latex_compiles_whatever_the_names_are(hostile: StudyRecords, tmp_path: 
 
 def test_command_reports_a_study(folder: Path, tmp_path: Path) -> None:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.report)
     arguments = [str(folder), "--output", str(tmp_path / "s.html"), "--formats", "all"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from gaguide.cli import submit
@@ -15,15 +14,12 @@ from gaguide.slurm import JobRequest, render
 from gaguide.slurm.request import time_limit_seconds
 from tests.support.ranks import DS_CONFIGS, REPOSITORY
 
-app = typer.Typer()
-submit.register(app)
-
 TRAIN = ("train", "--deepspeed", str(DS_CONFIGS / "zero2.json"))
 
 
 def call(*words: object) -> str:
     """The output of `gaguide submit WORDS`; raises what the command raises."""
-    done = CliRunner().invoke(app, ["submit", *map(str, words)], catch_exceptions=True)
+    done = CliRunner().invoke(submit.app, [*map(str, words)], catch_exceptions=True)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
