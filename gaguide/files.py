@@ -116,6 +116,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(without_nonfinite(value), indent=2, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file, or it holds something else."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_record(path: Path, kind: type[T], what: str, remedy: str) -> T:
     """The dataclass `kind` that `write_json` wrote, with the records inside it.
 

@@ -15,7 +15,7 @@ from gaguide.checkpoint.store import MODEL_FOLDER
 from gaguide.checkpoint.verify import MANIFEST
 from gaguide.config import ModelSection
 from gaguide.errors import Fault, UserError
-from gaguide.files import write_bytes, write_json
+from gaguide.files import read_object, write_bytes, write_json
 from gaguide.model import find_model, skeleton
 from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.model.licenses import read_licenses
@@ -65,11 +65,7 @@ class Companions:
 
 def read_generation_config(folder: Path) -> dict[str, Any] | None:
     """The generation settings in a folder; None where it has none or they cannot be read."""
-    try:
-        found = json.loads((folder / GENERATION_CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return read_object(folder / GENERATION_CONFIG) or None
 
 
 def read_companions(checkpoint: Path, base: Path | None = None) -> Companions:

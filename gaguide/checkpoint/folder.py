@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from gaguide.checkpoint.store import held_out_loss, read_checkpoint
 from gaguide.checkpoint.verify import MANIFEST
 from gaguide.errors import Fault, UserError
-from gaguide.files import folder_size
+from gaguide.files import folder_size, read_object
 from gaguide.log import say
 
 
@@ -120,11 +119,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _other_kind(manifest: Path) -> str | None:
     """What else than a checkpoint a manifest says that it describes; a damaged checkpoint's says nothing."""
-    try:
-        content = json.loads(manifest.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content.get("format") if isinstance(content, dict) else None
+    return read_object(manifest).get("format")
 
 
 def _step(folder: Path) -> int | None:

@@ -126,7 +126,7 @@ def _print_examples(compared: Comparison, shown: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from gaguide.evaluate.results.escape import escape_control_characters
+    from gaguide.log import escape_control_characters
 
     console = Console()
     for word in ("gained", "lost"):

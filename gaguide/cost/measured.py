@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 from gaguide.config import load_config
 from gaguide.cost.assemble import find_config, find_shape
@@ -16,6 +14,7 @@ from gaguide.cost.published import SpeedRange
 from gaguide.cost.request import CostRequest, trains_part, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, UserError
+from gaguide.files import read_object
 from gaguide.log import read_metrics
 
 _FIELD = "--measured"
@@ -87,11 +86,8 @@ def _ranks(folder: Path) -> int:
     """The number of ranks, from the summary of a finished run, else from its newest checkpoint."""
     manifests = sorted((folder / "checkpoints").glob("step-*/manifest.json"), reverse=True)
     for path in (folder / "summary.json", *manifests):
-        try:
-            known: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return int(known["world_size"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        if isinstance(ranks := read_object(path).get("world_size"), int):
+            return ranks
     problem = "is of a run that has neither a summary.json nor a checkpoint, so its ranks are unknown"
     raise _fault(problem, "give a run that has saved a checkpoint", folder / "metrics.jsonl")
 

@@ -4,6 +4,7 @@ from gaguide.log.code import code_commit, code_fingerprint
 from gaguide.log.console import (
     SlowWork,
     StepLine,
+    escape_control_characters,
     format_duration,
     has_reader,
     is_first_process,
@@ -18,6 +19,7 @@ __all__ = [
     "StepLine",
     "code_commit",
     "code_fingerprint",
+    "escape_control_characters",
     "format_duration",
     "has_reader",
     "has_step",

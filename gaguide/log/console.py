@@ -40,6 +40,14 @@ def table_console(width: int) -> Console:
     return Console(width=None if Console().is_terminal else width)
 
 
+def escape_control_characters(text: str) -> str:
+    """`text` with escapes for line ends and control characters, which a terminal would act on."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 class _Reader:
     gone = False
 

@@ -6,7 +6,6 @@ models built from one configuration object share and change it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from gaguide.config import ModelSection
 from gaguide.errors import Fault, UserError, first_line, suggestion
+from gaguide.files import read_object
 from gaguide.model.content import ADAPTER_CONFIG, adapter_fault
 from gaguide.model.fast import fuse_activations
 from gaguide.model.fingerprint import model_fingerprint
@@ -243,10 +243,9 @@ def _generation_config(section: ModelSection) -> dict[str, Any] | None:
         return None
     try:
         path = cached_file(section.name, "generation_config.json", revision=section.revision or "main")
-        found = json.loads(Path(path).read_text("utf-8")) if path else None
     except (OSError, ValueError):  # most models before 2023 have none
         return None
-    return found if isinstance(found, dict) else None
+    return (read_object(Path(path)) or None) if path else None
 
 
 def _licenses(section: ModelSection) -> dict[str, bytes]:

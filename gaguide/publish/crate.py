@@ -127,6 +127,22 @@ class Crate:
             }
         )
 
+    def add_training(
+        self, name: str, made: str, summary: Mapping[str, Any], of: Sequence[dict[str, str]]
+    ) -> None:
+        """Say that `made` comes from a run with this summary.json, with its base model, text and code, and
+        from the entities `of`."""
+        prints, versions = summary.get("fingerprints") or {}, summary.get("versions") or {}
+        made_of = []
+        if summary.get("base_model"):
+            made_of.append(self.add_model(BaseModel.from_record(summary["base_model"])))
+        if "data" in prints:
+            made_of.append(
+                self.add_data(prints["data"], summary.get("sources") or (), prints.get("tokenizer"))
+            )
+        software = self.add_software(versions, prints.get("code"), versions.get("commit"))
+        self.add_action(name, made, [*made_of, *of], software)
+
     def add_action(
         self, name: str, made: str, of: Sequence[dict[str, str]], by: Sequence[dict[str, str]]
     ) -> None:

@@ -6,7 +6,6 @@ local models and lexicon files by the SHA-256 of their files. A hub id is truste
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from gaguide.errors import Fault, FaultCollector
 from gaguide.evaluate.tasks.harness.read import read_harness_task
 from gaguide.evaluate.tasks.locate import LocatedTask, files_hash, locate_tasks, split_names
 from gaguide.evaluate.tasks.options import DEFAULTS
-from gaguide.files import hash_file, hash_json, write_json
+from gaguide.files import hash_file, hash_json, read_object, write_json
 from gaguide.model.content import file_record, folder_record, model_files
 
 _WORDS_ONLY = {
@@ -91,16 +90,11 @@ class ContentHashes:
 
     folder: Path
     """The study's folder, or a cell's; nothing is remembered while it does not exist."""
-    _known: dict[str, list[Any]] = field(default_factory=dict)
+    _known: dict[str, list[Any]] = field(init=False)
     _changed: bool = False
 
     def __post_init__(self) -> None:
-        path = self.folder / _CACHE
-        if path.is_file():
-            try:
-                self._known = json.loads(path.read_text("utf-8"))
-            except ValueError:
-                self._known = {}
+        self._known = read_object(self.folder / _CACHE)
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file."""

@@ -8,7 +8,6 @@ from typing import Any
 from gaguide.errors import FaultCollector
 from gaguide.evaluate.tasks.locate import LocatedTask, files_hash, locate_tasks, split_names
 from gaguide.files import hash_file
-from gaguide.publish.base import BaseModel
 from gaguide.publish.citation import doi_url
 from gaguide.publish.crate import Crate
 from gaguide.study.grid import Cell, Grid
@@ -66,17 +65,9 @@ def _add_cell(crate: Crate, grid: Grid, cell: Cell, tasks: list[dict[str, str]])
     for name in _RECORDS:
         if (folder / name).is_file():
             crate.add_file(folder / name)
-    if not summary:
-        return
-    prints, versions = summary.get("fingerprints") or {}, summary.get("versions") or {}
-    made_of = []
-    if summary.get("base_model"):
-        made_of.append(crate.add_model(BaseModel.from_record(summary["base_model"])))
-    if "data" in prints:
-        made_of.append(crate.add_data(prints["data"], summary.get("sources") or (), prints.get("tokenizer")))
-    software = crate.add_software(versions, prints.get("code"), versions.get("commit"))
-    summary_file = (folder / "summary.json").relative_to(grid.folder).as_posix()
-    crate.add_action(f"training and evaluation of {cell.id}", summary_file, [*made_of, *tasks], software)
+    if summary:
+        made = (folder / "summary.json").relative_to(grid.folder).as_posix()
+        crate.add_training(f"training and evaluation of {cell.id}", made, summary, tasks)
 
 
 def _located(grid: Grid) -> list[LocatedTask]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from gaguide.files import write_json
+from gaguide.files import read_object, write_json
 
 
 def read_note(place: Path, section: str) -> dict[str, Any]:
     """`id` and `settings` as kept; empty where nothing was kept."""
-    try:
-        found = json.loads(_file(place, section).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(_file(place, section))
 
 
 def write_note(place: Path, section: str, id: str, settings: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import version
 from typing import Any
 
 from gaguide.distributed import World
 from gaguide.errors import mask_credentials
-from gaguide.files import write_json
+from gaguide.files import read_object, write_json
 from gaguide.log import code_commit, code_fingerprint, read_metrics
 from gaguide.publish.base import read_base_model
 from gaguide.train.job import Job
@@ -45,7 +44,9 @@ def write_summary(
         },
     }
     if not trained:
-        made_by |= {name: value for name, value in _earlier(job).items() if name in made_by}
+        made_by |= {
+            name: value for name, value in read_object(job.output / "summary.json").items() if name in made_by
+        }
     write_json(
         job.output / "summary.json",
         {
@@ -85,14 +86,6 @@ def _heads(job: Job) -> list[dict[str, Any]]:
         {"layer": layer, "head": head, "pattern": guided.pattern.name, "weight": guided.weight}
         for (layer, head), guided in heads.items()
     ]
-
-
-def _earlier(job: Job) -> dict[str, Any]:
-    try:
-        found = json.loads((job.output / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def validation_at(job: Job, step: int) -> dict[str, Any] | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 import yaml
 
 from gaguide.config import dump_config
+from gaguide.files import hash_json
 from gaguide.log import code_commit, code_fingerprint
 from gaguide.trackers import TrackedRun
 from gaguide.train.job import Job
@@ -27,11 +25,10 @@ def tracked_run(job: Job, evaluation: str | None) -> TrackedRun:
         "gaguide.fingerprint.data": job.corpus.fingerprint,
         "gaguide.fingerprint.model": job.model.fingerprint,
     }
-    settings = json.dumps([job.fingerprint, job.measure, evaluation])
     return TrackedRun(
         name=job.run.name,
         folder=job.output,
-        settings=hashlib.sha256(settings.encode()).hexdigest(),
+        settings=hash_json([job.fingerprint, job.measure, evaluation]),
         config=yaml.safe_load(dump_config(job.run, masked=True)),
         tags=tags,
         files=(job.output / "config.yaml", job.output / "deepspeed.json"),

@@ -15,13 +15,13 @@ from gaguide.cli import make_app
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate, evaluate_all
-from gaguide.evaluate.results.escape import escape_control_characters
 from gaguide.evaluate.results.metrics import score_example, worst
 from gaguide.evaluate.results.near_ties import near_ties, tie_bound
 from gaguide.evaluate.results.paper import find_paper_column
 from gaguide.evaluate.results.table import print_comparison, print_table, print_worst
 from gaguide.evaluate.runner import output_folders
 from gaguide.evaluate.tasks.example import Example
+from gaguide.log import escape_control_characters
 
 
 def _shown(show: object, *arguments: object) -> str:

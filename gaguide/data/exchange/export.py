@@ -16,7 +16,7 @@ from gaguide.data.format.shards import Document
 from gaguide.data.read.blocks import CACHE_BYTES
 from gaguide.data.read.folder import ShardFolder, open_folder
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.files import write_json
+from gaguide.files import read_object, write_json
 
 RECORD_FILE = "export.json"
 
@@ -89,10 +89,7 @@ def export_shards(
 
 def _is_written(output: Path, record: Export) -> bool:
     """Whether the output is that of the same command, wherever the shards were then."""
-    try:
-        found = json.loads((output / RECORD_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
+    found = read_object(output / RECORD_FILE)
     wanted = json.loads(json.dumps(asdict(record)))
     return bool({**found, "shards": None} == {**wanted, "shards": None})
 

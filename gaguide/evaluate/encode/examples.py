@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 from gaguide.distributed import World, all_gather
 from gaguide.errors import FaultCollector
@@ -94,3 +95,11 @@ def _encode_whole(encoder: Encoder, task: TaskData, example: Example) -> list[En
         prompt = encoder.encode_prompt(example.prompts[0], task.task.new_tokens)
         return [prompt] * task.task.new_tokens
     return encode_pairs(encoder, example.pairs, where)
+
+
+def by_task(
+    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]]
+) -> list[tuple[TaskData, Sequence[Sequence[EncodedPair]]]]:
+    """Each task with the tokens of its examples; `encoded` as `ModelWork` has it."""
+    ends = [0, *accumulate(len(task.examples) for task in data)]
+    return [(task, encoded[start:end]) for task, (start, end) in zip(data, pairwise(ends), strict=True)]

@@ -8,6 +8,7 @@ from typing import get_args
 from gaguide.config.fields import OnOverflow
 from gaguide.errors import Fault
 from gaguide.evaluate.encode.encoder import EncodedPair
+from gaguide.evaluate.encode.examples import by_task
 from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData
 
@@ -20,7 +21,7 @@ def overflow_warnings(
 ) -> list[str]:
     """Sentences on examples that were cut, have fewer demonstrations, or join their prompts."""
     warnings = []
-    for task, pairs in _by_task(data, encoded):
+    for task, pairs in by_task(data, encoded):
         ids = [example.id for example in task.examples]
         cut = {name: max(one.truncated for one in of) for name, of in zip(ids, pairs, strict=True)}
         cut = {name: tokens for name, tokens in cut.items() if tokens}
@@ -53,16 +54,6 @@ def overflow_faults(
     return [
         Fault("--on-overflow", text, remedy, "fail") for text in overflow_warnings(data, encoded, positions)
     ]
-
-
-def _by_task(
-    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]]
-) -> list[tuple[TaskData, Sequence[Sequence[EncodedPair]]]]:
-    found, at = [], 0
-    for task in data:
-        found.append((task, encoded[at : at + len(task.examples)]))
-        at += len(task.examples)
-    return found
 
 
 def _share(some: dict[str, int], ids: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from gaguide.data.build.encode_row import mark_tokens, trim_stretch
 from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.encode.encoder import EncodedPair
+from gaguide.evaluate.encode.examples import by_task
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData
 
@@ -83,14 +83,6 @@ def marked_pairs(
                 found.append(MarkedPair(at, pair, marks, cut))
     faults.raise_if_any()
     return found
-
-
-def by_task(
-    data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]]
-) -> list[tuple[TaskData, Sequence[Sequence[EncodedPair]]]]:
-    """Each task with the tokens of its examples; `encoded` as `ModelWork` has it."""
-    ends = [0, *accumulate(len(task.examples) for task in data)]
-    return [(task, encoded[start:end]) for task, (start, end) in zip(data, pairwise(ends), strict=True)]
 
 
 def span_marks(

@@ -10,6 +10,5 @@ results.py        `TaskResult`, `Results` and results.json
 task_results.py   scores of all examples → `TaskResult`
 harness.py        results in the form of lm-evaluation-harness
 write.py          the files of an evaluation
-escape.py         control characters on a terminal
 table.py          what a person sees
 """

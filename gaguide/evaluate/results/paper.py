@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gaguide.files import read_object
 from gaguide.model.sizes import GPT2_VOCABULARY, SIZES, Size
 
 PaperColumn = tuple[str, str]
@@ -63,8 +63,7 @@ def paper_accuracy(paper: Mapping[str, Mapping[str, float]], column: PaperColumn
 
 
 def _read_experiment(summary: Path) -> str | None:
-    try:
-        content = json.loads(summary.read_text("utf-8"))
-        return "finetuned" if not content["guidance_weight"] else str(content["experiment"])
-    except (OSError, ValueError, KeyError, TypeError):
+    content = read_object(summary)
+    if not {"guidance_weight", "experiment"} <= content.keys():
         return None
+    return str(content["experiment"]) if content["guidance_weight"] else "finetuned"

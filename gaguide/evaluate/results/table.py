@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gaguide.evaluate.results.escape import escape_control_characters
 from gaguide.evaluate.results.groups import group_results
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metric_names import ACCURACIES, DETAILS, MARK_NOTES, MARKS
@@ -17,7 +16,7 @@ from gaguide.evaluate.results.metrics import ScoredExample, not_finite, worst
 from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.parts import part_results
 from gaguide.evaluate.results.results import Results, TaskResult
-from gaguide.log import table_console
+from gaguide.log import escape_control_characters, table_console
 
 _PIPE_WIDTH = 110
 _SHOWN_WORST = 3
