@@ -19,7 +19,7 @@ from gaguide.ablate.meter import Meter, Reading, sum_readings
 from gaguide.ablate.passes import Passes, without_labels
 from gaguide.ablate.subjects import Key, Subject, by_layer, together
 from gaguide.errors import Fault, UserError
-from gaguide.guidance.cues import BANDS, cue_bands
+from gaguide.guidance.cues import BANDS, cue_bands, document_index
 from gaguide.guidance.patterns import Columns, Marks, Pattern, marked
 from gaguide.interventions import (
     Intervention,
@@ -201,13 +201,7 @@ def pattern_bands(patterns: Sequence[Pattern], batch: Batch) -> torch.Tensor:
         target = pattern.target(ids_BT)
         if isinstance(target, Columns):
             marked_BT = marked_BT | target.marked_BT
-    return cue_bands(marked_BT, _documents(batch))[:, 1:]
-
-
-def _documents(batch: Batch) -> torch.Tensor | None:
-    """Index of each token's document [B, T], where documents are isolated by their positions."""
-    positions_BT = batch.get("position_ids")
-    return None if positions_BT is None else (positions_BT == 0).cumsum(-1)
+    return cue_bands(marked_BT, document_index(batch))[:, 1:]
 
 
 def _by_band(loss_BT: torch.Tensor, band_BT: torch.Tensor) -> np.ndarray:

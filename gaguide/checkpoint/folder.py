@@ -102,7 +102,7 @@ def _folders(folder: Path) -> list[Path]:
     if _step(folder) is not None:
         return [folder]
     if (folder / MANIFEST).exists():
-        kind = _other_kind(folder / MANIFEST)
+        kind = read_object(folder / MANIFEST).get("format")  # what else than a checkpoint it describes
         if kind is None:
             return [folder]
         remedy = "give a run's output folder; `gaguide data info FOLDER` describes a folder of shards"
@@ -115,11 +115,6 @@ def _folders(folder: Path) -> list[Path]:
         remedy = "give a run's output folder, or a folder checkpoints/step-NNNNNNNN"
         raise UserError(Fault("folder", "contains no checkpoint", remedy, str(folder)))
     return found
-
-
-def _other_kind(manifest: Path) -> str | None:
-    """What else than a checkpoint a manifest says that it describes; a damaged checkpoint's says nothing."""
-    return read_object(manifest).get("format")
 
 
 def _step(folder: Path) -> int | None:

@@ -81,7 +81,7 @@ def export(
     from gaguide.checkpoint import export_adapter, export_model, read_companions
     from gaguide.checkpoint.folder import choose
     from gaguide.errors import Fault, UserError
-    from gaguide.files import expand_home, local_folder
+    from gaguide.files import expand_home, local_folder, read_object
     from gaguide.publish import write_card
 
     transformers_logging.disable_progress_bar()
@@ -102,7 +102,7 @@ def export(
             export_adapter(chosen.path, companions, output)
         else:
             export_model(chosen.path, companions, output, check=True, dtype=torch_dtype(dtype))
-        if (folder / "summary.json").is_file() and chosen.step == _last_step(folder):
+        if chosen.step == read_object(folder / "summary.json").get("steps"):
             write_card(folder, output)  # whose numbers are of the last step
     except RuntimeError as error:
         if dtype == "fp32":
@@ -115,9 +115,3 @@ def export(
         typer.echo(f"rounded to {dtype}: the run's numbers are not of these weights; evaluate {output}")
     checked = "its adapters" if adapter else "its tensors are counted, a forward pass is finite"
     typer.echo(f"step {chosen.step} → {output}: {checked}")
-
-
-def _last_step(run: Path) -> int | None:
-    """The last step of a finished run, by its summary."""
-    steps = json.loads((run / "summary.json").read_text("utf-8")).get("steps")
-    return steps if isinstance(steps, int) else None

@@ -148,7 +148,7 @@ def build_command(options: BuildOptions) -> None:
     read = {
         "output": output,
         "tokenizer": None if options.tokenizer is None else str(expand_home(options.tokenizer)),
-        "workers": _cores(over_mpi) if options.workers is None else options.workers,
+        "workers": (1 if over_mpi else cores()) if options.workers is None else options.workers,
         "spans": tuple(options.spans or ()),
         "template": template,
     }
@@ -166,10 +166,6 @@ def build_command(options: BuildOptions) -> None:
         typer.echo(describe_shards(output, manifest))
     elif share is not None:
         typer.echo(f"part {options.part} is built; the last part to end completes {output}")
-
-
-def _cores(over_mpi: bool) -> int:
-    return 1 if over_mpi else cores()
 
 
 def _refuse_with_mpi(workers: int | None, part: str | None) -> None:

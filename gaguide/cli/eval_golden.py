@@ -40,7 +40,7 @@ def golden_command(
     if (model is None) == (results is None):
         raise UserError(Fault("--model", "must be given, or --results, not both", "give one of the two"))
     expected = read_figures(None if figures is None else expand_home(figures))
-    folder = expand_home(results) if results is not None else output or _default_output(str(model))
+    folder = expand_home(results) if results is not None else output or Path("golden") / Path(str(model)).name
     if model is not None:
         _check_reference(reference or Path(model).name, expected, record)
         _evaluate(model, list(expected), data, folder)
@@ -51,10 +51,6 @@ def golden_command(
     _print(compared)
     if not compared.matches:
         raise typer.Exit(EXIT_MISMATCH)
-
-
-def _default_output(model: str) -> Path:
-    return Path("golden") / Path(model).name
 
 
 def _check_reference(name: str, expected: Mapping[str, GoldenTask], record: Path | None) -> None:

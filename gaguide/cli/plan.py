@@ -83,7 +83,7 @@ class CostOptions:
     def faults(self) -> list[Fault]:
         """Values that are not one of their choices; `CostRequest` checks the rest."""
         faults = [
-            not_one_of(_option(name), value, choices)
+            not_one_of(f"--{name.replace('_', '-')}", value, choices)
             for name, choices in _CHOICES.items()
             if (value := getattr(self, name)) is not None and value not in choices
         ]
@@ -135,10 +135,6 @@ def plan(
         typer.echo(json.dumps(best.as_record() | extra, indent=2))
     else:
         _print(best, open_settings, run)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _range(cost: CostEstimate, measured: Measured | None) -> Measured | Spread:

@@ -70,7 +70,8 @@ def settings_help(width: int = 100) -> str:
             section = each.section
             lines.append(f"\n  {section or 'the run'}")
         dashes = "" if "[]" in each.name else "--"
-        lines.append(f"    {dashes}{each.name}  ({each.accepts}; {_default_words(each.default)})")
+        default = each.default if each.default == "required" else f"default {each.default}"
+        lines.append(f"    {dashes}{each.name}  ({each.accepts}; {default})")
         lines += textwrap.wrap(each.meaning, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
     # argparse formats the epilog with %.
     return "\n".join(lines).replace("%", "%%")
@@ -96,9 +97,8 @@ def _settings(model: type[BaseModel], path: tuple[str, ...], prefix: str) -> Ite
     below = {name: _section_of(field.annotation) for name, field in model.model_fields.items()}
     for name, field in model.model_fields.items():
         if not _is_section(field.annotation):
-            yield Setting(
-                f"{prefix}{name}", accepted(RunConfig, (*path, name)), _default(field), _one_line(field)
-            )
+            meaning = " ".join((field.description or "").split())
+            yield Setting(f"{prefix}{name}", accepted(RunConfig, (*path, name)), _default(field), meaning)
     for name, field in model.model_fields.items():
         section = below[name]
         if section is not None:
@@ -128,14 +128,6 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return str(value)
-
-
-def _default_words(default: str) -> str:
-    return default if default == "required" else f"default {default}"
-
-
-def _one_line(field: FieldInfo) -> str:
-    return " ".join((field.description or "").split())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ NEAR = ("on", "1-5", "6-20")
 _LAST = (0, 5, 20)  # largest distance of the first three bands
 
 
+def document_index(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The document of each token [B, T], where positions begin again with each; None without positions."""
+    positions_BT = inputs.get("position_ids")
+    return None if positions_BT is None else (positions_BT == 0).cumsum(-1)
+
+
 def cue_distances(marked_BT: torch.Tensor, document_BT: torch.Tensor | None = None) -> torch.Tensor:
     """Tokens since the last cue [B, T], int64: 0 on a cue, -1 where none came before.
 

@@ -60,7 +60,7 @@ def read_mask(mask: torch.Tensor | None, T: int) -> Visibility:
     visible_BQK = given_BQK
     if additive:
         visible_BQK = given_BQK > torch.finfo(given_BQK.dtype).min / 2
-    later = (visible_BQK & ~_causal(T, mask.device)).any()
+    later = (visible_BQK & ~torch.ones(T, T, dtype=torch.bool, device=mask.device).tril_()).any()
     biased = (visible_BQK & (given_BQK != 0)).any() if additive else torch.zeros_like(later)
     blind = ~visible_BQK.any(-1).all() if additive else torch.zeros_like(later)
     if torch.compiler.is_compiling():
@@ -84,7 +84,3 @@ def _fault(problem: str) -> Fault:
         f"the model {problem}, which guided heads would ignore",
         "pass a Boolean mask or a mask of 0 and -inf for all heads, or use another model",
     )
-
-
-def _causal(T: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(T, T, dtype=torch.bool, device=device).tril_()

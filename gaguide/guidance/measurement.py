@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gaguide.distributed import all_reduce_sum
 from gaguide.guidance.attach import Guidance, guide
-from gaguide.guidance.cues import BANDS, Cues
+from gaguide.guidance.cues import BANDS, Cues, document_index
 from gaguide.guidance.plan import GuidancePlan
 from gaguide.model.attention_hooks import suspend_observers
 from gaguide.model.attention_support import unwrap_model
@@ -115,7 +115,7 @@ def measure_guided(
                 total = torch.where(tokens > 0, loss * tokens, 0)
                 sums[:3] += torch.stack([total, tokens, loss.new_tensor(len(ids_BT))])
                 if cues:
-                    near += cues.loss_sums(output.logits, ids_BT, _documents(inputs), counts_BT)
+                    near += cues.loss_sums(output.logits, ids_BT, document_index(inputs), counts_BT)
                 if guidance:
                     sums[3:] += guidance.attention_sums().flatten()
     finally:
@@ -137,9 +137,3 @@ def measure_guided(
         round(sequences),
         near_cue,
     )
-
-
-def _documents(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The document of each token [B, T], where positions begin again with each; None without positions."""
-    positions_BT = inputs.get("position_ids")
-    return None if positions_BT is None else (positions_BT == 0).cumsum(-1)

@@ -140,7 +140,7 @@ def use_packed_attention(model: PreTrainedModel) -> PackedAttention | None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             # It compares the ids with the padding's in every pass without a mask, and reads the result.
-            module.warn_if_padding_and_no_attention_mask = _do_nothing  # type: ignore[method-assign]
+            module.warn_if_padding_and_no_attention_mask = lambda *_: None  # type: ignore[method-assign]
     for module in {model, model.base_model}:  # which may be called without the model
         module.register_forward_pre_hook(packed.begin, with_kwargs=True)
         module.register_forward_hook(packed.end, always_call=True)
@@ -186,10 +186,6 @@ def _are_isolated(masks: list[Any], document_BT: torch.Tensor) -> bool:
         isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and not (mask & apart).any()
         for mask in distinct
     )
-
-
-def _do_nothing(*_: Any) -> None:
-    pass
 
 
 def _compares_names(model: PreTrainedModel) -> bool:

@@ -35,6 +35,7 @@ class Crate:
     """The description of a folder: its content, and the data and software that it was made with."""
 
     def __init__(self, folder: Path, name: str, description: str, license: str | None = None) -> None:
+        is_address = license is not None and "://" in license
         self.folder = folder
         self._entities: dict[str, Entity] = {}
         self.root: Entity = {
@@ -43,11 +44,11 @@ class Crate:
             "name": name,
             "description": description,
             "datePublished": datetime.now(UTC).date().isoformat(),
-            "license": _license(license),
+            "license": {"@id": license} if is_address else license or UNKNOWN_LICENSE,
             "hasPart": [],
         }
         self.add(self.root)
-        if license is not None and "://" in license:
+        if is_address:
             self.add({"@id": license, "@type": "CreativeWork", "name": f"Licence: {license}"})
 
     def add(self, entity: Entity) -> dict[str, str]:
@@ -164,12 +165,6 @@ class Crate:
         path = self.folder / CRATE
         write_json(path, {"@context": context, "@graph": [descriptor, *mask_all(list(entities.values()))]})
         return path
-
-
-def _license(given: str | None) -> Any:
-    if given is None:
-        return UNKNOWN_LICENSE
-    return {"@id": given} if "://" in given else given
 
 
 def _once(references: Sequence[dict[str, str]]) -> list[dict[str, str]]:

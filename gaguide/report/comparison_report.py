@@ -264,7 +264,11 @@ def _csv(tests: Sequence[TaskComparison]) -> str:
     return csv_text(
         [*columns, *effect, *(f"power_{size:g}" for size in sizes)],
         [
-            [*(getattr(one, name) for name in columns), *_effect_values(one), *_powers(one, sizes)]
+            [
+                *(getattr(one, name) for name in columns),
+                *_effect_values(one),
+                *(dict(one.power).get(size) for size in sizes),
+            ]
             for one in tests
         ],
     )
@@ -273,8 +277,3 @@ def _csv(tests: Sequence[TaskComparison]) -> str:
 def _effect_values(one: TaskComparison) -> list[Any]:
     found = one.effect
     return [None] * 4 if found is None else [found.name, found.value, found.low, found.high]
-
-
-def _powers(one: TaskComparison, sizes: Sequence[float]) -> list[float | None]:
-    known = dict(one.power)
-    return [known.get(size) for size in sizes]

@@ -142,7 +142,9 @@ def _not_finite(task: str, record: Mapping[str, Any]) -> list[str]:
     metrics = record.get("metrics")
     found = metrics if isinstance(metrics, Mapping) else {}
     missing = [
-        str(name) for name, value in found.items() if not isinstance(value, Mapping) or _is_missing(value)
+        str(name)
+        for name, value in found.items()
+        if not isinstance(value, Mapping) or _finite(value.get("value")) is None
     ]
     if not missing:
         return []
@@ -164,10 +166,6 @@ def truncated_count(record: Mapping[str, Any]) -> int:
     """Examples of a task's record whose prompts were cut; 0 where that is not recorded."""
     found = record.get("truncated")
     return int(found.get("count", 0)) if isinstance(found, Mapping) else 0
-
-
-def _is_missing(value: Mapping[str, Any]) -> bool:
-    return _finite(value.get("value")) is None
 
 
 def _score(task: str, metric: str, value: Any, record: Mapping[str, Any], origin: str) -> TaskScore | None:

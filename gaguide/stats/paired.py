@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from gaguide.stats.difference import Paired
-from gaguide.stats.groups import FEW, ratio_error, sums_by_group
+from gaguide.stats.groups import FEW, Z, ratio_error, sums_by_group
 
 ALPHA = 0.05
 RESAMPLES = 4_999
@@ -45,7 +45,7 @@ def mcnemar(
     unit = n / count  # examples of an average group
     centre = float(moved.sum()) / unit / (count + 2)
     spread = float((((moved - centre * sizes) / unit) ** 2).sum()) + 1 + 2 * centre**2
-    half = _z() * math.sqrt(spread) / (count + 2)
+    half = Z * math.sqrt(spread) / (count + 2)
     return Paired(
         (helped - hurt) / n, max(-1.0, centre - half), min(1.0, centre + half),
         at_least if helped == hurt else at_least - exactly / 2, at_least, helped, hurt,
@@ -217,7 +217,3 @@ def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} numbers are not finite")
     return values
-
-
-def _z() -> float:
-    return float(stats.norm.ppf(1 - ALPHA / 2))

@@ -52,14 +52,17 @@ def precheck(
         else:  # what the command line alone shows
             faults.add(*(each for each in read_settings(None, overrides).faults if each.field in overrides))
         sections = settings.sections if settings else {}
-        batch = _check_batch(sections.get("train"), ranks, faults)
-        faults.attempt(_check_json, deepspeed_json, batch, sections.get("train"))
+        train: TrainSection | None = sections.get("train")
+        batch = None
+        if train is not None:
+            batch = faults.attempt(plan_batch, train.global_batch, train.micro_batch, ranks)
+        faults.attempt(_check_json, deepspeed_json, batch, train)
         if "output" in sections:
             faults.attempt(output_folder, sections["output"], "output")
         _check_data(sections, faults)
         _check_model(sections, faults)
         _check_guidance(sections.get("guidance"), faults)
-        if (train := sections.get("train")) is not None and train.lora is not None:
+        if train is not None and train.lora is not None:
             faults.attempt(check_libraries, train.lora)
         faults.attempt(check_best_is_measured, *map(sections.get, ("checkpoint", "validation", "train")))
     assert settings is not None and settings.run is not None
@@ -84,12 +87,6 @@ def check_best_is_measured(
                 checkpoint.keep_best,
             )
         )
-
-
-def _check_batch(train: TrainSection | None, ranks: int, faults: FaultCollector) -> BatchPlan | None:
-    if train is None:
-        return None
-    return faults.attempt(plan_batch, train.global_batch, train.micro_batch, ranks)
 
 
 def _check_json(path: Path, batch: BatchPlan | None, train: TrainSection | None) -> None:

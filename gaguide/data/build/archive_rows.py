@@ -66,7 +66,7 @@ def _rows(members: Iterable[Member], fields: RowFields, where: str, depth: int) 
                 has_document = True
                 stream = decompressed(opened(), compression_of(name))
                 yield from rows_of_csv(stream, fields.text, name, f"{name} in {where}")
-            elif kind == "jsonl" and _is_json(name):
+            elif kind == "jsonl" and name.lower().endswith(".json"):
                 metadata.append(opened().read())
             elif kind == "jsonl":
                 has_document = True
@@ -80,10 +80,6 @@ def _rows(members: Iterable[Member], fields: RowFields, where: str, depth: int) 
 def _stem(name: str) -> str:
     path = PurePosixPath(name)
     return str(path.with_name(path.name.partition(".")[0] or path.name))
-
-
-def _is_json(name: str) -> bool:
-    return name.lower().endswith(".json")
 
 
 def _rows_of_json(content: bytes, fields: RowFields) -> Iterator[Row]:

@@ -70,7 +70,9 @@ def assemble_shards(build: PreparedBuild, spec: EncodingSpec) -> Manifest:
         tokenizer_fingerprint=spec.tokenizer_fingerprint,
         token_dtype=spec.rows.token_dtype,
         splits=splits,
-        tokenizer_files=_file_names(output / TOKENIZER_FOLDER),
+        tokenizer_files=tuple(
+            sorted(path.name for path in (output / TOKENIZER_FOLDER).iterdir() if path.is_file())
+        ),
         build_id=build.build_id,
         bos_token_id=spec.rows.ids.bos,
         separator_token_id=spec.rows.ids.separator,
@@ -158,10 +160,6 @@ def _batches(documents: Iterator[Document], shard_tokens: int) -> Iterator[list[
         tokens += len(document.ids)
     if batch:
         yield batch
-
-
-def _file_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
 
 
 def save_tokenizer(output: Path, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ import numpy as np
 from gaguide.data.build.documents import read_span
 from gaguide.data.build.encode_row import RowEncoder, row_bytes
 from gaguide.data.build.parts import Part
-from gaguide.data.build.row_fields import RowFields
-from gaguide.data.build.rows import Row
 from gaguide.data.format.manifest import TRAIN, VALIDATION, ShardInfo
 from gaguide.data.format.pieces import Piece, piece_file, read_pieces, write_record
 from gaguide.data.format.shards import Document, write_documents
@@ -65,7 +63,8 @@ def encode_part(part: Part, spec: EncodingSpec, report: Report) -> None:
     at = _Position(len(done), rows, done[-1].bytes if done else 0)
     current = _OpenPiece()
     reported_rows, reported_bytes = at.rows, at.bytes
-    for row in itertools.islice(_rows(part, spec.rows.fields), at.rows, None):
+    whole = itertools.chain.from_iterable(read_span(span, spec.rows.fields) for span in part.spans)
+    for row in itertools.islice(whole, at.rows, None):
         document, found = spec.rows.encode(row)
         if isinstance(document, Document):
             split = VALIDATION if is_held_out(row_bytes(row), spec.validation_fraction) else TRAIN
@@ -115,11 +114,6 @@ class _OpenPiece:
     def add(self, split: str, document: Document) -> None:
         self.documents[split].append(document)
         self.tokens += len(document.ids) if split == TRAIN else 0
-
-
-def _rows(part: Part, fields: RowFields) -> Iterator[Row]:
-    for span in part.spans:
-        yield from read_span(span, fields)
 
 
 def _write_piece(part: Part, spec: EncodingSpec, at: _Position, current: _OpenPiece, last: bool) -> None:

@@ -151,7 +151,12 @@ def _prepare(request: ImportRequest) -> _Prepared:
     options = ReadOptions(
         ids.separator, vocabulary_size(tokenizer), request.column, request.dtype, request.joined, marks
     )
-    files = tuple(identify_local([_source_file(path) for some in paths.values() for path in some]))
+    listed = [path for some in paths.values() for path in some]
+    files = tuple(
+        identify_local(
+            [SourceFile(str(path), path.name, "ids", None, path.stat().st_size) for path in listed]
+        )
+    )
     fraction = _fraction(request, files)
     identity = {
         SOURCE_CONTENT: source_digest(files),
@@ -166,10 +171,6 @@ def _prepare(request: ImportRequest) -> _Prepared:
         "--shard-tokens": request.shard_tokens,
     }
     return _Prepared(request, kind, tokenizer, ids, paths, files, options, fraction, identity)
-
-
-def _source_file(path: Path) -> SourceFile:
-    return SourceFile(str(path), path.name, "ids", None, path.stat().st_size)
 
 
 def _option_faults(request: ImportRequest, kind: Format) -> Iterator[Fault]:

@@ -109,7 +109,8 @@ def document_ids(tokenizer: PreTrainedTokenizerBase, bos: bool | None, separator
         elif separator != EOS:
             ending = tokenizer.get_vocab().get(separator)
             if ending is None:
-                remedy = f"give {EOS!r}, {NO_SEPARATOR!r}, or one of its tokens: {_some_special(tokenizer)}"
+                known = ", ".join(tokenizer.all_special_tokens[:8])
+                remedy = f"give {EOS!r}, {NO_SEPARATOR!r}, or one of its tokens: {known}"
                 faults.add(Fault("--separator", "is not a token of the tokenizer", remedy, separator))
     begins = starts_with_bos(tokenizer) if bos is None else bos
     return DocumentIds(
@@ -117,10 +118,6 @@ def document_ids(tokenizer: PreTrainedTokenizerBase, bos: bool | None, separator
         bos=int(first) if begins and first is not None else None,
         separator=ending,
     )
-
-
-def _some_special(tokenizer: PreTrainedTokenizerBase) -> str:
-    return ", ".join(tokenizer.all_special_tokens[:8])
 
 
 def starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -10,6 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from statistics import median_high
 from typing import Any
 
 from gaguide.errors import Fault, UserError, first_line
@@ -110,12 +111,8 @@ def _matthews(items: Sequence[Any]) -> float:
     return math.nan if several else matthews_of_counts(Counter(items))
 
 
-def _median(items: Sequence[Any]) -> float:
-    return float(sorted(items)[len(items) // 2])
-
-
 _STATISTICS: dict[str, Callable[[Sequence[Any]], float]] = {
-    "f1": _f1, "matthews_corrcoef": _matthews, "median": _median,
+    "f1": _f1, "matthews_corrcoef": _matthews, "median": lambda items: float(median_high(items)),
 }  # fmt: skip
 
 
