@@ -7,25 +7,19 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gaguide.data import BuildRequest, build_shards, read_manifest
-from gaguide.data.exchange import mds, nanogpt
 from gaguide.data.exchange.export import export_shards
-from gaguide.data.exchange.format import ReadOptions, WriteOptions, split_at
-from gaguide.data.exchange.formats import FORMATS, find_format
+from gaguide.data.exchange.formats import FORMATS
 from gaguide.data.exchange.importing import ImportRequest, import_shards
-from gaguide.data.format.shards import Document, open_shard
+from gaguide.data.format.shards import open_shard
 from gaguide.data.read.verify import verify
 from gaguide.errors import UserError
-from tests.data.exchange.make import DOCUMENTS
 from tests.data.test_data_cli import call
 
 GOLDEN = Path(__file__).parent / "exchange"
@@ -118,116 +112,6 @@ def test_marks_survive_parquet_and_are_refused_elsewhere(tokenizer_folder, tmp_p
         import_shards(
             replace(request_of(tmp_path / "out", "parquet", tmp_path / "x", tokenizer_folder), joined=True)
         )
-
-
-def read_golden(kind, name, **options):
-    given = ReadOptions(**{"separator": 0, "vocab_size": 1000, **options})
-    found = find_format(kind, "--from")
-    return [document.ids.tolist() for document in found.read(found.find(str(GOLDEN / name)), given)]
-
-
-def test_files_of_the_real_writers_are_read():
-    whole = [ids.tolist() for ids in DOCUMENTS]
-    rows = [[at, at + 1, 0, at + 2] for at in range(5)]
-    assert (
-        read_golden("mds", "mds") == read_golden("megatron", "m") == read_golden("megatron", "m.bin") == whole
-    )
-    assert read_golden("mds", "dynamic") == read_golden("mds", "bytes", dtype="int64") == whole[:2]
-    assert read_golden("mds", "packed") == rows, (
-        "compressed, with other columns, some shards without a sample"
-    )
-    joined = read_golden("mds", "packed", joined=True)
-    assert joined == [[0], [1, 0], [2, 1, 2, 0], [3, 2, 3, 0], [4, 3, 4, 0], [5, 4, 5, 0], [6]]
-    assert chained(joined) == chained(rows)
-    assert read_golden("megatron", "s") == [[1, 2, 3, 4, 5, 6], [7, 8, 9]], (
-        "sequences of a document are joined"
-    )
-
-
-def test_files_are_written_as_by_the_real_writers(tmp_path):
-    options = WriteOptions(np.dtype("uint16"), 1000)
-    documents = [Document(ids.astype(np.uint16)) for ids in DOCUMENTS]
-    find_format("mds", "--to").write(tmp_path, "train", documents, options)
-    for file in ("index.json", "shard.00000.mds"):
-        assert (tmp_path / "train" / file).read_bytes() == (GOLDEN / "mds" / file).read_bytes()
-    find_format("megatron", "--to").write(tmp_path, "m", documents, options)
-    for file in ("m.bin", "m.idx"):
-        assert (tmp_path / file).read_bytes() == (GOLDEN / file).read_bytes()
-
-
-def test_large_sets_have_the_shards_of_the_real_writer(tmp_path, monkeypatch):
-    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed")
-    monkeypatch.setattr(mds, "SIZE_LIMIT", 2_000)
-    random = np.random.default_rng(0)
-    documents = [random.integers(0, 60_000, random.integers(1, 400)).astype(np.uint16) for _ in range(60)]
-    mds.write(tmp_path, "train", map(Document, documents), WriteOptions(np.dtype("uint16"), 60_000))
-    columns = {"tokens": "ndarray:uint16"}
-    with streaming.MDSWriter(out=str(tmp_path / "real"), columns=columns, size_limit=2_000) as writer:
-        for ids in documents:
-            writer.write({"tokens": ids})
-    compared = filecmp.dircmp(tmp_path / "train", tmp_path / "real")
-    assert len(compared.same_files) > 5 and not (
-        compared.diff_files or compared.left_only or compared.right_only
-    )
-    found = streaming.LocalDataset(local=str(tmp_path / "train"))
-    assert all(np.array_equal(row["tokens"], ids) for row, ids in zip(found, documents, strict=True))
-
-
-def test_megatrons_own_reader_reads_an_export(built, tmp_path):
-    indexed = pytest.importorskip(
-        "megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed"
-    )
-    export_shards(str(built), tmp_path / "out", "megatron")
-    for split, documents in documents_of(built).items():
-        found = indexed.IndexedDataset(str(tmp_path / "out" / split))
-        assert [found[at].tolist() for at in range(len(found))] == [ids for ids, _ in documents]
-        assert found.document_indices.tolist() == list(range(len(documents) + 1))
-
-
-def test_nanogpts_own_way_of_reading_reads_an_export(built, tmp_path):
-    export_shards(str(built), tmp_path / "out", "nanogpt")
-    ids = np.memmap(tmp_path / "out" / "val.bin", dtype=np.uint16, mode="r")
-    assert ids.tolist() == chained(ids for ids, _ in documents_of(built)["validation"])
-
-
-def test_datasets_reads_an_export(built, tmp_path):
-    import datasets
-
-    export_shards(str(built), tmp_path / "out", "parquet")
-    rows = datasets.load_dataset(
-        "parquet",
-        data_files=str(tmp_path / "out" / "train-*.parquet"),
-        split="train",
-        cache_dir=str(tmp_path),
-    )
-    assert rows["input_ids"][:] == [ids for ids, _ in documents_of(built)["train"]]
-
-
-@given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=5), st.booleans())
-def test_a_stream_is_split_wherever_its_pieces_end(pieces, at_start):
-    stream = chained(pieces)
-    expected, current = [], []
-    for token in stream:
-        if at_start and token == 0 and current:
-            expected, current = [*expected, current], []
-        current = [*current, token]
-        if not at_start and token == 0:
-            expected, current = [*expected, current], []
-    expected += [current] if current else []
-    found = split_at([np.array(piece, np.int64) for piece in pieces], 0, at_start)
-    assert [ids.tolist() for ids in found] == expected
-
-
-def test_a_bin_file_with_the_header_of_llm_c(tmp_path, tokenizer_folder):
-    header = np.zeros(256, "<i4")
-    ids = np.array([2047, 5, 6, 2047, 7], "<u2")
-    header[:3] = 20240520, 1, len(ids)
-    (tmp_path / "a.bin").write_bytes(header.tobytes() + ids.tobytes())
-    found = nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048))
-    assert [document.ids.tolist() for document in found] == [[2047, 5, 6], [2047, 7]]
-    (tmp_path / "a.bin").write_bytes(header.tobytes() + ids.tobytes()[:-2])
-    with pytest.raises(UserError, match="truncated"):
-        list(nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048)))
 
 
 def test_rows_of_blocks_are_joined_and_split_into_documents(built, tokenizer_folder, tmp_path):
