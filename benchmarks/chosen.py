@@ -12,6 +12,7 @@ Holm-corrected over the rows.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -129,4 +130,9 @@ def _run(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("study", type=Path, help="output folder of the study")
+    parser.add_argument("output", type=Path, help="folder for profiles, runs and ablations")
+    arguments = parser.parse_args()
+    main(arguments.study, arguments.output)
