@@ -147,13 +147,12 @@ def work(name: str, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def child(names: str, settings_json: str, answer: str, *_: str) -> None:
-    from gaguide.distributed import World, all_reduce_max, stop
+    from gaguide.distributed import World, all_gather, stop
     from gaguide.train.device import held_memory
 
     seconds = in_turns(names.split(","), json.loads(settings_json))
     world = World.from_environment()
-    held = torch.tensor(held_memory(world.device), dtype=torch.int64, device=world.device)
-    memory = int(all_reduce_max(held).item())  # of any rank
+    memory = max(all_gather(held_memory(world.device)))
     if world.is_main:
         Path(answer).write_text(json.dumps({"seconds": seconds, "memory": memory}))
     stop()

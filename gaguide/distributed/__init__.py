@@ -2,7 +2,6 @@
 
 from gaguide.distributed.collectives import (
     all_gather,
-    all_reduce_max,
     all_reduce_sum,
     barrier,
     broadcast,
@@ -14,7 +13,6 @@ from gaguide.distributed.world import World, leave, out_of_memory, start, stop
 __all__ = [
     "World",
     "all_gather",
-    "all_reduce_max",
     "all_reduce_sum",
     "barrier",
     "broadcast",

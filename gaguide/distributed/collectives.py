@@ -77,15 +77,6 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def all_reduce_max(values: torch.Tensor) -> torch.Tensor:
-    """Elementwise maximum over ranks, in place; `values` must be on the rank's device."""
-    if not _is_alone():
-        import torch.distributed as dist
-
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values
-
-
 def raise_together(check: Callable[[], T]) -> T:
     """The result of `check` here; if it raises a `UserError` on any rank, every rank raises all faults.
 

@@ -23,26 +23,10 @@ WHOLE_BYTES = 1_000_000_000
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 # What stores say about the content of a file, by the names that their fsspec packages use.
 _REMOTE_KEYS = (
-    "ETag",
-    "etag",
-    "Content-MD5",
-    "content_md5",
-    "Digest",
-    "md5Hash",
-    "crc32c",
-    "blob_id",
-    "lfs",
-    "xet_hash",
-    "VersionId",
-    "version_id",
-    "generation",
-    "Last-Modified",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "modified",
-    "updated",
-)
+    "ETag", "etag", "Content-MD5", "content_md5", "Digest", "md5Hash", "crc32c", "blob_id", "lfs", "xet_hash",
+    "VersionId", "version_id", "generation", "Last-Modified", "LastModified", "last_modified", "mtime",
+    "modified", "updated",
+)  # fmt: skip
 
 
 def identify_local(files: list[SourceFile]) -> list[SourceFile]:
