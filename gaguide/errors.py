@@ -126,6 +126,13 @@ class UserError(Exception):
         self.faults = tuple(fault for at, fault in enumerate(listed) if fault not in listed[:at])
         super().__init__(str(self))
 
+    @classmethod
+    def of(
+        cls, field: str, problem: str, remedy: str, value: Any = None, kind: FaultKind = FaultKind.INVALID
+    ) -> UserError:
+        """The error with a single `Fault` of these parts."""
+        return cls(Fault(field, problem, remedy, value, kind))
+
     def __str__(self) -> str:
         if len(self.faults) == 1:
             return str(self.faults[0])

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from gaguide.errors import Fault, UserError, first_line, mask_credentials
+from gaguide.errors import UserError, first_line, mask_credentials
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def local_folder(path: str | Path, field: str) -> Path:
     if scheme:
         problem = f"is an address ({scheme[1]}:), and output is written to file systems only"
         remedy = "give a local folder or one of a mounted file system, and copy it from there"
-        raise UserError(Fault(field, problem, remedy, str(path)))
+        raise UserError.of(field, problem, remedy, str(path))
     return expand_home(path)
 
 
@@ -41,15 +41,15 @@ def output_folder(path: str | Path, field: str) -> Path:
     try:
         existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            Fault(field, f"cannot be created ({error})", "choose another folder", str(path))
+        raise UserError.of(
+            field, f"cannot be created ({error})", "choose another folder", str(path)
         ) from None
     if not existing.is_dir():
         problem = "is a file" if existing == folder else f"lies below {existing}, which is a file"
-        raise UserError(Fault(field, problem, "choose a folder", str(path)))
+        raise UserError.of(field, problem, "choose a folder", str(path))
     if not os.access(existing, os.W_OK | os.X_OK):
         problem = "cannot be written to" if existing == folder else f"cannot be created in {existing}"
-        raise UserError(Fault(field, problem, "choose another folder", str(path)))
+        raise UserError.of(field, problem, "choose another folder", str(path))
     return folder
 
 
@@ -135,7 +135,7 @@ def read_record(path: Path, kind: type[T], what: str, remedy: str) -> T:
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(Fault(str(path), f"is not {what} ({first_line(error)})", remedy)) from None
+        raise UserError.of(str(path), f"is not {what} ({first_line(error)})", remedy) from None
 
 
 def without_nonfinite(value: Any) -> Any:

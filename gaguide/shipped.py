@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gaguide
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import UserError, suggestion
 
 _PACKAGE = Path(gaguide.__file__).resolve().parent
 _IN_WHEEL = _PACKAGE / "_shipped"
@@ -46,7 +46,7 @@ class Collection:
         if not remedy.startswith("did you mean"):
             remedy = "give one of these names or the path of a file"
         problem = f"must be one of {', '.join(known)}, or the path of a file"
-        raise UserError(Fault(field, problem, remedy, str(given)))
+        raise UserError.of(field, problem, remedy, str(given))
 
 
 DEEPSPEED_JSONS = Collection("ds_configs", ".json")

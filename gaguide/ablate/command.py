@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.ablate.methods import METHODS
-from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
+from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.files import expand_home, output_folder
 from gaguide.numbers import parse_whole
 
@@ -45,7 +45,7 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
     output: Path = output_folder(arguments.output, "--output")
     if (output / FILE).exists():
         problem = f"already has an {FILE}"
-        raise UserError(Fault("--output", problem, "choose another folder", str(output)))
+        raise UserError.of("--output", problem, "choose another folder", str(output))
     make_sums_reproducible()
     settings = AblateSettings(
         text=None if arguments.text is None else str(expand_home(arguments.text)),
@@ -66,7 +66,7 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
     world = World.from_environment()
     if world.size > 1:
         problem, remedy = "runs in one process", "start it without a launcher, with one model a process"
-        raise UserError(Fault("ranks", problem, remedy, world.size))
+        raise UserError.of("ranks", problem, remedy, world.size)
     request = read_request([str(expand_home(name)) for name in arguments.model], arguments.plan, settings)
     record = ablate(request, world)
     write_ablation(output, record)
@@ -79,7 +79,7 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(Fault("arguments", message, f"see {self.prog} --help"))
+        raise UserError.of("arguments", message, f"see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from gaguide.config import GuidanceSection, RunConfig, load_config
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import UserError, suggestion
 from gaguide.evaluate.model_folder import model_path
 
 
@@ -40,7 +40,7 @@ def find_plan(models: Sequence[str], given: str | None) -> PlanSource:
             remedy = (
                 f"give an experiment ({', '.join(_guiding())}), a run's config.yaml, or a plan's YAML file"
             )
-            raise UserError(Fault("--plan", problem, remedy))
+            raise UserError.of("--plan", problem, remedy)
         run = next((run for run in naming if run.guidance.weight > 0), naming[0])
         return PlanSource(run.guidance, run, str(Path(run.output) / "config.yaml"))
     if given in _guiding():
@@ -52,11 +52,11 @@ def find_plan(models: Sequence[str], given: str | None) -> PlanSource:
         path = path / "config.yaml"
     if not path.is_file():
         remedy = f"give an experiment ({', '.join(_guiding())}), a run's config.yaml, or a plan's YAML file"
-        raise UserError(Fault("--plan", "is not an experiment or a file", remedy, given))
+        raise UserError.of("--plan", "is not an experiment or a file", remedy, given)
     tree = read_yaml(path, "--plan")
     if name:
         if not isinstance(tree.get(name), dict):
-            raise UserError(Fault("--plan", f"{path} has no such plan", suggestion(name, tree), name))
+            raise UserError.of("--plan", f"{path} has no such plan", suggestion(name, tree), name)
         tree = tree[name]
     if {"train", "data", "extends"} & set(tree):
         run = load_config(path, {})

@@ -176,7 +176,7 @@ def find_text(source: PlanSource, folders: Sequence[ModelFolder], settings: Abla
     length = settings.block_length or (run.data.block_length if run else min(_DEFAULT_LENGTH, positions))
     if length > positions:
         problem = f"the models have {positions} positions"
-        raise UserError(Fault("--block-length", problem, f"give at most {positions}", length))
+        raise UserError.of("--block-length", problem, f"give at most {positions}", length)
     if settings.text is not None:
         folder = embedded_corpus() if settings.text == "embedded" else settings.text
         with reworded(lambda fault: replace(fault, field="--text")):
@@ -190,7 +190,7 @@ def find_text(source: PlanSource, folders: Sequence[ModelFolder], settings: Abla
         return None
     if run is None:
         remedy = "give --text SHARDS, --tasks, or a run's config.yaml as --plan, whose held-out text is used"
-        raise UserError(Fault("--text, --tasks", "must give at least one of them", remedy))
+        raise UserError.of("--text, --tasks", "must give at least one of them", remedy)
     corpus = find_corpus(
         run.model_copy(update={"data": run.data.model_copy(update={"block_length": length})})
     )
@@ -206,14 +206,14 @@ def _text(
 ) -> Text:  # fmt: skip
     if tokenizer != tokenizer_fingerprint(folders[0].tokenizer):
         problem = "was built with another tokenizer than the models'"
-        raise UserError(Fault("--text", problem, "give shards of the models' tokenizer", source))
+        raise UserError.of("--text", problem, "give shards of the models' tokenizer", source)
     count = min(settings.blocks, len(blocks))
     if count < 2:
         problem = (
             f"has {len(blocks)} held-out blocks of {blocks.block_length} tokens, or fewer were asked for"
         )
         remedy = "give at least two blocks: an interval needs them; lower --block-length for a short text"
-        raise UserError(Fault("--text", problem, remedy, source))
+        raise UserError.of("--text", problem, remedy, source)
     chosen = np.arange(count) * len(blocks) // count
     return Text(blocks, chosen, isolate, tokenizer, fingerprint, source)
 
@@ -257,11 +257,11 @@ def _find_before(
     if not is_read:
         problem = "attention is compared on --text or on spans of --tasks, and there is neither"
         remedy = "give --text as well"
-        raise UserError(Fault("--before", problem, remedy, given))
+        raise UserError.of("--before", problem, remedy, given)
     if given == START:
         if _start(source) is None:
             problem = "the plan is not that of a run whose first weights can be built again"
-            raise UserError(Fault("--before", problem, "give the model's folder", given))
+            raise UserError.of("--before", problem, "give the model's folder", given)
         return START
     name = model_path(given)
     if name in (folder.name for folder in folders):
@@ -272,7 +272,7 @@ def _find_before(
     sizes = [(shape.num_hidden_layers, shape.num_attention_heads) for shape in shapes]
     if sizes[0] != sizes[1] or _alike((folders[0], folder)):
         problem = f"has other layers, heads or tokens than {folders[0].name}"
-        raise UserError(Fault("--before", problem, "give the model that it was trained from", given))
+        raise UserError.of("--before", problem, "give the model that it was trained from", given)
     return folder
 
 

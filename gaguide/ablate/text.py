@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from gaguide.ablate.meter import Meter, Reading, sum_readings
 from gaguide.ablate.passes import Passes, without_labels
 from gaguide.ablate.subjects import Key, Subject, by_layer, together
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.guidance.cues import BANDS, cue_bands, document_index
 from gaguide.guidance.patterns import Columns, Marks, Pattern, marked
 from gaguide.interventions import (
@@ -78,7 +78,7 @@ def check_batches(methods: Sequence[str], batches: Sequence[Batch]) -> None:
     """Raise `UserError` where a block has no other in its batch to resample from."""
     if "resample" in methods and any(len(batch["input_ids"]) < 2 for batch in batches):
         problem = "resample takes the output of another block of the same pass, and a pass has only one"
-        raise UserError(Fault("--batch", problem, "give at least two blocks a pass, or leave resample out"))
+        raise UserError.of("--batch", problem, "give at least two blocks a pass, or leave resample out")
 
 
 @torch.no_grad()

@@ -143,8 +143,8 @@ def collect(
         model(**inputs)
     wanted = range(_n_layers(model)) if layers is None else sorted(set(layers))
     if missing := [layer for layer in wanted if layer not in collection.maps]:
-        raise UserError(
-            Fault("model", f"layers {missing} did not run causal self-attention", "choose other layers")
+        raise UserError.of(
+            "model", f"layers {missing} did not run causal self-attention", "choose other layers"
         )
     return AttentionMaps(
         collection.heads,

@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from gaguide.attention.panels import HIDDEN, Panel
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.figures import GUIDED
 
 MAX_HEADS = 1200
@@ -27,7 +27,7 @@ def draw_overview(panels: Sequence[Panel]) -> Figure:
         raise ValueError("no panels to draw")
     if len(panels) > MAX_HEADS:
         problem = f"give {len(panels)} maps, but an overview has at most {MAX_HEADS}"
-        raise UserError(Fault("--layers, --heads", problem, "choose fewer models, layers or heads"))
+        raise UserError.of("--layers, --heads", problem, "choose fewer models, layers or heads")
     models = list(dict.fromkeys(panel.model for panel in panels))
     layers, heads = sorted({p.layer for p in panels}), sorted({p.head for p in panels})
     step = _SIDE + _GAP

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gaguide.attention.panels import Panel
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.html import content_policy, read_asset, render_page, script_data
 
 MAX_CELLS = 16_000_000
@@ -29,12 +29,10 @@ def to_page(windows: Sequence[Sequence[Panel]], spans: Sequence[tuple[int, int]]
     """
     cells = sum(_visible(panel).sum() for panels in windows for panel in panels)
     if cells > MAX_CELLS:
-        raise UserError(
-            Fault(
-                "--layers, --heads, --window",
-                f"give {cells:,} numbers, but a page has at most {MAX_CELLS:,}",
-                "choose fewer layers or heads, or a part of the text",
-            )
+        raise UserError.of(
+            "--layers, --heads, --window",
+            f"give {cells:,} numbers, but a page has at most {MAX_CELLS:,}",
+            "choose fewer layers or heads, or a part of the text",
         )
     data = [
         {"start": start, "stop": stop, "models": _models(panels)}

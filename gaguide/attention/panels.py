@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gaguide.attention.collect import AttentionMaps
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.guidance import Columns, Pattern
 
 HIDDEN = "#ECECEC"
@@ -113,12 +113,10 @@ def check_window(tokens: int, window: tuple[int, int] | None) -> None:
     """Raise `UserError` for a text or window with more than `MAX_TOKENS` tokens to show."""
     start, stop = window or (0, tokens)
     if stop - start > MAX_TOKENS:
-        raise UserError(
-            Fault(
-                "--window",
-                f"{stop - start} of the text's {tokens} tokens to show, but at most {MAX_TOKENS} are legible",
-                f"choose a part of it, e.g. --window {start}:{start + MAX_TOKENS}",
-            )
+        raise UserError.of(
+            "--window",
+            f"{stop - start} of the text's {tokens} tokens to show, but at most {MAX_TOKENS} are legible",
+            f"choose a part of it, e.g. --window {start}:{start + MAX_TOKENS}",
         )
 
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from gaguide.attention.panels import EARLIER, HIDDEN, Panel
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.figures import GUIDED, OTHER
 
 MAX_PANELS = 48
@@ -50,12 +50,12 @@ def draw_difference(panels: Sequence[Panel]) -> Figure:
         other = before.get((panel.layer, panel.head))
         if other is None or other.key_labels != panel.key_labels:
             problem = f"{panel.model} and {first} have other tokens or heads than each other"
-            raise UserError(Fault("--view difference", problem, "choose models of one tokenizer and shape"))
+            raise UserError.of("--view difference", problem, "choose models of one tokenizer and shape")
         change_QK = panel.weights_QK - other.weights_QK
         mass = None if panel.mass is None or other.mass is None else panel.mass - other.mass
         changed.append(replace(panel, model=f"{panel.model} − {first}", weights_QK=change_QK, mass=mass))
     if not changed:
-        raise UserError(Fault("--view difference", "needs two models or more", "give --model twice"))
+        raise UserError.of("--view difference", "needs two models or more", "give --model twice")
     largest = max(float(panel.weights_QK.abs().max()) for panel in changed) or 1.0
     ticks = [-largest, -largest / 2, 0, largest / 2, largest]
     scale = _Scale("RdBu_r", Normalize(-largest, largest), ticks, "difference", "%+.2g", "+.3f")
@@ -173,12 +173,10 @@ class _Grid:
         if not panels:
             raise ValueError("no panels to draw")
         if len(panels) > MAX_PANELS:
-            raise UserError(
-                Fault(
-                    "--layers, --heads",
-                    f"give {len(panels)} panels, but a picture has at most {MAX_PANELS}",
-                    "choose fewer layers or heads",
-                )
+            raise UserError.of(
+                "--layers, --heads",
+                f"give {len(panels)} panels, but a picture has at most {MAX_PANELS}",
+                "choose fewer layers or heads",
             )
         self.panels = panels
         models = list(dict.fromkeys(panel.model for panel in panels))

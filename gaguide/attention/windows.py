@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from gaguide.attention.collect import collect
 from gaguide.attention.panels import MAX_TOKENS, Panel, make_panels
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.guidance import Pattern
 
 Window = tuple[int, int]
@@ -72,8 +72,8 @@ def text_panels(
     for window in windows:
         if not 0 <= window[0] < window[1] <= len(ids_T):
             problem = f"the text has {len(ids_T)} tokens"
-            raise UserError(
-                Fault("--window", problem, f"choose a start and a stop within 0 to {len(ids_T)}", window)
+            raise UserError.of(
+                "--window", problem, f"choose a start and a stop within 0 to {len(ids_T)}", window
             )
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)

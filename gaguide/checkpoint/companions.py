@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from gaguide.checkpoint.store import MODEL_FOLDER
 from gaguide.checkpoint.verify import MANIFEST
 from gaguide.config import ModelSection
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import read_object, write_bytes, write_json
 from gaguide.model import find_model, skeleton
 from gaguide.model.content import ADAPTER_CONFIG
@@ -82,7 +82,7 @@ def read_companions(checkpoint: Path, base: Path | None = None) -> Companions:
         adapter = _read_adapter(checkpoint, base)
     elif base is not None:
         problem = "the checkpoint has whole weights, not adapters on a base"
-        raise UserError(Fault("--base", problem, "leave it out", str(base)))
+        raise UserError.of("--base", problem, "leave it out", str(base))
     return Companions(config, tokenizer, read_generation_config(source), adapter, read_licenses(source))
 
 
@@ -93,11 +93,11 @@ def _read_adapter(checkpoint: Path, base: Path | None) -> Adapter:
         found = find_model(given, 0, None)
     except UserError as error:
         problem = f"the base of the adapters: {error.faults[0].problem}"
-        raise UserError(Fault("--base", problem, "give its folder with --base", given.name)) from None
+        raise UserError.of("--base", problem, "give its folder with --base", given.name) from None
     identity = json.loads((checkpoint / MANIFEST).read_text("utf-8"))["identity"]
     section = section.model_copy(update={"quantize": identity["train.lora"].get("quantize")})
     if found.weights != identity["base weights"]:
         problem = f"its weights are not those that the adapters were trained on ({name})"
-        raise UserError(Fault("--base", problem, "give the folder of that model with --base", given.name))
+        raise UserError.of("--base", problem, "give the folder of that model with --base", given.name)
     check_libraries(section)
     return find_adapter(skeleton(found), found, section)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gaguide.checkpoint.store import held_out_loss, read_checkpoint
 from gaguide.checkpoint.verify import MANIFEST
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import folder_size, read_object
 from gaguide.log import say
 
@@ -86,7 +86,7 @@ def choose(folder: Path, step: str) -> CheckpointInfo:
     else:
         problem = "no checkpoint has a held-out loss" if step == "best" else "does not exist"
         remedy = f"choose one of: {known}"
-    raise UserError(Fault("--step", problem, remedy, step))
+    raise UserError.of("--step", problem, remedy, step)
 
 
 def _comparable(paths: Sequence[Path]) -> list[Path]:
@@ -106,14 +106,12 @@ def _folders(folder: Path) -> list[Path]:
         if kind is None:
             return [folder]
         remedy = "give a run's output folder; `gaguide data info FOLDER` describes a folder of shards"
-        raise UserError(
-            Fault("folder", f"is not a checkpoint: its {MANIFEST} is of {kind}", remedy, str(folder))
-        )
+        raise UserError.of("folder", f"is not a checkpoint: its {MANIFEST} is of {kind}", remedy, str(folder))
     parent = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     found = sorted(path for path in parent.glob("step-*") if _step(path) is not None)
     if not found:
         remedy = "give a run's output folder, or a folder checkpoints/step-NNNNNNNN"
-        raise UserError(Fault("folder", "contains no checkpoint", remedy, str(folder)))
+        raise UserError.of("folder", "contains no checkpoint", remedy, str(folder))
     return found
 
 

@@ -202,9 +202,7 @@ def _panels(
         for window, panels in zip(windows, parts, strict=True):
             if broken := sorted({panel.layer for panel in panels if not panel.weights_QK.isfinite().all()}):
                 problem = f"its attention is not finite in layer {broken[0]}: its weights have diverged"
-                raise UserError(
-                    Fault("--model", problem, "give an earlier checkpoint or another model", folder)
-                )
+                raise UserError.of("--model", problem, "give an earlier checkpoint or another model", folder)
             shown.append((window, panels))
             work.done(len(shown))
     return shown

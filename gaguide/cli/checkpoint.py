@@ -73,29 +73,29 @@ def export(
     from gaguide.model.precision import PRECISIONS, torch_dtype
 
     if dtype not in PRECISIONS:
-        from gaguide.errors import Fault, UserError, suggestion
+        from gaguide.errors import UserError, suggestion
 
-        raise UserError(Fault("--dtype", "unknown precision", suggestion(dtype, PRECISIONS), dtype))
+        raise UserError.of("--dtype", "unknown precision", suggestion(dtype, PRECISIONS), dtype)
     from transformers.utils import logging as transformers_logging
 
     from gaguide.checkpoint import export_adapter, export_model, read_companions
     from gaguide.checkpoint.folder import choose
-    from gaguide.errors import Fault, UserError
+    from gaguide.errors import UserError
     from gaguide.files import expand_home, local_folder, read_object
     from gaguide.publish import write_card
 
     transformers_logging.disable_progress_bar()
     folder, output = expand_home(folder), local_folder(output, "--output")
     if output.exists():
-        raise UserError(Fault("--output", "already exists", "name another folder", str(output)))
+        raise UserError.of("--output", "already exists", "name another folder", str(output))
     # `choose` compares the hashes, so its pickled files are safe to read.
     chosen = choose(folder, step)
     companions = read_companions(chosen.path, None if base is None else local_folder(base, "--base"))
     if adapter and companions.adapter is None:
         problem = "the run has trained the model's own weights, not adapters"
-        raise UserError(Fault("--adapter", problem, "leave it out", str(folder)))
+        raise UserError.of("--adapter", problem, "leave it out", str(folder))
     if adapter and dtype != "fp32":
-        raise UserError(Fault("--dtype", "adapters are written in fp32", "leave it out", dtype))
+        raise UserError.of("--dtype", "adapters are written in fp32", "leave it out", dtype)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if adapter:
@@ -107,10 +107,10 @@ def export(
     except RuntimeError as error:
         if dtype == "fp32":
             raise
-        raise UserError(Fault("--dtype", str(error), "use bf16 or fp32", dtype)) from None
+        raise UserError.of("--dtype", str(error), "use bf16 or fp32", dtype) from None
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
-        raise UserError(Fault("--output", problem, "name another folder", str(output))) from None
+        raise UserError.of("--output", problem, "name another folder", str(output)) from None
     if dtype != "fp32":
         typer.echo(f"rounded to {dtype}: the run's numbers are not of these weights; evaluate {output}")
     checked = "its adapters" if adapter else "its tensors are counted, a forward pass is finite"

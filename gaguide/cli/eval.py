@@ -53,13 +53,13 @@ def show(
     name: Annotated[str, typer.Argument(help="A built-in task, or a task file.", metavar="TASK")],
 ) -> None:
     """Describe one task: where its data are from, its prompt, and what a score shows and cannot show."""
-    from gaguide.errors import Fault, UserError, suggestion
+    from gaguide.errors import UserError, suggestion
     from gaguide.evaluate import built_in_tasks
     from gaguide.evaluate.tasks.task import read_task_file
 
     known = built_in_tasks()
     if name not in known and not Path(name).is_file():
-        raise UserError(Fault("TASK", "must be a built-in task or a file", suggestion(name, known), name))
+        raise UserError.of("TASK", "must be a built-in task or a file", suggestion(name, known), name)
     task = known[name] if name in known else read_task_file(Path(name))
     files = [f"{one.file}  sha256 {one.sha256 or 'not known'}" for one in task.data_files]
     prompt = None if task.template is None else task.template.prompt

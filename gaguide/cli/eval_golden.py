@@ -33,12 +33,12 @@ def golden_command(
     ] = None,
 ) -> None:
     """Compare an evaluation with published figures; exit code 0 if they match, 1 if not."""
-    from gaguide.errors import Fault, UserError
+    from gaguide.errors import UserError
     from gaguide.evaluate.results.golden import compare_golden, read_figures
     from gaguide.files import expand_home
 
     if (model is None) == (results is None):
-        raise UserError(Fault("--model", "must be given, or --results, not both", "give one of the two"))
+        raise UserError.of("--model", "must be given, or --results, not both", "give one of the two")
     expected = read_figures(None if figures is None else expand_home(figures))
     folder = expand_home(results) if results is not None else output or Path("golden") / Path(str(model)).name
     if model is not None:
@@ -55,12 +55,12 @@ def golden_command(
 
 def _check_reference(name: str, expected: Mapping[str, GoldenTask], record: Path | None) -> None:
     """Before minutes of evaluation."""
-    from gaguide.errors import Fault, UserError
+    from gaguide.errors import UserError
 
     known = list(dict.fromkeys(one for task in expected.values() for one in task.figures))
     if record is None and name not in known:
         problem = f"must be one of {', '.join(known)}"
-        raise UserError(Fault("--reference", problem, "say whose figures are expected", name))
+        raise UserError.of("--reference", problem, "say whose figures are expected", name)
 
 
 def _evaluate(model: str, tasks: list[str], data: Path | None, output: Path) -> None:

@@ -65,7 +65,7 @@ def make_controls(
     ] = None,
 ) -> None:
     """Write a task's examples with a negation, and each with it removed, replaced or reworded."""
-    from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
+    from gaguide.errors import FaultCollector, UserError, not_one_of
     from gaguide.evaluate.tasks.controls import CONTROLS, control_rows
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.evaluate.tasks.read import read_tasks
@@ -79,11 +79,11 @@ def make_controls(
     if len(found) != 1 or found[0].kind != "classification":
         kinds = ", ".join(f"{one.task.name} ({one.kind})" for one in found)
         problem = "must be one task of kind classification"
-        raise UserError(Fault("TASKS", problem, "make the controls of each task in a call of its own", kinds))
+        raise UserError.of("TASKS", problem, "make the controls of each task in a call of its own", kinds)
     rows = control_rows(found[0].examples, variants, keep or ())
     if not rows:
         problem = "has no example with a negation that these variants change"
-        raise UserError(Fault(f"task {found[0].task.name}", problem, "give another task", found[0].source))
+        raise UserError.of(f"task {found[0].task.name}", problem, "give another task", found[0].source)
     _write(output, rows)
     _report(output, found[0], rows)
 

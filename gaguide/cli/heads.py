@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gaguide.cli.options import shared, takes
-from gaguide.errors import Fault, UserError, not_one_of
+from gaguide.errors import UserError, not_one_of
 
 app = typer.Typer(help="Which heads to guide: profiles of a model's heads.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def profile(
 
     folder = output_folder(output, "--output")
     if (folder / FILE).exists():
-        raise UserError(Fault("--output", f"already has a {FILE}", "choose another folder", str(folder)))
+        raise UserError.of("--output", f"already has a {FILE}", "choose another folder", str(folder))
     if options.mode not in ("pieces", "words"):
         raise UserError(not_one_of("--mode", options.mode, ("pieces", "words")))
     from gaguide.distributed import World

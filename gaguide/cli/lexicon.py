@@ -34,12 +34,12 @@ def import_connectives(
     ] = 1,
 ) -> None:
     """Turn a DiMLex connective lexicon into lexicons by sense, for --lexicons and guidance.lexicons."""
-    from gaguide.errors import Fault, UserError
+    from gaguide.errors import UserError
     from gaguide.files import local_folder, write_text
     from gaguide.guidance.dimlex import read_dimlex, to_yaml
 
     if output.exists():
-        raise UserError(Fault("--output", "already exists", "choose another name", str(output)))
+        raise UserError.of("--output", "already exists", "choose another name", str(output))
     found = read_dimlex(file, level)
     local_folder(output.parent, "--output").mkdir(parents=True, exist_ok=True)
     write_text(output, to_yaml(found, file.name))

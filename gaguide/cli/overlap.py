@@ -39,7 +39,7 @@ def overlap_command(
     from gaguide.data.build.build import build_lock
     from gaguide.data.overlap.find import find_overlap
     from gaguide.data.overlap.report import EXAMPLES_FILE
-    from gaguide.errors import Fault, UserError
+    from gaguide.errors import UserError
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.evaluate.tasks.texts import evaluation_texts
     from gaguide.files import expand_home, output_folder
@@ -48,7 +48,7 @@ def overlap_command(
     output = output_folder(options.output, "--output")
     workers = cores() if options.workers is None else options.workers
     if workers < 1:
-        raise UserError(Fault("--workers", "must be at least 1", "give the number of cores", workers))
+        raise UserError.of("--workers", "must be at least 1", "give the number of cores", workers)
     data = None if options.data is None else expand_home(options.data)
     examples = evaluation_texts(split_names(options.tasks), data)
     output.mkdir(parents=True, exist_ok=True)

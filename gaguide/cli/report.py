@@ -89,5 +89,5 @@ def _make_report(folders: list[Path]) -> Report:
         return make_report(read_runs(folders))
     if len(folders) > 1:
         problem = "cannot be reported together with other folders"
-        raise UserError(Fault("STUDY", problem, "give one study, or runs", str(studies[0])))
+        raise UserError.of("STUDY", problem, "give one study, or runs", str(studies[0]))
     return make_report(read_study(studies[0]))

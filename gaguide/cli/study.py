@@ -188,7 +188,7 @@ def collect(context: typer.Context, file: _FILE_OR_FOLDER) -> None:
     grid = _run_grid(file, context.args)
     if not grid.folder.is_dir():
         remedy = f"run gaguide study run {file}"
-        raise UserError(Fault("FILE", "its study has not been run yet", remedy, str(grid.folder)))
+        raise UserError.of("FILE", "its study has not been run yet", remedy, str(grid.folder))
     records = collect_study(grid)
     done = sum(record.state == "done" for record in records.cells)
     typer.echo(f"{done} of {len(records.cells)} cells are done; tables: {tables_folder(grid.folder)}")

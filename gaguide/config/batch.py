@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,21 @@ def plan_batch(global_batch: int, micro_batch: int | Literal["auto"] | None, wor
     """
     if global_batch % world_size:
         near = max(world_size, round(global_batch / world_size) * world_size)
-        raise UserError(
-            Fault(
-                "train.global_batch",
-                f"must be divisible by the {world_size} ranks",
-                f"use a multiple of {world_size}, e.g. {near}, or another number of ranks",
-                global_batch,
-            )
+        raise UserError.of(
+            "train.global_batch",
+            f"must be divisible by the {world_size} ranks",
+            f"use a multiple of {world_size}, e.g. {near}, or another number of ranks",
+            global_batch,
         )
     share = global_batch // world_size
     if micro_batch is None or micro_batch == "auto":
         micro_batch = share
     if share % micro_batch:
-        raise UserError(
-            Fault(
-                "train.micro_batch",
-                f"must divide a rank's share of {share} sequences (global batch {global_batch}, "
-                f"{world_size} ranks)",
-                f"use one of {', '.join(map(str, divisors(share)[-12:]))}",
-                micro_batch,
-            )
+        raise UserError.of(
+            "train.micro_batch",
+            f"must divide a rank's share of {share} sequences (global batch {global_batch}, "
+            f"{world_size} ranks)",
+            f"use one of {', '.join(map(str, divisors(share)[-12:]))}",
+            micro_batch,
         )
     return BatchPlan(global_batch, micro_batch, share // micro_batch, world_size)

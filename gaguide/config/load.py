@@ -112,10 +112,10 @@ def _read_with_base(path: Path, note: Callable[[str], None], depth: int = 0) -> 
     if base is None:
         return tree
     if not isinstance(base, str):
-        raise UserError(Fault("extends", "must be the path of a YAML file", f"correct {path}", base))
+        raise UserError.of("extends", "must be the path of a YAML file", f"correct {path}", base)
     if depth > _MAX_EXTENDS:
         problem = f"names more than {_MAX_EXTENDS} files in a row, or itself"
-        raise UserError(Fault("extends", problem, f"correct {path}", base))
+        raise UserError.of("extends", problem, f"correct {path}", base)
     merged = merge(_read_with_base(path.parent / base, note, depth + 1), tree)
     for text in replace_partners(merged, leaves(tree)):
         note(f"{path}: {text} of {base}")

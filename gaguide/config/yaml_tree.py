@@ -71,15 +71,15 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-        raise UserError(Fault(field, problem, "give the path of a YAML file", str(path))) from None
+        raise UserError.of(field, problem, "give the path of a YAML file", str(path)) from None
     except UnicodeDecodeError as error:
-        raise UserError(Fault(field, f"is not UTF-8 text ({error})", "save it as UTF-8", str(path))) from None
+        raise UserError.of(field, f"is not UTF-8 text ({error})", "save it as UTF-8", str(path)) from None
     try:
         tree = parse_yaml(text)
     except ValueError as error:
-        raise UserError(Fault(field, f"is not valid YAML: {error}", "correct the file", str(path))) from None
+        raise UserError.of(field, f"is not valid YAML: {error}", "correct the file", str(path)) from None
     if not isinstance(tree, dict):
-        raise UserError(Fault(field, "must be a mapping of fields to values", "see the docs", str(path)))
+        raise UserError.of(field, "must be a mapping of fields to values", "see the docs", str(path))
     return tree
 
 

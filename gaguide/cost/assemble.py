@@ -14,7 +14,7 @@ from gaguide.cost.hardware import GPUS
 from gaguide.cost.recommend import CHOOSABLE
 from gaguide.cost.request import CostRequest, check, trains_part, with_run
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import FaultCollector, UserError
 from gaguide.model import SIZES, ModelShape, gpt2_shape
 from gaguide.model.sizes import GPT2_VOCABULARY
 
@@ -65,7 +65,7 @@ def find_shape(model: str | None, run: RunConfig | None = None) -> ModelShape:
     name = section.name if section else model
     if name is None:
         remedy = f"give one of {', '.join(SIZES)}, a folder or a hub id, or --config RUN.yaml"
-        raise UserError(Fault("--model", "is missing", remedy))
+        raise UserError.of("--model", "is missing", remedy)
     if _is_size(name, section):
         return gpt2_shape(SIZES[name], GPT2_VOCABULARY)
     from gaguide.model import shape_of  # only transformers reads a model's configuration

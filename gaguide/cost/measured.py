@@ -13,7 +13,7 @@ from gaguide.cost.estimate import estimate
 from gaguide.cost.published import SpeedRange
 from gaguide.cost.request import CostRequest, trains_part, with_run
 from gaguide.engine.config import load_deepspeed_json
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import read_object
 from gaguide.log import read_metrics
 
@@ -93,4 +93,4 @@ def _ranks(folder: Path) -> int:
 
 
 def _fault(problem: str, remedy: str, path: Path) -> UserError:
-    return UserError(Fault(_FIELD, problem, remedy, str(path)))
+    return UserError.of(_FIELD, problem, remedy, str(path))

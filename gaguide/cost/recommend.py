@@ -11,7 +11,7 @@ from gaguide.cost.estimate import CostEstimate, estimate
 from gaguide.cost.hardware import GIB
 from gaguide.cost.published import spread
 from gaguide.cost.request import CostRequest, check
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "zero_stage": (0, 1, 2, 3),
@@ -40,17 +40,15 @@ def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list
     if not estimates:
         check(request)  # raises what rules out every candidate
         problem = "cannot be split by any setting"
-        raise UserError(Fault("--global-batch", problem, "choose another", request.global_batch))
+        raise UserError.of("--global-batch", problem, "choose another", request.global_batch)
     smallest = min(estimates, key=lambda one: one.needed)
-    raise UserError(
-        Fault(
-            "--gpu",
-            f"nothing fits: the smallest configuration (stage {smallest.request.zero_stage}, micro batch "
-            f"{smallest.request.setup.micro_batch}) needs {smallest.needed / GIB:.1f} GiB per GPU of "
-            f"{smallest.capacity / GIB:.0f}",
-            "use more GPUs, larger ones, or shorter blocks",
-            request.gpu,
-        )
+    raise UserError.of(
+        "--gpu",
+        f"nothing fits: the smallest configuration (stage {smallest.request.zero_stage}, micro batch "
+        f"{smallest.request.setup.micro_batch}) needs {smallest.needed / GIB:.1f} GiB per GPU of "
+        f"{smallest.capacity / GIB:.0f}",
+        "use more GPUs, larger ones, or shorter blocks",
+        request.gpu,
     )
 
 

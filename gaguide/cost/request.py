@@ -83,7 +83,7 @@ def _check_batch(request: CostRequest) -> None:
     if request.zero_stage == 1 and request.precision != "fp32" and batch.accumulation > 1:
         problem = f"at stage 1 DeepSpeed would accumulate micro batches in {request.precision}"
         remedy = "use stage 2, or a micro batch that needs no accumulation"
-        raise UserError(Fault("micro batch", problem, remedy, batch.micro_batch))
+        raise UserError.of("micro batch", problem, remedy, batch.micro_batch)
 
 
 def trains_part(run: RunConfig) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 # Prefixes of the names of launchers' programs and modules.
 _LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "prterun", "orted", "prted",
@@ -29,13 +29,11 @@ def check_hostfile() -> None:
         for process in psutil.Process().parents():
             name = hostfile_of(process.cmdline())
             if name and not (Path(process.cwd()) / name).is_file():
-                raise UserError(
-                    Fault(
-                        "--hostfile",
-                        "does not exist; DeepSpeed would train on this host alone",
-                        "name a file with a line `HOST slots=GPUS` for each host, or omit --hostfile",
-                        name,
-                    )
+                raise UserError.of(
+                    "--hostfile",
+                    "does not exist; DeepSpeed would train on this host alone",
+                    "name a file with a line `HOST slots=GPUS` for each host, or omit --hostfile",
+                    name,
                 )
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from gaguide.distributed.network import address_for_others
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.ports import free_port
 
 # Below Linux's ephemeral ports (32768 and up), any of which a connection may be using.
@@ -35,12 +35,10 @@ def rendezvous(environ: Mapping[str, str], rank: int, size: int) -> dict[str, st
         found = _from_mpi(rank, size)
     else:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in given]
-        raise UserError(
-            Fault(
-                ", ".join(missing),
-                f"must be set for {size} ranks",
-                "export the first host's name and a free port, the same on all ranks",
-            )
+        raise UserError.of(
+            ", ".join(missing),
+            f"must be set for {size} ranks",
+            "export the first host's name and a free port, the same on all ranks",
         )
     return found | given
 
@@ -57,7 +55,7 @@ def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
         hosts[0]
     except (ValueError, IndexError):
         remedy = "export MASTER_ADDR, the first host's name, before srun"
-        raise UserError(Fault("SLURM_JOB_NODELIST", "is not a list of hosts", remedy, names)) from None
+        raise UserError.of("SLURM_JOB_NODELIST", "is not a list of hosts", remedy, names) from None
     job, step = (_digits(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     port = _FIRST_PORT + (job * 31 + step) % _PORTS
     return {"MASTER_ADDR": _host_of_rank_0(environ, hosts, port), "MASTER_PORT": str(port)}
@@ -84,7 +82,7 @@ def _host_of_rank_0(environ: Mapping[str, str], hosts: Sequence[str], port: int)
         time.sleep(0.2)
     problem = f"rank 0 listens on none of them at port {port}"
     remedy = "export MASTER_ADDR, the host of rank 0, before srun"
-    raise UserError(Fault("SLURM_ARBITRARY_NODELIST", problem, remedy, ",".join(hosts)))
+    raise UserError.of("SLURM_ARBITRARY_NODELIST", problem, remedy, ",".join(hosts))
 
 
 def expand_hosts(names: str) -> list[str]:
@@ -120,23 +118,19 @@ def _from_mpi(rank: int, size: int) -> dict[str, str]:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(
-            Fault(
-                "MASTER_ADDR, MASTER_PORT",
-                f"are not set by mpirun, and mpi4py, which could agree on them, cannot be imported ({error})",
-                "pip install 'gaguide[mpi]', or export the first host's name and a free port: "
-                "mpirun -x MASTER_ADDR=… -x MASTER_PORT=… (Open MPI), -genv NAME VALUE (MPICH)",
-            )
+        raise UserError.of(
+            "MASTER_ADDR, MASTER_PORT",
+            f"are not set by mpirun, and mpi4py, which could agree on them, cannot be imported ({error})",
+            "pip install 'gaguide[mpi]', or export the first host's name and a free port: "
+            "mpirun -x MASTER_ADDR=… -x MASTER_PORT=… (Open MPI), -genv NAME VALUE (MPICH)",
         ) from None
     world = MPI.COMM_WORLD
     if (world.rank, world.size) != (rank, size):
-        raise UserError(
-            Fault(
-                "mpirun",
-                f"started {size} ranks but mpi4py sees {world.size}: it was built for another MPI library "
-                f"({MPI.Get_library_version().splitlines()[0]})",
-                "use that library's mpirun, or pip install --force-reinstall --no-binary mpi4py mpi4py",
-            )
+        raise UserError.of(
+            "mpirun",
+            f"started {size} ranks but mpi4py sees {world.size}: it was built for another MPI library "
+            f"({MPI.Get_library_version().splitlines()[0]})",
+            "use that library's mpirun, or pip install --force-reinstall --no-binary mpi4py mpi4py",
         )
     one_host = len(set(world.allgather(socket.gethostname()))) == 1
     address = "127.0.0.1" if one_host else address_for_others()

@@ -101,14 +101,12 @@ def _check_left_over(environ: Mapping[str, str], numbers: Sequence[int]) -> None
             continue
         found = _number(rank, environ[rank]), _number(size, environ[size])
         if found[1] > 1 and found != tuple(numbers[:2]):
-            raise UserError(
-                Fault(
-                    "RANK",
-                    f"says rank {numbers[0]} of {numbers[1]}, but the launcher says rank {found[0]} of "
-                    f"{found[1]} ({rank}, {size})",
-                    "unset RANK WORLD_SIZE LOCAL_RANK, which the shell that launches has exported",
-                    environ["RANK"],
-                )
+            raise UserError.of(
+                "RANK",
+                f"says rank {numbers[0]} of {numbers[1]}, but the launcher says rank {found[0]} of "
+                f"{found[1]} ({rank}, {size})",
+                "unset RANK WORLD_SIZE LOCAL_RANK, which the shell that launches has exported",
+                environ["RANK"],
             )
 
 
@@ -206,8 +204,8 @@ def _choose_interface(world: World) -> None:
 
 def _number(name: str, text: str) -> int:
     if not text.isdigit():
-        raise UserError(
-            Fault(name, "must be a whole number", "start the ranks through a launcher, which sets it", text)
+        raise UserError.of(
+            name, "must be a whole number", "start the ranks through a launcher, which sets it", text
         )
     return int(text)
 

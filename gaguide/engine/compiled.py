@@ -96,7 +96,7 @@ class CompiledForward:
         except TorchDynamoException as error:
             reason = " ".join(str(error).split("\n")[:2])  # the first names the backend, the second the cause
             problem = f"torch cannot compile the model here ({reason})"
-            raise UserError(Fault("train.compile", problem, _REMEDY)) from error
+            raise UserError.of("train.compile", problem, _REMEDY) from error
 
     def _count(self, wanted: bool) -> None:
         from torch._dynamo.callback import callback_handler as handler

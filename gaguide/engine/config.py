@@ -65,10 +65,10 @@ def load_deepspeed_json(path: Path) -> JsonObject:
         config = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         problem, remedy = f"is not valid JSON ({error})", "correct the file"
-        raise UserError(Fault("--deepspeed", problem, remedy, str(path))) from None
+        raise UserError.of("--deepspeed", problem, remedy, str(path)) from None
     if not isinstance(config, dict):
         remedy = "see ds_configs/ for examples"
-        raise UserError(Fault("--deepspeed", "must be a JSON object", remedy, str(path)))
+        raise UserError.of("--deepspeed", "must be a JSON object", remedy, str(path))
     return config
 
 

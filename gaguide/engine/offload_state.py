@@ -72,7 +72,7 @@ def cpu_optimizer_ready(config: DeepSpeedConfig, world: World) -> bool:
     ready = all(all_gather(raise_together(lambda: cpu_adam_or_fallback(_spans_hosts(world)))))
     if not ready and config.offload_optimizer == "nvme":
         problem = "DeepSpeed's op cpu_adam cannot be built here, and torch's AdamW cannot be swapped to disk"
-        raise UserError(Fault("zero_optimization.offload_optimizer", problem, "use device: cpu"))
+        raise UserError.of("zero_optimization.offload_optimizer", problem, "use device: cpu")
     return ready
 
 

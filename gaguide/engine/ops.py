@@ -122,13 +122,11 @@ def _wait_for_lock(name: str, several_hosts: bool) -> None:
     until = time.monotonic() + (_SECONDS_FOR_ANOTHER_HOST if several_hosts else 0)
     while stale := stale_locks(extension_cache(), name)[1]:
         if time.monotonic() >= until:
-            raise UserError(
-                Fault(
-                    f"{extension_cache()}: lock",
-                    f"was left by a compile of {name} that was killed; DeepSpeed would wait on it forever",
-                    f"unless another host is compiling into this folder: rm {stale[0]}",
-                    str(stale[0]),
-                )
+            raise UserError.of(
+                f"{extension_cache()}: lock",
+                f"was left by a compile of {name} that was killed; DeepSpeed would wait on it forever",
+                f"unless another host is compiling into this folder: rm {stale[0]}",
+                str(stale[0]),
             )
         time.sleep(1)
 

@@ -14,7 +14,7 @@ import torch
 
 from gaguide.engine.layout import is_swapped
 from gaguide.engine.saved_state import MOMENTS, WEIGHT, SavedState
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -26,14 +26,12 @@ def load_resharded(engine: DeepSpeedEngine, state: Path, zero_stage: int) -> Non
     The folder's hashes must hold. Raises a `UserError` where either side keeps its optimizer on NVMe.
     """
     if is_swapped(engine.optimizer) or (state / "offloaded_tensors").exists():
-        raise UserError(
-            Fault(
-                "output",
-                "holds checkpoints of another number of ranks, ZeRO stage or offload; with NVMe none of "
-                "these can change",
-                "resume with the same ranks and DeepSpeed JSON, or without NVMe in both runs",
-                str(state.parent.parent),
-            )
+        raise UserError.of(
+            "output",
+            "holds checkpoints of another number of ranks, ZeRO stage or offload; with NVMe none of "
+            "these can change",
+            "resume with the same ranks and DeepSpeed JSON, or without NVMe in both runs",
+            str(state.parent.parent),
         )
     saved = SavedState(state, zero_stage)
     trained = {name: each for name, each in engine.module.named_parameters() if each.requires_grad}

@@ -17,7 +17,7 @@ from gaguide.distributed import World
 from gaguide.engine.build import disable_shared_memory_op
 from gaguide.engine.config import DevicePrecisions, RunValues, load_deepspeed_json, resolve_deepspeed
 from gaguide.engine.config_resolved import JsonObject
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 _HALVES = ("bf16", "fp16")
 
@@ -32,7 +32,7 @@ def sharding_config(path: Path, dtype: str, world: World) -> JsonObject:
     if not isinstance(zero, dict) or zero.get("stage") != 3:
         problem = "only ZeRO stage 3 partitions a model's weights"
         remedy = "give ds_configs/zero3.json, or leave --deepspeed out: each rank then holds the model"
-        raise UserError(Fault("--deepspeed", problem, remedy, str(path)))
+        raise UserError.of("--deepspeed", problem, remedy, str(path))
     kept = {key: value for key, value in config.items() if key not in (*_HALVES, "torch_autocast")}
     # Without training there is no optimizer whose state could be offloaded.
     kept["zero_optimization"] = {key: value for key, value in zero.items() if key != "offload_optimizer"}

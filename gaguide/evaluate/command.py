@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gaguide.distributed import World, barrier, start, stop
-from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, Fault, UserError
+from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.files import expand_home, local_folder
 from gaguide.numbers import parse_whole
@@ -108,7 +108,7 @@ def _options(arguments: argparse.Namespace) -> TaskOptions:
     chat, multiturn = arguments.apply_chat_template, arguments.fewshot_as_multiturn
     if multiturn and not chat:
         problem, remedy = "needs --apply-chat-template", "give both or neither"
-        raise UserError(Fault("--fewshot-as-multiturn", problem, remedy))
+        raise UserError.of("--fewshot-as-multiturn", problem, remedy)
     return TaskOptions(
         include_path=tuple(arguments.include_path),
         trust_remote_code=arguments.trust_remote_code,
@@ -124,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises `UserError` for a wrong argument, so that only one rank prints it."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(Fault("arguments", message, f"see {self.prog} --help"))
+        raise UserError.of("arguments", message, f"see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:

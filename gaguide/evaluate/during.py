@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from gaguide.config.fields import OnOverflow
 from gaguide.distributed import World
-from gaguide.errors import Fault, UserError, reworded
+from gaguide.errors import UserError, reworded
 from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.metrics import not_finite
@@ -48,7 +48,7 @@ def make_evaluation(job: Job, world: World) -> Evaluation | None:
     )
     if any(task.kind == "numeric" for task in data):
         problem = "contains a numeric task, which generates text; not supported during training"
-        raise UserError(Fault("evaluate.tasks", problem, "evaluate it after training", section.tasks))
+        raise UserError.of("evaluate.tasks", problem, "evaluate it after training", section.tasks)
     for warning in (text for task in data for text in task.warnings if world.is_main):
         say(f"warning: {warning}")
     budget = Budget.of(section.batch_tokens, world.device.type)

@@ -242,7 +242,7 @@ def _claimed(output: Path | None) -> Iterator[bool]:
     """Inside, no other evaluation may write into `output`."""
     with held([] if output is None else [output]):
         if output is not None and (output / RESULTS_FILE).exists():
-            raise UserError(Fault("output", "holds results already", "give a new folder", str(output)))
+            raise UserError.of("output", "holds results already", "give a new folder", str(output))
         yield True
 
 

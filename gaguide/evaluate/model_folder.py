@@ -91,7 +91,7 @@ def find_model_folder(name: str) -> ModelFolder:
     """
     if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         remedy = "give a folder made by save_pretrained"
-        raise UserError(Fault("--model", "does not exist or is not a folder", remedy, name))
+        raise UserError.of("--model", "does not exist or is not a folder", remedy, name)
     if fault := _run_fault(Path(name)):
         raise UserError(fault)
     config = _from_pretrained(AutoConfig, "configuration", name)
@@ -154,4 +154,4 @@ def _from_pretrained(auto: Any, what: str, name: str, **options: Any) -> Any:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         problem = f"its {what} cannot be loaded ({reason})"
         remedy = "give a folder made by save_pretrained with its tokenizer, or a hub id that can be reached"
-        raise UserError(Fault("--model", problem, remedy, name)) from None
+        raise UserError.of("--model", problem, remedy, name) from None

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.guidance.guided_pass import GuidedLayer, GuidedPass, HeadResults, Results, Setting
 from gaguide.guidance.patterns import Pattern, prepare_pattern
 from gaguide.guidance.plan import GuidancePlan, GuidedHead
@@ -145,7 +145,7 @@ def _check_gradient(results: list[HeadResults]) -> None:
     if all(result.is_training for result in results) and not any(r.loss_h.requires_grad for r in results):
         problem = "no trained parameter influences the guided heads, so their loss has no gradient"
         remedy = "train the embeddings or a layer up to the topmost guided one, or open the block to measure"
-        raise UserError(Fault("guidance", problem, f"{remedy} (measure_only=True)"))
+        raise UserError.of("guidance", problem, f"{remedy} (measure_only=True)")
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -186,12 +186,10 @@ def guide(
     model = unwrap_model(model)
     others = [consumer for consumer in consumers_of(model) if isinstance(consumer, Guidance)]
     if not measure_only and not all(other.measure_only for other in others):
-        raise UserError(
-            Fault(
-                "model",
-                "is already guided",
-                "leave the first `with guide(...)` block, or put all heads in one plan",
-            )
+        raise UserError.of(
+            "model",
+            "is already guided",
+            "leave the first `with guide(...)` block, or put all heads in one plan",
         )
     config = model.config.get_text_config()
     n_heads, n_layers = int(config.num_attention_heads), int(config.num_hidden_layers)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import yaml
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 
 PREFIX = "connectives-"
 
@@ -34,10 +34,10 @@ def read_dimlex(path: Path, level: int = 1) -> Connectives:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
         problem = f"cannot be read as XML ({first_line(error)})"
-        raise UserError(Fault("FILE", problem, "give a DiMLex file", str(path))) from None
+        raise UserError.of("FILE", problem, "give a DiMLex file", str(path)) from None
     entries = list(root.iter("entry"))
     if not entries:
-        raise UserError(Fault("FILE", "has no entry of DiMLex", "give a DiMLex file", str(path)))
+        raise UserError.of("FILE", "has no entry of DiMLex", "give a DiMLex file", str(path))
     found: dict[str, dict[str, None]] = {}
     apart, senseless = 0, 0
     for entry in entries:
@@ -55,7 +55,7 @@ def read_dimlex(path: Path, level: int = 1) -> Connectives:
     lexicons = {name: list(words) for name, words in sorted(found.items()) if words}
     if not lexicons:
         problem = "has no connective with a PDTB sense"
-        raise UserError(Fault("FILE", problem, "give a DiMLex file with pdtb3_relation", str(path)))
+        raise UserError.of("FILE", problem, "give a DiMLex file with pdtb3_relation", str(path))
     notes = []
     if apart:
         notes.append(f"{apart} discontinuous spellings are left out")

@@ -12,7 +12,7 @@ from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 LONGEST = 64
 """Characters of the longest word that is matched."""
@@ -35,7 +35,7 @@ def check_expression(expression: str, field: str) -> None:
         re.compile(expression)
     except (re.error, OverflowError, RecursionError) as error:
         problem = f"is not a valid regular expression ({error})"
-        raise UserError(Fault(field, problem, "correct it, as of Python's re", expression)) from None
+        raise UserError.of(field, problem, "correct it, as of Python's re", expression) from None
     problems: dict[str, None] = {}
     steps = _ways(tree, problems, inside=False)
     if not problems and steps > _STEPS:
@@ -47,7 +47,7 @@ def check_expression(expression: str, field: str) -> None:
             r"repeat single characters or classes only, such as \w+, at most three times, and leave out "
             "anchors (whole words are matched), look-around and back-references"
         )
-        raise UserError(Fault(field, "; ".join(problems), remedy, expression))
+        raise UserError.of(field, "; ".join(problems), remedy, expression)
 
 
 def _ways(tree: Any, problems: dict[str, None], inside: bool) -> int:

@@ -65,12 +65,10 @@ class Lexicon:
         vocabulary = tokenizer.get_vocab()
         found = {mark + piece for piece in self.pieces for mark in _SPACE_MARKS} & vocabulary.keys()
         if not found:
-            raise UserError(
-                Fault(
-                    "guidance",
-                    f"the vocabulary ({len(vocabulary)} entries) has no piece of lexicon {self.name!r}",
-                    "use mode words, a larger vocabulary or another lexicon",
-                )
+            raise UserError.of(
+                "guidance",
+                f"the vocabulary ({len(vocabulary)} entries) has no piece of lexicon {self.name!r}",
+                "use mode words, a larger vocabulary or another lexicon",
             )
         return frozenset(vocabulary[piece] for piece in found)
 
@@ -84,7 +82,7 @@ class Lexicon:
                 kinds = " and ".join(self.for_words_only)
                 problem = f"lexicon {self.name!r} has {kinds}, which mode pieces does not match"
                 remedy = "use mode words, or list what mode pieces matches under `pieces`"
-                raise UserError(Fault("guidance.mode", problem, remedy, mode))
+                raise UserError.of("guidance.mode", problem, remedy, mode)
             return TokenSet(self.name, self.piece_ids(tokenizer))
         return WordSet.build(
             self.name, self.words, tokenizer, self.affixes, self.exceptions, self.expressions
@@ -122,7 +120,7 @@ def get_lexicon(name: str, own: dict[str, Lexicon] | None = None) -> Lexicon:
     """
     known = shipped_lexicons() | (own or {})
     if name not in known:
-        raise UserError(Fault("lexicon", "unknown lexicon", suggestion(name, known, limit=30), name))
+        raise UserError.of("lexicon", "unknown lexicon", suggestion(name, known, limit=30), name)
     return known[name]
 
 

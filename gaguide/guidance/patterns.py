@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class MarkedTokens:
         if marked_BT is None:
             problem = "names a mark of the data, and this text has none"
             remedy = "use it with shards that have such marks, or call the model in a `with marked(…)` block"
-            raise UserError(Fault("guidance", problem, remedy, self.mark))
+            raise UserError.of("guidance", problem, remedy, self.mark)
         if not isinstance(marked_BT, torch.Tensor):
             marked_BT = marked_BT(ids_BT)
         if marked_BT.shape != ids_BT.shape:
@@ -168,7 +168,7 @@ class MarkedTokens:
         inner = self.within.target(ids_BT)
         if not isinstance(inner, Columns):  # of an installed package, whose targets no name shows
             problem = "has one target for each query, which a mark cannot restrict"
-            raise UserError(Fault("guidance", problem, f"guide to {self.within.name} without @", self.name))
+            raise UserError.of("guidance", problem, f"guide to {self.within.name} without @", self.name)
         return Columns(inner.marked_BT & marked_BT)
 
 

@@ -93,8 +93,8 @@ class GuidancePlan:
         unknown name and for a vocabulary without any piece of a lexicon.
         """
         if name not in EXPERIMENTS:
-            raise UserError(
-                Fault("guidance.experiment", "unknown experiment", suggestion(name, EXPERIMENTS), name)
+            raise UserError.of(
+                "guidance.experiment", "unknown experiment", suggestion(name, EXPERIMENTS), name
             )
         patterns = {lexicon: get_lexicon(lexicon).pattern(tokenizer, mode) for lexicon in EXPERIMENTS[name]}
         assignments = tuple(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import UserError, suggestion
 from gaguide.guidance.lexicon import Lexicon, Mode, shipped_lexicons
 
 if TYPE_CHECKING:
@@ -39,29 +39,27 @@ def check_pattern_name(name: str, own: Mapping[str, Lexicon] | None = None, fiel
         return
     offset = re.fullmatch(r"offset-(-?\d+)", name)
     if name == "next-token" or (offset and int(offset[1]) < 0):
-        raise UserError(
-            Fault(
-                field,
-                "is after the query, where a causal model cannot see: its attention there is always 0",
-                "use previous-token, self or offset-N",
-                name,
-            )
+        raise UserError.of(
+            field,
+            "is after the query, where a causal model cannot see: its attention there is always 0",
+            "use previous-token, self or offset-N",
+            name,
         )
     known = {*_FIXED, *shipped_lexicons(), *(own or {}), *entry_points(group=ENTRY_POINTS).names} - {
         "offset-N"
     }
     if not offset and name not in known:
         remedy = suggestion(name, known | {"offset-N"}, limit=40)
-        raise UserError(Fault(field, "unknown pattern or lexicon", remedy, name))
+        raise UserError.of(field, "unknown pattern or lexicon", remedy, name)
 
 
 def _check_marked(name: str, inner: str | None, mark: str, field: str) -> None:
     remedy = "write spans:MARK, or PATTERN@MARK for those targets of a pattern that are marked"
     if not mark or inner == "" or (inner or "").startswith(SPANS):
-        raise UserError(Fault(field, "does not name a pattern and a mark of the data", remedy, name))
+        raise UserError.of(field, "does not name a pattern and a mark of the data", remedy, name)
     if inner in ("self", "previous-token") or (inner or "").startswith("offset-"):
         problem = "has one target for each query, which a mark cannot restrict"
-        raise UserError(Fault(field, problem, remedy, name))
+        raise UserError.of(field, problem, remedy, name)
 
 
 def make_pattern(
@@ -101,8 +99,8 @@ def make_pattern(
 def _end_of_text(tokenizer: PreTrainedTokenizerBase, field: str) -> TokenSet:
     """The token between documents; the delimiter pattern of the original work uses BERT's [SEP]."""
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            Fault(field, "the tokenizer has no end-of-text token", "use another pattern", "end-of-text")
+        raise UserError.of(
+            field, "the tokenizer has no end-of-text token", "use another pattern", "end-of-text"
         )
     from gaguide.guidance.patterns import TokenSet
 
@@ -115,13 +113,10 @@ def _from_entry_point(name: str, tokenizer: PreTrainedTokenizerBase, field: str)
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     pattern = offered[name].load()(tokenizer)
     if not isinstance(pattern, Pattern):
-        raise UserError(
-            Fault(
-                field,
-                f"entry point {offered[name].value} must return a pattern, but returned "
-                f"{type(pattern).__name__}",
-                "return an object with `name` and `target(ids_BT)` (gaguide.guidance.Pattern)",
-                name,
-            )
+        raise UserError.of(
+            field,
+            f"entry point {offered[name].value} must return a pattern, but returned {type(pattern).__name__}",
+            "return an object with `name` and `target(ids_BT)` (gaguide.guidance.Pattern)",
+            name,
         )
     return pattern

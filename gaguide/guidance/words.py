@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gaguide.data.format.token_text import token_bytes
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.guidance.expressions import WordExpressions
 from gaguide.guidance.patterns import Columns
 from gaguide.guidance.word_automaton import (
@@ -72,7 +72,7 @@ class WordSet:
             kind = type(tokenizer.backend_tokenizer.model).__name__
         if not tokenizer.is_fast or kind == "WordPiece":
             problem = "words needs a fast tokenizer of byte-level BPE or SentencePiece kind"
-            raise UserError(Fault("guidance.mode", problem, "use mode pieces", kind))
+            raise UserError.of("guidance.mode", problem, "use mode pieces", kind)
         vocabulary = token_bytes(tokenizer)
         forms = {form for word in words for form in _word_forms(word)}
         forms |= {form for affix in affixes for form in _affix_forms(affix)}

@@ -87,7 +87,7 @@ def profile(model: str, settings: ProfileSettings, device: torch.device) -> Prof
     if not all(np.isfinite(found).all() for found in sums.values()):
         problem = f"has a loss or a gradient on this text in {settings.dtype} that is not finite"
         remedy = "give --dtype fp32, or a model that has not diverged"
-        raise UserError(Fault("--model", problem, remedy, model))
+        raise UserError.of("--model", problem, remedy, model)
     removed = _candidates(sums, max(settings.top, settings.heads))
     with SlowWork("removing heads exactly, passes") as slow:
         exact = measure_text(
@@ -129,7 +129,7 @@ def _read(model: str, settings: ProfileSettings) -> tuple[ModelFolder, Pattern, 
         bands_NT = pattern_bands([pattern], {"input_ids": ids_NT})
     if not int((bands_NT < len(NEAR)).sum()):
         problem = "marks no token of this text, so that nothing can be said of its heads"
-        raise UserError(Fault("--lexicon", problem, "give more --blocks, or other text", settings.pattern))
+        raise UserError.of("--lexicon", problem, "give more --blocks, or other text", settings.pattern)
     return folder, pattern, text
 
 

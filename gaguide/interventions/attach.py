@@ -111,4 +111,4 @@ def replace_heads(out_BTHD: torch.Tensor, heads: Sequence[int], new_BThD: torch.
 
 def refuse(problem: str, remedy: str) -> UserError:
     """The error of an intervention that does not fit the pass."""
-    return UserError(Fault("intervention", problem, remedy))
+    return UserError.of("intervention", problem, remedy)

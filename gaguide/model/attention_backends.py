@@ -158,7 +158,7 @@ def visible_keys(
         return create_mask(mask.mask_mod, batch, heads, T, T, device=str(q_BHTD.device))
     if mask.dtype == torch.bool and name in ("eager", "flex_attention"):
         problem = f"is Boolean, which {name} adds to its scores as 0 and 1, so that it hides nothing"
-        raise UserError(Fault("attention_mask", problem, "pass a mask of 0 and -inf, or load with sdpa"))
+        raise UserError.of("attention_mask", problem, "pass a mask of 0 and -inf, or load with sdpa")
     return mask
 
 
@@ -176,7 +176,7 @@ def _of_flash(
         if mask.ndim != 2:
             problem = f"has {mask.ndim} dimensions, and flash attention takes [batch, positions]"
             remedy = "pass position_ids that begin again with each document, or load with sdpa"
-            raise UserError(Fault("attention_mask", problem, remedy))
+            raise UserError.of("attention_mask", problem, remedy)
         # It computes padding neither as keys nor as queries.
         valid_BT = mask.bool()
         hidden.append(~(valid_BT[:, None] & valid_BT[:, :, None]))

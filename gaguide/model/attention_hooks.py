@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.model.attention_backends import Function, Ungrouped, backend_fault
 from gaguide.model.attention_consumer import SOFTMAX_ARGUMENTS, AttentionCall, AttentionConsumer, PassHandler
 from gaguide.model.attention_passes import ATTRIBUTE, Attached, Attachments, attachments_by_model
@@ -52,12 +52,10 @@ def attach_consumer(model: nn.Module, layers: Sequence[int], consumer: Attention
     attachments = attachments_by_model.get(id(model))
     if attachments is None:
         if any(vars(module).get(ATTRIBUTE) is not None for module in modules.values()):
-            raise UserError(
-                Fault(
-                    "model",
-                    "shares its layers with another model object whose attention is guided or observed",
-                    "use the same model object in all blocks",
-                )
+            raise UserError.of(
+                "model",
+                "shares its layers with another model object whose attention is guided or observed",
+                "use the same model object in all blocks",
             )
         if fault := next(filter(None, map(backend_fault, modules.values())), None):
             raise UserError(fault)
@@ -178,12 +176,10 @@ def _refuse_unsupported(
     known = frozenset.intersection(*(handler.understands for handler in handlers))
     present = [name for name in sorted(SOFTMAX_ARGUMENTS - known) if kwargs.get(name) is not None]
     if present:
-        raise UserError(
-            Fault(
-                "model",
-                f"its attention uses {', '.join(present)}, which guidance and maps do not cover",
-                "use another model",
-            )
+        raise UserError.of(
+            "model",
+            f"its attention uses {', '.join(present)}, which guidance and maps do not cover",
+            "use another model",
         )
     if q_BHTD.shape[2] != k_BGTD.shape[2]:
         raise ValueError(

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.model.attention_backends import Function, MaskReader, intercepted
 from gaguide.model.attention_consumer import AttentionConsumer, PassHandler, PassInputs
 from gaguide.model.attention_support import CHECKPOINT
@@ -159,12 +159,10 @@ class Attachments:
     def _refuse_threads(self, model: nn.Module) -> None:
         thread = threading.get_ident()
         if id(model) not in self.positional or (self.running is not None and thread != self.thread):
-            raise UserError(
-                Fault(
-                    "model",
-                    "runs in several threads or as a replica (DataParallel), which would mix their batches",
-                    "use one process for each device (DistributedDataParallel, DeepSpeed, FSDP)",
-                )
+            raise UserError.of(
+                "model",
+                "runs in several threads or as a replica (DataParallel), which would mix their batches",
+                "use one process for each device (DistributedDataParallel, DeepSpeed, FSDP)",
             )
         self.thread = thread
 

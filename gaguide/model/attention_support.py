@@ -42,13 +42,11 @@ def unwrap_model(model: nn.Module) -> PreTrainedModel:
             inner = inner.module
         else:
             break
-    raise UserError(
-        Fault(
-            "model",
-            f"must be a transformers model, but is a {type(model).__name__}",
-            "pass the transformers model that it contains (looked for under _orig_mod, get_base_model() and "
-            "module)",
-        )
+    raise UserError.of(
+        "model",
+        f"must be a transformers model, but is a {type(model).__name__}",
+        "pass the transformers model that it contains (looked for under _orig_mod, get_base_model() and "
+        "module)",
     )
 
 
@@ -62,10 +60,10 @@ def causal_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     name = type(model).__name__
     if not model._can_set_attn_implementation():
         problem = f"{name} does not use transformers' AttentionInterface"
-        raise UserError(Fault("model", problem, "use a model that does"))
+        raise UserError.of("model", problem, "use a model that does")
     if getattr(model.config, "is_encoder_decoder", False):
         problem = f"{name} has an encoder and a decoder, and its input_ids are those of the encoder"
-        raise UserError(Fault("model", problem, "use a decoder-only model"))
+        raise UserError.of("model", problem, "use a decoder-only model")
     ranks = getattr(model, "_tp_size", None) or 1
     if ranks > 1:
         raise UserError(split_heads(f"{name} is tensor-parallel over {ranks} ranks"))
@@ -115,15 +113,15 @@ def _refuse_architecture(model: PreTrainedModel, modules: list[nn.Module]) -> No
     name, config = type(model).__name__, model.config.get_text_config()
     if not modules:
         problem = f"{name} has no layer with causal self-attention"
-        raise UserError(Fault("model", problem, "choose a model with attention layers"))
+        raise UserError.of("model", problem, "choose a model with attention layers")
     if any(hasattr(module, "sinks") for module in modules):
         problem = f"{name} has attention sinks, which the guided heads' softmax does not have"
-        raise UserError(Fault("model", problem, _OTHER_MODEL))
+        raise UserError.of("model", problem, _OTHER_MODEL)
     if getattr(config, "attn_logit_softcapping", None) is not None:
         problem = f"{name} caps its attention scores, which the guided heads' softmax does not"
-        raise UserError(Fault("model", problem, _OTHER_MODEL))
+        raise UserError.of("model", problem, _OTHER_MODEL)
     if not model._supports_sdpa:
-        raise UserError(Fault("model", f"{name} does not run on SDPA", _OTHER_MODEL))
+        raise UserError.of("model", f"{name} does not run on SDPA", _OTHER_MODEL)
 
 
 def checkpoints_reentrantly(model: nn.Module) -> bool:

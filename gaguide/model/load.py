@@ -68,9 +68,7 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
             f"give the model of a finished run (RUN/model), or add --init_from {section.name} and leave "
             "model.name as in that run; or export it: gaguide checkpoint export"
         )
-        raise UserError(
-            Fault("model.name", f"is the folder of a {kind}, not of a model", remedy, section.name)
-        )
+        raise UserError.of("model.name", f"is the folder of a {kind}, not of a model", remedy, section.name)
     if section.init == "scratch" and section.name in SIZES:
         config: PretrainedConfig = scratch_config(SIZES[section.name], vocab_size, end_of_text)
     else:
@@ -79,12 +77,10 @@ def find_model(section: ModelSection, vocab_size: int, end_of_text: int | None) 
         raise UserError(_quantized(section.name, config.quantization_config))
     if section.revision is not None and (Path(section.name).is_dir() or section.name in SIZES):
         remedy = "remove it: revisions are for hub models"
-        raise UserError(
-            Fault("model.revision", f"{section.name} is not a hub model", remedy, section.revision)
-        )
+        raise UserError.of("model.revision", f"{section.name} is not a hub model", remedy, section.revision)
     if section.init == "pretrained" and Path(section.name).is_dir() and not _has_weights(Path(section.name)):
         remedy = "give a folder made by save_pretrained, or init: scratch"
-        raise UserError(Fault("model.name", "the folder contains no weights", remedy, section.name))
+        raise UserError.of("model.name", "the folder contains no weights", remedy, section.name)
     fingerprint, weights = model_fingerprint(section, config)
     _set_dropout(config, section)
     generation, licenses = _generation_config(section), _licenses(section)
@@ -160,10 +156,10 @@ def skeleton(source: ModelSource) -> PreTrainedModel:
             remedy = (
                 "choose a causal language model of transformers that runs on SDPA, or model.attention: eager"
             )
-            raise UserError(Fault("model.name", f"cannot be built ({reason})", remedy, name)) from None
+            raise UserError.of("model.name", f"cannot be built ({reason})", remedy, name) from None
         remedy = "choose sdpa or eager, or another model"
         problem = f"{name} cannot be built with it ({reason})"
-        raise UserError(Fault("model.attention", problem, remedy, attention)) from None
+        raise UserError.of("model.attention", problem, remedy, attention) from None
 
 
 def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
@@ -198,8 +194,8 @@ def build_model(source: ModelSource, seed: int) -> PreTrainedModel:
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = first_line(error)
             remedy = "copy or download the weights again"
-            raise UserError(
-                Fault("model.name", f"its weights cannot be loaded ({reason})", remedy, source.section.name)
+            raise UserError.of(
+                "model.name", f"its weights cannot be loaded ({reason})", remedy, source.section.name
             ) from None
         model = whole_model(loaded, "model.name", source.section.name)
         if source.base_vocabulary is not None:
@@ -223,7 +219,7 @@ def whole_model(loaded: Any, field: str, name: str) -> Any:
         listed = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         problem = f"its weights lack {len(missing)} of its tensors, which would be random numbers: {listed}"
         remedy = "give a whole causal language model: one saved by AutoModelForCausalLM, with all its files"
-        raise UserError(Fault(field, problem, remedy, name))
+        raise UserError.of(field, problem, remedy, name)
     return model
 
 
@@ -270,7 +266,7 @@ def _pretrained_config(section: ModelSection) -> PretrainedConfig:
     if folder.is_dir() and not (folder / "config.json").is_file():
         # transformers 5.1 would guess the architecture from the folder's name: "options" has an "opt" in it.
         remedy = "give a folder made by save_pretrained"
-        raise UserError(Fault("model.name", "the folder contains no config.json", remedy, section.name))
+        raise UserError.of("model.name", "the folder contains no config.json", remedy, section.name)
     try:
         return deepcopy(
             AutoConfig.from_pretrained(
@@ -288,4 +284,4 @@ def _pretrained_config(section: ModelSection) -> PretrainedConfig:
             )
         if "/" not in section.name:
             remedy += f"; or with init: scratch a size: {suggestion(section.name, SIZES)}"
-        raise UserError(Fault("model.name", f"cannot be loaded ({reason})", remedy, section.name)) from None
+        raise UserError.of("model.name", f"cannot be loaded ({reason})", remedy, section.name) from None

@@ -85,7 +85,7 @@ class Adapter:
             remedy = (
                 "restore them, or give a folder that has them: gaguide checkpoint export RUN --base FOLDER"
             )
-            raise UserError(Fault("model.name", problem, remedy, section.name))
+            raise UserError.of("model.name", problem, remedy, section.name)
         return build_model(self.base, seed=0)
 
     def merged_into(self, model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
@@ -176,10 +176,8 @@ def check_libraries(section: LoraSection) -> None:
     if section.quantize:
         check_bitsandbytes()
     if find_spec("peft") is None:
-        raise UserError(
-            Fault(
-                _FIELD, "needs peft, which is not installed", "pip install 'gaguide[lora]', or leave it out"
-            )
+        raise UserError.of(
+            _FIELD, "needs peft, which is not installed", "pip install 'gaguide[lora]', or leave it out"
         )
 
 
@@ -260,7 +258,7 @@ def check_adapter_guides(adapter: Adapter, model: PreTrainedModel, guided: Colle
         return
     problem = f"no adapter influences the heads guided in layers {', '.join(map(str, layers))}"
     remedy = f"add targets that make their queries or keys, or {movable_from(layers, guided)}"
-    raise UserError(Fault(_TARGETS, problem, remedy, ", ".join(adapter.named)))
+    raise UserError.of(_TARGETS, problem, remedy, ", ".join(adapter.named))
 
 
 def _ends_with(name: str, target: str) -> bool:

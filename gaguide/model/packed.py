@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.model import attention_hooks
 from gaguide.model.attention_backends import intercepted
 from gaguide.model.attention_support import OBSERVED, PACKED, causal_attention_modules
@@ -112,7 +112,7 @@ class PackedAttention:
             )
             problem += " and does not combine them with those of documents"
             remedy = "choose a shorter data.block_length, or false"
-            raise UserError(Fault("data.isolate_documents", problem, remedy, True))
+            raise UserError.of("data.isolate_documents", problem, remedy, True)
 
     def learn(self, length: int) -> None:
         """Observe a pass of one sequence of `length` tokens, without consequences.
@@ -156,7 +156,7 @@ def isolate_documents(model: PreTrainedModel, packed: PackedAttention | None, le
     name = model.config._attn_implementation
     if name != "sdpa":
         problem, remedy = "cannot keep documents apart", 'load the model with attn_implementation="sdpa"'
-        raise UserError(Fault("attn_implementation", problem, remedy, name))
+        raise UserError.of("attn_implementation", problem, remedy, name)
     modules = list(causal_attention_modules(model).values()) if packed is not None else []
     if packed is None or not modules:
         # Nothing is known of such a model's attention, but that it takes a mask.

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ def check_bitsandbytes() -> None:
     """Raise a `UserError` if bitsandbytes is not installed; imports nothing."""
     if find_spec("bitsandbytes") is None:
         remedy = "pip install 'gaguide[qlora]', or leave it out: the base then keeps its precision"
-        raise UserError(Fault(_FIELD, "needs bitsandbytes, which is not installed", remedy, "nf4"))
+        raise UserError.of(_FIELD, "needs bitsandbytes, which is not installed", remedy, "nf4")
 
 
 def check_quantizes(device: torch.device) -> None:
@@ -43,7 +43,7 @@ def check_quantizes(device: torch.device) -> None:
     except Exception as error:  # whatever a library without a kernel for this machine raises
         problem = f"bitsandbytes does not run here ({first_line(error)})"
         remedy = "install a bitsandbytes for this machine, or leave it out: the base then keeps its precision"
-        raise UserError(Fault(_FIELD, problem, remedy, "nf4")) from None
+        raise UserError.of(_FIELD, problem, remedy, "nf4") from None
 
 
 def quantize(model: PreTrainedModel, layers: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -101,9 +101,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
     kind = str(text.model_type)
     if getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None):
         remedy = "choose a dense model: a mixture of experts uses only a part of its weights for each token"
-        raise UserError(
-            Fault("model.name", "is a mixture of experts, which is not supported here", remedy, kind)
-        )
+        raise UserError.of("model.name", "is a mixture of experts, which is not supported here", remedy, kind)
     sizes = {
         name: getattr(text, name, None)
         for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
@@ -111,7 +109,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
     missing = [name for name, value in sizes.items() if not value]
     if missing:
         remedy = "choose a causal decoder of transformers"
-        raise UserError(Fault("model.name", f"its configuration has no {', '.join(missing)}", remedy, kind))
+        raise UserError.of("model.name", f"its configuration has no {', '.join(missing)}", remedy, kind)
     layers, width, heads, vocab = (int(value or 0) for value in sizes.values())
     activation = str(_first(text, "activation_function", "hidden_act") or "gelu")
     gated = _FAMILIES[kind][4] if kind in _FAMILIES else activation in _GATED
@@ -186,5 +184,5 @@ def _count_skeleton(config: PretrainedConfig) -> int:
     except Exception as error:  # whatever a configuration makes a model's constructor raise
         reason = first_line(error)
         remedy = "choose a causal decoder of transformers"
-        raise UserError(Fault("model.name", f"cannot be built ({reason})", remedy)) from None
+        raise UserError.of("model.name", f"cannot be built ({reason})", remedy) from None
     return sum(parameter.numel() for parameter in model.parameters())

@@ -58,12 +58,12 @@ def _check_adapter(run: Path) -> None:
     path = run / ADAPTER_FOLDER / ADAPTER_CONFIG
     if not path.is_file():
         problem = "has no adapters: it trained the model's own weights"
-        raise UserError(Fault("--adapter", problem, "leave it out", str(run)))
+        raise UserError.of("--adapter", problem, "leave it out", str(run))
     base = str(json.loads(path.read_text("utf-8"))["base_model_name_or_path"])
     if not is_hub_id(base):
         problem = f"their base is a folder of this machine ({base}), which nobody else can load"
         remedy = "leave --adapter out, which uploads the merged model; or train on a model of the hub"
-        raise UserError(Fault("--adapter", problem, remedy, str(run)))
+        raise UserError.of("--adapter", problem, remedy, str(run))
 
 
 def push_model(model: Path, repo: str, *, private: bool = False, revision: str | None = None) -> str:
@@ -91,11 +91,11 @@ def push_model(model: Path, repo: str, *, private: bool = False, revision: str |
             401: "log in again: hf auth login",
             403: "use a token with write access to that user or organisation",
         }.get(status, "start the same command again; what was sent is not sent twice")
-        raise UserError(Fault("--repo", f"the hub refused: {reason}", remedy, repo)) from None
+        raise UserError.of("--repo", f"the hub refused: {reason}", remedy, repo) from None
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _TRANSPORTS:
             raise
         problem = f"the hub cannot be reached ({error or type(error).__name__})"
         remedy = "start the same command again where the hub can be reached; what was sent is not sent twice"
-        raise UserError(Fault("--repo", problem, remedy, repo)) from None
+        raise UserError.of("--repo", problem, remedy, repo) from None
     return str(done.commit_url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
 from gaguide.evaluate.compare.metric_tests import match
 from gaguide.evaluate.compare.records import TaskComparison
@@ -82,7 +82,7 @@ def _examples(run: RunRecord) -> Mapping[str, TaskExamples]:
             known = read_examples(folder)
         except (OSError, ValueError, KeyError) as error:
             problem = f"cannot be read ({str(error)[:80]})"
-            raise UserError(Fault(str(path), problem, "evaluate the model again")) from None
+            raise UserError.of(str(path), problem, "evaluate the model again") from None
         found |= {
             task: known[task] for task, own in run.evaluations.items() if own == folder and task in known
         }

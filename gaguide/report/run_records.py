@@ -175,7 +175,7 @@ def _distinct(run: RunRecord, runs: Sequence[RunRecord]) -> str:
 def _read_run(folder: Path, record_of: FileRecord) -> RunRecord:
     if not any((folder / name).is_file() for name in _RECORDS):
         problem = "contains no records of a run" if folder.is_dir() else "is not a folder"
-        raise UserError(Fault("RUN", problem, "give the output folder of a training", str(folder)))
+        raise UserError.of("RUN", problem, "give the output folder of a training", str(folder))
     summary = _read_object(folder / "summary.json")
     validation = _mapping(summary.get("validation"))
     path = folder / "config.yaml"
@@ -293,11 +293,9 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(
-            Fault(str(path), f"is not valid JSON ({error})", "restore it, or train again")
-        ) from None
+        raise UserError.of(str(path), f"is not valid JSON ({error})", "restore it, or train again") from None
     if not isinstance(value, Mapping):
-        raise UserError(Fault(str(path), "must be a JSON object", "restore it, or train again"))
+        raise UserError.of(str(path), "must be a JSON object", "restore it, or train again")
     return value
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, MARK_NOTES, Better, Doubt
 from gaguide.model.content import FileRecord, file_record, folder_record, other_files
 
@@ -117,13 +117,11 @@ def _read(path: Path) -> tuple[dict[str, Mapping[str, Any]], Mapping[str, Any] |
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(
-            Fault(str(path), f"is not valid JSON ({error})", "evaluate the model again")
-        ) from None
+        raise UserError.of(str(path), f"is not valid JSON ({error})", "evaluate the model again") from None
     tasks = content.get("tasks") if isinstance(content, Mapping) else None
     if not isinstance(tasks, Mapping):
         problem = "is not a results.json of the evaluator (it has no tasks)"
-        raise UserError(Fault(str(path), problem, "evaluate the model again"))
+        raise UserError.of(str(path), problem, "evaluate the model again")
     found = {str(name): task for name, task in tasks.items() if isinstance(task, Mapping)}
     identity = content.get("identity")
     return found, identity if isinstance(identity, Mapping) else None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import write_text
 from gaguide.slurm.render import render
 from gaguide.slurm.request import JobRequest
@@ -52,7 +52,7 @@ def submit(prepared: PreparedJob) -> list[str]:
         write_text(prepared.path, prepared.script)
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
-        raise UserError(Fault("--logs", problem, "name another folder", str(prepared.path.parent))) from None
+        raise UserError.of("--logs", problem, "name another folder", str(prepared.path.parent)) from None
     jobs: list[str] = []
     for _ in range(prepared.chain):
         jobs.append(run_sbatch(prepared.command(jobs[-1] if jobs else None), jobs))
@@ -93,14 +93,14 @@ def check_array(parts: int) -> None:
     if found and parts >= int(found[1]):
         problem = f"must be at most {int(found[1]) - 1}, because MaxArraySize of this cluster is {found[1]}"
         remedy = "give fewer parts: each then builds a larger share, with --cpus processes"
-        raise UserError(Fault("--parts", problem, remedy, parts))
+        raise UserError.of("--parts", problem, remedy, parts)
 
 
 def check_sbatch(field: str) -> None:
     """Raise a `UserError` under `field` if sbatch is not on PATH."""
     if shutil.which("sbatch") is None:
         remedy = "run this on a login host of the cluster, or print the script with --dry-run"
-        raise UserError(Fault(field, "is not on PATH", remedy))
+        raise UserError.of(field, "is not on PATH", remedy)
 
 
 def sbatch_command(script: Path, *options: str) -> list[str]:
@@ -122,7 +122,7 @@ def run_sbatch(command: list[str], queued: Iterable[str] = ()) -> str:
     jobs = ", ".join(queued)
     already = f" (already in the queue: {jobs}; to remove them: scancel)" if jobs else ""
     remedy = "correct the option it names; sinfo and sacctmgr list valid values"
-    raise UserError(Fault("sbatch", f"refused the job: {'; '.join(reason)}{already}", remedy))
+    raise UserError.of("sbatch", f"refused the job: {'; '.join(reason)}{already}", remedy)
 
 
 def pending_reason(job: str) -> str:

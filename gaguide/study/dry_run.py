@@ -183,7 +183,7 @@ def size_config(model: str, grid: Grid, manifest: Manifest | None) -> Pretrained
             return config
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(Fault("model", f"cannot be loaded ({reason})", "give a folder", model)) from None
+            raise UserError.of("model", f"cannot be loaded ({reason})", "give a folder", model) from None
     vocabulary = manifest.vocab_size if manifest else GPT2_VOCABULARY
     if grid.study.data.shards == "embedded":
         vocabulary = EMBEDDED_VOCABULARY

@@ -271,7 +271,7 @@ def _find(given: Path | str) -> Path:
         remedy = "give its YAML file; only status and collect take the folder that a study was run into"
         raise UserError(Fault("FILE", "is a folder, not a study's file", remedy, str(given)))
     remedy = f"give a YAML file, or a shipped study: {', '.join(shipped_studies())}"
-    raise UserError(Fault("FILE", "does not exist", remedy, str(given)))
+    raise UserError.of("FILE", "does not exist", remedy, str(given))
 
 
 def _duplicates(what: str, names: list[str]) -> list[str]:

@@ -103,7 +103,7 @@ class Grid:
             if cell.id == cell_id:
                 return cell
         known = suggestion(cell_id, [cell.id for cell in self.cells])
-        raise UserError(Fault("--cell", "is not a cell of this study", known, cell_id))
+        raise UserError.of("--cell", "is not a cell of this study", known, cell_id)
 
     def baselines(self, experiment: str) -> tuple[str, ...]:
         """Experiments of the study that `experiment` is compared with."""

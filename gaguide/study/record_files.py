@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gaguide.errors import Fault, UserError, mask_all
+from gaguide.errors import UserError, mask_all
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
 from gaguide.study.analysis_records import (
@@ -170,13 +170,13 @@ def read_study(folder: Path) -> StudyRecords:
     """The records in a study's folder. Raises `UserError` where there are none, or of another schema."""
     path = folder / STUDY
     if not path.is_file():
-        raise UserError(
-            Fault("STUDY", "contains no study.json", "give the output folder of a study", str(folder))
+        raise UserError.of(
+            "STUDY", "contains no study.json", "give the output folder of a study", str(folder)
         )
     tree = json.loads(path.read_text("utf-8"))
     if tree.get("schema") != 1:
         problem = f"{STUDY} has schema {tree.get('schema')!r}; this version reads 1"
-        raise UserError(Fault("STUDY", problem, "run gaguide study collect", str(folder)))
+        raise UserError.of("STUDY", problem, "run gaguide study collect", str(folder))
     tables = folder / (tree.get("tables") or "")
     found = {name: _records(kind, _read(tables / file)) for name, (file, kind) in _FILES.items()}
     analysis = _read(tables / _ANALYSIS_FILE)

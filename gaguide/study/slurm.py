@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import FaultCollector, UserError
 from gaguide.files import write_json, write_settings, write_text
 from gaguide.slurm import JobRequest, render, run_sbatch
 from gaguide.slurm.submit import check_sbatch, sbatch_command
@@ -93,7 +93,7 @@ def _queued(file: Path) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         problem = f"squeue failed: {done.stderr.strip() or 'no message'}"
-        raise UserError(Fault("--slurm", problem, "try again; without it a cell could be submitted twice"))
+        raise UserError.of("--slurm", problem, "try again; without it a cell could be submitted twice")
     held = set(done.stdout.split())
     return {cell: job for cell, job in known.items() if job in held}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 from gaguide.trackers.check import tracker_faults
 from gaguide.trackers.mirror import make_tracker
 from gaguide.trackers.notes import read_note
@@ -37,7 +37,7 @@ def attach_files(folder: Path, name: str, files: Sequence[Path]) -> list[str]:
             tracker.close(None)
         except Exception as error:  # libraries of trackers raise whatever their servers do to them
             problem = f"{section} cannot be reached or refused ({first_line(error)})"
-            raise UserError(Fault("--attach", problem, "try again later", str(folder))) from None
+            raise UserError.of("--attach", problem, "try again later", str(folder)) from None
     return list(settings)
 
 
@@ -59,9 +59,7 @@ def _settings(folder: Path) -> dict[str, Mapping[str, Any]]:
     ]
     if not used:
         remedy = "train with the section mlflow or trackio of the DeepSpeed JSON"
-        raise UserError(
-            Fault("--attach", "is not a run that was sent to MLflow or trackio", remedy, str(folder))
-        )
+        raise UserError.of("--attach", "is not a run that was sent to MLflow or trackio", remedy, str(folder))
     if faults := tracker_faults(settings):
         raise UserError(faults)
     return {section: settings[section] for section in used}

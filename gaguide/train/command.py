@@ -137,8 +137,8 @@ def _train(arguments: Arguments, world: World, make_evaluation: MakeEvaluation |
     job = settle_micro_batch(job, deepspeed_json, world)
     if job.run.evaluate.every and make_evaluation is None:
         problem = "this program does not evaluate while it trains"
-        raise UserError(
-            Fault("evaluate.every", problem, "start it as python -m gaguide.train", job.run.evaluate.every)
+        raise UserError.of(
+            "evaluate.every", problem, "start it as python -m gaguide.train", job.run.evaluate.every
         )
     evaluation = make_evaluation(job, world) if make_evaluation is not None else None
     if arguments.dry_run:
@@ -192,7 +192,7 @@ def _too_little_memory(error: RuntimeError) -> Fault | None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(Fault("arguments", message, self.format_usage().strip()))
+        raise UserError.of("arguments", message, self.format_usage().strip())
 
 
 @dataclass(frozen=True)

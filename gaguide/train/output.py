@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from gaguide.distributed import World, barrier, broadcast, raise_together
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.liveness.heartbeat import HeartbeatFolder
 
 
@@ -34,22 +34,20 @@ def claim_output(output: Path, world: World) -> tuple[BaseFileLock, HeartbeatFol
             mark.touch()
         except Timeout:
             problem, remedy = "another run is writing there", "wait for it, or choose another folder"
-            raise UserError(Fault("output", problem, remedy, str(output))) from None
+            raise UserError.of("output", problem, remedy, str(output)) from None
         except OSError as error:
             problem = f"cannot be written to ({error.strerror or error})"
-            raise UserError(
-                Fault("output", problem, "make room, or choose another folder", str(output))
+            raise UserError.of(
+                "output", problem, "make room, or choose another folder", str(output)
             ) from None
 
     def look() -> None:
         if not mark.exists():
-            raise UserError(
-                Fault(
-                    "output",
-                    f"host {world.host} does not see what rank 0 wrote there",
-                    "choose a folder on a file system that all hosts share",
-                    str(output),
-                )
+            raise UserError.of(
+                "output",
+                f"host {world.host} does not see what rank 0 wrote there",
+                "choose a folder on a file system that all hosts share",
+                str(output),
             )
 
     try:

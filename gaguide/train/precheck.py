@@ -78,14 +78,12 @@ def check_best_is_measured(
     both = math.lcm(validation.every, checkpoint.every)  # 0 where either is
     steps = train.steps if train is not None else None
     if both == 0 or (steps is not None and both >= steps):
-        raise UserError(
-            Fault(
-                "checkpoint.keep_best",
-                "no validation before the last step falls on a checkpoint "
-                f"(validation.every {validation.every}, checkpoint.every {checkpoint.every})",
-                "make one of them a multiple of the other, and smaller than the number of steps",
-                checkpoint.keep_best,
-            )
+        raise UserError.of(
+            "checkpoint.keep_best",
+            "no validation before the last step falls on a checkpoint "
+            f"(validation.every {validation.every}, checkpoint.every {checkpoint.every})",
+            "make one of them a multiple of the other, and smaller than the number of steps",
+            checkpoint.keep_best,
         )
 
 

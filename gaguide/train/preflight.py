@@ -141,7 +141,7 @@ def _find_model(run: RunConfig, corpus: Corpus) -> ModelSource:
         start = find_origin(run.init_from, "init_from") if run.init_from else None
         if start is not None and (start.path / MODEL_FOLDER / ADAPTER_CONFIG).is_file():
             problem, remedy = "holds adapters without their base", "give RUN/model of that run as model.name"
-            raise UserError(Fault("init_from", problem, remedy, run.init_from))
+            raise UserError.of("init_from", problem, remedy, run.init_from)
         model = find_model(run.model, corpus.vocab_size, corpus.eos_token_id)
         if run.model.resize_embeddings:
             model = with_vocabulary(model, corpus.vocab_size)
@@ -178,7 +178,7 @@ def _create_output(given: str, field: str) -> Path:
         output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         problem = f"cannot be created ({getattr(error, 'strerror', None) or error})"
-        raise UserError(Fault(field, problem, "choose another folder", str(output))) from None
+        raise UserError.of(field, problem, "choose another folder", str(output)) from None
     return output
 
 
@@ -210,7 +210,7 @@ def _find_cues(section: ValidationSection, tokenizer: PreTrainedTokenizerBase) -
     known = shipped_lexicons() | own
     if section.near_cue not in known:
         remedy = suggestion(section.near_cue, known, limit=30)
-        raise UserError(Fault("validation.near_cue", "unknown lexicon", remedy, section.near_cue))
+        raise UserError.of("validation.near_cue", "unknown lexicon", remedy, section.near_cue)
     return make_cues(known[section.near_cue], section.cue_mode, tokenizer)
 
 
@@ -223,7 +223,7 @@ def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePl
             f"trains no parameter that influences the heads guided in layers {', '.join(map(str, layers))}"
         )
         remedy = f"train the embeddings or a layer below them, or {movable_from(layers, guided)}"
-        raise UserError(Fault("train.trainable" if run.train.trainable else "train.freeze", problem, remedy))
+        raise UserError.of("train.trainable" if run.train.trainable else "train.freeze", problem, remedy)
     return frozen
 
 
@@ -262,19 +262,17 @@ def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:
     if leaves_out(corpus.blocks) and not getattr(architecture, "accepts_loss_kwargs", takes):
         problem = "its forward pass takes no num_items_in_batch, by which answers are averaged over a batch"
         remedy = "use shards without conversations or masked words, or another model"
-        raise UserError(Fault("model.name", problem, remedy, type(architecture).__name__))
+        raise UserError.of("model.name", problem, remedy, type(architecture).__name__)
 
 
 def _check_offsets(plan: GuidancePlan, block_length: int) -> None:
     for assignment in plan.assignments:
         pattern = assignment.pattern
         if isinstance(pattern, FixedOffset) and pattern.distance >= block_length:
-            raise UserError(
-                Fault(
-                    "guidance.plan",
-                    f"{pattern.name} never has a target in blocks of {block_length} tokens",
-                    "use a smaller offset or longer blocks",
-                )
+            raise UserError.of(
+                "guidance.plan",
+                f"{pattern.name} never has a target in blocks of {block_length} tokens",
+                "use a smaller offset or longer blocks",
             )
 
 

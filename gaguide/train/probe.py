@@ -22,7 +22,7 @@ from gaguide.cost.memory import Memory, MemorySetup, estimate_memory
 from gaguide.distributed import World, all_gather, broadcast, raise_together
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.engine.config_resolved import DeepSpeedConfig
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.guidance import guide, marked
 from gaguide.log import say
 from gaguide.model import adapt_to, build_model, checkpoint_activations, shape_of
@@ -89,7 +89,7 @@ def _largest_micro_batch(job: Job, candidates: Sequence[int], world: World) -> i
         needed = _needed(estimate(job, candidates[0], world))
         problem = f"even {candidates[0]} does not fit: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
         remedy = "set train.gradient_checkpointing: true, use more ranks, or a JSON with offload"
-        raise UserError(Fault("train.micro_batch", problem, remedy, "auto"))
+        raise UserError.of("train.micro_batch", problem, remedy, "auto")
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from gaguide.config import dump_config
 from gaguide.distributed import World
 from gaguide.engine.engine import Engine
-from gaguide.errors import Fault, UserError, mask_all
+from gaguide.errors import UserError, mask_all
 from gaguide.files import write_json, write_text
 from gaguide.guidance import Measurement
 from gaguide.log import MetricsFile, StepLine, read_metrics, say
@@ -67,8 +67,8 @@ class RunRecords:
                 self._open_file(SKIPPED, done)
         except OSError as error:
             problem = f"cannot be written to ({error.strerror or error})"
-            raise UserError(
-                Fault("output", problem, "make room, or choose another folder", str(output))
+            raise UserError.of(
+                "output", problem, "make room, or choose another folder", str(output)
             ) from None
         self.engine.resume_monitors(done * job.batch.global_batch)
         if self.trackers:

@@ -58,7 +58,7 @@ def find_origin(text: str, field: str) -> CheckpointInfo:
     origin = parse_origin(text)
     if origin.run is None:
         remedy = "give RUN or RUN:STEP, with RUN the output folder of a run"
-        raise UserError(Fault(field, "names no run", remedy, text))
+        raise UserError.of(field, "names no run", remedy, text)
     with reworded(lambda fault: replace(fault, field=field, value=text)):
         return choose(origin.run, origin.step)
 

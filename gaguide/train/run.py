@@ -20,7 +20,7 @@ from gaguide.engine.build import build_engine
 from gaguide.engine.fp32_state import fp32_state
 from gaguide.engine.heap import separate_large_tensors
 from gaguide.engine.monitors import configure_wandb
-from gaguide.errors import DivergedError, Fault, PreemptedError, UserError, first_line
+from gaguide.errors import DivergedError, PreemptedError, UserError, first_line
 from gaguide.files import write_text
 from gaguide.guidance import Guidance, guide
 from gaguide.liveness.preemption import Preemption
@@ -150,9 +150,7 @@ def _build(job: Job) -> PreTrainedModel:
         wrong = [first_line(error)]
     if wrong:
         problem = f"its weights do not fit model.name = {job.run.model.name} ({', '.join(wrong[:3])})"
-        raise UserError(
-            Fault("init_from", problem, "give the model.name of that run", str(job.model.checkpoint))
-        )
+        raise UserError.of("init_from", problem, "give the model.name of that run", str(job.model.checkpoint))
     model.tie_weights()
     return model
 
@@ -232,6 +230,6 @@ def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
     except (OSError, SafetensorError) as error:
         problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
         remedy = "make room and start the same command again: the last checkpoint is complete"
-        raise UserError(Fault("output", problem, remedy, str(exported))) from None
+        raise UserError.of("output", problem, remedy, str(exported)) from None
     if diverged is None:
         say(f"model: {exported}")

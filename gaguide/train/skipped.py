@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 # Dynamic loss scaling starts at 2^16 and finds its scale by overflowing, which is not a fault.
 _FP16_STEPS = 40
@@ -33,12 +33,10 @@ class SkippedSteps:
         if len(self.in_a_row) < self.limit:
             return
         last = "none was saved" if last_checkpoint is None else f"that of step {last_checkpoint}"
-        raise UserError(
-            Fault(
-                "train.learning_rate",
-                f"the gradient was not finite in {len(self.in_a_row)} steps in a row, {self.in_a_row[0]} to "
-                f"{self.in_a_row[-1]}; their blocks are listed in {record}; last good checkpoint: {last}",
-                "lower the learning rate or guidance.weight, lengthen the warmup, or inspect the blocks",
-                rate,
-            )
+        raise UserError.of(
+            "train.learning_rate",
+            f"the gradient was not finite in {len(self.in_a_row)} steps in a row, {self.in_a_row[0]} to "
+            f"{self.in_a_row[-1]}; their blocks are listed in {record}; last good checkpoint: {last}",
+            "lower the learning rate or guidance.weight, lengthen the warmup, or inspect the blocks",
+            rate,
         )

@@ -10,7 +10,7 @@ from gaguide.data import BuildRequest
 from gaguide.data.build.chat import read_template
 from gaguide.data.build.demo_corpus import build_embedded_corpus, embedded_folder
 from gaguide.data.corpus import Corpus, folder_corpus, mixture_corpus, source_corpus
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import local_folder
 
 
@@ -30,7 +30,7 @@ def find_corpus(run: RunConfig) -> Corpus:
 def _build_request(run: RunConfig, source: SourceSection) -> BuildRequest:
     if run.train.steps is None:
         problem = "cannot be given for a source, whose size is unknown until it is tokenised"
-        raise UserError(Fault("train.epochs", problem, "give train.steps, or build shards first"))
+        raise UserError.of("train.epochs", problem, "give train.steps, or build shards first")
     folder = local_folder(run.data.shards or Path(run.output) / "data", "data.shards")
     template = None if source.template is None else read_template(source.template, "data.source.template")
     values = dict(source) | {"tokenizer": source.tokenizer or run.model.name, "template": template}
@@ -44,6 +44,6 @@ def embedded_corpus() -> Path:
         return build_embedded_corpus(embedded_folder(cache / "gaguide"))
     except OSError as error:
         problem = f"the embedded corpus cannot be built in {cache} ({error.strerror})"
-        raise UserError(
-            Fault("data.shards", problem, "set XDG_CACHE_HOME to a folder you can write to")
+        raise UserError.of(
+            "data.shards", problem, "set XDG_CACHE_HOME to a folder you can write to"
         ) from None

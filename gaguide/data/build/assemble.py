@@ -109,7 +109,7 @@ def _check_dropped(build: PreparedBuild, dropped: Mapping[str, int], documents: 
         remedy = (
             "correct the source; or allow it: the same command with a larger --max-dropped finishes the build"
         )
-        raise UserError(Fault("--max-dropped", problem, remedy, build.request.max_dropped))
+        raise UserError.of("--max-dropped", problem, remedy, build.request.max_dropped)
 
 
 def _no_document(source: Source, dropped: Counter[str]) -> Fault:

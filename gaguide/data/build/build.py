@@ -39,7 +39,7 @@ from gaguide.data.format.encoder import DocumentEncoder
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.data.format.pieces import read_pieces
 from gaguide.data.format.tokenizer import vocabulary_size
-from gaguide.errors import Fault, FaultKind, UserError
+from gaguide.errors import FaultKind, UserError
 from gaguide.files import write_text
 
 LOCK_FILE = ".lock"
@@ -86,7 +86,7 @@ def build_lock(
             yield
     except Timeout:
         remedy = "wait for it, or give another --output"
-        raise UserError(Fault("--output", problem, remedy, str(output), FaultKind.BUSY)) from None
+        raise UserError.of("--output", problem, remedy, str(output), FaultKind.BUSY) from None
 
 
 def _check_no_part_is_running(output: Path) -> None:
@@ -148,7 +148,7 @@ def check_same_build(output: Path, build: PreparedBuild) -> Manifest:
         return manifest
     why = describe_differences(manifest.build_identity, build.identity)
     problem = f"the folder already contains other shards (of {manifest.source}): {why}"
-    raise UserError(Fault("--output", problem, "give another --output", str(output)))
+    raise UserError.of("--output", problem, "give another --output", str(output))
 
 
 def _start_or_resume(build: PreparedBuild, mine: Iterable[Part]) -> None:
@@ -167,7 +167,7 @@ def _start_or_resume(build: PreparedBuild, mine: Iterable[Part]) -> None:
                 f"the folder contains an unfinished build of another source, or with other options: {why}"
             )
             remedy = "finish it with the same source and options, or give another --output"
-            raise UserError(Fault("--output", problem, remedy, str(output)))
+            raise UserError.of("--output", problem, remedy, str(output))
         for part in mine:
             for leftover in folder.glob(f".tmp-*-part-{part.index:05d}-*"):
                 leftover.unlink(missing_ok=True)
@@ -175,7 +175,7 @@ def _start_or_resume(build: PreparedBuild, mine: Iterable[Part]) -> None:
     others = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
     if others:
         problem = f"the folder is not empty (it contains {others[0]})"
-        raise UserError(Fault("--output", problem, "give a new or an empty folder", str(output)))
+        raise UserError.of("--output", problem, "give a new or an empty folder", str(output))
     folder.mkdir(exist_ok=True)
     write_text(state, json.dumps(identity))
 
@@ -190,7 +190,7 @@ def _check_unchanged(build: PreparedBuild) -> None:
     if changed:
         problem = f"changed while it was read ({len(changed)} of {len(build.source.files)} files)"
         remedy = "build again into another --output, from files that do not change"
-        raise UserError(Fault("--source", problem, remedy, changed[0]))
+        raise UserError.of("--source", problem, remedy, changed[0])
 
 
 def _encoding_spec(build: PreparedBuild) -> EncodingSpec:

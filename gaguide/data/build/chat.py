@@ -104,7 +104,7 @@ def read_template(path: str | Path, field: str) -> str:
         return expand_home(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem, remedy = f"cannot be read ({error})", "give a file with a Jinja template"
-        raise UserError(Fault(field, problem, remedy, str(path))) from None
+        raise UserError.of(field, problem, remedy, str(path)) from None
 
 
 def find_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> str:
@@ -115,7 +115,7 @@ def find_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> str:
     if not template:
         problem = "the tokenizer has no chat template"
         remedy = "give one by --template FILE (Jinja), or the tokenizer of an instruction-tuned model"
-        raise UserError(Fault("--chat", problem, remedy))
+        raise UserError.of("--chat", problem, remedy)
     return str(template)
 
 

@@ -21,7 +21,7 @@ from gaguide.data.build.row_fields import RowFields
 from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, Row, open_bytes, open_raw, row_of
 from gaguide.data.build.sources import Span
 from gaguide.data.build.table_rows import rows_of_arrow, rows_of_csv, rows_of_parquet
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 
 _UNREADABLE = (
     OSError,
@@ -52,7 +52,7 @@ def read_span(span: Span, fields: RowFields) -> Iterator[Row]:
 def unreadable(file: SourceFile, error: Exception) -> UserError:
     """What to raise for a source file that cannot be read."""
     remedy = "fetch or repair the file, then run the same command again: it resumes where it stopped"
-    return UserError(Fault("--source", f"cannot be read ({first_line(error)})", remedy, file.url))
+    return UserError.of("--source", f"cannot be read ({first_line(error)})", remedy, file.url)
 
 
 def _limited(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gaguide.data.build.kinds import SourceFile
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import hash_file, hash_parts
 from gaguide.log import SlowWork, is_first_process
 
@@ -50,7 +50,7 @@ def _content(path: Path, whole: bool) -> str:
             return f"samples {_sampled(file, stat.st_size)} mtime {stat.st_mtime_ns}"
     except OSError as error:
         remedy = "make it readable, or omit it"
-        raise UserError(Fault("--source", f"cannot be read ({error.strerror})", remedy, str(path))) from None
+        raise UserError.of("--source", f"cannot be read ({error.strerror})", remedy, str(path)) from None
 
 
 def _sampled(file: IO[bytes], size: int) -> str:

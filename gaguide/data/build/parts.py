@@ -19,7 +19,7 @@ from gaguide.data.build.row_fields import ANNOTATED_KINDS, RowFields
 from gaguide.data.build.rows import BYTE_ORDER_MARK, Reason, open_bytes, open_raw
 from gaguide.data.build.sources import Source, Span
 from gaguide.data.build.table_rows import check_row_columns, is_of_column
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 
 # English text has 4.2 to 4.7 bytes per GPT-2 token; a lower number here keeps shards from overflowing.
 _BYTES_PER_TOKEN = 4
@@ -80,7 +80,7 @@ def _check_kinds(source: Source, fields: RowFields) -> None:
     if wrong:
         option = "--spans" if fields.chat is None else "--chat"
         problem = f"{len(wrong)} of {len(source.files)} files are of a kind without such fields"
-        raise UserError(Fault(option, problem, "give JSONL, JSON, Parquet or Arrow files", wrong[0]))
+        raise UserError.of(option, problem, "give JSONL, JSON, Parquet or Arrow files", wrong[0])
 
 
 def _spans(
@@ -184,6 +184,6 @@ def _parquet_metadata(file: SourceFile, fields: RowFields) -> Any:
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (OSError, ValueError, pa.ArrowException) as error:
         problem = f"is not a readable Parquet file ({first_line(error)})"
-        raise UserError(Fault("--source", problem, "fetch it again or omit it", file.url)) from None
+        raise UserError.of("--source", problem, "fetch it again or omit it", file.url) from None
     check_row_columns(schema, fields, file.url)
     return metadata

@@ -174,7 +174,7 @@ def check_request(request: BuildRequest) -> None:
         request.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem, remedy = f"cannot be created ({error.strerror})", "give a folder that is writable"
-        raise UserError(Fault("--output", problem, remedy, str(request.output))) from None
+        raise UserError.of("--output", problem, remedy, str(request.output)) from None
 
 
 def _mark_faults(request: BuildRequest) -> Iterator[Fault]:

@@ -164,7 +164,7 @@ def _local_or_remote(name: str, output: Path | None, left_out: Counter[str]) -> 
         remedy = (
             "give existing files, a folder, a quoted glob, a data set on the hub (OWNER/NAME), or 'embedded'"
         )
-        raise UserError(Fault("--source", "file or folder does not exist", remedy, name))
+        raise UserError.of("--source", "file or folder does not exist", remedy, name)
     return files
 
 
@@ -195,7 +195,7 @@ def _of_folder(folder: Path, output: Path | None, left_out: Counter[str]) -> lis
     if output is not None and _is_inside(output, folder):
         problem = f"contains the output folder {output}, whose files would be read as text"
         remedy = "give an --output outside it, or name the files by a quoted glob"
-        raise UserError(Fault("--source", problem, remedy, str(folder)))
+        raise UserError.of("--source", problem, remedy, str(folder))
     by_kind: dict[str, list[SourceFile]] = {}
     for relative, path in sorted(_walk(folder, left_out)):
         if is_hidden(relative):
@@ -207,8 +207,8 @@ def _of_folder(folder: Path, output: Path | None, left_out: Counter[str]) -> lis
             by_kind.setdefault(found.kind, []).append(found)
     kinds = [kind for kind in KINDS if kind in by_kind]
     if not kinds:
-        raise UserError(
-            Fault("--source", "the folder contains no file of a known kind", f"known: {KNOWN}", str(folder))
+        raise UserError.of(
+            "--source", "the folder contains no file of a known kind", f"known: {KNOWN}", str(folder)
         )
     for kind in kinds[1:]:
         left_out[f"{kind}, because the folder is read as {kinds[0]}"] += len(by_kind[kind])
@@ -251,9 +251,9 @@ def _remote(address: str) -> list[SourceFile]:
         contents = [identify_remote(filesystem, each, info) for each, info in zip(paths, infos)]
     except (OSError, ValueError, ImportError) as error:
         remedy = "check the address, the connection and the credentials of that store"
-        raise UserError(Fault("--source", f"cannot be opened ({error})", remedy, address)) from None
+        raise UserError.of("--source", f"cannot be opened ({error})", remedy, address) from None
     if not paths:
-        raise UserError(Fault("--source", "does not exist", "check the address", address))
+        raise UserError.of("--source", "does not exist", "check the address", address)
     files = []
     for each, info, content in zip(paths, infos, contents):
         url = filesystem.unstrip_protocol(each)
@@ -279,10 +279,10 @@ def _hub_files(name: str, split: str, revision: str | None) -> tuple[list[Source
             "machine and give their folder"
         )
         problem = f"is not a local path, and cannot be loaded from the hub ({type(error).__name__}: {reason})"
-        raise UserError(Fault("--source", problem, remedy, name)) from None
+        raise UserError.of("--source", problem, remedy, name) from None
     by_split = {str(key): list(urls) for key, urls in (builder.config.data_files or {}).items()}
     if split not in by_split:
-        raise UserError(Fault("--split", f"is not a split of {name}", suggestion(split, by_split), split))
+        raise UserError.of("--split", f"is not a split of {name}", suggestion(split, by_split), split)
     found = [file for url in by_split[split] for file in _remote(url)]
     # A commit identifies the content of its files.
     return [replace(file, content=f"commit {commit}") for file in found], commit
@@ -291,5 +291,5 @@ def _hub_files(name: str, split: str, revision: str | None) -> tuple[list[Source
 def _source_file(url: str, name: str, size: int) -> SourceFile:
     kind = kind_of(name)
     if kind is None:
-        raise UserError(Fault("--source", "is a file of unknown kind", f"known: {KNOWN}", url))
+        raise UserError.of("--source", "is a file of unknown kind", f"known: {KNOWN}", url)
     return SourceFile(url, name, kind, stored_compression(name, kind), size)

@@ -25,7 +25,7 @@ from gaguide.data.build.parts import Part
 from gaguide.data.build.request import BuildRequest, Progress, check_request, prepare_build
 from gaguide.data.format.manifest import Manifest
 from gaguide.data.format.pieces import is_part_complete, read_pieces
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 # Set by the launchers of Open MPI, and of MPICH and its relatives.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -37,7 +37,7 @@ def parse_part(text: str) -> tuple[int, int]:
     number, _, of = text.partition("/")
     if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
         return int(number), int(of)
-    raise UserError(Fault("--part", "must be I/N with 1 ≤ I ≤ N", "the first of eight tasks is 1/8", text))
+    raise UserError.of("--part", "must be I/N with 1 ≤ I ≤ N", "the first of eight tasks is 1/8", text)
 
 
 def build_part(
@@ -80,7 +80,7 @@ def mpi_pool() -> Iterator[Executor | None]:
         from mpi4py.futures import MPICommExecutor
     except (ImportError, RuntimeError) as error:
         remedy = "install it (pip install 'gaguide[mpi]') and an MPI library, or start without mpirun"
-        raise UserError(Fault("mpirun", f"mpi4py cannot be used ({error})", remedy)) from None
+        raise UserError.of("mpirun", f"mpi4py cannot be used ({error})", remedy) from None
     with MPICommExecutor(root=0) as pool:
         yield cast("Executor | None", pool)
 

@@ -25,15 +25,15 @@ def check_text_column(schema: pa.Schema, text_field: str, where: str) -> None:
     top = text_field if text_field in schema.names else text_field.partition(".")[0]
     if schema.names.count(top) > 1:
         problem = f"{schema.names.count(top)} columns of {where} have this name"
-        raise UserError(Fault("--text-field", problem, "rename one of them, or omit the file", text_field))
+        raise UserError.of("--text-field", problem, "rename one of them, or omit the file", text_field)
     kind = _field_type(schema, text_field)
     if kind is None:
         remedy = f"choose one of its columns: {', '.join(_columns(schema))}"
-        raise UserError(Fault("--text-field", f"is not a column of {where}", remedy, text_field))
+        raise UserError.of("--text-field", f"is not a column of {where}", remedy, text_field)
     if not _is_text(kind):
         remedy = f"name the column that holds the text; there are {', '.join(_columns(schema))}"
         problem = f"is a column of {kind} in {where}, not of text"
-        raise UserError(Fault("--text-field", problem, remedy, text_field))
+        raise UserError.of("--text-field", problem, remedy, text_field)
 
 
 def check_row_columns(schema: pa.Schema, fields: RowFields, where: str) -> None:
@@ -215,4 +215,4 @@ def check_csv_columns(columns: list[str], text_field: str, where: str) -> None:
     problem, remedy = f"is not a column of {where}", f"choose one of its columns: {', '.join(columns)}"
     if text_field in columns:
         problem, remedy = f"several columns of {where} have this name", "rename one of them"
-    raise UserError(Fault("--text-field", problem, remedy, text_field))
+    raise UserError.of("--text-field", problem, remedy, text_field)

@@ -14,7 +14,7 @@ from typing import Any
 
 from gaguide.data.build.encode import EncodingSpec, Report, encode_part
 from gaguide.data.build.parts import Part
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 _POLL_SECONDS = 0.5
 
@@ -63,7 +63,7 @@ def _start_worker(spec: EncodingSpec, done: Any) -> None:
 def worker_killed(workers: int, resuming: str) -> UserError:
     """The error of a pool of which the system killed a process; `resuming` says how to resume the work."""
     remedy = f"give it more memory or fewer --workers; {resuming}"
-    return UserError(Fault("--workers", "a worker process was killed", remedy, workers))
+    return UserError.of("--workers", "a worker process was killed", remedy, workers)
 
 
 def obey_parent() -> None:

@@ -109,6 +109,6 @@ def _documents(folder: ShardFolder, info: ShardInfo, has_marks: bool) -> Iterato
     shard = folder.open(info)
     if has_marks and shard.marks is None:
         problem = f"{info.file} lacks the marks that the manifest names"
-        raise UserError(Fault("SHARDS", problem, "build the folder again", folder.name))
+        raise UserError.of("SHARDS", problem, "build the folder again", folder.name)
     for document in shard.documents():
         yield document if has_marks else Document(document.ids)

@@ -64,12 +64,12 @@ def existing_files(name: str, ending: str) -> list[Path]:
     if not found:
         problem = "is an address" if "://" in name else f"there is no such {ending} file"
         remedy = "give files of this machine, a folder of them or a quoted glob"
-        raise UserError(Fault("FILES", problem, remedy, name))
+        raise UserError.of("FILES", problem, remedy, name)
     held_out = [each.name for each in found if _HELD_OUT.search(each.stem)]
     if 0 < len(held_out) < len(found):
         problem = f"has files that are named as held-out ones next to others ({held_out[0]})"
         remedy = "name the files: those to train on, and the held-out ones after --validation"
-        raise UserError(Fault("FILES", problem, remedy, name))
+        raise UserError.of("FILES", problem, remedy, name)
     return found
 
 
@@ -81,7 +81,7 @@ def unreadable(path: Path, problem: str) -> Fault:
 def no_column(column: str, names: Sequence[str] | Iterable[str], path: Path) -> UserError:
     """What to raise where a file lacks the column of ids."""
     remedy = f"name the column of the ids: {suggestion(column, list(names))}"
-    return UserError(Fault("--column", f"is not a column of {path}", remedy, column))
+    return UserError.of("--column", f"is not a column of {path}", remedy, column)
 
 
 def split_at(pieces: Iterable[np.ndarray], separator: int, at_start: bool = False) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gaguide.data.exchange import mds, megatron, nanogpt, parquet
 from gaguide.data.exchange.format import ReadOptions, WriteOptions
 from gaguide.data.format.shards import Document
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import UserError, suggestion
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ FORMATS = {
 def find_format(name: str, option: str) -> Format:
     """The format called `name`; `UserError` under `option` for any other name."""
     if name not in FORMATS:
-        raise UserError(Fault(option, "unknown format", suggestion(name, FORMATS), name))
+        raise UserError.of(option, "unknown format", suggestion(name, FORMATS), name)
     return FORMATS[name]

@@ -110,7 +110,7 @@ def import_shards(
         if manifest.build_id != prepared.build_id:
             why = describe_differences(manifest.build_identity, prepared.identity)
             problem = f"the folder already contains other shards (of {manifest.source}): {why}"
-            raise UserError(Fault("--output", problem, "give another --output", str(request.output)))
+            raise UserError.of("--output", problem, "give another --output", str(request.output))
         return manifest
     with whole_folder(request.output) as place:
         splits = _Splits(place, prepared, on_progress)
@@ -147,7 +147,7 @@ def _prepare(request: ImportRequest) -> _Prepared:
     marks = () if kind.marks_of is None else kind.marks_of([path for some in paths.values() for path in some])
     if marks and request.joined:
         remedy = "omit it, or the column of marks"
-        raise UserError(Fault("--joined", "does not apply to rows whose tokens have marks", remedy))
+        raise UserError.of("--joined", "does not apply to rows whose tokens have marks", remedy)
     options = ReadOptions(
         ids.separator, vocabulary_size(tokenizer), request.column, request.dtype, request.joined, marks
     )
@@ -241,7 +241,7 @@ class _Splits:
                 f"{prepared.options.vocab_size - 1:,}"
             )
             remedy = "give the tokenizer that made the ids, and the --dtype in which they are stored"
-            raise UserError(Fault("--tokenizer", problem, remedy, prepared.request.tokenizer))
+            raise UserError.of("--tokenizer", problem, remedy, prepared.request.tokenizer)
         ids = ids.astype(self.dtype, copy=False)
         if prepared.fraction and is_held_out(ids.astype("<u4").tobytes(), prepared.fraction):
             split = VALIDATION
@@ -260,7 +260,7 @@ class _Splits:
                 self._write(split, current)
         if not self._open:
             names = ", ".join(self.prepared.request.train)
-            raise UserError(Fault("FILES", "hold no document", "give files that hold ids", names))
+            raise UserError.of("FILES", "hold no document", "give files that hold ids", names)
         ordered = sorted(self._open)  # train before validation
         return {split: tuple(self._open[split].infos) for split in ordered}
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gaguide.data.exchange.format import ReadOptions, WriteOptions, no_column, split_at, unreadable
 from gaguide.data.format.shards import Document
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 from gaguide.files import replacing, write_bytes
 
 COLUMN, INDEX = "tokens", "index.json"
@@ -34,7 +34,7 @@ def find(name: str) -> list[Path]:
     index = folder / INDEX if folder.is_dir() else folder
     if index.name != INDEX or not index.is_file():
         remedy = f"give the folder that holds its {INDEX}"
-        raise UserError(Fault("FILES", f"is not a folder with {INDEX}", remedy, name))
+        raise UserError.of("FILES", f"is not a folder with {INDEX}", remedy, name)
     try:
         entries = json.loads(index.read_text("utf-8"))["shards"]
         if any(entry["format"] != "mds" for entry in entries):
@@ -102,7 +102,7 @@ def _content(path: Path, entry: Mapping[str, Any]) -> memoryview:
     name = str(entry["compression"]).partition(":")[0]
     if name not in _COMPRESSIONS:
         remedy = "decompress the shards first"
-        raise UserError(Fault("FILES", f"{path} is compressed by {name}", remedy, str(path)))
+        raise UserError.of("FILES", f"{path} is compressed by {name}", remedy, str(path))
     try:
         with pa.OSFile(str(path), "rb") as raw, pa.CompressedInputStream(raw, _COMPRESSIONS[name]) as stream:
             return memoryview(stream.read())
@@ -124,7 +124,7 @@ def _decoder(encoding: str, dtype: str | None, path: Path) -> Any:
     if kind == "bytes":
         if dtype is None:
             remedy = "say which by --dtype (llm-foundry wrote int64)"
-            raise UserError(Fault("--dtype", f"{path} holds ids as bytes, without their dtype", remedy))
+            raise UserError.of("--dtype", f"{path} holds ids as bytes, without their dtype", remedy)
         return lambda data: np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
     name, _, shape = rest.partition(":")
     if kind != "ndarray" or (name and name not in _BY_NAME) or "," in shape:

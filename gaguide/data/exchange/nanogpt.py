@@ -13,7 +13,7 @@ import numpy as np
 
 from gaguide.data.exchange.format import ReadOptions, WriteOptions, existing_files, split_at, unreadable
 from gaguide.data.format.shards import Document
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import replacing
 
 NAMES = {"train": "train.bin", "validation": "val.bin"}
@@ -48,7 +48,7 @@ def write(folder: Path, split: str, documents: Iterable[Document], options: Writ
     """Write a split as `train.bin` or `val.bin`; a `UserError` for ids that do not fit uint16."""
     if options.dtype != np.uint16:
         problem = f"has {options.vocab_size:,} ids, and nanoGPT reads uint16"
-        raise UserError(Fault("--to", problem, "choose another format", "nanogpt"))
+        raise UserError.of("--to", problem, "choose another format", "nanogpt")
     with replacing(folder / NAMES[split]) as temporary, temporary.open("wb") as file:
         for document in documents:
             document.ids.astype("<u2", copy=False).tofile(file)

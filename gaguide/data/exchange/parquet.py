@@ -20,7 +20,7 @@ from gaguide.data.exchange.format import (
     unreadable,
 )
 from gaguide.data.format.shards import Document
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 from gaguide.files import replacing
 
 COLUMN, MARKS = "input_ids", "marks"
@@ -38,7 +38,7 @@ def marks_of(paths: list[Path]) -> tuple[str, ...]:
     names = {_metadata(path).get(_MARKS_KEY, b"[]") for path in paths}
     if len(names) > 1:
         remedy = "import those with the same marks by a command of their own"
-        raise UserError(Fault("FILES", "its files have different marks", remedy, str(paths[0])))
+        raise UserError.of("FILES", "its files have different marks", remedy, str(paths[0]))
     return tuple(json.loads(names.pop()))
 
 

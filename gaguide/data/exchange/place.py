@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gaguide.data.build.build import LOCK_FILE, build_lock
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import sync_folder, sync_folders
 
 
@@ -25,11 +25,11 @@ def whole_folder(output: Path) -> Iterator[Path]:
         found = sorted(output.iterdir()) if output.exists() else []
     except OSError as error:
         problem, remedy = f"cannot be created ({error.strerror})", "give a folder that is writable"
-        raise UserError(Fault("--output", problem, remedy, str(output))) from None
+        raise UserError.of("--output", problem, remedy, str(output)) from None
     if found:
         partial.rmdir() if not any(partial.iterdir()) else None
         problem = f"the folder is not empty (it contains {found[0].name})"
-        raise UserError(Fault("--output", problem, "give a new or an empty folder", str(output)))
+        raise UserError.of("--output", problem, "give a new or an empty folder", str(output))
     with build_lock(partial, problem="another process is writing to this folder"):
         for left in partial.iterdir():
             if left.is_dir():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gaguide.data.format.tokenizer import merge_pair
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ class DocumentEncoder:
             return ids, self._offsets_of_bytes(text, ids)
         if self._reference_json is None:
             problem = "is one in Python, which does not say where in the text its tokens are"
-            raise UserError(Fault("--tokenizer", problem, "give one with a tokenizer.json"))
+            raise UserError.of("--tokenizer", problem, "give one with a tokenizer.json")
         if special not in self._with_offsets:
             # A processor of byte-level BPE would take the white space out of the offsets.
             plain = json.dumps({**json.loads(self._reference_json), "post_processor": None})

@@ -159,10 +159,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"{where} is not a valid manifest ({error})"
         remedy = "give a folder that `gaguide data build` made"
-        raise UserError(Fault("data", problem, remedy, where)) from None
+        raise UserError.of("data", problem, remedy, where) from None
     problem = f"its shards have schema version {version!r}; this gaguide reads version {SCHEMA_VERSION}"
     remedy = "rebuild them with this gaguide, or install the version that made them"
-    raise UserError(Fault("data", problem, remedy, where))
+    raise UserError.of("data", problem, remedy, where)
 
 
 def _from_json(content: dict[str, Any]) -> Manifest:

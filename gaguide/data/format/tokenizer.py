@@ -39,7 +39,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(_not_loaded(name, ValueError("it has no vocabulary")))
     if tokenizer.eos_token_id is None:
         remedy = "choose one that has it: the token separates documents"
-        raise UserError(Fault("tokenizer", "has no end-of-text (eos) token", remedy, name))
+        raise UserError.of("tokenizer", "has no end-of-text (eos) token", remedy, name)
     return tokenizer
 
 

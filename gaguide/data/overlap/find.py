@@ -91,7 +91,7 @@ def _open(folders: Sequence[str], split: str) -> list[tuple[ShardFolder, tuple[S
                 infos = folder.manifest.splits.get(split, ())
                 if not infos:
                     remedy = suggestion(split, folder.manifest.splits)
-                    raise UserError(Fault("--split", f"{name} does not have it", remedy, split))
+                    raise UserError.of("--split", f"{name} does not have it", remedy, split)
                 folder.check(infos)
                 opened.append((folder, infos))
         if len({folder.manifest.tokenizer_fingerprint for folder, _ in opened}) > 1:

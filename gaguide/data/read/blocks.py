@@ -16,7 +16,7 @@ from gaguide.data.format.manifest import NO_LOSS, VALIDATION, Manifest, ShardInf
 from gaguide.data.format.shards import Shard, shard_fault
 from gaguide.data.read.folder import open_folder
 from gaguide.data.read.order import BlockOrder
-from gaguide.errors import Fault, UserError, suggestion
+from gaguide.errors import UserError, suggestion
 
 CACHE_BYTES = 20_000_000_000
 
@@ -250,15 +250,13 @@ class BlockStore(ShardBlocks):
 
     def _count_blocks(self) -> tuple[int, ...]:
         if self.block_length < 1:
-            raise UserError(
-                Fault("data.block_length", "must be at least 1", "1024 is usual", self.block_length)
-            )
+            raise UserError.of("data.block_length", "must be at least 1", "1024 is usual", self.block_length)
         counts = tuple(info.tokens // self.block_length for info in self._shards)
         if not any(counts):
             longest = max(info.tokens for info in self._shards)
             problem = f"longer than every shard of split {self.split!r} (the longest has {longest} tokens)"
             remedy = "use shorter blocks, or build shards from more text"
-            raise UserError(Fault("data.block_length", problem, remedy, self.block_length))
+            raise UserError.of("data.block_length", problem, remedy, self.block_length)
         return counts
 
 
@@ -268,5 +266,5 @@ def _split_shards(manifest: Manifest, folder: Path | str, split: str) -> tuple[S
         remedy = suggestion(split, [name for name, some in manifest.splits.items() if some])
         if split == VALIDATION:
             remedy = "build the shards with a larger --validation-fraction"
-        raise UserError(Fault("data", f"{folder} has no split {split!r}", remedy))
+        raise UserError.of("data", f"{folder} has no split {split!r}", remedy)
     return shards

@@ -31,7 +31,7 @@ from gaguide.data.format.pieces import FAILURE_FILE, read_pieces
 from gaguide.data.format.shards import DamagedShardError, Shard, open_shard, shard_fault, shard_name
 from gaguide.data.read.blocks import ShardBlocks, find_blocks
 from gaguide.data.read.order import OPEN_SHARDS, WINDOW_SHARDS, BlockOrder, derived_key, keyed_permutation
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.files import hash_json
 
 _POLL_SECONDS = 0.2
@@ -88,7 +88,7 @@ class GrowingStore(ShardBlocks):
             if failure.exists():
                 problem = f"building its shards failed: {failure.read_text('utf-8')}"
                 remedy = "correct it and start again; complete shards are kept"
-                raise UserError(Fault("data.source", problem, remedy))
+                raise UserError.of("data.source", problem, remedy)
             time.sleep(_POLL_SECONDS)
 
     def open(self, split: str, index: int) -> Shard:
@@ -113,7 +113,7 @@ class GrowingStore(ShardBlocks):
             manifest = read_manifest(self.build.folder)
             if manifest.build_id != self.build.build_id:
                 problem = f"the folder contains other shards (of {manifest.source})"
-                raise UserError(Fault("data.shards", problem, "name another folder", str(self.build.folder)))
+                raise UserError.of("data.shards", problem, "name another folder", str(self.build.folder))
             self.shards = {split: list(manifest.splits.get(split, ())) for split in (TRAIN, VALIDATION)}
             self.is_complete = True
             return
@@ -179,7 +179,7 @@ class FirstHeldOut(ShardBlocks):
         if total < self.block_length:
             problem = f"gives {total} held-out tokens, less than one block of {self.block_length}"
             remedy = "increase it, or use more text"
-            raise UserError(Fault("data.source.validation_fraction", problem, remedy))
+            raise UserError.of("data.source.validation_fraction", problem, remedy)
         # Exactly `limit` tokens: the result must not depend on how many were there.
         offsets = np.concatenate([[0], *ends])
         marked = np.concatenate(marks)[:limit] if marks else None
@@ -229,7 +229,7 @@ class SourceOrder:
         if pending.any():
             if start == 0:
                 problem = f"none of its shards has a block of {self.store.block_length} tokens"
-                raise UserError(Fault("data.source", problem, "use shorter blocks or more text"))
+                raise UserError.of("data.source", problem, "use shorter blocks or more text")
             ids[pending] = self._later_epochs.at(positions[pending])
         return ids
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 HOST_FOLDER_VARIABLE = "GAGUIDE_NODE_CACHE"
 """Environment variable that names the folder."""
@@ -31,7 +31,7 @@ def host_folder() -> Path:
         problem = f"cannot be created ({error.strerror})"
     if problem:
         remedy = "set it to a folder of yours on the host's local disk"
-        raise UserError(Fault(HOST_FOLDER_VARIABLE, problem, remedy, str(folder)))
+        raise UserError.of(HOST_FOLDER_VARIABLE, problem, remedy, str(folder))
     return folder
 
 

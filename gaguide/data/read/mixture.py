@@ -276,7 +276,7 @@ def _joint_manifest(stores: Sequence[BlockStore]) -> Manifest:
     marks = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.marks))
     if len(marks) > MAX_MARKS:
         problem = f"its folders have {len(marks)} different marks ({', '.join(marks)})"
-        raise UserError(Fault("data", problem, f"combine folders with at most {MAX_MARKS}"))
+        raise UserError.of("data", problem, f"combine folders with at most {MAX_MARKS}")
     dropped: Counter[str] = Counter()
     for manifest in manifests:
         dropped.update(manifest.dropped)

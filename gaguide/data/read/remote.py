@@ -142,7 +142,7 @@ class RemoteFolder:
             self._filesystem, self._root = fsspec.core.url_to_fs(self.name, **options)
         except (ImportError, ValueError) as error:
             remedy = "install the package that it asks for, or give a local folder"
-            raise UserError(Fault("data", f"cannot be opened ({error})", remedy, self.name)) from None
+            raise UserError.of("data", f"cannot be opened ({error})", remedy, self.name) from None
 
     def _read(self, path: str) -> bytes:
         return self._filesystem.cat_file(path)

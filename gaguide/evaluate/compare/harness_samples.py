@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.evaluate.results.answers import (
     Uninformative,
     class_answers,
@@ -64,7 +64,7 @@ def read_samples(path: Path, task: str, group: str | None = None) -> Samples:
         row = _row(sample, path, line, group)
         rows.setdefault(str(sample.get("filter")), {})[row["id"]] = row
     if not rows:
-        raise UserError(Fault(str(path), "contains no sample", "run lm-eval with --log_samples"))
+        raise UserError.of(str(path), "contains no sample", "run lm-eval with --log_samples")
     first, *further = rows
     found = list(rows[first].values())
     for name in further:
@@ -150,7 +150,7 @@ def _row(sample: Mapping[str, Any], path: Path, line: int, group: str | None) ->
         target = str(sample["target"])
         if group is not None and group not in sample["doc"]:
             problem = f"{path}:{line}: the document does not have such a field"
-            raise UserError(Fault("--group", problem, "give one of " + ", ".join(sample["doc"]), group))
+            raise UserError.of("--group", problem, "give one of " + ", ".join(sample["doc"]), group)
         row: dict[str, Any] = {
             "id": str(sample["doc_id"]), "group": None if group is None else str(sample["doc"][group]),
             "outcomes": _outcomes(metrics), "weights": {}, "answer_text": target, "prediction": None,
@@ -251,4 +251,4 @@ def _log_probability(response: Any) -> float:
 
 
 def _fault(path: Path, line: int, problem: str) -> UserError:
-    return UserError(Fault(f"{path}:{line}", problem, "give a file that lm-eval --log_samples wrote"))
+    return UserError.of(f"{path}:{line}", problem, "give a file that lm-eval --log_samples wrote")

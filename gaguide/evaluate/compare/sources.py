@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.errors import FaultCollector, UserError
 from gaguide.evaluate.compare.harness_samples import read_samples, samples_task
 from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
@@ -54,7 +54,7 @@ def read_evaluations(paths: Sequence[Path], group: str | None = None) -> list[Ev
 
 def _read(path: Path, name: str, group: str | None) -> Evaluation:
     if not path.exists():
-        raise UserError(Fault("EVALUATION", "does not exist", _REMEDY, str(path)))
+        raise UserError.of("EVALUATION", "does not exist", _REMEDY, str(path))
     if path.is_dir() and (path / _EXAMPLES).is_file():
         return _ours(path, name)
     if path.name in (_EXAMPLES, "results.json") and (path.parent / _EXAMPLES).is_file():
@@ -75,11 +75,11 @@ def _ours(folder: Path, name: str) -> Evaluation:
         return Evaluation(name, folder, str(results["model"]), tasks, main, tuple(warnings), doubts)
     except FileNotFoundError as error:
         problem = f"is not complete: it has no {Path(error.filename).name}"
-        raise UserError(Fault("EVALUATION", problem, "evaluate the model again", str(folder))) from None
+        raise UserError.of("EVALUATION", problem, "evaluate the model again", str(folder)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         problem = f"cannot be read ({reason})"
-        raise UserError(Fault("EVALUATION", problem, "evaluate the model again", str(folder))) from None
+        raise UserError.of("EVALUATION", problem, "evaluate the model again", str(folder)) from None
 
 
 def _harness(path: Path, name: str, group: str | None) -> Evaluation:
@@ -90,11 +90,11 @@ def _harness(path: Path, name: str, group: str | None) -> Evaluation:
     named = sorted((*parts, file) for file in files if (parts := samples_task(file)) is not None)
     if not named:
         problem = f"contains neither {_EXAMPLES} nor samples_TASK_DATE.jsonl"
-        raise UserError(Fault("EVALUATION", problem, _REMEDY, str(path)))
+        raise UserError.of("EVALUATION", problem, _REMEDY, str(path))
     folders = sorted({str(file.parent) for *_, file in named})
     if len(folders) > 1:
         problem = f"contains evaluations of {len(folders)} models ({', '.join(folders)})"
-        raise UserError(Fault("EVALUATION", problem, "give the folder of one model", str(path)))
+        raise UserError.of("EVALUATION", problem, "give the folder of one model", str(path))
     # Later files of a task replace earlier ones.
     latest = {task: file for task, _, file in named}
     read = {task: read_samples(file, task, group) for task, file in latest.items()}
@@ -118,9 +118,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     parts = [path.expanduser().absolute().parts for path in paths]
     repeated = {str(path) for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1}
     if repeated:
-        raise UserError(
-            Fault("EVALUATION", f"is given twice ({', '.join(sorted(repeated))})", "give each once")
-        )
+        raise UserError.of("EVALUATION", f"is given twice ({', '.join(sorted(repeated))})", "give each once")
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-depth:]) for own in parts]
         if len(set(names)) == len(names):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 from gaguide.evaluate.model_folder import ModelFolder
 from gaguide.evaluate.tasks.conversation import Conversation, as_chat
 from gaguide.evaluate.tasks.example import Example
@@ -24,7 +24,7 @@ def render_chats(data: Sequence[TaskData], folder: ModelFolder, multiturn: bool)
     if getattr(folder.tokenizer, "chat_template", None) is None:
         remedy = "leave the option out, or save a chat template with the model's tokenizer"
         problem = "the model's tokenizer has no chat template"
-        raise UserError(Fault("--apply-chat-template", problem, remedy, folder.name))
+        raise UserError.of("--apply-chat-template", problem, remedy, folder.name)
     renderer = _Renderer(folder, multiturn)
     found = []
     for task in data:
@@ -69,7 +69,7 @@ class _Renderer:
         except (TemplateError, ValueError) as error:
             problem = f"the model's chat template refuses example {example.id}: {first_line(error)}"
             remedy = "leave the option out, or change --fewshot-as-multiturn"
-            raise UserError(Fault("--apply-chat-template", problem, remedy, self._folder.name)) from None
+            raise UserError.of("--apply-chat-template", problem, remedy, self._folder.name) from None
 
     def _apply(self, chat: list[dict[str, str]], begun: bool) -> str:
         tokenizer: Any = self._folder.tokenizer

@@ -94,7 +94,7 @@ class Encoder:
         """
         if self.prefix_id is None:
             problem = "documents need a tokenizer with a beginning-of-text or end-of-text token"
-            raise UserError(Fault("--model", problem, "set bos_token in tokenizer_config.json"))
+            raise UserError.of("--model", problem, "set bos_token in tokenizer_config.json")
         ids, longest = self._encode(text), self.max_length
         first = min(longest, len(ids))
         windows = [EncodedPair((self.prefix_id, *ids[: first - 1]), tuple(ids[:first]))] if ids else []
@@ -118,7 +118,7 @@ class Encoder:
     def _without_prompt(self, continuation: str) -> tuple[list[int], list[int], bool]:
         if self.prefix_id is None:
             problem = "an empty prompt needs a tokenizer with a beginning-of-text or end-of-text token"
-            raise UserError(Fault("--model", problem, "set bos_token in tokenizer_config.json"))
+            raise UserError.of("--model", problem, "set bos_token in tokenizer_config.json")
         ids = self.tokenizer.encode(continuation, add_special_tokens=False, verbose=False)
         if ids and ids[0] == self.prefix_id:
             return ids[:1], ids[1:], False
@@ -143,7 +143,7 @@ def encode_segments(
     longest = max(len(ids) for ids, _ in segments)
     if longest > encoder.max_length:
         problem = f"has {longest + 1} tokens, but the model has {encoder.max_length} positions"
-        raise UserError(Fault(where, problem, "set block_length in the task file"))
+        raise UserError.of(where, problem, "set block_length in the task file")
     return [EncodedPair(ids, targets) for ids, targets in segments]
 
 

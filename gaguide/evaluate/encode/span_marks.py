@@ -46,7 +46,7 @@ class SpanMarks:
             if found is not None:
                 return [*found, *[False] * (len(ids) - length)]
         problem = "is given by spans of examples, and this text is none of them"
-        raise UserError(Fault("guidance", problem, "evaluate the tasks whose data have the spans", self.name))
+        raise UserError.of("guidance", problem, "evaluate the tasks whose data have the spans", self.name)
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ def _pair_marks(
     size = min(len(ids), len(whole))
     if ids[-size:].tolist() != whole[-size:]:
         problem = "has a prompt whose tokens are others with its continuation: its spans have no place"
-        raise UserError(Fault(where, problem, "begin the continuation with a space", after))
+        raise UserError.of(where, problem, "begin the continuation with a space", after)
     marks = np.zeros((len(names), len(ids)), np.uint8)
     for name, start, end, text in example.spans if prompt == example.prompts[0] else ():
         start, end = start + len(prompt), end + len(prompt)
         if prompt[max(start, 0) : end] != text:
             problem = f"is asked with a prompt in which its span of {name} is not at its place"
-            raise UserError(Fault(where, problem, "give spans to tasks without a chat template", text))
+            raise UserError.of(where, problem, "give spans to tasks without a chat template", text)
         if name in names:
             mark_tokens(marks[names.index(name)], offsets, [trim_stretch(prompt, start, end)], 1)
     cut, kept = marks[:, : len(ids) - size], marks[:, len(ids) - size :].astype(bool)

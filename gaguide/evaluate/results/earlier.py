@@ -57,7 +57,7 @@ def held(outputs: Sequence[Path]) -> Iterator[None]:
             except Timeout:
                 problem = "another evaluation writes into it now"
                 remedy = "give another folder, or start this when the other has ended"
-                raise UserError(Fault("--output", problem, remedy, str(output), FaultKind.BUSY)) from None
+                raise UserError.of("--output", problem, remedy, str(output), FaultKind.BUSY) from None
             locks.append(lock)
         yield
     finally:
@@ -107,7 +107,7 @@ def read_earlier(output: Path) -> dict[str, Any] | None:
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
         problem = f"holds a {RESULTS_FILE} that is not an evaluation's"
-        raise UserError(Fault("--output", problem, _REMEDY, str(output))) from None
+        raise UserError.of("--output", problem, _REMEDY, str(output)) from None
     return dict(found)
 
 

@@ -156,7 +156,7 @@ def measured_tasks(folder: Path, names: Sequence[str], reference: str | None = N
     evaluated = [name for name in names if name in results["tasks"]]
     if not evaluated:
         remedy = f"evaluate {', '.join(names)}"
-        raise UserError(Fault("--results", "has none of the tasks with figures", remedy, str(folder)))
+        raise UserError.of("--results", "has none of the tasks with figures", remedy, str(folder))
     chosen = reference or Path(str(results["model"])).name
     return {
         name: GoldenTask(
@@ -172,7 +172,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     results = read_earlier(folder)
     if results is None:
         remedy = "give the output folder of a complete evaluation"
-        raise UserError(Fault("--results", f"does not have {RESULTS_FILE}", remedy, str(folder)))
+        raise UserError.of("--results", f"does not have {RESULTS_FILE}", remedy, str(folder))
     return results
 
 

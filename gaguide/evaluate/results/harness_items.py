@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 from gaguide.evaluate.results.metrics import ScoredExample
 from gaguide.evaluate.results.numbers import first_largest
 from gaguide.evaluate.tasks.harness.config import HarnessTask
@@ -87,7 +87,7 @@ def _from_function(task: HarnessTask, function: FunctionReference, one: ScoredEx
         problem = f"!function {function.name} raised {type(error).__name__}: {first_line(error)}"
         where = f"task {task.name}: process_results"
         remedy = f"correct {function.file}; the scores are kept, and the same command uses them"
-        raise UserError(Fault(where, problem, remedy, one.example.id)) from None
+        raise UserError.of(where, problem, remedy, one.example.id) from None
 
 
 def _per(scores: Sequence[float], lengths: Sequence[int]) -> list[float]:

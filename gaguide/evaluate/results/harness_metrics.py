@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from statistics import median_high
 from typing import Any
 
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 from gaguide.evaluate.results.agreement import matthews_of_counts
 from gaguide.evaluate.results.harness_items import example_items
 from gaguide.evaluate.results.intervals import (
@@ -88,7 +88,7 @@ def _trusted(task: HarnessTask, function: FunctionReference, items: Sequence[Any
     except Exception as error:  # whatever the user's code raises
         problem = f"!function {function.name} raised {type(error).__name__}: {first_line(error)}"
         remedy = f"correct {function.file}; the scores are kept, and the same command uses them"
-        raise UserError(Fault(f"task {task.name}: metric_list", problem, remedy)) from None
+        raise UserError.of(f"task {task.name}: metric_list", problem, remedy) from None
 
 
 def _brier(right: Any, probabilities: Sequence[float]) -> float:

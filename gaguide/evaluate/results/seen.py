@@ -45,7 +45,7 @@ def split_results(results: Path, overlap: Path, by: By = "words") -> list[SplitM
     path = results / "examples.parquet"
     if not path.is_file():
         remedy = "give the output folder of a complete evaluation"
-        raise UserError(Fault("RESULTS", f"does not have {path.name}", remedy, str(results)))
+        raise UserError.of("RESULTS", f"does not have {path.name}", remedy, str(results))
     rows = pq.read_table(path, columns=["task", "id", "prompt", "continuations"]).to_pylist()
     with FaultCollector() as faults:
         faults.add(*_mismatches(rows, seen, overlap))
@@ -61,7 +61,7 @@ def _seen_rows(overlap: Path, by: By) -> dict[tuple[str, str], dict[str, Any]]:
     path = overlap / EXAMPLES_FILE
     if not path.is_file():
         remedy = "give the --output of `gaguide data overlap`"
-        raise UserError(Fault("--overlap", f"does not have {EXAMPLES_FILE}", remedy, str(overlap)))
+        raise UserError.of("--overlap", f"does not have {EXAMPLES_FILE}", remedy, str(overlap))
     columns = ["task", "id", "prompts", "continuations", f"seen_{by}"]
     rows = pq.read_table(path, columns=columns).to_pylist()
     return {(row["task"], row["id"]): row | {"seen": row[f"seen_{by}"]} for row in rows}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 _GENERAL_NOUNS = ("case", "example", "item", "part", "sample", "thing")
 _SHORTEST, _LONGEST = 3, 12
@@ -84,7 +84,7 @@ def wordnet_antonyms(folder: Path) -> list[Antonyms]:
     for path in (data, counts):
         if not path.is_file():
             remedy = "give a folder with WordNet's data.adj and cntlist.rev (Debian: wordnet-base)"
-            raise UserError(Fault("--wordnet", f"does not contain {path.name}", remedy, str(folder)))
+            raise UserError.of("--wordnet", f"does not contain {path.name}", remedy, str(folder))
     frequent = _frequent_adjectives(counts)
     pairs = {
         tuple(sorted(pair)) for pair in _antonyms(data) if all(_is_usable(one, frequent) for one in pair)
@@ -95,7 +95,7 @@ def wordnet_antonyms(folder: Path) -> list[Antonyms]:
         if first not in second and second not in first
     ]
     if not found:
-        raise UserError(Fault("--wordnet", "holds no pair of adjectives", "give WordNet 3.0", str(folder)))
+        raise UserError.of("--wordnet", "holds no pair of adjectives", "give WordNet 3.0", str(folder))
     return found
 
 

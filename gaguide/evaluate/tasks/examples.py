@@ -64,7 +64,7 @@ class ParsedExamples:
 def parse_examples(task: Task, records: Sequence[Record], source: str) -> ParsedExamples:
     """Examples of `records`. Raises `UserError` with every fault, each naming `source` and the line."""
     if not records:
-        raise UserError(Fault(source, "does not contain an example", "give a file with at least one row"))
+        raise UserError.of(source, "does not contain an example", "give a file with at least one row")
     _check_column_names(task, source)
     columns = _Columns(task, records[0].columns)
     kind = task.kind or _infer_kind(columns, source)
@@ -176,7 +176,7 @@ def _infer_kind(columns: _Columns, source: str) -> Kind:
         "give the columns prompt, classes, answer_index (classification), prompt, completion (sequence_prob) "
         "or prompt, number (numeric)"
     )
-    raise UserError(Fault(source, "cannot infer the kind of task from its columns", remedy))
+    raise UserError.of(source, "cannot infer the kind of task from its columns", remedy)
 
 
 def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, delimiter: str) -> Example:

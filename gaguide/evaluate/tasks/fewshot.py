@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.harness.sampler import Sampler, TooFewError
@@ -49,7 +49,7 @@ def with_demonstrations(
     needed = fewshot.count + (pool is None)
     if len(source) < needed:
         problem = f"asks for {fewshot.count} demonstrations, but there are {len(source)} examples"
-        raise UserError(Fault(f"task {task.name}: fewshot", problem, "ask for fewer", fewshot.count))
+        raise UserError.of(f"task {task.name}: fewshot", problem, "ask for fewer", fewshot.count)
     if fewshot.draw == "each":
         return _ask_each(task, fewshot, examples, pool, limit)
     random_draw = random.Random(fewshot.seed)
@@ -74,7 +74,7 @@ def _ask_others(
     asked = [one for one in others if id(one) not in hidden]
     if not asked:
         problem = "every example that is left has the content of a demonstration"
-        raise UserError(Fault(f"task {task.name}: fewshot", problem, "ask for fewer", len(shown)))
+        raise UserError.of(f"task {task.name}: fewshot", problem, "ask for fewer", len(shown))
     warnings = []
     if revealed:
         warnings.append(
@@ -123,7 +123,7 @@ def _ask_all(
             f"that do not have their own content ({list_some(without)})"
         )
         remedy = "ask for fewer, or give a file of other examples"
-        raise UserError(Fault(f"task {task.name}: fewshot", problem, remedy, count))
+        raise UserError.of(f"task {task.name}: fewshot", problem, remedy, count)
     replaced = [one.id for one, *of in zip(asked, drawn, chosen, strict=True) if of[0] != of[1]]
     warnings = []
     if replaced:

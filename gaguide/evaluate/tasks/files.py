@@ -42,7 +42,7 @@ def read_files(task: Task, paths: Sequence[Path]) -> FileExamples:
     raise_some(faults, source)
     if len({parsed.kind for parsed in found}) > 1:
         problem = f"are of several kinds: {', '.join(sorted({parsed.kind for parsed in found}))}"
-        raise UserError(Fault(f"task {task.name}: files", problem, "make a task of each kind"))
+        raise UserError.of(f"task {task.name}: files", problem, "make a task of each kind")
     for parsed in found:
         warnings += parsed.warnings
     examples = _groups_together([example for parsed in found for example in parsed.examples])

@@ -42,7 +42,7 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
     task = located.task
     if task.shards is None:
         field, remedy = f"task {task.name}: shards", "give shards: FOLDER in the task file"
-        raise UserError(Fault(field, f"is required for kind {task.kind}", remedy))
+        raise UserError.of(field, f"is required for kind {task.kind}", remedy)
     folder = task.shards if "://" in task.shards else located.folder / task.shards
     length = task.block_length or min(_DEFAULT_LENGTH, positions or _DEFAULT_LENGTH)
 
@@ -63,7 +63,7 @@ def read_held_out(located: LocatedTask, positions: int | None) -> HeldOut:
     examples = tuple(Example(name, (), (), segments=some) for name, some in segments.items() if some)
     if not examples:
         problem = f"none of the {count} blocks has a token that counts: they hold prompts only"
-        raise UserError(Fault(f"task {task.name}: blocks", problem, "use more blocks", count))
+        raise UserError.of(f"task {task.name}: blocks", problem, "use more blocks", count)
     manifest = store.manifest
     return HeldOut(examples, str(folder), manifest.fingerprint, manifest.tokenizer_fingerprint)
 

@@ -106,7 +106,7 @@ def _locate(name: str, data_folder: Path | None, registry: Registry) -> list[Loc
         return [_built_in(built_in_tasks()[name], data_folder)]
     known = [*groups(), *built_in_tasks(), *registry.names]
     remedy = suggestion(name, known, otherwise="give a folder, or a .jsonl, .csv or .yaml file")
-    raise UserError(Fault("--tasks", "must be a file, folder, task or group", remedy, name))
+    raise UserError.of("--tasks", "must be a file, folder, task or group", remedy, name)
 
 
 def _in_folder(folder: Path, registry: Registry) -> list[LocatedTask]:
@@ -120,7 +120,7 @@ def _in_folder(folder: Path, registry: Registry) -> list[LocatedTask]:
         data = []  # whose files name their data themselves
     if not described and not data:
         problem = "is a folder without .jsonl, .csv or .yaml files"
-        raise UserError(Fault("--tasks", problem, "give the folder of the data", str(folder)))
+        raise UserError.of("--tasks", problem, "give the folder of the data", str(folder))
     return described + [one for path in data for one in _from_file(path, registry)]
 
 
@@ -137,7 +137,7 @@ def _from_file(path: Path, registry: Registry, in_folder: bool = False) -> list[
         return [LocatedTask(task, data[0] if data else None, path.parent, rest=tuple(data[1:]))]
     if path.suffix not in DATA_SUFFIXES:
         expected = f"must be a {', '.join(DATA_SUFFIXES)} or .yaml file"
-        raise UserError(Fault("--tasks", expected, "convert it", str(path)))
+        raise UserError.of("--tasks", expected, "convert it", str(path))
     for task in built_in_tasks().values():
         if task.file is not None and path.name in _file_names(task):
             return [LocatedTask(task, path)]
@@ -175,7 +175,7 @@ def _in_group(name: str, data_folder: Path | None) -> list[LocatedTask]:
     if not found:
         expected = ", ".join(file.file for task in members for file in task.data_files)
         problem = f"does not contain a file of the group {name}"
-        raise UserError(Fault("--data", problem, f"expected files: {expected}", str(data_folder)))
+        raise UserError.of("--data", problem, f"expected files: {expected}", str(data_folder))
     return found
 
 
@@ -190,7 +190,7 @@ def _built_in(task: Task, data_folder: Path | None) -> LocatedTask:
     paths = [path for path in found if path is not None]
     if missing and paths:
         problem = f"does not contain {', '.join(missing)} of task {task.name}"
-        raise UserError(Fault("--data", problem, "add the files", str(data_folder)))
+        raise UserError.of("--data", problem, "add the files", str(data_folder))
     return LocatedTask(task, paths[0], rest=tuple(paths[1:])) if paths else LocatedTask(task)
 
 

@@ -39,9 +39,9 @@ def cue_lexicon(task: Task) -> Lexicon:
     field = f"task {task.name}: lexicon"
     if task.lexicon is None:
         remedy = f"name a word set, such as {', '.join(list(known)[:3])}"
-        raise UserError(Fault(field, "is required for kind near_cue", remedy))
+        raise UserError.of(field, "is required for kind near_cue", remedy)
     if task.lexicon not in known:
-        raise UserError(Fault(field, "unknown lexicon", suggestion(task.lexicon, known, 30), task.lexicon))
+        raise UserError.of(field, "unknown lexicon", suggestion(task.lexicon, known, 30), task.lexicon)
     return known[task.lexicon]
 
 

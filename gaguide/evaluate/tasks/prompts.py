@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 from gaguide.evaluate.tasks.conversation import Conversation, Message, join
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.options import TaskOptions
@@ -61,5 +61,5 @@ def demonstrate(task: Task, example: Example, separator: str) -> Conversation:
         answer = example.continuations[example.answer_index].removeprefix(delimiter)
     else:
         problem = f"example {example.id} has no answer to demonstrate"
-        raise UserError(Fault(f"task {task.name}: fewshot", problem, "give answer_index, or remove fewshot"))
+        raise UserError.of(f"task {task.name}: fewshot", problem, "give answer_index, or remove fewshot")
     return Message("user", prompt, delimiter), Message("assistant", answer, separator)

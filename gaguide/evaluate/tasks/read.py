@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
+from gaguide.errors import FaultCollector, UserError, not_one_of
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.examples import ParsedExamples, list_some
 from gaguide.evaluate.tasks.fewshot import Demonstrated, with_demonstrations
@@ -168,7 +168,7 @@ def _apply_fewshot(
         path = located.folder / fewshot.file
         if not path.is_file():
             problem, remedy = "does not exist", "give a path relative to the task file"
-            raise UserError(Fault(f"task {task.name}: fewshot.file", problem, remedy, str(path)))
+            raise UserError.of(f"task {task.name}: fewshot.file", problem, remedy, str(path))
         others = parse_records(
             task.model_copy(update={"kind": parsed.kind}), read_records(path, header=task.header), str(path)
         )
@@ -185,13 +185,11 @@ def _generated(task: Task) -> tuple[str, list[Record]]:
     if task.generator not in GENERATORS:
         raise UserError(not_one_of(f"{field}: generator", task.generator, GENERATORS))
     if task.count < 1:
-        raise UserError(
-            Fault(f"{field}: count", "must be positive", "give the number of examples", task.count)
-        )
+        raise UserError.of(f"{field}: count", "must be positive", "give the number of examples", task.count)
     rows = generate(task.generator, task.count, task.seed)
     if len(rows) < task.count:
         problem = f"the generator has {len(rows)} different examples"
-        raise UserError(Fault(f"{field}: count", problem, "ask for fewer", task.count))
+        raise UserError.of(f"{field}: count", problem, "ask for fewer", task.count)
     source = f"generated ({task.generator}, seed {task.seed})"
     return source, [Record(at, row) for at, row in enumerate(rows, start=1)]
 
@@ -203,7 +201,7 @@ def _hub(task: Task) -> tuple[str, list[Record]]:
         if task.files and task.source is not None:
             names = ", ".join(file.file for file in task.files)
             remedy = f"get {names} from {task.source}, and give the folder with --data"
-        raise UserError(Fault(f"task {task.name}", "does not say where its data are", remedy))
+        raise UserError.of(f"task {task.name}", "does not say where its data are", remedy)
     try:
         if task.hub_file is not None:
             from huggingface_hub import hf_hub_download
@@ -219,4 +217,4 @@ def _hub(task: Task) -> tuple[str, list[Record]]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         problem = f"its data cannot be downloaded from the hub ({reason})"
         remedy = f"put {task.file or 'the data file'} into a folder and give it with --data"
-        raise UserError(Fault(f"task {task.name}", problem, remedy, task.hub)) from None
+        raise UserError.of(f"task {task.name}", problem, remedy, task.hub) from None

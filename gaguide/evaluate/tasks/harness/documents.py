@@ -31,7 +31,7 @@ class Documents:
         split = task.test_split if task.test_split is not None else task.validation_split
         documents = self._split(split, "test_split", task.process_docs)
         if not len(documents):
-            raise UserError(Fault(self.source, "does not contain a document", "give at least one row"))
+            raise UserError.of(self.source, "does not contain a document", "give at least one row")
         features = getattr(documents, "features", None)
         return documents, tuple(documents[0] if features is None else features)
 
@@ -52,9 +52,7 @@ class Documents:
         if name not in self._splits:
             known = ", ".join(map(str, self._splits))
             where = f"{self._task.path}: {field}"
-            raise UserError(
-                Fault(where, f"must be one of {known}", suggestion(str(name), self._splits), name)
-            )
+            raise UserError.of(where, f"must be one of {known}", suggestion(str(name), self._splits), name)
         split = self._splits[name]
         return split if process is None else _call(process, self._task, split)
 
@@ -117,13 +115,13 @@ def _call(function: Any, task: HarnessTask, *arguments: Any, what: FunctionRefer
         try:
             return call(function, "", *arguments)
         except DocumentError as error:
-            raise UserError(Fault(f"{task.path}", error.args[1], error.args[2])) from None
+            raise UserError.of(f"{task.path}", error.args[1], error.args[2]) from None
     try:
         return function(*arguments)
     except Exception as error:  # whatever the user's code raises
         assert what is not None
         problem = f"!function {what.name} raised {type(error).__name__}: {first_line(error)}"
-        raise UserError(Fault(f"{task.path}", problem, f"correct {what.file}")) from None
+        raise UserError.of(f"{task.path}", problem, f"correct {what.file}") from None
 
 
 def _local(task: HarnessTask, name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def parse_group(name: str, tree: Mapping[str, Any], members: tuple[str, ...], pa
         how = entry.get("aggregation", "mean")
         if how != "mean":
             where = f"{path}: aggregate_metric_list"
-            raise UserError(
-                Fault(where, "must be a mean, as in the harness", "write aggregation: mean", str(how))
+            raise UserError.of(
+                where, "must be a mean, as in the harness", "write aggregation: mean", str(how)
             )
         given = entry.get("filter_list")
         filters = (given,) if isinstance(given, str) else tuple(given or ()) or None

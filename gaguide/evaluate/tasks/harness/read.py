@@ -90,7 +90,7 @@ def _maker(
         return ExampleMaker(task, columns, first, options)
     except DocumentError as error:
         field, problem, remedy = error.args
-        raise UserError(Fault(f"{source}:1", f"{field} {problem}", remedy)) from None
+        raise UserError.of(f"{source}:1", f"{field} {problem}", remedy) from None
 
 
 def _demonstrations(

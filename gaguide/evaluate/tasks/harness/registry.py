@@ -126,7 +126,7 @@ class Registry:
             return self._tasks((path, tree), {}, above)
         where = f"group {above[-1]}: task" if above else "--tasks"
         problem = "must be a task, group or tag below --include_path"
-        raise UserError(Fault(where, problem, suggestion(str(name), self.names), str(name)))
+        raise UserError.of(where, problem, suggestion(str(name), self.names), str(name))
 
     def _tasks(self, entry: Entry, overrides: Mapping[str, Any], above: tuple[str, ...]) -> list[HarnessTask]:
         path, tree = entry
@@ -135,13 +135,13 @@ class Registry:
             return [parse_task(kept, path, self._trust)]
         name = str(tree["group"])
         if name in above:
-            raise UserError(Fault(f"group {name}", "contains itself", "remove it from its tasks", str(path)))
+            raise UserError.of(f"group {name}", "contains itself", "remove it from its tasks", str(path))
         further = {key: value for key, value in tree.items() if key not in _OF_GROUPS and key != "tag"}
         members = tree.get("task")
         if not isinstance(members, list):
             members = [members] if isinstance(members, str) else []
         if not members:
-            raise UserError(Fault(f"{path}: task", "lists no task", "list the group's tasks"))
+            raise UserError.of(f"{path}: task", "lists no task", "list the group's tasks")
         tasks: list[HarnessTask] = []
         with FaultCollector() as faults:
             for member in members:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from gaguide.config.yaml_tree import check_aliases
-from gaguide.errors import Fault, UserError, first_line
+from gaguide.errors import UserError, first_line
 
 _TASK_KEYS = {"task", "output_type", "dataset_path", "class", "include", "custom_dataset"}
 """Keys of which a task file of the harness has at least one, and ours none."""
@@ -43,7 +43,7 @@ class FunctionReference:
         except Exception as error:  # whatever the user's code raises
             problem = f"cannot be imported ({type(error).__name__}: {first_line(error)})"
             remedy = "correct the function's module, or install what it imports"
-            raise UserError(Fault(f"!function {self.name}", problem, remedy, str(self.file))) from None
+            raise UserError.of(f"!function {self.name}", problem, remedy, str(self.file)) from None
 
 
 def _load_file(path: Path) -> Any:
@@ -96,7 +96,7 @@ def _read(path: Path, cache: dict[Path, dict[str, Any]], above: tuple[Path, ...]
     if path in cache:
         return cache[path]
     if path in above:
-        raise UserError(Fault("task file", "includes itself", "remove the include", str(path)))
+        raise UserError.of("task file", "includes itself", "remove the include", str(path))
     tree = read_tree(path)
     includes = tree.pop("include", None) or []
     merged: dict[str, Any] = {}
@@ -114,12 +114,10 @@ def read_tree(path: Path) -> dict[str, Any]:
         tree: Any = yaml.load(path.read_bytes(), loader)  # a safe loader, see `_Loader`
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-        raise UserError(Fault("task file", problem, "give the path of a YAML file", str(path))) from None
+        raise UserError.of("task file", problem, "give the path of a YAML file", str(path)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = f"is not valid YAML: {error}"
-        raise UserError(Fault("task file", problem, "correct the file", str(path))) from None
+        raise UserError.of("task file", problem, "correct the file", str(path)) from None
     if not isinstance(tree, dict):
-        raise UserError(
-            Fault("task file", "must be a mapping of fields to values", "see the docs", str(path))
-        )
+        raise UserError.of("task file", "must be a mapping of fields to values", "see the docs", str(path))
     return {str(key): value for key, value in tree.items()}
