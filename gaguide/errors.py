@@ -28,7 +28,7 @@ _SECRET_PARAMETER = re.compile(
 _LOST = re.compile(r"\w://\*\*\*@|[?&;][\w.%-]+=\*\*\*")
 
 _MAX_FIELD, _MAX_VALUE, _MAX_SENTENCE = 300, 500, 4_000
-"""Characters of the parts of a fault in a message; what is longer is cut, and its length is said."""
+"""Characters of the parts of a fault in a message; a longer part is cut and its length added."""
 _MAX_FAULTS = 500
 """Faults that a message lists; the rest are counted."""
 

@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder made by save_pretrained, a run's folder, or a hub id; one or more, and the others are "
         "compared with the first")  # fmt: skip
     add("--plan", help="which heads: an experiment, a run's config.yaml, or a YAML file with a guidance "
-        "section, or PLANS.yaml:NAME (default: that of the run in whose folder a model lies)")  # fmt: skip
+        "section, or PLANS.yaml:NAME (default: that of the run whose folder holds the model)")  # fmt: skip
     add("--text", help="shards, by folder or address, or embedded (default: the held-out text of the plan's "
         "run, without --tasks)")  # fmt: skip
     add("--blocks", type=parse_whole, default=64, help="held-out blocks, spread over the split (default: 64)")

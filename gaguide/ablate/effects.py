@@ -203,7 +203,7 @@ def _with(effects: MethodEffects, name: str, effect: Effect) -> MethodEffects:
 
 def usage(loss: Effect) -> Used:
     """used: the loss rises without the head, beyond noise; harmful: it falls; not used: neither; not tested:
-    one block or seed, of which nothing is beyond noise."""
+    one block or seed, where nothing is beyond noise."""
     if loss.difference is None:
         return "not measured"
     if loss.p_holm is None:

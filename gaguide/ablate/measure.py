@@ -211,7 +211,7 @@ def _read_spans(
 def _other_before(
     request: Request, batches: Sequence[Batch], tasks: _Tasks | None, device: torch.device
 ) -> _Before:
-    """What the heads do in the model that attention is compared with, where it is none of those ablated."""
+    """What the heads do in the model that attention is compared with, unless that is one of those ablated."""
     if request.before is None or request.before in [folder.name for folder in request.folders]:
         return _Before()
     if isinstance(request.before, ModelFolder):

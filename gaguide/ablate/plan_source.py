@@ -75,7 +75,7 @@ def _guiding() -> list[str]:
 
 
 def _run_of(model: Path) -> RunConfig | None:
-    """The settings of the run in whose folder a model lies; None where there are none."""
+    """The settings of the run whose folder holds a model; None where there are none."""
     path = model.parent / "config.yaml"
     if model.name != "model" or not path.is_file():
         return None

@@ -84,7 +84,7 @@ class SpanAttention:
     moved: Moved
     """Whether it rose beyond noise, as of `HeadRecord`."""
     examples: int
-    """Examples behind the mean: those with a span, none of whose tokens was truncated."""
+    """Examples behind the mean: those with a span that kept all its tokens."""
     query_count: int
     """Queries of all of these."""
     cut: int

@@ -47,7 +47,7 @@ class TaskSpans:
     pairs: tuple[MarkedPair, ...]
     """The sequences with a span [P]."""
     cut: Mapping[str, frozenset[int]]
-    """Mark → examples of which truncation removed a token of a span."""
+    """Mark → examples in which truncation removed a token of a span."""
     groups: tuple[str, ...]
     """What each of the task's examples depends on [E]: its group, or itself."""
 

@@ -20,7 +20,7 @@ def push(
         bool, typer.Option("--dry-run", help="Write the card and list the files only.")
     ] = False,
 ) -> None:
-    """Upload RUN/model to the hub, after its card (README.md) was written anew with the run's evaluations."""
+    """Upload RUN/model to the hub, with a new card (README.md) that has the run's evaluations."""
     from gaguide.files import expand_home
     from gaguide.publish import push_model, write_card
     from gaguide.publish.model_crate import write_model_crate

@@ -1,4 +1,4 @@
-"""Settings of which a run has one or the other: the one given last replaces that of an earlier file."""
+"""Settings that exclude one another: the one given last replaces that of an earlier file."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _MAX_NODES = 100_000
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML silently takes the last, and aliases that multiply or recurse."""
+    """Refuses duplicate keys (YAML silently takes the last) and aliases that multiply or recurse."""
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()

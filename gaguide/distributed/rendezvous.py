@@ -12,7 +12,7 @@ from gaguide.distributed.network import address_for_others
 from gaguide.errors import UserError
 from gaguide.ports import free_port
 
-# Below Linux's ephemeral ports (32768 and up), any of which a connection may be using.
+# Below Linux's ephemeral ports (32768 and up), which connections may be using.
 _FIRST_PORT, _PORTS = 15_000, 17_000
 # How long ranks look for rank 0, whose host may still be importing torch from a slow file system.
 _SEARCH_SECONDS = 600.0

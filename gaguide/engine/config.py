@@ -93,7 +93,7 @@ def _owned_values(batch: BatchPlan, gradient_clipping: float | None) -> JsonObje
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; raises `ValueError` on duplicate keys, of which json would keep the last."""
+    """The object of these pairs; raises `ValueError` on duplicate keys (json would keep the last)."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

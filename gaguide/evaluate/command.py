@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         world = World.from_environment()
-    except UserError as error:  # of which rank is not known
+    except UserError as error:  # the rank it comes from is not known
         print(f"evaluate: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     joined = False

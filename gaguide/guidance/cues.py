@@ -89,7 +89,7 @@ class Cues:
     ) -> torch.Tensor:
         """Summed loss and number of the predicted tokens of each band, float64 [K, 2].
 
-        The first token of a sequence is not predicted, and those of which `counts_BT` is False are left out.
+        The first token of a sequence is not predicted, and tokens with `counts_BT` False are left out.
         Logits are made fp32 one sequence at a time.
         """
         counts_BT = torch.ones_like(ids_BT).bool() if counts_BT is None else counts_BT

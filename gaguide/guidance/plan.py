@@ -127,7 +127,7 @@ class GuidancePlan:
         return not self.assignments
 
     def restricted_to(self, attention_layers: Collection[int], n_layers: int) -> GuidancePlan:
-        """The plan for a model of which only `attention_layers` have causal self-attention.
+        """The plan for a model in which only `attention_layers` have causal self-attention.
 
         In it `all` and `last-half` name those layers. Raises a `UserError` for a layer without attention that
         is named by its index. Where all layers have attention it is the same plan.

@@ -78,7 +78,7 @@ def causal_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
 
 
 def split_heads(problem: str) -> Fault:
-    """The fault of a model of which a rank has some of the heads only."""
+    """The fault of a model whose heads are split over ranks."""
     remedy = "load it without tp_plan, and use ZeRO or FSDP to distribute its weights"
     return Fault("model", f"{problem}, and each would report its own heads as the first ones", remedy)
 

@@ -23,7 +23,7 @@ def frozen_parameters(
 ) -> tuple[str, ...]:
     """Names of the parameters that are frozen, in the model's order; works on the meta device.
 
-    They are those that an entry of `frozen` matches or, if `trained` has entries, that none of these matches.
+    Frozen is what an entry of `frozen` matches or, if `trained` has entries, what none of those matches.
     Raises a `UserError` if an entry matches nothing, if nothing is left to train, or nothing frozen.
     """
     names = [name for name, _ in model.named_parameters()]

@@ -122,6 +122,6 @@ class ContentHashes:
     def save(self) -> None:
         """Write what was hashed, where the study's folder exists and can be written."""
         if self._changed and self.folder.is_dir():
-            with suppress(OSError):  # a study of somebody else, of which only the status is asked
+            with suppress(OSError):  # a study of somebody else: only its status can be read
                 write_json(self.folder / _CACHE, self._known)
             self._changed = False

@@ -112,7 +112,7 @@ def print_costs(grid: Grid, gpu: str) -> None:
 
 
 def _row(cells: list[CellCost], known: Spread) -> list[str]:
-    """Columns of a row of cells that differ in their seed only, of which some may be done."""
+    """Columns of a row of cells that differ in their seed only; some of them may be done."""
     cost, done = cells[0], sum(cell.done for cell in cells)
     seeds = str(len(cells)) + (f" ({done} done)" if done else "")
     tokens = "?" if cost.tokens is None else f"{cost.tokens / 1e6:,.4g}M"

@@ -107,7 +107,7 @@ class _Mirror(threading.Thread):
                 wait, resume_at = _WAIT, 0.0
             except Exception as error:  # libraries of trackers raise whatever their servers do to them
                 self._report(error)
-                self._tracker = None  # opened anew, it says what it has of the rows that were being sent
+                self._tracker = None  # when opened again, it says which of the rows being sent have arrived
                 if end is not None:
                     return
                 wait, resume_at = min(2 * wait, _MAX_WAIT), time.monotonic() + wait

@@ -80,7 +80,7 @@ def _moved(read: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 class InputReader:
-    """The batches of a rank's micro batches, of which one is read before it is asked for.
+    """The batches of a rank's micro batches, read one ahead.
 
     Not in a thread: a hand-over of Python's lock costs more than reading a batch from shards on this host.
     """

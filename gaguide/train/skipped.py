@@ -1,4 +1,4 @@
-"""Dropped steps in a row, of which too many end the run."""
+"""Dropped steps in a row; too many of them end the run."""
 
 from __future__ import annotations
 

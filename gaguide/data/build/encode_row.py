@@ -103,7 +103,7 @@ def trim_stretch(text: str, start: int, end: int) -> Stretch:
 
 
 def mark_tokens(marks: np.ndarray, offsets: np.ndarray, stretches: Iterable[Stretch], bit: int) -> None:
-    """Set `bit` for the tokens of which a character lies in a stretch."""
+    """Set `bit` for the tokens with a character in a stretch."""
     starts, ends = offsets[:, 0], offsets[:, 1]
     for start, end in stretches:
         if end > start:

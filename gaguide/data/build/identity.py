@@ -60,7 +60,7 @@ def _sampled(file: IO[bytes], size: int) -> str:
 
 
 def identify_remote(filesystem: Any, path: str, info: dict[str, Any]) -> str:
-    """`content` of a file at an address, of which its store says `info`."""
+    """`content` of a file at an address, from what its store says (`info`)."""
     stated = {key: str(info[key]) for key in _REMOTE_KEYS if info.get(key)}
     if stated:
         return " ".join(f"{key} {value}" for key, value in sorted(stated.items()))

@@ -61,7 +61,7 @@ def _start_worker(spec: EncodingSpec, done: Any) -> None:
 
 
 def worker_killed(workers: int, resuming: str) -> UserError:
-    """The error of a pool of which the system killed a process; `resuming` says how to resume the work."""
+    """The error of a pool that lost a process to the system; `resuming` says how to resume the work."""
     remedy = f"give it more memory or fewer --workers; {resuming}"
     return UserError.of("--workers", "a worker process was killed", remedy, workers)
 

@@ -101,7 +101,7 @@ def import_shards(
 ) -> Manifest:
     """Make `request.output` a complete folder of shards, unless it is that already; its manifest.
 
-    on_progress: called with the number of ids written so far. An interrupted import starts anew. Raises a
+    on_progress: called with the number of ids written so far. An interrupted import starts over. Raises a
     `UserError` with every fault of the request, or for files that are not what their names say.
     """
     prepared = _prepare(request)

@@ -1,6 +1,6 @@
 """Find a fixed set of n-grams in long sequences of ids, exactly.
 
-A multilinear hash of 64 bits proposes places, of which a comparison of all ids keeps the true ones. Equal
+A multilinear hash of 64 bits proposes places, and a comparison of all ids keeps the true ones. Equal
 n-grams have equal hashes, so that none is missed.
 
 Shapes: n length of an n-gram, m n-grams of the set, N ids of a sequence.

@@ -137,9 +137,9 @@ class TaskOverlap:
     examples: int
     """Number of examples."""
     seen_words: int
-    """Examples of which the training text contains a run of 13 words (or the whole of 8 to 12)."""
+    """Examples that share a run of 13 words (or all of their 8 to 12) with the training text."""
     seen_tokens: int
-    """Examples of which `TOKEN_SHARE` of the tokens lie in runs of 8 that the training text contains."""
+    """Examples with `TOKEN_SHARE` of their tokens in runs of 8 that the training text contains."""
     too_short: int
     """Examples of fewer than 8 words, which are compared by tokens only."""
 

@@ -35,7 +35,7 @@ class SpanMarks:
     """Input ids of a sequence → whether each has the mark."""
 
     def __call__(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """bool [B, T]; a `UserError` for a row that is none of the sequences."""
+        """bool [B, T]; raises a `UserError` for a row that is not one of the sequences."""
         lengths = sorted({len(ids) for ids in self.known}, reverse=True)
         rows = [self._row(ids, lengths) for ids in ids_BT.tolist()]
         return torch.tensor(rows, device=ids_BT.device).reshape(ids_BT.shape)
@@ -45,7 +45,7 @@ class SpanMarks:
             found = self.known.get(tuple(ids[:length])) if length <= len(ids) else None
             if found is not None:
                 return [*found, *[False] * (len(ids) - length)]
-        problem = "is given by spans of examples, and this text is none of them"
+        problem = "is given by spans of examples, and this text is not one of those examples"
         raise UserError.of("guidance", problem, "evaluate the tasks whose data have the spans", self.name)
 
 
@@ -116,7 +116,7 @@ def _pair_marks(
     encoder: DocumentEncoder, example: Example, prompt: str, after: str, pair: EncodedPair,
     names: Sequence[str], where: str,
 ) -> tuple[dict[str, tuple[bool, ...]], frozenset[str]]:  # fmt: skip
-    """Mark → whether each input token of a pair has it, and the marks of which truncation removed a token."""
+    """Mark → whether each input token of a pair has it; and the marks that lost a token to truncation."""
     ids, offsets = encoder.encode_with_offsets(prompt + after)
     whole = [*pair.input_ids, pair.target_ids[-1]]
     size = min(len(ids), len(whole))

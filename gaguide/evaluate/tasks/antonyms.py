@@ -17,7 +17,7 @@ _LESS_FREQUENT = 8
 
 @dataclass(frozen=True)
 class Antonyms:
-    """Two adjectives, one of which holds of a thing if the other does not."""
+    """Two adjectives of opposite meaning: a thing that is not the one is the other."""
 
     first: str
     """One adjective."""
@@ -77,7 +77,7 @@ def wordnet_antonyms(folder: Path) -> list[Antonyms]:
     """Antonyms among the adjectives of WordNet, in alphabetical order, frequent words only.
 
     folder: has WordNet's data.adj and cntlist.rev, as Debian's package wordnet-base puts into
-    /usr/share/wordnet. Pairs of which one word contains the other (happy, unhappy) are left out: their
+    /usr/share/wordnet. Pairs in which one word contains the other (happy, unhappy) are left out: their
     prefix is a negation. Raises `UserError` where the files are missing or hold no pair.
     """
     data, counts = folder / "data.adj", folder / "cntlist.rev"

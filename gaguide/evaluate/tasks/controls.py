@@ -32,7 +32,7 @@ _REWORDED = {
     "nobody": "not a single person", "nothing": "not one thing", "nowhere": "in no place",
 }  # fmt: skip
 _FULL_VERBS = {"ca": "can", "wo": "will", "sha": "shall", "ai": "is"}
-"""Verbs of which n't leaves only a part."""
+"""Verbs that n't shortens (ca n't, wo n't)."""
 _CUE = re.compile(
     r"\b(?P<verb>[a-z]+)n['’]t\b(?P<space> ?)"
     r"|\b(?P<word>" + "|".join(_REMOVED) + r")\b(?!['’])(?P<after> ?)",

@@ -66,5 +66,5 @@ def join(before: str, after: str, delimiter: str) -> str:
 
 
 def needs_delimiter(before: str, after: str) -> bool:
-    """Whether no white space separates two texts, neither of which is empty."""
+    """Whether two texts that are not empty touch, without white space between them."""
     return bool(before and after) and not (before[-1].isspace() or after[0].isspace())

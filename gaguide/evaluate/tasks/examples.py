@@ -207,7 +207,7 @@ def _example(kind: Kind, columns: _Columns, record: Record, example_id: str, del
 
 
 def _name(columns: _Columns, record: Record, ours: str) -> str | None:
-    """The example's group or part; None where it has none of its own."""
+    """The example's group or part; None without one."""
     value = columns.get(record, ours, or_none=True) if ours in columns.names else None
     if value in (None, ""):
         return None

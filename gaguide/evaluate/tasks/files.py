@@ -61,7 +61,7 @@ def _groups_together(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def cut_groups(examples: Sequence[Example], asked: Sequence[Example]) -> list[str]:
-    """Groups of which only some of `examples` are in `asked`."""
+    """Groups with some of their `examples` in `asked`, but not all."""
     sizes = Counter(one.group for one in examples)
     found = Counter(one.group for one in asked)
     return [group for group, count in found.items() if group is not None and count < sizes[group]]

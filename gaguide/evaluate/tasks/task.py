@@ -46,8 +46,8 @@ class Fewshot(BaseModel):
     count: int = Field(ge=1)
     """Number of demonstrations."""
     draw: Literal["once", "first", "each"] = "once"
-    """`once`: the same ones for all examples, by `seed`; `first`: the first ones of the data; `each`: drawn
-    anew for each example, the same ones as lm-evaluation-harness draws with that seed."""
+    """`once`: the same ones for all examples, by `seed`; `first`: the first ones of the data; `each`: other
+    ones for each example, the same as lm-evaluation-harness draws with that seed."""
     seed: int = 0
     """Seed of the draw."""
     file: str | None = None

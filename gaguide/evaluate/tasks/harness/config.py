@@ -80,10 +80,10 @@ class HarnessMetric:
 
 @dataclass(frozen=True)
 class HarnessFewshot:
-    """How demonstrations are drawn and written; what the file leaves out is that of the task."""
+    """How demonstrations are drawn and written; what the file leaves out is taken from the task."""
 
     sampler: str
-    """`default` draws anew for each document, `first_n` takes the first ones."""
+    """`default` makes a new draw for each document, `first_n` takes the first ones."""
     split: str | None
     """Split that they are drawn from; None follows the harness's rule."""
     samples: list[dict[str, Any]] | FunctionReference | None

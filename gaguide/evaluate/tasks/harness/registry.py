@@ -31,7 +31,7 @@ def is_harness_file(path: Path) -> bool:
 
 
 class Registry:
-    """The task files below some folders, of which later ones win.
+    """The task files below some folders; later folders win.
 
     Raises `UserError` for a folder that does not exist. trust: whether Python functions may run.
     """

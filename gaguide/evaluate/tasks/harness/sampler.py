@@ -16,8 +16,8 @@ class TooFewError(ValueError):
 class Sampler(Generic[T]):
     """Draws from `pool` for one document after the other, in the order of the data.
 
-    name: `default` draws anew for each document, `first_n` takes the first ones. A draw depends on all draws
-    before it, so that every document up to the last one that is asked must be drawn for.
+    name: `default` makes a new draw for each document, `first_n` takes the first ones. A draw depends on all
+    draws before it, so every document up to the last one that is evaluated needs its draw.
     """
 
     def __init__(self, name: str, pool: Sequence[T], seed: int) -> None:

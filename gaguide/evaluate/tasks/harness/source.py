@@ -16,7 +16,7 @@ from gaguide.config.yaml_tree import check_aliases
 from gaguide.errors import UserError, first_line
 
 _TASK_KEYS = {"task", "output_type", "dataset_path", "class", "include", "custom_dataset"}
-"""Keys of which a task file of the harness has at least one, and ours none."""
+"""Keys found in every task file of the harness (one or more of them), and never in ours."""
 
 
 @dataclass(frozen=True)
