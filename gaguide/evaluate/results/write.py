@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +18,10 @@ from gaguide.evaluate.results.earlier import (
 )
 from gaguide.evaluate.results.harness import harness_json
 from gaguide.evaluate.results.markdown import results_markdown
+from gaguide.evaluate.results.metrics import ScoredExample
 from gaguide.evaluate.results.results import Results
 from gaguide.evaluate.results.samples import sample_lines, samples_file
+from gaguide.evaluate.tasks.task import Kind
 from gaguide.files import replacing, without_nonfinite, write_json, write_text
 
 
@@ -45,72 +49,42 @@ def write_results(results: Results, output: Path) -> None:
     write_json(output / RESULTS_FILE, merged)
 
 
-_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("id", pa.string()),
-        ("kind", pa.string()),
-        ("group", pa.string()),
-        ("part", pa.string()),
-        ("content", pa.string()),
-        ("prompt", pa.string()),
-        ("continuations", pa.list_(pa.string())),
-        ("answer_index", pa.int32()),
-        ("other_answers", pa.list_(pa.int32())),
-        ("log_probabilities", pa.list_(pa.float64())),
-        ("continuation_tokens", pa.list_(pa.int32())),
-        ("predicted", pa.int32()),
-        ("predicted_norm", pa.int32()),
-        ("predicted_bytes", pa.int32()),
-        ("predicted_mutual_info", pa.int32()),
-        ("correct", pa.bool_()),
-        ("greedy", pa.bool_()),
-        ("margin", pa.float64()),
-        ("value", pa.float64()),
-        ("finite", pa.bool_()),
-        ("tokens_cut", pa.list_(pa.int32())),
-        ("demonstrations", pa.int32()),
-        ("bands", pa.list_(pa.string())),
-        ("text", pa.string()),
-        ("number", pa.float64()),
-        ("answer", pa.float64()),
-    ]
-)
-"""Columns of examples.parquet."""
+_COLUMNS: Mapping[str, tuple[pa.DataType, Callable[[str, Kind, ScoredExample], Any]]] = {
+    "task": (pa.string(), lambda task, kind, one: task),
+    "id": (pa.string(), lambda task, kind, one: one.example.id),
+    "kind": (pa.string(), lambda task, kind, one: kind),
+    "group": (pa.string(), lambda task, kind, one: one.example.group),
+    "part": (pa.string(), lambda task, kind, one: one.example.part),
+    "content": (pa.string(), lambda task, kind, one: one.example.key(kind)),
+    "prompt": (pa.string(), lambda task, kind, one: one.example.prompts[0] if one.example.prompts else None),
+    "continuations": (pa.list_(pa.string()), lambda task, kind, one: list(one.example.continuations)),
+    "answer_index": (pa.int32(), lambda task, kind, one: one.example.answer_index),
+    "other_answers": (pa.list_(pa.int32()), lambda task, kind, one: list(one.example.other_answers)),
+    "log_probabilities": (pa.list_(pa.float64()), lambda task, kind, one: list(one.log_probabilities)),
+    "continuation_tokens": (pa.list_(pa.int32()), lambda task, kind, one: list(one.target_tokens)),
+    "predicted": (pa.int32(), lambda task, kind, one: one.predicted),
+    "predicted_norm": (pa.int32(), lambda task, kind, one: one.predicted_norm),
+    "predicted_bytes": (pa.int32(), lambda task, kind, one: one.predicted_bytes),
+    "predicted_mutual_info": (pa.int32(), lambda task, kind, one: one.predicted_mutual_info),
+    "correct": (pa.bool_(), lambda task, kind, one: one.correct),
+    "greedy": (pa.bool_(), lambda task, kind, one: all(one.greedy) if one.greedy else None),
+    "margin": (pa.float64(), lambda task, kind, one: one.margin),
+    "value": (pa.float64(), lambda task, kind, one: one.value),
+    "finite": (pa.bool_(), lambda task, kind, one: one.finite),
+    "tokens_cut": (pa.list_(pa.int32()), lambda task, kind, one: list(one.tokens_cut)),
+    "demonstrations": (pa.int32(), lambda task, kind, one: len(one.example.demonstration_ends)),
+    "bands": (pa.list_(pa.string()), lambda task, kind, one: list(one.bands)),
+    "text": (pa.string(), lambda task, kind, one: one.text),
+    "number": (pa.float64(), lambda task, kind, one: one.number),
+    "answer": (pa.float64(), lambda task, kind, one: one.example.number),
+}
+"""Column of examples.parquet → its type, and its value for an example of a task of some kind."""
 
 
 def _examples_table(results: Results) -> pa.Table:
-    rows = [
-        {
-            "task": name,
-            "id": one.example.id,
-            "kind": result.data.kind,
-            "group": one.example.group,
-            "part": one.example.part,
-            "content": one.example.key(result.data.kind),
-            "prompt": one.example.prompts[0] if one.example.prompts else None,
-            "continuations": list(one.example.continuations),
-            "answer_index": one.example.answer_index,
-            "other_answers": list(one.example.other_answers),
-            "log_probabilities": list(one.log_probabilities),
-            "continuation_tokens": list(one.target_tokens),
-            "predicted": one.predicted,
-            "predicted_norm": one.predicted_norm,
-            "predicted_bytes": one.predicted_bytes,
-            "predicted_mutual_info": one.predicted_mutual_info,
-            "correct": one.correct,
-            "greedy": all(one.greedy) if one.greedy else None,
-            "margin": one.margin,
-            "value": one.value,
-            "finite": one.finite,
-            "tokens_cut": list(one.tokens_cut),
-            "demonstrations": len(one.example.demonstration_ends),
-            "bands": list(one.bands),
-            "text": one.text,
-            "number": one.number,
-            "answer": one.example.number,
-        }
-        for name, result in results.tasks.items()
-        for one in result.scored
+    scored = [
+        (name, result.data.kind, one) for name, result in results.tasks.items() for one in result.scored
     ]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    return pa.table(
+        {name: pa.array([value(*row) for row in scored], kind) for name, (kind, value) in _COLUMNS.items()}
+    )
