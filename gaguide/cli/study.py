@@ -202,7 +202,7 @@ def _run_grid(file: str, arguments: Sequence[str]) -> Grid:
         return _grid(file, arguments, None)
     if arguments:
         problem = "a study that is given by its folder is what its study.json says, without other fields"
-        raise UserError(Fault(arguments[0], problem, "leave the fields out, or give the study's YAML file"))
+        raise UserError.of(arguments[0], problem, "leave the fields out, or give the study's YAML file")
     from gaguide.study.recorded import recorded_grid
 
     return recorded_grid(Path(file))

@@ -269,7 +269,7 @@ def _find(given: Path | str) -> Path:
         return shipped
     if path.is_dir():
         remedy = "give its YAML file; only status and collect take the folder that a study was run into"
-        raise UserError(Fault("FILE", "is a folder, not a study's file", remedy, str(given)))
+        raise UserError.of("FILE", "is a folder, not a study's file", remedy, str(given))
     remedy = f"give a YAML file, or a shipped study: {', '.join(shipped_studies())}"
     raise UserError.of("FILE", "does not exist", remedy, str(given))
 

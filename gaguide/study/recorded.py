@@ -26,7 +26,7 @@ def recorded_grid(folder: Path) -> Grid:
     path = folder / STUDY
     if not path.is_file():
         problem = f"is a folder without {STUDY}, so not that of a study that has run"
-        raise UserError(Fault("FILE", problem, "give the study's YAML file", str(folder)))
+        raise UserError.of("FILE", problem, "give the study's YAML file", str(folder))
     record = json.loads(path.read_text("utf-8"))
     tree: dict[str, Any] = record["study"]
     if _lost_password(tree):
@@ -47,7 +47,7 @@ def recorded_grid(folder: Path) -> Grid:
             f"have, such as {other[0]}"
         )
         remedy = f"call this from the folder where the study was run, with the same inputs; or {_GIVE_FILE}"
-        raise UserError(Fault("FILE", problem, remedy, str(folder)))
+        raise UserError.of("FILE", problem, remedy, str(folder))
     return grid
 
 
