@@ -28,6 +28,10 @@ from gaguide.report.study_head_figure import draw_heads
 from gaguide.study.record_files import STUDY, StudyRecords, read_study, write_tables
 
 BEGIN, END = "<!-- results: examples/pretrained/page.py writes what follows -->", "<!-- end of results -->"
+_SAME_TEXT = (
+    "The heads were chosen on held-out text on which their removal is measured after training as well: what "
+    "removing the most used costs is overestimated there, with and without guidance."
+)
 _TABLES = ("loss", "head-counts", "comparisons")
 """Tables of the page, after those of scores: the report's names."""
 
@@ -41,7 +45,10 @@ def results(study: StudyRecords, profile: ProfileRecord | None = None) -> str:
         return text
     before = profile_report(profile)
     most = [table for table in before.tables if table.name == "most-used"]
-    return "\n\n".join(["### Before training", _markdown(before, most), _paper_heads(profile), text])
+    parts = ["### Before training", _markdown(before, most), _paper_heads(profile)]
+    if profile.settings.get("text_fingerprint") in {c.fingerprints.get("data") for c in study.cells} - {None}:
+        parts.append(_SAME_TEXT)
+    return "\n\n".join([*parts, text])
 
 
 def _markdown(report: Report, tables: Sequence[Table]) -> str:

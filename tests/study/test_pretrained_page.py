@@ -51,6 +51,10 @@ def test_a_page_takes_the_results_between_its_marks(program: dict[str, Any], tmp
     assert "are 1 of the 2 of chosen-most-used (1.0 by chance)" in text
     assert "on the words is 0.2000 on average, that of the other heads 0.1000" in text
     assert program["results"](again, profile) == program["results"](replace(study, changes=()), PROFILE)
+    data = study.cells[0].fingerprints["data"]
+    same = replace(PROFILE, settings={"text_fingerprint": data})
+    assert "overestimated there, with and without" in program["results"](study, same)
+    assert "overestimated there, with and without" not in text
     with pytest.raises(ValueError, match="lacks the lines"):
         program["write_page"](study, None, Path(__file__))
 
