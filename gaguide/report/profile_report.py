@@ -62,8 +62,9 @@ def _findings(record: ProfileRecord) -> list[str]:
     if record.agreement is not None:
         removed = sum(head.near is not None for head in record.heads)
         sentences.append(
-            f"Over the {removed} heads that were removed, estimate and exact change near the words have a "
-            f"rank correlation of {record.agreement:.2f}."
+            f"Over the {removed} heads that were removed, those with the largest and the smallest estimates, "
+            "estimate and exact change near the words have a rank correlation of "
+            f"{record.agreement:.2f}; among heads that differ less it is lower."
         )
     return sentences
 
