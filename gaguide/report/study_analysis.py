@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from gaguide.report.document import Cell, Table
 from gaguide.report.text import ABSENT, before_after, change, excludes_zero, fixed, interval, known_mean
-from gaguide.study.analysis_records import HeadAttention, LossCost
+from gaguide.study.analysis_records import HeadAttention, HeadVerdict, LossCost
 from gaguide.study.record_files import StudyRecords
 
 
@@ -61,8 +61,14 @@ def attention_table(study: StudyRecords) -> Table:
     )
 
 
-def attention_means(rows: Sequence[HeadAttention]) -> tuple[float | None, float | None]:
-    """Means before and after training, over the heads that saw a guided word; None where none did."""
+def attention_means(
+    rows: Sequence[HeadAttention] | Sequence[HeadVerdict],
+) -> tuple[float | None, float | None]:
+    """Means before and after training, over the heads that saw a guided word; None where none did.
+
+    Where some have both, over these only: the mean of other heads is no "before" of theirs.
+    """
+    rows = [row for row in rows if row.before is not None and row.after is not None] or rows
     return known_mean(row.before for row in rows), known_mean(row.after for row in rows)
 
 

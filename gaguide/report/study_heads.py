@@ -8,6 +8,7 @@ from dataclasses import replace
 from gaguide.ablate.records import Effect
 from gaguide.report.ablation_tables import effect_cell
 from gaguide.report.document import Cell, Row, Table
+from gaguide.report.study_analysis import attention_means
 from gaguide.report.text import (
     SIGNIFICANT,
     before_after,
@@ -26,12 +27,9 @@ def head_count_table(study: StudyRecords) -> Table:
     """Verdicts counted, for each size and experiment."""
     rows: list[Row] = []
     for (size, experiment), heads in head_families(study).items():
-        attention = before_after(
-            known_mean(one.before for one in heads), known_mean(one.after for one in heads)
-        )
         cells = (
             Cell(str(len(heads)), small=_basis(heads)),
-            Cell(attention),
+            Cell(before_after(*attention_means(heads))),
             Cell(change(known_mean(one.loss for one in heads))),
             Cell(change(known_mean(one.over_controls for one in heads))),
             _mean_over(heads),

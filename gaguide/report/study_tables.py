@@ -77,7 +77,9 @@ def _size_table(study: StudyRecords, size: str) -> Table:
         rows.append((_task_name(known[0]), cells))
     note = [_interval_note(seeds), "Bold: best of its row."]
     if with_paper:
-        note.append("Second number: the paper's, its best in bold as well.")
+        limit = (study.study.get("evaluate") or {}).get("limit")
+        of = "" if limit is None else f", of all examples, where ours is of the first {limit:,} of each task"
+        note.append(f"Second number: the paper's{of}, its best in bold as well.")
     note.append(
         f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {SIGNIFICANT:g})."
     )

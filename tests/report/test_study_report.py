@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from gaguide.report.outputs import make_report, render_report
-from gaguide.report.study_analysis import attention_table, share_table
+from gaguide.report.study_analysis import attention_means, attention_table, share_table
 from gaguide.report.study_comparisons import decisive, is_significant, verdict_table
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks, millions
 from gaguide.report.study_findings import study_cautions, study_findings
@@ -47,6 +47,19 @@ def test_best_of_the_papers_numbers_is_marked_apart_from_ours(study: StudyRecord
     name, cells = size_tables(replace(study, means=means))[0].rows[0]
     assert "memo-trap" in name
     assert [cell.second_best for cell in cells] == [False, True, False, True]
+
+
+def test_the_papers_numbers_are_told_apart_from_those_of_fewer_examples(study: StudyRecords) -> None:
+    assert "Second number: the paper's, its best" in size_tables(study)[3].note
+    limited = replace(study, study={**study.study, "evaluate": {"limit": 240}})
+    assert "the paper's, of all examples, where ours is of the first 240" in size_tables(limited)[3].note
+
+
+def test_attention_before_is_that_of_the_same_heads(study: StudyRecords) -> None:
+    rows = study.attention[:3]
+    mixed = [replace(rows[0], before=0.1, after=0.5), replace(rows[1], before=None, after=0.9)]
+    assert attention_means(mixed) == (0.1, 0.5)
+    assert attention_means(mixed[1:]) == (None, 0.9)
 
 
 def test_one_seed_has_the_interval_over_examples(study: StudyRecords) -> None:
