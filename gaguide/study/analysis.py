@@ -67,12 +67,14 @@ class GuidedWords:
 
 
 class WordFinder:
-    """Finds the prompts that contain a lexicon, for one tokenizer; every prompt is encoded once."""
+    """Finds the prompts that contain a lexicon, for one tokenizer; every prompt is encoded, and searched for
+    a lexicon, once: every contrast of a study asks for the same ones."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[str, torch.Tensor] = {}
         self._patterns: dict[tuple[str, Mode, str | None], Any] = {}
+        self._found: dict[tuple[str, Mode, str | None], dict[str, bool]] = {}
 
     def contains(self, prompts: Sequence[str], lexicon: str, mode: Mode, file: str | None) -> np.ndarray:
         """Boolean [prompts]; all False where the vocabulary has no piece of the lexicon."""
@@ -86,7 +88,11 @@ class WordFinder:
         pattern = self._patterns[key]
         if pattern is None:
             return np.zeros(len(prompts), bool)
-        return np.asarray([self._matches(pattern, prompt) for prompt in prompts])
+        known = self._found.setdefault(key, {})
+        for prompt in prompts:
+            if prompt not in known:
+                known[prompt] = self._matches(pattern, prompt)
+        return np.asarray([known[prompt] for prompt in prompts])
 
     def contains_any(self, prompts: Sequence[str], words: GuidedWords) -> np.ndarray:
         """Boolean [prompts]: whether a prompt contains any of the lexicons; there must be one."""

@@ -121,6 +121,21 @@ def test_gain_is_found_where_the_words_are(found: tuple[Grid, StudyRecords]) -> 
     assert len(helped) == 20 and all(row.contains == ["contrast"] for row in helped)
 
 
+def test_a_prompt_is_searched_once(found: tuple[Grid, StudyRecords], monkeypatch: pytest.MonkeyPatch) -> None:
+    finder, searched = WordFinder(train_embedded_tokenizer(600)), []
+    plain = WordFinder._matches
+
+    def matches(self: WordFinder, pattern: object, prompt: str) -> bool:
+        searched.append(prompt)
+        return plain(self, pattern, prompt)
+
+    monkeypatch.setattr(WordFinder, "_matches", matches)
+    first = finder.contains(PROMPTS, "contrast", "words", None)
+    assert first.tolist() == [at % 2 == 1 for at in range(60)]
+    assert finder.contains([*PROMPTS, "But no"], "contrast", "words", None).tolist() == [*first, True]
+    assert len(searched) == 61
+
+
 def test_the_gain_of_a_loss_per_token_counts_tokens(found: tuple[Grid, StudyRecords]) -> None:
     """Examples of three tokens lose a nat, those of one token gain one, and those of none do not count."""
     grid, _ = found
