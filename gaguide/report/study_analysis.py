@@ -61,9 +61,7 @@ def attention_table(study: StudyRecords) -> Table:
     )
 
 
-def attention_means(
-    rows: Sequence[HeadAttention] | Sequence[HeadVerdict],
-) -> tuple[float | None, float | None]:
+def attention_means(rows: Sequence[HeadAttention | HeadVerdict]) -> tuple[float | None, float | None]:
     """Means before and after training, over the heads that saw a guided word; None where none did.
 
     Where some have both, over these only: the mean of other heads is no "before" of theirs.
