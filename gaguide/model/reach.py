@@ -46,6 +46,7 @@ def _first_layer(model: PreTrainedModel, trained: Collection[str]) -> int | None
     from gaguide.model.attention_support import causal_attention_modules
 
     modules, embeddings = dict(model.named_modules()), embedding_parameters(model)
+    output = model.get_output_embeddings()  # `embed_out` in some versions of GPT-NeoX
     attention = {id(module) for module in causal_attention_modules(model).values()}
     inside = tuple(f"{name}." for name, module in modules.items() if id(module) in attention)
     found = []
@@ -54,7 +55,8 @@ def _first_layer(model: PreTrainedModel, trained: Collection[str]) -> int | None
             continue
         layer, owner = layer_of(name), name.rpartition(".")[0].rpartition(".")[2]
         if layer is None:
-            if name in embeddings or any(part in name for part in _BEFORE_LAYERS):
+            is_output = modules.get(name.rpartition(".")[0]) is output
+            if name in embeddings or (not is_output and any(part in name for part in _BEFORE_LAYERS)):
                 found.append(0)
             continue
         # Outside of attention, matrices and their biases are those of an MLP, vectors those of norms.

@@ -60,8 +60,8 @@ def comparison_table(study: StudyRecords) -> Table:
         "baseline, whole groups (group_acc) among themselves. "
         "Detectable: the smallest true difference that these seeds (examples, where there is one "
         "seed) show with probability 0.8 before correction, and corrected where it is the clearest of its "
-        "family. Over seeds, p and interval hold for other seeds on these examples, not for other examples; "
-        "over the examples of one seed, the other way round."
+        "family; –: none. Over seeds, p and interval hold for other seeds on these examples, not for other "
+        "examples; over the examples of one seed, the other way round."
         + smallest_p(len(study.index.main_metrics))
         + " Over seeds all of which differ by the same, p is that of the sign-flip test, 2 / 2^seeds."
         + _constant_note(constant),
@@ -85,7 +85,8 @@ def _detectable(row: Comparison) -> Cell:
     """What could be shown before and after correction; nothing of constant answers, which measure nothing."""
     if row.detectable is None or row.constant:
         return Cell(ABSENT)
-    corrected = "" if row.detectable_holm is None else f"{small_number(row.detectable_holm, 4)} corrected"
+    corrected = ABSENT if row.detectable_holm is None else small_number(row.detectable_holm, 4)
+    corrected = "" if row.p_holm is None else f"{corrected} corrected"
     return Cell(small_number(row.detectable, 4), small=corrected)
 
 

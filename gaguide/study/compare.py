@@ -194,7 +194,7 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[_Tes
             continue
         now, before = (np.asarray(column) for column in zip(*known, strict=True))
         differences = (now - before).tolist()
-        found = over_seeds(differences)
+        found, smallest = over_seeds(differences), partial(_shown_by_seeds, metric, differences)
         row = Comparison(
             level="seeds",
             size=contrast.size,
@@ -210,7 +210,7 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[_Tes
             count=None if task == HELD_OUT else _count(contrast.examples(task), metric),
             value=float(now.mean()),
             baseline_value=float(before.mean()),
-            detectable=seeds_detectable(differences),
+            detectable=smallest(ALPHA),
             constant=count_constant(
                 [one for pair in contrast.pairs for one in (pair.now, pair.before)], task, metric
             ),
@@ -220,7 +220,13 @@ def _compare_seeds(contrast: Contrast, left: Sequence[LeftOut]) -> Iterator[_Tes
             ),
             **vars(found),
         )
-        yield row, partial(seeds_detectable, differences)
+        yield row, smallest
+
+
+def _shown_by_seeds(metric: str, differences: Sequence[float], level: float) -> float | None:
+    """The smallest difference that the seeds' test shows at a level; of shares, None where it is above 1."""
+    found = seeds_detectable(differences, level)
+    return None if found is not None and metric in SHARES and found > 1 else found
 
 
 def _count(examples: TaskExamples, metric: str) -> int:

@@ -267,12 +267,13 @@ def test_losses_near_other_cues_are_not_compared_and_whole_groups_are(
         return replace(of, tasks={TASK: {**task, "metrics": metrics, "uninformative": doubts}})
 
     pairs = tuple(
-        replace(pair, now=grouped(pair.now, 0.3 + 0.1 * at), before=grouped(pair.before, 0.2))
+        replace(pair, now=grouped(pair.now, 0.3 + 0.3 * at), before=grouped(pair.before, 0.2))
         for at, pair in enumerate(contrast.pairs)
     )
     rows = {(row.level, row.metric): row for row in compare([replace(contrast, pairs=pairs)])}
     assert rows["seed", "acc"].detectable_holm == rows["seed", "acc"].detectable, "a family of one task"
-    assert rows["seeds", "group_acc"].difference == pytest.approx(0.15)
+    assert rows["seeds", "group_acc"].difference == pytest.approx(0.25)
+    assert rows["seeds", "group_acc"].detectable is None, "two seeds this far apart show no share at all"
     assert rows["seeds", "group_acc"].p_holm == rows["seeds", "group_acc"].p, "a family of its own"
     assert rows["seeds", "group_acc"].constant == 4, "groups of constant answers are doubted as acc is"
 
