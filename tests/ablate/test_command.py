@@ -218,7 +218,7 @@ def test_the_start_of_a_run_is_read_in_the_precision_of_the_models(
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(json.dumps(run))
     words = ["--model", str(models[0]), "--plan", str(tmp_path / "config.yaml"), "--before", "start"]
-    words += ["--dtype", "bf16", "--blocks", "12", "--methods", "zero", "--controls", "0"]
+    words += ["--dtype", "bf16", "--blocks", "40", "--methods", "zero", "--controls", "0"]
     assert main([*words, "--output", str(tmp_path / "o")]) == 0
     for head in read_ablation(tmp_path / "o").models[0].with_role("guided"):
         assert head.attention == head.attention_before and head.moved == "not moved"
@@ -287,5 +287,5 @@ def test_spans_of_a_prompt_keep_their_place_behind_demonstrations(shards: Path) 
             chosen = [token for token, is_marked in zip(pair.input_ids, row) if is_marked]
             assert tokenizer.decode(chosen).strip() == "not"
             assert longest == 9 or tokenizer.decode(pair.input_ids[: row.index(True)]).endswith("It is")
-    with pytest.raises(UserError, match="is none of them"):
+    with pytest.raises(UserError, match="is not one of those examples"):
         marks(torch.tensor([[1, 2, 3]]))

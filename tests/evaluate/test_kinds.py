@@ -105,7 +105,7 @@ def test_perplexity_of_conversations_counts_answers_as_training_does(
     near.write_text(text.replace("name: heldout", "name: near"))
     (found,) = _evaluate(embedded_model, near, batch_tokens=300).tasks.values()
     tokenizer = AutoTokenizer.from_pretrained(embedded_model)
-    cues = make_cues(shipped_lexicons()["negation"], "pieces", tokenizer)
+    cues = make_cues(shipped_lexicons()["negation"], "words", tokenizer)
     batches = [(batch, True) for batch, _ in inputs]
     model = AutoModelForCausalLM.from_pretrained(embedded_model)
     measured = measure_guided(model, None, batches, cues).near_cue

@@ -217,7 +217,7 @@ def test_a_model_that_is_not_finite_has_no_profile(
     model.lm_head.weight.data[5] = torch.nan
     model.save_pretrained(tmp_path / "model")
     load_tokenizer(embedded_shards / "tokenizer").save_pretrained(tmp_path / "model")
-    options = ProfileOptions(text=str(embedded_shards), blocks=4)
+    options = ProfileOptions(text=str(embedded_shards), blocks=40)
     with pytest.raises(UserError, match="not finite"):
         command(model=str(tmp_path / "model"), lexicon="negation", output=tmp_path / "a", **vars(options))
     assert not (tmp_path / "a").exists()
