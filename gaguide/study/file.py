@@ -151,7 +151,8 @@ class StudyConfig(_Section):
     experiments: Annotated[tuple[Experiments, ...], BeforeValidator(_split), Field(min_length=1)]
     """original, finetuned, 1-negation, 3-negation, 4-transition, or any name with a guidance section."""
     chosen: str | None = None
-    """A plan.yaml of `gaguide heads profile`, whose plans (`chosen-most-used`, …) are experiments as well."""
+    """A plan.yaml of `gaguide heads profile`, whose plans (`chosen-most-used`, …) are experiments as well.
+    `{size}` stands for the name of each size: profiles/{size}/plan.yaml."""
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
         BeforeValidator(_split),

@@ -136,14 +136,16 @@ class _GridBuilder:
         self.faults = FaultCollector()
         self.hashes = ContentHashes(folder)
         self._data = data_identity(study, self.hashes)
-        self.chosen = self.faults.attempt(_read_chosen, study.chosen)
-        self.profiled = None if self.chosen is None else self.chosen.pop(PROFILED, None)
+        self.chosen: dict[str, dict[str, Any]] | None = None
+        self.profiled: dict[str, Any] | None = None
+        self._plans: dict[str | None, tuple[Any, Any]] = {}
         self.notes: dict[str, None] = {}
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()
 
     def add_size(self, size: SizeSection) -> None:
         """Add the bases, originals and tuned cells of one size."""
+        self._choose(size)
         bases: dict[int, Cell | None] = {}
         if self.study.pretrain is not None:
             bases = {seed: self._add_base(size, seed) for seed in self.study.seeds}
@@ -156,6 +158,14 @@ class _GridBuilder:
                     self._add_original(size, seed, bases[seed])
                 else:
                     self._add_tuned(size, experiment, seed, bases.get(seed))
+
+    def _choose(self, size: SizeSection) -> None:
+        """Read the size's plans of `chosen`, and the model they are of."""
+        path = self.study.chosen and self.study.chosen.replace("{size}", size.name)
+        if path not in self._plans:
+            found = self.faults.attempt(_read_chosen, path)
+            self._plans[path] = found, None if found is None else found.pop(PROFILED, None)
+        self.chosen, self.profiled = self._plans[path]
 
     def _add_base(self, size: SizeSection, seed: int) -> Cell | None:
         pretrain = self.study.pretrain

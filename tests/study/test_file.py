@@ -138,6 +138,20 @@ def test_the_study_of_a_pretrained_model(tmp_path: Path, budget: str, steps: int
     assert set(seeds.values()) == {1, 3}
 
 
+def test_each_size_has_its_chosen_heads(tmp_path: Path) -> None:
+    layers = {"gpt2": 3, "gpt2-medium": 20, "gpt2-large": 30, "gpt2-xl": 40}
+    for size, layer in layers.items():
+        guidance = {"plan": [{"pattern": "contrast", "heads": [1], "layers": [layer]}]}
+        plans = dict.fromkeys(("chosen-most-used", "chosen-least-used"), guidance)
+        (tmp_path / f"{size}.yaml").write_text(yaml.safe_dump(plans))
+    asked = {"sizes": ",".join(layers), "chosen": str(tmp_path / "{size}.yaml")}
+    cells = [cell for cell in make_grid(load_study("pretrained", asked)).cells if cell.run is not None]
+    chosen = {
+        (c.size, c.run.guidance.plan[0].layers) for c in cells if c.run and c.experiment.startswith("chosen")
+    }
+    assert chosen == {(size, (layer,)) for size, layer in layers.items()}
+
+
 def test_an_unreadable_plan_of_heads_is_one_fault(tmp_path: Path) -> None:
     """Its experiments may well be known in the file."""
     with pytest.raises(UserError) as raised:
