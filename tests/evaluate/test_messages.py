@@ -114,11 +114,7 @@ def test_the_whole_count_limit_and_shots_are_recorded(gpt2_folder: Path, tmp_pat
 
 @pytest.mark.processes
 def test_an_interrupted_evaluation_says_that_it_resumes(gpt2_folder: Path, tmp_path: Path) -> None:
-    # Again and with more where the machine ends the evaluation before it is interrupted.
-    for attempt, count in enumerate((6_000, 60_000, 120_000)):
-        code, said = _interrupt(gpt2_folder, tmp_path / str(attempt), count)
-        if code:
-            break
+    code, said = _interrupt(gpt2_folder, tmp_path, 20_000)
     assert code == 130 and "Traceback" not in said, said
     assert "interrupted; finished examples are kept, and the same command resumes" in said
 
@@ -133,12 +129,13 @@ def _interrupt(model: Path, folder: Path, count: int) -> tuple[int, str]:
         }
         for at in range(count)
     ]
-    folder.mkdir()
     task = _jsonl(folder / "long.jsonl", *rows)
     arguments = ["--model", str(model), "--tasks", task, "--output", str(folder / "out")]
     job = subprocess.Popen(
         launch_command(EVALUATE, arguments, 1, "python"),
         env=rank_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # The tests may run behind a shell's `&`, which has its children ignore ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         while job.poll() is None and not list((folder / "out" / FOLDER).rglob("rank-*.jsonl")):
