@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """trackio's folder, which its library reads from the environment once a process."""
-    import os
-
-    return Path(os.environ.setdefault("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio"))))
+    with pytest.MonkeyPatch.context() as patch:  # later tests start runs that have folders of their own
+        if "TRACKIO_DIR" not in os.environ:
+            patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
+        yield Path(os.environ["TRACKIO_DIR"])
 
 
 def write_records(folder: Path, steps: range, *, scale: float = 1.0) -> None:
