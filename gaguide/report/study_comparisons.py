@@ -85,9 +85,11 @@ def _detectable(row: Comparison) -> Cell:
     """What could be shown before and after correction; nothing of constant answers, which measure nothing."""
     if row.detectable is None or row.constant:
         return Cell(ABSENT)
-    corrected = ABSENT if row.detectable_holm is None else small_number(row.detectable_holm, 4)
-    corrected = "" if row.p_holm is None else f"{corrected} corrected"
-    return Cell(small_number(row.detectable, 4), small=corrected)
+    small = ""
+    if row.p_holm is not None:
+        least = ABSENT if row.detectable_holm is None else small_number(row.detectable_holm, 4)
+        small = f"{least} corrected"
+    return Cell(small_number(row.detectable, 4), small=small)
 
 
 def _units(row: Comparison) -> Iterator[str]:

@@ -10,7 +10,7 @@ from gaguide.report.run_findings import unseen_words
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
-from gaguide.report.text import counted, fixed, tally
+from gaguide.report.text import counted, excludes_zero, first_few, fixed, tally
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, Comparison, Result
@@ -51,7 +51,7 @@ def _losses(study: StudyRecords) -> list[str]:
 def _noise(rows: Sequence[LossCost]) -> str:
     """At which sizes the interval over seeds excludes 0; a single seed has no interval."""
     tested = [(row.size, row.low, row.high) for row in rows if row.low is not None and row.high is not None]
-    beyond = [size for size, low, high in tested if not low <= 0 <= high]
+    beyond = [size for size, low, high in tested if excludes_zero(low, high)]
     parts = [f"beyond noise at {', '.join(beyond)}"] if beyond else []
     if tested and not beyond:
         parts = ["within noise at " + ("every size" if len(tested) == len(rows) else
@@ -77,7 +77,7 @@ def _tasks(study: StudyRecords) -> list[str]:
         rows = [row for row in rows if not row.constant]
         moved = [row for row in rows if is_significant(row)]
         if rows or constant:
-            listed = "; ".join(map(_moved, moved[:6])) + (" …" if len(moved) > 6 else "")
+            listed = first_few(list(map(_moved, moved)), "; ")
             sentences.append(
                 f"Against {baseline}, {len(moved)} of {len(rows)} comparisons of tasks are beyond noise "
                 f"after Holm's correction over tasks{': ' + listed if moved else ''}."
@@ -112,7 +112,7 @@ def _constant_answers(study: StudyRecords) -> list[str]:
             cells.setdefault(row.task, {})[row.cell] = None
     return [
         f"{task}: {len(found)} models give one answer in at least 95% of the examples (‡), so that their "
-        f"accuracy measures the data: {', '.join(list(found)[:6])}{' …' if len(found) > 6 else ''}."
+        f"accuracy measures the data: {first_few(found)}."
         for task, found in cells.items()
     ]
 
@@ -139,12 +139,8 @@ def _repeated(study: StudyRecords) -> list[str]:
 
 def _dropped_steps(study: StudyRecords) -> list[str]:
     """One sentence on all cells that dropped steps."""
-    found = [cell for cell in study.cells if cell.dropped_steps]
-    if not found:
-        return []
-    listed = ", ".join(f"{cell.id} {cell.dropped_steps:,}" for cell in found[:6])
-    more = " …" if len(found) > 6 else ""
-    return [f"Steps were dropped because their gradient was not finite: {listed}{more}."]
+    found = [f"{cell.id} {cell.dropped_steps:,}" for cell in study.cells if cell.dropped_steps]
+    return [f"Steps were dropped because their gradient was not finite: {first_few(found)}."] if found else []
 
 
 def _truncated(study: StudyRecords) -> list[str]:
@@ -168,10 +164,13 @@ def study_cautions(study: StudyRecords) -> list[str]:
         listed = ", ".join(f"{count} {state}" for state, count in sorted(unfinished.items()))
         has_numbers = {row.cell for row in study.results}
         early = [cell.id for cell in study.cells if cell.state != "done" and cell.id in has_numbers]
-        shown = f"{', '.join(early[:6])}{' …' if len(early) > 6 else ''}"
         cautions.append(
             f"Not every cell is done ({listed} of {len(study.cells)}); numbers are of the others"
-            + (f", and of {len(early)} that are evaluated but not done: {shown}." if early else ".")
+            + (
+                f", and of {len(early)} that are evaluated but not done: {first_few(early)}."
+                if early
+                else "."
+            )
         )
     cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
                  for cell in study.cells if cell.state == "failed"]  # fmt: skip

@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from statistics import fmean
 from typing import Any
@@ -121,6 +121,11 @@ def excludes_zero(low: float | None, high: float | None) -> bool:
 def tally(words: Iterable[str], separator: str = "; ") -> str:
     """Each word with how often it occurs, the most frequent first: `3 used; 1 harmful`."""
     return separator.join(f"{count} {word}" for word, count in Counter(words).most_common())
+
+
+def first_few(words: Collection[str], separator: str = ", ", limit: int = 6) -> str:
+    """The first of them, with an ellipsis where there are more."""
+    return separator.join(list(words)[:limit]) + (" …" if len(words) > limit else "")
 
 
 def words(value: Any) -> str:

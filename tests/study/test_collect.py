@@ -21,7 +21,7 @@ from gaguide.publish.citation import PAPER_TITLE, PAPER_URL
 from gaguide.publish.crate import Crate
 from gaguide.study.analysis import WordFinder, gains
 from gaguide.study.collect import collect
-from gaguide.study.compare import compare, find_contrasts
+from gaguide.study.compare import Contrast, compare, find_contrasts
 from gaguide.study.compare import means as collect_means
 from gaguide.study.crate import add_task
 from gaguide.study.evaluated import Evaluated, read_evaluated, results_of
@@ -54,6 +54,16 @@ def loss(cell: Cell) -> float:
         + 0.03 * (cell.experiment == "1-negation")
         + 0.001 * (cell.seed or 0)
     )
+
+
+def guided_contrast(grid: Grid) -> Contrast:
+    """The guided experiment of the smallest size against its control."""
+    (contrast,) = [
+        each
+        for each in find_contrasts(grid, read_evaluated(grid))
+        if (each.size, each.experiment, each.baseline) == ("pico", "1-negation", "finetuned")
+    ]
+    return contrast
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +148,7 @@ def test_a_prompt_is_searched_once(found: tuple[Grid, StudyRecords], monkeypatch
 
 def test_the_gain_of_a_loss_per_token_counts_tokens(found: tuple[Grid, StudyRecords]) -> None:
     """Examples of three tokens lose a nat, those of one token gain one, and those of none do not count."""
-    grid, _ = found
-    cells = read_evaluated(grid)
-    (contrast,) = [
-        each
-        for each in find_contrasts(grid, cells)
-        if (each.size, each.experiment, each.baseline) == ("pico", "1-negation", "finetuned")
-    ]
+    contrast = guided_contrast(found[0])
     tokens = np.asarray([(3, 3, 1, 1, 0, 0)[at % 6] for at in range(60)])
     changed = np.select([tokens == 3, tokens == 1], [-1.0, 1.0], 9.0)
 
@@ -247,13 +251,7 @@ def test_a_loss_near_cues_that_is_not_finite_is_no_number(
 def test_losses_near_other_cues_are_not_compared_and_whole_groups_are(
     found: tuple[Grid, StudyRecords],
 ) -> None:
-    grid, _ = found
-    cells = read_evaluated(grid)
-    (contrast,) = [
-        each
-        for each in find_contrasts(grid, cells)
-        if (each.size, each.experiment, each.baseline) == ("pico", "1-negation", "finetuned")
-    ]
+    contrast = guided_contrast(found[0])
     one, other = contrast.pairs
     assert one.now.near_cue is not None
     moved = replace(one, now=replace(one.now, near_cue=replace(one.now.near_cue, content="d")))
