@@ -3,14 +3,14 @@
     python examples/pretrained/page.py runs/pretrained-cpu docs/pretrained-study.md
 
 Replaces what stands between the page's marks, and writes docs/images/STUDY-….png and docs/records/STUDY: the
-records that the tables are made from, without the tasks' texts, and the profile of heads that its `chosen`
+records that the tables are made from, without the tasks' texts, and the profiles of heads that its `chosen`
 names. A test makes the tables from them again, as does this program with docs/records/STUDY.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,19 +36,25 @@ _TABLES = ("loss", "head-counts", "comparisons")
 """Tables of the page, after those of scores: the report's names."""
 
 
-def results(study: StudyRecords, profile: ProfileRecord | None = None) -> str:
+Profiles = Mapping[str, ProfileRecord]
+"""The profiles that a study's heads were chosen by, by the size's name; by "" where one is all sizes'."""
+
+
+def results(study: StudyRecords, profiles: Profiles) -> str:
     """What stands between the marks: findings, cautions and tables, as Markdown with headings of level 3."""
     report = make_report(study)
     scores = [table for table in report.tables if table.name.startswith("table-")]
-    text = _markdown(report, [*scores, *(table for table in report.tables if table.name in _TABLES)])
-    if profile is None:
-        return text
-    before = profile_report(profile)
-    most = [table for table in before.tables if table.name == "most-used"]
-    parts = ["### Before training", _markdown(before, most), _paper_heads(profile)]
-    if profile.settings.get("text_fingerprint") in {c.fingerprints.get("data") for c in study.cells} - {None}:
-        parts.append(_SAME_TEXT)
-    return "\n\n".join([*parts, text])
+    texts = {cell.fingerprints.get("data") for cell in study.cells} - {None}
+    parts = []
+    for size, profile in profiles.items():
+        before = profile_report(profile)
+        most = [table for table in before.tables if table.name == "most-used"]
+        title = f"### Before training{size and f': {size}'}"
+        parts += [title, _markdown(before, most), _paper_heads(profile)]
+        if profile.settings.get("text_fingerprint") in texts:
+            parts.append(_SAME_TEXT)
+    tables = [*scores, *(table for table in report.tables if table.name in _TABLES)]
+    return "\n\n".join([*parts, _markdown(report, tables)])
 
 
 def _markdown(report: Report, tables: Sequence[Table]) -> str:
@@ -74,47 +80,53 @@ def _paper_heads(profile: ProfileRecord) -> str:
     )
 
 
-def find_profile(study: StudyRecords, folder: Path) -> ProfileRecord | None:
-    """The profile that the study's heads were chosen by; None where it does not choose any."""
+def find_profiles(study: StudyRecords, folder: Path) -> Profiles:
+    """The profiles beside the records in `folder`, or else where the study's `chosen` says."""
     chosen = study.study.get("chosen")
-    places = [folder, *([Path(chosen).parent] if chosen else [])]
-    found = next((place for place in places if (place / FILE).exists()), None)
-    if found is None:
-        return None
-    return read_record(found / FILE, ProfileRecord, "a profile of heads", "run gaguide heads profile again")
+    sizes = [size["name"] for size in study.study["sizes"]] if chosen and "{size}" in chosen else [""]
+    found = {}
+    for size in sizes:
+        places = [folder / size, *([Path(chosen.replace("{size}", size)).parent] if chosen else [])]
+        path = next((place / FILE for place in places if (place / FILE).exists()), None)
+        if path is not None:
+            found[size] = read_record(
+                path, ProfileRecord, "a profile of heads", "run gaguide heads profile again"
+            )
+    return found
 
 
-def keep_records(study: StudyRecords, profile: ProfileRecord | None, folder: Path) -> None:
+def keep_records(study: StudyRecords, profiles: Profiles, folder: Path) -> None:
     """Replace the records in `folder`: no texts of tasks, paths relative to the working folder."""
     with replacing_folder(folder) as new:
         write_tables(new, replace(study, changes=()))
-        if profile is not None:
-            write_profile(new, profile)
-        for path in (new / STUDY, new / FILE):
-            if path.exists():
-                write_text(path, path.read_text("utf-8").replace(f"{Path.cwd()}/", ""))
+        for size, profile in profiles.items():
+            write_profile(new / size, profile)
+        for path in (new / STUDY, *(new / size / FILE for size in profiles)):
+            write_text(path, path.read_text("utf-8").replace(f"{Path.cwd()}/", ""))
 
 
-def write_page(study: StudyRecords, profile: ProfileRecord | None, page: Path) -> None:
+def write_page(study: StudyRecords, profiles: Profiles, page: Path) -> None:
     """Replace the page's results. Raises `ValueError` where it has no marks."""
     before, begin, rest = page.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page}: lacks the lines {BEGIN} and {END}")
-    write_text(page, f"{before}{BEGIN}\n\n{results(study, profile)}\n\n{END}{after}")
+    write_text(page, f"{before}{BEGIN}\n\n{results(study, profiles)}\n\n{END}{after}")
 
 
 def main(source: str, page: str) -> int:
     """The command line; returns the exit code."""
     folder, target = Path(source), Path(page)
     study = read_study(folder)
-    profile = find_profile(study, folder)
-    keep_records(study, profile, target.parent / "records" / folder.name)
-    figures = {"heads": draw_heads(study), "profile": None if profile is None else draw_profile(profile)}
+    profiles = find_profiles(study, folder)
+    keep_records(study, profiles, target.parent / "records" / folder.name)
+    figures = {"heads": draw_heads(study)}
+    for size, profile in profiles.items():
+        figures[f"profile-{size}" if size else "profile"] = draw_profile(profile)
     for name, figure in figures.items():
         if figure is not None:
             write_bytes(target.parent / "images" / f"{folder.name}-{name}.png", render(figure, ".png"))
-    write_page(study, profile, target)
+    write_page(study, profiles, target)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gaguide.heads.records import ChosenHeads, HeadProfile, ProfileRecord
+from gaguide.heads.records import ChosenHeads, HeadProfile, ProfileRecord, write_profile
 from gaguide.study.record_files import read_study
 from tests.study.sample import sample_study
 from tests.support.ranks import REPOSITORY
@@ -38,25 +38,43 @@ def test_a_page_takes_the_results_between_its_marks(program: dict[str, Any], tmp
     study = read_study(sample_study(tmp_path / "study"))
     page.write_text(f"# Before\n{program['BEGIN']}\nold\n{program['END']}\nafter\n")
     for _ in range(2):
-        program["keep_records"](study, PROFILE, kept)
+        program["keep_records"](study, {"": PROFILE}, kept)
     assert len(list(kept.glob("tables-*"))) == 1, "records of an earlier page stay"
-    program["write_page"](study, PROFILE, page)
+    program["write_page"](study, {"": PROFILE}, page)
     text = page.read_text()
     assert text.startswith("# Before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
     assert "### Cost in language-model loss" in text and "### Is the guided head used?" in text
     again = read_study(kept)
     assert again.changes == () and again.means == study.means
-    profile = program["find_profile"](again, kept)
-    assert profile == PROFILE
+    profiles = program["find_profiles"](again, kept)
+    assert profiles == {"": PROFILE}
     assert "are 1 of the 2 of chosen-most-used (1.0 by chance)" in text
     assert "on the words is 0.2000 on average, that of the other heads 0.1000" in text
-    assert program["results"](again, profile) == program["results"](replace(study, changes=()), PROFILE)
+    assert program["results"](again, profiles) == program["results"](replace(study, changes=()), profiles)
     data = study.cells[0].fingerprints["data"]
     same = replace(PROFILE, settings={"text_fingerprint": data})
-    assert "overestimated there, with and without" in program["results"](study, same)
+    assert "overestimated there, with and without" in program["results"](study, {"": same})
     assert "overestimated there, with and without" not in text
     with pytest.raises(ValueError, match="lacks the lines"):
-        program["write_page"](study, None, Path(__file__))
+        program["write_page"](study, {}, Path(__file__))
+
+
+def test_each_size_has_its_own_profile(program: dict[str, Any], tmp_path: Path) -> None:
+    study = read_study(sample_study(tmp_path / "study"))
+    names = ["gpt2", "gpt2-medium"]
+    settings = {"chosen": str(tmp_path / "{size}" / "plan.yaml"), "sizes": [{"name": name} for name in names]}
+    study = replace(study, study=study.study | settings)
+    profiles = {name: replace(PROFILE, model=name) for name in names}
+    for name, profile in profiles.items():
+        write_profile(tmp_path / name, profile)
+    assert program["find_profiles"](study, tmp_path / "study") == profiles
+    program["keep_records"](study, profiles, tmp_path / "kept")
+    kept = replace(study, study=study.study | {"chosen": "elsewhere/{size}/plan.yaml"})
+    assert program["find_profiles"](kept, tmp_path / "kept") == profiles
+    text = program["results"](study, profiles)
+    assert len(names) > 1 and [f"### Before training: {name}\n" in text for name in names] == [True] * len(
+        names
+    )
 
 
 def test_the_pages_numbers_are_those_of_its_records(program: dict[str, Any]) -> None:
@@ -65,4 +83,4 @@ def test_the_pages_numbers_are_those_of_its_records(program: dict[str, Any]) -> 
         assert program["BEGIN"] not in page
         pytest.skip("the study has not been run to its end, and the page says so")
     study = read_study(RECORDS)
-    assert program["results"](study, program["find_profile"](study, RECORDS)) in page
+    assert program["results"](study, program["find_profiles"](study, RECORDS)) in page
