@@ -72,7 +72,7 @@ def flops_per_token(
     is too much where the lowest layers are frozen. added: parameters of adapters, part of `trained`.
     """
     keys = (T + 1) / 2 if causal else T
-    matrices = 2.0 * shape.layers * shape.block_matrices
+    matrices = 2.0 * shape.matrices
     attention = 4.0 * shape.layers * shape.heads * shape.head_width * keys
     guidance = float(_GUIDED_FORWARD) * guided_heads * (T + 1) / 2
     logits, adapters = 2.0 * shape.head_matrix, 2.0 * added

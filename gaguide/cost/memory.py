@@ -36,7 +36,7 @@ _FP32 = 4  # bytes; master weights, moments, accumulated gradients and the loss 
 # saves the gate, the up projection, the activated gate and their product.
 _MLP_SAVED = {"silu": 4, "swish": 4, "relu": 1}
 _MLP_SAVED_OTHER = 2
-_RMS_NORM = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_RMS_NORM = frozenset({"llama", "mistral", "qwen2"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +178,24 @@ def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
     masks.
     """
     width_bytes = _PRODUCT_BYTES[setup.precision]
+    if shape.saved is None:
+        per_token = _computed(shape, setup.precision)
+    else:
+        by_precision = {"fp32": shape.saved.fp32, "autocast": shape.saved.autocast}
+        per_token = by_precision.get(setup.precision, shape.saved.half) - 4 * shape.heads
+    if setup.fused_attention:
+        per_token += 4 * shape.heads  # log-sum-exp
+    else:
+        # Probabilities before and after dropout and its mask, in fp32; scaled q and k.
+        per_token += 12 * shape.heads * setup.block_length + (8 if width_bytes == 2 else 6) * shape.width
+    if shape.dropout:
+        per_token += 2 * shape.width  # two dropout masks of one byte
+    return setup.tokens * per_token
+
+
+def _computed(shape: ModelShape, precision: Precision) -> int:
+    """Bytes per token of one block, but what attention keeps of its rows."""
+    width_bytes = _PRODUCT_BYTES[precision]
     query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     elements = 4 * shape.width + 2 * query + 2 * key
     elements += _MLP_SAVED.get(shape.activation, _MLP_SAVED_OTHER) * shape.mlp_width
@@ -189,16 +207,9 @@ def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
         per_token += 2 * shape.width * 4
     else:
         per_token += 4 * width_bytes  # mean and standard deviation of two layer norms
-    if setup.precision == "autocast":  # the norms' inputs stay in fp32
+    if precision == "autocast":  # the norms' inputs stay in fp32
         per_token += 4 * shape.width
-    if setup.fused_attention:
-        per_token += 4 * shape.heads  # log-sum-exp
-    else:
-        # Probabilities before and after dropout and its mask, in fp32; scaled q and k.
-        per_token += 12 * shape.heads * setup.block_length + (8 if width_bytes == 2 else 6) * shape.width
-    if shape.dropout:
-        per_token += 2 * shape.width  # two dropout masks of one byte
-    return setup.tokens * per_token
+    return per_token
 
 
 def estimate_memory(shape: ModelShape, setup: MemorySetup) -> Memory:
@@ -248,7 +259,7 @@ def _states(shape: ModelShape, setup: MemorySetup) -> dict[str, int]:
         at_use = max(shape.block_parameters, shape.head_matrix)
         gathered = width_bytes * min(P, setup.kept_parameters + at_use + setup.gather)
     if setup.precision == "autocast":  # 16-bit copies of the matrices, for forward and for backward
-        gathered = 2 * (shape.layers * shape.block_matrices + shape.head_matrix)
+        gathered = 2 * (shape.matrices + shape.head_matrix)
     states = {
         "weights": width_bytes * (-(-P // setup.ranks) if stage == 3 else P - setup.packed)
         + int(BYTES_PER_WEIGHT * setup.packed),

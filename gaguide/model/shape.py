@@ -1,8 +1,8 @@
 """The shape of a model, from its transformers configuration: layers, widths, vocabulary, parameters.
 
 Configurations name the same things differently (n_layer, num_hidden_layers …); transformers' attribute maps
-unify the common names, and this module the rest. Parameters of the families below are computed exactly; other
-architectures are counted on the meta device.
+unify the common names, and this module the rest. Parameters, matrices and saved activations of the families
+below are computed; those of other architectures are counted on a model without weights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gaguide.errors import UserError, first_line
+from gaguide.model.saved_bytes import SavedBytes, saved_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -66,14 +67,12 @@ class ModelShape:
     """Whether the output layer shares the token embedding's weights."""
     dropout: bool
     """Whether any dropout probability is above 0."""
-    parameters: int
+    parameters: int = 0
     """All parameters, a tied output layer counted once."""
-
-    @property
-    def block_matrices(self) -> int:
-        """Weights in the matrices of one block: q, k, v, output, MLP."""
-        query, key = self.heads * self.head_width, self.kv_heads * self.head_width
-        return self.width * (2 * query + 2 * key + self.mlp_matrices * self.mlp_width)
+    matrices: int = 0
+    """Weights in the matrices of all blocks: q, k, v, output, MLP."""
+    saved: SavedBytes | None = None
+    """What autograd keeps of a block, where it is measured instead of computed (cost/memory.py)."""
 
     @property
     def head_matrix(self) -> int:
@@ -111,7 +110,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         remedy = "choose a causal decoder of transformers"
         raise UserError.of("model.name", f"its configuration has no {', '.join(missing)}", remedy, kind)
     layers, width, heads, vocab = (int(value or 0) for value in sizes.values())
-    activation = str(_first(text, "activation_function", "hidden_act") or "gelu")
+    activation = str(_first(text, "activation_function", "hidden_activation", "hidden_act") or "gelu")
     gated = _FAMILIES[kind][4] if kind in _FAMILIES else activation in _GATED
     shape = ModelShape(
         kind=kind,
@@ -127,10 +126,8 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         positions=int(_first(text, "max_position_embeddings") or 0),
         tied=bool(config.tie_word_embeddings),
         dropout=_drops(text),
-        parameters=0,
     )
-    counted = _count(shape, text) if kind in _FAMILIES else _count_skeleton(config)
-    return replace(shape, parameters=counted)
+    return _counted(shape, text) if kind in _FAMILIES else _counted_skeleton(shape, config)
 
 
 def gpt2_shape(size: Size, vocab: int) -> ModelShape:
@@ -149,9 +146,8 @@ def gpt2_shape(size: Size, vocab: int) -> ModelShape:
         positions=size.positions,
         tied=True,
         dropout=True,
-        parameters=0,
     )
-    return replace(shape, parameters=_count(shape, None))
+    return _counted(shape, None)
 
 
 def _first(config: Any, *names: str) -> Any:
@@ -162,19 +158,36 @@ def _drops(config: Any) -> bool:
     return any(getattr(config, name, 0) for name in DROPOUT_FIELDS)
 
 
-def _count(shape: ModelShape, config: Any) -> int:
+def _counted(shape: ModelShape, config: Any) -> ModelShape:
+    """The shape of one of the families, with its parameters and matrices."""
     qkv_bias, out_bias, mlp_bias, norm, _ = (
         bool(getattr(config, trait, False)) if isinstance(trait, str) else trait
         for trait in _FAMILIES[shape.kind]
     )
     query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    matrices = shape.width * (2 * query + 2 * key + shape.mlp_matrices * shape.mlp_width)
     biases = qkv_bias * (query + 2 * key) + out_bias * shape.width
     biases += mlp_bias * ((shape.mlp_matrices - 1) * shape.mlp_width + shape.width)
-    block = shape.block_matrices + biases + 2 * norm * shape.width
-    return shape.layers * block + norm * shape.width + shape.embeddings
+    vectors = shape.layers * (biases + 2 * norm * shape.width) + norm * shape.width
+    matrices *= shape.layers
+    return replace(shape, parameters=matrices + vectors + shape.embeddings, matrices=matrices)
 
 
-def _count_skeleton(config: PretrainedConfig) -> int:
+_skeletons: dict[str, tuple[int, int, SavedBytes | None]] = {}
+"""Configuration → parameters, weights in matrices of blocks, saved bytes: a run asks at every logged step."""
+
+
+def _counted_skeleton(shape: ModelShape, config: PretrainedConfig) -> ModelShape:
+    """The shape of any other model, with what a model without weights has."""
+    key = config.to_json_string(use_diff=False)
+    if key not in _skeletons:
+        _skeletons[key] = (*_count_skeleton(config), saved_bytes(config))
+    parameters, matrices, saved = _skeletons[key]
+    return replace(shape, parameters=parameters, matrices=matrices, saved=saved)
+
+
+def _count_skeleton(config: PretrainedConfig) -> tuple[int, int]:
+    """All parameters, and those in matrices other than embeddings and the output layer."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -185,4 +198,8 @@ def _count_skeleton(config: PretrainedConfig) -> int:
         reason = first_line(error)
         remedy = "choose a causal decoder of transformers"
         raise UserError.of("model.name", f"cannot be built ({reason})", remedy) from None
-    return sum(parameter.numel() for parameter in model.parameters())
+    outside = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    outside.append(model.get_output_embeddings())
+    others = {id(weight) for module in outside if module is not None for weight in module.parameters()}
+    matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in others]
+    return sum(each.numel() for each in model.parameters()), sum(each.numel() for each in matrices)

@@ -10,7 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gaguide.cost.flops import flops_per_token
@@ -62,6 +72,39 @@ def test_unknown_families_are_counted_on_a_skeleton() -> None:
 
     config = OPTConfig(num_hidden_layers=2)
     assert shape_of(config).parameters == skeleton_parameters(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Gemma3TextConfig, Phi3Config, FalconConfig])
+def test_other_blocks_are_measured_on_a_skeleton(kind: type[PretrainedConfig]) -> None:
+    """Gated by GELU with more norms; fused matrices; one key head, which the configuration does not name."""
+    more = {} if kind is FalconConfig else {"pad_token_id": 0, "intermediate_size": 192}
+    if kind is Gemma3TextConfig:
+        more |= {"num_key_value_heads": 1, "head_dim": 32}
+
+    def config(layers: int) -> PretrainedConfig:
+        return kind(
+            vocab_size=256, hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, **more, **_IDS
+        )
+
+    shape, T = shape_of(config(6)), 64
+    model = AutoModelForCausalLM.from_config(config(6), attn_implementation="eager").eval()
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(2, T, dtype=torch.long), use_cache=False)
+    counted = 2 * T * flops_per_token(shape, T, causal=False).forward
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
+    for precision in ("fp32", "bf16"):
+        setup = MemorySetup(2, block_length=128, precision=precision)  # type: ignore[arg-type]
+        saved = [saved_bytes(config(layers), setup) for layers in (1, 2)]
+        # Falcon's mask of T x T is not a block's own.
+        rel = 0.1 if kind is FalconConfig else 0.005
+        assert activation_bytes_per_layer(shape, setup) == pytest.approx(saved[1] - saved[0], rel=rel)
+
+
+def test_a_model_that_cannot_be_measured_is_computed() -> None:
+    """BLOOM does not run on SDPA."""
+    shape = shape_of(BloomConfig(vocab_size=256, hidden_size=64, n_layer=2, n_head=4, **_IDS))
+    assert shape.saved is None and shape.matrices == 2 * 12 * 64**2
 
 
 def test_mixtures_of_experts_are_refused() -> None:
