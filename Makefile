@@ -60,7 +60,7 @@ test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile \
 	    -m '$(FAST)'
 
-# An environment of its own, made anew: what it was then is in build/lowest.txt or build/newest.txt.
+# An environment of its own, created fresh: what it was then is in build/lowest.txt or build/newest.txt.
 test-lowest: UV_OPTIONS := --resolution lowest-direct
 test-newest: UV_OPTIONS := --override build/unbounded.txt
 test-lowest test-newest: INSTALL = build/venv-$*/bin/uv pip install --quiet --compile-bytecode --python build/venv-$*/bin/python $(UV_OPTIONS)

@@ -9,7 +9,7 @@ The contenders run a whole training step (forward, backward, fused AdamW) of a G
   unguided   the model's own SDPA
   ours-N     N heads of every layer guided by gaguide: joint on a CPU, tap on a GPU
   joint-N    the same, output and loss of guided heads in one operation a layer
-  tap-N      the same, the loss of all layers beside the model's own attention
+  tap-N      the same, the loss of all layers in addition to the model's own attention
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
 A name that ends in -compiled runs as `train.compile: true` does, and is compared with unguided-compiled.
 Contenders alternate in one process. Ratios are of wall-clock / processor time. Peak memory is that of one

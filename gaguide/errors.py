@@ -50,7 +50,7 @@ EXIT_NOT_FINITE = 77
 
 
 class FaultKind(Enum):
-    """What code may branch on; the wording of a fault is for people only."""
+    """Kinds of faults that code may branch on; the wording is for people only."""
 
     INVALID = "invalid"
     """The input is wrong; retrying does not help."""
@@ -86,7 +86,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _repr(value: Any) -> str:
-    """`repr(value)`, of a large value its beginning; what is left out is never put into characters."""
+    """`repr(value)`, shortened if large; the omitted part is never converted to text."""
     if isinstance(value, str) and len(value) > _MAX_VALUE:
         return f"{value[:_MAX_VALUE]!r}… ({len(value):,} characters)"
     if _measure(value, _MAX_VALUE) <= _MAX_VALUE:
@@ -100,7 +100,7 @@ def _repr(value: Any) -> str:
 
 
 def _measure(value: Any, limit: int) -> int:
-    """About how many characters `value` is printed in; counting ends beyond `limit`."""
+    """Approximate length of `value` when printed; counting stops beyond `limit`."""
     if isinstance(value, (str, bytes)):
         return len(value) + 2
     if isinstance(value, Mapping):

@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add("--block-length", type=parse_whole, help="tokens of a block (default: as the plan's run, else the "
         "model's positions, at most 1024)")  # fmt: skip
     add("--batch", type=parse_whole, default=8, help="blocks of a forward pass (default: 8)")
-    add("--tasks", nargs="+", help="tasks, as of gaguide evaluate; attention is measured on the spans that "
+    add("--tasks", nargs="+", help="tasks, as in gaguide evaluate; attention is measured on the spans that "
         "their data give")  # fmt: skip
     add("--data", type=expand_home, help="folder with the data files of named tasks (default: the hub)")
     add("--limit", type=parse_whole, help="only the first N examples of each task")

@@ -27,7 +27,7 @@ NOTHING = Effect(None)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """What was measured of one model."""
 
     subjects: Sequence[Subject]
@@ -44,7 +44,7 @@ class Measured:
     """Losses of the first model without the same heads, on the same text; None of the first model itself."""
 
 
-def head_records(measured: Measured, deciding: str) -> tuple[HeadRecord, ...]:
+def head_records(measured: MeasuredModel, deciding: str) -> tuple[HeadRecord, ...]:
     """The records of all subjects; verdicts are corrected over the guided heads (Holm)."""
     heads = [_record(measured, subject) for subject in measured.subjects]
     guided = [at for at, head in enumerate(heads) if head.role == "guided"]
@@ -54,7 +54,7 @@ def head_records(measured: Measured, deciding: str) -> tuple[HeadRecord, ...]:
     return tuple(heads)
 
 
-def together_effects(measured: Measured) -> dict[str, MethodEffects]:
+def together_effects(measured: MeasuredModel) -> dict[str, MethodEffects]:
     """Method → effects of removing all guided heads at once; empty for one guided head and without text."""
     text = measured.text
     if text is None:
@@ -78,7 +78,7 @@ def together_effects(measured: Measured) -> dict[str, MethodEffects]:
     return found
 
 
-def _record(measured: Measured, subject: Subject) -> HeadRecord:
+def _record(measured: MeasuredModel, subject: Subject) -> HeadRecord:
     text = measured.text
     reading = text.readings[subject.key] if text is not None else None
     before = measured.before.get(subject.key) if measured.before is not None else None
@@ -99,7 +99,7 @@ def _record(measured: Measured, subject: Subject) -> HeadRecord:
     )
 
 
-def _method(measured: Measured, subject: Subject, method: str) -> MethodEffects:
+def _method(measured: MeasuredModel, subject: Subject, method: str) -> MethodEffects:
     text, tasks = measured.text, measured.tasks.get((subject.key, method), {})
     if text is None:
         return MethodEffects(NOTHING, NOTHING, dict.fromkeys(BANDS, NOTHING), tasks=tasks)
@@ -119,7 +119,7 @@ def _method(measured: Measured, subject: Subject, method: str) -> MethodEffects:
     )
 
 
-def _controls(measured: Measured, text: TextSums, subject: Subject, method: str) -> list[np.ndarray]:
+def _controls(measured: MeasuredModel, text: TextSums, subject: Subject, method: str) -> list[np.ndarray]:
     """The changes without each control of a guided head, in the bands of the head's pattern."""
     own = {one.key: one.pattern for one in measured.subjects}
     found = [

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from gaguide.ablate.effects import Measured, head_records, together_effects
+from gaguide.ablate.effects import MeasuredModel, head_records, together_effects
 from gaguide.ablate.meter import Reading
 from gaguide.ablate.methods import TASK_METHODS
 from gaguide.ablate.notes import model_notes
@@ -146,7 +146,7 @@ def _isolating(model: PreTrainedModel, request: Request) -> PreTrainedModel:
 
 
 def _tasks(request: Request, world: World) -> tuple[list[_Tasks | None], _Tasks | None]:
-    """The tasks as each model is asked them, and as the one is that attention is compared with."""
+    """Each model's tasks with its own prompts, and those of the model that attention is compared with."""
     if not request.tasks:
         return [None] * len(request.folders), None
     has_spans = any(task.task.spans for task in request.tasks)
@@ -160,7 +160,7 @@ def _tasks(request: Request, world: World) -> tuple[list[_Tasks | None], _Tasks 
             given = work.data, work.encoded, work.folder.tokenizer
             found[id(work.encoded)] = span_marks(*given, names) if names else {}, *find_spans(*given)
     asked = [_Tasks(work, *found[id(work.encoded)]) for work in works]
-    # What a run started from has the tokens and the positions of what it became.
+    # A run's starting model has the tokenizer and positions of the trained one.
     return list(asked[: len(request.folders)]), asked[-1] if others else asked[0]
 
 
@@ -255,7 +255,7 @@ def _model_record(
 ) -> ModelRecord:
     if before.name == one.folder.name:
         before = _Before()
-    measured = Measured(
+    measured = MeasuredModel(
         one.subjects, request.settings.methods, one.text, one.tasks.effects, before.readings, first
     )
     spans = span_records(one.subjects, one.spans, before.spans)

@@ -36,7 +36,7 @@ def find_plan(models: Sequence[str], given: str | None) -> PlanSource:
         runs = [run for name in models if (run := _run_of(Path(model_path(name)))) is not None]
         naming = [run for run in runs if run.guidance.plan or run.guidance.experiment != "finetuned"]
         if not naming:
-            problem = "is required, as no model lies in the folder of a run that names heads"
+            problem = "is required: none of the models is in the folder of a run that names heads"
             remedy = (
                 f"give an experiment ({', '.join(_guiding())}), a run's config.yaml, or a plan's YAML file"
             )

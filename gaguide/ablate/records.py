@@ -14,7 +14,7 @@ Role = Literal["guided", "control", "other"]
 Moved = Literal["moved", "moved away", "not moved", "not tested", "not compared"]
 """not tested: of a single block or seed, where a change has no p value; not compared: with no model."""
 Used = Literal["used", "not used", "harmful", "not tested", "not measured"]
-"""not tested: as of `Moved`; not measured: no number, as where a loss is not finite."""
+"""not tested: as in `Moved`; not measured: no number, as where a loss is not finite."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class SpanAttention:
     rise: Effect | None
     """Change from the model that attention is compared with, over examples with the same tokens in both."""
     moved: Moved
-    """Whether it rose beyond noise, as of `HeadRecord`."""
+    """Whether it rose beyond noise, as in `HeadRecord`."""
     examples: int
     """Examples behind the mean: those with a span that kept all its tokens."""
     query_count: int

@@ -1,4 +1,4 @@
-"""What an ablation is asked for, read and checked before any weights are loaded."""
+"""The request of an ablation, read and checked before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AblateSettings:
     batch: int = 8
     """Blocks of a pass."""
     tasks: tuple[str, ...] = ()
-    """Tasks, as of the evaluation."""
+    """Tasks, as in `gaguide evaluate`."""
     data: Path | None = None
     """Folder with the data files of named tasks."""
     limit: int | None = None
@@ -164,7 +164,7 @@ def _alike(folders: Sequence[ModelFolder]) -> list[Fault]:
     first, faults = folders[0], []
     for folder in folders[1:]:
         if tokenizer_fingerprint(folder.tokenizer) != tokenizer_fingerprint(first.tokenizer):
-            remedy = "ablate it in a call of its own"
+            remedy = "ablate it in a separate command"
             faults.append(Fault("--model", f"has another tokenizer than {first.name}", remedy, folder.name))
     return faults
 

@@ -25,7 +25,7 @@ class Subject:
     role: Role
     """Why it is removed."""
     pattern: Pattern
-    """What its cues are."""
+    """Pattern that defines its cues."""
     controls: tuple[Key, ...] = ()
     """Controls of a guided head; empty for other heads."""
 
@@ -86,7 +86,7 @@ def together(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
 
 
 def count_passes(subjects: Sequence[Subject], layers: int, methods: int) -> tuple[float, int]:
-    """What `measure_text` computes for a batch: layers, in whole passes of all `layers`; output layers.
+    """Cost of `measure_text` for a batch: (passes over all `layers`, passes over the output layer).
 
     One pass without an intervention; for each of `methods` and each removal, the layers from its head's on.
     """

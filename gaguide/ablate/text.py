@@ -47,7 +47,7 @@ class TextSums:
     change: Mapping[tuple[Key, str], np.ndarray]
     """(head, method) → summed change of the loss."""
     together: Mapping[tuple[str, str], np.ndarray]
-    """(set of heads as of `together`, method) → summed change, bands of all their patterns."""
+    """(set of heads as in `together`, method) → summed change, bands of all their patterns."""
     together_tokens: np.ndarray
     """Predicted tokens in the bands of all guided heads' patterns."""
     readings: Mapping[Key, Reading]
@@ -57,7 +57,7 @@ class TextSums:
     passes: float
     """Computing, in whole passes over the text."""
     notes: tuple[str, ...] = ()
-    """What the model did not support."""
+    """Shortcuts that the model did not support."""
     as_control: Mapping[tuple[Key, str, int], np.ndarray] = field(default_factory=dict)
     """(control, method, id of the pattern of its guided head) → its `change` in the bands of that pattern,
     where its own is another one. None of `edges`, which are those to its own pattern's targets."""
@@ -146,7 +146,11 @@ def measure_text(
                     found = _by_band(lost(some, method, shift), everywhere_BT)
                 sums.together.setdefault((name, method), []).append(found)
                 tick(done, total)
-    notes = [] if passes.resumes else ["its layers take more than the layer before gives: whole passes"]
+    notes = (
+        []
+        if passes.resumes
+        else ["its layers need more than the previous layer's output: removals run whole passes"]
+    )
     notes += ["logits come from whole passes of the model"] if passes.whole else []
     return TextSums(
         loss={key: np.concatenate(parts) for key, parts in sums.loss.items()},

@@ -49,7 +49,7 @@ def draw_difference(panels: Sequence[Panel]) -> Figure:
             continue
         other = before.get((panel.layer, panel.head))
         if other is None or other.key_labels != panel.key_labels:
-            problem = f"{panel.model} and {first} have other tokens or heads than each other"
+            problem = f"{panel.model} and {first} have different tokens or heads"
             raise UserError.of("--view difference", problem, "choose models of one tokenizer and shape")
         change_QK = panel.weights_QK - other.weights_QK
         mass = None if panel.mass is None or other.mass is None else panel.mass - other.mass

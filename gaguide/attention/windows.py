@@ -32,7 +32,7 @@ def split(tokens: int, size: int = MAX_TOKENS) -> list[Window]:
 
 
 def first_read(window: Window, positions: int | None) -> int:
-    """The first token that a model with so many positions (None: unlimited) reads to show this window."""
+    """First token read to show this window by a model of so many positions (None: no limit)."""
     return 0 if positions is None else max(0, window[1] - positions)
 
 

@@ -102,7 +102,7 @@ def _folders(folder: Path) -> list[Path]:
     if _step(folder) is not None:
         return [folder]
     if (folder / MANIFEST).exists():
-        kind = read_object(folder / MANIFEST).get("format")  # what else than a checkpoint it describes
+        kind = read_object(folder / MANIFEST).get("format")  # set where the manifest is not a checkpoint's
         if kind is None:
             return [folder]
         remedy = "give a run's output folder; `gaguide data info FOLDER` describes a folder of shards"

@@ -175,7 +175,7 @@ class CheckpointStore:
             say(f"the old checkpoint {old.name} could not be removed completely ({error.strerror or error})")
 
     def _sweep(self) -> None:
-        """Remove what is left of saving and removing that was killed."""
+        """Remove what interrupted saves and removals left behind."""
         for leftover in [*self.folder.glob(".saving-step-*"), *self.folder.glob(".removing-step-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -63,7 +63,7 @@ def export(
         bool, typer.Option("--adapter", help="Of a run with train.lora: the adapters alone, for PEFT.")
     ] = False,
     base: Annotated[
-        Path | None, typer.Option(help="Where the base model of adapters lies now, if it was moved.")
+        Path | None, typer.Option(help="Where the base model of adapters is now, if it was moved.")
     ] = None,
 ) -> None:
     """Write a folder for AutoModelForCausalLM.from_pretrained: safetensors and the tokenizer.

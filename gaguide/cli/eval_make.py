@@ -79,7 +79,7 @@ def make_controls(
     if len(found) != 1 or found[0].kind != "classification":
         kinds = ", ".join(f"{one.task.name} ({one.kind})" for one in found)
         problem = "must be one task of kind classification"
-        raise UserError.of("TASKS", problem, "make the controls of each task in a call of its own", kinds)
+        raise UserError.of("TASKS", problem, "make the controls of each task in a separate command", kinds)
     rows = control_rows(found[0].examples, variants, keep or ())
     if not rows:
         problem = "has no example with a negation that these variants change"

@@ -34,7 +34,7 @@ _FILE_OR_FOLDER = Annotated[
 
 
 @dataclass(frozen=True)
-class JobOptions:
+class SlurmOptions:
     """Options of `gaguide study run --slurm`."""
 
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit each cell as a Slurm job.")] = False
@@ -67,7 +67,7 @@ class JobOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions(JobOptions):
+class RunOptions(SlurmOptions):
     """Options of `gaguide study run`."""
 
     jobs: Annotated[int, typer.Option(min=1, help="Number of cells at a time.")] = 1
@@ -201,7 +201,9 @@ def _run_grid(file: str, arguments: Sequence[str]) -> Grid:
     if not Path(file).is_dir():
         return _grid(file, arguments, None)
     if arguments:
-        problem = "a study that is given by its folder is what its study.json says, without other fields"
+        problem = (
+            "a study given by its folder takes its settings from study.json; other fields are not accepted"
+        )
         raise UserError.of(arguments[0], problem, "leave the fields out, or give the study's YAML file")
     from gaguide.study.recorded import recorded_grid
 

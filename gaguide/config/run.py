@@ -84,8 +84,8 @@ class GuidanceSection(Section):
     threshold: PositiveFraction | None = None
     """Attention mass on the targets from which on the loss hinge is zero; null: 0.5."""
     method: Literal["auto", "joint", "tap"] = "auto"
-    """joint: a guided head's output and loss from one softmax; tap: the loss beside the model's own attention
-    of all heads; auto: joint on a CPU, tap on a GPU. Losses are the same within rounding."""
+    """joint: a guided head's output and loss from one softmax; tap: the loss in addition to the model's own
+    attention of all heads; auto: joint on a CPU, tap on a GPU. Losses are the same within rounding."""
 
     @model_validator(mode="before")
     @classmethod

@@ -55,7 +55,7 @@ class TrainingSettings:
     guided_heads: int = 0
     """Guided heads in each guided layer."""
     tapped: bool = True
-    """Whether the guidance loss is computed beside the model's own attention, as by default on GPUs."""
+    """Whether guidance computes its loss in addition to the model's own attention (the default on GPUs)."""
     offload_optimizer: Offload = "none"
     """Where optimizer state and master weights are kept."""
     offload_parameters: Offload = "none"

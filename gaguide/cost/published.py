@@ -112,7 +112,7 @@ class Spread(SpeedRange):
 
     @property
     def error(self) -> float:
-        """The factor by which the model was wrong where it was wrong most."""
+        """Largest error of the model's predictions, as a factor."""
         return max(self.fastest, 1 / self.slowest)
 
 

@@ -26,7 +26,7 @@ class CheckpointWriter(CheckpointEngine):
         self.result.attempt(Path(path).mkdir, parents=True, exist_ok=exist_ok)
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """Nothing: DeepSpeed announces a checkpoint."""
+        """Do nothing: DeepSpeed announces a checkpoint."""
 
     def save(self, state_dict: dict[str, object], path: str) -> None:
         """Write one file."""
@@ -39,7 +39,7 @@ class CheckpointWriter(CheckpointEngine):
         return state
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """Nothing: publishing a checkpoint is the store's task."""
+        """Do nothing: publishing a checkpoint is the store's task."""
         return True
 
 
@@ -83,7 +83,7 @@ def _without_copies(engine: DeepSpeedEngine) -> Iterator[None]:
 
 @contextmanager
 def _trained_parameters(engine: DeepSpeedEngine) -> Iterator[None]:
-    """Inside, DeepSpeed saves of the module its trained parameters only.
+    """Inside, DeepSpeed saves only the module's trained parameters.
 
     Its own `exclude_frozen_parameters` keeps an output layer that is tied to a frozen embedding, and buffers.
     """

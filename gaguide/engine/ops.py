@@ -118,7 +118,7 @@ def _unbuilt(name: str, reason: str) -> Fault:
 
 
 def _wait_for_lock(name: str, several_hosts: bool) -> None:
-    """Return as soon as there is no stale lock; a lock of another host's compile goes within minutes."""
+    """Return as soon as there is no stale lock; another host's compile releases its lock within minutes."""
     until = time.monotonic() + (_SECONDS_FOR_ANOTHER_HOST if several_hosts else 0)
     while stale := stale_locks(extension_cache(), name)[1]:
         if time.monotonic() >= until:

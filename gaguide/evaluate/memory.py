@@ -23,7 +23,7 @@ from gaguide.distributed import World, raise_together
 from gaguide.errors import Fault, FaultCollector, UserError, reworded
 from gaguide.evaluate.encode.identity import encoding_key
 from gaguide.evaluate.model_folder import DTYPES, ModelFolder, tokenizer_faults
-from gaguide.evaluate.results.earlier import RESULTS_FILE, held
+from gaguide.evaluate.results.earlier import RESULTS_FILE, lock_outputs
 from gaguide.evaluate.results.results import Results
 from gaguide.evaluate.results.task_results import make_task_results
 from gaguide.evaluate.results.write import write_results
@@ -200,7 +200,7 @@ def _check(
 
 
 def _model_faults(model: nn.Module, inner: PreTrainedModel) -> list[Fault]:
-    """What keeps a model from being called here."""
+    """Faults of a model that cannot be called here."""
     faults = []
     save = "save the model and use gaguide evaluate"
     if inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
@@ -240,7 +240,7 @@ def _refuse_generation(folder: MemoryModel, data: Sequence[TaskData]) -> None:
 @contextmanager
 def _claimed(output: Path | None) -> Iterator[bool]:
     """Inside, no other evaluation may write into `output`."""
-    with held([] if output is None else [output]):
+    with lock_outputs([] if output is None else [output]):
         if output is not None and (output / RESULTS_FILE).exists():
             raise UserError.of("output", "holds results already", "give a new folder", str(output))
         yield True

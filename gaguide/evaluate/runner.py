@@ -24,7 +24,7 @@ from gaguide.evaluate.model_folder import (
     load_model,
     pretrained_model,
 )
-from gaguide.evaluate.results.earlier import check_earlier, held
+from gaguide.evaluate.results.earlier import check_earlier, lock_outputs
 from gaguide.evaluate.results.paper import find_paper_column
 from gaguide.evaluate.results.results import Results, versions
 from gaguide.evaluate.results.task_results import make_task_results
@@ -147,7 +147,7 @@ def _claim(
     settings: EvaluateSettings, world: World, works: Sequence[ModelWork],
 ) -> None:  # fmt: skip
     """Lock the output folders until `stack` closes; raise `UserError` where one cannot take results."""
-    stack.enter_context(held([folder for folder in outputs if folder is not None]))
+    stack.enter_context(lock_outputs([folder for folder in outputs if folder is not None]))
     with FaultCollector() as faults:
         for folder, identity, work in zip(outputs, identities, works, strict=True):
             if folder is not None:

@@ -37,8 +37,8 @@ def attribute(
 ) -> dict[Key, np.ndarray]:
     """(layer, head) → estimated changes of the summed loss [sequences, 2]: near the pattern's cues, and all.
 
-    means: of every head, as `mean_outputs` gives. marks: those of each batch's tokens, for patterns that the
-    data say. `model` is in eval mode; its parameters get no gradient.
+    means: of every head, as `mean_outputs` gives. marks: those of each batch's tokens, for patterns given by
+    the data. `model` is in eval mode; its parameters get no gradient.
     """
     found: dict[Key, list[np.ndarray]] = {}
     sequences = [

@@ -57,7 +57,7 @@ class HeadProfile:
 
     @property
     def displaces(self) -> str:
-        """What guiding it would take its attention from: the largest of its present places, and its cost."""
+        """Largest of its present behaviours, which guiding would displace, and its cost."""
         places = {
             "the first token": self.first,
             "the token before": self.previous,

@@ -14,7 +14,7 @@ from gaguide.heads.records import ChosenHeads, HeadProfile, ProfileRecord
 
 FILE = "plan.yaml"
 PROFILED = "profiled"
-"""Entry of plan.yaml beside the plans: name and content of the model whose heads were profiled."""
+"""Entry of plan.yaml in addition to the plans: name and content of the model whose heads were profiled."""
 
 
 def choose(heads: Sequence[HeadProfile], count: int, seed: int) -> tuple[ChosenHeads, ...]:

@@ -24,7 +24,7 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 
 def guided(trainer: type[AnyTrainer]) -> Callable[..., AnyTrainer]:
-    """A subclass of `trainer`, called with `guidance=PLAN` beside the arguments of `trainer`.
+    """A subclass of `trainer`, called with `guidance=PLAN` in addition to the arguments of `trainer`.
 
     Training adds the plan's weighted loss to the trainer's own; logs gain `lm_loss`, `guidance_loss` and
     `guided_attention` (as in docs/training.md, means over the global batches since the last log). Evaluation

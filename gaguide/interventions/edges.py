@@ -54,7 +54,9 @@ class ScaleEdges:
         Where an earlier intervention has replaced the output of a head, this one replaces it again.
         """
         if call.dropout > 0:
-            raise refuse("attention has dropout, which edges are changed without", "call model.eval() first")
+            raise refuse(
+                "edges cannot be changed while attention dropout is active", "call model.eval() first"
+            )
         if inputs.ids_BT is None:
             raise refuse("patterns match token ids, and inputs_embeds has none", "call with input_ids")
         T = call.q_BHTD.shape[2]
@@ -82,7 +84,7 @@ def edge_mask(
 ) -> torch.Tensor:
     """Edges from the queries [start, stop) to keys: bool [B, Q, T], with 1 for B or Q where all agree.
 
-    keys, queries: as of `ScaleEdges`.
+    keys, queries: as in `ScaleEdges`.
     """
     T = ids_BT.shape[1]
     edges_BQT = torch.ones(1, 1, T, dtype=torch.bool, device=ids_BT.device)

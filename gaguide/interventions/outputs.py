@@ -74,7 +74,7 @@ class ResampleOutput:
         """The other sequences' outputs [B, T, h, D]."""
         if self.shift % len(out_BTHD) == 0:
             raise refuse(
-                f"a batch of {len(out_BTHD)} has no other sequence {self.shift} further on",
+                f"a batch of {len(out_BTHD)} gives no other sequence at shift {self.shift}",
                 "give at least two sequences, and a shift that is not a multiple of their number",
             )
         return out_BTHD[:, :, list(heads)].roll(-self.shift, 0)

@@ -28,7 +28,7 @@ class HeartbeatFolder:
         self._request = path / "end" / _REQUEST
 
     def create(self) -> None:
-        """Make the folder and remove those of earlier runs beside it. Raises `OSError`."""
+        """Make the folder and remove those of earlier runs next to it. Raises `OSError`."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self._request.parent.mkdir(parents=True)
 

@@ -68,7 +68,7 @@ class Lines:
     records: tuple[dict[str, Any], ...]
     """Every line that is a JSON object, in order."""
     damaged: tuple[bytes, ...]
-    """The other lines; a last one that a crash cut off is not among them, nor are empty ones."""
+    """The other lines, except empty ones and a last one cut off by a crash."""
 
     def describe(self, path: Path) -> str:
         """How many lines of the file are damaged, in words."""

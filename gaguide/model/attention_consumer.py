@@ -6,7 +6,7 @@ begins, so that the order of nesting does not matter:
 
     transform_inputs   change q, k or v              (patching or scaling them)
     observe            read q, k and v               (measuring, collecting maps)
-    tap                read q and k with gradients   (a loss beside the model's own attention of all heads)
+    tap                read q and k with gradients   (a loss in addition to the model's own attention)
     produce            compute some heads' output    (a loss that shares the softmax with the output);
                                                       the model's own backend computes the rest
     transform_output   change the layer's output     (a head's output set to zero, a mean or another run's;

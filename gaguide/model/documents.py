@@ -22,7 +22,7 @@ _LENGTHS, _DENSE = "_gaguide_lengths", "_gaguide_dense"  # what was read from a 
 
 
 def document_ids(positions_BT: torch.Tensor) -> torch.Tensor:
-    """The document of each token, int32 [B, T] from 0: positions that do not go on by one begin another."""
+    """The document of each token, int32 [B, T] from 0; one starts where positions stop counting up by one."""
     begins_BT = positions_BT.diff(dim=-1, prepend=positions_BT[:, :1] - 1) != 1
     return begins_BT.cumsum(-1, dtype=_DTYPE)
 

@@ -245,7 +245,7 @@ def _generation_config(section: ModelSection) -> dict[str, Any] | None:
 
 
 def _licenses(section: ModelSection) -> dict[str, bytes]:
-    """The licence files beside the model's configuration, as far as they are on this machine."""
+    """The licence files next to the model's configuration, as far as they are on this machine."""
     if section.init == "scratch":
         return {}
     try:

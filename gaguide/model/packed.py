@@ -108,7 +108,7 @@ class PackedAttention:
             self.maskless[self._length] = len(observed) == self.layers and unmasked
         elif len(observed) < self.layers or not _are_isolated(observed, document_BT):
             problem = (
-                f"{type(self.model).__name__} has other masks than the causal one at {self._length} tokens,"
+                f"{type(self.model).__name__} uses masks other than the causal one at {self._length} tokens,"
             )
             problem += " and does not combine them with those of documents"
             remedy = "choose a shorter data.block_length, or false"

@@ -69,7 +69,9 @@ def read_ablations(folders: Sequence[Path], record_of: FileRecord = file_record)
         if weights is None:
             if named:
                 found[folder] = RunAblation(*named[0])
-                notes[folder] = "its weights are not there: nothing shows that the ablation is of them"
+                notes[folder] = (
+                    "its weights are missing, so it cannot be checked that the ablation is of this model"
+                )
             continue
         now = folder_record(weights, record_of)
         same = [

@@ -64,7 +64,7 @@ def attention_table(study: StudyRecords) -> Table:
 def attention_means(rows: Sequence[HeadAttention | HeadVerdict]) -> tuple[float | None, float | None]:
     """Means before and after training, over the heads that saw a guided word; None where none did.
 
-    Where some have both, over these only: the mean of other heads is no "before" of theirs.
+    Where some have both, over these only: the mean of other heads cannot serve as their "before".
     """
     rows = [row for row in rows if row.before is not None and row.after is not None] or rows
     return known_mean(row.before for row in rows), known_mean(row.after for row in rows)

@@ -1,5 +1,4 @@
-"""Is what guidance moved used? A figure of a study's guided heads: their attention beside what removing them
-costs."""
+"""Figure of a study's guided heads: how far their attention moved, against the cost of removing them."""
 
 from __future__ import annotations
 

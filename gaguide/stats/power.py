@@ -120,7 +120,7 @@ def sensitivity(
 ) -> Sensitivity | None:
     """What the examples could show; None for fewer than two (groups), and where losses differ by a constant.
 
-    groups, weights: as of the test (`paired_bootstrap`), which examples of weight 0 are not in.
+    groups, weights: as in the test (`paired_bootstrap`), which leaves out examples of weight 0.
     """
     differences = np.asarray(values, float) - np.asarray(baseline, float)
     counts = np.ones(len(differences)) if weights is None else np.asarray(weights, float)

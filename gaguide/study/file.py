@@ -117,7 +117,7 @@ class AblationSection(_Section):
     methods: Annotated[
         tuple[Literal["mean", "zero", "resample", "edges"], ...], BeforeValidator(_split), Field(min_length=1)
     ] = ("mean", "zero")
-    """Ways of removing a head, as of `gaguide ablate`; verdicts rest on the first."""
+    """Ways of removing a head, as in `gaguide ablate`; verdicts rest on the first."""
     controls: NonNegativeInt = 3
     """Random other heads of the same layer that are removed as controls of each."""
     blocks: Annotated[int, Field(ge=2)] = 64
@@ -212,7 +212,10 @@ class StudyConfig(_Section):
             if experiment.name == ORIGINAL and (experiment.guidance or experiment.start == "scratch"):
                 problems.append("experiment original is the model before fine-tuning and takes no settings")
             foreign = sorted(set(experiment.seeds or ()) - set(self.seeds))
-            problems += [f"{experiment.name} has seed {seed}, which the study has not" for seed in foreign]
+            problems += [
+                f"{experiment.name} has seed {seed}, which is not one of the study's seeds"
+                for seed in foreign
+            ]
             if experiment.seeds == ():
                 problems.append(f"{experiment.name} has no seed")
             unknown = set(experiment.against or ()) - {other.name for other in self.experiments}

@@ -53,7 +53,7 @@ _ANALYSIS: Mapping[str, type[Any]] = {
     "knock_outs": HeadKnockOut,
     "head_verdicts": HeadVerdict,
 }
-"""Fields of `StudyRecords` that share analysis.jsonl, told apart by `kind`."""
+"""Fields of `StudyRecords` that share analysis.jsonl, distinguished by `kind`."""
 _ANALYSIS_FILE = "analysis.jsonl"
 _PREFIX = "tables-"
 """Folders of tables are numbered; study.json names the current one."""

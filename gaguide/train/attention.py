@@ -8,7 +8,7 @@ from gaguide.model import ModelSource
 
 
 def attention_faults(run: RunConfig, model: ModelSource | None, precision: str, on_gpu: bool) -> list[Fault]:
-    """Why not; empty where it can. `model` is None where it was not found."""
+    """Faults of `model.attention`; empty where the run can train. `model` is None where it was not found."""
     name = run.model.attention
     if name == "sdpa":
         return []
@@ -25,7 +25,7 @@ def attention_faults(run: RunConfig, model: ModelSource | None, precision: str, 
     if run.train.compile:
         found.append(("train.compile compiles sdpa only", "use sdpa, or set train.compile: false"))
     if run.evaluate.every and name != "eager":
-        problem = "evaluation during training has masks that it does not take"
+        problem = "evaluation during training needs masks that this attention does not accept"
         found.append((problem, "use sdpa, or evaluate the exported model"))
     return [Fault("model.attention", problem, remedy, name) for problem, remedy in found]
 

@@ -138,7 +138,7 @@ def _check_model(sections: Mapping[str, Any], faults: FaultCollector) -> None:
 
 
 def _has_checkpoints(output: str | None) -> bool:
-    """Whether a run is resumed, whose checkpoints hold what the model's folder does."""
+    """Whether a run is resumed; its checkpoints then replace the model's folder."""
     try:
         return output is not None and any((Path(output).expanduser() / "checkpoints").glob("step-*"))
     except (OSError, ValueError, RuntimeError):

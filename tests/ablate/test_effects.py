@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gaguide.ablate.effects import Measured, head_records, together_effects
+from gaguide.ablate.effects import MeasuredModel, head_records, together_effects
 from gaguide.ablate.meter import Reading
 from gaguide.ablate.records import Effect
 from gaguide.ablate.subjects import Subject
@@ -52,8 +52,8 @@ RISES = {(0, 0): 0.05, (0, 1): -0.05, (0, 2): 0.02, (0, 3): 0.0, (1, 0): 0.0}
 MASSES = dict.fromkeys(RISES, 0.1) | {(0, 0): 0.9, (0, 1): 0.02}
 
 
-def measured(rises=RISES, first=None, before=None) -> Measured:
-    return Measured(SUBJECTS, ["mean"], text_sums(rises, MASSES), {}, before, first)
+def measured(rises=RISES, first=None, before=None) -> MeasuredModel:
+    return MeasuredModel(SUBJECTS, ["mean"], text_sums(rises, MASSES), {}, before, first)
 
 
 def test_verdicts_say_moved_and_used_each_by_its_own_test() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gaguide.ablate.effects import Measured, head_records
+from gaguide.ablate.effects import MeasuredModel, head_records
 from gaguide.ablate.meter import output_projection
 from gaguide.ablate.passes import Passes
 from gaguide.ablate.subjects import Subject, choose_subjects, count_passes, together
@@ -209,14 +209,14 @@ def test_a_control_of_heads_with_two_patterns_counts_for_both() -> None:
         Subject(1, 2, "control", WORDS),
     ]
     text = measure_text(model, subjects, given, ["zero", "edges"])
-    _, second, _ = head_records(Measured(subjects, ["zero", "edges"], text, {}, None, None), "zero")
+    _, second, _ = head_records(MeasuredModel(subjects, ["zero", "edges"], text, {}, None, None), "zero")
     own = {one.key: text.change[one.key, "zero"].sum() / text.tokens[id(WORDS)].sum() for one in subjects}
     over = second.methods["zero"].over_controls
     assert over is not None and over.difference == pytest.approx(own[1, 1] - own[1, 2])
     as_other = [subjects[1], Subject(1, 2, "control", OTHERS)]
     near = measure_text(model, as_other, given, ["zero"])
     _, near_one = [one.methods["zero"] for one in head_records(
-        Measured([as_other[1], as_other[0]], ["zero"], near, {}, None, None), "zero")]  # fmt: skip
+        MeasuredModel([as_other[1], as_other[0]], ["zero"], near, {}, None, None), "zero")]  # fmt: skip
     one, same = second.methods["zero"].near_over_controls, near_one.near_over_controls
     assert one is not None and same is not None
     assert (one.difference, one.p, one.count) == (same.difference, same.p, same.count)
@@ -230,7 +230,7 @@ def test_attention_that_is_not_finite_is_no_attention_of_0() -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[given[0]["input_ids"][0, -1]] = torch.nan
     after = measure_text(model, subjects, given, ["zero"])
-    head, *_ = head_records(Measured(subjects, ["zero"], after, {}, before, None), "zero")
+    head, *_ = head_records(MeasuredModel(subjects, ["zero"], after, {}, before, None), "zero")
     assert head.attention is None and head.verdict == "attention not compared, not measured"
 
 

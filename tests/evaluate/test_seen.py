@@ -75,7 +75,7 @@ def test_intervals_are_over_groups(tmp_path: Path) -> None:
 
 
 def test_an_overlap_of_other_examples_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="1 of its examples ask something else"):
+    with pytest.raises(UserError, match="1 of its examples differ from"):
         split_results(*folders(tmp_path, changed="Another question:"))
 
 

@@ -105,7 +105,7 @@ def test_an_ablation_is_found_by_content_and_one_of_other_weights_is_not_shown(
     write_ablation(guided / "ablation", ablation(replace(hub, model=str(guided / "model"))))
     (guided / "model" / "model.safetensors").unlink()  # nothing to compare with: shown, and said
     (run,) = read_runs([guided])
-    assert run.ablation is not None and any("its weights are not there" in note for note in run.notes)
+    assert run.ablation is not None and any("its weights are missing" in note for note in run.notes)
 
 
 def test_an_evaluation_of_other_weights_is_not_shown(tmp_path: Path) -> None:

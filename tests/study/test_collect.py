@@ -293,7 +293,7 @@ def test_the_folder_of_a_study_stands_for_its_file(found: tuple[Grid, StudyRecor
     assert recorded_grid(moved).cells[0].id == grid.cells[0].id
     arguments = ["study", "status", str(moved)]
     assert "tiny" in CliRunner().invoke(make_app(), arguments, catch_exceptions=False).output
-    with pytest.raises(UserError, match="without other fields"):
+    with pytest.raises(UserError, match="other fields are not accepted"):
         CliRunner().invoke(make_app(), [*arguments, "--seeds", "0"], catch_exceptions=False)
     with pytest.raises(UserError, match="is a folder, not a study's file"):
         CliRunner().invoke(make_app(), ["study", "run", str(moved)], catch_exceptions=False)

@@ -165,7 +165,7 @@ def test_an_experiment_can_have_fewer_seeds(tmp_path: Path) -> None:
     assert {cell.seed for cell in cells if cell.experiment == "1-negation"} == {1}
     assert {cell.seed for cell in cells if cell.experiment == "finetuned"} == {0, 1}
     experiments[2] = {"name": "1-negation", "seeds": [7]}
-    with pytest.raises(UserError, match="1-negation has seed 7, which the study has not"):
+    with pytest.raises(UserError, match="1-negation has seed 7, which is not one of the study's seeds"):
         grid(tmp_path, experiments=experiments)
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from gaguide.ablate.records import read_ablation
-from gaguide.cli.study import JobOptions
+from gaguide.cli.study import SlurmOptions
 from gaguide.data.build.python_reference import train_embedded_tokenizer
 from gaguide.errors import UserError
 from gaguide.study.collect import collect
@@ -137,7 +137,9 @@ def test_slurm_jobs_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.Monk
     (tools / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     made = grid(tmp_path)
-    jobs = submit_study(made, JobOptions(gpus_per_node=4, time="01:00:00", setup=["module load cuda"]).job())
+    jobs = submit_study(
+        made, SlurmOptions(gpus_per_node=4, time="01:00:00", setup=["module load cuda"]).job()
+    )
     lines = calls.read_text().splitlines()
     assert list(jobs.new.values()) == ["1", "2", "3", "4"]
     assert "--dependency" not in lines[0] and all("--dependency=afterok:1" in line for line in lines[1:])
@@ -153,11 +155,11 @@ def test_slurm_jobs_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.Monk
     assert [cell.id for cell in again.cells] == [cell.id for cell in made.cells]
     assert again.cell(named[2]).experiment == "1-negation"
     with pytest.raises(UserError, match="--time"):
-        submit_study(made, JobOptions(time="soon").job())
+        submit_study(made, SlurmOptions(time="soon").job())
     # Again while the base's job and another are in the queue: only the others are submitted.
     (tools / "squeue").write_text("#!/bin/bash\necho 1\necho 3\n")
     (tools / "squeue").chmod(0o755)
-    resubmitted = submit_study(made, JobOptions(gpus_per_node=4).job())
+    resubmitted = submit_study(made, SlurmOptions(gpus_per_node=4).job())
     assert list(resubmitted.queued.values()) == ["1", "3"] and len(resubmitted.new) == 2
     assert all("--dependency=afterok:1" in line for line in calls.read_text().splitlines()[4:])
 

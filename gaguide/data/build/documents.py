@@ -50,7 +50,7 @@ def read_span(span: Span, fields: RowFields) -> Iterator[Row]:
 
 
 def unreadable(file: SourceFile, error: Exception) -> UserError:
-    """What to raise for a source file that cannot be read."""
+    """The error for a source file that cannot be read."""
     remedy = "fetch or repair the file, then run the same command again: it resumes where it stopped"
     return UserError.of("--source", f"cannot be read ({first_line(error)})", remedy, file.url)
 

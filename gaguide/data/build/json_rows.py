@@ -37,7 +37,7 @@ def row_of_line(line: bytes, fields: RowFields) -> Row:
 
 
 def rows_of_lines(stream: Iterable[bytes], fields: RowFields) -> Iterator[Row]:
-    """The rows of JSON lines; blank ones are none."""
+    """The rows of JSON lines; blank lines are skipped."""
     for line in stream:
         if line.removeprefix(BYTE_ORDER_MARK).strip():
             yield row_of_line(line, fields)
@@ -87,7 +87,7 @@ def _values(stream: IO[bytes]) -> Iterator[Any]:
         if in_array and text.startswith("]", at):
             rest = text[at + 1 :].strip()
             if rest or stream.read(_CHUNK_BYTES).strip():
-                raise ValueError("something follows the end of its JSON array")
+                raise ValueError("its JSON array is followed by more data")
             return
         if at < len(text):
             try:

@@ -1,4 +1,4 @@
-"""Kinds of source files, and how the name of a file tells its kind."""
+"""Kinds of source files, and how the name of a file determines its kind."""
 
 from __future__ import annotations
 

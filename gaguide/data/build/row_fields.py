@@ -69,7 +69,7 @@ def field_of(row: Any, name: str) -> Any:
 
 
 def read_spans(value: Any, length: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each span; ValueError or TypeError for what is none."""
+    """(start, end) of each span; ValueError or TypeError for a value that is not a list of spans."""
     for span in value or ():
         start, end = (span.get("start"), span.get("end")) if isinstance(span, Mapping) else span
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:

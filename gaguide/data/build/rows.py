@@ -65,7 +65,7 @@ Row = bytes | MarkedText | Conversation | Reason
 
 
 def row_of(text: bytes | None) -> Row:
-    """A document, or why these bytes are none."""
+    """A document, or the reason why these bytes are not one."""
     if text is None:
         return Reason.NOT_TEXT
     if not text.strip():

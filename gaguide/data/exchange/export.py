@@ -32,7 +32,7 @@ class Export:
     fingerprint: str
     """Fingerprint of the shards."""
     tokenizer: str
-    """Fingerprint of their tokenizer, which lies beside the data."""
+    """Fingerprint of their tokenizer, which lies next to the data."""
     documents: dict[str, int]
     """Number of documents by split."""
     tokens: dict[str, int]
@@ -101,7 +101,7 @@ def _check(kind: Format, manifest: Manifest, marks: tuple[str, ...]) -> None:
             remedy = "choose parquet, or leave them out by --without-marks"
             faults.add(Fault("--to", problem, remedy, kind.name))
         if not kind.has_boundaries and manifest.separator_token_id is None:
-            problem = "does not say where documents end, and these end with no id of their own"
+            problem = "does not store where documents end, and no id marks the end of these documents"
             faults.add(Fault("--to", problem, "choose another format", kind.name))
 
 

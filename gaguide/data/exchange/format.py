@@ -34,7 +34,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """What documents have that are written."""
+    """Properties of the documents to write."""
 
     dtype: np.dtype[Any]
     """dtype of the ids."""

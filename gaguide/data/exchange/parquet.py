@@ -37,7 +37,7 @@ def marks_of(paths: list[Path]) -> tuple[str, ...]:
     """The marks that the files say their column `marks` has."""
     names = {_metadata(path).get(_MARKS_KEY, b"[]") for path in paths}
     if len(names) > 1:
-        remedy = "import those with the same marks by a command of their own"
+        remedy = "import files with the same marks in a separate command"
         raise UserError.of("FILES", "its files have different marks", remedy, str(paths[0]))
     return tuple(json.loads(names.pop()))
 

@@ -98,7 +98,7 @@ class DocumentEncoder:
             ids = self.encode(text)
             return ids, self._offsets_of_bytes(text, ids)
         if self._reference_json is None:
-            problem = "is one in Python, which does not say where in the text its tokens are"
+            problem = "is a slow (Python) tokenizer, which reports no offsets"
             raise UserError.of("--tokenizer", problem, "give one with a tokenizer.json")
         if special not in self._with_offsets:
             # A processor of byte-level BPE would take the white space out of the offsets.

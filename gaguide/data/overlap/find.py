@@ -96,7 +96,7 @@ def _open(folders: Sequence[str], split: str) -> list[tuple[ShardFolder, tuple[S
                 opened.append((folder, infos))
         if len({folder.manifest.tokenizer_fingerprint for folder, _ in opened}) > 1:
             problem = "the folders were made with different tokenizers"
-            remedy = "search those of each tokenizer with a command and an --output of their own"
+            remedy = "run one command for each tokenizer, each with its own --output"
             faults.add(Fault("SHARDS", problem, remedy))
     return opened
 

@@ -69,7 +69,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ShardScan:
     folder: str
     info: ShardInfo
     result: Path
@@ -89,7 +89,7 @@ def scan_folder(
     Raises a `UserError` for a damaged shard and for a worker that was killed.
     """
     work.mkdir(parents=True, exist_ok=True)
-    jobs = [_Job(folder, info, work / _result_name(info, search)) for info in infos]
+    jobs = [_ShardScan(folder, info, work / _result_name(info, search)) for info in infos]
     left = [job for job in jobs if not job.result.is_file()]
     report(sum(job.info.tokens for job in jobs if job not in left))
     if workers == 1 or len(left) <= 1:
@@ -108,7 +108,7 @@ def _result_name(info: ShardInfo, search: Search) -> str:
 
 
 def _scan_in_processes(
-    jobs: Sequence[_Job], search: Search, workers: int, report: Callable[[int], None]
+    jobs: Sequence[_ShardScan], search: Search, workers: int, report: Callable[[int], None]
 ) -> None:
     # Spawned, as the processes of a build.
     context = multiprocessing.get_context("spawn")
@@ -133,11 +133,11 @@ def _start_worker(search: Search) -> None:
     obey_parent()
 
 
-def _scan_in_worker(job: _Job) -> None:
+def _scan_in_worker(job: _ShardScan) -> None:
     _scan(job, _search)
 
 
-def _scan(job: _Job, search: Search) -> None:
+def _scan(job: _ShardScan, search: Search) -> None:
     folder: ShardFolder = open_folder(job.folder, CACHE_BYTES)
     shard = folder.open(job.info)
     tallies = {n: _Tally() for n in (*search.words.sets, TOKEN_RUNS)}

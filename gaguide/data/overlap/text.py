@@ -1,4 +1,4 @@
-"""Text of the tokens of shards, fast and as a process can take it along."""
+"""Decodes the tokens of shards into text: fast, and picklable for worker processes."""
 
 from __future__ import annotations
 

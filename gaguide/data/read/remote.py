@@ -229,7 +229,7 @@ class _LookAhead:
         self._threads: list[threading.Thread] = []
 
     def want(self, infos: Iterable[ShardInfo]) -> None:
-        """Fetch these in this order, instead of what was wanted before."""
+        """Replace the queue: fetch these, in this order."""
         wanted = list(infos)
         for info in wanted:
             self._cache.keep(info)  # so that it is not evicted for another one of these

@@ -96,7 +96,7 @@ def _check_tokenizer(folder: Path, manifest: Manifest) -> Finding | None:
         return Finding(TOKENIZER_FOLDER, "missing")
     if manifest.tokenizer_sha256 and folder_digest(folder) == manifest.tokenizer_sha256:
         return None
-    # Written by an older version, or saved again by another one: then what it means counts, not its bytes.
+    # Written or re-saved by another version: compare the meaning, not the bytes.
     try:
         found = tokenizer_fingerprint(load_tokenizer(folder))
     except UserError as error:

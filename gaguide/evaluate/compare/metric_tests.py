@@ -177,5 +177,5 @@ def _whole_groups(
 
 
 def _is_binary(metric: str, outcomes: np.ndarray) -> bool:
-    """Whether every outcome is 0 or 1, as right or wrong is; a loss that happens to be is none."""
+    """Whether every outcome is 0 or 1, as right or wrong is; losses never count as binary."""
     return BETTER.get(metric) != "low" and bool(np.isin(outcomes, (0.0, 1.0)).all())

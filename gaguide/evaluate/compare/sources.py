@@ -84,7 +84,7 @@ def _ours(folder: Path, name: str) -> Evaluation:
 
 def _harness(path: Path, name: str, group: str | None) -> Evaluation:
     files = {path} if path.is_file() else set(path.rglob("*.jsonl"))
-    if path.is_file() and path.suffix == ".json":  # results_DATE.json: its samples lie beside it
+    if path.is_file() and path.suffix == ".json":  # results_DATE.json: its samples lie next to it
         date = path.stem.removeprefix("results_")
         files = {file for file in path.parent.glob("samples_*.jsonl") if file.stem.endswith(f"_{date}")}
     named = sorted((*parts, file) for file in files if (parts := samples_task(file)) is not None)

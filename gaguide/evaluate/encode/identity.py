@@ -11,9 +11,9 @@ from gaguide.files import hash_json
 def encoding_key(tokenizer: Any) -> str:
     """A key that two tokenizers share only if they encode every text alike, special tokens included.
 
-    Of everything that a tokenizer of `tokenizers` consists of: vocabulary, rules, flags of added tokens,
-    post-processor (which puts a beginning-of-text token before a text), special tokens, templates. Other
-    tokenizers share it with nobody.
+    It covers all of a tokenizer of `tokenizers`: vocabulary, rules, flags of added tokens,
+    post-processor (which puts a beginning-of-text token before a text), special tokens, templates.
+    Tokenizers of other kinds never share a key.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

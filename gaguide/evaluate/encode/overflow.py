@@ -1,4 +1,4 @@
-"""What encoding shows to be wrong with examples: tokens cut, demonstrations left out, joined tokens. Pure."""
+"""Problems of examples that encoding reveals: tokens cut, demonstrations left out, joined tokens. Pure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def overflow_warnings(
 def overflow_faults(
     data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], positions: int
 ) -> list[Fault]:
-    """What `fail` reports: a fault for each task with examples that do not fit."""
+    """The faults under `fail`: one for each task with examples that do not fit."""
     remedy = "shorten them, ask for fewer demonstrations, or choose --on-overflow cut or drop-demonstrations"
     return [
         Fault("--on-overflow", text, remedy, "fail") for text in overflow_warnings(data, encoded, positions)

@@ -137,7 +137,7 @@ def _jackknifed(
             whole.setdefault(group, Counter())[pair] += 1
         parts = Counter(frozenset(own.items()) for own in whole.values())
         wider, units = max(error, _jackknife_error(statistic, counts, parts)), len(whole)
-    if wider <= _ROUNDING:  # as of a constant answer: no spread among these examples says nothing of others
+    if wider <= _ROUNDING:  # as for a constant answer: no spread here says nothing about other examples
         return Metric(value, error, math.nan, math.nan)
     half = critical_value(units) * wider
     return Metric(value, error, value - half, value + half)

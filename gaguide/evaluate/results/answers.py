@@ -132,7 +132,7 @@ def number_answers(answers: Sequence[float], generated: Sequence[float | None]) 
 
 
 def uninformative(pattern: AnswerPattern, accuracy: Metric) -> Uninformative | None:
-    """Why `accuracy`, that of the pattern's answers, says nothing; None where it does, or of few examples."""
+    """Why `accuracy` says nothing about the model; None where it does, and for few examples."""
     if pattern.count < MIN_EXAMPLES or not pattern.says_something or math.isnan(accuracy.value):
         return None
     if clause := pattern.constant():

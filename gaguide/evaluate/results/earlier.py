@@ -1,4 +1,4 @@
-"""Results that a folder holds already: whether new ones may be kept beside them, and both as one.
+"""Earlier results in a folder: whether new ones may be added, and both merged.
 
 A folder holds the results of one model, by content, with one set of settings; evaluations of other tasks are
 added to it.
@@ -45,7 +45,7 @@ def task_content(data: TaskData) -> str:
 
 
 @contextmanager
-def held(outputs: Sequence[Path]) -> Iterator[None]:
+def lock_outputs(outputs: Sequence[Path]) -> Iterator[None]:
     """Inside, no other evaluation may write into these folders. Raises `UserError` where one does."""
     locks: list[FileLock] = []
     try:
@@ -68,7 +68,7 @@ def held(outputs: Sequence[Path]) -> Iterator[None]:
 def check_earlier(
     output: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], data: Sequence[TaskData]
 ) -> None:
-    """Raise `UserError` where `output` holds results that new ones cannot be kept beside.
+    """Raise `UserError` where `output` holds results to which new ones cannot be added.
 
     Those are results of another model, with other settings, or of the same task with other examples.
     """
@@ -112,7 +112,7 @@ def read_earlier(output: Path) -> dict[str, Any] | None:
 
 
 def merge_results(earlier: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of results.json with the tasks of both; what is of one evaluation is listed for each."""
+    """results.json with the tasks of both; fields of a single evaluation are listed per evaluation."""
     record = {"tasks": list(new["tasks"])} | {name: new[name] for name in _OF_ONE_EVALUATION}
     if earlier is None:
         return {**new, "evaluations": [record]}

@@ -242,8 +242,8 @@ def _meaning(reference: str, checks: Mapping[str, Sequence[Check]], dtype: str) 
             return [f"these are the figures of {other}: the folder or name of the model is another one"]
     if {check.figure for check in wrong} == {"total_logprob"}:
         return [
-            "the shares of the classes are right and their probabilities are not: something precedes "
-            "or after every prompt that did not then, such as a beginning-of-text token"
+            "the classes' shares match but their probabilities do not: text before or after every prompt "
+            "differs from the published setup, such as a beginning-of-text token"
         ]
     found = [
         "the weights, the tokenizer or the computation differ: compare the files' SHA-256 (`identity` in "

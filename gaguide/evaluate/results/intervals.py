@@ -50,7 +50,7 @@ NO_METRIC = Metric(math.nan, math.nan, math.nan, math.nan)
 
 
 def proportion(hits: Sequence[bool], groups: Groups = None) -> Metric:
-    """Share of hits with Wilson's interval, of as many examples as the groups are worth.
+    """Share of hits with Wilson's interval, for the effective number of examples.
 
     Where that is estimated from few groups, the interval is as wide as Student's (`critical_value`), as the
     mean's is. A single group counts as one example.
@@ -97,7 +97,7 @@ def perplexity(losses: Sequence[float], tokens: Sequence[int], groups: Groups = 
 
 
 def _design_effect(values: Sequence[float], share: float, error: float, groups: Groups) -> float:
-    """How many examples are worth one independent one; at least 1, and a group's size where all are equal."""
+    """Design effect: examples per independent one; at least 1, and a group's size where all are equal."""
     if groups is None:
         return 1.0
     sums, counts = sums_by_group(values, [1] * len(values), groups)

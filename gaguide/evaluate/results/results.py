@@ -59,7 +59,7 @@ class TaskResult:
         return doubt_sentences(self.data.task.name, values, self.uninformative)
 
     def warnings(self) -> list[str]:
-        """What the scores show to be wrong with the model, a sentence each."""
+        """Problems of the model that the scores show, one sentence each."""
         found = not_finite(self.scored)
         if not found:
             return []

@@ -81,7 +81,7 @@ def _mismatches(
     remedy = "run `gaguide data overlap` again, with the tasks of this evaluation"
     return [
         Fault(f"task {task}", f"{count} of its examples {what} {overlap}", remedy)
-        for counts, what in ((absent, "are not in"), (other, "ask something else than those of their id in"))
+        for counts, what in ((absent, "are not in"), (other, "differ from the examples with the same id in"))
         for task, count in counts.items()
     ]
 

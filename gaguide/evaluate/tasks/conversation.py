@@ -37,7 +37,7 @@ def as_text(messages: Sequence[Message]) -> str:
 def demonstration_ends(messages: Sequence[Message]) -> tuple[int, tuple[int, ...]]:
     """Characters of the system text, and where each demonstration ends, in the prompt of `as_text`.
 
-    A demonstration is a question with an answer; the last question, and the beginning of its answer, is none.
+    A demonstration is a question with an answer; the last question, with its answer begun, is not one.
     """
     ends = list(accumulate(len(message.content + message.delimiter) for message in messages))
     last_question = max(at for at, message in enumerate(messages) if message.role == "user")

@@ -34,7 +34,7 @@ class Example:
     group: str | None = None
     """Examples with the same one are not independent: a minimal pair, a contrast set."""
     part: str | None = None
-    """What results are also given by, such as a condition."""
+    """Part of the task for which results are also reported, such as a condition."""
     line: int = field(default=0, compare=False)
     """Line in the data file, counted from 1; 0 where there is none."""
     demonstration_ends: tuple[int, ...] = field(default=(), compare=False)

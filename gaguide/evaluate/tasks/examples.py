@@ -219,7 +219,7 @@ def _name(columns: _Columns, record: Record, ours: str) -> str | None:
 def _spans(
     wanted: Mapping[str, str], kind: Kind, columns: _Columns, record: Record
 ) -> tuple[tuple[str, int, int, str], ...]:
-    """The row's spans of the prompt; null is none."""
+    """The row's spans of the prompt; null means no spans."""
     if kind not in ("classification", "sequence_prob", "logodds", "absolute_logodds"):
         raise RowError(f"has spans, and the kind {kind} has no prompt for them", "leave `spans` out")
     prompt, found = columns.get(record, "prompt"), []

@@ -71,7 +71,7 @@ class DataFile(BaseModel):
     columns: Mapping[str, str] = {}
     """Name in the task's template → the file's column."""
     part: str | None = None
-    """What results are also given by: the part that its examples belong to."""
+    """Part of the task that its examples belong to, for which results are also reported."""
 
 
 class Task(BaseModel):

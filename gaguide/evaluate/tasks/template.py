@@ -65,7 +65,7 @@ class Template(BaseModel):
     group: str | tuple[str, ...] | None = None
     """What an example belongs to (a minimal pair, a contrast set); a list is one in any order."""
     part: str | None = None
-    """What results are also given by, such as a condition."""
+    """Part of the task for which results are also reported, such as a condition."""
     parts: Mapping[str, str] = {}
     """Name → text: a row belongs to the first whose text its `part` contains."""
     id: str | None = None

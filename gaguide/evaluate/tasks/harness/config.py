@@ -258,7 +258,7 @@ def _shape_faults(tree: Mapping[str, Any], path: Path) -> Iterator[Fault]:
 
 
 def _fits(metric: str, aggregation: object) -> bool:
-    """Whether an aggregation is for what a metric has for each example: a number, or a pair of some kind."""
+    """Whether an aggregation fits a metric's per-example values: a number, or a pair of some kind."""
     if aggregation is None or isinstance(aggregation, FunctionReference):
         return True
     own = _AGGREGATIONS.get(metric, "mean")

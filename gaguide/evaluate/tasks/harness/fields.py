@@ -18,7 +18,7 @@ _MAX_SHOWN = 60
 
 
 class DocumentError(Exception):
-    """A document does not give what is asked of it; `args` are field, problem and remedy."""
+    """A document lacks a required value; `args` are field, problem and remedy."""
 
 
 class Fields:

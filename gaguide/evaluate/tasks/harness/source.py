@@ -30,7 +30,7 @@ class FunctionReference:
 
     @property
     def file(self) -> Path:
-        """The Python file beside the task file, whether it exists or not."""
+        """The Python file next to the task file, whether it exists or not."""
         module, _, _ = self.name.rpartition(".")
         return self.folder / f"{module.replace('.', '/')}.py"
 
