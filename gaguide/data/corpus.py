@@ -82,7 +82,7 @@ class Corpus:
         return tuple(store.manifest.source for store in stores if isinstance(store, BlockStore))
 
     def look_ahead(self, position: int) -> None:
-        """Prefetch what training reads from `position` of the order on."""
+        """Prefetch the blocks that training reads from `position` of the order on."""
         self.blocks.look_ahead(self.order, position)
 
 
@@ -114,7 +114,7 @@ def mixture_corpus(
 
 
 def _say_stage(progress: Progress) -> None:
-    """Print what a source is waited for: finding and hashing its files may take long. Rank 0 only."""
+    """Print why a source takes long: finding and hashing its files. Rank 0 only."""
     if is_first_process():
         say(f"data.source: {progress.stage}")
 
@@ -128,7 +128,7 @@ def source_corpus(
 ) -> Corpus:
     """A source that is read while it is built into `request.output`; does not start the build.
 
-    `UserError` if the folder is complete and holds shards of another request, or of another content.
+    `UserError` if the folder is complete and holds shards of another request, or of other content.
     """
     with _with_fields(_SOURCE_FIELDS):
         check_request(request)

@@ -17,7 +17,7 @@ from gaguide.numbers import parse_whole
 
 _MAX_WAIT_MINUTES = 24 * 60
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as of a shell's commands."""
+"""Exit code after Ctrl-C, as for a shell's commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         world = World.from_environment()
-    except UserError as error:  # the rank it comes from is not known
+    except UserError as error:  # it may come from any rank
         print(f"evaluate: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     joined = False

@@ -53,7 +53,7 @@ def evaluate_model(
     output: str | Path | None = None,
     name: str | None = None,
 ) -> Results:
-    """The results of a causal language model of transformers on `tasks`, as `gaguide evaluate` has them.
+    """The results of a causal language model of transformers on `tasks`, as from `gaguide evaluate`.
 
     model: on any device, possibly wrapped (torch.compile, DDP, Fabric, PEFT). It is evaluated in its own
     precision, in eval mode and without autocast. Open interventions act; open guidance and recordings neither

@@ -115,7 +115,7 @@ def tokenizer_faults(tokenizer: Any, config: Any, field: str, value: str | None 
 
 
 def _run_fault(folder: Path) -> Fault | None:
-    """What is wrong with a training run's folder, or a checkpoint's, in place of a model's."""
+    """The fault of giving a training run's folder, or a checkpoint's, in place of a model's."""
     if (folder / ADAPTER_CONFIG).is_file():
         return adapter_fault("--model", str(folder))
     if not folder.is_dir() or (folder / "config.json").is_file():

@@ -60,7 +60,7 @@ class EvaluateSettings:
     deepspeed: Path | None = None
     """DeepSpeed JSON of ZeRO stage 3: the model is partitioned among the ranks."""
     on_overflow: str = "cut"
-    """What is done with examples that are longer than the model: one of `OVERFLOWS`."""
+    """How examples that are longer than the model are handled: one of `OVERFLOWS`."""
     options: TaskOptions = DEFAULTS
     """How tasks and prompts are read."""
 
@@ -108,8 +108,8 @@ def evaluate_all(
 ) -> list[Results]:
     """Evaluate `models`, one after the other, on `tasks` with all ranks; every rank gets the results.
 
-    Rank 0 writes them to `output`, or for several models into a subfolder for each. What an interrupted
-    call had finished there is not computed again. Call it on every rank; with several ranks between
+    Rank 0 writes them to `output`, or for several models into a subfolder for each. Work that an interrupted
+    call finished there is not repeated. Call it on every rank; with several ranks between
     `gaguide.distributed.start` and `stop`. Raises `UserError` with every fault on all ranks, before the
     weights of any model are loaded.
     """

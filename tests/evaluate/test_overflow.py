@@ -59,7 +59,7 @@ def test_whole_demonstrations_are_left_out(
     assert all(one.example.prompts[0].startswith("Question") for one in found.scored)
     (answers,) = {one.example.prompts[0].count("Answer:") for one in found.scored}
     dropped = 6 - answers  # of five, and the example itself
-    assert 0 < dropped < 5 and f"have {dropped} demonstrations fewer" in capsys.readouterr().out
+    assert 0 < dropped < 5 and f"have {dropped} fewer demonstrations" in capsys.readouterr().out
     fewer = [one.without_demonstrations(dropped).prompts for one in found.data.examples]
     assert fewer == [one.example.prompts for one in found.scored]
 

@@ -89,7 +89,7 @@ def assemble_shards(build: PreparedBuild, spec: EncodingSpec) -> Manifest:
 
 
 def _list_contaminated(output: Path, pieces: list[Piece], spec: EncodingSpec) -> dict[str, Any]:
-    """Write the list of documents with evaluation examples; what the manifest says of it, if it was asked."""
+    """Write the list of documents with evaluation examples; returns the manifest's entry, if it was asked."""
     decontamination = spec.rows.decontamination
     if decontamination is None:
         return {}

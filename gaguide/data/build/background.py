@@ -1,6 +1,6 @@
 """Build shards in a separate process while training reads them.
 
-The process ends when its parent does, however that ends: it holds the other end of a pipe. If another process
+The process ends with its parent, for whatever reason: it holds the other end of a pipe. If another process
 builds the same folder already, it waits for that one and takes over if it ends early.
 """
 

@@ -142,7 +142,7 @@ def finish_build(build: PreparedBuild, on_progress: Callable[[Progress], None]) 
 
 
 def check_same_build(output: Path, build: PreparedBuild) -> Manifest:
-    """The manifest of a complete folder; `UserError` if another request or another content made it."""
+    """The manifest of a complete folder; `UserError` if another request or other content made it."""
     manifest = read_manifest(output)
     if manifest.build_id == build.build_id:
         return manifest

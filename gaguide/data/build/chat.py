@@ -1,7 +1,7 @@
-"""Conversations as text, and which stretches of it the assistant has written.
+"""Conversations as text, and the stretches of it that the assistant has written.
 
 A template with `{% generation %}` marks them itself. With any other, the text of the first k messages must
-begin the text of all of them; the answer is what the assistant's message adds after the generation prompt,
+begin the text of all of them; the answer is the text of the assistant's message after the generation prompt,
 up to its end-of-turn token.
 """
 
@@ -32,7 +32,7 @@ class ChatText:
     answers: tuple[tuple[int, int], ...]
     """First character, and the one after the last, of each stretch that the assistant has written."""
     ends_with_answer: bool
-    """Whether the assistant has the last word."""
+    """Whether the last message is the assistant's."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, is_com
 def embedded_folder(cache: Path) -> Path:
     """Where a cache keeps the embedded corpus: a folder for each Python and text.
 
-    In a folder for all, a run with one Python would replace the shards that a run with another is reading.
+    With one folder for all, a run with one Python would replace shards that a run with another is reading.
     """
     return cache / f"embedded-{platform.python_version()}-{_text_digest()[:8]}"
 
 
 def _text_digest() -> str:
-    """Distributions may change a Python's documents without its version."""
+    """SHA-256 of the documents: distributions may change them without changing Python's version."""
     return source_digest(find_source([EMBEDDED], None, None).files)
 
 

@@ -31,7 +31,7 @@ _UNREADABLE = (
     zlib.error,
     tarfile.TarError,
     zipfile.BadZipFile,
-    NotImplementedError,  # zipfile: a compression that it does not know
+    NotImplementedError,  # zipfile: an unknown compression
     pa.ArrowException,
 )
 

@@ -31,11 +31,11 @@ class RowEncoder:
     token_dtype: str
     """dtype of the stored ids: "uint16" or "uint32"."""
     fields: RowFields = field(default_factory=RowFields)
-    """What is read of each row."""
+    """Fields that are read from each row."""
     chat: ChatRenderer | None = None
-    """Renders conversations, where rows are such."""
+    """Renders conversations, where rows are conversations."""
     decontamination: Decontamination | None = None
-    """What is done with evaluation examples."""
+    """How evaluation examples are handled."""
     marks: tuple[str, ...] = ()
     """Names of the marks, by bit: of `fields.spans`, or the prompt's; last, that of masked words."""
 
@@ -111,7 +111,7 @@ def mark_tokens(marks: np.ndarray, offsets: np.ndarray, stretches: Iterable[Stre
 
 
 def row_bytes(row: Any) -> bytes:
-    """What identifies a row's document, for its split and its progress; empty for a dropped row."""
+    """Bytes that identify a row's document, for its split and its progress; empty for a dropped row."""
     if isinstance(row, MarkedText):
         return row.text
     return row.raw if isinstance(row, Conversation) else row if isinstance(row, bytes) else b""

@@ -27,7 +27,7 @@ def check_columns(file: SourceFile, fields: RowFields) -> None:
                 list(islice(rows_of_csv(stream, fields.text, file.name, file.url), 1))
     except UserError:
         raise
-    except Exception as error:  # of Arrow, of a decompressor, of a store's transport
+    except Exception as error:  # from Arrow, a decompressor or a store's transport
         raise unreadable(file, error) from error
 
 
@@ -45,7 +45,7 @@ class SeenFields:
         try:
             with open_bytes(file) as stream:
                 start = stream.read(_LOOK_BYTES)
-        except Exception as error:  # of a decompressor, of a store's transport
+        except Exception as error:  # from a decompressor or a store's transport
             raise unreadable(file, error) from error
         self._file = self._file or file
         if not has_row_per_line(start, file.name):

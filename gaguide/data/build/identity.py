@@ -1,8 +1,8 @@
-"""What identifies the content of a source's files, so that a changed file is never taken for the old one.
+"""Identity of the content of a source's files, so that a changed file is never taken for the old one.
 
 A file of this machine is identified by the SHA-256 of its bytes, or, in a source of more than a gigabyte, by
-its size, its modification time and the SHA-256 of samples of it. A file at an address is identified by what
-its store says of the content (ETag, checksum, generation, time), or else by samples.
+its size, its modification time and the SHA-256 of samples of it. A file at an address is identified by its
+store's record of the content (ETag, checksum, generation, time), or else by samples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gaguide.log import SlowWork, is_first_process
 WHOLE_BYTES = 1_000_000_000
 """Sources of at most this size are hashed as a whole."""
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
-# What stores say about the content of a file, by the names that their fsspec packages use.
+# Stores' records of a file's content, by the names that their fsspec packages use.
 _REMOTE_KEYS = (
     "ETag", "etag", "Content-MD5", "content_md5", "Digest", "md5Hash", "crc32c", "blob_id", "lfs", "xet_hash",
     "VersionId", "version_id", "generation", "Last-Modified", "LastModified", "last_modified", "mtime",
@@ -60,7 +60,7 @@ def _sampled(file: IO[bytes], size: int) -> str:
 
 
 def identify_remote(filesystem: Any, path: str, info: dict[str, Any]) -> str:
-    """`content` of a file at an address, from what its store says (`info`)."""
+    """`content` of a file at an address, from its store's record (`info`)."""
     stated = {key: str(info[key]) for key in _REMOTE_KEYS if info.get(key)}
     if stated:
         return " ".join(f"{key} {value}" for key, value in sorted(stated.items()))
@@ -78,7 +78,7 @@ def describe_identity(files: tuple[SourceFile, ...]) -> str:
         return "SHA-256 of the whole content"
     if kinds <= {"sha256", "samples", ""}:
         return "size, modification time and SHA-256 of samples, because the source is large"
-    return "what the store states about each file (ETag, checksum, time)"
+    return "the store's record of each file (ETag, checksum, time)"
 
 
 def source_digest(files: tuple[SourceFile, ...]) -> str:

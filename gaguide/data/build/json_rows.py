@@ -1,4 +1,4 @@
-"""Rows of JSON: one value a line, or an array, or values that stretch over lines."""
+"""Rows of JSON: one value a line, an array, or values that span lines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows_of_lines(stream: Iterable[bytes], fields: RowFields) -> Iterator[Row]:
 def has_row_per_line(start: bytes, name: str) -> bool:
     """Whether a file that begins with `start` has one JSON value a line.
 
-    Otherwise it is an array, or (only in files named .json) values that stretch over lines.
+    Otherwise it is an array, or (only in files named .json) values that span lines.
     """
     head = start.removeprefix(BYTE_ORDER_MARK).lstrip()
     line, newline, _ = head.partition(b"\n")

@@ -31,7 +31,7 @@ class SourceFile:
     url: str
     """Local path or fsspec address."""
     name: str
-    """Name that identifies the file within the source, wherever this lies."""
+    """Name that identifies the file within the source, wherever that is."""
     kind: str
     """One of `KINDS`, or "embedded"."""
     compression: str | None

@@ -33,7 +33,7 @@ class Part:
     index: int
     """Position among the parts of the source."""
     spans: tuple[Span, ...]
-    """What to read, in order."""
+    """Ranges of files to read, in order."""
     limit_tokens: int
     """A training shard of the part is closed before it holds more tokens."""
 
@@ -56,7 +56,7 @@ def split_into_parts(
 
     def close() -> None:
         if gathered:
-            # A part of about the right size may overflow, so that dense text gives no thin second shard.
+            # A part of about the right size may overflow, so that dense text leaves no small second shard.
             limit = shard_tokens * (2 if size <= part_bytes * 1.25 else 1)
             parts.append(Part(len(parts), tuple(gathered), limit))
             gathered.clear()

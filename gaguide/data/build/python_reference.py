@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NAME = "embedded corpus"
 EMBEDDED_DESCRIPTION = f"{_NAME} (the language reference of CPython {platform.python_version()})"
-"""What the manifest records as its source."""
+"""Source that the manifest records."""
 
 END_OF_TEXT = "<|endoftext|>"
 EMBEDDED_VOCABULARY = 2048

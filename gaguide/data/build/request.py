@@ -1,4 +1,4 @@
-"""What to build, and a build that is prepared: its source found and split into parts, nothing encoded yet."""
+"""The request of a build, and a prepared build: source found and split into parts, nothing encoded yet."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SOURCE_CONTENT = "content of the source"
 MAX_SPANS = MAX_MARKS - 1
 """Most fields of spans: one mark may be `masked`."""
 MAX_DROPPED = 0.5
-"""Largest share of dropped rows by default: some corpora have blank rows for a third of all."""
+"""Largest share of dropped rows by default: in some corpora a third of the rows are blank."""
 _SMALL_SOURCE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build."""
+    """The source and options of a build."""
 
     sources: tuple[str, ...]
     """Files, folders, globs, fsspec addresses, hub data sets or "embedded"."""
@@ -67,7 +67,7 @@ class BuildRequest:
     bos: bool | None = None
     """Begin every document with the begin-of-text id; None does so if the tokenizer itself does."""
     separator: str = EOS
-    """What ends every document: "eos" (end of text), "none", or the text of one token of the tokenizer."""
+    """End of every document: "eos" (end of text), "none", or the text of one token of the tokenizer."""
     max_dropped: float = MAX_DROPPED
     """Share of the rows that may be dropped; a build that drops more fails."""
     spans: tuple[str, ...] = ()
@@ -77,11 +77,11 @@ class BuildRequest:
     template: str | None = None
     """The template, in Jinja; None is the tokenizer's own."""
     decontamination: Decontamination | None = None
-    """Which evaluation examples are looked for, and what is done with documents that contain one."""
+    """Evaluation examples that are looked for, and how documents that contain one are handled."""
 
     @property
     def fields(self) -> RowFields:
-        """What is read of each row."""
+        """Fields that are read from each row."""
         return RowFields(self.text_field, self.spans, self.chat)
 
     @property
@@ -94,10 +94,10 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a build has come."""
+    """Progress of a build."""
 
     stage: str
-    """What it is doing, for people."""
+    """Current step, for people."""
     documents: int = 0
     """Documents encoded so far."""
     bytes: int = 0
@@ -111,7 +111,7 @@ class PreparedBuild:
     """A build whose source is found and split; nothing is encoded yet."""
 
     request: BuildRequest
-    """What to build."""
+    """The request."""
     source: Source
     """The files of the source."""
     tokenizer: PreTrainedTokenizerBase
@@ -263,7 +263,7 @@ def _identity(
 
 
 def _identity_of_marks(request: BuildRequest, template: str | None) -> dict[str, Any]:
-    """What only some builds have; others keep the identity that they had before there were marks."""
+    """Entries of builds with marks; other builds keep the identity that they had before there were marks."""
     identity: dict[str, Any] = {"--spans": list(request.spans)} if request.spans else {}
     if template is not None:
         digest = hashlib.sha256(template.encode()).hexdigest()
@@ -272,9 +272,9 @@ def _identity_of_marks(request: BuildRequest, template: str | None) -> dict[str,
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between the identities of two builds, for people."""
+    """Differences between the identities of two builds, for people."""
     if not old:
-        return "it was built by a version of gaguide that did not record what from"
+        return "it was built by a version of gaguide that did not record its source"
     changed = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     return "; ".join(
         f"the {name} has changed"

@@ -30,7 +30,7 @@ class Reason(enum.StrEnum):
     INVALID_UTF8 = "invalid_utf8"
     MALFORMED = "malformed"
     BAD_SPANS = "bad_spans"
-    """A list of spans that is not one of the text's."""
+    """A list of spans that does not fit the text."""
     NO_ANSWER = "no_answer"
     """A conversation in which the assistant says nothing."""
     TEMPLATE = "refused_by_template"
@@ -58,7 +58,7 @@ class Conversation:
     messages: tuple[tuple[str, str], ...]
     """(role, content) of each message."""
     raw: bytes
-    """The messages as JSON: what identifies the document."""
+    """The messages as JSON, which identify the document."""
 
 
 Row = bytes | MarkedText | Conversation | Reason
@@ -87,7 +87,7 @@ def row_of_string(text: Any) -> Row:
 def open_raw(file: SourceFile) -> Iterator[IO[bytes]]:
     """Open a source file as it is stored."""
     if not file.is_remote:
-        # Not by fsspec, for which a name may look like an address.
+        # Not by fsspec, to which a name may look like an address.
         with Path(file.url).open("rb") as local:
             yield local
         return

@@ -1,4 +1,4 @@
-"""The values of `--source`, and the files that they stand for.
+"""The values of `--source`, and the files that they name.
 
 A source is the embedded corpus, a file, a folder, a glob, any fsspec address, or a data set on the hub. Hub
 data sets are read file by file at a pinned commit; code from a repository is never run.
@@ -56,7 +56,7 @@ class Span:
     weight: int = 0
     """Expected bytes of text."""
     is_array: bool = False
-    """Whether a JSON file is an array, or has values that stretch over lines."""
+    """Whether a JSON file is an array, or has values that span lines."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Source:
     """The files of all `--source` values."""
 
     description: str
-    """What the manifest records as the source, without credentials."""
+    """Description of the source in the manifest, without credentials."""
     revision: str | None
     """Commits of hub data sets; None for other sources."""
     files: tuple[SourceFile, ...]
@@ -105,7 +105,7 @@ def find_source(
 
 
 def local_content(names: Iterable[str], output: Path | None = None) -> str | None:
-    """SHA-256 over names and contents of the files that `--source` values stand for, as a manifest has it.
+    """SHA-256 over names and contents of the files that `--source` values name, as in a manifest.
 
     None where one is an address or a data set on the hub. Raises a `UserError` where files do not exist.
     """

@@ -67,7 +67,7 @@ def worker_killed(workers: int, resuming: str) -> UserError:
 
 
 def obey_parent() -> None:
-    """Leave Ctrl-C, which reaches every process, to the parent, and end with it."""
+    """Leave Ctrl-C, which reaches every process, to the parent, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,1 +1,1 @@
-"""Corpora that are tokenised already: other programs' formats as sources of shards, and shards in these."""
+"""Corpora that are tokenised already: import from other programs' formats, and export to them."""

@@ -23,7 +23,7 @@ RECORD_FILE = "export.json"
 
 @dataclass(frozen=True)
 class Export:
-    """What was written."""
+    """Record of an export."""
 
     format: str
     """Name of the format."""
@@ -38,7 +38,7 @@ class Export:
     tokens: dict[str, int]
     """Number of ids by split."""
     marks: tuple[str, ...]
-    """Marks that were written; those of the shards, unless they were left out."""
+    """Marks that were written: those of the shards, unless they were left out."""
 
 
 def export_shards(
@@ -88,7 +88,7 @@ def export_shards(
 
 
 def _is_written(output: Path, record: Export) -> bool:
-    """Whether the output is that of the same command, wherever the shards were then."""
+    """Whether the output is that of the same command, wherever the shards were at the time."""
     found = read_object(output / RECORD_FILE)
     wanted = json.loads(json.dumps(asdict(record)))
     return bool({**found, "shards": None} == {**wanted, "shards": None})

@@ -1,4 +1,4 @@
-"""What every format of tokenised corpora has: options of reading and writing, and its faults."""
+"""Common parts of all formats of tokenised corpora: options of reading and writing, and faults."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ReadOptions:
     column: str | None = None
     """Column of the ids, in formats that have columns; None is the usual one."""
     dtype: str | None = None
-    """dtype of the ids, in files that do not say it."""
+    """dtype of the ids, in files that do not store it."""
     joined: bool = False
-    """Whether rows are pieces of one stream, as of blocks, instead of documents."""
+    """Whether rows are pieces of one stream, such as blocks, instead of documents."""
     marks: tuple[str, ...] = ()
     """Names of the marks that the files have."""
 
@@ -79,7 +79,7 @@ def unreadable(path: Path, problem: str) -> Fault:
 
 
 def no_column(column: str, names: Sequence[str] | Iterable[str], path: Path) -> UserError:
-    """What to raise where a file lacks the column of ids."""
+    """The error for a file that lacks the column of ids."""
     remedy = f"name the column of the ids: {suggestion(column, list(names))}"
     return UserError.of("--column", f"is not a column of {path}", remedy, column)
 
@@ -87,7 +87,7 @@ def no_column(column: str, names: Sequence[str] | Iterable[str], path: Path) -> 
 def split_at(pieces: Iterable[np.ndarray], separator: int, at_start: bool = False) -> Iterator[np.ndarray]:
     """The documents of a stream of ids that comes in pieces: each ends with `separator`.
 
-    at_start: each begins with it instead. A rest without one is a document too.
+    at_start: each begins with it instead. A remainder without one is a document too.
     """
     open_pieces: list[np.ndarray] = []
     for piece in pieces:

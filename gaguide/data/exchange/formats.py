@@ -17,7 +17,7 @@ class Format:
     """One format of tokenised corpora."""
 
     name: str
-    """As `--from` and `--to` take it."""
+    """Its name after `--from` and `--to`."""
     find: Callable[[str], list[Path]]
     """The files that a name means; `UserError` if there is none."""
     read: Callable[[list[Path], ReadOptions], Iterator[Document]]

@@ -51,7 +51,7 @@ _SMALL_TOKENS = 25_000_000
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What to import."""
+    """The files and options of an import."""
 
     train: tuple[str, ...]
     """Files, folders, prefixes or globs of the format."""
@@ -64,15 +64,15 @@ class ImportRequest:
     validation: tuple[str, ...] = ()
     """The same for the held-out documents; empty holds out a share of those of `train`."""
     validation_fraction: float | None = None
-    """This share; None is 0.005, or 0.05 below 25 million ids, as far as can be said before reading."""
+    """This share; None is 0.005, or 0.05 below 25 million ids, as far as is known before reading."""
     separator: str = EOS
-    """What ends every document in formats that do not say it: "eos", or the text of a token."""
+    """End of every document in formats that do not store it: "eos", or the text of a token."""
     column: str | None = None
     """Column of the ids, in formats with columns."""
     joined: bool = False
     """Whether rows are pieces of one stream, which is split at the separator."""
     dtype: str | None = None
-    """dtype of the ids, in files that do not say it."""
+    """dtype of the ids, in files that do not store it."""
     shard_tokens: int = SHARD_TOKENS
     """Approximate number of tokens in a shard."""
 
@@ -99,7 +99,7 @@ class _Prepared:
 def import_shards(
     request: ImportRequest, on_progress: Callable[[int], None] = lambda tokens: None
 ) -> Manifest:
-    """Make `request.output` a complete folder of shards, unless it is that already; its manifest.
+    """Make `request.output` a complete folder of shards, unless it is one already; returns its manifest.
 
     on_progress: called with the number of ids written so far. An interrupted import starts over. Raises a
     `UserError` with every fault of the request, or for files that are not what their names say.
@@ -133,7 +133,7 @@ def _prepare(request: ImportRequest) -> _Prepared:
         if kind is not None:
             faults.add(*_option_faults(request, kind))
             if not request.train:
-                faults.add(Fault("FILES", "must name a file", "give what the format is stored in"))
+                faults.add(Fault("FILES", "must name a file", "give the files of the format"))
             for split, names in ((TRAIN, request.train), (VALIDATION, request.validation)):
                 found = [faults.attempt(kind.find, name) for name in names]
                 paths[split] = [path for some in found if some for path in some]
@@ -182,9 +182,11 @@ def _option_faults(request: ImportRequest, kind: Format) -> Iterator[Fault]:
         if request.dtype not in DTYPES:
             yield not_one_of("--dtype", request.dtype, DTYPES)
         if kind.name in ("megatron", "parquet"):
-            yield Fault("--dtype", f"does not apply to {kind.name}, which says it", "omit it", request.dtype)
+            yield Fault(
+                "--dtype", f"does not apply to {kind.name}, which stores it", "omit it", request.dtype
+            )
     if request.separator != EOS and kind.has_boundaries and not request.joined:
-        problem = f"does not apply to {kind.name}, which says where documents end"
+        problem = f"does not apply to {kind.name}, which stores where documents end"
         yield Fault("--separator", problem, "omit it, or give --joined for rows of blocks", request.separator)
     fraction = request.validation_fraction
     if fraction is not None and request.validation:
@@ -254,7 +256,7 @@ class _Splits:
         current.tokens += len(ids)
 
     def finish(self) -> dict[str, tuple[ShardInfo, ...]]:
-        """Write what is left; the shards of each split. A `UserError` if there is no document."""
+        """Write the remaining documents; the shards of each split. A `UserError` if there are no documents."""
         for split, current in self._open.items():
             if current.documents:
                 self._write(split, current)

@@ -2,8 +2,8 @@
 
 A shard: number of samples (uint32), offset of each sample and the end (uint32), the columns as JSON, then the
 samples. A sample: the size of each column that has no fixed one (uint32), then the columns. Shards may be
-compressed as files. Their own library reads what is written here, and `streaming.MDSWriter` writes the same
-bytes.
+compressed as files. MosaicML's library reads the files written here, and `streaming.MDSWriter` writes the
+same bytes.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def write(folder: Path, split: str, documents: Iterable[Document], options: Writ
 
 
 def _sample(ids: np.ndarray) -> bytes:
-    """One dimension, its length in as few bytes as it needs, and the ids; before them, the size of it all."""
+    """One dimension, its length in as few bytes as it needs, and the ids; before them, their total size."""
     power = next(power for power in range(4) if len(ids) < 1 << (8 << power))
     length = np.array(len(ids), f"<u{1 << power}").tobytes()
     value = bytes([1 << 2 | power]) + length + ids.tobytes()

@@ -1,4 +1,4 @@
-"""nanoGPT's `.bin`: the ids of all documents one after another, uint16, nothing else.
+"""nanoGPT's `.bin`: the ids of all documents one after another, as uint16 without a header.
 
 Files of llm.c and modded-nanoGPT have a header of 256 int32 before the ids, and documents that begin with the
 end-of-text id instead of ending with it; they are recognised when read.

@@ -34,7 +34,7 @@ def find(name: str) -> list[Path]:
 
 
 def marks_of(paths: list[Path]) -> tuple[str, ...]:
-    """The marks that the files say their column `marks` has."""
+    """The marks of the files' column `marks`, from their metadata."""
     names = {_metadata(path).get(_MARKS_KEY, b"[]") for path in paths}
     if len(names) > 1:
         remedy = "import files with the same marks in a separate command"

@@ -16,7 +16,7 @@ from gaguide.files import sync_folder, sync_folders
 def whole_folder(output: Path) -> Iterator[Path]:
     """Yield a hidden folder next to `output`, which takes its name at the end of the block.
 
-    What an interrupted call left there is written again. Raises a `UserError` for an `output` that holds
+    Files of an interrupted call are written again. Raises a `UserError` for an `output` that holds
     anything, cannot be made, or is being written by another process.
     """
     partial = output.with_name(f".{output.name}.partial")

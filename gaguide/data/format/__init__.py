@@ -1,1 +1,1 @@
-"""What a folder of shards is: its manifest, shard files, tokenizer, and the pieces of an unfinished build."""
+"""The format of a folder of shards: manifest, shard files, tokenizer, and pieces of an unfinished build."""

@@ -63,7 +63,7 @@ class DocumentEncoder:
             self._tiktoken = _tiktoken_encoding(self._ranks)
         parts, at = [], 0
         for run in _LONG_SPACE.finditer(text):
-            # A run is one word, without its last character if something follows, to which that may belong.
+            # A run is one word, except its last character, which may belong to the text that follows.
             end = run.end() - (run.end() < len(text))
             parts.append(self._encode_words(text[at : run.start()]))
             parts.append(np.asarray(self._tiktoken._encode_single_piece(text[run.start() : end]), np.uint32))
@@ -109,7 +109,7 @@ class DocumentEncoder:
         return np.array(encoded.ids, np.uint32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
 
     def _offsets_of_bytes(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The characters of each token, of a tokenizer whose tokens are the bytes of the text."""
+        """The characters of each token, for a tokenizer whose tokens are the bytes of the text."""
         assert self._ranks is not None
         if self._sizes_V is None:
             self._sizes_V = np.zeros(max(self._ranks.values()) + 1, np.int64)

@@ -27,7 +27,7 @@ TRAIN, VALIDATION = "train", "validation"
 """Names of the two splits."""
 
 PROMPT, MASKED = "prompt", "masked"
-"""Marks of tokens on which no loss is computed: of conversations, all that the assistant has not written; of
+"""Marks of tokens on which no loss is computed: in conversations, all that the assistant has not written; in
 other text, stretches that evaluation examples contain."""
 NO_LOSS = (PROMPT, MASKED)
 MAX_MARKS = 8
@@ -56,7 +56,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards contains."""
+    """The manifest of a folder of shards."""
 
     schema_version: int
     """Version of this format."""
@@ -85,21 +85,21 @@ class Manifest:
     build_id: str = field(default="", compare=False)
     """Identifies the request that made the folder, apart from the number of workers."""
     bos_token_id: int | None = None
-    """Id that begins every document; None: there is none."""
+    """Id that begins every document; None if there is none."""
     separator_token_id: int | None = None
-    """Id that ends every document. None: there is none, or an older version wrote it; then `eos_token_id`."""
+    """Id that ends every document; None if there is none (in older versions' folders: `eos_token_id`)."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files in the folders of the source that were not read, by reason."""
     source_identity: str = ""
     """How the content of the source was identified."""
     build_identity: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What `build_id` is the hash of."""
+    """Values whose hash is `build_id`."""
     tokenizer_sha256: str = ""
     """`folder_digest` of the tokenizer's folder."""
     marks: tuple[str, ...] = ()
     """Names of the marks that tokens have, by bit."""
     decontamination: Mapping[str, Any] = field(default_factory=dict)
-    """Which evaluation examples were looked for, what was done, and with how many documents."""
+    """Evaluation examples that were looked for, how they were handled, and the number of documents."""
 
     @property
     def fingerprint(self) -> str:

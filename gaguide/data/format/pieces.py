@@ -1,4 +1,4 @@
-"""Records of an unfinished build, in its folder `.build`: what exists so far of each part of the source.
+"""Records of an unfinished build, in its folder `.build`: the pieces of each part of the source so far.
 
 A piece is one training shard and the held-out documents met while filling it, under temporary names. Its
 record is written last, so a piece exists if and only if its record does.

@@ -86,7 +86,7 @@ def _speller(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
 
 
 def _character_width(raw: bytes, at: int) -> int:
-    """Bytes of the character that starts at `at`; 0 where none does."""
+    """Bytes of the character that starts at `at`; 0 if none starts there."""
     for width in range(1, 5):
         try:
             raw[at : at + width].decode("utf-8")

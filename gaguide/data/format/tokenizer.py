@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EOS, NO_SEPARATOR = "eos", "none"
-"""Values of `separator` besides the text of a token."""
+"""Values of `separator` other than the text of a token."""
 _SMALLEST_VOCABULARY = 3
 _HUB_SECONDS = 15
 
@@ -77,9 +77,9 @@ class DocumentIds:
     eos: int
     """The tokenizer's end-of-text id, or `separator` where that is another one."""
     bos: int | None = None
-    """Id before every document; None: there is none."""
+    """Id before every document; None if there is none."""
     separator: int | None = None
-    """Id after every document; None: there is none."""
+    """Id after every document; None if there is none."""
 
     @property
     def before(self) -> np.ndarray:
@@ -132,7 +132,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that determines the ids of a document, and of the end-of-text id; not of file layout.
+    """SHA-256 of everything that determines a document's ids, and of the end-of-text id; not of file layout.
 
     A document is encoded without the tokens that a tokenizer adds around a text.
     """
@@ -159,8 +159,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def _token_flags(token: dict[str, Any], parsed: dict[str, Any]) -> dict[str, bool]:
     """The flags of an added token that can change the ids of a document.
 
-    None of a special token's can: a document's text never becomes one. Without a normalizer, `normalized`
-    cannot.
+    Those of a special token cannot, as a document's text never becomes one; nor can `normalized` without a
+    normalizer.
     """
     if token["special"]:
         return {}

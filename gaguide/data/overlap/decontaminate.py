@@ -30,13 +30,13 @@ class Contamination:
     """The first found stretch."""
 
     def as_record(self) -> dict[str, Any]:
-        """What the list of documents says of it."""
+        """Its entry in the list of documents."""
         return {"examples": [list(each) for each in self.examples], "count": self.count, "text": self.text}
 
 
 @dataclass(frozen=True)
 class Decontamination:
-    """Which examples are looked for, and what is done with a document that contains one. Can be pickled."""
+    """Examples that are looked for, and how a document that contains one is handled. Can be pickled."""
 
     words: WordIndex
     """The examples' runs of words."""
@@ -72,11 +72,11 @@ class Decontamination:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What it adds to the identity of a build."""
+        """Its entries in the identity of a build."""
         return {"content of --decontaminate": self.words.fingerprint, "--decontaminate-by": self.action}
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of it, apart from the documents."""
+        """Its entries in the manifest, apart from the documents."""
         tasks: dict[str, int] = {}
         for example in self.words.examples:
             tasks[example.task] = tasks.get(example.task, 0) + 1

@@ -1,4 +1,4 @@
-"""The whole search: open the folders, scan their shards, write what was found."""
+"""The whole search: open the folders, scan their shards, write the results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORK_FOLDER = ".shards"
 
 @dataclass(frozen=True)
 class OverlapResult:
-    """What a search has found."""
+    """The result of a search."""
 
     examples: tuple[ExampleOverlap, ...]
     """Each example of each task."""
@@ -43,7 +43,7 @@ class OverlapResult:
     tokens: int
     """Training tokens that were searched."""
     seconds: float
-    """How long this call took."""
+    """Duration of this call."""
 
 
 def find_overlap(
@@ -105,7 +105,7 @@ def _search(folder: ShardFolder, examples: Sequence[EvaluationText]) -> Search:
     tokenizer = load_tokenizer(folder.tokenizer_folder)
     encoder = DocumentEncoder(tokenizer)
     text = TokenText(tokenizer, [example.texts[0] for example in examples])
-    # What the tokenizer loses of a text (accents, case) is lost in the shards too.
+    # Whatever the tokenizer drops from a text (accents, case) is missing in the shards too.
     words = WordIndex(examples, lambda one: text.of(encoder.encode(one)))
     return Search(words, TokenIndex(examples, encoder.encode, vocabulary_size(tokenizer)), text)
 

@@ -25,7 +25,7 @@ _WORD = re.compile(rf"[^\W_{_SCRIPTS}]+|[{_SCRIPTS}]")
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """What one example of a task shows a model, without demonstrations."""
+    """The texts of one example that a model sees, without demonstrations."""
 
     task: str
     """Name of the task."""
@@ -34,7 +34,7 @@ class EvaluationText:
     prompts: tuple[str, ...]
     """Its prompts; held-out text is one prompt without continuations."""
     continuations: tuple[str, ...] = ()
-    """Its classes, or the completion, each with what separates it from the prompt."""
+    """Its classes, or the completion, each with the delimiter after the prompt."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Runs:
 
 
 class _Separated(dict[int, str]):
-    """A table for `str.translate` that keeps characters of words and makes all others white space."""
+    """A table for `str.translate` that keeps the characters of words and replaces others by white space."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -90,7 +90,7 @@ def word_places(text: str) -> list[tuple[int, int]]:
     lower = text.lower()
     if len(lower) == len(text):
         return [match.span() for match in _WORD.finditer(lower)]
-    # A few letters have a lower case of two characters.
+    # The lower case of a few letters has two characters.
     letters = [letter.lower() for letter in text]
     owner = [at for at, letter in enumerate(letters) for _ in letter]
     return [(owner[m.start()], owner[m.end() - 1] + 1) for m in _WORD.finditer("".join(letters))]
@@ -156,7 +156,7 @@ class TokenIndex:
         for example in examples:
             own = []
             for text in example.texts:
-                # Inside a document a first word has a space before it, which makes other tokens.
+                # Inside a document, a space precedes the first word, which changes its tokens.
                 for variant in dict.fromkeys((text, " " + text.lstrip(" "))):
                     ids = encode(variant).astype(np.int64)
                     if len(ids) >= TOKENS:

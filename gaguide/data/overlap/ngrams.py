@@ -1,7 +1,7 @@
 """Find a fixed set of n-grams in long sequences of ids, exactly.
 
 A multilinear hash of 64 bits proposes places, and a comparison of all ids keeps the true ones. Equal
-n-grams have equal hashes, so that none is missed.
+n-grams have equal hashes, so none is missed.
 
 Shapes: n length of an n-gram, m n-grams of the set, N ids of a sequence.
 """
@@ -18,7 +18,7 @@ class NgramSet:
     """A set of n-grams of positive ids."""
 
     def __init__(self, rows_mn: np.ndarray) -> None:
-        """rows_mn: int64, each row another n-gram."""
+        """rows_mn: int64, one different n-gram per row."""
         self.n = int(rows_mn.shape[1])
         seed = 0
         while True:
@@ -29,7 +29,7 @@ class NgramSet:
             self._hashes_m = hashes_m[order_m]
             if (np.diff(self._hashes_m) != 0).all():
                 break
-            seed += 1  # two n-grams share a hash, which a comparison of one of them would hide
+            seed += 1  # two n-grams share a hash: a comparison with one would hide the other
         self._rows_mn, self._numbers_m = rows_mn[order_m], order_m
         bits = min(_MAX_BITS, max(_MIN_BITS, len(rows_mn).bit_length() + 4))
         self._shift = np.uint64(64 - bits)
@@ -52,7 +52,7 @@ class NgramSet:
         if not len(starts):
             return nothing, nothing
         wide_N, count = ids_N.astype(np.uint64), len(ids_N) - self.n + 1
-        if len(starts) * _DENSE > count:  # then slices of all are faster than a selection
+        if len(starts) * _DENSE > count:  # then slices of the whole are faster than a selection
             hashes = self._hash([wide_N[at : at + count] for at in range(self.n)])[starts]
         else:
             hashes = self._hash([wide_N[starts + at] for at in range(self.n)])

@@ -1,4 +1,4 @@
-"""What was found, by example: which of its runs occur in the training text, and where."""
+"""Findings by example: which of its runs occur in the training text, and where."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class ExampleOverlap:
     word_runs: int
     """Its different runs of words."""
     word_runs_found: int
-    """How many of them occur in the training text."""
+    """Number of them that occur in the training text."""
     word_share: float
     """Largest share, over its texts, of words that lie in a found run."""
     token_runs: int
     """Its different runs of 8 tokens."""
     token_runs_found: int
-    """How many of them occur in the training text."""
+    """Number of them that occur in the training text."""
     token_share: float
     """Largest share, over its texts, of tokens that lie in a found run."""
     documents: int
@@ -74,7 +74,7 @@ class _Places:
     first: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, where: str, numbers: np.ndarray, documents: np.ndarray, first: np.ndarray) -> None:
-        """Add what was found in one shard."""
+        """Add the findings of one shard."""
         for number, count, document in zip(numbers.tolist(), documents.tolist(), first.tolist()):
             self.documents[number] += count
             if len(self.first[number]) < _MAX_PLACES:

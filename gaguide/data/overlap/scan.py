@@ -1,4 +1,4 @@
-"""Look for the runs of evaluation examples in every shard, in several processes; resumable by shard.
+"""Look for the runs of evaluation examples in every shard, with several processes; resumable by shard.
 
 The findings of each shard are a small file, written atomically. Its name contains the identities of shard and
 examples, so a repeated command reuses finished shards, and never the result of another search.
@@ -27,7 +27,7 @@ from gaguide.data.read.folder import ShardFolder, open_folder
 from gaguide.files import replacing
 
 TOKEN_RUNS = 0
-"""Key of the token runs where those of words have their length."""
+"""Key of the token runs; the key of word runs is their length."""
 _VERSION = 1
 _CHUNK_TOKENS = 1 << 19
 
@@ -39,14 +39,14 @@ class Found:
     numbers: np.ndarray
     """Numbers of the runs [k], ascending."""
     documents: np.ndarray
-    """In how many documents each occurs [k]."""
+    """Number of documents in which each occurs [k]."""
     first: np.ndarray
     """The first of these documents [k], counted within the shard."""
 
 
 @dataclass(frozen=True)
 class ScannedShard:
-    """What was found in one shard."""
+    """Findings of one shard."""
 
     folder: str
     """Folder or address of the shard."""
@@ -58,7 +58,7 @@ class ScannedShard:
 
 @dataclass(frozen=True)
 class Search:
-    """What a process needs to scan shards. Can be pickled."""
+    """The runs to look for, and the text of tokens. Can be pickled."""
 
     words: WordIndex
     """Runs of words."""
@@ -83,7 +83,7 @@ def scan_folder(
     workers: int,
     report: Callable[[int], None],
 ) -> Iterator[ScannedShard]:
-    """What is found in each shard of a folder or an address, in their order.
+    """The findings of each shard of a folder or an address, in order.
 
     work: folder of the results by shard. report: called with the number of tokens of each shard that is done.
     Raises a `UserError` for a damaged shard and for a worker that was killed.
@@ -110,7 +110,7 @@ def _result_name(info: ShardInfo, search: Search) -> str:
 def _scan_in_processes(
     jobs: Sequence[_ShardScan], search: Search, workers: int, report: Callable[[int], None]
 ) -> None:
-    # Spawned, as the processes of a build.
+    # Spawned, like the processes of a build.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (search,)) as pool:
         futures = {pool.submit(_scan_in_worker, job): job for job in jobs}
@@ -163,7 +163,7 @@ _NAMES = ("numbers", "documents", "first")
 
 
 class _Tally:
-    """In which documents the runs of one kind occur."""
+    """The documents in which the runs of one kind occur."""
 
     def __init__(self) -> None:
         self._count: dict[int, int] = {}

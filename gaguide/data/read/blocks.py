@@ -46,7 +46,7 @@ class Blocks(Protocol):
         """Marks of each token, [n, T] uint8, bit k for the k-th of `marks`; zeros where there are none."""
 
     def look_ahead(self, order: Any, position: int) -> None:
-        """Prefetch what is read from `position` of `order` on."""
+        """Prefetch the blocks that are read from `position` of `order` on."""
 
     def wait_for_checksums(self) -> None:
         """Wait for the checksums of all shards used so far; `UserError` if shards are damaged."""
@@ -244,7 +244,7 @@ class BlockStore(ShardBlocks):
     def _open_shard(self, index: int) -> Shard:
         shard = self._source.open(self._shards[index])
         if (shard.marks is None) == bool(self.marks):
-            problem = "foreign: the manifest and the shard disagree whether its tokens have marks"
+            problem = "foreign: the manifest and the shard disagree on whether its tokens have marks"
             raise UserError(shard_fault(self._source.name, self._shards[index].file, problem))
         return shard
 

@@ -2,7 +2,7 @@
 
 Files are named by their checksum, so folders that contain the same shard share it. A file is locked by its
 readers, or by the process that fetches it, with locks that the kernel releases when their holder ends. The
-least recently used file that nobody has locked is evicted first.
+least recently used file that is not locked is evicted first.
 """
 
 from __future__ import annotations

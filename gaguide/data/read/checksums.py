@@ -38,7 +38,7 @@ class Checksums:
 
     @property
     def damaged(self) -> dict[Path, str]:
-        """Files found damaged so far, and what is wrong with them."""
+        """Files found damaged so far, and their faults."""
         return dict(self._damaged)
 
     def wait(self) -> None:

@@ -41,7 +41,7 @@ _ALGORITHM = "source-order/1"
 
 @dataclass(frozen=True)
 class BuildIdentity:
-    """What reading a build in progress needs to know about it."""
+    """Properties of a build in progress that its reader needs."""
 
     folder: Path
     """Folder of the finished shards."""
@@ -66,7 +66,7 @@ class GrowingStore(ShardBlocks):
         self.build = build
         self.is_complete = False
         self.shards: dict[str, list[ShardInfo]] = {TRAIN: [], VALIDATION: []}
-        # Number of parts that are complete, and of the shards that they gave.
+        # Number of complete parts, and of their shards.
         self._complete_parts, self._complete_shards = 0, {TRAIN: 0, VALIDATION: 0}
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class FirstHeldOut(ShardBlocks):
             problem = f"gives {total} held-out tokens, less than one block of {self.block_length}"
             remedy = "increase it, or use more text"
             raise UserError.of("data.source.validation_fraction", problem, remedy)
-        # Exactly `limit` tokens: the result must not depend on how many were there.
+        # Exactly `limit` tokens: the result must not depend on how many exist already.
         offsets = np.concatenate([[0], *ends])
         marked = np.concatenate(marks)[:limit] if marks else None
         return Shard(np.concatenate(tokens)[:limit], offsets[offsets <= limit], "", marked)

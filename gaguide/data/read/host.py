@@ -1,4 +1,4 @@
-"""What the processes of a host share: a folder on its local disk, and locks that end with their holder."""
+"""Shared by the processes of a host: a folder on its local disk, and locks that end with their holder."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _PART_SALT, _ROUND_SALT = 0x70617274, 0x726F756E
 class MixedOrder:
     """Order of the blocks of a `MixedStore`, determined by the fields alone.
 
-    An epoch has as many positions as all folders have blocks. In it a folder is read (its weight / its share
+    An epoch has one position for each block of all folders. In it a folder is read (its weight / its share
     of all blocks) times.
     """
 

@@ -27,14 +27,14 @@ from cachetools import LRUCache, cachedmethod
 from gaguide.files import hash_json
 
 WINDOW_SHARDS = 8
-"""Default number of shards that are shuffled with each other."""
+"""Default number of shards that are shuffled together."""
 
 OPEN_SHARDS = 4 * WINDOW_SHARDS
-"""Number of shards that a reader keeps open: two windows may be in use, of two epochs where these meet."""
+"""Number of shards that a reader keeps open: two windows may be in use, also where two epochs meet."""
 
 _ALGORITHM = "feistel-8/1"  # part of the fingerprint: change it whenever the resulting order changes
 _ROUNDS = 8
-_CHUNK = 4096  # positions computed at once: many steps, in the time that a few of them would take
+_CHUNK = 4096  # positions computed at once: many steps, in the time of a few
 _CACHED = 4  # epochs' tables, and chunks
 _EPOCH_SALT, _SHARD_SALT, _WINDOW_SALT = 0x65706F63, 0x73686172, 0x77696E64
 
@@ -63,7 +63,7 @@ class BlockOrder:
     seed: int
     """Seed of the shuffle."""
     window_shards: int = WINDOW_SHARDS
-    """Number of shards that are shuffled with each other, at least 1."""
+    """Number of shards that are shuffled together, at least 1."""
     growing: bool = False
     """Whether epoch 0 begins with windows of 1, 2, 4, … shards, so that a run whose shards are being fetched
     can start when the first one has arrived."""
@@ -94,7 +94,7 @@ class BlockOrder:
         low, high = int(positions.min()), int(positions.max())
         if low < 0:
             raise ValueError("positions must not be negative")
-        # Of few blocks, a chunk must not span many epochs.
+        # With few blocks, a chunk must not span many epochs.
         size = min(_CHUNK, 4 * self.total_blocks)
         first, last = low // size, high // size
         if last - first < _CACHED:

@@ -38,7 +38,7 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError)
 
 @dataclass(frozen=True)
 class Patience:
-    """How often, and with which pauses, a file is fetched again."""
+    """How often a file is fetched again, and after which pauses."""
 
     attempts: int = 6
     """Attempts for each file."""
@@ -67,7 +67,7 @@ class RemoteFolder:
     def tokenizer_folder(self) -> Path:
         """Folder of the tokenizer that made the shards, in the host's cache; fetched at first use."""
         # By content: the fingerprint leaves out what has no effect on plain text, such as templates. Older
-        # manifests do not state it, so that their address has to do.
+        # manifests lack the digest, so their address is used instead.
         content = self.manifest.tokenizer_sha256
         key = content or hashlib.sha256(f"{self.name} {self.manifest.fingerprint}".encode()).hexdigest()
         folder = self.cache.folder / f"tokenizer-{key}"

@@ -30,7 +30,7 @@ class Finding:
     file: str
     """Name of the file or folder."""
     problem: str
-    """What is wrong; begins with missing, truncated, damaged or foreign."""
+    """The fault; begins with missing, truncated, damaged or foreign."""
 
 
 def verify(folder: Path | str) -> Iterator[tuple[str, Finding | None]]:

@@ -21,7 +21,7 @@ _HIGH = ("exact_match", "em", "f1", "mcc", "bleu", "rouge1", "rouge2", "rougeL")
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared with what, and how examples are matched."""
+    """Which evaluations are compared, and how examples are matched."""
 
     all_pairs: bool = False
     """Compare every two evaluations, not only each with the first."""
@@ -65,7 +65,7 @@ def compare_evaluations(evaluations: Sequence[Evaluation], options: CompareOptio
             if _is_copy(found):
                 notes.append(
                     f"{now.name} against {before.name}, {task}: every score of the {len(found[0].now)} "
-                    "examples is the same, as of one model evaluated twice"
+                    "examples is the same, as if one model was evaluated twice"
                 )
             tests += sorted(records, key=lambda one: not one.is_main)
             changes += _changes(now, before, task, found, main)

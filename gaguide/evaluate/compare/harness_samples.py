@@ -45,7 +45,7 @@ class Samples:
     """One task's samples."""
 
     examples: TaskExamples
-    """What each asks, and its outcomes."""
+    """The questions and outcomes."""
     doubts: Mapping[str, Doubt]
     """Metric → why that accuracy says nothing about the model's answers."""
     warnings: tuple[str, ...]
@@ -90,7 +90,7 @@ def read_samples(path: Path, task: str, group: str | None = None) -> Samples:
 
 
 def _doubt(rows: Sequence[Mapping[str, Any]], groups: Groups) -> tuple[float, Uninformative | None]:
-    """The accuracy, and why it says nothing about the model's answers; as an evaluation by gaguide has it."""
+    """The accuracy, and why it says nothing about the model's answers; as in an evaluation by gaguide."""
     answers = [row.get("answers") or [] for row in rows]
     chosen = [row.get("predicted") for row in rows]
     if not all(answers) or any(one is None for one in chosen):
@@ -140,9 +140,9 @@ def _samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _row(sample: Mapping[str, Any], path: Path, line: int, group: str | None) -> dict[str, Any]:
-    """What a sample asks, its answer, prediction and outcomes.
+    """A sample's question, answer, prediction and outcomes.
 
-    In the terms of `example_key`: the examples of both programs have one key for one question.
+    The question is an `example_key`: examples of both programs that ask the same have the same key.
     """
     try:
         requests, responses = _requests(sample["arguments"]), list(sample["filtered_resps"])
@@ -207,7 +207,7 @@ def _choice(
         half = len(texts) // 2
         texts, prior, scores = texts[:half], texts[half:], scores[:half]
     prompts = row["prompts"][: len(texts)]
-    several = len(set(prompts)) > 1  # one context per choice, as of WinoGrande
+    several = len(set(prompts)) > 1  # one context per choice, as in WinoGrande
     answers = [] if several else _answers(target, len(texts))
     shown = [context + text for context, text in zip(prompts, texts, strict=True)] if several else texts
     known, outcomes = all(map(math.isfinite, scores)), dict(row["outcomes"])

@@ -17,7 +17,7 @@ from gaguide.stats.paired import mcnemar, paired_bootstrap
 from gaguide.stats.power import Effect, Sensitivity, effect_size, sensitivity
 
 Test = Literal["mcnemar", "bootstrap"]
-"""McNemar's test for outcomes that are 0 or 1, else a paired bootstrap of the mean (Student's of few)."""
+"""McNemar's test for outcomes that are 0 or 1, else a paired bootstrap of the mean (Student's for few)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MetricTest:
     groups: tuple[str, ...] | None = None
     """Group of each example that was compared; None without groups."""
     weights: np.ndarray | None = None
-    """What each example counts, float [examples]; None where all count the same."""
+    """Weight of each example, float [examples]; None where all count the same."""
 
     @property
     def value(self) -> float:
@@ -70,7 +70,7 @@ class MetricTest:
 
     @property
     def sensitivity(self) -> Sensitivity | None:
-        """What differences these examples can show; None where they say nothing of it."""
+        """The differences that these examples can show; None where they say nothing about it."""
         weights = None if self.weights is None else self.weights.tolist()
         is_binary = self.test == "mcnemar"
         return sensitivity(self.now.tolist(), self.before.tolist(), is_binary, self.groups, weights)

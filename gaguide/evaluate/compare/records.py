@@ -127,4 +127,4 @@ class Comparison:
     changes: tuple[ExampleChange, ...]
     """Every example that changed, the largest changes of each task first."""
     notes: tuple[str, ...]
-    """What could not be compared and why, and what to keep in mind, a sentence each."""
+    """Notes for the reader, one sentence each, such as why something could not be compared."""

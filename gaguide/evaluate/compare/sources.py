@@ -32,7 +32,7 @@ class Evaluation:
     main_metrics: Mapping[str, str] = field(default_factory=dict)
     """Task → the metric that is listed first."""
     warnings: tuple[str, ...] = ()
-    """What the evaluation itself warned of."""
+    """The evaluation's own warnings."""
     doubts: Mapping[str, Mapping[str, Doubt]] = field(default_factory=dict)
     """Task → metric → why that accuracy says nothing about the model's answers."""
 
@@ -108,7 +108,7 @@ def _harness(path: Path, name: str, group: str | None) -> Evaluation:
 
 
 def _main_metric(examples: TaskExamples) -> str:
-    """The first metric but losses; the harness names none as the main one."""
+    """The first metric that is not a loss; the harness does not name a main one."""
     names = list(examples.outcomes)
     return next((name for name in names if name not in ("loss", "class_loss")), names[0])
 

@@ -1,4 +1,4 @@
-"""What two models must have in common so that the texts of both are encoded once."""
+"""The key by which models that encode alike share their encoded texts."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def overflow_warnings(
             )
         if dropped:
             warnings.append(
-                f"task {task.task.name}: {_share(dropped, ids)} have {_range(dropped)} demonstrations fewer, "
+                f"task {task.task.name}: {_share(dropped, ids)} have {_range(dropped)} fewer demonstrations, "
                 f"to fit into the model's {positions} positions ({list_some(list(dropped))})"
             )
     return warnings

@@ -94,7 +94,7 @@ def span_marks(
     """The marks `names` of all sequences of tasks that have spans; `encoded` as `ModelWork` has it.
 
     Raises `UserError` with every example whose tokens cannot be placed in its text, and where two examples
-    with the same tokens have other spans.
+    with the same tokens have different spans.
     """
     found = {name: SpanMarks(name) for name in names}
     faults = FaultCollector()
@@ -106,7 +106,7 @@ def span_marks(
                 before = found[name].known.setdefault(one.pair.input_ids, marks)
                 if before != marks:
                     where = f"{task.source}:{task.examples[one.example].line}"
-                    problem = f"has other spans of {name} than an example with the same tokens"
+                    problem = f"has spans of {name} that differ from those of an example with the same tokens"
                     faults.add(Fault(where, problem, "give both the same spans"))
     faults.raise_if_any()
     return found
@@ -121,7 +121,7 @@ def _pair_marks(
     whole = [*pair.input_ids, pair.target_ids[-1]]
     size = min(len(ids), len(whole))
     if ids[-size:].tolist() != whole[-size:]:
-        problem = "has a prompt whose tokens are others with its continuation: its spans have no place"
+        problem = "has a prompt whose tokens change with its continuation: its spans cannot be located"
         raise UserError.of(where, problem, "begin the continuation with a space", after)
     marks = np.zeros((len(names), len(ids)), np.uint8)
     for name, start, end, text in example.spans if prompt == example.prompts[0] else ():

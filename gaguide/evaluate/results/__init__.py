@@ -1,6 +1,6 @@
 """Log-probabilities as metrics, and metrics as files and tables.
 
-metric_names.py   what is known of metrics by name; imports nothing
+metric_names.py   properties of metrics by name; imports nothing
 numbers.py        the number in a generated text
 metrics.py        log-probabilities → outcomes of examples → metrics
 intervals.py      means, shares and rates with intervals, over examples or groups

@@ -26,7 +26,7 @@ Pair = tuple[Hashable, Hashable]
 
 
 def balanced_accuracy(pairs: Sequence[Pair], groups: Groups = None) -> Metric:
-    """Mean over the labels of the share of their examples that is answered right; jackknife interval.
+    """Mean over the labels of the share of their examples that are answered right; jackknife interval.
 
     0.5 for a constant answer to two labels, however many examples each has.
     """
@@ -62,8 +62,8 @@ def calibration_error(confidences: Sequence[float], hits: Sequence[bool], groups
 
     confidences: probability of the chosen class. The error of few examples is too large, because noise in a
     bin counts as error; resampling adds as much again. So the lower end is that of the basic bootstrap over
-    examples or groups, which takes this off, the upper end that of the percentiles. Of a calibrated model,
-    where the percentiles never hold 0, it holds it in 60% of cases.
+    examples or groups, which subtracts this, and the upper end that of the percentiles. For a calibrated
+    model it contains 0 in 60% of cases, where the percentiles never do.
     """
     sums_BG, sizes_G = _differences_by_bin(confidences, hits, groups)
     value = float(np.abs(sums_BG.sum(1)).sum() / sizes_G.sum())

@@ -30,13 +30,13 @@ _SETTINGS: Mapping[str, Any] = {
     "apply_chat_template": False, "system_instruction": "", "fewshot_as_multiturn": True,
     "fewshot_seed": 1234,
 }  # fmt: skip
-"""Settings that results in one folder have in common, and what they were before they could be chosen."""
+"""Settings that results in one folder have in common, and their values before they could be chosen."""
 _OF_ONE_EVALUATION = ("seconds", "tokens", "world_size", "resumed", "versions", "code")
 _REMEDY = "give another folder with --output"
 
 
 def task_content(data: TaskData) -> str:
-    """SHA-256 of everything that a task asks with demonstrations, ids, groups and parts included."""
+    """SHA-256 of everything that a task asks, including demonstrations, ids, groups and parts."""
     asked = [
         (example.id, example.key(data.kind), example.group, *([] if example.part is None else [example.part]))
         for example in data.examples
@@ -56,7 +56,7 @@ def lock_outputs(outputs: Sequence[Path]) -> Iterator[None]:
                 lock.acquire(timeout=0)
             except Timeout:
                 problem = "another evaluation writes into it now"
-                remedy = "give another folder, or start this when the other has ended"
+                remedy = "give another folder, or start this one when the other has ended"
                 raise UserError.of("--output", problem, remedy, str(output), FaultKind.BUSY) from None
             locks.append(lock)
         yield

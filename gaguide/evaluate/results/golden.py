@@ -1,4 +1,4 @@
-"""Whether an evaluation of a known model gives the figures that were published for it; without torch.
+"""Whether an evaluation of a known model reproduces its published figures; without torch.
 
 The figures and their source are in golden.yaml. They are means over all examples of a task, so a comparison
 needs the whole data set, the same file byte for byte, and fp32.
@@ -46,7 +46,7 @@ class Figures(BaseModel):
 
 
 class GoldenTask(BaseModel):
-    """What was published for one task."""
+    """The published figures of one task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,13 +90,13 @@ class GoldenResult:
     """The comparison of one evaluation."""
 
     reference: str
-    """Model that the figures are of."""
+    """Model whose figures they are."""
     checks: tuple[Check, ...]
     """Every figure compared."""
     missing: tuple[str, ...]
     """Tasks with figures that were not evaluated."""
     meaning: tuple[str, ...]
-    """What differences mean, a sentence each; () where everything matches."""
+    """Likely causes of the differences, one sentence each; () where everything matches."""
 
     @property
     def matches(self) -> bool:
@@ -105,7 +105,7 @@ class GoldenResult:
 
 
 def read_figures(path: Path | None = None) -> Mapping[str, GoldenTask]:
-    """Task → what was published, from a file of golden.yaml's form; None reads the shipped one."""
+    """Task → published figures, from a file in golden.yaml's form; None reads the shipped one."""
     if path is None:
         with as_file(files("gaguide.evaluate.results") / "golden.yaml") as shipped:
             return read_figures(shipped)
@@ -190,10 +190,10 @@ def _doubts(
         problem = f"its data are not the published file (sha256 {golden.sha256[:12]}…)"
         found.append(Fault(field, problem, "take the file unchanged, line ends included", task["source"]))
     elif task["count"] != golden.count:
-        problem = f"has {task['count']:,} of the {golden.count:,} examples, and the figures are of all"
+        problem = f"has {task['count']:,} of the {golden.count:,} examples; the figures are for all of them"
         found.append(Fault(field, problem, remedy))
     if settings.get("shots"):
-        found.append(Fault(field, "has demonstrations, and the figures are without", remedy))
+        found.append(Fault(field, "has demonstrations, but the figures are without any", remedy))
     return found
 
 
@@ -236,7 +236,7 @@ def _meaning(reference: str, checks: Mapping[str, Sequence[Check]], dtype: str) 
     if any(math.isnan(check.found) for check in wrong):
         return ["scores are not finite: the weights contain NaN or infinity, or overflowed in fp16"]
     if dtype != "fp32":
-        return [f"evaluated in {dtype}, the figures are of fp32: evaluate with --dtype fp32"]
+        return [f"evaluated in {dtype}, but the figures are for fp32: evaluate with --dtype fp32"]
     for other, compared in checks.items():
         if compared and all(check.matches for check in compared):
             return [f"these are the figures of {other}: the folder or name of the model is another one"]

@@ -20,7 +20,7 @@ class GroupResult:
     """The outcome of a group."""
 
     group: HarnessGroup
-    """What it consists of."""
+    """The group and its members."""
     tasks: tuple[str, ...]
     """Its tasks, those of its groups included."""
     count: int

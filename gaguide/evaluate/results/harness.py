@@ -1,6 +1,6 @@
 """Results in the form of lm-evaluation-harness's results file (0.4.13), for tools that read it.
 
-It has every key of that file; a value that gaguide does not have is null. Of its own it has `uninformative`:
+It has every key of that file; a value that gaguide does not have is null. One key is added, `uninformative`:
 the accuracies of each task that say nothing about the model's answers, and why.
 """
 
@@ -133,9 +133,9 @@ def _version(result: TaskResult) -> Any:
 
 
 def _named_metrics(result: TaskResult) -> dict[str, Metric]:
-    """The metrics as the harness names them: nothing has one of its names that is not its number.
+    """The metrics as the harness names them; a number that differs from the harness's has another name.
 
-    Its perplexity is that of an example where gaguide's is that of a token.
+    Its perplexity is per example where gaguide's is per token.
     """
     metrics, kind = dict(result.metrics), result.data.kind
     if result.data.harness is not None or kind not in ("sequence_prob", "perplexity"):

@@ -1,4 +1,4 @@
-"""What each example contributes to lm-evaluation-harness's metrics (0.4.13), under its names. Pure."""
+"""Each example's contribution to lm-evaluation-harness's metrics (0.4.13), under its names. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def example_items(task: HarnessTask, one: ScoredExample) -> Items:
 
 
 def raw_results(task: HarnessTask, one: ScoredExample) -> list[Any]:
-    """What the harness's model returns for the example: (log-likelihood, is greedy), rolling the sum."""
+    """The harness's model outputs for the example: (log-likelihood, is greedy), or the sum if rolling."""
     if task.output_type == "loglikelihood_rolling":
         return [math.fsum(one.log_probabilities)]
     return list(zip(one.log_probabilities, one.greedy, strict=True))

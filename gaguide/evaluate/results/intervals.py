@@ -19,7 +19,7 @@ Groups = Sequence[Hashable] | None
 
 
 def clusters(ids: Sequence[str], groups: Sequence[str | None]) -> tuple[str, ...] | None:
-    """What the outcome of each example depends on: its group, or itself; None where no example has a group.
+    """The unit of each example's outcome: its group, or itself; None where no example has a group.
 
     A group and an example without one are never the same, whatever their names.
     """
@@ -40,7 +40,7 @@ class Metric:
     stderr: float
     """Standard error over examples; NaN with a single one."""
     low: float
-    """Lower end of the interval; NaN with a single example, but for proportions."""
+    """Lower end of the interval; NaN with a single example, except for proportions."""
     high: float
     """Upper end of the interval, likewise."""
 

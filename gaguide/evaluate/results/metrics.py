@@ -13,7 +13,7 @@ texts that contain a number, `abs_error` is the mean distance from the answer. p
 1 to 5 and 6 to 20 tokens after one, and of the rest. rolling: `word_perplexity`, `byte_perplexity` and
 `bits_per_byte` of whole documents.
 
-An example whose scores are not all finite (NaN or infinite, as of a model with NaN weights) has no outcome. A
+An example whose scores are not all finite (NaN or infinite, as with NaN weights) has no outcome. A
 task that contains one has no metrics: a metric over the other examples would be that of a selection which the
 model's failure made.
 """
@@ -54,7 +54,7 @@ class ScoredExample:
     """The outcome of one example."""
 
     example: Example
-    """What was asked."""
+    """The question."""
     log_probabilities: tuple[float, ...]
     """Log-probability of each pair of the example, in their order."""
     target_tokens: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Examples whose prediction rounding decides: which, by precision and length. Pure."""
+"""Examples whose prediction is decided by rounding, by precision and length. Pure."""
 
 from __future__ import annotations
 

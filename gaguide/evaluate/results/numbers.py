@@ -1,4 +1,4 @@
-"""What several metrics compute of numbers, and the number in a generated text."""
+"""Functions of numbers that several metrics use, and the number in a generated text."""
 
 from __future__ import annotations
 

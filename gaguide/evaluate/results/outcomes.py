@@ -1,4 +1,4 @@
-"""The examples of an evaluation: what each asks, and its outcome in every metric; without torch."""
+"""The examples of an evaluation: each one's question, and its outcome in every metric; without torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TaskExamples:
     groups: tuple[str, ...] | None = None
     """Each example's group, or its own id where it has none; None where the data have no groups."""
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Metric → what each example counts, where that differs, such as its tokens for a loss per token; the
+    """Metric → weight of each example, where they differ, such as its tokens for a loss per token; the
     metric's value is the mean with these weights."""
     answers: tuple[str | None, ...] = ()
     """Text of the right answer; None where there is none."""
@@ -63,9 +63,9 @@ def finite(value: Any) -> float | None:
 
 
 def _key(row: Mapping[str, Any]) -> str:
-    """What a row asks, as its evaluation recorded it; of evaluations before 0.2, as far as the row says it.
+    """Key of a row's question, as its evaluation recorded it; before 0.2, made from the row's columns.
 
-    Those had neither the second prompt nor the tokens of a block; blocks were known by their place.
+    Those lacked the second prompt and the tokens of a block; blocks were identified by their place.
     """
     if row.get("content"):
         return str(row["content"])
@@ -147,7 +147,7 @@ def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def _weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """What each example counts in a metric over tokens; see `TaskExamples.weights`."""
+    """Weight of each example in a metric over tokens; see `TaskExamples.weights`."""
     if rows[0]["kind"] == "rolling":
         texts = [row["continuations"][0] for row in rows]
         return {

@@ -40,7 +40,7 @@ class TaskResult:
     """The outcome of one task."""
 
     data: TaskData
-    """What was asked."""
+    """The task and its examples."""
     metrics: Mapping[str, Metric]
     """Metrics by name, the main one first."""
     chance: float | None

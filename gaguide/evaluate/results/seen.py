@@ -28,7 +28,7 @@ class SplitMetric:
     metric: str
     """Name of the metric."""
     counts: Mapping[str, int]
-    """Examples in `all`, `clean` and `seen`, those without a finite score left out."""
+    """Examples in `all`, `clean` and `seen`, without those that lack a finite score."""
     left_out: int
     """Examples without a finite score."""
     values: Mapping[str, Metric | None]

@@ -1,4 +1,4 @@
-"""What a person sees at the end: tables, and examples that the model got confidently wrong."""
+"""The console's output at the end: tables, and examples that the model got confidently wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_CLASS = 80
 
 def print_table(results: Results, console: Console | None = None) -> None:
     """Print the metrics of every task, without `DETAILS`, with their 95% intervals, counts, chance level and
-    the paper's accuracy; then what they leave in doubt."""
+    the paper's accuracy; then the doubts about them."""
     reported = {name: results.paper_accuracy(name) for name in results.tasks}
     ranks = "1 rank" if results.world_size == 1 else f"{results.world_size} ranks"
     table = Table(title=Text(f"{results.model} ({results.seconds['total']:.1f} s on {ranks})"))
@@ -75,7 +75,7 @@ def print_table(results: Results, console: Console | None = None) -> None:
 
 
 def print_parts(results: Results, console: Console | None = None) -> None:
-    """Print the main metric of each part of the tasks that have parts, and what a constant answer scores."""
+    """Print the main metric of each part of the tasks that have parts, and the score of a constant answer."""
     table, reasons = Table(title="parts"), set[str]()
     for name in ("task", "part"):
         table.add_column(name, no_wrap=True)

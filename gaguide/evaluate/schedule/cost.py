@@ -1,4 +1,4 @@
-"""What a forward pass over rows costs, and how many tokens a batch may have. Pure."""
+"""Cost of a forward pass over rows, and how many tokens a batch may have. Pure."""
 
 from __future__ import annotations
 

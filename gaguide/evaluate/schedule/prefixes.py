@@ -1,7 +1,7 @@
 """Which examples share a prefix long enough to compute it once for all of them. Pure.
 
 Sorted by tokens, examples with a common prefix are neighbours. Runs of neighbours form a tree: a longer
-prefix belongs to a part of the run. Of nested runs those that save most are chosen.
+prefix belongs to a part of the run. Among nested runs those that save most are chosen.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, order=True)
 class TokenSequence:
-    """What one score needs. Sequences sort by their tokens, so that equal prefixes become neighbours."""
+    """Input and targets of one score. Sequences sort by tokens, so that equal prefixes are neighbours."""
 
     input_ids: tuple[int, ...]
     """The model's input."""

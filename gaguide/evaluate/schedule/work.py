@@ -23,7 +23,7 @@ from gaguide.log import say
 
 @dataclass(frozen=True)
 class ModelWork:
-    """What one model has to compute."""
+    """The work of one model."""
 
     folder: ModelFolder
     """The model."""
@@ -41,7 +41,7 @@ def prepare_work(
 ) -> list[ModelWork]:  # fmt: skip
     """The work of each model; models that encode alike and have the same shape share it.
 
-    on_overflow: what is done with examples that are too long, one of `OVERFLOWS`; rank 0 reports them.
+    on_overflow: how examples that are too long are handled, one of `OVERFLOWS`; rank 0 reports them.
     multiturn: see `render_chats`.
     Call it on every rank. Raises `UserError` with every fault of every example on all ranks.
     """
@@ -109,7 +109,7 @@ def _make_all_batches(
 
 
 def _sequences(pairs: Sequence[EncodedPair], at: int, greedy: bool) -> list[TokenSequence]:
-    """What the pairs of example `at` need; with `greedy` twice, the second time for the greedy comparison.
+    """The sequences of example `at`'s pairs; with `greedy` twice, the second time for the greedy comparison.
 
     The keys of the second are (at, number of pairs + nth).
     """

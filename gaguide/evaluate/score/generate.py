@@ -15,7 +15,7 @@ from gaguide.evaluate.schedule.rows import Row
 
 
 def generate(model: Any, device: torch.device, rows: Sequence[Row]) -> dict[tuple[int, int], float]:
-    """Ids of the most probable next tokens of each row, one at a time, as many as the row has readouts.
+    """Ids of the most probable next tokens of each row, one at a time, one for each of the row's readouts.
 
     Prompts are padded on the left, so that all continue at the same position of the batch. NaN in place of an
     id where the largest logit is not finite: there is no most probable token.

@@ -23,7 +23,7 @@ def row_sequences(rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> list[Tok
 
 
 def rows_with_prefix(rows: Sequence[Row], prefix: tuple[int, ...]) -> list[Row]:
-    """Rows that contain their `prefix`, each holding as many of `rows` as have `_MERGED_TOKENS`."""
+    """Rows that contain their `prefix`, each merging `rows` up to `_MERGED_TOKENS` tokens."""
     if not prefix:
         return list(rows)
     merged: list[list[Row]] = []
@@ -56,7 +56,7 @@ def separate_rows(rows: Sequence[Row], max_positions: int) -> list[list[Row]]:
 
 
 def sample_row(row: Row, prefix: tuple[int, ...], common_tokens: int) -> Row:
-    """Two or three sequences of a row, with at most `common_tokens` of what they share."""
+    """Two or three sequences of a row, with at most `common_tokens` of their common tokens."""
     first, last = row.readouts[0], row.readouts[-1]
     branching = (readout for readout in row.readouts if row.ends[readout.positions[-1]] != len(row))
     keys = {readout.key for readout in (first, next(branching, first), last)}

@@ -1,4 +1,4 @@
-"""Scores that are known already: written by each rank batch by batch, read after an interruption.
+"""Scores saved by each rank batch by batch, and read after an interruption.
 
 One line per finished batch, in a folder named by a fingerprint of everything that the scores depend on. The
 number of ranks is not part of it, since batches are formed without regard to ranks: another number can
@@ -49,7 +49,7 @@ class SavedScores:
     def __init__(self, output: Path | None, name: str, batches: Sequence[Batch], world: World) -> None:
         self.scores: dict[int, Scores] = {}
         self.sharing: Sharing | None = None
-        """What the first launch detected; None where nothing was saved."""
+        """Sharing that the first launch detected; None where nothing was saved."""
         self._folder = None if output is None else _saved_folder(output, name)
         self._rank = world.rank
         self._file: TextIO | None = None
@@ -85,9 +85,9 @@ class SavedScores:
 
 
 def remove_saved_scores(finished: Iterable[tuple[Path, str]]) -> None:
-    """Remove what evaluations of these (output folder, fingerprint) saved, once their results are written.
+    """Remove the saved scores of these (output folder, fingerprint), once their results are written.
 
-    What other, unfinished evaluations saved in the same folders stays.
+    Scores of other, unfinished evaluations in the same folders stay.
     """
     for output, name in finished:
         shutil.rmtree(_saved_folder(output, name), ignore_errors=True)

@@ -1,6 +1,6 @@
 """Log-probabilities of the scored tokens of rows, by one forward pass over each batch.
 
-What a model supports is detected on a small row. Where its attention does not accept cached keys and values,
+Support for sharing is detected on a small row. Where a model's attention does not accept cached keys and values,
 prefixes are computed in each batch; where it does not accept rows with branches (attention that ignores the
 mask, an output that is more than a linear layer), sequences are computed separately.
 Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
@@ -50,7 +50,7 @@ _HALF_TOLERANCE = 0.25
 
 
 class Sharing(enum.IntEnum):
-    """What is computed once."""
+    """Prefixes that are computed once."""
 
     NOTHING = 0
     """Sequences are computed separately."""
@@ -69,7 +69,7 @@ class Scorer:
     device: torch.device
     """Where the model is."""
     sharing: Sharing = Sharing.PREFIXES
-    """What is computed once; `detect_sharing` sets it to what the model supports."""
+    """Prefixes that are computed once; `detect_sharing` sets it to what the model supports."""
     say: Callable[[str], None] = print
     """Receives a line where a batch is halved for lack of memory."""
     whole_model: bool = False
@@ -211,7 +211,7 @@ class Scorer:
         return scores
 
     def _score_after_prefix(self, row: Row) -> Scores:
-        """The first half of what the row's sequences share from the cache, the rest after it."""
+        """Scores with the first half of the row's common tokens from the cache, and the rest after it."""
         sequences = row_sequences([row])
         shared = max(1, longest_prefix(sequences) // 2)
         after = build_row([one.without_prefix(shared) for one in sequences])

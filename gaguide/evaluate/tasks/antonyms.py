@@ -12,19 +12,19 @@ _GENERAL_NOUNS = ("case", "example", "item", "part", "sample", "thing")
 _SHORTEST, _LONGEST = 3, 12
 """Letters of a word from WordNet."""
 _LESS_FREQUENT = 8
-"""Occurrences in WordNet's tagged texts that each word of a pair has at least."""
+"""Least number of occurrences of each word of a pair in WordNet's tagged texts."""
 
 
 @dataclass(frozen=True)
 class Antonyms:
-    """Two adjectives of opposite meaning: a thing that is not the one is the other."""
+    """Two adjectives of opposite meaning: a thing that is not one is the other."""
 
     first: str
     """One adjective."""
     second: str
     """Its opposite."""
     nouns: tuple[str, ...]
-    """What both can be said of."""
+    """Things that both adjectives can describe."""
 
 
 # first, second, nouns

@@ -1,4 +1,4 @@
-"""Prompts as the messages that they consist of: system text, demonstrations, question. Pure.
+"""Prompts as messages: system text, demonstrations, question. Pure.
 
 As a text, messages follow each other with their delimiters; for a chat template they are a list of roles and
 contents. The rules are those of lm-evaluation-harness 0.4.13.
@@ -21,7 +21,7 @@ class Message:
     role: Role
     """Who says it; `system` holds the task's description and the system instruction."""
     content: str
-    """What is said."""
+    """Its text."""
     delimiter: str = ""
     """Text after it where no chat template is applied."""
 

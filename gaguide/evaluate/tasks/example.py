@@ -1,4 +1,4 @@
-"""One example of a task: what is asked, what may be answered, and what identifies it."""
+"""One example of a task: its question, possible answers, and identity."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Example:
     segments: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     """Kind perplexity: (input ids, target ids) of each separate part of a block."""
     delimiter: str = ""
-    """What every continuation begins with and no class contains; `acc_norm` does not count it."""
+    """Text before every continuation that is not part of a class; `acc_norm` does not count it."""
     group: str | None = None
     """Examples with the same one are not independent: a minimal pair, a contrast set."""
     part: str | None = None
@@ -46,7 +46,7 @@ class Example:
     other_answers: tuple[int, ...] = ()
     """Indices of further right classes."""
     class_texts: tuple[str, ...] = ()
-    """What `acc_norm` counts the characters of; () for the continuations without their delimiter."""
+    """Texts whose characters `acc_norm` counts; () for the continuations without their delimiter."""
     unconditional: tuple[str, ...] = ()
     """Texts that are also scored without a prompt, one per class, for `acc_mutual_info`."""
     conversations: tuple[Conversation, ...] = field(default=(), compare=False)
@@ -54,7 +54,7 @@ class Example:
     cues: str = ""
     """Kind near_cue: hash of the lexicon whose words are the cues."""
     spans: tuple[tuple[str, int, int, str], ...] = field(default=(), compare=False)
-    """Mark, start, end and text of spans of the first prompt, counted back from its end: -3 is its third last
+    """Mark, start, end and text of spans of the first prompt, counted back from its end: -3 is its third-last
     character, whatever precedes the row's own prompt."""
     document: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     """The row of the data; None where nothing asks for it."""

@@ -1,6 +1,6 @@
 """Rows as examples; every fault is reported with file and line before a model loads.
 
-Understood are the columns of the prize's release (classes as a Python list in a string, or a JSON list),
+Known columns are those of the prize's release (classes as a Python list in a string, or a JSON list),
 those of lm-evaluation-harness's tasks, and any others that a task file maps. Lists in strings are parsed as
 literals, never evaluated.
 """

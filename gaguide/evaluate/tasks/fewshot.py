@@ -23,13 +23,13 @@ class Demonstrated:
     """Examples, and the demonstrations of each."""
 
     examples: tuple[Example, ...]
-    """What is asked."""
+    """The examples that are asked."""
     shown: tuple[tuple[Example, ...], ...]
     """The demonstrations of each, in their order."""
     available: int
     """Number of examples that could be asked without a limit."""
     warnings: tuple[str, ...]
-    """Sentences on examples that were left out or have other demonstrations than the rest."""
+    """Sentences on examples that were left out or whose demonstrations differ from the rest's."""
 
 
 def with_demonstrations(

@@ -1,4 +1,4 @@
-"""Held-out text as a task: blocks of a folder of shards, with the loss that training validates by.
+"""Held-out text as a task: blocks of a folder of shards, with the loss of training's validation.
 
 Blocks (spread evenly over the split) and predicted tokens are those of `gaguide.train.validate`: T - 1 in a
 block of T tokens. Where documents are isolated, each is a sequence whose last token predicts the next

@@ -1,4 +1,4 @@
-"""What the names after --tasks mean: task files, data files, folders, built-in tasks and groups."""
+"""Resolves the names after --tasks: task files, data files, folders, built-in tasks and groups."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LocatedTask:
     path: Path | None = None
     """The data file; None for hub data, generated data and shards."""
     folder: Path = Path()
-    """What other paths in the task file are relative to."""
+    """Folder that other paths in the task file are relative to."""
     harness: HarnessTask | None = None
     """A task of lm-evaluation-harness, which says itself where its data are."""
     rest: tuple[Path, ...] = ()
@@ -49,7 +49,7 @@ class LocatedTask:
 
 
 def files_hash(hashes: Sequence[str]) -> str | None:
-    """What identifies the data: the file's SHA-256, or that of several; None without files."""
+    """Identity of the data: the file's SHA-256, or that of several; None without files."""
     if len(hashes) < 2:
         return hashes[0] if hashes else None
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -66,7 +66,7 @@ def locate_tasks(
     faults: FaultCollector,
     options: TaskOptions = DEFAULTS,
 ) -> list[LocatedTask]:
-    """The tasks that `names` mean, each once; `faults` receives what is wrong with the other names.
+    """The tasks that `names` mean, each once; `faults` receives the faults of the other names.
 
     data_folder: holds the data files of built-in tasks, under the file names of the release.
     """

@@ -46,6 +46,6 @@ def cue_lexicon(task: Task) -> Lexicon:
 
 
 def mark_cues(task: Task, examples: Iterable[Example]) -> tuple[Example, ...]:
-    """The examples of a near_cue task with what their cues are."""
+    """The examples of a near_cue task with the hash of their cues' lexicon."""
     content = cue_lexicon(task).content(task.cue_mode)
     return tuple(replace(example, cues=content) for example in examples)

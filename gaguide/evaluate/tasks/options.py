@@ -1,4 +1,4 @@
-"""How tasks are read, beyond their names: demonstrations, prompts, and what may run."""
+"""How tasks are read, beyond their names: demonstrations, prompts, and code that may run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TaskOptions:
     fewshot_as_multiturn: bool = True
     """With a chat template: whether each demonstration is a turn of its own."""
     log_samples: bool = False
-    """Whether every continuation is compared with what greedy decoding gives, as in the harness's samples."""
+    """Whether every continuation is compared with greedy decoding, as in the harness's samples."""
 
 
 DEFAULTS = TaskOptions()

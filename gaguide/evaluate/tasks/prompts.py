@@ -37,7 +37,7 @@ def with_prompts(
             asked = [(*before, Message("user", prompt)) for prompt in example.prompts]
             example = example.asked_as(asked, options.apply_chat_template)
         if options.apply_chat_template and task.delimiter:
-            # What follows a template's beginning of the answer has nothing to be separated from.
+            # No delimiter after a template's beginning of the answer.
             texts = tuple(text.removeprefix(task.delimiter) for text in example.continuations)
             example = replace(example, continuations=texts, delimiter="")
         found.append(example)

@@ -36,7 +36,7 @@ class TaskData:
     sha256: str | None
     """SHA-256 of the data file; the fingerprint of shards; None for hub and generated data."""
     examples: tuple[Example, ...]
-    """What is asked, in the order of the data."""
+    """The examples that are asked, in the order of the data."""
     available: int
     """Number of examples without a limit."""
     warnings: tuple[str, ...]
@@ -44,7 +44,7 @@ class TaskData:
     tokenizer: str | None = None
     """Fingerprint of the tokenizer whose tokens the examples are; None where they are texts."""
     scores_greedy: bool = False
-    """Whether each continuation is also compared with what greedy decoding gives."""
+    """Whether each continuation is also compared with greedy decoding."""
     harness: HarnessTask | None = None
     """The task of lm-evaluation-harness that this is, its `num_fewshot` as it was applied."""
 
@@ -180,7 +180,7 @@ def _apply_fewshot(
 
 
 def _generated(task: Task) -> tuple[str, list[Record]]:
-    """What the rows are, for people, and the rows."""
+    """A description of the rows, for people, and the rows."""
     field = f"task {task.name}"
     if task.generator not in GENERATORS:
         raise UserError(not_one_of(f"{field}: generator", task.generator, GENERATORS))

@@ -47,7 +47,7 @@ def read_records(
 
     header: names of the columns of a CSV file that does not begin with them.
 
-    Lines that are not UTF-8 or not JSON are faults, all of which `collected` receives; the other rows are
+    Lines that are not UTF-8 or not JSON are faults: `collected` receives all of them, and the other rows are
     returned. Without it, raises `UserError` with all of them.
     """
     faults = FaultCollector() if collected is None else collected

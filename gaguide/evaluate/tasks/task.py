@@ -97,9 +97,9 @@ class Task(BaseModel):
     doi: str | None = Field(default=None, pattern=r"^10\.\d{4,9}/\S+$")
     """DOI of the data, or of the paper that describes them."""
     shows: str = ""
-    """What a good score shows, for people."""
+    """Meaning of a good score, for people."""
     hides: str = ""
-    """What a score cannot show, for people."""
+    """Limits of a score: facts that it cannot show, for people."""
 
     file: str | None = None
     """Data file, relative to the task file."""

@@ -63,7 +63,7 @@ class Template(BaseModel):
     alternate: bool = False
     """Whether every second row has its classes in reverse, so that a position is right in half of them."""
     group: str | tuple[str, ...] | None = None
-    """What an example belongs to (a minimal pair, a contrast set); a list is one in any order."""
+    """Group of an example (a minimal pair, a contrast set); a list is the same in any order."""
     part: str | None = None
     """Part of the task for which results are also reported, such as a condition."""
     parts: Mapping[str, str] = {}

@@ -1,4 +1,4 @@
-"""Task files of lm-evaluation-harness 0.4.13: what they say, and what of it is refused.
+"""Task files of lm-evaluation-harness 0.4.13, and which parts of them are refused.
 
 source.py      YAML with `include` and `!function` → a tree of keys and values
 config.py      tree → `HarnessTask`; what is not supported is refused with the reason and the nearest way

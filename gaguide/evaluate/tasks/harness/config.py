@@ -63,7 +63,7 @@ _WAYS = {
     "samples": "write the demonstrations as a list of documents",
     "sampler": "choose default or first_n",
 }
-"""What to do instead of a Python function, by the key that has it."""
+"""Alternative to a Python function, by the key that names it."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class HarnessTask:
     tree: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The keys and values of the file."""
     warnings: tuple[str, ...] = ()
-    """What the file says and has no effect."""
+    """Entries of the file that have no effect."""
 
 
 def parse_task(tree: Mapping[str, Any], path: Path, trust: bool) -> HarnessTask:

@@ -110,7 +110,7 @@ class Documents:
 
 
 def _call(function: Any, task: HarnessTask, *arguments: Any, what: FunctionReference | None = None) -> Any:
-    """What a trusted function returns; `UserError` where it raises an error."""
+    """The result of a trusted function; `UserError` where it raises an error."""
     if isinstance(function, FunctionReference):
         try:
             return call(function, "", *arguments)

@@ -1,4 +1,4 @@
-"""What a task file's doc_to_* say about one document: a column's value, rendered Jinja, or a constant."""
+"""Values of a task file's doc_to_* for one document: a column's value, rendered Jinja, or a constant."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Fields:
 
 
 def call(reference: FunctionReference, field: str, *arguments: Any) -> Any:
-    """What a trusted function returns; `DocumentError` where it raises an error."""
+    """The result of a trusted function; `DocumentError` where it raises an error."""
     function: Callable[..., Any] = reference.load()
     try:
         return function(*arguments)

@@ -17,7 +17,7 @@ class Aggregate:
     metric: str
     """Metric of the tasks."""
     filters: tuple[str, ...] | None
-    """Names of the filters that count; None takes every one that a task has."""
+    """Names of the filters that count; None takes all of a task's."""
     by_size: bool
     """Whether tasks count by their number of examples."""
 
@@ -32,7 +32,7 @@ class HarnessGroup:
     members: tuple[str, ...]
     """Its tasks and groups."""
     aggregates: tuple[Aggregate, ...]
-    """Its numbers; () where it only stands for its tasks."""
+    """Its numbers; () where it only names its tasks."""
     version: str
 
 

@@ -20,7 +20,7 @@ from gaguide.evaluate.tasks.records import raise_some
 
 @dataclass(frozen=True)
 class HarnessData:
-    """What a task file asks."""
+    """The questions of a task file."""
 
     task: HarnessTask
     """The task, its `num_fewshot` as it was applied."""

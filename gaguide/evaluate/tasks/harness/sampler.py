@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class TooFewError(ValueError):
-    """There are fewer documents than demonstrations; the argument is how many there are."""
+    """There are fewer documents than demonstrations; the argument is the number of documents."""
 
 
 class Sampler(Generic[T]):

@@ -62,7 +62,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml a 
 
 
 class _Loader(_Base):
-    """Safe but for `!function`, which becomes a `FunctionReference`; refuses aliases that multiply."""
+    """Safe, with `!function`, which becomes a `FunctionReference`; refuses aliases that multiply."""
 
     folder = Path()
 
