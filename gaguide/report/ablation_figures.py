@@ -1,4 +1,4 @@
-"""Heat maps of an ablation: what removing each head costs, and what each attends to, by layer and head."""
+"""Heat maps of an ablation: cost of removing each head, and its attention on its words, by layer and head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gaguide.report.text import shorten
 _EMPTY = "#D9D9D9"
 """Heads that were not removed."""
 _NUMBERED = 8
-"""Largest number of heads in a layer whose cells have their number written in."""
+"""Largest number of heads in a layer whose cells show their number."""
 
 
 def draw_heads(records: Sequence[AblationRecord]) -> Figure | None:

@@ -44,7 +44,7 @@ def span_findings(model: ModelRecord) -> Iterator[str]:
         mean = known_mean([one.attention for one in some])
         if mean is None:
             known = f"{some[0].examples:,} of {some[0].of:,} examples have whole spans"
-            yield f"{model.name}: attention on {where} has no finite number ({known})."
+            yield f"{model.name}: attention on {where} is not finite ({known})."
             continue
         listed = tally(one.moved for one in some if one.moved != "not compared") or "not compared"
         yield (

@@ -22,7 +22,7 @@ from gaguide.report.text import ABSENT, shown, words
 
 
 def ablation_report(records: Sequence[AblationRecord]) -> Report:
-    """Everything that the records of one or several ablations say."""
+    """The report on one or several ablations."""
     verdicts, methods, norms = verdict_table(records), methods_table(records), norm_table(records)
     sides, tasks, spans = side_table(records), task_table(records), span_table(records)
     heat = Chart(

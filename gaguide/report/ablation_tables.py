@@ -31,7 +31,7 @@ _DIGITS = 4
 
 
 def verdict_table(records: Sequence[AblationRecord]) -> Table:
-    """Of every guided head: is attention moved, is the head used, each with its test."""
+    """Verdicts on every guided head: is attention moved, is the head used, each with its test."""
     rows: list[Row] = []
     groups: list[str] = []
     for record, model in _models(records):
@@ -125,14 +125,14 @@ def methods_table(records: Sequence[AblationRecord]) -> Table:
         ("", *columns),
         tuple(rows) if len(methods) > 1 else (),
         "Mean: the head writes its mean over this text; zero: nothing, so that the constant which it adds to "
-        "every token goes too; resample: what it writes in another block; edges: it does not attend to its "
+        "every token is removed too; resample: its output in another block; edges: it does not attend to its "
         "words. p values of ways other than the deciding one are not corrected.",
         groups=tuple(groups) if len(methods) > 1 else (),
     )
 
 
 def norm_table(records: Sequence[AblationRecord]) -> Table:
-    """What heads attend to and how much they write from there; controls as means."""
+    """Attention of heads on their words, and norms of their output from there; controls as means."""
     rows: list[Row] = []
     groups: list[str] = []
     for _, model in _models(records):

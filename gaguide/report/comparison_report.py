@@ -55,7 +55,7 @@ _POWER_NOTE = (
 
 
 def comparison_report(compared: Comparison, examples: int = 5) -> Report:
-    """Everything that a comparison says. `examples`: gained and lost ones of each task in pages."""
+    """The report on a comparison. `examples`: gained and lost ones of each task in pages."""
     main = [one for one in compared.tests if one.is_main]
     tables = (differences_table(compared.tests), power_table(compared.tests))
     changed = tuple(_example_tables(compared.changes, examples))
@@ -126,7 +126,7 @@ def differences_table(tests: Sequence[TaskComparison]) -> Table:
 
 
 def power_table(tests: Sequence[TaskComparison]) -> Table:
-    """Effect sizes, and what the examples could have shown."""
+    """Effect sizes, power, and detectable differences."""
     sizes = next((tuple(size for size, _ in one.power) for one in tests if one.power), ())
     rows: list[Row] = [
         (
@@ -155,7 +155,7 @@ def _groups(tests: Sequence[TaskComparison]) -> tuple[str, ...]:
 
 
 def _counts(one: TaskComparison) -> Iterator[str]:
-    """What the number of examples does not say."""
+    """Notes on the number of examples: left out, unmatched, repeated."""
     if one.groups is not None:
         yield f"{one.groups:,} groups"
     if one.left_out:
@@ -177,7 +177,7 @@ def _effect(one: TaskComparison) -> Cell:
 
 
 def _findings(main: Sequence[TaskComparison]) -> Iterator[str]:
-    """For each pair: what is shown to be better or worse, and what the rest could have shown."""
+    """For each pair: tasks shown to be better or worse, and differences that the rest could have shown."""
     for (name, baseline), group in groupby(main, key=lambda one: (one.evaluation, one.baseline)):
         tests = list(group)
         differing = [one for one in tests if one.is_shown]
@@ -206,7 +206,7 @@ def _cautions(compared: Comparison) -> Iterator[str]:
         if one.is_main and one.left_out:
             yield (
                 f"{one.evaluation}, {one.task}: {one.left_out} of {one.left_out + one.count} examples are "
-                "left out, as a score is not finite"
+                "left out, as their scores are not finite"
             )
     for evaluation in compared.evaluations:
         yield from (f"{evaluation.name}: {text}" for text in evaluation.warnings)

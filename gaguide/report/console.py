@@ -13,7 +13,7 @@ _PIPE_WIDTH = 170
 
 
 def print_report(report: Report) -> None:
-    """Print what fits a terminal."""
+    """Print summary, findings and cautions."""
     console = Console()
     if report.summary is not None and report.summary.rows:
         print_table(report.summary, report.summary.caption or report.title)

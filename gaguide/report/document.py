@@ -56,7 +56,7 @@ class Table:
     title: str
     """Heading; an empty one is left out."""
     header: tuple[str, ...]
-    """Headings of the columns, of the first one too."""
+    """Headings of the columns, including the first."""
     rows: tuple[Row, ...]
     """Rows from top to bottom; each has one cell fewer than `header`."""
     note: str = ""
@@ -114,7 +114,7 @@ class Section:
     title: str
     """Heading."""
     parts: tuple[Part, ...]
-    """What it contains; headings inside are one level lower."""
+    """Contents; headings inside are one level lower."""
     folded: bool = False
     """Closed until the reader opens it."""
 
@@ -126,14 +126,14 @@ Part = Table | Chart | Preformatted | Section
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the writers need."""
+    """Everything that a report shows, in any format."""
 
     title: str
     """Main heading."""
     findings: tuple[str, ...]
-    """What the numbers say, one sentence each."""
+    """Findings, one sentence each."""
     cautions: tuple[str, ...]
-    """What to keep in mind when reading them, one sentence each."""
+    """Notes for the reader of the numbers, one sentence each."""
     summary: Table | None
     """Table for the console."""
     tables: tuple[Table, ...]

@@ -1,4 +1,4 @@
-"""What maps of heads share: layers upwards, heads to the right."""
+"""Common parts of maps of heads: layers upwards, heads to the right."""
 
 from __future__ import annotations
 

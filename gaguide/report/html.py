@@ -38,6 +38,6 @@ def inline_svg(chart: Chart) -> Markup:
     for ax in figure.axes:
         ax.patch.set_alpha(0)
     svg = render(figure, ".svg").decode("utf-8")
-    # One page holds several figures, whose ids (clip paths, markers, glyphs) must not meet.
+    # One page holds several figures, whose ids (clip paths, markers, glyphs) must not collide.
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{chart.name}-", svg[svg.index("<svg") :])
     return Markup(svg.replace(INK.lower(), "currentColor"))

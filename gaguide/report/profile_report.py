@@ -1,4 +1,4 @@
-"""The report on a profile of heads: what each does, what the words need, and the plans chosen by rule."""
+"""The report on a profile of heads: behaviour, effect near the words, and the plans chosen by rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNCORRECTED = (
 
 
 def profile_report(record: ProfileRecord) -> Report:
-    """Everything that a profile says."""
+    """The report on a profile."""
     chosen, most, every = chosen_table(record), _top_table(record), _head_table(record)
     maps = Chart(
         "profile",
@@ -70,7 +70,7 @@ def _findings(record: ProfileRecord) -> list[str]:
 
 
 def chosen_table(record: ProfileRecord) -> Table:
-    """The heads of each rule, and what guiding them would displace."""
+    """The heads of each rule, and the behaviour that guiding them would displace."""
     by_key = {(head.layer, head.head): head for head in record.heads}
     rows: list[Row] = []
     groups: list[str] = []

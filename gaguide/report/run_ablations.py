@@ -1,4 +1,4 @@
-"""What is known of runs without their guided heads: the ablations in their folders, by run."""
+"""Runs without their guided heads: the ablations in their folders, by run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gaguide.report.ablation_tables import span_table, verdict_table
 from gaguide.report.document import Table
 
 FOLDER = "ablation"
-"""Folder in a run's that holds its ablation."""
+"""Subfolder of a run's folder that holds its ablation."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class RunAblation:
 
 @dataclass(frozen=True)
 class RunAblations:
-    """What the ablations in some folders say of the runs there."""
+    """The ablations of the runs in some folders."""
 
     found: Mapping[Path, RunAblation]
     """Run folder → its model in an ablation."""
     notes: Mapping[Path, str]
-    """Run folder → why an ablation of it is not shown, or is shown without being sure of its model."""
+    """Run folder → why an ablation of it is not shown, or is shown although its model is not certain."""
 
 
 def read_ablations(folders: Sequence[Path], record_of: FileRecord = file_record) -> RunAblations:
     """The ablations of the runs' models, by content, from any of these folders; a run's own comes first.
 
-    Where a run's weights are not there, its ablation is taken by the model's name, with a note. Where the
-    ablation in its folder, or one that has its name, is of other weights, only a note says so. `record_of`
+    Where a run's weights are missing, its ablation is found by the model's name, with a note. Where the
+    ablation in its folder, or one that has its name, is of other weights, there is only a note. `record_of`
     gives the content of a model's file.
     """
     records = {

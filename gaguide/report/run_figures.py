@@ -47,7 +47,7 @@ _COURSE = {
     "tokens_per_second": ("Tokens per second", 1.0),
     "peak_memory": ("Peak memory of a rank (GiB)", 1 / 2**30),
 }
-"""Column of metrics.jsonl → title and factor."""
+"""Column of metrics.jsonl → title, and factor of its values."""
 
 
 def draw_course(runs: Sequence[RunRecord]) -> Figure | None:

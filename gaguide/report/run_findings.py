@@ -1,4 +1,4 @@
-"""Runs compared in sentences: what guidance did, what it cost, and why they may not be comparable."""
+"""Runs compared in sentences: effect and cost of guidance, and why they may not be comparable."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def unseen_words(name: str, patterns: Sequence[str]) -> str:
-    """That nothing is known of the guidance to these patterns."""
+    """A sentence on patterns without a target in the held-out text."""
     return (
         f"{name}: no token of the held-out text is a target of {', '.join(patterns)}: nothing shows whether "
         "its guidance does anything."
@@ -116,7 +116,7 @@ def _unseen(run: RunRecord) -> list[str]:
 
 
 def _repeated(runs: Sequence[RunRecord]) -> list[str]:
-    """One sentence for each run that is an earlier one again, by what it measured: losses of single precision
+    """One sentence for each run that repeats an earlier one, by its numbers: losses of single precision
     that agree at every step, and on held-out text, are not chance."""
     first: dict[Any, str] = {}
     sentences = []

@@ -48,7 +48,7 @@ class Value:
     tested: str = ""
     """Interval and p value of the difference, in words; empty where it was not tested."""
     doubt: Doubt | None = None
-    """Why an accuracy says nothing about the model's answers, which `text` is marked for."""
+    """Why an accuracy says nothing about the model's answers; `text` then has the mark."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Measure:
     section: str
     """Heading of the group that the row belongs to."""
     name: str
-    """What is measured, with its unit."""
+    """Name of the quantity, with its unit."""
     values: tuple[Value, ...]
     """One value per run."""
 
@@ -141,7 +141,7 @@ def _attention(runs: Sequence[RunRecord]) -> list[Measure]:
 
 
 def _ablations(runs: Sequence[RunRecord]) -> list[Measure]:
-    """What the models lose without the guided heads, and the verdicts on them."""
+    """Loss without the guided heads, and the verdicts on them."""
     section = "Without the guided heads, held-out text"
     counts = [len(run.ablation.heads) if run.ablation else 0 for run in runs]
     which = "that head" if max(counts, default=0) == 1 else "those heads, all at once"

@@ -22,9 +22,9 @@ class RunTests:
     tests: tuple[TaskComparison, ...] = ()
     """One for each run but the first, task and metric; Holm-corrected for each run."""
     notes: tuple[str, ...] = ()
-    """Tasks that could not be tested, and what to keep in mind of others."""
+    """Tasks that could not be tested, and cautions on others."""
     other_examples: frozenset[tuple[str, str]] = frozenset()
-    """(run, task) that were evaluated on other examples than the first run's."""
+    """(run, task) pairs whose examples differ from the first run's."""
 
     def of(self, run: str, task: str, metric: str) -> TaskComparison | None:
         """The test of a run's metric; None where there is none."""

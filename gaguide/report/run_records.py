@@ -56,7 +56,7 @@ class Validation:
     cues: str = ""
     """Name of the cues' lexicon."""
     cue_content: str = ""
-    """Hash of what the cues are."""
+    """Hash of the cues."""
     measure: str | None = None
     """Identifies the blocks; None in records of older versions."""
 
@@ -102,23 +102,23 @@ class RunRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Content of config.yaml; empty where it cannot be read."""
     total_steps: int | None = None
-    """Optimizer steps that the run is to have; None where that is not known."""
+    """Planned optimizer steps; None where that is not known."""
     dropped: int | None = None
-    """Steps that were dropped because their gradient was not finite; None where nothing is known of them."""
+    """Steps that were dropped because their gradient was not finite; None where that is not known."""
     diverged: str | None = None
     """Why the run is taken to have diverged; None where it is not."""
     evaluations: Mapping[str, Path] = field(default_factory=dict)
     """Task → folder of the evaluation that its scores are from."""
     notes: tuple[str, ...] = ()
-    """What a reader of its numbers should know."""
+    """Notes for the reader of its numbers."""
     trained: int | None = None
-    """Parameters that were trained; None where all of the model were, or nothing is known of it."""
+    """Parameters that were trained; None where all of the model were, or where that is not known."""
     ablation: RunAblation | None = None
-    """What it loses without its guided heads; None where that was not measured."""
+    """Its loss without its guided heads; None where that was not measured."""
 
     @property
     def state(self) -> str:
-        """finished, diverged, or how far the run is."""
+        """finished, diverged, or the run's progress."""
         if self.diverged:
             return "diverged"
         if self.finished:
@@ -247,7 +247,7 @@ def _dropped(folder: Path, summary: Mapping[str, Any], last: Mapping[str, Any]) 
 def _diverged(
     summary: Mapping[str, Any], validation: Mapping[str, Any], last: Mapping[str, Any]
 ) -> str | None:
-    """Why a run is taken to have diverged: what its summary says, or a loss that is not finite."""
+    """Why a run is taken to have diverged: its summary's reason, or a loss that is not finite."""
     if summary.get("diverged"):
         return str(summary["diverged"])
     for what, record, key in (

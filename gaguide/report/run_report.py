@@ -26,7 +26,7 @@ _NOTE = (
 
 
 def run_report(runs: Sequence[RunRecord]) -> Report:
-    """Everything that the runs' records say; the first run is the baseline."""
+    """The report on the runs; the first run is the baseline."""
     tests = paired_tests(runs)
     rows = measures(runs, tests)
     paired, differing = paired_table(runs, tests), settings_table(runs)

@@ -35,7 +35,7 @@ class TaskScore:
     count: int | None
     """Number of examples."""
     better: Better | None
-    """Which direction is good; None where neither is."""
+    """The better direction; None where neither is."""
     chance: float | None = None
     """Accuracy of blind guessing; None for metrics other than accuracies."""
     origin: str = ""
@@ -47,7 +47,7 @@ class TaskScore:
 
     @property
     def note(self) -> str:
-        """What a reader must know of this number; empty where there is nothing."""
+        """Note on this number for the reader; empty where there is none."""
         return "" if self.doubt is None else MARK_NOTES[self.doubt]
 
     @property
@@ -58,14 +58,14 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """All that a run's evaluations say."""
+    """The scores of a run's evaluations."""
 
     scores: tuple[TaskScore, ...] | None
     """The scores; None where the run was not evaluated."""
     folders: Mapping[str, Path]
     """Task → the folder of the evaluation that its scores are from; none for those made during training."""
     notes: tuple[str, ...]
-    """What a reader should know: tasks that were evaluated more than once, numbers that are not finite."""
+    """Notes for the reader: tasks that were evaluated more than once, numbers that are not finite."""
 
 
 def read_evaluations(
@@ -136,7 +136,7 @@ def _scores(task: str, record: Mapping[str, Any], origin: str) -> list[TaskScore
 
 
 def _not_finite(task: str, record: Mapping[str, Any]) -> list[str]:
-    """Says that a task has metrics without a finite value, which are in no table."""
+    """A sentence on metrics of a task without a finite value, which are in no table."""
     metrics = record.get("metrics")
     found = metrics if isinstance(metrics, Mapping) else {}
     missing = [
@@ -153,7 +153,7 @@ def _not_finite(task: str, record: Mapping[str, Any]) -> list[str]:
 
 
 def _truncated(task: str, record: Mapping[str, Any]) -> list[str]:
-    """Says that prompts were cut to the model's positions."""
+    """A sentence on prompts that were cut to the model's positions."""
     cut = truncated_count(record)
     return (
         [f"{task}: {cut} of {record.get('count')} prompts were cut to the model's positions"] if cut else []
@@ -193,7 +193,7 @@ def _doubts(record: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _constant(task: str, record: Mapping[str, Any]) -> list[str]:
-    """Says that a task's answers are constant; accuracies of one reason together."""
+    """A sentence on constant answers to a task; accuracies with the same reason together."""
     metrics: dict[str, list[str]] = {}
     for metric, one in _doubts(record).items():
         if one.get("reason") == "constant":

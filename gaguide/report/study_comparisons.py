@@ -82,7 +82,7 @@ def _comparison(row: Comparison) -> tuple[Cell, ...]:
 
 
 def _detectable(row: Comparison) -> Cell:
-    """What could be shown before and after correction; nothing of constant answers, which measure nothing."""
+    """Detectable differences before and after correction; none for constant answers."""
     if row.detectable is None or row.constant:
         return Cell(ABSENT)
     small = ""
@@ -93,7 +93,7 @@ def _detectable(row: Comparison) -> Cell:
 
 
 def _units(row: Comparison) -> Iterator[str]:
-    """What the test is over."""
+    """The units of the test, and how many are left out."""
     if row.level == "seeds":
         yield f"{row.seeds} seeds"
     elif row.count is not None:

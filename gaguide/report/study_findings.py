@@ -17,7 +17,7 @@ from gaguide.study.records import HELD_OUT, Comparison, Result
 
 
 def study_findings(study: StudyRecords) -> list[str]:
-    """Sentences with their numbers; none about what was not measured."""
+    """Sentences with their numbers; none about quantities that were not measured."""
     return [*_attention(study), *head_findings(study), *_losses(study), *_tasks(study), *_verdicts(study)]
 
 

@@ -118,7 +118,7 @@ def _over(one: HeadVerdict) -> Cell:
 
 
 def _basis(heads: Sequence[HeadVerdict]) -> str:
-    """What the verdicts of a row are over: verdicts over seeds and over blocks are counts of other tests."""
+    """Units of a row's verdicts: those over seeds and those over blocks come from different tests."""
     seeds = sorted({one.seeds for one in heads})
     return "1 seed, over blocks" if seeds == [1] else f"{'–'.join(map(str, seeds))} seeds"
 

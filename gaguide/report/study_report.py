@@ -29,7 +29,7 @@ _RECORDS = (
 
 
 def study_report(study: StudyRecords) -> Report:
-    """Everything that the study's records say."""
+    """The report on the study."""
     by_size = size_tables(study)
     verdicts, losses, attention = verdict_table(study), loss_table(study), attention_table(study)
     shares = [share_table(study, "pieces"), share_table(study, "words")]
@@ -162,7 +162,7 @@ def _provenance(study: StudyRecords) -> Section:
 
 
 def _interval_caption(study: StudyRecords) -> str:
-    """What the bars of the tasks' figure are."""
+    """Caption of the bars in the tasks' figure."""
     metrics = study.index.main_metrics
     means = (
         mean_of(study, size, experiment, task, metric)
@@ -171,7 +171,7 @@ def _interval_caption(study: StudyRecords) -> str:
         for experiment in study.index.experiments
     )
     over_seeds, over_examples = interval_units(mean for mean in means if mean is not None)
-    dotted = "95% interval over the examples of a single model, which says nothing of other seeds."
+    dotted = "95% interval over the examples of a single model, which says nothing about other seeds."
     if not over_seeds:
         return (
             f"One seed. Dotted bars: {dotted}"

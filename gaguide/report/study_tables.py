@@ -55,7 +55,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
             continue
         digits = 3 if max(abs(mean.value) for mean in known) < 100 else 1
         better = known[0].better
-        # A share of the data is not the best result, nor is what always giving one answer reaches.
+        # Neither a share of the data nor the score of a constant answer is the best result.
         ours = [None if mean is None or mean.doubt else mean.value for mean in means]
         papers = [None if mean is None else mean.paper for mean in means]
         best, paper_best = _best(ours, better, digits), _best(papers, better, 4)
@@ -98,7 +98,7 @@ def _interval_note(seeds: set[int]) -> str:
     if seeds == {1}:
         return "One seed; brackets: 95% interval over examples."
     single = (
-        "; where one seed is named, over its examples, which says nothing of other seeds"
+        "; where one seed is named, over its examples, which says nothing about other seeds"
         if 1 in seeds
         else ""
     )

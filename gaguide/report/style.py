@@ -1,7 +1,7 @@
 """One look for every figure: a colour, dash pattern and marker for each series, few lines, the page's ink.
 
-The first series, the baseline, is grey; the others have colours that colour-blind readers tell apart, and a
-dash pattern each, so that nothing rests on colour alone.
+The first series, the baseline, is grey; the others have colours that colour-blind readers can distinguish and
+a dash pattern each, so that nothing depends on colour alone.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
 from gaguide.stats.groups import FEW
 
 ABSENT = "–"
-"""Shown for what is missing."""
+"""Shown for a missing value."""
 SIGNIFICANT = 0.05
 """A p value below it is set in bold."""
 DIRECTIONS = {"high": " ↑", "low": " ↓"}
@@ -29,13 +29,13 @@ def fixed(number: float, digits: int, sign: str = "") -> str:
 
 
 def small_number(number: float, digits: int) -> str:
-    """A positive number with `digits` decimals, "< 0.0001" (of four) below the last of them."""
+    """A positive number with `digits` decimals, "< 0.0001" (with four) below the last of them."""
     smallest = 10.0**-digits
     return f"< {smallest:.{digits}f}" if 0 < number < smallest else fixed(number, digits)
 
 
 def known_mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there; None where none is."""
+    """Mean of the values that are not None; None without any."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 

@@ -38,7 +38,7 @@ _SPLIT: Mapping[Literal["with", "without"], bool] = {"with": True, "without": Fa
 
 @dataclass(frozen=True)
 class GuidedWords:
-    """The lexicons that a run's heads are guided to."""
+    """The lexicons to which a run's heads are guided."""
 
     lexicons: tuple[str, ...]
     """Names of the lexicons; empty for a run without guidance."""

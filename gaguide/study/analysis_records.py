@@ -12,7 +12,7 @@ from gaguide.evaluate.results.metric_names import Better
 
 @dataclass(frozen=True)
 class _Against:
-    """What an experiment changes from a baseline of the same size."""
+    """An experiment compared with a baseline of the same size."""
 
     size: str
     """Name of the size."""
@@ -42,7 +42,7 @@ class _Head:
 
 @dataclass(frozen=True)
 class _WithoutHead(_Head):
-    """What models lose without a head: one cell's, or the mean over the seeds of a size and experiment.
+    """Loss of models without a head: one cell's, or the mean over the seeds of a size and experiment.
 
     p values are Holm-corrected over the heads of the cell, or of the size and experiment.
     """
@@ -148,7 +148,7 @@ class HeadAttention(_Head):
 
 @dataclass(frozen=True)
 class HeadKnockOut(_WithoutHead):
-    """What one cell's model loses without a head; intervals and tests are over blocks of text."""
+    """Loss of one cell's model without a head; intervals and tests are over blocks of text."""
 
     cell: str
     """Id of the cell."""
@@ -163,7 +163,7 @@ class HeadVerdict(_WithoutHead):
     """Over the seeds of a size and experiment: is a head's attention moved, and is the head used?"""
 
     test: Literal["t over seeds", "t over blocks"]
-    """Test that gave the p values: over seeds where there are several, else over blocks of the one's text."""
+    """Test that gave the p values: over seeds where there are several, else over blocks of text."""
     seeds: int
     """Number of seeds."""
     over_finetuned: float | None
@@ -200,7 +200,7 @@ class LossCost(_Against):
     """Upper end of Student's 95% interval of the difference over seeds; None with a single seed."""
     near: str | None = None
     """Lexicon whose words are the cues: the losses are those of tokens on a cue or up to 20 tokens after it.
-    None: of all tokens."""
+    None: those of all tokens."""
     kind: Literal["loss"] = "loss"
     """Kind of the record in analysis.jsonl."""
 

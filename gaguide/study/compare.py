@@ -89,7 +89,7 @@ class Contrast:
 def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]:
     """The mean over seeds of each size, experiment, task and metric, with Student's interval.
 
-    `left`: what was left out of `results`; it is only counted.
+    `left`: rows that were left out of `results`; they are only counted.
     """
     groups: dict[tuple[str, str, str, str], list[Result]] = {}
     for row in results:
@@ -139,7 +139,7 @@ def find_contrasts(grid: Grid, cells: Sequence[Evaluated]) -> list[Contrast]:
 def compare(contrasts: Sequence[Contrast], left: Sequence[LeftOut] = ()) -> list[Comparison]:
     """Every pair on its examples, then every contrast over its seeds; Holm-corrected over tasks.
 
-    `left`: what was left out of the contrasts; it is only counted.
+    `left`: rows that were left out of the contrasts; they are only counted.
     """
     rows: list[Comparison] = []
     for contrast in contrasts:

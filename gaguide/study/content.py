@@ -1,4 +1,4 @@
-"""What the files that a study names contain: identity is content, never a path, a size or a date.
+"""Content of the files that a study names: identity is content, never a path, a size or a date.
 
 Tasks are identified by the SHA-256 of their data and by everything in their definition that decides a score;
 local models and lexicon files by the SHA-256 of their files. A hub id is trusted by its name.
@@ -33,7 +33,7 @@ _CACHE = ".content.json"
 
 @dataclass(frozen=True)
 class TaskContent:
-    """What one task asks."""
+    """The content of one task."""
 
     identity: str
     """Hash of the definition and all data."""
@@ -52,7 +52,7 @@ class StudyTasks:
 
 
 def read_task_contents(names: Sequence[str], data_folder: Path | None) -> StudyTasks:
-    """The content of the tasks that `names` mean, as the evaluation's options --tasks and --data."""
+    """The content of the tasks that `names` mean; arguments as in the options --tasks and --data."""
     faults = FaultCollector()
     found = {}
     for located in locate_tasks(split_names(names), data_folder, faults):
@@ -120,8 +120,8 @@ class ContentHashes:
         return hash_json({path.name: self.file(path) for path in model_files(folder)}, default=str)
 
     def save(self) -> None:
-        """Write what was hashed, where the study's folder exists and can be written."""
+        """Write the hashes, where the study's folder exists and can be written."""
         if self._changed and self.folder.is_dir():
-            with suppress(OSError):  # a study of somebody else: only its status can be read
+            with suppress(OSError):  # another user's study: only its status can be read
                 write_json(self.folder / _CACHE, self._known)
             self._changed = False

@@ -18,7 +18,7 @@ _RECORDS = (
     "config.yaml", "deepspeed.json", "summary.json", "metrics.jsonl", "validation.jsonl", "evaluations.jsonl",
     "skipped.jsonl", "evaluation/results.json", "ablation/ablation.json",
 )  # fmt: skip
-"""A cell's records; its models and checkpoints are identified by what they were made from."""
+"""A cell's records; its models and checkpoints are identified by their inputs."""
 
 
 def write_study_crate(grid: Grid, records: StudyRecords) -> Path:
@@ -60,7 +60,7 @@ def _software(crate: Crate, records: StudyRecords) -> list[dict[str, str]]:
 
 
 def _add_cell(crate: Crate, grid: Grid, cell: Cell, tasks: list[dict[str, str]]) -> None:
-    """A cell's records, and what its model was trained on and from."""
+    """A cell's records, and the inputs of its training."""
     folder, summary = grid.path(cell), read_summary(grid.path(cell))
     for name in _RECORDS:
         if (folder / name).is_file():
@@ -71,13 +71,13 @@ def _add_cell(crate: Crate, grid: Grid, cell: Cell, tasks: list[dict[str, str]])
 
 
 def _located(grid: Grid) -> list[LocatedTask]:
-    faults = FaultCollector()  # what is wrong with tasks was reported before the study ran
+    faults = FaultCollector()  # faults of tasks were reported before the study ran
     data = Path(grid.study.task_data).expanduser() if grid.study.task_data else None
     return locate_tasks(split_names(grid.study.tasks), data, faults)
 
 
 def add_task(crate: Crate, located: LocatedTask) -> dict[str, str]:
-    """Add a task's data: where they are published, under which licence, described where."""
+    """Add a task's data: where they are published and described, and their licence."""
     task = located.task
     citation = None
     if task.doi is not None:

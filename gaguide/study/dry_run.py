@@ -44,7 +44,7 @@ class CellCost:
 
 
 def estimate_cells(grid: Grid, gpu: str) -> Iterator[CellCost]:
-    """The cost of every cell that is trained, with a GPU of model `gpu` for each rank, on one node."""
+    """The cost of every trained cell, with a GPU of model `gpu` for each rank, on one node."""
     manifest = _manifest(grid)
     sizes = {size.name: size.model or size.name for size in grid.study.sizes}
     for cell in grid.cells:
@@ -89,7 +89,7 @@ def _at(where: str) -> Callable[[Fault], Fault]:
 def print_costs(grid: Grid, gpu: str) -> None:
     """Print the table of `gaguide study run --dry-run`, one row for all seeds, and its sums.
 
-    Speeds and hours are ranges: what the model says, divided and multiplied by its errors on published runs.
+    Speeds and hours are ranges: the model's estimate, divided and multiplied by its errors on published runs.
     """
     if gpu not in GPUS:
         raise UserError(not_one_of("--gpu", gpu, GPUS))
@@ -139,7 +139,7 @@ def _sums(grid: Grid, costs: list[CellCost], known: Spread) -> Iterator[str]:
         yield f"training left: {_hours(sum(hours), known)} GPU-hours, without starts"
         where = "this GPU" if known.own_gpu else "other GPUs"
         yield f"ranges: {len(known.runs)} published runs on {where} reached {known.slowest:.2f} to " + (
-            f"{known.fastest:.2f} times the speed that the model gives"
+            f"{known.fastest:.2f} times the predicted speed"
         )
     if len(hours) < len(estimates):
         yield "? give data_tokens, or build the data: an epoch has an unknown number of tokens"
@@ -148,10 +148,10 @@ def _sums(grid: Grid, costs: list[CellCost], known: Spread) -> Iterator[str]:
 
 
 def _measuring(grid: Grid, gpu: str, known: Spread) -> Iterator[str]:
-    """What evaluation and the removal of heads cost, of the sizes whose shape is known."""
+    """Cost of evaluation and of the removal of heads, for the sizes whose shape is known."""
     manifest, shapes = _manifest(grid), {}
     for size in grid.study.sizes:
-        with suppress(UserError):  # its row of the table says why
+        with suppress(UserError):  # its row of the table gives the reason
             shapes[size.name] = size_shape(size.model or size.name, grid, manifest)
     return measuring_lines(grid, shapes, gpu, (1 / known.fastest, 1 / known.slowest))
 

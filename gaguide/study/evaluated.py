@@ -30,7 +30,7 @@ class NearCue:
     lexicon: str
     """Name of the lexicon whose words are the cues."""
     content: str
-    """Hash of what the cues are; losses near other cues are never compared."""
+    """Hash of the cues; losses near different cues are never compared."""
     loss: float
     """Mean loss in nats per token."""
 

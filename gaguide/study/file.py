@@ -64,8 +64,8 @@ class SizeSection(_Section):
     name: Name
     """Name in tables."""
     model: str | None = None
-    """A run's `model.name`: hub id, folder or size; null uses the name. A size given as a path or hub id is
-    this, and its last part the name."""
+    """A run's `model.name`: hub id, folder or size; null uses the name. A size given as a path or hub id sets
+    this, and its last part is the name."""
     tokens: PositiveInt | None = None
     """Training tokens of a cell of this size; null uses the study's."""
     ds_config: str | None = None
@@ -108,7 +108,7 @@ class EvaluateSection(_Section):
     limit: PositiveInt | None = None
     """Number of examples of each task, from the first; null evaluates all."""
     shots: NonNegativeInt | None = None
-    """Demonstrations before every prompt; null takes what the tasks say."""
+    """Demonstrations before every prompt; null uses the tasks' own number."""
     on_overflow: OnOverflow = "cut"
     """Examples longer than the model: cut on the left, leave out whole demonstrations, or fail."""
 

@@ -1,11 +1,11 @@
-"""From a study to its cells: what each trains, which model it starts from, and its stable id.
+"""From a study to its cells: each one's training, starting model and stable id.
 
 Pure, apart from reading the content of the files that the study names on this machine.
 
 A cell's id is a hash of everything that decides its training: settings, and the content of data, local
 models, lexicon files and DeepSpeed JSON. So a study whose file gains a seed, a size or an experiment keeps
-the cells it has, and a changed learning rate, or another model under the same path, makes new ones. What a
-cell is evaluated on is not part of its id but of its done-record (`gaguide.study.state`).
+the cells it has, and a changed learning rate, or another model under the same path, makes new ones. The
+tasks of a cell are not part of its id but of its done-record (`gaguide.study.state`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _BASE = "base"
 
 @dataclass(frozen=True)
 class Cell:
-    """One model of a study: what trains it, and where it is evaluated from."""
+    """One model of a study: its training and evaluation."""
 
     id: str
-    """Unique in the study: size, experiment, seed, and a hash of what decides its numbers."""
+    """Unique in the study: size, experiment, seed, and a hash of everything that decides its numbers."""
     role: Role
     """base: trained, not evaluated; original: evaluated, not trained; tuned: both."""
     size: str
@@ -87,11 +87,11 @@ class Grid:
     evaluation: str
     """Hash of the tasks' names and the settings of the evaluation."""
     tasks: StudyTasks = field(default_factory=lambda: StudyTasks({}))
-    """What the tasks contain."""
+    """The content of the tasks."""
     ablation: str | None = None
     """Hash of the settings of the ablation; None where the study leaves it out."""
     notes: tuple[str, ...] = ()
-    """What a reader of its numbers should know of the settings."""
+    """Notes on the settings for the reader of its numbers."""
 
     def path(self, cell: Cell) -> Path:
         """The cell's folder."""
@@ -220,9 +220,9 @@ class _GridBuilder:
     def _compare_profiled(
         self, size: SizeSection, experiment: ExperimentSection, model: Mapping[str, str]
     ) -> None:
-        """Note where heads were chosen in other weights than those that training starts from.
+        """Note where heads were chosen in a model whose weights differ from those that training starts from.
 
-        A folder is compared by its content, a hub id by its name; of plans written by hand nothing is known.
+        A folder is compared by its content, a hub id by its name; plans written by hand name no model.
         """
         if self.profiled is None:
             return
@@ -239,7 +239,7 @@ class _GridBuilder:
             self.notes[f"{chosen}, and training starts from {other}"] = None
 
     def _compare_text(self) -> None:
-        """Note where heads were chosen, by their removal, on the text on which it is measured."""
+        """Note where heads were chosen by their removal on the same text on which it is measured."""
         text = None if self.profiled is None else self.profiled.get("text")
         if text is not None and text in self._data and self.study.ablation is not None:
             where = "the heads of `chosen` were chosen on held-out text of these shards"
@@ -344,7 +344,7 @@ class _GridBuilder:
         return Path(given)
 
     def _ds_content(self, path: Path) -> Any:
-        """The DeepSpeed JSON as far as it decides a training: not where its numbers are shown."""
+        """The DeepSpeed JSON as far as it decides a training: without the settings of monitors."""
         if path not in self._ds_contents:
             content = self.faults.attempt(load_deepspeed_json, path) or {}
             self._ds_contents[path] = {key: of for key, of in content.items() if key not in TRACKERS}

@@ -1,4 +1,4 @@
-"""Is what guidance moved used? From the ablations of a study's cells to verdicts over seeds."""
+"""Are the guided heads used? From the ablations of a study's cells to verdicts over seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gaguide.study.state import ablation_file, needs_ablation, stale_ablation
 
 
 def knock_outs(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadKnockOut]:
-    """The heads of every cell that were removed by the study's settings; no cell that is left out."""
+    """The removed heads of every cell with the study's settings, without cells that are left out."""
     diverged = {row.cell for row in left if row.task is None}
     for cell in grid.cells:
         path = ablation_file(grid.path(cell))
@@ -53,7 +53,7 @@ def knock_outs(grid: Grid, left: Sequence[LeftOut] = ()) -> Iterator[HeadKnockOu
 
 
 def stale_knock_outs(grid: Grid) -> Iterator[LeftOut]:
-    """The cells whose heads are in no verdict because their ablation is not of what the study asks for."""
+    """The cells whose heads are in no verdict because their ablation does not match the study."""
     for cell in grid.cells:
         reason = stale_ablation(grid, cell) if needs_ablation(grid, cell) else None
         if reason is not None:
@@ -76,7 +76,7 @@ _Twins = dict[_Place, float | None]
 
 
 def _place(row: HeadKnockOut) -> _Place:
-    """What has the same meaning in two experiments: edges are those to the targets of one pattern."""
+    """Key of a removal with the same meaning in two experiments: edges are those to one pattern's targets."""
     pattern = row.pattern if row.method == "edges" else ""
     return row.size, row.seed, row.layer, row.head, pattern
 
@@ -152,6 +152,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _all(values: Sequence[float | None]) -> list[float]:
-    """The numbers; none unless all seeds have one: those of the others would not be the seeds'."""
+    """The numbers; none unless all seeds have one, as the rest would not represent the seeds."""
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else []

@@ -1,4 +1,4 @@
-"""What decides a study's numbers, as the hashes that are part of cells' ids and done-records."""
+"""Everything that decides a study's numbers, as the hashes that are part of cells' ids and done-records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def material_settings(run: RunConfig, base: str | None) -> dict[str, Any]:
 
 def data_identity(study: StudyConfig, hashes: ContentHashes) -> list[str]:
     """Fingerprints of shards on this machine, or of the text that they are built from: another corpus under
-    the same name makes other cells."""
+    the same name makes different cells."""
     if study.data.source is not None:
         return _source_identity(study.data.source, study.data.shards, hashes)
     names = [study.data.shards, *(entry.shards for entry in study.data.mixture)]

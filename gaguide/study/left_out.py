@@ -1,4 +1,4 @@
-"""What is left out of a study's statistics, and why: numbers that are not finite, and other examples.
+"""Numbers left out of a study's statistics: those that are not finite, and those of other examples.
 
 A cell that diverged (its held-out loss, or every example of a task, has no finite number) is left out as a
 whole. A task with any example without a finite number is left out for that cell: a mean over the rest would
@@ -21,7 +21,7 @@ from gaguide.study.state import read_summary
 
 
 def leave_out(grid: Grid, cells: Sequence[Evaluated]) -> tuple[list[Evaluated], list[LeftOut]]:
-    """The cells with what can be compared, and everything else by name."""
+    """The cells with their comparable numbers, and a record of everything that is left out."""
     kept, left = [], []
     for one in cells:
         reason = _diverged(grid, one)
@@ -98,7 +98,7 @@ def _row(
 
 
 def count_left_out(left: Sequence[LeftOut], size: str | None, experiment: str, task: str, metric: str) -> int:
-    """Cells of an experiment, of one size or all, whose number of a task and metric is left out."""
+    """Number of cells of an experiment, of one size or all, whose value of a task and metric is left out."""
     return len(
         {
             row.cell

@@ -21,21 +21,21 @@ from gaguide.study.grid import Cell, Grid
 from gaguide.study.state import is_evaluated, needs_ablation
 
 _CHARACTERS = 4
-"""Characters of a token of English text, about."""
+"""Approximate number of characters of a token of English text."""
 
 
 @dataclass(frozen=True)
 class MeasuringCost:
-    """What is left of one kind of measurement."""
+    """Remaining cost of one kind of measurement."""
 
     cells: int
-    """Cells that it is left for."""
+    """Cells that have not been measured."""
     passes: tuple[float, float]
-    """Fewest and most passes over the text of a cell; of an evaluation 1."""
+    """Fewest and most passes over the text of a cell; 1 for an evaluation."""
     tokens: float
     """Tokens of all passes of all cells."""
     gpu_seconds: float
-    """GPU-seconds of them, as the model of `gaguide.cost` has matrix products."""
+    """GPU-seconds of them, from the matrix products in the model of `gaguide.cost`."""
 
 
 def evaluation_cost(grid: Grid, shapes: Mapping[str, ModelShape], gpu: str) -> MeasuringCost | None:

@@ -93,9 +93,9 @@ class StudyRecords:
     left_out: tuple[LeftOut, ...] = ()
     """Numbers of finished cells that are in none of the tables above."""
     knock_outs: tuple[HeadKnockOut, ...] = ()
-    """What each cell's model loses without each of its heads."""
+    """Loss of each cell's model without each of its heads."""
     head_verdicts: tuple[HeadVerdict, ...] = ()
-    """Over seeds: is a head's attention moved, is the head used."""
+    """Over seeds: is a head's attention moved, and is the head used?"""
 
     @cached_property
     def index(self) -> StudyIndex:
@@ -131,17 +131,20 @@ def write_tables(folder: Path, records: StudyRecords) -> None:
         # A reader may have opened study.json just before it was replaced: the previous tables stay.
         if old.name not in (tables.name, before):
             shutil.rmtree(old, ignore_errors=True)
-    for file in (_ANALYSIS_FILE, *(file for file, _ in _FILES.values())):  # of versions without such folders
+    for file in (
+        _ANALYSIS_FILE,
+        *(file for file, _ in _FILES.values()),
+    ):  # files of versions without such folders
         (folder / file).unlink(missing_ok=True)
 
 
 def tables_folder(folder: Path) -> Path:
-    """Where the study in `folder` has its tables now."""
+    """Folder of the current tables of the study in `folder`."""
     return folder / (_current(folder) or "")
 
 
 def _current(folder: Path) -> str | None:
-    """Name of the folder with the tables; None before collection, and where they lie next to study.json."""
+    """Name of the folder with the tables; None before collection, or if they are next to study.json."""
     path = folder / STUDY
     found = json.loads(path.read_text("utf-8")).get("tables") if path.is_file() else None
     return None if found is None else str(found)

@@ -18,10 +18,10 @@ _GIVE_FILE = "give the study's YAML file, with the fields that it was run with"
 
 
 def recorded_grid(folder: Path) -> Grid:
-    """The cells of the study in `folder`, as its study.json says; a folder that was moved is the same study.
+    """The cells of the study in `folder`, from its study.json; a folder that was moved is the same study.
 
-    Raises one `UserError` where there is no such record, where it had passwords, which it does not keep, and
-    where its settings and inputs now make other cells: from another working folder, or after a change.
+    Raises one `UserError` where there is no such record, where addresses had passwords, which it does not
+    keep, and where its settings and inputs now make other cells (another working folder, or a change).
     """
     path = folder / STUDY
     if not path.is_file():

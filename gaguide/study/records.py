@@ -12,7 +12,7 @@ from gaguide.stats.difference import Paired
 HELD_OUT = "held-out text"
 """The name that held-out loss and guided attention have in place of a task's."""
 KNOCK_OUT = "removal of heads"
-"""In place of a task's name, where a cell is left out because its ablation is of other content."""
+"""In place of a task's name, where a cell is left out because its ablation does not match the study."""
 
 State = Literal["pending", "running", "done", "failed", "blocked"]
 Verdict = Literal["inverse", "positive", "U-shaped", "inverted U", "flat", "not enough sizes"]
@@ -35,7 +35,7 @@ class CellRecord:
     folder: str
     """The cell's folder, relative to the study's."""
     state: State
-    """How far the cell is."""
+    """State of the cell."""
     parameters: int | None = None
     """Parameters of its model; None before there is a model."""
     base: str | None = None
@@ -133,7 +133,7 @@ class Mean(_Measured):
 
     @property
     def doubt(self) -> Doubt | None:
-        """`constant` where the answers of any seed are; `baseline` where no seed is better than that."""
+        """`constant` where any seed's answers are; `baseline` where no seed's accuracy beats it."""
         if self.constant:
             return "constant"
         return "baseline" if self.baseline == self.seeds else None
@@ -152,7 +152,7 @@ class Comparison(Paired, _Measured):
     seeds: int
     """Number of seeds."""
     test: Literal["mcnemar", "bootstrap", "t"]
-    """Test that gave `p`: at level `seed` McNemar for accuracies and bootstrap (Student's of few examples)
+    """Test that gave `p`: at level `seed` McNemar for accuracies and bootstrap (Student's for few examples)
     for others, t over seeds."""
     count: int | None
     """Number of examples."""
@@ -202,7 +202,7 @@ class ScalingVerdict:
     seeds: int
     """Smallest number of seeds of a size."""
     unit: Literal["seeds", "examples"]
-    """What an observation of the regression is: a model, or an example of a size."""
+    """Unit of observation in the regression: a model, or an example of a size."""
     slope: float | None
     """Slope of the line; None with fewer than three sizes."""
     slope_low: float | None
@@ -226,7 +226,7 @@ class ScalingVerdict:
     left_out: int = 0
     """Models that are left out, because their numbers are not finite or of other examples."""
     constant: int = 0
-    """Models whose answers are constant: as often as that is so, the verdict is on the data."""
+    """Models whose answers are constant: for them the verdict is on the data."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,6 @@ class LeftOut:
 
     @property
     def sentence(self) -> str:
-        """What is left out and why."""
+        """A sentence on what is left out and why."""
         what = ", ".join(filter(None, [self.cell, self.task, self.metric]))
         return f"{what}: {self.reason}"

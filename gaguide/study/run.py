@@ -128,7 +128,7 @@ class Runner:
         if state.state == "running" and needs_ablation(self.grid, cell):
             state = self._remove_heads(cell, folder, state)
         if state.state == "running":
-            write_state(folder, state)  # with the evaluation's identity, which completeness asks for
+            write_state(folder, state)  # with the evaluation's identity, which `is_complete` compares
             state = self._ended(cell, folder, state)
         write_state(folder, state)
         if state.state == "done" and not self.grid.study.keep_checkpoints:
@@ -144,7 +144,7 @@ class Runner:
         return replace(after, state="running") if after.state == "failed" else after
 
     def _ended(self, cell: Cell, folder: Path, state: CellState) -> CellState:
-        """The state after all stages: `done`, or `failed` where what was asked for is not there."""
+        """The state after all stages: `done`, or `failed` where results are missing."""
         if is_complete(self.grid, cell):
             return replace(state, state="done", stage=None)
         changed = changed_tasks(self.grid, folder, state) if evaluation_file(folder).is_file() else []
@@ -165,7 +165,7 @@ class Runner:
         state = state.with_stage(stage, wall, cpu)
         written = {"evaluate": evaluation_file(folder), "ablate": ablation_file(folder)}
         if code == EXIT_NOT_FINITE and stage in written and written[stage].is_file():
-            return state  # whole, and what is not finite in it is left out by name (`left_out`)
+            return state  # complete; numbers that are not finite are left out by name (`left_out`)
         if code != 0:
             stopped = self._stopping.is_set() or code == EXIT_PREEMPTED
             ended = "was stopped" if stopped else f"ended with code {code}"
@@ -245,7 +245,7 @@ def tail(log: Path, lines: int = _TAIL_LINES) -> str:
 
 
 def _set_aside(record: Path, why: str) -> None:
-    """Rename the folder of a finished record that is of something else, so that no file of it remains."""
+    """Rename the folder of a finished record that no longer matches, so that none of its files remain."""
     if not record.is_file():
         return
     folder, cell = record.parent, record.parent.parent

@@ -81,7 +81,7 @@ def fit_trend(
     if sizes < SIZES_FOR_LINE:
         return Trend()
     if np.ptp(y) == 0:
-        # No spread gives no interval.
+        # Without spread there is no interval.
         return Trend(0.0, None, None, 1.0, p_bend=1.0 if sizes >= SIZES_FOR_BEND else None)
     centre = x.mean()
     line = _fit(np.column_stack([np.ones_like(x), x - centre]), y, clusters)

@@ -28,7 +28,7 @@ class CellState:
     stage: str | None = None
     """Stage that runs or failed, `train`, `evaluate` or `ablate`."""
     evaluation: str | None = None
-    """The grid's `evaluation` that the cell was evaluated with."""
+    """The grid's `evaluation` with which the cell was evaluated."""
     error: str | None = None
     """Why it failed, with the end of its log."""
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class CellState:
     contents: Mapping[str, str] | None = None
     """Task → identity of the content that the cell was evaluated on; None in records of older versions."""
     ablation: str | None = None
-    """The grid's `ablation` that the cell's heads were removed with."""
+    """The grid's `ablation` with which the cell's heads were removed."""
 
     def total(self, clock: str) -> float | None:
         """Seconds of all stages, by `wall` or `cpu`; None before the first has ended."""
@@ -83,7 +83,7 @@ def is_trained(folder: Path) -> bool:
 
 
 def is_evaluated(grid: Grid, cell: Cell) -> bool:
-    """Whether the evaluation has ended, and was of these weights and the study's tasks, by content, and
+    """Whether the evaluation has ended, and was of these weights and the study's tasks (both by content) and
     settings."""
     folder = grid.path(cell)
     state = stored_state(folder)
@@ -94,9 +94,9 @@ def is_evaluated(grid: Grid, cell: Cell) -> bool:
 
 
 def changed_weights(grid: Grid, cell: Cell, recorded: Mapping[str, Any] | None) -> list[str]:
-    """Files in which the cell's model now differs from the one that a record is of, by content.
+    """Files in which the cell's model now differs, by content, from the one in a record.
 
-    None where nothing is known of them: of a hub's model, or where the weights are not there.
+    None where that is not known: for a hub's model, or where the weights are missing.
     """
     model = Path(cell.model or "")
     if not recorded or cell.model is None or not model.is_dir():
@@ -110,7 +110,7 @@ def changed_weights(grid: Grid, cell: Cell, recorded: Mapping[str, Any] | None) 
 def changed_tasks(grid: Grid, folder: Path, state: CellState) -> list[str]:
     """Tasks whose content now differs from that of the evaluation in a cell's folder.
 
-    Tasks whose data cannot be read now are not listed: then nothing is known of them.
+    Tasks whose data cannot be read now are not listed.
     """
     recorded = json.loads(evaluation_file(folder).read_text("utf-8"))["tasks"]
     changed = []
@@ -130,7 +130,7 @@ def evaluation_file(folder: Path) -> Path:
 
 
 def is_complete(grid: Grid, cell: Cell) -> bool:
-    """Whether the cell is trained and evaluated, as far as its role asks for it."""
+    """Whether the cell is trained and evaluated, as far as its role requires."""
     trained = cell.run is None or is_trained(grid.path(cell))
     return trained and (cell.model is None or is_evaluated(grid, cell))
 
@@ -146,9 +146,9 @@ def needs_ablation(grid: Grid, cell: Cell) -> bool:
 
 
 def stale_ablation(grid: Grid, cell: Cell) -> str | None:
-    """What the ablation in the cell's folder is of, where that is not what the study asks for.
+    """Why the ablation in the cell's folder does not match the study.
 
-    None where there is none, and for one of these weights, this text and these settings.
+    None where there is none, and where weights, text and settings match.
     """
     folder = grid.path(cell)
     if not ablation_file(folder).is_file():

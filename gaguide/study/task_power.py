@@ -1,4 +1,4 @@
-"""What differences a study's tasks can show with their examples and the study's seeds, before it runs."""
+"""Differences that a study's tasks can show with their examples and the study's seeds, before it runs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _RIGHT_OR_WRONG: tuple[Kind, ...] = ("classification", "numeric")
 
 @dataclass(frozen=True)
 class TaskPower:
-    """What one task can show; differences are the smallest true ones shown with probability 0.8."""
+    """Power of one task; differences are the smallest true ones shown with probability 0.8."""
 
     task: str
-    """Name of the task, or of what was to be read."""
+    """Name of the task, or the name that could not be read."""
     examples: int | None = None
     """Number of examples; None where they cannot be read."""
     groups: int | None = None
-    """Number of groups of examples; None where every example is one of its own."""
+    """Number of groups of examples; None where every example is its own group."""
     accuracy: tuple[float | None, ...] = ()
     """Differences of the accuracy of two models for each of `CHANGED`; None where no difference is shown;
     empty for tasks without an accuracy. Groups are taken to change as a whole."""
@@ -50,7 +50,7 @@ class TaskPower:
 
 
 def task_powers(grid: Grid) -> Iterator[TaskPower]:
-    """What each task of the study can show; finished cells add what they show."""
+    """The power of each task of the study; finished cells add the observed differences."""
     study = grid.study
     folder = None if study.task_data is None else Path(study.task_data).expanduser()
     records = read_study(grid.folder) if (grid.folder / STUDY).is_file() else None
@@ -93,13 +93,13 @@ def _observed(records: StudyRecords | None, task: str, level: str) -> float | No
         return None
     metric = records.index.main_metrics.get(task)
     rows = [row for row in records.comparisons if (row.task, row.metric, row.level) == (task, metric, level)]
-    # Constant answers change whatever the examples could show.
+    # Constant answers invalidate the power of the examples.
     known = [row.detectable for row in rows if row.detectable is not None and not row.constant]
     return median(known) if known else None
 
 
 def print_powers(grid: Grid) -> None:
-    """Print what each task can show, and what the seeds can."""
+    """Print the smallest differences that each task, and the seeds, can show."""
     powers = list(task_powers(grid))
     has_seen = any(one.observed is not None or one.observed_seeds is not None for one in powers)
     table = Table(title="Smallest differences that the tasks can show (with probability 0.8)")
@@ -131,7 +131,7 @@ def _shown(value: float | None) -> str:
 
 def _notes(seeds: int, powers: Sequence[TaskPower]) -> Iterator[str]:
     yield (
-        "Two models of one seed on the same examples, which says nothing of other seeds; sd: standard "
+        "Two models of one seed on the same examples, which says nothing about other seeds; sd: standard "
         "deviation of the examples' differences."
     )
     if seeds < 2:

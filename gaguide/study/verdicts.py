@@ -22,7 +22,7 @@ from gaguide.study.scaling import Trend, decide, fit_trend
 def verdicts(cells: Sequence[Evaluated], left: Sequence[LeftOut] = ()) -> list[ScalingVerdict]:
     """How each task's score moves with size in each experiment, for metrics with a better direction.
 
-    `left`: what was left out of `cells`; it is only counted.
+    `left`: rows that were left out of `cells`; they are only counted.
     """
     found: list[ScalingVerdict] = []
     ordered = sorted(cells, key=lambda one: one.cell.experiment)
@@ -65,7 +65,7 @@ class _Scores:
     known: list[tuple[Evaluated, float]]
     """(cell, value)."""
     unit: Literal["seeds", "examples"]
-    """What an observation is."""
+    """Unit of observation."""
     seeds: int
     """Smallest number of cells of a size."""
 

@@ -14,7 +14,7 @@ from gaguide.distributed import World
 from gaguide.errors import FaultKind, UserError
 from gaguide.evaluate import EvaluateSettings, Results, evaluate
 from gaguide.evaluate.model_folder import find_model_folder
-from gaguide.evaluate.results.earlier import held
+from gaguide.evaluate.results.earlier import lock_outputs
 from gaguide.evaluate.score.saved_scores import FOLDER
 from gaguide.model.content import same_content
 
@@ -73,7 +73,10 @@ def test_anything_else_is_refused_and_nothing_is_changed(
 
 
 def test_two_evaluations_cannot_write_into_one_folder_at_once(gpt2_folder: Path, tmp_path: Path) -> None:
-    with held([tmp_path]), pytest.raises(UserError, match="another evaluation writes into it") as caught:
+    with (
+        lock_outputs([tmp_path]),
+        pytest.raises(UserError, match="another evaluation writes into it") as caught,
+    ):
         _evaluate(gpt2_folder, "synthetic-flip", tmp_path)
     assert caught.value.faults[0].kind is FaultKind.BUSY
     _evaluate(gpt2_folder, "synthetic-flip", tmp_path)

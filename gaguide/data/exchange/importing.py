@@ -256,7 +256,7 @@ class _Splits:
         current.tokens += len(ids)
 
     def finish(self) -> dict[str, tuple[ShardInfo, ...]]:
-        """Write the remaining documents; the shards of each split. A `UserError` if there are no documents."""
+        """Write the remaining documents and return each split's shards; `UserError` without a document."""
         for split, current in self._open.items():
             if current.documents:
                 self._write(split, current)

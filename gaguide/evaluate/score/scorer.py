@@ -1,6 +1,6 @@
 """Log-probabilities of the scored tokens of rows, by one forward pass over each batch.
 
-Support for sharing is detected on a small row. Where a model's attention does not accept cached keys and values,
+Support for sharing is detected on a small row. Where attention does not accept cached keys and values,
 prefixes are computed in each batch; where it does not accept rows with branches (attention that ignores the
 mask, an output that is more than a linear layer), sequences are computed separately.
 Legend: B rows, T tokens, N scored positions, D width, V vocabulary.
