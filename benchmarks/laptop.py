@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from gaguide.study.record_files import StudyRecords, read_study
+from gaguide.study.record_files import read_study
 from gaguide.study.records import HELD_OUT
+from gaguide.study.study_records import StudyRecords
 
 
 def frame(rows: tuple[object, ...]) -> pd.DataFrame:

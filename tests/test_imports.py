@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -32,9 +33,13 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(path: Path) -> tuple[str, ...]:
-    """Modules of the package that a file imports, at any depth of its code but not for type checking only."""
+    """Modules of the package that a file imports, at any depth of its code and for type checking.
+
+    What a package's __init__ imports for type checking only are the names that it loads lazily.
+    """
     found: list[str] = []
-    for node in _executed(ast.parse(path.read_text("utf-8"))):
+    lazy = path.name == "__init__.py"
+    for node in _statements(ast.parse(path.read_text("utf-8")), without_types=lazy):
         if isinstance(node, ast.Import):
             found += (alias.name for alias in node.names if alias.name.split(".")[0] == "gaguide")
         elif isinstance(node, ast.ImportFrom):
@@ -45,14 +50,14 @@ def imports(path: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Every statement below a node, without blocks that only a type checker reads."""
+def _statements(node: ast.AST, without_types: bool) -> Iterator[ast.AST]:
+    """Every statement below a node, on request without blocks that only a type checker reads."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if without_types and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):
             yield child
-            yield from _executed(child)
+            yield from _statements(child, without_types)
 
 
 def test_every_import_exists() -> None:
@@ -82,3 +87,13 @@ def test_no_circle_of_files() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError("circle: " + " → ".join(reversed(error.args[1]))) from None
+
+
+def test_a_packages_map_names_each_of_its_files() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("__init__.py"):
+        named = set(re.findall(r"\w+\.py\b", ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""))
+        files = {each.name for each in path.parent.glob("*.py")} - {"__init__.py", "__main__.py"}
+        if len(named) > 1 and named != files:
+            wrong.append(f"{path.relative_to(REPOSITORY)}: {', '.join(sorted(named ^ files))}")
+    assert not wrong, "\n".join(wrong)

@@ -25,7 +25,8 @@ from gaguide.report.outputs import make_report
 from gaguide.report.profile_figures import draw_profile
 from gaguide.report.profile_report import profile_report
 from gaguide.report.study_head_figure import draw_heads
-from gaguide.study.record_files import STUDY, StudyRecords, read_study, write_tables
+from gaguide.study.record_files import STUDY, read_study, write_tables
+from gaguide.study.study_records import StudyRecords
 
 BEGIN, END = "<!-- results: examples/pretrained/page.py writes what follows -->", "<!-- end of results -->"
 _SAME_TEXT = (

@@ -15,8 +15,7 @@ from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import removals
 from gaguide.evaluate.results.intervals import clusters
 from gaguide.evaluate.results.metric_names import ACCURACIES
-from gaguide.evaluate.results.results import TaskResult
-from gaguide.evaluate.results.task_results import make_task_results
+from gaguide.evaluate.results.task_results import TaskResult, make_task_results
 from gaguide.evaluate.schedule.work import ModelWork
 from gaguide.evaluate.score.logits import Scores
 from gaguide.evaluate.score.scorer import Scorer, Sharing

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from gaguide.evaluate.results.answers import Uninformative
     from gaguide.evaluate.results.intervals import Metric
     from gaguide.evaluate.results.metrics import ScoredExample
-    from gaguide.evaluate.results.results import Results, TaskResult
+    from gaguide.evaluate.results.results import Results
+    from gaguide.evaluate.results.task_results import TaskResult
     from gaguide.evaluate.runner import EvaluateSettings, evaluate, evaluate_all
     from gaguide.evaluate.tasks.options import TaskOptions
     from gaguide.evaluate.tasks.task import Task, built_in_tasks

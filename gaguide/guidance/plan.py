@@ -116,6 +116,19 @@ class GuidancePlan:
             for a in self.assignments
         ]
 
+    def entries(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
+        """By pattern, its words or vocabulary pieces, for people; empty where it is not a list of such."""
+        found: dict[str, list[str]] = {}
+        for pattern in (a.pattern for a in self.assignments):
+            inner: Pattern | None = pattern
+            while isinstance(inner, MarkedTokens):
+                inner = inner.within
+            if isinstance(inner, TokenSet):
+                found[pattern.name] = list(tokenizer.convert_ids_to_tokens(sorted(inner.token_ids)))
+            else:
+                found[pattern.name] = list(inner.words) if isinstance(inner, WordSet) else []
+        return found
+
     @property
     def marks(self) -> tuple[str, ...]:
         """Names of the data's marks that its patterns need."""

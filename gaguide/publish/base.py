@@ -1,4 +1,4 @@
-"""What a model card carries over from the base model's own card: licence, languages, tags."""
+"""What a model card carries over from the base model's own card: licence and languages."""
 
 from __future__ import annotations
 

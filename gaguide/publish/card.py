@@ -160,6 +160,9 @@ def _content(
         "experiment": summary.get("experiment"),
         "guidance": settings["guidance"],
         "plan": _plan(summary.get("heads") or ()),
+        "patterns": [
+            (_cell(name), _listed(words)) for name, words in (summary.get("patterns") or {}).items() if words
+        ],
         "training": _training(summary, settings, sources),
         "blocks": after.get("blocks"),
         "before": _numbers(before),
@@ -185,6 +188,12 @@ def _plan(heads: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {"heads": of_heads, "layers": of_layers, "pattern": _cell(pattern), "weight": f"{weight:g}"}
         )
     return found
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words or vocabulary pieces, as they are, in a paragraph of Markdown."""
+    quoted = (f"`{word}`" if "`" not in word else f"`` {word} ``" for word in words)
+    return f"{', '.join(quoted)} ({len(words)})"
 
 
 def _training(

@@ -12,7 +12,7 @@ from gaguide.report.markdown import to_markdown
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_report import run_report
 from gaguide.report.study_report import study_report
-from gaguide.study.record_files import StudyRecords
+from gaguide.study.study_records import StudyRecords
 
 _WRITERS = {"html": to_html, "md": to_markdown, "latex": to_latex}
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gaguide.report.document import Cell, Table
 from gaguide.report.text import ABSENT, before_after, change, excludes_zero, fixed, interval, known_mean
 from gaguide.study.analysis_records import HeadAttention, HeadVerdict, LossCost
-from gaguide.study.record_files import StudyRecords
+from gaguide.study.study_records import StudyRecords
 
 
 def loss_table(study: StudyRecords) -> Table:

@@ -17,8 +17,8 @@ from gaguide.report.text import (
     small_number,
     smallest_p,
 )
-from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Comparison, ScalingVerdict
+from gaguide.study.study_records import StudyRecords
 
 
 def decisive(

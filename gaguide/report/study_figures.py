@@ -19,8 +19,8 @@ from gaguide.report.study_tables import mean_of
 from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
 from gaguide.report.text import DIRECTIONS, shorten
 from gaguide.study.analysis_records import HeadAttention
-from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, Mean
+from gaguide.study.study_records import StudyRecords
 
 _ACROSS = 3
 

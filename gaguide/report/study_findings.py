@@ -12,8 +12,8 @@ from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
 from gaguide.report.text import counted, excludes_zero, first_few, fixed, tally
 from gaguide.study.analysis_records import LossCost
-from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, Comparison, Result
+from gaguide.study.study_records import StudyRecords
 
 
 def study_findings(study: StudyRecords) -> list[str]:

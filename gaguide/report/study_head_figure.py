@@ -11,7 +11,7 @@ from gaguide.report.study_heads import head_families
 from gaguide.report.style import BASELINE, COLOURS, INK, plain_axes
 from gaguide.report.text import shorten
 from gaguide.study.analysis_records import HeadVerdict
-from gaguide.study.record_files import StudyRecords
+from gaguide.study.study_records import StudyRecords
 
 _WHISKERS = 4
 """Most heads of a row that are drawn with intervals: more would cover each other."""

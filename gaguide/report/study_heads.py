@@ -20,7 +20,7 @@ from gaguide.report.text import (
     tally,
 )
 from gaguide.study.analysis_records import HeadVerdict
-from gaguide.study.record_files import StudyRecords
+from gaguide.study.study_records import StudyRecords
 
 
 def head_count_table(study: StudyRecords) -> Table:

@@ -17,8 +17,8 @@ from gaguide.report.study_heads import head_count_table, head_verdict_table
 from gaguide.report.study_tables import interval_units, mean_of, size_tables
 from gaguide.report.text import ABSENT, counted, end_of, records_csv, shown, words
 from gaguide.study.analysis_records import Change
-from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, KNOCK_OUT, CellRecord
+from gaguide.study.study_records import StudyRecords
 
 _CHANGES_SHOWN = 8
 _PROMPT_SHOWN = 240

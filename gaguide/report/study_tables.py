@@ -18,8 +18,8 @@ from gaguide.report.text import (
     mark_notes,
     slug,
 )
-from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import Mean
+from gaguide.study.study_records import StudyRecords
 
 
 def interval_units(means: Iterable[Mean]) -> tuple[bool, bool]:

@@ -32,9 +32,10 @@ from gaguide.study.evaluated import (
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.head_verdicts import head_verdicts, knock_outs, stale_knock_outs
 from gaguide.study.left_out import leave_out
-from gaguide.study.record_files import StudyRecords, write_study, write_tables
+from gaguide.study.record_files import write_study, write_tables
 from gaguide.study.records import CellRecord
 from gaguide.study.state import read_state, read_summary
+from gaguide.study.study_records import StudyRecords
 from gaguide.study.verdicts import verdicts
 
 _PACKAGES = ("gaguide", "torch", "deepspeed", "transformers", "scipy", "statsmodels")

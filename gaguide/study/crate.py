@@ -11,8 +11,9 @@ from gaguide.files import hash_file
 from gaguide.publish.citation import doi_url
 from gaguide.publish.crate import Crate
 from gaguide.study.grid import Cell, Grid
-from gaguide.study.record_files import STUDY, StudyRecords, tables_folder
+from gaguide.study.record_files import STUDY, tables_folder
 from gaguide.study.state import read_summary
+from gaguide.study.study_records import StudyRecords
 
 _RECORDS = (
     "config.yaml", "deepspeed.json", "summary.json", "metrics.jsonl", "validation.jsonl", "evaluations.jsonl",

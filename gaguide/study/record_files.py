@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -23,7 +22,6 @@ from gaguide.errors import UserError, mask_all
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
 from gaguide.study.analysis_records import (
-    Analysis,
     Change,
     Gain,
     HeadAttention,
@@ -32,8 +30,8 @@ from gaguide.study.analysis_records import (
     LexiconShare,
     LossCost,
 )
-from gaguide.study.index import StudyIndex
 from gaguide.study.records import CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
+from gaguide.study.study_records import StudyRecords
 
 STUDY = "study.json"
 _FILES: Mapping[str, tuple[str, type[Any]]] = {
@@ -60,54 +58,6 @@ _PREFIX = "tables-"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class StudyRecords:
-    """All records of a study; the tables are empty until it is collected."""
-
-    name: str
-    """Name of the study."""
-    study: Mapping[str, Any]
-    """The study file, as resolved."""
-    provenance: Mapping[str, Any]
-    """Versions, machine, commit and time of collection."""
-    cells: tuple[CellRecord, ...]
-    """Every cell."""
-    results: tuple[Result, ...] = ()
-    """Metrics of each cell."""
-    means: tuple[Mean, ...] = ()
-    """Means over seeds."""
-    comparisons: tuple[Comparison, ...] = ()
-    """Experiments compared with their baselines."""
-    verdicts: tuple[ScalingVerdict, ...] = ()
-    """How scores move with size."""
-    shares: tuple[LexiconShare, ...] = ()
-    """Shares of examples that contain a lexicon."""
-    gains: tuple[Gain, ...] = ()
-    """Gains on examples with and without guided words."""
-    attention: tuple[HeadAttention, ...] = ()
-    """Attention of each guided or measured head."""
-    losses: tuple[LossCost, ...] = ()
-    """Held-out loss compared with the baselines."""
-    changes: tuple[Change, ...] = ()
-    """Every example under every guided experiment."""
-    left_out: tuple[LeftOut, ...] = ()
-    """Numbers of finished cells that are in none of the tables above."""
-    knock_outs: tuple[HeadKnockOut, ...] = ()
-    """Loss of each cell's model without each of its heads."""
-    head_verdicts: tuple[HeadVerdict, ...] = ()
-    """Over seeds: is a head's attention moved, and is the head used?"""
-
-    @cached_property
-    def index(self) -> StudyIndex:
-        """The records by key."""
-        return StudyIndex(self)
-
-    @property
-    def analysis(self) -> tuple[Analysis, ...]:
-        """The rows of analysis.jsonl."""
-        return tuple(row for name in _ANALYSIS for row in getattr(self, name))
-
-
 def write_study(folder: Path, records: StudyRecords) -> None:
     """Write study.json, the settings and the state of each cell; the tables stay as they are."""
     _write_study(folder, records, _current(folder))
@@ -122,7 +72,7 @@ def write_tables(folder: Path, records: StudyRecords) -> None:
     try:
         for name, (file, kind) in _FILES.items():
             _write(tables / file, getattr(records, name), kind)
-        _write(tables / _ANALYSIS_FILE, records.analysis)
+        _write(tables / _ANALYSIS_FILE, (row for name in _ANALYSIS for row in getattr(records, name)))
         _write_study(folder, records, tables.name)
     except BaseException:
         shutil.rmtree(tables, ignore_errors=True)

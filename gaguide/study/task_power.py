@@ -18,7 +18,8 @@ from gaguide.evaluate.tasks.read import TaskData, read_tasks
 from gaguide.evaluate.tasks.task import Kind
 from gaguide.stats.power import Sensitivity, standard_errors
 from gaguide.study.grid import Grid
-from gaguide.study.record_files import STUDY, StudyRecords, read_study
+from gaguide.study.record_files import STUDY, read_study
+from gaguide.study.study_records import StudyRecords
 
 CHANGED = (0.05, 0.2)
 """Shares of answers that differ between two models for which the power of accuracies is given: about those

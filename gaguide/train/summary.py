@@ -66,6 +66,7 @@ def write_summary(
             "adapter": None if job.adapter is None else job.adapter.as_record(),
             "sources": [mask_credentials(source) for source in job.corpus.sources],
             "heads": _heads(job),
+            "patterns": {} if job.plan is None else job.plan.entries(job.corpus.tokenizer),
             "validation": {
                 "before": None if before is None else _measured(before),
                 "after": None if after is None else _measured(after),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gaguide.study.record_files import StudyRecords, read_study
+from gaguide.study.record_files import read_study
+from gaguide.study.study_records import StudyRecords
 from tests.report.synthetic import HOSTILE
 from tests.study.sample import sample_study
 

@@ -12,7 +12,8 @@ import pytest
 
 from gaguide.errors import UserError
 from gaguide.evaluate.results.metrics import chance_level, score_example, summarize
-from gaguide.evaluate.results.results import Results, TaskResult
+from gaguide.evaluate.results.results import Results
+from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.evaluate.results.write import write_results
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.read import TaskData

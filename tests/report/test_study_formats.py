@@ -19,7 +19,7 @@ from gaguide.errors import UserError
 from gaguide.report.latex import latex_text
 from gaguide.report.outputs import make_report, render_report
 from gaguide.report.run_records import read_runs
-from gaguide.study.record_files import StudyRecords
+from gaguide.study.study_records import StudyRecords
 from tests.report.synthetic import HOSTILE, write_run
 from tests.support.browser import Browser, needs_browser
 from tests.support.patience import patience

@@ -20,8 +20,8 @@ from gaguide.report.study_heads import head_count_table
 from gaguide.report.study_tables import mean_of, size_tables
 from gaguide.report.style import BASELINE, COLOURS
 from gaguide.study.analysis_records import HeadVerdict
-from gaguide.study.record_files import StudyRecords
 from gaguide.study.records import HELD_OUT, LeftOut
+from gaguide.study.study_records import StudyRecords
 
 
 def test_a_table_for_each_size_has_the_papers_shape(study: StudyRecords) -> None:

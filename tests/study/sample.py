@@ -15,8 +15,9 @@ from gaguide.study.analysis_records import (
     LexiconShare,
     LossCost,
 )
-from gaguide.study.record_files import StudyRecords, write_study, write_tables
+from gaguide.study.record_files import write_study, write_tables
 from gaguide.study.records import HELD_OUT, CellRecord, Comparison, Mean, Result, ScalingVerdict
+from gaguide.study.study_records import StudyRecords
 
 SIZES = {"pico": 92_000, "nano": 230_000, "micro": 530_000, "tiny": 1_060_000}
 EXPERIMENTS = ("original", "finetuned", "1-negation", "4-transition")

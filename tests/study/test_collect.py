@@ -27,9 +27,10 @@ from gaguide.study.crate import add_task
 from gaguide.study.evaluated import Evaluated, read_evaluated, results_of
 from gaguide.study.file import load_study
 from gaguide.study.grid import Cell, Grid, make_grid
-from gaguide.study.record_files import StudyRecords, read_study
+from gaguide.study.record_files import read_study
 from gaguide.study.recorded import recorded_grid
 from gaguide.study.records import HELD_OUT
+from gaguide.study.study_records import StudyRecords
 from gaguide.study.verdicts import verdicts
 from tests.study.cells import TASK, finish
 from tests.support.crate import check_crate

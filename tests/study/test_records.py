@@ -16,7 +16,7 @@ def test_records_are_read_as_written(tmp_path: Path) -> None:
     first = read_study(sample_study(tmp_path / "study", prompt='<script>alert("x")</script>'))
     assert {cell.state for cell in first.cells} == {"done", "failed"}
     assert first.changes[0].prompt == '<script>alert("x")</script>'
-    assert all(first.analysis) and first.verdicts and first.means
+    assert first.attention and first.losses and first.verdicts and first.means
 
     again = tmp_path / "again"
     again.mkdir()

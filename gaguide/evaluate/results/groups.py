@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gaguide.evaluate.results.intervals import Metric
+from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.evaluate.tasks.harness.groups import Aggregate, HarnessGroup
 from gaguide.stats.groups import Z
-
-if TYPE_CHECKING:
-    from gaguide.evaluate.results.results import TaskResult
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import transformers
 from gaguide.evaluate.results.groups import GroupResult, group_results
 from gaguide.evaluate.results.intervals import NO_METRIC, Metric, perplexity
 from gaguide.evaluate.results.metric_names import BETTER
-from gaguide.evaluate.results.results import Results, TaskResult
+from gaguide.evaluate.results.results import Results
 from gaguide.evaluate.results.samples import task_hash
+from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.evaluate.tasks.harness.source import FunctionReference
 from gaguide.evaluate.tasks.task import Kind
 

@@ -5,69 +5,29 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 import transformers
 
 from gaguide import __version__
-from gaguide.evaluate.results.answers import Uninformative, doubt_sentences
 from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.groups import group_results
-from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metrics import (
     ScoredExample,
     answer_pattern,
     band_sums,
-    find_uninformative,
     not_finite,
     worst,
 )
 from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
 from gaguide.evaluate.results.parts import part_results
-from gaguide.evaluate.tasks.examples import list_some
-from gaguide.evaluate.tasks.read import TaskData
+from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.log import code_fingerprint
 
 _WORST = 5
 """Confidently wrong examples of each task in results.json."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """The outcome of one task."""
-
-    data: TaskData
-    """The task and its examples."""
-    metrics: Mapping[str, Metric]
-    """Metrics by name, the main one first."""
-    chance: float | None
-    """Accuracy of a random choice of class."""
-    scored: tuple[ScoredExample, ...]
-    """Outcomes of the examples, in the order of the data."""
-
-    @cached_property
-    def uninformative(self) -> Mapping[str, Uninformative]:
-        """Accuracies that say nothing about the model's answers, and why."""
-        return find_uninformative(self.metrics, self.scored)
-
-    def doubts(self) -> list[str]:
-        """A sentence on each reason in `uninformative`."""
-        values = {metric: self.metrics[metric].value for metric in self.uninformative}
-        return doubt_sentences(self.data.task.name, values, self.uninformative)
-
-    def warnings(self) -> list[str]:
-        """Problems of the model that the scores show, one sentence each."""
-        found = not_finite(self.scored)
-        if not found:
-            return []
-        return [
-            f"task {self.data.task.name}: the scores of {len(found)} of {len(self.scored)} examples "
-            f"({len(found) / len(self.scored):.0%}) are not finite ({list_some(found)}), so it has no "
-            "metrics; look for NaN or infinite weights, or evaluate with --dtype fp32"
-        ]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gaguide.evaluate.results.harness_items import example_items, raw_results
 from gaguide.evaluate.results.metrics import ScoredExample
-from gaguide.evaluate.results.results import TaskResult
+from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.fields import Fields
 

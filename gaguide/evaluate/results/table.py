@@ -15,7 +15,8 @@ from gaguide.evaluate.results.metric_names import ACCURACIES, DETAILS, MARK_NOTE
 from gaguide.evaluate.results.metrics import ScoredExample, not_finite, worst
 from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.parts import part_results
-from gaguide.evaluate.results.results import Results, TaskResult
+from gaguide.evaluate.results.results import Results
+from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.log import escape_control_characters, table_console
 
 _PIPE_WIDTH = 110

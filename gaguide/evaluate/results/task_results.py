@@ -1,19 +1,64 @@
-"""Scores of all examples as the outcome of each task."""
+"""The outcome of a task, made from the scores of its examples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.model_folder import ModelFolder
+from gaguide.evaluate.results.answers import Uninformative, doubt_sentences
 from gaguide.evaluate.results.harness_metrics import harness_metrics
 from gaguide.evaluate.results.intervals import Metric
-from gaguide.evaluate.results.metrics import chance_level, score_example, score_number, summarize
-from gaguide.evaluate.results.results import TaskResult
+from gaguide.evaluate.results.metrics import (
+    ScoredExample,
+    chance_level,
+    find_uninformative,
+    not_finite,
+    score_example,
+    score_number,
+    summarize,
+)
+from gaguide.evaluate.tasks.examples import list_some
 from gaguide.evaluate.tasks.read import TaskData
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The outcome of one task."""
+
+    data: TaskData
+    """The task and its examples."""
+    metrics: Mapping[str, Metric]
+    """Metrics by name, the main one first."""
+    chance: float | None
+    """Accuracy of a random choice of class."""
+    scored: tuple[ScoredExample, ...]
+    """Outcomes of the examples, in the order of the data."""
+
+    @cached_property
+    def uninformative(self) -> Mapping[str, Uninformative]:
+        """Accuracies that say nothing about the model's answers, and why."""
+        return find_uninformative(self.metrics, self.scored)
+
+    def doubts(self) -> list[str]:
+        """A sentence on each reason in `uninformative`."""
+        values = {metric: self.metrics[metric].value for metric in self.uninformative}
+        return doubt_sentences(self.data.task.name, values, self.uninformative)
+
+    def warnings(self) -> list[str]:
+        """Problems of the model that the scores show, one sentence each."""
+        found = not_finite(self.scored)
+        if not found:
+            return []
+        return [
+            f"task {self.data.task.name}: the scores of {len(found)} of {len(self.scored)} examples "
+            f"({len(found) / len(self.scored):.0%}) are not finite ({list_some(found)}), so it has no "
+            "metrics; look for NaN or infinite weights, or evaluate with --dtype fp32"
+        ]
 
 
 def make_task_results(

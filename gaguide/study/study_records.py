@@ -1,18 +1,75 @@
-"""A study's records by key, made in one pass over them, so that a table of them takes linear time."""
+"""All records of a study, and lookups in them by key."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gaguide.evaluate.results.metric_names import GROUP_ACC
-from gaguide.study.records import HELD_OUT, Comparison, Mean, Result
+from gaguide.study.analysis_records import (
+    Change,
+    Gain,
+    HeadAttention,
+    HeadKnockOut,
+    HeadVerdict,
+    LexiconShare,
+    LossCost,
+)
+from gaguide.study.records import (
+    HELD_OUT,
+    CellRecord,
+    Comparison,
+    LeftOut,
+    Mean,
+    Result,
+    ScalingVerdict,
+)
 
-if TYPE_CHECKING:
-    from gaguide.study.analysis_records import Change, HeadAttention, LossCost
-    from gaguide.study.record_files import StudyRecords
+
+@dataclass(frozen=True)
+class StudyRecords:
+    """All records of a study; the tables are empty until it is collected."""
+
+    name: str
+    """Name of the study."""
+    study: Mapping[str, Any]
+    """The study file, as resolved."""
+    provenance: Mapping[str, Any]
+    """Versions, machine, commit and time of collection."""
+    cells: tuple[CellRecord, ...]
+    """Every cell."""
+    results: tuple[Result, ...] = ()
+    """Metrics of each cell."""
+    means: tuple[Mean, ...] = ()
+    """Means over seeds."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Experiments compared with their baselines."""
+    verdicts: tuple[ScalingVerdict, ...] = ()
+    """How scores move with size."""
+    shares: tuple[LexiconShare, ...] = ()
+    """Shares of examples that contain a lexicon."""
+    gains: tuple[Gain, ...] = ()
+    """Gains on examples with and without guided words."""
+    attention: tuple[HeadAttention, ...] = ()
+    """Attention of each guided or measured head."""
+    losses: tuple[LossCost, ...] = ()
+    """Held-out loss compared with the baselines."""
+    changes: tuple[Change, ...] = ()
+    """Every example under every guided experiment."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Numbers of finished cells that are in none of the tables above."""
+    knock_outs: tuple[HeadKnockOut, ...] = ()
+    """Loss of each cell's model without each of its heads."""
+    head_verdicts: tuple[HeadVerdict, ...] = ()
+    """Over seeds: is a head's attention moved, and is the head used?"""
+
+    @cached_property
+    def index(self) -> StudyIndex:
+        """The records by key."""
+        return StudyIndex(self)
 
 
 class StudyIndex:
