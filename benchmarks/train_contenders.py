@@ -73,7 +73,7 @@ def ours(settings: dict[str, Any], name: str, stage: str) -> Iterator[None]:
     from gaguide.liveness.preemption import Preemption
     from gaguide.liveness.watchdog import Watchdog
     from gaguide.model import build_model
-    from gaguide.train.run import guided as attached
+    from gaguide.train.run import attach_guidance as attached
     from gaguide.train.step_inputs import StepInputs
     from gaguide.train.trainer import Trainer
 

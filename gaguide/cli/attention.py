@@ -1,5 +1,4 @@
-"""`gaguide attention`: pictures and pages of the attention of chosen heads of one or several models in a
-text."""
+"""`gaguide attention`: pictures and pages of the attention that chosen heads of models have in a text."""
 
 from __future__ import annotations
 

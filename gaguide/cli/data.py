@@ -75,7 +75,7 @@ class BuildOptions:
     ] = None
     separator: Annotated[
         str,
-        typer.Option(help="What ends every document: 'eos', 'none', or one token of the tokenizer."),
+        typer.Option(help="End of every document: 'eos', 'none', or one token of the tokenizer."),
     ] = "eos"
     max_dropped: Annotated[
         float, typer.Option(help="Fail if a larger share of the rows gives no document (0 to 1).")
@@ -266,7 +266,7 @@ def _progress_shown() -> Iterator[Callable[[Progress], None]]:
                 return
             first[:] = first or ([progress] if progress.total_bytes else [])
             rate = f"{progress.documents:,} documents, {_rate(bar.tasks[task].elapsed, first, progress)}"
-            # The total is an estimate, which must not be reached before the end.
+            # The total is an estimate: the bar must not be full before the end.
             bar.update(
                 task,
                 description=progress.stage,

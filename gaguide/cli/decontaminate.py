@@ -1,4 +1,4 @@
-"""What `gaguide data build` reads apart from its source: the examples of tasks."""
+"""Inputs of `gaguide data build` other than its source: the examples of tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def find_decontamination(
     tasks: Sequence[str] | None, action: str | None, data: Path | None
 ) -> Decontamination | None:
-    """What `--decontaminate`, `--decontaminate-by` and `--data` mean; None where no task is named.
+    """The value of `--decontaminate`, `--decontaminate-by` and `--data`; None where no task is named.
 
     Raises a `UserError` with every fault of the options and of the tasks.
     """

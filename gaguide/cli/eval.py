@@ -52,7 +52,7 @@ def list_tasks() -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A built-in task, or a task file.", metavar="TASK")],
 ) -> None:
-    """Describe one task: where its data are from, its prompt, and what a score shows and cannot show."""
+    """Describe one task: where its data are from, its prompt, and what its score shows and cannot show."""
     from gaguide.errors import UserError, suggestion
     from gaguide.evaluate import built_in_tasks
     from gaguide.evaluate.tasks.task import read_task_file

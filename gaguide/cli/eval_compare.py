@@ -26,7 +26,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="A B [C …]",
-            help="Folders that gaguide evaluate wrote, or what lm-eval --log_samples wrote (a folder or "
+            help="Output folders of gaguide evaluate, or of lm-eval --log_samples (a folder or "
             "samples_*.jsonl); the baseline first.",
         ),
     ],
@@ -83,7 +83,7 @@ def compare(
             read = faults.attempt(read_evaluations, [expand_home(path) for path in evaluations], group)
     assert read is not None
 
-    # After the mistakes, which need neither scipy nor matplotlib.
+    # After the checks, which need neither scipy nor matplotlib.
     from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
     from gaguide.report import render_report
     from gaguide.report.comparison_report import comparison_json, comparison_report, power_table

@@ -1,4 +1,4 @@
-"""`gaguide eval golden`: does this installation compute the published scores of a known model?"""
+"""`gaguide eval golden`: does this installation reproduce the published scores of a known model?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gaguide.evaluate.results.golden import GoldenResult, GoldenTask
 
 EXIT_MISMATCH = 1
-"""Exit code where a figure is not the published one."""
+"""Exit code if a figure differs from the published one."""
 
 
 def golden_command(
@@ -54,7 +54,7 @@ def golden_command(
 
 
 def _check_reference(name: str, expected: Mapping[str, GoldenTask], record: Path | None) -> None:
-    """Before minutes of evaluation."""
+    """Raise a `UserError` for an unknown reference, before minutes of evaluation."""
     from gaguide.errors import UserError
 
     known = list(dict.fromkeys(one for task in expected.values() for one in task.figures))

@@ -31,7 +31,10 @@ class ImportOptions:
         ),
     ] = None
     separator: Annotated[
-        str, typer.Option(help="Where files do not say it, the token that ends every document.")
+        str,
+        typer.Option(
+            help="The token that ends every document, for formats that do not store where documents end."
+        ),
     ] = "eos"
     column: Annotated[
         str | None,

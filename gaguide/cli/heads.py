@@ -1,4 +1,4 @@
-"""`gaguide heads profile`: what each head of a model does, and which to guide."""
+"""`gaguide heads profile`: the behaviour of each head of a model, and which heads to guide."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ProfileOptions:
     ] = 10
     choose: Annotated[int, typer.Option(help="Heads that each rule chooses.")] = 4
     dtype: Annotated[str, typer.Option(help="Precision of the model: fp32, bf16 or fp16.")] = "fp32"
-    seed: Annotated[int, typer.Option(help="Of the random choice.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the random choice.")] = 0
 
 
 @app.callback()

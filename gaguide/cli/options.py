@@ -35,7 +35,7 @@ def _integer_parser(low: float | None, high: float | None) -> Callable[[Any], in
             raise typer.BadParameter(f"{value!r} must be {' and '.join(limits)}")
         return number
 
-    bounded.__name__ = integer.__name__  # what the help calls it
+    bounded.__name__ = integer.__name__  # its name in the help
     return bounded
 
 
@@ -62,7 +62,7 @@ def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., N
     """Decorator for a command whose parameter `options` is an instance of a dataclass.
 
     typer sees one option per field instead: `Annotated[type, typer.Option(help=…)]` with the field's default.
-    Options of type int take `1e6` too.
+    Options of type int accept `1e6` too.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

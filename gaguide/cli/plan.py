@@ -138,14 +138,14 @@ def plan(
 
 
 def _range(cost: CostEstimate, measured: Measured | None) -> Measured | Spread:
-    """What the range of speeds rests on: the run that was measured, or the errors on published runs."""
+    """Basis of the range of speeds: the run that was measured, or the errors on published runs."""
     from gaguide.cost import spread
 
     return measured if measured is not None else spread(cost.request.gpu)
 
 
 def _reason(cost: CostEstimate, measured: Measured | None) -> str:
-    """What the range of speeds rests on, in words."""
+    """Basis of the range of speeds, in words."""
     from gaguide.cost import spread
 
     if measured is not None:
@@ -159,7 +159,7 @@ def _reason(cost: CostEstimate, measured: Measured | None) -> str:
     return (
         f"Times: a model, not a measurement. {len(of.runs)} published runs {where} reached "
         f"{of.slowest:.2f} to {of.fastest:.2f} times its speed ({names}). "
-        "A run of your own is better: --measured METRICS.jsonl."
+        "Better: a run of your own, with --measured METRICS.jsonl."
     )
 
 
@@ -185,8 +185,8 @@ def _print(cost: CostEstimate, chosen: list[str], measured: Measured | None) -> 
     )
     if chosen:
         console.print(
-            f"chosen: {', '.join(chosen).replace('_', ' ')} (the simplest that fits, of those that the model "
-            "cannot tell from the fastest)"
+            f"chosen: {', '.join(chosen).replace('_', ' ')} (the simplest that fits, among those that the "
+            "model cannot distinguish from the fastest)"
         )
     console.print(_memory_table(cost))
     console.print(_time_table(cost, _range(cost, measured)))

@@ -21,7 +21,7 @@ def evaluate(context: typer.Context) -> None:
 
 
 def ablate(context: typer.Context) -> None:
-    """Remove guided heads, and controls, and measure what a model loses: is what guidance moved used?"""
+    """Remove guided heads, and controls, and measure what a model loses: are the guided heads used?"""
     from gaguide.ablate.__main__ import run
 
     run(context.args)

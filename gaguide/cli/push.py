@@ -31,7 +31,7 @@ def push(
     model = check_push(run, repo, adapter, dry_run)
     (record,) = read_runs([run])
     if not write_card(run, model, record.scores or ()):
-        typer.echo(f"{model / 'README.md'} was written by somebody else and stays as it is")
+        typer.echo(f"{model / 'README.md'} was not written by gaguide and stays as it is")
     write_model_crate(run, model)
     files = sorted(path for path in model.rglob("*") if path.is_file() and not path.name.startswith("."))
     for path in files:

@@ -12,7 +12,7 @@ from gaguide.errors import Fault, FaultCollector, suggestion
 def wanted_files(
     outputs: list[Path], formats: str | None, known: Mapping[str, str], faults: FaultCollector
 ) -> list[tuple[Path, str]]:
-    """(path, format) of each thing to write; faults of the two options are added to `faults`.
+    """(path, format) of each file to write; faults of the two options are added to `faults`.
 
     known: format → suffix.
     """
@@ -37,7 +37,7 @@ def wanted_files(
 
 
 def _folder_faults(path: Path) -> list[Fault]:
-    """Makes the folder of an output where it is missing; faults where it cannot be written to."""
+    """Make the folder of an output if it is missing; faults if it cannot be written to."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-"):

@@ -56,7 +56,7 @@ class SlurmOptions:
     ] = 3
 
     def job(self) -> JobRequest:
-        """What every cell's job asks for."""
+        """The job of each cell, apart from its name and arguments."""
         from gaguide.slurm import JobRequest
 
         return JobRequest(
@@ -78,7 +78,7 @@ class RunOptions(SlurmOptions):
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the estimated cost of each cell and what the tasks can show; run nothing.",
+            help="Print the estimated cost of each cell and the power of the tasks; run nothing.",
         ),
     ] = False
     gpu: Annotated[str, typer.Option(help="GPU model of the estimate by --dry-run.")] = "a100-80"

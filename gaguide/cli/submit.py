@@ -58,7 +58,7 @@ class JobOptions:
         str | None, typer.Option(help="Image to run in: a file, or with pyxis also a name in a registry.")
     ] = None
     container_runtime: Annotated[
-        str, typer.Option(help="What runs the image: apptainer, or pyxis (enroot).")
+        str, typer.Option(help="Container runtime: apptainer, or pyxis (enroot).")
     ] = "apptainer"
     mount: Annotated[
         list[str] | None,
@@ -159,7 +159,7 @@ def data(options: DataOptions, context: typer.Context) -> None:
 def _submit(
     request: JobRequest, find_faults: Callable[[JobRequest], list[Fault]], options: JobOptions
 ) -> None:
-    """Submit the job, or print it. Before that, raises the faults of the request and of what it would run."""
+    """Submit the job, or print it. Before that, raises the faults of the request and of its command."""
     import shlex
     from dataclasses import replace
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def make_evaluation(job: Job, world: World) -> Evaluation | None:
-    """The evaluation during training that a run asks for; None where it asks for none.
+    """A run's evaluation during training; None where it has none.
 
     `gaguide.train` does not depend on the evaluator: this program joins the two.
     """

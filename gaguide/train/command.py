@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
     `make_evaluation` makes the evaluation during training, which this package does not import.
     """
     is_main = True
-    launchers()  # recorded now, so that one that dies while modules load is noticed
+    launchers()  # recorded now, so that the loss of one while modules load is noticed
     try:
         world = World.from_environment()
         is_main = world.is_main
@@ -105,7 +105,7 @@ def _passes_precheck(arguments: Arguments, world: World) -> bool:
     try:
         run = load_config(*given)
     except UserError:
-        return False  # without settings nothing else can be looked at
+        return False  # without settings nothing else can be checked
     say("gaguide train: looking for further problems in model and data", error=True)
     from gaguide.train.preflight import prepare
 
@@ -206,7 +206,7 @@ class Arguments:
     overrides: dict[str, str]
     """Settings given as --section.field VALUE."""
     dry_run: bool = False
-    """Whether everything is checked and reported, and nothing trained."""
+    """Whether to check and report everything, and train nothing."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Arguments:
@@ -246,7 +246,7 @@ def read_arguments(
 ) -> tuple[RunConfig, Path, Path | None]:
     """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line.
 
-    `note` is called with what the user should know of how they were combined.
+    `note` is called with notes for the user on how they were combined.
     """
     arguments = parse_arguments(argv)
     return (

@@ -21,7 +21,7 @@ def device_peak_flops(device: torch.device, precision: str, set_tflops: float | 
 
 
 def held_memory(device: torch.device) -> int:
-    """Most bytes that this rank has held, allocated on its GPU or else resident."""
+    """Most bytes that this rank has used so far: allocated on its GPU, or else resident."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 

@@ -1,4 +1,4 @@
-"""`gaguide train --dry-run`: what a run would do, up to the inputs of its first step."""
+"""`gaguide train --dry-run`: a run up to the inputs of its first step."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from gaguide.train.job import Job
 
 
 class Evaluation(Protocol):
-    """What training calls every few steps, on all ranks."""
+    """A callable that training calls every few steps, on all ranks."""
 
     @property
     def measure(self) -> str:
@@ -30,7 +30,7 @@ class Evaluation(Protocol):
 
 
 MakeEvaluation = Callable[[Job, World], Evaluation | None]
-"""Makes the evaluation that `run.evaluate` asks for; raises `UserError` on all ranks before step 1."""
+"""Makes the evaluation of `run.evaluate`; raises `UserError` on all ranks before step 1."""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ Inputs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass takes."""
+    """Inputs of one forward pass."""
 
     inputs: Inputs
     """Keyword arguments of the model."""
@@ -50,7 +50,7 @@ def model_inputs(blocks: Blocks, block_ids: np.ndarray, isolate: bool, device: t
 
 
 def count_targets(blocks: Blocks, block_ids: np.ndarray) -> int:
-    """How many tokens of blocks the loss counts: all but the first of each and those that it leaves out."""
+    """Number of tokens of blocks that the loss counts: all but the first of each and marked ones left out."""
     return int(are_counted(blocks, block_ids)[:, 1:].sum())
 
 
@@ -93,15 +93,15 @@ class InputReader:
         self._ahead: tuple[bytes, Batch] | None = None
 
     def read_ahead(self, block_ids: np.ndarray) -> None:
-        """Read what `take` is called for next: best where a GPU has work left and the host would wait for it.
+        """Read the batch of the next `take`: best where a GPU has work left and the host would wait for it.
 
-        Where it cannot be read, `take` says so.
+        If it cannot be read, `take` raises the error.
         """
         with suppress(UserError):
             self._ahead = block_ids.tobytes(), self._batch(block_ids)
 
     def take(self, block_ids: np.ndarray) -> Batch:
-        """The batch of the blocks `block_ids` [M]; raises a `UserError` of damaged shards."""
+        """The batch of the blocks `block_ids` [M]; raises a `UserError` for damaged shards."""
         ahead, self._ahead = self._ahead, None
         return ahead[1] if ahead and ahead[0] == block_ids.tobytes() else self._batch(block_ids)
 

@@ -53,7 +53,7 @@ class Job:
     trained: int | None = None
     """Number of parameters that are trained; None where all of the model are."""
     cues: Cues | None = None
-    """What the held-out loss is split by; None where it is not."""
+    """Cues near which the held-out loss is also measured; None without any."""
     data_start: int = 0
     """Step after which the data begin at their first block: not 0 where they changed during the run."""
 
@@ -64,13 +64,13 @@ class Job:
 
     @property
     def companions(self) -> Companions:
-        """What an export of the run holds besides the weights."""
+        """Files of the run's export other than the weights."""
         model = self.model
         return Companions(model.config, self.corpus.tokenizer, model.generation, self.adapter, model.licenses)
 
     @property
     def added(self) -> int:
-        """Parameters of adapters, which the model has besides its own."""
+        """Parameters of adapters, in addition to the model's own."""
         return 0 if self.adapter is None else self.adapter.parameters
 
     @property
@@ -152,7 +152,7 @@ class Job:
         return f"{len(corpus.blocks):,} blocks of {length} tokens, {len(corpus.held_out):,} held out"
 
     def global_batch(self, step: int) -> int:
-        """Which global batch of the data order a step trains on, counted from 0."""
+        """Index in the data order of the global batch that a step trains on, from 0."""
         return step - 1 - self.data_start
 
     def first_block(self, step: int) -> int:
@@ -200,7 +200,7 @@ class Job:
 
     @property
     def measure(self) -> str:
-        """Identifies what a held-out loss is measured on; only losses of one measure may be compared."""
+        """Identifies the held-out blocks of a loss; only losses with the same measure may be compared."""
         parts = {
             "data": self.corpus.fingerprint,
             "blocks": min(self.run.validation.blocks, len(self.corpus.held_out)),

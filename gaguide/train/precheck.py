@@ -1,6 +1,6 @@
-"""What settings and files alone show to be wrong, checked in a fraction of a second without torch.
+"""Faults that settings and files alone reveal, found in a fraction of a second without torch.
 
-What depends on the model or the tokenizer is checked by `gaguide.train.preflight`, again all at once.
+Those that depend on the model or the tokenizer are found by `gaguide.train.preflight`, again all at once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def precheck(
         settings = faults.attempt(read_settings, config, overrides, note)
         if settings is not None:
             faults.add(*settings.faults)
-        else:  # what the command line alone shows
+        else:  # faults of the command line alone
             faults.add(*(each for each in read_settings(None, overrides).faults if each.field in overrides))
         sections = settings.sections if settings else {}
         train: TrainSection | None = sections.get("train")

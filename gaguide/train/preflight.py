@@ -135,7 +135,7 @@ def complete_json(
 
 
 def _find_model(run: RunConfig, corpus: Corpus) -> ModelSource:
-    """The run's model; where it cannot be found but a checkpoint holds its weights, that one's."""
+    """The run's model; if it cannot be found but a checkpoint holds its weights, the checkpoint's."""
     start = None
     try:
         start = find_origin(run.init_from, "init_from") if run.init_from else None
@@ -147,7 +147,7 @@ def _find_model(run: RunConfig, corpus: Corpus) -> ModelSource:
             model = with_vocabulary(model, corpus.vocab_size)
     except UserError as error:
         saved = start or _earlier_checkpoint(run)
-        if saved is None or run.train.lora is not None:  # a checkpoint of adapters is without their base
+        if saved is None or run.train.lora is not None:  # a checkpoint of adapters lacks their base
             raise
         fingerprint = str(read_manifest(saved.path).identity.get("model"))
         problem = error.faults[0].problem
@@ -246,7 +246,7 @@ def _guided_layers(architecture: PreTrainedModel, plan: GuidancePlan | None) -> 
 
 
 def _partitioned_faults(deepspeed: DeepSpeedConfig) -> list[Fault]:
-    """ZeRO stage 3 partitions what has a floating-point type, which packed 4-bit weights have not."""
+    """Faults of 4-bit weights: ZeRO stage 3 partitions floating-point tensors only."""
     if deepspeed.zero_stage < 3:
         return []
     problem = "ZeRO stage 3 cannot partition weights in 4 bits"
@@ -260,7 +260,9 @@ def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:
     parameters = inspect.signature(architecture.forward).parameters.values()
     takes = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
     if leaves_out(corpus.blocks) and not getattr(architecture, "accepts_loss_kwargs", takes):
-        problem = "its forward pass takes no num_items_in_batch, by which answers are averaged over a batch"
+        problem = (
+            "its forward pass does not accept num_items_in_batch, by which answers are averaged over a batch"
+        )
         remedy = "use shards without conversations or masked words, or another model"
         raise UserError.of("model.name", problem, remedy, type(architecture).__name__)
 

@@ -56,7 +56,7 @@ def settle_micro_batch(job: Job, deepspeed_json: Path, world: World) -> Job:
 
 
 def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest of the ascending `candidates` that fits, by bisection; None if none does."""
+    """The largest of the ascending `candidates` that fits, by bisection; None if none fits."""
     low, high = 0, len(candidates)
     while low < high:
         middle = (low + high + 1) // 2

@@ -43,7 +43,7 @@ class RunRecords:
     ) -> None:
         """Write the run's configuration, and truncate the records of an earlier start to step `done`.
 
-        `origin` is the folder of another run that is continued here: its records are copied first.
+        `origin` is the folder of another run that is resumed here: its records are copied first.
         `evaluation` is the measure of the evaluation during training.
 
         Raises a `UserError` where nothing can be written.
@@ -82,7 +82,7 @@ class RunRecords:
         self._files[name] = MetricsFile(self.job.output / f"{name}.jsonl", done)
 
     def has(self, name: str, step: int, measure: str | None = None) -> bool:
-        """Whether the file has a record of `step`, and of `measure` if given; False on ranks other than 0."""
+        """Whether the file has a record of `step` (with `measure`, if given); False on ranks other than 0."""
         if name not in self._files:
             return False
         records = read_metrics(self.job.output / f"{name}.jsonl")

@@ -1,9 +1,9 @@
 """Where a run starts from: its own checkpoints, another run's, and which settings may differ from there on.
 
-What the done steps saw must hold. Everything that acts from the next step on (length, learning rate and its
-schedule, weight decay, guidance, data) may change where the user asks for it with `resume_from`; without it
-only a change that the done steps could not notice is accepted. What changed is recorded in every later
-checkpoint and in summary.json.
+Settings that determined the finished steps must stay. Those that act from the next step on (length, learning
+rate and its schedule, weight decay, guidance, data) may change if the user asks for it with `resume_from`;
+without it, only changes that could not affect finished steps are accepted. Changes are recorded in every
+later checkpoint and in summary.json.
 """
 
 from __future__ import annotations

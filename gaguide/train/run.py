@@ -87,11 +87,11 @@ def _background_build(job: Job, world: World) -> Iterator[None]:
 
 @contextmanager
 def _tracked(job: Job, world: World) -> Iterator[Trackers]:
-    """The run's trackers, which are ended where the block raises."""
+    """The run's trackers, which are ended if the block raises."""
     trackers = Trackers(job.deepspeed.settings, world.is_main)
     try:
         yield trackers
-    except PreemptedError:  # on all ranks together, so that launchers do not end the one that sends
+    except PreemptedError:  # on all ranks together, so that launchers do not end the rank that is sending
         raise_together(lambda: trackers.close("stopped"))
         raise
     except BaseException:
@@ -118,7 +118,7 @@ def _optimize(
             engine = build_engine(model, job.deepspeed, job.run.train, world, job.frozen)
             if job.run.data.isolate_documents:
                 engine.isolate_documents(job.run.data.block_length)
-    with guided(engine.module, job) as guidance:
+    with attach_guidance(engine.module, job) as guidance:
         inputs = StepInputs(job, world, engine, guidance, preemption, watchdog)
         trainer = Trainer(inputs, evaluation, trackers)
         trainer.resume()
@@ -155,7 +155,7 @@ def _build(job: Job) -> PreTrainedModel:
     return model
 
 
-def guided(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance | None]:
+def attach_guidance(model: PreTrainedModel, job: Job) -> AbstractContextManager[Guidance | None]:
     """A context in which the job's guidance is attached to `model`; it yields None in an unguided run."""
     if job.plan is None:
         return nullcontext()
@@ -195,7 +195,7 @@ def explain_divergence(job: Job, dropped: int) -> str | None:
 
 @contextmanager
 def _keeping_own_card(exported: Path) -> Iterator[None]:
-    """A card that somebody else wrote survives the export that replaces its folder."""
+    """Inside, a card that gaguide did not write survives the export that replaces its folder."""
     card = read_own_card(exported)
     yield
     if card is not None:

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, so that a checkpoint need not hold it."""
+"""Learning rate as a pure function of the step, so that checkpoints need not store it."""
 
 from __future__ import annotations
 

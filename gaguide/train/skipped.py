@@ -11,7 +11,7 @@ _FP16_STEPS = 40
 
 
 class SkippedSteps:
-    """The latest row of steps that were dropped because their gradient was not finite."""
+    """The latest consecutive steps that were dropped because their gradient was not finite."""
 
     def __init__(self, limit: int, precision: str) -> None:
         self.limit = max(limit, _FP16_STEPS) if precision == "fp16" else limit

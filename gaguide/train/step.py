@@ -29,7 +29,7 @@ class StepNumbers:
     grad_norm: float | None
     """2-norm of the whole gradient before clipping."""
     peak_memory: int
-    """Most bytes that any rank has held, allocated on its GPU or else resident."""
+    """Most bytes that any rank has used: allocated on its GPU, or else resident."""
 
 
 def train_step(
@@ -51,7 +51,7 @@ def train_step(
         lm_loss = engine.lm_loss(inputs)
         active = guidance is not None and guidance.enabled
         guidance_loss = guidance.loss() if guidance is not None and active else None
-        # All micro batches hold equally many tokens, or divide by a common number: see `Trainer`.
+        # All micro batches have the same number of tokens, or divide by a common number: see `Trainer`.
         engine.backward(lm_loss if guidance_loss is None else lm_loss + guidance_loss)
         if logged:
             sums.add(lm_loss, guidance_loss)
@@ -65,8 +65,8 @@ class _Sums:
     def __init__(self, guidance: Guidance | None, engine: Engine) -> None:
         self.guidance, self.world = guidance, engine.world
         self.heads = len(guidance.heads) if guidance else 0
-        # Micro batches, LM loss, guidance loss, then mass × queries and queries of each head, then the memory
-        # that each rank has held: of a sum in which only one rank's number is not 0.
+        # Micro batches, LM loss, guidance loss, then mass × queries and queries of each head, then each
+        # rank's memory: a sum to which only one rank contributes a number other than 0.
         size = 3 + 2 * self.heads + self.world.size
         self.values = torch.zeros(size, dtype=torch.float64, device=engine.device)
 

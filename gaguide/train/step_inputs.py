@@ -1,4 +1,4 @@
-"""The inputs of each optimizer step: which blocks this rank reads, and what the loss is divided by.
+"""The inputs of each optimizer step: this rank's blocks, and the divisor of the loss.
 
 Shapes: A micro batches of a step, M sequences.
 """
@@ -24,7 +24,7 @@ from gaguide.train.job import Job
 
 
 class StepInputs:
-    """This rank's share of every global batch, in the order of the run's seed, and what it is read with."""
+    """This rank's share of every global batch, in the order of the run's seed, and its reader."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class StepInputs:
             self.watchdog.mark(step, "forward and backward")
             with marked(batch.marks):
                 yield inputs
-            # A GPU still computes. Of a source in progress the next blocks may not exist yet.
+            # A GPU is still computing. The next blocks of a source in progress may not exist yet.
             if at + 1 < len(ids_AM):
                 self.reader.read_ahead(ids_AM[at + 1])
             elif step < self.job.total_steps and self.job.corpus.build is None:
@@ -80,7 +80,7 @@ class StepInputs:
         return (total / (len(ids_AM) * self.world.size)).clamp(min=1e-9).float()
 
     def _block_ids(self, step: int) -> np.ndarray:
-        """Blocks [A, M] of this rank's micro batches in a step; of a source in progress, a collective."""
+        """Blocks [A, M] of this rank's micro batches in a step; for a source in progress, a collective."""
         batch, corpus = self.job.batch, self.job.corpus
         position = self.job.global_batch(step)
 

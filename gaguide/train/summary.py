@@ -26,8 +26,8 @@ def write_summary(
 ) -> None:
     """Write summary.json from the run's records, which include the steps before a resume.
 
-    `history` lists the resumes that changed settings; `diverged` says why the trained model is unusable. If
-    this start `trained` no step, what an earlier one wrote of itself (ranks, versions) is kept.
+    `history` lists the resumes that changed settings; `diverged` is the reason why the trained model is
+    unusable. If this start `trained` no step, an earlier start's own entries (ranks, versions) are kept.
     """
     steps = read_metrics(job.output / "metrics.jsonl")
     before, after = validation_at(job, 0), validation_at(job, job.total_steps)

@@ -1,4 +1,4 @@
-"""What trackers receive of a run."""
+"""The run as trackers receive it."""
 
 from __future__ import annotations
 

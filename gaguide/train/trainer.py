@@ -35,7 +35,7 @@ from gaguide.train.validate import validate
 
 
 class Trainer:
-    """A run between two steps: how far it is, its records, its checkpoints. Every method is a collective."""
+    """A run between two steps: its progress, records and checkpoints. Every method is a collective."""
 
     def __init__(
         self, inputs: StepInputs, evaluation: Evaluation | None = None, trackers: Trackers | None = None
@@ -121,7 +121,7 @@ class Trainer:
         return found
 
     def _take_over(self, found: Checkpoint, origin: Path | None) -> None:
-        """Record what differs from the checkpoint's run, and where the data begin."""
+        """Record differences from the checkpoint's run, and where the data begin."""
         differing = changes(found.identity, self.job.identity)
         self.store.history = list(found.history)
         if differing or origin is not None:
@@ -197,7 +197,7 @@ class Trainer:
         """Validate, evaluate and save the trained model, unless an earlier start did so."""
         raise_together(
             self.job.corpus.blocks.wait_for_checksums
-        )  # of shards whose checksums are still compared
+        )  # of shards whose checksums are still being compared
         total = self.job.total_steps
         if not broadcast(self.records.has(VALIDATION, total, self.job.measure)):
             self._validate(total)
