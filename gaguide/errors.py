@@ -60,18 +60,18 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong. Its text shows no credentials, whatever addresses its fields contain."""
+    """One fault in the user's input. Its text shows no credentials, whatever addresses its fields contain."""
 
     field: str
     """The field as the user wrote it, such as `data.block_length`."""
     problem: str
-    """What is wrong, as the rest of a sentence that begins with the field."""
+    """The problem, as the rest of a sentence that begins with the field."""
     remedy: str
-    """What to do about it."""
+    """The remedy, in the imperative."""
     value: Any = None
     """The value that was given; None leaves it out of the message."""
     kind: FaultKind = FaultKind.INVALID
-    """For code that has to tell faults apart."""
+    """For code that has to distinguish faults."""
 
     def __str__(self) -> str:
         shown = _cut(self.field, _MAX_FIELD)
@@ -122,7 +122,7 @@ class UserError(Exception):
 
     def __init__(self, faults: Fault | Iterable[Fault]):
         listed = [faults] if isinstance(faults, Fault) else list(faults)
-        # A set would not do: values need not be hashable.
+        # Not a set: values need not be hashable.
         self.faults = tuple(fault for at, fault in enumerate(listed) if fault not in listed[:at])
         super().__init__(str(self))
 
@@ -147,7 +147,7 @@ class UserError(Exception):
 
 @contextmanager
 def reworded(change: Callable[[Fault], Fault]) -> Iterator[None]:
-    """Raise a `UserError` of the block with each fault as `change` gives it, in words of the user's input."""
+    """Raise a `UserError` of the block with each fault rewritten by `change`, in terms of the user's input."""
     try:
         yield
     except UserError as error:
@@ -256,7 +256,7 @@ def is_signed(address: str) -> bool:
 
 
 class DivergedError(Exception):
-    """The run did all its steps, but what it trained is unusable; the message says why and what to do."""
+    """The run did all its steps, but its model is unusable; the message gives reason and remedy."""
 
 
 def first_line(error: BaseException) -> str:
@@ -274,7 +274,7 @@ def not_one_of(field: str, value: Any, known: Iterable[Any]) -> Fault:
 def suggestion(name: str, known: Iterable[str], limit: int = 12, otherwise: str = "") -> str:
     """Remedy for an unknown name: the closest known one, else a list of at most `limit` known names.
 
-    `otherwise` is what one may do instead, such as "give a file".
+    `otherwise` is an alternative remedy, such as "give a file".
     """
     known = sorted(known)
     if near := _nearest(name, known):

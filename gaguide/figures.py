@@ -49,7 +49,7 @@ def render(figure: Figure, suffix: str, dpi: int = 160) -> bytes:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar sign in a user's text does not start a formula
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
-        # A script that no installed font has is drawn as boxes, which says enough.
+        # Characters that no installed font has are drawn as boxes, which needs no warning.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
     return file.getvalue()

@@ -33,7 +33,7 @@ def local_folder(path: str | Path, field: str) -> Path:
 
 
 def output_folder(path: str | Path, field: str) -> Path:
-    """`path` as a folder for output; raises a `UserError` if it cannot be made or takes no files.
+    """`path` as a folder for output; raises a `UserError` if it cannot be made or written to.
 
     Writes nothing.
     """
@@ -150,7 +150,7 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def hash_file(path: Path, flush: bool = False) -> str:
-    """Hexadecimal SHA-256 of a file's bytes. With `flush`, what this host wrote to it is fsynced first."""
+    """Hexadecimal SHA-256 of a file's bytes. With `flush`, this host's writes to it are fsynced first."""
     with path.open("rb") as file:
         if flush:
             os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def ensure_home(environ: MutableMapping[str, str], uid: int) -> str | None:
-    """Set HOME, and USER, where neither `environ` nor the machine knows them; returns what to report.
+    """Set HOME, and USER, where neither `environ` nor the machine knows them; returns a message to report.
 
     The folder is `gaguide-home-UID` in the folder for temporary files: caches do not outlive that.
     """

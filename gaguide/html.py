@@ -1,7 +1,7 @@
 """Self-contained HTML pages: Jinja templates with autoescape, data for scripts, a content policy.
 
 A page works offline: its Content-Security-Policy allows no address at all, and names its only script, if it
-has one, by hash. Data lies in a script element of a type that is never run.
+has one, by hash. Data are in a script element of a type that is never run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ENDS_SCRIPT = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
 
 def render_page(package: str, template: str, **values: Any) -> str:
-    """The page that a template in `package`'s folder makes of `values`.
+    """The page made from a template in `package`'s folder and `values`.
 
     Every text is escaped, apart from `Markup`. Raises `jinja2.UndefinedError` for a value that is missing.
     """

@@ -10,7 +10,7 @@ _EXPONENT = re.compile(r"\s*\d+(\.\d+)?[eE]\+?\d{1,2}\s*")
 
 
 def whole_number(value: Any) -> Any:
-    """`1e9` and `2.5e3` as an int, which YAML 1.1 takes for text; any other value unchanged."""
+    """`1e9` and `2.5e3` as an int, which YAML 1.1 reads as text; any other value unchanged."""
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
         number = Decimal(value)
         return int(number) if number == int(number) else value
@@ -18,8 +18,8 @@ def whole_number(value: Any) -> Any:
 
 
 def parse_whole(text: str) -> int:
-    """A whole number in an argument of a command; ValueError if it is none."""
+    """A whole number in an argument of a command; ValueError if it is not one."""
     return int(whole_number(text))
 
 
-parse_whole.__name__ = "whole number"  # what argparse calls it: "invalid whole number value: 'x'"
+parse_whole.__name__ = "whole number"  # its name in argparse's message: "invalid whole number value: 'x'"

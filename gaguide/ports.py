@@ -6,7 +6,7 @@ import socket
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens on now; another process may take it before you do."""
+    """A TCP port on which nothing on this machine listens now; another process may take it before you do."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

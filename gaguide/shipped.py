@@ -23,7 +23,7 @@ class Collection:
     folder: str
     """Their folder, relative to the repository's root."""
     suffix: str
-    """How their names end; a file's short name is without it."""
+    """Ending of their names; a file's short name is without it."""
 
     def names(self) -> list[str]:
         """Short names, sorted."""

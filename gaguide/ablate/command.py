@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gaguide ablate",
         description="Remove guided heads, one at a time and all at once, and measure what a model loses: "
-        "whether it uses what guidance moved. Random other heads of the same layers are removed as controls.",
+        "whether it uses them. Random other heads of the same layers are removed as controls.",
         epilog="Writes ablation.json and report.html into the output folder.",
         allow_abbrev=False,
     )
@@ -114,11 +114,14 @@ def parser() -> argparse.ArgumentParser:
     add("--controls", type=parse_whole, default=3,
         help="random unguided heads of the same layer for each guided head (default: 3)")  # fmt: skip
     add("--all-heads", action="store_true", help="remove all other heads as well, for the heat map")
-    add("--before", help="model that attention is compared with, or start: what the plan's run started from "
+    add("--before", help="model that attention is compared with, or start: the one that the plan's run began with "
         "(default: the first of several models, else start where there is a run)")  # fmt: skip
     add("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     add(
-        "--seed", type=parse_whole, default=0, help="of the choice of controls and of resampling (default: 0)"
+        "--seed",
+        type=parse_whole,
+        default=0,
+        help="seed of the choice of controls and of resampling (default: 0)",
     )
     add("--output", required=True, help="folder for the results")
     return parser

@@ -28,7 +28,7 @@ NOTHING = Effect(None)
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What was measured of one model."""
+    """Measurements of one model."""
 
     subjects: Sequence[Subject]
     """The heads."""
@@ -39,9 +39,9 @@ class MeasuredModel:
     tasks: TaskEffects
     """On tasks; empty without."""
     before: Mapping[Key, Reading] | None
-    """What the heads did in the model that attention is compared with."""
+    """The heads' readings in the model that attention is compared with."""
     first: TextSums | None
-    """Losses of the first model without the same heads, on the same text; None of the first model itself."""
+    """Losses of the first model without the same heads, on the same text; None for the first model itself."""
 
 
 def head_records(measured: MeasuredModel, deciding: str) -> tuple[HeadRecord, ...]:

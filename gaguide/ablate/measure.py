@@ -46,7 +46,7 @@ from gaguide.train.text import find_corpus
 
 @dataclass
 class _One:
-    """What was measured of one model."""
+    """Measurements of one model."""
 
     folder: ModelFolder
     """The model."""
@@ -59,28 +59,28 @@ class _One:
     tasks: TaskMeasure = field(default_factory=lambda: TaskMeasure({}, {}))
     """On tasks."""
     spans: Sequence[SpanSums] = ()
-    """What its heads attend to on the tasks' own spans."""
+    """Attention of its heads on the tasks' own spans."""
     seconds: float = 0.0
-    """Time that it took."""
+    """Duration of the measurement."""
 
 
 @dataclass(frozen=True)
 class _Tasks:
-    """The tasks as one model is asked them."""
+    """The tasks with one model's prompts."""
 
     work: ModelWork
     """Tokens and batches."""
     marks: MarksOfIds
-    """Marks that the data give, for removing edges; none without it."""
+    """Marks from the data, for removing edges; none without it."""
     spans: Sequence[TaskSpans]
     """Spans on which attention is measured."""
     notes: Sequence[str]
-    """Tasks on whose spans it is not."""
+    """Tasks on whose spans attention is not measured."""
 
 
 @dataclass(frozen=True)
 class _Before:
-    """What the heads do in the model that attention is compared with."""
+    """The heads' readings in the model that attention is compared with."""
 
     name: str | None = None
     """The model, where it is one of those that are ablated: it is not compared with itself."""
@@ -127,7 +127,7 @@ def _batches(request: Request, device: torch.device) -> list[Batch]:
     count = len(text.chosen)
     starts = list(range(0, count, size))
     if "resample" in request.settings.methods and len(starts) > 1 and count - starts[-1] < 2:
-        starts.pop()  # no batch of a single block, which has no other to take from
+        starts.pop()  # no batch of a single block, which has no other block to resample from
     ends = [*starts[1:], count]
     return [
         Batch(
@@ -139,7 +139,7 @@ def _batches(request: Request, device: torch.device) -> list[Batch]:
 
 
 def _isolating(model: PreTrainedModel, request: Request) -> PreTrainedModel:
-    """The model, which from now on keeps documents of the text apart where it was trained to."""
+    """The model, which from now on isolates documents of the text if it was trained to."""
     if request.text is not None and request.text.isolate:
         isolate_documents(model, use_packed_attention(model), request.text.blocks.block_length)
     return model
@@ -211,7 +211,7 @@ def _read_spans(
 def _other_before(
     request: Request, batches: Sequence[Batch], tasks: _Tasks | None, device: torch.device
 ) -> _Before:
-    """What the heads do in the model that attention is compared with, unless that is one of those ablated."""
+    """The heads' readings in the model that attention is compared with, unless that is itself ablated."""
     if request.before is None or request.before in [folder.name for folder in request.folders]:
         return _Before()
     if isinstance(request.before, ModelFolder):

@@ -1,8 +1,8 @@
-"""What heads attend to and how much they write, by sequence, in passes without an intervention.
+"""Attention of heads and norms of their outputs, by sequence, in passes without an intervention.
 
 The norm of a value is that of its contribution to the residual stream, after the output projection W of its
-head: |W v|, computed as sqrt(v' G v) with G = W' W. Weighted by attention (Kobayashi et al. 2020) it says how
-much a head brings from its targets: a head may attend to a word whose value is all but zero, a sink.
+head: |W v|, computed as sqrt(v' G v) with G = W' W. Weighted by attention (Kobayashi et al. 2020) it shows
+how much a head writes from its targets: a head may attend to a word whose value is all but zero, a sink.
 
 Shapes: B batch, H heads, h chosen heads of a layer, Q query rows, T positions, D head width, E model width.
 """
@@ -104,7 +104,9 @@ class _MeterPass(PassHandler):
             stop = min(start + _ROWS, T)
             scores_BhQT = masked_scores(call, heads, start, stop)
             hidden_BhQT = scores_BhQT == -torch.inf
-            h_BhQT = torch.softmax(scores_BhQT, -1).masked_fill(hidden_BhQT, 0.0)  # also of rows all hidden
+            h_BhQT = torch.softmax(scores_BhQT, -1).masked_fill(
+                hidden_BhQT, 0.0
+            )  # also for rows with everything hidden
             edges: dict[int, torch.Tensor] = {}
             for at, subject in enumerate(subjects):
                 if id(subject.pattern) not in edges:

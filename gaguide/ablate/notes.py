@@ -1,4 +1,4 @@
-"""What a reader of an ablation's numbers should know, in sentences."""
+"""Notes for the reader of an ablation's numbers, in sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FEW_BLOCKS = 20
 def model_notes(
     request: Request, subjects: Sequence[Subject], sums: TextSums | None, loss: float | None
 ) -> list[str]:
-    """What a reader of one model's numbers should know; `sums` and `loss`: on held-out text, None without."""
+    """Notes for the reader of one model's numbers; `sums` and `loss`: on held-out text, None without."""
     notes = list(sums.notes) if sums is not None else []
     text = request.text
     if text is not None:

@@ -1,4 +1,4 @@
-"""Losses of whole passes, and of passes that resume at a layer from what the layer before gave.
+"""Losses of whole passes, and of passes that resume at a layer from the previous layer's output.
 
 An intervention in layer L leaves the layers before it as they were: their outputs of one pass without an
 intervention serve all interventions on the same text.
@@ -31,7 +31,7 @@ class Passes:
         self.layers = _decoder_layers(model)
         """Layer → the module whose output is the next layer's input."""
         self.resumes = bool(self.layers)
-        """Whether passes may resume; `check` unsets it for a model whose layers take more than that."""
+        """Whether passes may resume; `check` unsets it for a model whose layers need more than that."""
         self.whole = False
         """Whether logits must come from the model as a whole; `check` finds out."""
         self.count = 0.0
@@ -40,8 +40,8 @@ class Passes:
 
     @torch.no_grad()
     def check(self, inputs: Mapping[str, torch.Tensor], layers: Sequence[int] = ()) -> None:
-        """Compare both shortcuts with a whole pass on the first of these sequences, and leave out one that
-        differs. Resumed are the first, the middle and the last of `layers`, by default of all."""
+        """Compare both shortcuts with a whole pass on the first of these sequences, and disable one that
+        differs. Passes resume at the first, the middle and the last of `layers`, by default of all."""
         inputs = {name: value[:1] for name, value in inputs.items()}
         ids_BT = inputs["input_ids"]
         logits_BTV = self.model(**without_labels(inputs), use_cache=False).logits[:, :-1].float()
@@ -63,12 +63,12 @@ class Passes:
         self._kept, self.count = {}, 0.0
 
     def losses(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Loss of predicting each token but the first [B, T - 1], fp32, in nats; 0 where a label is -100."""
+        """Loss of each token, without the first [B, T - 1], fp32, in nats; 0 where a label is -100."""
         self.count += 1
         return self._losses(inputs)
 
     def counted(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """1 where a token but the first counts [B, T - 1], fp32."""
+        """1 where a token counts [B, T - 1], fp32, without the first."""
         labels_BT = inputs.get("labels", inputs["input_ids"])
         return (labels_BT[:, 1:] != IGNORED).float()
 
@@ -125,7 +125,7 @@ class Passes:
 
 
 def without_labels(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The arguments of the model's layers, which take no labels."""
+    """The arguments of the model's layers, which accept no labels."""
     return {name: value for name, value in inputs.items() if name != "labels"}
 
 

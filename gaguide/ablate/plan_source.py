@@ -21,7 +21,7 @@ class PlanSource:
     section: GuidanceSection
     """The settings of the guidance."""
     run: RunConfig | None
-    """The run that they are from; None for an experiment and for a file with guidance only."""
+    """The run that names them; None for an experiment and for a file with guidance only."""
     name: str
     """The plan's name, as given."""
 

@@ -12,7 +12,7 @@ from gaguide.files import read_record, write_json
 FILE = "ablation.json"
 Role = Literal["guided", "control", "other"]
 Moved = Literal["moved", "moved away", "not moved", "not tested", "not compared"]
-"""not tested: of a single block or seed, where a change has no p value; not compared: with no model."""
+"""not tested: a single block or seed, where a change has no p value; not compared: no model to compare with."""
 Used = Literal["used", "not used", "harmful", "not tested", "not measured"]
 """not tested: as in `Moved`; not measured: no number, as where a loss is not finite."""
 
@@ -37,7 +37,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class MethodEffects:
-    """What one way of removing a head changes."""
+    """Changes made by one way of removing a head."""
 
     loss: Effect
     """Held-out loss in nats per token."""
@@ -106,13 +106,13 @@ class HeadRecord:
     pattern: str
     """Pattern whose targets are its cues; of a control, that of its guided head."""
     attention: float | None
-    """Attention mass on the pattern's targets, over queries that see one; None where none does."""
+    """Attention mass on the pattern's targets, over queries that see one; None where none sees one."""
     attention_before: float | None
     """The same in the model that it is compared with."""
     rise: Effect | None
     """Change of the mass from that model."""
     output_norm: float | None
-    """Mean norm of what the head adds to the residual stream; None where the output projection is unknown."""
+    """Mean norm of its contribution to the residual stream; None if the output projection is unknown."""
     target_norm: float | None
     """Attention-weighted norm of the values, after projection, of the pattern's targets."""
     weighted_norm: float | None
@@ -124,7 +124,7 @@ class HeadRecord:
     used: Used
     """Whether the loss rises beyond noise without the head (used), falls (harmful), or neither."""
     spans: tuple[SpanAttention, ...] = ()
-    """What it attends to on the tasks' own spans."""
+    """Attention on the tasks' own spans."""
 
     @property
     def verdict(self) -> str:
@@ -154,7 +154,7 @@ class ModelRecord:
     loss: float | None
     """Held-out loss without an intervention; None without text or where it is not finite."""
     band_loss: Mapping[str, float | None]
-    """The same by distance to the last cue of the plan's first pattern; None where no token is."""
+    """The same by distance to the last cue of the plan's first pattern; None for a band without a token."""
     band_tokens: Mapping[str, int]
     """Predicted tokens of each band."""
     tasks: Mapping[str, Mapping[str, float | None]]
@@ -162,12 +162,12 @@ class ModelRecord:
     heads: tuple[HeadRecord, ...]
     """Guided heads, controls and others, in order of (layer, head)."""
     together: Mapping[str, MethodEffects]
-    """Way of removing them → effects of removing all guided heads at once; `over_controls` compares with as
-    many unguided heads of the same layers, None where there are fewer. Empty for a single guided head."""
+    """Way of removing them → effects of removing all guided heads at once; `over_controls` compares with the
+    same number of unguided heads of the same layers, None if there are fewer. Empty for one guided head."""
     seconds: float
     """Time of the model's measurement."""
     notes: tuple[str, ...] = ()
-    """What a reader of its numbers should know."""
+    """Notes for the reader of its numbers."""
 
     def with_role(self, role: Role) -> list[HeadRecord]:
         """Its heads with that role."""
@@ -181,11 +181,11 @@ class AblationRecord:
     models: tuple[ModelRecord, ...]
     """The models, in the order given."""
     settings: Mapping[str, Any]
-    """What was removed, from what, on which text."""
+    """Settings: heads removed, methods, text and tasks."""
     deciding: str
     """The way of removing a head on which verdicts rest."""
     before: str | None
-    """What attention is compared with: a model's name, or `start`; None where it is not compared."""
+    """Model that attention is compared with: its name, or `start`; None where it is not compared."""
     versions: Mapping[str, str]
     """Versions and the fingerprint of the code."""
 

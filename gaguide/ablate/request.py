@@ -21,7 +21,7 @@ from gaguide.train.preflight import make_plan
 from gaguide.train.text import embedded_corpus, find_corpus
 
 START = "start"
-"""Value of `--before` that means the model which the plan's run started from."""
+"""Value of `--before` for the starting model of the plan's run."""
 _DEFAULT_LENGTH = 1024
 
 
@@ -84,7 +84,7 @@ class Text:
     """Held-out blocks."""
 
     blocks: Blocks
-    """Where they are read from."""
+    """Source of the blocks."""
     chosen: np.ndarray
     """Indices of the blocks [N]."""
     isolate: bool
@@ -94,7 +94,7 @@ class Text:
     fingerprint: str
     """Identifies the data."""
     source: str
-    """Where they are from, in words."""
+    """Description of their source."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _find_before(
             return None
         return folders[0].name if len(folders) > 1 else _start(source) if source.run else None
     if not is_read:
-        problem = "attention is compared on --text or on spans of --tasks, and there is neither"
+        problem = "attention is compared on --text or on spans of --tasks, but neither is given"
         remedy = "give --text as well"
         raise UserError.of("--before", problem, remedy, given)
     if given == START:

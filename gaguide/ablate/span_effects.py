@@ -71,7 +71,7 @@ def _means(sums: SpanSums, key: Key, m: int, w: int) -> np.ndarray:
 
 
 def _over_examples(values_E: np.ndarray, chosen: Sequence[int], groups: Sequence[Hashable]) -> Effect:
-    """Mean over examples with Student's interval and p over their groups; None of what is not finite."""
+    """Mean over examples with Student's interval and p over their groups; None if a number is not finite."""
     values = values_E[list(chosen)]
     if not chosen or not np.isfinite(values).all():
         return Effect(None, count=len(chosen))

@@ -49,7 +49,7 @@ class TaskSpans:
     cut: Mapping[str, frozenset[int]]
     """Mark → examples in which truncation removed a token of a span."""
     groups: tuple[str, ...]
-    """What each of the task's examples depends on [E]: its group, or itself."""
+    """Unit of each of the task's examples [E]: its group, or itself."""
 
     @cached_property
     def sequences(self) -> dict[int, list[tuple[int, ...]]]:
@@ -62,7 +62,7 @@ class TaskSpans:
 
 @dataclass(frozen=True)
 class SpanSums:
-    """What heads attend to on the spans of a task."""
+    """Attention of heads on the spans of a task."""
 
     spans: TaskSpans
     """The sequences."""
@@ -110,9 +110,9 @@ def read_spans(
     tasks: Sequence[TaskSpans],
     batch_tokens: int = MAX_LOGIT_POSITIONS,
 ) -> list[SpanSums]:
-    """What the subjects' heads attend to on each task's spans; `batch_tokens`: padded tokens of a pass.
+    """Attention of the subjects' heads on each task's spans; `batch_tokens`: padded tokens of a pass.
 
-    `model` must be in eval mode. Numbers do not depend on the batches, but for rounding.
+    `model` must be in eval mode. Numbers do not depend on the batches, except for rounding.
     """
     found = []
     for spans in tasks:

@@ -46,7 +46,7 @@ def choose_subjects(
     """Guided heads, `controls` random unguided heads for each, of its layer, and with `every` all others.
 
     A head is a subject once; one that is the control of several guided heads has the pattern of the first. A
-    layer with fewer unguided heads gives as many as it has. The same seed gives the same controls, whatever
+    layer with fewer unguided heads gives all of them. The same seed gives the same controls, whatever
     the model.
     """
     subjects: dict[Key, Subject] = {}
@@ -65,7 +65,7 @@ def choose_subjects(
 
 
 def together(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
-    """Sets of heads that are also removed at once: the guided ones, and as many others of the same layers.
+    """Sets of heads that are also removed at once: the guided ones, and equally many others of their layers.
 
     Each guided head has the first of its controls that no other has, else another unguided subject of its
     layer. Without `controls` where a layer has too few: fewer heads would be compared with more. Empty for a

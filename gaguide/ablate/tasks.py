@@ -80,7 +80,7 @@ def measure_tasks(
 def _detect_sharing(
     model: Any, work: ModelWork, subject: Subject, methods: Sequence[str], means: Mapping[Key, torch.Tensor]
 ) -> Sharing:
-    """What may be computed once while a head is removed by its output."""
+    """Prefixes that may be computed once while a head is removed by its output."""
     by_output = next((method for method in methods if method != "edges"), None)
     scorer = Scorer(model, model.device)
     if by_output is None:
@@ -106,7 +106,7 @@ class _Outcome:
     values: list[float]
     """Value of each example; NaN where it has none."""
     counts: list[float]
-    """What a metric divides by: 1, tokens or bytes."""
+    """Divisor of each value in a metric: 1, tokens or bytes."""
     groups: Sequence[str] | None
     """Group of each example."""
 

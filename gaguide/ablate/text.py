@@ -51,16 +51,16 @@ class TextSums:
     together_tokens: np.ndarray
     """Predicted tokens in the bands of all guided heads' patterns."""
     readings: Mapping[Key, Reading]
-    """Head → what it attends to and writes."""
+    """Head → its attention and the norms of its output."""
     means: Mapping[Key, torch.Tensor]
     """Head → its mean output; empty without the method `mean`."""
     passes: float
-    """Computing, in whole passes over the text."""
+    """Computation so far, in whole passes over the text."""
     notes: tuple[str, ...] = ()
     """Shortcuts that the model did not support."""
     as_control: Mapping[tuple[Key, str, int], np.ndarray] = field(default_factory=dict)
     """(control, method, id of the pattern of its guided head) → its `change` in the bands of that pattern,
-    where its own is another one. None of `edges`, which are those to its own pattern's targets."""
+    if its own differs. Not for `edges`, which are those to its own pattern's targets."""
 
 
 @dataclass
@@ -91,11 +91,11 @@ def measure_text(
     tick: Callable[[int, int], None] = lambda done, of: None,
     marks: Sequence[Marks] = (),
 ) -> TextSums:
-    """Losses of `batches` with each of `subjects` removed by each of `methods`, and what their heads do.
+    """Losses of `batches` with each of `subjects` removed by each of `methods`, and readings of their heads.
 
     Each batch is computed once as a whole; a removal resumes at its head's layer. `model` must be in eval
     mode. `tick` is called with the removals done and all. `marks` are those of each batch's tokens, for
-    patterns that the data say. Tokens whose label in a batch is -100 do not count.
+    patterns given by the data. Tokens whose label in a batch is -100 do not count.
     """
     check_batches(methods, batches)
     passes, sums, layers, sets = Passes(model), _Sums(), by_layer(subjects), together(subjects)
@@ -106,7 +106,7 @@ def measure_text(
         else {}
     )
     meter, rng = Meter(model, subjects), random.Random(seed)
-    guiding: dict[Key, set[int]] = {}  # control → ids of the patterns of the heads that it is a control of
+    guiding: dict[Key, set[int]] = {}  # control → ids of the patterns of its guided heads
     for one in subjects:
         for key in one.controls:
             guiding.setdefault(key, set()).add(id(one.pattern))
@@ -173,7 +173,7 @@ def read_attention(
     batches: Sequence[Batch],
     marks: Sequence[Marks] = (),
 ) -> dict[Key, Reading]:
-    """What the subjects' heads attend to and write, without removing any; `marks` as in `measure_text`."""
+    """Readings of the subjects' heads, without removing any; `marks` as in `measure_text`."""
     meter, parts = Meter(model, subjects), []
     with attach_consumer(model, meter.layers, meter):
         for batch, own in zip(batches, marks or [{}] * len(batches), strict=True):

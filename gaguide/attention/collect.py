@@ -67,13 +67,13 @@ class AttentionMaps:
         chosen = slice(None) if sequence is None else slice(sequence, sequence + 1)
         for map_BhQT in self.maps.values():
             if map_BhQT.shape[2] != map_BhQT.shape[3]:
-                raise ValueError("bertviz takes whole maps: collect without a window of queries")
+                raise ValueError("bertviz needs whole maps: collect without a window of queries")
         return tuple(map_BhQT[chosen] for map_BhQT in self.maps.values())
 
 
 @dataclass(eq=False)
 class Collection:
-    """What `collecting` gives: the maps of the model's latest forward pass."""
+    """The value of `collecting`: the maps of the model's latest forward pass."""
 
     heads: tuple[int, ...]
     """The chosen heads, ascending."""
@@ -121,7 +121,7 @@ def collect(
 
     Dropout is off during the pass, and the model is left in the mode it was in. Inside a `guide` block the
     results of the guided pass before it are kept. Raises `UserError` for a model without AttentionInterface,
-    a layer, head or window out of range, and ids or lengths that the model does not take.
+    a layer, head or window out of range, and ids or lengths that the model does not accept.
     """
     model = unwrap_model(model)
     input_ids_BT = input_ids_BT.to(model.device)
@@ -162,7 +162,7 @@ def collecting(
 ) -> Iterator[Collection]:
     """Inside, each forward pass of `model` fills `.maps`: layer → fp32 [B, h, Q, T] of that pass, detached.
 
-    The model computes what it would anyway, in its mode; the block may be inside or around others that
+    The model computes as usual, in its mode; the block may be inside or around others that
     collect, measure or guide. On leaving, also by an exception, the model is as before. Raises `UserError`
     for a model without AttentionInterface and for layers and heads that it does not have.
     """
@@ -204,7 +204,7 @@ def _check_input(model: PreTrainedModel, input_ids_BT: torch.Tensor, queries: tu
     positions = getattr(config, "max_position_embeddings", None)
     with FaultCollector() as faults:
         if T == 0 or (positions is not None and positions < T):
-            faults.add(Fault("text", f"the model takes 1 to {positions} tokens", "shorten the text", T))
+            faults.add(Fault("text", f"the model accepts 1 to {positions} tokens", "shorten the text", T))
         elif not 0 <= int(input_ids_BT.min()) <= int(input_ids_BT.max()) < config.vocab_size:
             problem = f"has token ids beyond the model's vocabulary ({config.vocab_size})"
             remedy = "use the tokenizer that belongs to the model"

@@ -16,7 +16,7 @@ from gaguide.errors import UserError
 from gaguide.guidance import Columns, Pattern
 
 HIDDEN = "#ECECEC"
-"""Colour of what a query cannot see."""
+"""Colour of cells that a query cannot see."""
 MAX_TOKENS = 64
 """Most query rows of a panel; more are not legible in one picture."""
 EARLIER = "(earlier)"
@@ -50,7 +50,7 @@ class Panel:
 
     @property
     def visible(self) -> np.ma.MaskedArray:
-        """[Q, K]: `weights_QK` with what a causal query cannot see masked out."""
+        """[Q, K]: `weights_QK` with cells that a causal query cannot see masked out."""
         hidden = np.triu(np.ones(self.weights_QK.shape, bool), self.first_key + 1)
         return np.ma.masked_array(self.weights_QK.numpy(), hidden)
 

@@ -73,9 +73,9 @@ class _Scale:
     ticks: list[float]
     """Numbers marked on the bar."""
     name: str
-    """What the numbers are."""
+    """Name of the numbers."""
     format: str = "%g"
-    """Of the numbers on the bar."""
+    """Format of the numbers on the bar."""
     mass: str = ".3f"
     """Format of a panel's attention on its words."""
 

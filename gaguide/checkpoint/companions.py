@@ -1,4 +1,4 @@
-"""Everything of an export but the weights: configuration, tokenizer, generation settings, licence."""
+"""Files of an export other than the weights: configuration, tokenizer, generation settings, licence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GENERATION_CONFIG = "generation_config.json"
 
 @dataclass(frozen=True)
 class Companions:
-    """What a model's folder holds besides its weights."""
+    """Files of a model's folder other than its weights."""
 
     config: PretrainedConfig
     """The model's configuration."""
@@ -49,8 +49,8 @@ class Companions:
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer, the generation settings and the licence files into `folder`.
 
-        The tokenizer's `model_max_length` is at most the number of the model's positions: tokenizers that
-        know none say 10^30, on which truncation by default relies.
+        The tokenizer's `model_max_length` is at most the number of the model's positions: tokenizers without
+        a limit have 10^30 there, and truncation relies on it by default.
         """
         tokenizer = deepcopy(self.tokenizer)
         positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
@@ -69,9 +69,9 @@ def read_generation_config(folder: Path) -> dict[str, Any] | None:
 
 
 def read_companions(checkpoint: Path, base: Path | None = None) -> Companions:
-    """What an export of a checkpoint's folder holds besides the weights; no code from it is executed.
+    """Files of a checkpoint's export other than the weights; no code from the checkpoint is executed.
 
-    base: where the base of its adapters lies now, if it was moved. Raises a `UserError` if that is another
+    base: folder of its adapters' base model, if it was moved. Raises a `UserError` if that is another
     model, or if it is given and the checkpoint has no adapters.
     """
     source = checkpoint / MODEL_FOLDER

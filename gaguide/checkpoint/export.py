@@ -30,7 +30,7 @@ def export_model(
 ) -> None:
     """Write model (safetensors in `dtype`) and `companions` to `output`; an older export is replaced.
 
-    `checkpoint` is a folder whose hashes hold, since its state is unpickled. Adapters are merged into their
+    `checkpoint` is a verified folder, since its state is unpickled. Adapters are merged into their
     base, which is read for it. `check` runs `check_export` before the export takes its place. `remote_code`
     allows a model class from the model's own Python code. Raises `RuntimeError` for values beyond the range
     of `dtype`, and if checkpoint and configuration do not fit together.
@@ -66,7 +66,7 @@ def export_model(
 def export_adapter(checkpoint: Path, companions: Companions, output: Path) -> None:
     """Write the adapters (safetensors in fp32) and the tokenizer to `output`, for PeftModel.from_pretrained.
 
-    An older export is replaced. `checkpoint` is a folder whose hashes hold, of a run that trained adapters.
+    An older export is replaced. `checkpoint` is a verified folder of a run that trained adapters.
     """
     assert companions.adapter is not None
     state = fp32_state(checkpoint)
@@ -78,14 +78,14 @@ def export_adapter(checkpoint: Path, companions: Companions, output: Path) -> No
 
 
 def _readable(folder: Path) -> None:
-    """Give weights the access rights of the other files: safetensors lets their owner alone read them."""
+    """Give weights the access rights of the other files: safetensors lets only their owner read them."""
     rights = next(folder.glob("*.json")).stat().st_mode
     for path in folder.glob("*.safetensors"):
         path.chmod(rights)
 
 
 def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor` in `dtype`; integers stay what they are."""
+    """`tensor` in `dtype`; integers stay unchanged."""
     if not tensor.is_floating_point():
         return tensor
     rounded = tensor.to(dtype)

@@ -27,7 +27,7 @@ class CheckpointInfo:
     files: int
     """Files that its manifest lists."""
     problems: list[str]
-    """What is wrong with it, in words; empty for a complete one."""
+    """Its faults, in words; empty for a complete one."""
     world_size: int | None
     """Ranks that saved it."""
     zero_stage: int | None

@@ -40,13 +40,13 @@ class Checkpoint:
     world_size: int
     """Ranks that saved it."""
     layout: StateLayout
-    """What else shapes the engine's files; ranks of another number or layout reshard them."""
+    """Layout of the engine's files; another number of ranks, or another layout, reshards them."""
     files: dict[str, str]
     """SHA-256 of every file by its path relative to the checkpoint's folder."""
     lm_loss: float | None = None
     """Held-out language-model loss after that step; None where it was not measured."""
     measure: str | None = None
-    """What that loss was measured on; losses of different measures are not compared."""
+    """Identifies the blocks of that loss; losses of different measures are not compared."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Resumes that changed something: {"step", "from", "changes": {name: [before, after]}} each."""
     data_start: int = 0
@@ -92,11 +92,11 @@ class CheckpointStore:
     ) -> None:
         self.folder, self.world, self.keep, self.keep_best = folder, world, keep, keep_best
         self.measure = measure
-        """What held-out losses of this run are measured on."""
+        """Identifies the blocks of this run's held-out losses."""
         self.history: list[dict[str, Any]] = []
-        """Of the run, for the manifests."""
+        """`Checkpoint.history` of the run, for the manifests."""
         self.data_start = 0
-        """Of the run, for the manifests."""
+        """`Checkpoint.data_start` of the run, for the manifests."""
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after `step`."""
@@ -122,7 +122,7 @@ class CheckpointStore:
     ) -> None:
         """Save on all ranks; a collective. `write(folder)` writes this rank's state below `folder`.
 
-        An existing checkpoint of that step is kept: same run and step, so same state. If any rank cannot
+        An existing checkpoint of that step is kept: same run and step, so the same state. If any rank cannot
         write, all raise the same `UserError` and nothing of the checkpoint remains.
         """
         if broadcast(self.path(step).exists()):

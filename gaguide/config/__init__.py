@@ -1,4 +1,4 @@
-"""What a run is: its YAML (`RunConfig`), dotted overrides, and the DeepSpeed JSON it is run under."""
+"""Settings of a run: its YAML (`RunConfig`), dotted overrides, and the DeepSpeed JSON that it runs with."""
 
 from gaguide.config.batch import BatchPlan, divisors, plan_batch
 from gaguide.config.data import DataSection, SourceSection

@@ -1,4 +1,4 @@
-"""The section `data` of a run: which text it is trained on."""
+"""The section `data` of a run: the text that it trains on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class MixtureEntry(Section):
 
 class SourceSection(Section):
     files: Annotated[tuple[str, ...], BeforeValidator(words_at_home), Field(min_length=1)]
-    """What `gaguide data build --source` takes: files, a folder, a glob, an address, a hub data set."""
+    """Sources, as for `gaguide data build --source`: files, a folder, a glob, an address, a hub data set."""
     tokenizer: PathText | None = None
-    """Folder or hub name of the tokenizer; null takes the model's."""
+    """Folder or hub name of the tokenizer; null uses the model's."""
     split: str | None = None
     """Split of a hub data set; null is train."""
     revision: str | None = None
@@ -31,15 +31,15 @@ class SourceSection(Section):
     spans: Annotated[tuple[str, ...], BeforeValidator(words)] = ()
     """Fields of character spans in the text, for the patterns spans:FIELD and PATTERN@FIELD."""
     chat: str | None = None
-    """Field of conversations instead of text; the loss counts what the assistant has written."""
+    """Field of conversations instead of text; the loss counts the assistant's words."""
     template: PathText | None = None
-    """File with the chat template (Jinja); null takes the tokenizer's."""
+    """File with the chat template (Jinja); null uses the tokenizer's."""
     rows: PositiveInt | None = None
     """Use only this many rows from the start; null uses all."""
     bos: bool | None = None
     """Begin every document with the tokenizer's begin-of-text id; null does as the tokenizer itself does."""
     separator: str = "eos"
-    """What ends every document: eos, none, or the text of one token of the tokenizer."""
+    """End of every document: eos, none, or the text of one token of the tokenizer."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the rows that may give no document; the build fails where more do."""
     validation_fraction: Fraction = 0.005

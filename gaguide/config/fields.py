@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 
 def indices(value: Any) -> Any:
-    """`0,5` and `3` on the command line stand for a list; `all` and `last-half` stay words."""
+    """`0,5` and `3` on the command line mean a list; `all` and `last-half` stay words."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
     if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
@@ -40,7 +40,7 @@ def indices(value: Any) -> Any:
 
 
 def words(value: Any) -> Any:
-    """One word stands for a list of one."""
+    """One word means a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -56,9 +56,9 @@ def words_at_home(value: Any) -> Any:
 
 
 OnOverflow = Literal["cut", "drop-demonstrations", "fail"]
-"""What may be done with an example that is longer than the model's positions: cut on the left, as
-lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut what is still too
-long; refuse the evaluation."""
+"""Ways of handling an example that is longer than the model's positions: cut on the left, as
+lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut those still too long;
+refuse the evaluation."""
 PathText = Annotated[str, BeforeValidator(at_home)]
 """A path or another name; a leading `~` is expanded."""
 Layers = Annotated[

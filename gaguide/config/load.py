@@ -23,7 +23,7 @@ EMBEDDED = Path(__file__).parent / "embedded.yaml"
 """The run that needs nothing but this package; training without `--config` uses it."""
 
 _MAX_EXTENDS = 8
-_LAX = ConfigDict(coerce_numbers_to_str=True)  # as the sections have it
+_LAX = ConfigDict(coerce_numbers_to_str=True)  # as in the sections
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Settings:
     run: RunConfig | None
     """The run; None if there are faults."""
     faults: tuple[Fault, ...]
-    """What is wrong with the settings themselves."""
+    """Faults of the settings themselves."""
     sections: Mapping[str, Any]
     """Fields of `RunConfig` by name: values and sections. Faulty values have their defaults; sections that
     are not valid even so are left out."""
@@ -75,7 +75,7 @@ def read_settings(
 def _valid_fields(model: type[BaseModel], tree: Any) -> dict[str, Any]:
     """The fields of `model` that are valid in `tree`, others with their defaults; sections are objects.
 
-    What has no default, and sections that lack it, are left out. Rules between fields are not checked.
+    Faulty fields without a default, and their sections, are left out. Rules between fields are not checked.
     """
     values: dict[str, Any] = {}
     for name, field in model.model_fields.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from gaguide.config.sizes import SIZES
 
-# Given (a field or a section) → what it replaces.
+# Given (a field or a section) → fields that it replaces.
 _PARTNERS = {
     "train.steps": ("train.epochs",),
     "train.epochs": ("train.steps",),
@@ -19,13 +19,13 @@ _PARTNERS = {
     "data.mixture": ("data.shards", "data.source"),
     "resume_from": ("init_from", "init_optimizer"),
     "init_from": ("resume_from",),
-    # Random weights are those of a size. Another model, named without `init`, starts from its own.
+    # Random weights belong to a size. Another model, named without `init`, starts from its own weights.
     "model.name": ("model.init",),
 }
 
 
 def replace_partners(tree: dict[str, Any], given: Iterable[str]) -> list[str]:
-    """Remove from `tree`, in place, what the dotted fields `given` replace, unless it is given as well.
+    """Remove from `tree`, in place, the fields that the dotted fields `given` replace, unless given as well.
 
     Returns a sentence for each removal, for the user.
     """

@@ -44,7 +44,7 @@ class Setting:
     name: str
     """Dotted name; `[]` stands for the index of a list."""
     accepts: str
-    """What it accepts, in words."""
+    """Accepted values, in words."""
     default: str
     """Default as YAML; `required` without one."""
     meaning: str

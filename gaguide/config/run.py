@@ -38,7 +38,7 @@ class ModelSection(Section):
     dropout: Fraction | None = None
     """Dropout everywhere in the model; null leaves the model's own."""
     attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
-    """Attention in which training runs what guidance leaves to the model, by transformers' name."""
+    """Attention implementation outside guidance, by transformers' name."""
     resize_embeddings: bool = False
     """Add a row, the mean of all others, for each token that the data's tokenizer has and the model lacks."""
     trust_remote_code: bool = False
@@ -72,7 +72,7 @@ class GuidanceSection(Section):
     """Factor of the guidance loss; at 0 attention is only measured. Default: 3 for squared, 0.03 for
     avoid, 0.01 for the others (docs/guidance.md)."""
     schedule: Literal["constant", "linear"] = "constant"
-    """Of the weight after its warmup: constant, or linear, which would be 0 one step after the last."""
+    """Shape of the weight after its warmup: constant, or linear, which would be 0 one step after the last."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the weight rises linearly; the last of them has the whole weight."""
     reduction: Literal["mean", "frobenius"] = "mean"
@@ -80,9 +80,9 @@ class GuidanceSection(Section):
     target: Literal["indicator", "normalized"] = "indicator"
     """indicator: Eq. (3) as printed; normalized: each row divided by its number of visible targets."""
     loss: Literal["squared", "log-mass", "kl", "hinge", "avoid"] = "squared"
-    """squared: the study's Eq. (2); the others, not the study's, have no reduction and no target."""
+    """squared: the study's Eq. (2); the other losses have no reduction and no target."""
     threshold: PositiveFraction | None = None
-    """Attention mass on the targets from which on the loss hinge is zero; null: 0.5."""
+    """Attention mass on the targets at which the loss hinge becomes zero; null: 0.5."""
     method: Literal["auto", "joint", "tap"] = "auto"
     """joint: a guided head's output and loss from one softmax; tap: the loss in addition to the model's own
     attention of all heads; auto: joint on a CPU, tap on a GPU. Losses are the same within rounding."""
@@ -116,7 +116,7 @@ class LoraSection(Section):
     rank: PositiveInt = 8
     """Rank of each adapter: the width between its two matrices."""
     alpha: Positive = 16.0
-    """What an adapter adds is scaled by alpha / rank."""
+    """An adapter's contribution is scaled by alpha / rank."""
     targets: Annotated[tuple[str, ...], BeforeValidator(words), Field(min_length=1)] = ("all-linear",)
     """Linear layers with an adapter: all-linear, or ends of names such as q_proj or layers.3.mlp.up_proj."""
     dropout: Fraction = 0.0
@@ -214,17 +214,17 @@ class EvaluateSection(Section):
     every: NonNegativeInt = 0
     """Steps between evaluations, in addition to one before the first step and one after the last; 0: none."""
     tasks: Annotated[tuple[str, ...], BeforeValidator(words_at_home)] = ()
-    """What `--tasks` of `gaguide evaluate` takes."""
+    """Tasks, as for `--tasks` of `gaguide evaluate`."""
     data: PathText | None = None
     """Folder with the data files of named tasks."""
     limit: PositiveInt | None = None
     """Only the first examples of each task."""
     shots: NonNegativeInt | None = None
-    """Demonstrations before every prompt; null takes what the tasks say."""
+    """Demonstrations before every prompt; null uses the tasks' own number."""
     on_overflow: OnOverflow = "cut"
     """Examples longer than the model: cut on the left, leave out whole demonstrations, or fail."""
     batch_tokens: PositiveInt | None = None
-    """Padded tokens of a batch; null takes 16,384 on a GPU, 512 on a CPU (see docs/evaluation.md)."""
+    """Padded tokens of a batch; null uses 16,384 on a GPU, 512 on a CPU (see docs/evaluation.md)."""
 
     @model_validator(mode="after")
     def _tasks_and_steps(self) -> EvaluateSection:
@@ -251,7 +251,7 @@ class RunConfig(Section):
     model: ModelSection
     """The model to start from: give at least `name`."""
     data: DataSection
-    """What to train on: give `shards`, `mixture` or `source`."""
+    """Text to train on: give `shards`, `mixture` or `source`."""
     guidance: GuidanceSection = GuidanceSection()
     train: TrainSection
     """How to train: give at least `global_batch`, and `steps` or `epochs`."""

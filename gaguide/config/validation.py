@@ -33,7 +33,7 @@ def validation_faults(
 ) -> list[Fault]:
     """One fault for each field that `error` reports, in the order of its errors.
 
-    `tree` is what was validated against `schema`; `root` is the field of errors that concern the whole tree.
+    `tree` was validated against `schema`; `root` is the field of errors that concern the whole tree.
     """
     by_field: dict[tuple[str, ...], list[Any]] = {}
     for detail in error.errors():
@@ -134,13 +134,13 @@ def _known_names(model: type[BaseModel], path: Sequence[str]) -> str:
 
 
 def accepted(model: type[BaseModel], path: Sequence[str]) -> str:
-    """What the field at `path` accepts, in words such as `an integer greater than 0 or null`."""
+    """Values that the field at `path` accepts, in words such as `an integer greater than 0 or null`."""
     schema = _field_schema(model, path)
     return _describe(model, schema) if schema else "another value"
 
 
 def _describe(model: type[BaseModel], schema: dict[str, Any], plural: bool = False) -> str:
-    """What a JSON schema accepts, such as `an integer greater than 0, 'auto' or null`."""
+    """Values that a JSON schema accepts, such as `an integer greater than 0, 'auto' or null`."""
     schema = _resolve(model, schema)
     if "anyOf" in schema:
         texts = [_describe(model, branch, plural) for branch in schema["anyOf"]]

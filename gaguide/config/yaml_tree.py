@@ -1,6 +1,6 @@
 """The one reader of YAML settings files and of dotted overrides: runs, studies and tasks use it.
 
-A tree is what YAML gives: nested dicts, lists and scalars. Callers validate it against a schema.
+A tree is parsed YAML: nested dicts, lists and scalars. Callers validate it against a schema.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_NODES = 100_000
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys (YAML silently takes the last) and aliases that multiply or recurse."""
+    """Refuses duplicate keys (YAML silently keeps the last) and aliases that multiply or recurse."""
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
@@ -118,7 +118,7 @@ def apply_overrides(
 ) -> list[Fault]:
     """Put overrides into `tree`, in place; values are read as YAML, or kept as text where `takes_text`.
 
-    takes_text: whether the field at a path of names is a string, so that `007` stays what it is.
+    takes_text: whether the field at a path of names is a string, so that `007` stays unchanged.
     Unknown names are left for the schema to report. Returns the faults of fields that lie inside a value.
     """
     return [fault for field, text in overrides.items() for fault in _set(tree, field, text, takes_text)]

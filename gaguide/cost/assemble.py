@@ -50,7 +50,7 @@ def assemble_request(
         request = replace(request, **given)
         fixed = set(given) | ({"micro_batch", "checkpointing"} if run_file else set())
         fixed |= {"zero_stage", "offload_optimizer", "precision"} if deepspeed_file else set()
-        fixed |= {"precision"} if "zero_stage" in fixed else set()  # it is open because of stage 0 alone
+        fixed |= {"precision"} if "zero_stage" in fixed else set()  # open only because of stage 0
         open_settings = [name for name in CHOOSABLE if name not in fixed]
         faults.attempt(check, _with_harmless_settings(request, open_settings))
     return request, open_settings

@@ -66,6 +66,6 @@ def _kept_parameters(config: DeepSpeedConfig) -> int:
     """Elements that stage 3 keeps gathered from one use to the next.
 
     DeepSpeed keeps a parameter that is used again within the reuse distance (which counts the distance in the
-    model twice), and what its prefetcher has fetched within the limit of live parameters.
+    model twice), and prefetched parameters within the limit of live parameters.
     """
     return max(config.max_reuse_distance // 2, config.max_live_parameters)

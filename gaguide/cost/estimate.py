@@ -15,7 +15,7 @@ from gaguide.cost.wire import Collective, collectives
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a training would cost according to the model in docs/scaling.md; nothing here is measured."""
+    """Cost of a training according to the model in docs/scaling.md; nothing here is measured."""
 
     request: CostRequest
     """The training that was estimated."""

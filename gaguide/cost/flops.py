@@ -2,8 +2,8 @@
 
 The product of an [m, k] and a [k, n] matrix counts 2 m k n. Norms, activations, softmax, dropout and the
 optimizer are left out: they are a few percent and bound by memory traffic (Narayanan et al. 2021,
-arXiv:2104.04473, appendix; Korthikanti et al. 2022, arXiv:2205.05198, appendix A). What a fused attention
-kernel recomputes in its backward is not counted, as in the usual definition of model FLOPs utilisation
+arXiv:2104.04473, appendix; Korthikanti et al. 2022, arXiv:2205.05198, appendix A). Recomputation in the
+backward of a fused attention kernel is not counted, as in the usual definition of model FLOPs utilisation
 (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
 """
 
@@ -29,7 +29,7 @@ class TokenFlops:
     logits: float
     """The output layer."""
     guidance: float
-    """What guided heads add."""
+    """Operations that guided heads add."""
     recompute: float
     """The second forward pass of the blocks under checkpointing."""
     adapters: float
@@ -44,13 +44,13 @@ class TokenFlops:
 
     @property
     def model(self) -> float:
-        """Forward and backward with guidance, without recomputation: what utilisation counts."""
+        """Forward and backward with guidance, without recomputation: operations that utilisation counts."""
         passes = 2 * (self.matrices + self.logits + self.adapters) + 3 * self.attention
         return passes + self.weight_gradients + self.guidance * (1 + _GUIDED_BACKWARD / _GUIDED_FORWARD)
 
     @property
     def training(self) -> float:
-        """What the hardware executes: `model` and `recompute`."""
+        """Operations that the hardware executes: `model` and `recompute`."""
         return self.model + self.recompute
 
 

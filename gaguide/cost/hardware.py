@@ -13,9 +13,9 @@ from dataclasses import dataclass
 GIB = 2**30
 
 MATRIX_SHARE = 0.65
-"""Share of the peak that large matrix products reach: of A100s, by the runs in published.py."""
+"""Share of the peak that large matrix products reach on A100s, by the runs in published.py."""
 HOPPER_SHARE = 0.48
-"""The same of H100s. Also assumed of H200 (the same chip), and of Blackwell and MI300, without any run."""
+"""The same on H100s. Also assumed of H200 (the same chip), and of Blackwell and MI300, without any run."""
 MEMORY_SHARE = 0.8
 """Share of the memory bandwidth that elementwise operations reach."""
 LINK_SHARE = 0.8
@@ -25,7 +25,7 @@ OVERLAP_SHARE = 0.8
 RESERVED_BYTES = 1.5 * GIB
 """Allowance, not a measurement, for the GPU's context, library workspaces and NCCL buffers."""
 FRAGMENTATION = 0.05
-"""Allowance, not a measurement, for what the caching allocator holds on top of the tensors' bytes."""
+"""Allowance, not a measurement, for the caching allocator's memory beyond the tensors' bytes."""
 LAUNCH_SECONDS = 0.71e-3
 """Host time to launch one block's operations, forward and backward, once (benchmarks/RESULTS.md)."""
 HOOK_SECONDS = (0.0, 0.34e-3, 0.37e-3, 3.5e-3)
@@ -138,7 +138,7 @@ LINKS = {
 def find_gpu(reported: str) -> Gpu | None:
     """The GPU that a driver reports as `reported`, such as "NVIDIA A100-SXM4-80GB"; None if it is unknown.
 
-    Of a model that comes in several memory sizes, whose peaks are the same, the smallest one.
+    For a model with several memory sizes, whose peaks are the same, the smallest one.
     """
     for gpu in sorted(GPUS.values(), key=lambda gpu: (-len(gpu.reported), gpu.memory)):
         if re.search(rf"(?<![A-Za-z0-9]){re.escape(gpu.reported)}(?![0-9])", reported):

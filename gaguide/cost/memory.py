@@ -6,8 +6,8 @@ stage 2 on, weights at stage 3. Activations follow the method of Korthikanti et 
 section 4); they count what transformers' layers save for backward, with GELU as one operation
 (model/fast.py).
 
-What is not trained (`train.freeze`, `trainable`, `lora`) has weights, but no gradients, master weights and
-moments.
+Parameters that are not trained (`train.freeze`, `trainable`, `lora`) have weights, but no gradients, master
+weights and moments.
 Activations are counted as for full training: that is an upper bound, since a frozen matrix does not save its
 input.
 
@@ -71,7 +71,7 @@ class TrainingSettings:
     trained: int | None = None
     """Parameters that are trained; None where all of the model are."""
     added: int = 0
-    """Parameters of adapters, which the model has besides its own."""
+    """Parameters of adapters, in addition to the model's own."""
     packed: int = 0
     """Weights of the model that are kept in 4 bits."""
 
@@ -126,9 +126,9 @@ class Memory:
     logits: int
     """fp32 logits and their gradients."""
     guidance: int
-    """What guidance saves for backward and needs temporarily."""
+    """Tensors that guidance saves for backward, and its temporary memory."""
     update: int
-    """What the optimizer step needs in addition to the gradients."""
+    """Memory that the optimizer step needs in addition to the gradients."""
     host: int = 0
     """Host memory for this rank, by offload."""
     disk: int = 0
@@ -194,7 +194,7 @@ def activation_bytes_per_layer(shape: ModelShape, setup: MemorySetup) -> int:
 
 
 def _computed(shape: ModelShape, precision: Precision) -> int:
-    """Bytes per token of one block, but what attention keeps of its rows."""
+    """Bytes per token of one block, without attention's row statistics."""
     width_bytes = _PRODUCT_BYTES[precision]
     query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     elements = 4 * shape.width + 2 * query + 2 * key
@@ -298,7 +298,7 @@ def _offloaded(
 
 
 def guidance_saves(shape: ModelShape, setup: MemorySetup) -> int:
-    """Bytes that all guided layers save for backward in addition to what unguided layers save.
+    """Bytes that all guided layers save for backward in addition to those of unguided layers.
 
     The guided heads' output in fp32 with two numbers per row, from which backward computes their loss's
     gradient, and a copy of the other heads' output; the joined output is saved anyway. Where they are tapped,

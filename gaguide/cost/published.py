@@ -1,7 +1,7 @@
-"""Published training speeds, and how far the model's predictions lie from them, by GPU.
+"""Published training speeds, and the errors of the model's predictions, by GPU.
 
 `gaguide plan` prints its speeds as ranges of this width. The runs are of other programs (FSDP, hand-written
-CUDA): no published run of this one exists but the project's own.
+CUDA), since the project's own are the only ones of gaguide.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PublishedRun:
     tokens_per_second: float
     """Published tokens per second and GPU."""
     stage: int = 3
-    """The ZeRO stage that sends what the run sent: 3 for FSDP, 2 for data parallelism."""
+    """The ZeRO stage with the run's communication: 3 for FSDP, 2 for data parallelism."""
     checkpointing: bool = False
     """Whether activations were recomputed."""
 
@@ -81,7 +81,7 @@ RUNS = (
 
 
 class SpeedRange:
-    """What a range of speeds rests on: factors of a predicted speed."""
+    """Bounds of a range of speeds, as factors of a predicted speed."""
 
     slowest: float
     fastest: float

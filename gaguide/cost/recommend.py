@@ -1,4 +1,4 @@
-"""`recommend`: tries every ZeRO stage, offload, checkpointing and micro batch for what fits."""
+"""`recommend`: tries every ZeRO stage, offload, checkpointing and micro batch, and returns those that fit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _STAGE_0_SLACK = 1.05
 def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list[CostEstimate]:
     """Estimates that fit in memory: the recommended one, then the others, fastest first.
 
-    Recommended is the simplest (without offload, at the lowest stage) of those whose times differ from the
-    fastest one's by no more than the model's own error on that GPU, and that recompute no more than it does.
+    The recommended one is the simplest (without offload, at the lowest stage) of those whose times differ
+    from the fastest one's by no more than the model's error on that GPU, and that recompute no more than it.
     choose: names of the settings to vary; the others stay as requested. Raises a `UserError` that names the
     smallest configuration if none fits.
     """
@@ -38,7 +38,7 @@ def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list
         best = _simplest(fitting)
         return [best, *(one for one in fitting if one is not best)]
     if not estimates:
-        check(request)  # raises what rules out every candidate
+        check(request)  # raises faults that rule out every candidate
         problem = "cannot be split by any setting"
         raise UserError.of("--global-batch", problem, "choose another", request.global_batch)
     smallest = min(estimates, key=lambda one: one.needed)
@@ -53,7 +53,7 @@ def recommend(request: CostRequest, choose: Collection[str] = CHOOSABLE) -> list
 
 
 def _simplest(fitting: list[CostEstimate]) -> CostEstimate:
-    """The simplest of the estimates, sorted by time, that the model cannot tell from the fastest one."""
+    """The simplest of the estimates, sorted by time, that the model cannot distinguish from the fastest."""
     fastest = fitting[0]
     limit = fastest.step.total * spread(fastest.request.gpu).error
     near = [

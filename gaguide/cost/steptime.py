@@ -1,10 +1,10 @@
 """Time of an optimizer step by a roofline model whose constants are in hardware.py.
 
-compute      matrix products at a share of the GPU's peak: bound by arithmetic elementwise  everything
-else at MEMORY_SHARE of the memory bandwidth: bound by memory waiting      the GPU waits for the host where
-the host launches operations more slowly than the GPU runs them wire         each ring collective: the bytes
-a rank sends at LINK_SHARE of the slowest link on the ring, plus one
-             latency per hop; compute hides at most OVERLAP_SHARE of the collectives that overlap
+compute      matrix products at a share of the GPU's peak: bound by arithmetic
+elementwise  everything else at MEMORY_SHARE of the memory bandwidth: bound by memory
+waiting      the GPU waits for the host where the host launches operations more slowly than the GPU runs them
+wire         each ring collective: the bytes a rank sends at LINK_SHARE of the slowest link on the ring, plus
+             one latency per hop; compute hides at most OVERLAP_SHARE of the collectives that overlap
 update       AdamW's reads and writes of the rank's partition; offloaded, over PCIe, host memory or NVMe
 """
 
@@ -99,7 +99,7 @@ def _seconds(collective: Collective, request: CostRequest) -> float:
     bandwidth, passes = gpu.link, 2 if collective.operation == "all_reduce" else 1
     hops = (request.ranks - request.nodes) * hardware.INSIDE_LATENCY
     if request.nodes > 1:
-        # One ring per adapter; together they carry what one rank sends.
+        # One ring per adapter; together they carry the bytes that one rank sends.
         bandwidth = min(bandwidth, link.bandwidth * request.cards)
         hops += request.nodes * link.latency
     sending = collective.sent(request.ranks) / (bandwidth * hardware.LINK_SHARE)

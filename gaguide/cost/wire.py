@@ -21,7 +21,7 @@ class Collective:
     """All collectives of one kind in a step."""
 
     name: str
-    """What is sent, such as `gradients`."""
+    """Name of the tensors, such as `gradients`."""
     operation: Operation
     """The collective operation."""
     payload: int
@@ -59,7 +59,7 @@ def collectives(shape: ModelShape, setup: MemorySetup) -> tuple[Collective, ...]
             Collective("updated weights", "all_gather", width * trained, 2),
         )
     # Forward and backward both gather the weights, and the output layer gathers tied embeddings once more in
-    # each. What is still gathered from the previous use is not gathered again.
+    # each. Weights still gathered from the previous use are not gathered again.
     repeated = P + (2 * shape.head_matrix if shape.tied else 0)
     repeated -= repeated * min(P, setup.kept_parameters) // P
     gathered = micro_batches * width * (P + repeated)
