@@ -147,7 +147,7 @@ class UserError(Exception):
 
 @contextmanager
 def reworded(change: Callable[[Fault], Fault]) -> Iterator[None]:
-    """Raise a `UserError` of the block with each fault rewritten by `change`, in terms of the user's input."""
+    """Raise a `UserError` of the block with each fault rewritten by `change`, in the user's terms."""
     try:
         yield
     except UserError as error:

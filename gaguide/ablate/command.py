@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     add("--controls", type=parse_whole, default=3,
         help="random unguided heads of the same layer for each guided head (default: 3)")  # fmt: skip
     add("--all-heads", action="store_true", help="remove all other heads as well, for the heat map")
-    add("--before", help="model that attention is compared with, or start: the one that the plan's run began with "
+    add("--before", help="model that attention is compared with, or start: the plan's run before training "
         "(default: the first of several models, else start where there is a run)")  # fmt: skip
     add("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     add(

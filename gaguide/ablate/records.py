@@ -12,7 +12,7 @@ from gaguide.files import read_record, write_json
 FILE = "ablation.json"
 Role = Literal["guided", "control", "other"]
 Moved = Literal["moved", "moved away", "not moved", "not tested", "not compared"]
-"""not tested: a single block or seed, where a change has no p value; not compared: no model to compare with."""
+"""not tested: a single block or seed, where a change has no p value; not compared: without another model."""
 Used = Literal["used", "not used", "harmful", "not tested", "not measured"]
 """not tested: as in `Moved`; not measured: no number, as where a loss is not finite."""
 

@@ -57,8 +57,8 @@ def words_at_home(value: Any) -> Any:
 
 OnOverflow = Literal["cut", "drop-demonstrations", "fail"]
 """Ways of handling an example that is longer than the model's positions: cut on the left, as
-lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut those still too long;
-refuse the evaluation."""
+lm-evaluation-harness does; leave out whole demonstrations, the first ones first, and cut those still too
+long; refuse the evaluation."""
 PathText = Annotated[str, BeforeValidator(at_home)]
 """A path or another name; a leading `~` is expanded."""
 Layers = Annotated[

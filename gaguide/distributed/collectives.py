@@ -1,6 +1,6 @@
 """Collectives over Python objects and small tensors; with a single process each is the identity.
 
-torch is imported only where ranks have met, so that commands which never start any are fast.
+torch is imported only where ranks have met, so that commands without ranks start fast.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def broadcast(value: T) -> T:
 def shared_clock() -> Callable[[], float]:
     """A clock that shows the same Unix seconds on every rank, whatever its host's clock shows (a collective).
 
-    It follows rank 0's clock as of now, to within the time of a message; a host's clock that is set later
+    It follows rank 0's clock as it is now, to within the time of a message; a host's clock that is set later
     does not move it.
     """
     barrier()  # so that no rank receives rank 0's time long after it was sent

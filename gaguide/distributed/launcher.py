@@ -1,4 +1,4 @@
-"""The launchers of this rank: whether they still run, and a mistake in DeepSpeed's command line.
+"""The launchers of this rank: whether they still run, and a check of DeepSpeed's command line.
 
 `deepspeed` with a hostfile that does not exist only warns and trains on this host alone. When it is killed,
 pdsh and all ranks keep running on every host.

@@ -47,7 +47,7 @@ def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     """The host of rank 0, and a port that depends on job and step.
 
     Works without scontrol, which containers lack. Raises a `UserError` where the list of hosts is invalid, or
-    nothing says where rank 0 is.
+    rank 0's host cannot be determined.
     """
     names = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     try:

@@ -58,7 +58,7 @@ class World:
     def device(self) -> torch.device:
         """The GPU of this rank if there is one, else the CPU.
 
-        The only one that it sees, as under `srun --gpus-per-task`, or the one of its local rank.
+        It is the only visible GPU, as under `srun --gpus-per-task`, or that of the local rank.
         """
         import torch
 
@@ -111,7 +111,7 @@ def _check_left_over(environ: Mapping[str, str], numbers: Sequence[int]) -> None
 
 
 def start(world: World, timeout_minutes: float = 30) -> None:
-    """Create the default process group (NCCL with GPUs, else gloo), for a world of one too.
+    """Create the default process group (NCCL with GPUs, else gloo), also for a world of one.
 
     DeepSpeed uses an existing group. `timeout_minutes` bounds how long a collective waits for a lost rank.
     Raises a `UserError` where the ranks cannot meet or a local rank has no GPU.
@@ -230,7 +230,7 @@ def leave(code: int) -> NoReturn:
     stop()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # its reader is gone, or it is closed
+        with suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
             stream.flush()
     os._exit(code)
 

@@ -1,6 +1,6 @@
 """`gaguide doctor`: checks what would fail on this machine and in this environment, and how to fix it.
 
-Whatever may hang or kill a process (torch, DeepSpeed, MPI) is imported in child processes only: see
+Libraries that may hang or kill a process (torch, DeepSpeed, MPI) are imported in child processes only: see
 probes.py.
 """
 

@@ -15,13 +15,13 @@ class Check:
     """The result of one check."""
 
     name: str
-    """What was checked."""
+    """Name of the check."""
     status: Status
-    """Whether it is as it should be."""
+    """Whether the check passed."""
     found: str
-    """What was found."""
+    """The finding."""
     remedy: str = ""
-    """What to do about it, such as a command to copy; empty if the status is ok."""
+    """The remedy, such as a command to copy; empty if the status is ok."""
 
 
 def ok(name: str, found: str) -> Check:
@@ -30,12 +30,12 @@ def ok(name: str, found: str) -> Check:
 
 
 def warn(name: str, found: str, remedy: str) -> Check:
-    """A check that some runs depend on and that did not pass."""
+    """A check that did not pass and that some runs depend on."""
     return Check(name, "warn", found, remedy)
 
 
 def fail(name: str, found: str, remedy: str) -> Check:
-    """A check without which no run works."""
+    """A check that did not pass and that every run depends on."""
     return Check(name, "fail", found, remedy)
 
 

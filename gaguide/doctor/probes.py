@@ -102,7 +102,7 @@ def _gloo(path: Path, rank: str, port: str) -> None:
 
 
 def _torch(path: Path, busy: str = "") -> None:
-    """Write what torch finds, the accelerator and NCCL; then, to ops.json, which ops DeepSpeed can compile.
+    """Write torch's findings on accelerator and NCCL; then, to ops.json, which ops DeepSpeed can compile.
 
     busy: only count devices, which does not use their memory.
     """

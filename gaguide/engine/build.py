@@ -57,7 +57,9 @@ def build_engine(
     if config.zero_stage == 0:
         engine.zero_grad = _clearing(model)
     if world.size == 1 and config.zero_stage == 0:
-        engine.enable_backward_allreduce = False  # it would copy all gradients twice, to reduce nothing
+        engine.enable_backward_allreduce = (
+            False  # it would copy all gradients twice without reducing anything
+        )
     compiled = CompiledForward(engine.module, train.compile, packed) if train.compile else None
     return Engine(engine, config, world, packed, compiled, train.lora is not None)
 
@@ -81,7 +83,7 @@ def disable_shared_memory_op() -> None:
 
 
 def _clearing(model: PreTrainedModel) -> Callable[[], None]:
-    """DeepSpeed's `zero_grad` without a walk through all modules in every step."""
+    """A `zero_grad` for DeepSpeed that does not walk through all modules in every step."""
     parameters = tuple(model.parameters())
 
     def zero_grad() -> None:
@@ -99,7 +101,7 @@ def _optimizer(train: TrainSection, model: PreTrainedModel, cpu_adam: bool) -> t
     ]
     groups = [
         group for group in groups if group["params"]
-    ]  # adapters have no vectors; ZeRO takes no empty one
+    ]  # adapters have no vectors; ZeRO does not accept an empty group
     settings: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.epsilon}
     if cpu_adam:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

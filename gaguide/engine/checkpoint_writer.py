@@ -34,7 +34,7 @@ class CheckpointWriter(CheckpointEngine):
         self.result.files.append(Path(path))
 
     def load(self, path: str, map_location: str | torch.device | None = None) -> dict[str, object]:
-        """Read one file; its hash must hold, since it is unpickled."""
+        """Read one file; its hash must have been verified, since it is unpickled."""
         state: dict[str, object] = torch.load(path, map_location=map_location, weights_only=False)
         return state
 

@@ -1,7 +1,7 @@
-"""`train.compile`: torch.compile of the model's forward pass in training, and what compiling has cost.
+"""`train.compile`: torch.compile of the model's forward pass in training, and the cost of compiling.
 
-What is compiled is `module.forward`, with the backward that belongs to it: DeepSpeed's own `engine.compile`
-would trace its timers. Passes without gradients (validation, evaluation) run as they are written: their
+It compiles `module.forward` with its backward: DeepSpeed's own `engine.compile` would trace its
+timers. Passes without gradients (validation, evaluation) run as they are written: their
 batches come in many shapes, each of which would be compiled again.
 """
 
@@ -33,14 +33,14 @@ _ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 
 @dataclass(frozen=True)
 class CompileCost:
-    """What compiling has cost this process since its start."""
+    """Cost of compiling in this process since its start."""
 
     seconds: float
     """Wall-clock seconds, part of the steps in which they were spent."""
     graphs: int
     """Graphs compiled: one, unless the model's Python code breaks it."""
     recompilations: int
-    """Those of them that replaced a graph which did not fit any more."""
+    """Graphs among them that replaced one which no longer fitted."""
 
 
 class CompiledForward:
@@ -55,7 +55,7 @@ class CompiledForward:
         self._graphs: set[str] = set()
         self._seconds = self._began = 0.0
         self._has_run = False
-        # Without CUDA graphs: docs/training.md says what is in their way.
+        # Without CUDA graphs: docs/training.md gives the reasons.
         name = "max-autotune-no-cudagraphs" if mode == "max-autotune" else None
         self._eager = model.forward
         self._compiled = compile_forward(model, mode=name)
@@ -74,12 +74,12 @@ class CompiledForward:
 
     @property
     def cost(self) -> CompileCost:
-        """What compiling has cost so far."""
+        """Cost of compiling so far."""
         again = sum(not graph.split("/")[-1].startswith("0") for graph in self._graphs)
         return CompileCost(self._seconds, len(self._graphs), again)
 
     def prepare(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Before a compiled pass: find out in another one, which is not compiled, whether it needs masks."""
+        """Before a compiled pass: determine by an uncompiled one whether it needs masks."""
         packed, length = self._packed, inputs["input_ids"].shape[1]
         if packed is not None and inputs.keys() <= MASKLESS and length not in packed.maskless:
             packed.learn(length)
@@ -94,7 +94,9 @@ class CompiledForward:
         try:
             return self._compiled(*args, **kwargs)
         except TorchDynamoException as error:
-            reason = " ".join(str(error).split("\n")[:2])  # the first names the backend, the second the cause
+            reason = " ".join(
+                str(error).split("\n")[:2]
+            )  # the first line names the backend, the second the cause
             problem = f"torch cannot compile the model here ({reason})"
             raise UserError.of("train.compile", problem, _REMEDY) from error
 
@@ -130,7 +132,7 @@ def compile_forward(
 
 
 def compile_faults(mode: CompileMode, zero_stage: int, on_gpu: bool) -> list[Fault]:
-    """Why a run cannot be compiled; empty where it can, or is not."""
+    """Why a run cannot be compiled; empty where it can, or is not to be compiled."""
     if mode is False:
         return []
     found = []

@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: read, checked, and completed with what the run owns.
+"""The DeepSpeed JSON: read, checked, and completed with the values that the run owns.
 
 The file owns ZeRO, precision, offload and communication. The run owns batch sizes, clipping, optimizer and
 schedule; where the file sets one of those too, it must agree or say "auto".
@@ -33,7 +33,7 @@ class DevicePrecisions:
 
 @dataclass(frozen=True)
 class RunValues:
-    """What a run contributes to its DeepSpeed JSON, apart from the batch."""
+    """Values that a run contributes to its DeepSpeed JSON, apart from the batch."""
 
     gradient_clipping: float
     """Largest norm of the whole gradient; 0 does not clip."""
@@ -42,7 +42,7 @@ class RunValues:
     name: str = "run"
     """The run's name, for monitors."""
     width: int | None = None
-    """The model's hidden size, by which sizes that say `auto` are set; None where it is unknown."""
+    """The model's hidden size, from which `auto` sizes are set; None where it is unknown."""
 
 
 def device_precisions() -> DevicePrecisions:
@@ -83,7 +83,7 @@ def check_top_level(config: JsonObject, batch: BatchPlan | None, gradient_clippi
 
 
 def _owned_values(batch: BatchPlan, gradient_clipping: float | None) -> JsonObject:
-    """What the run owns, under DeepSpeed's names."""
+    """Values that the run owns, under DeepSpeed's names."""
     return {
         "train_batch_size": batch.global_batch,
         "train_micro_batch_size_per_gpu": batch.micro_batch,
@@ -107,7 +107,7 @@ def resolve_deepspeed(
 ) -> DeepSpeedConfig:
     """The configuration as DeepSpeed receives it: `auto` resolved, batch and clipping filled in.
 
-    `auto` enables bf16 or autocast where the device is fast in bf16, and fp16 where it has that but not bf16
+    `auto` enables bf16 or autocast where the device is fast in bf16, and fp16 where it has only that
     (otherwise the run is in fp32). For `nvme_path` it means a folder in the run's output; three of ZeRO's
     sizes follow the model's width; anything else gets DeepSpeed's default. Gradients of micro batches are
     accumulated in fp32. Raises one `UserError` with all faults of a stage of checks.
@@ -150,7 +150,7 @@ def _resolve_enabled(section: dict[str, Any], auto: bool) -> dict[str, Any]:
 
 
 def _with_sizes(zero: dict[str, Any], width: int | None) -> dict[str, Any]:
-    """ZeRO's sizes that say auto, by transformers' rule; DeepSpeed's defaults where the width is unknown."""
+    """ZeRO's `auto` sizes, by transformers' rule; DeepSpeed's defaults where the width is unknown."""
     sizes = {
         "reduce_bucket_size": lambda width: width * width,
         "stage3_prefetch_bucket_size": lambda width: int(0.9 * width * width),
@@ -167,7 +167,7 @@ def _accumulates_in_fp32(config: DeepSpeedConfig, accumulation: int) -> bool:
 
     At stage 0 weights are fp32. Stage 1 in bf16 would switch to another optimizer, whose checkpoints cannot
     be exported; there `_precision_faults` allows no accumulation. Where the optimizer is on NVMe, memory is
-    short: a single micro batch, which is not added to anything, is kept in the weights' dtype.
+    short: the gradients of a single micro batch stay in the weights' dtype.
     """
     stage, offload = config.zero_stage, config.offload_optimizer
     bf16_at_1 = stage == 1 and config.precision == "bf16" and offload == "none"

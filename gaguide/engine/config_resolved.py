@@ -73,7 +73,7 @@ class DeepSpeedConfig:
 
     @property
     def needed_ops(self) -> tuple[str, ...]:
-        """DeepSpeed's compiled ops that this configuration asks for, as `gaguide.engine.ops` names them."""
+        """DeepSpeed's compiled ops that this configuration needs, as `gaguide.engine.ops` names them."""
         ops = []
         if self.offload_optimizer != "none" and self.settings.get("zero_force_ds_cpu_optimizer", True):
             ops.append("cpu_adam")
@@ -98,7 +98,7 @@ class DeepSpeedConfig:
 
     @property
     def max_reuse_distance(self) -> int:
-        """ZeRO-3 keeps a gathered parameter that is used again within so many parameters."""
+        """ZeRO-3 keeps a gathered parameter if it is used again within this number of parameters."""
         return int(self._zero.get("stage3_max_reuse_distance", 1_000_000_000))
 
     @property
@@ -117,7 +117,7 @@ class DeepSpeedConfig:
         return bool(self._zero.get("parameter_alignment", False))
 
     def is_enabled(self, section: str) -> bool:
-        """Whether a section such as `wandb` is there and enabled."""
+        """Whether a section such as `wandb` exists and is enabled."""
         return bool(self._section(section).get("enabled"))
 
     @property

@@ -20,7 +20,7 @@ class _Section(BaseModel):
 
 
 class AioSection(_Section):
-    """DeepSpeed's `aio`: asynchronous file I/O for what is offloaded to NVMe."""
+    """DeepSpeed's `aio`: asynchronous file I/O for state that is offloaded to NVMe."""
 
     block_size: int = Field(1048576, ge=4096, multiple_of=512)
     """Bytes of one read or write."""
@@ -65,15 +65,15 @@ _UNSUPPORTED = {
     "prescale_gradients", "progressive_layer_drop", "seq_parallel_communication_data_type",
     "sparse_attention", "sparse_gradients", "tensor_parallel", "weight_quantization",
 }  # fmt: skip
-"""Keys of DeepSpeed that would change what is trained, or that gaguide does not use."""
+"""Keys of DeepSpeed that would change the training, or that gaguide does not use."""
 
 TIMERS: JsonObject = {"throughput": {"enabled": False}}
 """`timers` of every run: DeepSpeed's throughput timer, on by default, waits for the device twice in each
 micro batch, and metrics.jsonl has the throughput."""
 
-# Keys inside sections that would change what is trained or lose what is saved: the harmless value, and why
-# any other is refused.
-_CHANGES = "changes what is trained and is not tested here"
+# Keys inside sections that would change the training or lose saved state: the harmless value, and why any
+# other is refused.
+_CHANGES = "changes the training and is not tested here"
 _LOSES_MASTERS = "would lose the fp32 weights that are exported"
 _DEPRECATED = "deprecated: write"
 _REFUSED: dict[str, tuple[Any, str]] = {

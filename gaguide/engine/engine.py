@@ -30,7 +30,7 @@ class StepOutcome:
 
     grad_norm: torch.Tensor | float | None
     """2-norm of the whole gradient before clipping, on the device if it was not read; None where it was not
-    asked for or has no parameters."""
+    requested or there are no parameters."""
     dropped: bool
     """True if the gradient was not finite and the weights stayed as they were."""
 
@@ -59,7 +59,7 @@ class Engine:
         self.world = world
         """This rank among all of them."""
         self.layout: StateLayout = state_layout(engine, config, trained_only)
-        """What the files of `save` depend on, apart from the number of ranks."""
+        """Layout of the files of `save`, apart from the number of ranks."""
 
     @property
     def module(self) -> PreTrainedModel:
@@ -80,7 +80,7 @@ class Engine:
 
     @property
     def compile_cost(self) -> CompileCost | None:
-        """What compiling the model has cost since the start of this process; None if it is not compiled."""
+        """Cost of compiling the model since the start of this process; None if it is not compiled."""
         return None if self._compiled is None else self._compiled.cost
 
     def isolate_documents(self, length: int) -> None:
@@ -144,9 +144,9 @@ class Engine:
         return result
 
     def load(self, folder: Path, world_size: int, layout: StateLayout) -> None:
-        """Load what `world_size` ranks saved below `folder` in `layout`; another layout is resharded.
+        """Load the state of `world_size` ranks below `folder`, saved in `layout`; another one is resharded.
 
-        The folder's hashes must hold, since its files are unpickled. Raises a `UserError` where a state on
+        The folder must be verified first, as its files are unpickled. Raises a `UserError` where a state on
         NVMe would have to be resharded.
         """
         state = folder / STATE_TAG

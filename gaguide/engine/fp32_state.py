@@ -1,6 +1,6 @@
 """The fp32 weights of a saved state, gathered from a checkpoint of any ZeRO stage.
 
-Everything here unpickles: call it only for a folder whose manifest's hashes hold.
+Everything here unpickles: call it only for a folder that has been verified against its manifest.
 """
 
 from __future__ import annotations

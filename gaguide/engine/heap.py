@@ -16,7 +16,7 @@ def separate_large_tensors() -> Iterator[None]:
     """Inside, every CPU tensor of 1 MiB or more gets its own mapping, which is unmapped when it is freed.
 
     By default only tensors above 32 MiB do, and a model that is converted and partitioned leaves gigabytes of
-    holes between what stays. Training itself runs outside, where reusing holes is faster than mapping fresh
+    holes in the heap. Training itself runs outside, where reusing holes is faster than mapping fresh
     pages; `trim_heap` returns them before an offloaded optimizer's step.
     """
     mallopt = _glibc("mallopt")

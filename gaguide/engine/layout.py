@@ -1,6 +1,6 @@
-"""The layout of a saved state: everything besides the number of ranks that shapes DeepSpeed's files.
+"""The layout of a saved state: everything that shapes DeepSpeed's files, other than the number of ranks.
 
-DeepSpeed loads a state of the same layout. A state of another layout it misreads silently, or fails on.
+DeepSpeed loads a state of the same layout. It silently misreads a state of another layout, or fails on it.
 """
 
 from __future__ import annotations

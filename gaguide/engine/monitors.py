@@ -41,7 +41,7 @@ def check_monitors(config: DeepSpeedConfig, world: World) -> None:
                 problem = f"the package {package} is not installed"
                 faults.add(Fault(f"{section} (DeepSpeed JSON)", problem, remedy))
         if "wandb" in enabled and find_spec("wandb") and world.is_main and not _wandb_can_write():
-            problem = "nobody is logged in to Weights & Biases here"
+            problem = "no user is logged in to Weights & Biases here"
             remedy = "run `wandb login`, or export WANDB_MODE=offline and run `wandb sync` afterwards"
             faults.add(Fault("wandb (DeepSpeed JSON)", problem, remedy))
 
@@ -60,7 +60,7 @@ def _wandb_can_write() -> bool:
 def configure_wandb(config: DeepSpeedConfig, output: Path, name: str, settings: str) -> None:
     """Set W&B's environment variables for the run's name, folder and id, which DeepSpeed's section cannot.
 
-    A resumed run has the same id, as long as `settings`, a hash of what its numbers depend on, are the same.
+    A resumed run has the same id, as long as `settings`, a hash of all that decides its numbers, is the same.
     """
     if not config.is_enabled("wandb"):
         return

@@ -31,7 +31,7 @@ _BYTES_ON_DISK = 16
 
 
 def check_offload(config: DeepSpeedConfig, parameters: int, world: World) -> None:
-    """Raise the faults that offload would meet later: op missing, folder unusable, disk too small."""
+    """Raise faults that would stop offload later: op missing, folder unusable, disk too small."""
     with FaultCollector() as faults:
         for folder in config.nvme_folders:
             faults.add(*_folder_faults(folder, parameters, world))
@@ -98,7 +98,7 @@ def save_swapped(engine: DeepSpeedEngine, state: Path, rank: int) -> list[Path]:
 
 
 def restore_offloaded(engine: DeepSpeedEngine, state: Path, rank: int) -> None:
-    """Restore what DeepSpeed's own loading of `state` leaves out of an offloaded optimizer."""
+    """Restore the parts of an offloaded optimizer that DeepSpeed's own loading of `state` leaves out."""
     if is_swapped(engine.optimizer):
         # Small parameters stay gathered on every rank: gather them again, from the restored partitions.
         engine.optimizer.checkpoint_event_prologue()
@@ -125,7 +125,7 @@ def _restore_swapped(optimizer: Any, state: Path, rank: int) -> None:
     """Restore moments, step counts, and the parts that were not swapped."""
     swapped = state / "offloaded_tensors" / f"rank{rank:02}"
     groups = json.loads((swapped / SWAPPED).read_text("utf-8"))
-    # Its hashes hold, so unpickling it is safe.
+    # Its hashes were verified, so unpickling it is safe.
     (path,) = state.glob(f"*zero_pp_rank_{rank}_mp_rank_*_optim_states.pt")
     saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"]
     states = saved["optimizer_state_dict"]["state"]

@@ -39,7 +39,7 @@ def extension_cache() -> Path:
 
 
 def stale_locks(cache: Path, op: str = "*") -> tuple[list[Path], list[Path]]:
-    """All locks in the cache, and those of them that no process of this host holds open."""
+    """All locks in the cache, and those among them that no process of this host holds open."""
     locks = sorted({*cache.glob(f"{op}/lock"), *cache.glob(f"*/{op}/lock")})
     held = _open_files() if locks else set()
     return locks, [lock for lock in locks if lock.exists() and str(lock.resolve()) not in held]
@@ -95,7 +95,7 @@ def _plain_architectures() -> Iterator[None]:
 
 
 def cpu_adam_or_fallback(several_hosts: bool) -> bool:
-    """Whether DeepSpeedCPUAdam is ready; where not, says that torch's AdamW takes its place."""
+    """Whether DeepSpeedCPUAdam is ready; if not, reports that torch's AdamW takes its place."""
     try:
         load_op("cpu_adam", several_hosts)
         importlib.import_module("deepspeed.ops.adam")

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def load_resharded(engine: DeepSpeedEngine, state: Path, zero_stage: int) -> None:
-    """Load into `engine` what any number of ranks at `zero_stage` saved into the folder `state`.
+    """Load into `engine` the state that any number of ranks at `zero_stage` saved into the folder `state`.
 
-    The folder's hashes must hold. Raises a `UserError` where either side keeps its optimizer on NVMe.
+    The folder must have been verified. Raises a `UserError` where either side keeps its optimizer on NVMe.
     """
     if is_swapped(engine.optimizer) or (state / "offloaded_tensors").exists():
         raise UserError.of(

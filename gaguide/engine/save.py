@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass
 class SaveResult:
-    """What a rank has written."""
+    """Files that a rank has written, or the disk error."""
 
     files: list[Path] = field(default_factory=list)
     """The files, complete if there is no `problem`."""
@@ -53,7 +53,7 @@ class SaveResult:
 
 
 def disk_problem(error: Exception) -> str | None:
-    """The reason, in words, if `error` says that a file could not be written; None for any other error."""
+    """The reason, in words, if `error` means that a file could not be written; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)}"
     text = str(error)

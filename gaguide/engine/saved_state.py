@@ -2,9 +2,9 @@
 
 DeepSpeed stores flat partitions: at stages 1 and 2 each parameter group is one vector, partitioned among the
 ranks; at stage 3 each parameter is partitioned, and a rank's partitions are concatenated. Files are mapped
-into memory, so only the tensors that are asked for are read.
+into memory, so only the requested tensors are read.
 
-Everything here unpickles: call it only for a folder whose manifest's hashes hold.
+Everything here unpickles: call it only for a folder that has been verified against its manifest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 WEIGHT = "weight"
-"""The part of a parameter's state that is its value."""
+"""Part of a parameter's state: its value."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The other parts: AdamW's first and second moment."""
 
@@ -32,7 +32,7 @@ class _Place:
     start: int
     """Its first element in the group's vector (stages 0 to 2), or in each rank's partition (stage 3)."""
     shape: torch.Size
-    """Its shape when whole."""
+    """Its unpartitioned shape."""
 
 
 class SavedState:

@@ -1,4 +1,4 @@
-"""A model partitioned among all ranks by ZeRO-3, loaded and run that way because no device holds it whole.
+"""A model partitioned among all ranks by ZeRO-3, loaded and run that way because it exceeds any device.
 
 Every forward pass gathers each layer from all ranks, so all ranks must call the model equally often.
 """

@@ -1,4 +1,4 @@
-"""Which heads to guide: what each head of a model attends to, what it is good for, and plans chosen by rule.
+"""Which heads to guide: each head's attention, its effect on the loss, and plans chosen by rule.
 
 behaviour, attribution, exact knock-outs → records → rules (plan.yaml)
 """

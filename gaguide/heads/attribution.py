@@ -1,4 +1,4 @@
-"""Attribution patching: what the loss would change by without each head, from one gradient (Nanda 2023; Syed
+"""Attribution patching: change of the loss without each head, estimated from one gradient (Nanda 2023; Syed
 et al. 2023).
 
 A head's output z is to be replaced by its mean m. To first order the loss changes by the sum over tokens of
@@ -37,7 +37,7 @@ def attribute(
 ) -> dict[Key, np.ndarray]:
     """(layer, head) → estimated changes of the summed loss [sequences, 2]: near the pattern's cues, and all.
 
-    means: of every head, as `mean_outputs` gives. marks: those of each batch's tokens, for patterns given by
+    means: of every head, as from `mean_outputs`. marks: those of each batch's tokens, for patterns given by
     the data. `model` is in eval mode; its parameters get no gradient.
     """
     found: dict[Key, list[np.ndarray]] = {}

@@ -26,11 +26,11 @@ HeadType = Literal["first-token sink", "previous token", "self", "induction", "c
 _ROWS = 256
 _LAST_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 _SAMPLED = 192
-"""Keys of a batch that copying is measured on."""
+"""Keys of a batch on which copying is measured."""
 THRESHOLDS: Mapping[HeadType, float] = {
     "induction": 0.3, "previous token": 0.4, "first-token sink": 0.5, "self": 0.4, "copying": 1.0,
 }  # fmt: skip
-"""Least score of each type; the first that holds names the head."""
+"""Least score of each type; the first one reached names the head."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _unembedding(model: Any) -> torch.Tensor | None:
     )  # fmt: skip
     if norm is None:
         return weight_VE
-    # Norms store their gain in different ways (Gemma's is 1 + weight): it is read off what they give.
+    # Norms store their gain in different ways (Gemma's is 1 + weight): it is derived from their outputs.
     one_E = torch.ones_like(weight_VE[0])
     sign_E = one_E.clone()
     sign_E[1::2] = -1

@@ -58,7 +58,7 @@ class ProfileSettings:
     batch: int = 4
     """Blocks of a pass."""
     top: int = 10
-    """Heads that are removed exactly: as many of the largest, and of the smallest, estimates."""
+    """Heads that are removed exactly: this number with the largest, and with the smallest, estimates."""
     heads: int = 4
     """Heads that each rule chooses."""
     seed: int = 0
@@ -128,7 +128,7 @@ def _read(model: str, settings: ProfileSettings) -> tuple[ModelFolder, Pattern, 
     with marked(guidance_marks(text.blocks, text.chosen, needed_marks(pattern), ids_NT.device)):
         bands_NT = pattern_bands([pattern], {"input_ids": ids_NT})
     if not int((bands_NT < len(NEAR)).sum()):
-        problem = "marks no token of this text, so that nothing can be said of its heads"
+        problem = "marks no token of this text, so that nothing can be said about heads"
         raise UserError.of("--lexicon", problem, "give more --blocks, or other text", settings.pattern)
     return folder, pattern, text
 

@@ -21,11 +21,11 @@ class HeadProfile:
     head: int
     """Head in the layer, counted from 0."""
     mass: float | None
-    """Attention on the pattern's targets, over queries that see one; None where none does."""
+    """Attention on the pattern's targets, over queries that see one; None where none sees one."""
     target_norm: float | None
-    """Attention-weighted norm of what it writes from the targets; None where the projection is not known."""
+    """Attention-weighted norm of its output from the targets; None where the projection is not known."""
     output_norm: float | None
-    """Mean norm of what it adds to the residual stream."""
+    """Mean norm of its contribution to the residual stream."""
     first: float
     """Mean attention on the first token."""
     previous: float
@@ -119,7 +119,7 @@ class ProfileRecord:
     versions: Mapping[str, str]
     """Versions and the fingerprint of the code."""
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers should know."""
+    """Notes for the reader of the numbers."""
 
 
 def write_profile(folder: Path, record: ProfileRecord) -> None:

@@ -19,7 +19,7 @@ PROFILED = "profiled"
 
 def choose(heads: Sequence[HeadProfile], count: int, seed: int) -> tuple[ChosenHeads, ...]:
     """`count` heads by each rule: most used near cues, least used anywhere, random among all. The first rule
-    says how many of its heads are not used, where too few are.
+    states how many of its heads are not used, if too few are.
 
     Exact changes rank before estimates of other heads: estimates of small effects are good, of large ones
     too small.

@@ -28,7 +28,7 @@ def guided(trainer: type[AnyTrainer]) -> Callable[..., AnyTrainer]:
 
     Training adds the plan's weighted loss to the trainer's own; logs gain `lm_loss`, `guidance_loss` and
     `guided_attention` (as in docs/training.md, means over the global batches since the last log). Evaluation
-    computes exactly what it would without and gains `eval_guided_attention`. `guidance_schedule`,
+    computes exactly the same numbers as without and gains `eval_guided_attention`. `guidance_schedule`,
     `guidance_warmup_steps` and `guidance_method` are as `schedule`, `warmup_steps` and `method` of a run's
     guidance.
     """
@@ -69,7 +69,7 @@ class _Means:
 
 
 class GuidedMixin(Trainer):
-    """What `guided` puts in front of a trainer's class."""
+    """Base class that `guided` puts in front of a trainer's class."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class GuidedMixin(Trainer):
             raise UserError(_second_pass(type(self).__name__))
         self._trained.add(guidance, added, self.current_gradient_accumulation_steps)
         loss, outputs = found if return_outputs else (found, None)
-        if self._is_scaled(num_items_in_batch):  # the trainer will not divide by the accumulation steps
+        if self._is_scaled(num_items_in_batch):  # the trainer will not divide by accumulation steps
             added = added / self.current_gradient_accumulation_steps
         loss = loss + added.to(loss)
         return (loss, outputs) if return_outputs else loss

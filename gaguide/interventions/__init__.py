@@ -1,4 +1,4 @@
-"""Interventions: change what chosen heads write, or what they attend to, and see what the model loses."""
+"""Interventions: change the outputs or the attention of chosen heads, and see what the model loses."""
 
 from typing import TYPE_CHECKING
 

@@ -27,7 +27,7 @@ Head = tuple[int, int]
 
 
 class Intervention(Protocol):
-    """A change of what some heads write.
+    """A change of the outputs of some heads.
 
     One that does not depend on how attention came about may set `understands = SOFTMAX_ARGUMENTS`
     (`gaguide.model.attention_consumer`), and is then accepted where scores are capped or there are sinks.

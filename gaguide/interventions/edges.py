@@ -44,7 +44,7 @@ class ScaleEdges:
 
     def __post_init__(self) -> None:
         if not (self.factor >= 0 and math.isfinite(self.factor)):
-            raise refuse(f"factor {self.factor} is not a finite number from 0 on", "give 0 to knock out")
+            raise refuse(f"factor {self.factor} must be a finite number of at least 0", "give 0 to knock out")
 
     def change(
         self, call: AttentionCall, inputs: PassInputs, heads: Sequence[int], out_BTHD: torch.Tensor
@@ -58,7 +58,7 @@ class ScaleEdges:
                 "edges cannot be changed while attention dropout is active", "call model.eval() first"
             )
         if inputs.ids_BT is None:
-            raise refuse("patterns match token ids, and inputs_embeds has none", "call with input_ids")
+            raise refuse("patterns match token ids, which inputs_embeds lacks", "call with input_ids")
         T = call.q_BHTD.shape[2]
         if inputs.ids_BT.shape[1] != T:
             raise refuse("the model runs on other positions than its input_ids", "call it without a cache")

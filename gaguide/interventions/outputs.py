@@ -1,7 +1,7 @@
-"""Replace what heads write: by zero, by their mean over a corpus, by another example's, or by a second run's.
+"""Replace heads' outputs: by zero, by their mean over a corpus, by another example's, or by a second run's.
 
 A knock-out by zero also removes what a head adds to every token alike, a bias that later layers rely on; one
-by the mean keeps that and removes only what the head says about its text (docs/interventions.md).
+by the mean keeps that and removes only the text-dependent part (docs/interventions.md).
 
 Shapes: B batch, H heads, h heads of the layer that are changed, T positions, D head width.
 """
@@ -38,7 +38,7 @@ class MeanOutput:
     """Heads write their mean over a corpus, the same at every token."""
 
     means: Mapping[Head, torch.Tensor]
-    """(layer, head) → [D], as `mean_outputs` gives."""
+    """(layer, head) → [D], as from `mean_outputs`."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -56,9 +56,9 @@ class MeanOutput:
 
 @dataclass(frozen=True)
 class ResampleOutput:
-    """Heads write, at every position, what they write there in another sequence of the batch.
+    """Heads write, at every position, their output at that position in another sequence of the batch.
 
-    Sequence b takes it from sequence b + shift, around the end: none keeps its own.
+    Sequence b takes it from sequence b + shift, wrapping around: none keeps its own.
     """
 
     heads: tuple[Head, ...]
@@ -82,10 +82,10 @@ class ResampleOutput:
 
 @dataclass(frozen=True)
 class PatchOutput:
-    """Heads write what they wrote in a second run, such as that of the corrupted member of a pair."""
+    """Heads write their outputs of a second run, such as that of the corrupted member of a pair."""
 
     outputs: Mapping[Head, torch.Tensor]
-    """(layer, head) → [B, T, D], as `record_outputs` gives; the second run has the same B and T."""
+    """(layer, head) → [B, T, D], as from `record_outputs`; the second run has the same B and T."""
     positions_BT: torch.Tensor | None = None
     """bool [B, T], True where the output is replaced; None replaces it everywhere."""
 
@@ -105,7 +105,7 @@ class PatchOutput:
             raise refuse(
                 f"the second run has outputs {list(new_BThD.shape[:2])} [sequences, tokens], and this run "
                 f"{list(out_BTHD.shape[:2])}",
-                "give both runs equally many sequences, and pad their texts to one length",
+                "give both runs the same number of sequences, and pad their texts to one length",
             )
         if self.positions_BT is None:
             return new_BThD

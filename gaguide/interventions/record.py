@@ -1,4 +1,4 @@
-"""What heads write, recorded from the model's forward passes: as they are, or their mean over a corpus.
+"""Heads' outputs, recorded from the model's forward passes: as they are, or their mean over a corpus.
 
 Shapes: B batch, H heads, T positions, D head width.
 """

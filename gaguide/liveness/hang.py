@@ -1,7 +1,7 @@
-"""Ends a training in which a rank hangs, and says which rank and where.
+"""Ends a training in which a rank hangs, and reports which rank and where.
 
-A rank that is stuck keeps all others waiting in a collective for as long as the cluster bills them.
-Training marks what it does; once an activity has taken longer than its limit, its rank requests an abort.
+A stuck rank keeps all others waiting in a collective until the job's time limit.
+Training marks each activity; once an activity has taken longer than its limit, its rank requests an abort.
 Every rank then writes the stacks of its threads into OUTPUT/hang/ and ends with `EXIT_HUNG`.
 """
 
@@ -42,7 +42,7 @@ class _Abort:
 
 
 class HangCheck(Check):
-    """Decides whether this rank hangs, or must end because another rank does.
+    """Decides whether this rank hangs, or must end because another rank hangs.
 
     `timeout` is the seconds that one activity may take after the first step; 0 disables the check. `now`
     and `unix_time` are the clocks.
@@ -60,7 +60,7 @@ class HangCheck(Check):
         self.output, self.beats, self.world, self.timeout = output, beats, world, timeout
         self.interval = min(30.0, max(0.5, timeout / 10))
         self.notice_seconds = self.interval + POLL_SECONDS
-        """Within so many seconds every rank that lives has seen a request."""
+        """Seconds within which every live rank has seen a request."""
         self._now, self._unix_time = now, unix_time
         self._activity = Activity(now(), 0, "starting")
         self.has_begun = False
@@ -71,7 +71,7 @@ class HangCheck(Check):
         self._main_thread = threading.main_thread().ident or 0
 
     def start(self, selector: selectors.BaseSelector) -> None:
-        """Make the folder of heartbeats where nobody has made it yet."""
+        """Make the folder of heartbeats if it does not exist yet."""
         if self.timeout:
             with contextlib.suppress(OSError):
                 self.beats.path.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class HangCheck(Check):
         return None
 
     def close(self, error: BaseException | None) -> Ending | None:
-        """End at once where this rank's error follows from an abort, else take this rank out of it."""
+        """End at once where this rank's error follows from an abort, else remove this rank's heartbeat."""
         self._error = error
         ending = None
         if self.timeout and error is not None and (self._abort or self.beats.is_abort_requested()):

@@ -1,4 +1,4 @@
-"""The folder in which the ranks of a run leave signs of life and one of them may request that all end.
+"""The folder in which the ranks of a run leave signs of life, and in which any may request that all end.
 
 OUTPUT/.heartbeats/RUN/ holds a file for each rank, and in end/ the request of the first rank that made one.
 """
@@ -33,7 +33,7 @@ class HeartbeatFolder:
         self._request.parent.mkdir(parents=True)
 
     def write(self, beat: Beat) -> None:
-        """Replace the rank's file; readers see the old or the new one. Not flushed: nobody needs it later."""
+        """Replace the rank's file; readers see the old or the new one. Not flushed: not needed later."""
         path = self._file(beat.rank)
         temporary = path.with_name(f".{path.name}.tmp")
         with contextlib.suppress(OSError):
@@ -44,7 +44,7 @@ class HeartbeatFolder:
         """The last beat of every rank that has written one, by rank."""
         beats = []
         for path in sorted(self.path.glob("rank-*.json")):
-            # Not of a rank that has just gone, nor of another version of this program.
+            # Not that of a rank that has just gone, nor of another version of this program.
             with contextlib.suppress(OSError, ValueError, TypeError):
                 beats.append(Beat(**json.loads(path.read_text("utf-8"))))
         return beats
@@ -77,7 +77,7 @@ class HeartbeatFolder:
         return False
 
     def aborting_rank(self) -> int | None:
-        """The rank that requested the abort; None where nobody did or it cannot be read."""
+        """The rank that requested the abort; None where no rank did, or it cannot be read."""
         with contextlib.suppress(OSError, ValueError):
             return int(self._request.read_text())
         return None
@@ -85,7 +85,10 @@ class HeartbeatFolder:
     def withdraw_abort(self, rank: int) -> None:
         """Remove the request of this rank; the request of another rank stays."""
         with contextlib.suppress(OSError):
-            if self.aborting_rank() in (rank, None):  # None: a full disk took the file but not its content
+            if self.aborting_rank() in (
+                rank,
+                None,
+            ):  # None: on a full disk the file exists without its content
                 self._request.unlink(missing_ok=True)
 
     def _file(self, rank: int) -> Path:

@@ -1,4 +1,4 @@
-"""A thread that polls checks and ends this process when one of them says so."""
+"""A thread that polls checks and ends this process when one of them requests it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ending:
     exit_code: int
     """Its exit code."""
     message: str | None = None
-    """What it prints first; None where another rank of this host prints it."""
+    """Message that it prints first; None where another rank of this host prints it."""
 
 
 class Check:
@@ -58,13 +58,13 @@ class LauncherCheck(Check):
         self._lost = False
 
     def poll(self) -> Ending | None:
-        """What `on_loss` returns at the poll that finds the loss."""
+        """The result of `on_loss` at the poll that finds the loss; else None."""
         if self._lost:
             return None
         if launchers().gone():
             reason = "its launcher has died"
         elif not has_reader():  # a launcher on a host without ranks: only its ssh connection shows its end
-            reason = "nobody reads its output any more"
+            reason = "its output is no longer read"
         else:
             return None
         self._lost = True

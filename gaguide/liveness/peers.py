@@ -1,10 +1,10 @@
 """Ends an evaluation, naming the rank on every host, when a rank is killed (at once) or its host
 disappears.
 
-Every rank holds a connection to rank 0, over which nothing is sent but a goodbye, or which rank was lost.
+Every rank holds a connection to rank 0, over which only a goodbye, or the number of a lost rank, is sent.
 The kernel of a killed process closes it; keep-alive probes close that of a host that has gone, after half a
-minute. So nobody waits in a collective for a rank that will never come, under launchers that do not watch
-their ranks too.
+minute. So no rank waits in a collective for one that will never come, even under launchers that do not watch
+their ranks.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PeerCheck(Check):
 
     def leave(self) -> None:
         """Send a goodbye to every connected rank (a collective)."""
-        barrier()  # nobody is waited for any more
+        barrier()  # no rank is waited for from here on
         for connection in self._peers:
             with suppress(OSError):
                 connection.sendall(_GOODBYE)

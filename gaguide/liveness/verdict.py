@@ -1,4 +1,4 @@
-"""Decisions about hangs, as functions of what is known: no clock, no file, no thread."""
+"""Decisions about hangs, as pure functions of the evidence: no clock, no file, no thread."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STARTUP_SECONDS = 1800.0
-"""What any activity may take, at least, until the first optimizer step of this process is done.
+"""Least time limit of any activity until the first optimizer step of this process is done.
 
 Loading weights, compiling kernels and the first step take minutes on one machine and seconds on another.
 """
@@ -14,7 +14,7 @@ Loading weights, compiling kernels and the first step take minutes on one machin
 
 @dataclass(frozen=True)
 class Activity:
-    """What a rank is doing."""
+    """Activity of a rank."""
 
     since: float
     """When it began, in seconds of the rank's monotonic clock."""
@@ -23,7 +23,7 @@ class Activity:
     name: str
     """In words, such as `reading blocks`."""
     patience: float = 1.0
-    """How many times the hang timeout it may take."""
+    """Multiple of the hang timeout that it may take."""
 
     def limit(self, timeout: float, has_begun: bool) -> float:
         """Seconds that it may take. `has_begun`: whether this process has completed an optimizer step."""
@@ -49,7 +49,7 @@ class Beat:
     doing: str
     """The rank's activity in words."""
     seconds: float
-    """How long that activity has taken so far."""
+    """Duration of that activity so far."""
     place: str
     """The line of code that the rank's main thread is in."""
     waiting: bool

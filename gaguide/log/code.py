@@ -1,4 +1,4 @@
-"""Which code made a record: a hash of gaguide's files, and the commit of its checkout."""
+"""Identity of the code that made a record: a hash of gaguide's files, and the commit of its checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a program runs. Numbers for programs go to metrics.jsonl instead."""
+"""Console output while a program runs. Numbers for programs are in metrics.jsonl instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def say(text: str, error: bool = False) -> None:
     """Print a line for the user and flush it, since launchers forward output through pipes.
 
-    Never raises `OSError`: a run must not end because nobody reads its output. If the reader has gone (the
+    Never raises `OSError`: a run must not end because its output is not read. If the reader has gone (the
     launcher's ssh died, a terminal was closed), this and later lines are discarded and `has_reader` returns
     False. If the log's disk is full, the line stays buffered until there is space.
     """
@@ -41,7 +41,7 @@ def table_console(width: int) -> Console:
 
 
 def escape_control_characters(text: str) -> str:
-    """`text` with escapes for line ends and control characters, which a terminal would act on."""
+    """`text` with escapes for line ends and control characters, which a terminal would interpret."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
@@ -63,13 +63,13 @@ def is_first_process() -> bool:
 
 
 class SlowWork:
-    """Reports work that takes long: nothing in its first five seconds, then what it is and how far.
+    """Reports work that takes long: nothing in its first five seconds, then its name and progress.
 
         with SlowWork("validating", total=64) as work:
             for at, batch in enumerate(batches):
                 work.done(at)
 
-    Without a total it says how many parts are done, without `done` only that it still runs. `shown` is False
+    Without a total it reports the number of parts done, without `done` that it still runs. `shown` is False
     on ranks that print nothing.
     """
 

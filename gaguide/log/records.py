@@ -1,4 +1,4 @@
-"""Record files (metrics.jsonl and its like): one JSON object per line. A damaged line costs only itself."""
+"""Record files (metrics.jsonl and its like): one JSON object per line. Damaged lines do not affect others."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def has_step(record: Mapping[str, Any]) -> bool:
-    """Whether a record says after which step it was made, as those of a run do."""
+    """Whether a record has the step after which it was made, as those of a run do."""
     step = record.get("step")
     return isinstance(step, int) and not isinstance(step, bool)
 

@@ -1,8 +1,8 @@
-"""The attention functions that models are loaded with, how ours comes before them, and what their masks say.
+"""The attention functions that models are loaded with, how ours intercepts them, and their masks.
 
 A backend keeps its name: where a consumer is attached, the entry under which the model looks its function up
-holds ours, which has the original one. So the model makes the masks of its backend, code that asks for the
-name finds it, and a layer that nobody observes runs what it would have run.
+holds ours, which has the original one. So the model makes the masks of its backend, code that looks for the
+name finds it, and a layer without a consumer runs unchanged.
 
 Shapes: B batch, H heads, G key/value heads, T positions, D head width.
 """
@@ -53,7 +53,7 @@ def backend_fault(module: nn.Module) -> Fault | None:
 
 
 def _place(module: nn.Module) -> tuple[dict[str, Any], str]:
-    """The table, and the key in it, under which the layer looks its attention function up in every pass."""
+    """The table, and its key, by which the layer looks up its attention function in every pass."""
     config: Any = module.config
     name = config._attn_implementation
     names = inspect.unwrap(type(module).forward).__globals__
@@ -103,7 +103,7 @@ def _release(table: dict[str, Any], key: str) -> None:
 
 
 class Ungrouped:
-    """An attention module as a backend sees it that computes some of its heads, each with keys of its own."""
+    """An attention module as seen by a backend that computes some of its heads, each with its own keys."""
 
     num_key_value_groups = 1
 
@@ -116,7 +116,7 @@ class Ungrouped:
 
 
 class MaskReader:
-    """Reads what the masks of a pass say; layers that share one share the result."""
+    """Reads the masks of a pass; layers that share one share the result."""
 
     def __init__(self) -> None:
         self._known: list[tuple[tuple[Any, ...], torch.Tensor | None]] = []
@@ -139,7 +139,7 @@ class MaskReader:
 def visible_keys(
     module: nn.Module, q_BHTD: torch.Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> torch.Tensor | None:
-    """What a backend's mask and arguments say, [B or 1, 1 or H, T, T], Boolean or additive; None is causal.
+    """Visible keys by mask and arguments of a backend, [B or 1, 1 or H, T, T], Boolean or additive; or None.
 
     Raises `UserError` for a mask that the backend itself would misread.
     """
@@ -157,7 +157,7 @@ def visible_keys(
         batch, heads = mask.shape[:2]
         return create_mask(mask.mask_mod, batch, heads, T, T, device=str(q_BHTD.device))
     if mask.dtype == torch.bool and name in ("eager", "flex_attention"):
-        problem = f"is Boolean, which {name} adds to its scores as 0 and 1, so that it hides nothing"
+        problem = f"is Boolean, which {name} adds to its scores as 0 and 1, hiding nothing"
         raise UserError.of("attention_mask", problem, "pass a mask of 0 and -inf, or load with sdpa")
     return mask
 

@@ -1,4 +1,4 @@
-"""What an observer or modifier of attention implements to be attached to a model (attention_hooks.py).
+"""Interface of observers and modifiers of attention that can be attached to a model (attention_hooks.py).
 
 A consumer is asked for a *pass handler* at the start of each forward pass. The handler holds all state of
 that pass and acts on each layer in five stages; each stage is completed for all handlers before the next one
@@ -33,7 +33,7 @@ SOFTMAX_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What the model was called with, positionally or by keyword."""
+    """Arguments of the model's call, positional or by keyword."""
 
     ids_BT: torch.Tensor | None
     """Token ids (int64); None where the model was called with embeddings."""
@@ -58,14 +58,14 @@ class AttentionCall:
     v_BGTD: torch.Tensor
     """Values."""
     mask: torch.Tensor | None
-    """What each query sees, whatever form the backend has it in: [B or 1, 1 or H, T, T], Boolean (True is
+    """Keys that each query sees, whatever the backend's form: [B or 1, 1 or H, T, T], Boolean (True is
     visible) or additive; None is causal. The backend itself runs with the mask that the model made for it."""
     dropout: float
     """Probability with which attention probabilities are dropped."""
     scaling: float | None
     """Factor of the scores; None is D^-0.5."""
     kwargs: dict[str, Any]
-    """Whatever else the model hands to its attention function."""
+    """All other arguments of the model's attention function."""
 
     @property
     def scale(self) -> float:
@@ -77,12 +77,12 @@ class PassHandler:
     """A consumer's part in one forward pass; methods that are not overridden leave the model as it is.
 
     Layers call it during the forward pass and, under gradient checkpointing, again during backward. It must
-    then do the same operations. After `finish` it must hold no tensor with a gradient: a checkpoint's
+    then do the same operations. After `finish` it must not hold a tensor with a gradient: a checkpoint's
     recomputation keeps the handler alive, and autograd keeps the recomputation.
     """
 
     understands: frozenset[str] = frozenset()
-    """Those of `SOFTMAX_ARGUMENTS` that it takes into account, or need not; other models are refused."""
+    """Those of `SOFTMAX_ARGUMENTS` that it handles, or may ignore; models with others are refused."""
 
     def transform_inputs(self, call: AttentionCall) -> AttentionCall:
         """The arguments that the attention of this layer runs with."""
@@ -92,7 +92,7 @@ class PassHandler:
         """Read the arguments of this layer's attention."""
 
     def tap(self, call: AttentionCall) -> AttentionCall:
-        """The arguments with tapped queries and keys (tap.py), which go into the attention alone."""
+        """The arguments with tapped queries and keys (tap.py), which only the attention uses."""
         return call
 
     def split(self, layer: int) -> HeadSplit | None:
@@ -118,7 +118,7 @@ class AttentionConsumer(Protocol):
 
     @property
     def changes_outputs(self) -> bool:
-        """Whether the model computes something else with it (beyond rounding)."""
+        """Whether it changes the model's outputs (beyond rounding)."""
         ...
 
     def start_pass(self, inputs: PassInputs) -> PassHandler | None:

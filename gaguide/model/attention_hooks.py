@@ -42,7 +42,7 @@ observed_masks: list[Any] | None = None
 
 @contextmanager
 def attach_consumer(model: nn.Module, layers: Sequence[int], consumer: AttentionConsumer) -> Iterator[None]:
-    """Inside, `consumer` takes part in every forward pass of `model`, in its causal attention of `layers`.
+    """Inside, `consumer` acts in every forward pass of `model`, in the causal attention of `layers`.
 
     Blocks may nest and end in any order; after the last one the model is as it was before the first. The
     layers must be among `causal_attention_modules(model)`.
@@ -83,7 +83,7 @@ def consumers_of(model: nn.Module) -> tuple[AttentionConsumer, ...]:
 def suspend_observers(model: nn.Module) -> Iterator[None]:
     """Inside, consumers attached so far that leave the model's outputs unchanged see no forward passes.
 
-    For passes that others did not ask for, so that their results stay those of the pass before.
+    For auxiliary passes, so that the consumers' results stay those of the pass before.
     """
     attachments = attachments_by_model.get(id(unwrap_model(model)))
     observers = attachments.consumers if attachments is not None else []
@@ -151,7 +151,7 @@ def attention(
 
 
 def _tap(call: AttentionCall, handlers: Sequence[PassHandler]) -> AttentionCall:
-    """Arguments that nothing but the attention may use: it makes the gradients that taps change in place."""
+    """Arguments that only the attention may use: taps change their gradients in place."""
     for handler in handlers:
         call = handler.tap(call)
     return call

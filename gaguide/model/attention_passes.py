@@ -43,7 +43,7 @@ class Attached:
     """A consumer that is attached, from the start to the end of its `with` block."""
 
     consumer: AttentionConsumer
-    """What observes or changes attention."""
+    """The observer or modifier."""
     layers: frozenset[int]
     """The layers it is attached to."""
     suspended: int = 0
@@ -54,7 +54,7 @@ class Attachments:
     """All consumers of one model; exists from the first `attach_consumer` block to the end of the last."""
 
     def __init__(self, model: PreTrainedModel, modules: Sequence[nn.Module], function: Function) -> None:
-        """`function` is called for the attention of the modules, as `intercepted` says."""
+        """`function` is called for the attention of the modules, as in `intercepted`."""
         self.model = model
         self.modules = modules
         self.function = function
@@ -73,7 +73,7 @@ class Attachments:
         """Number of checkpoint functions that are running with the handlers of their own pass."""
         self.differentiable = _DifferentiablePasses()
         own = set(map(id, modules))
-        # Whoever calls the base model instead of the model starts a pass as well.
+        # A call of the base model instead of the model starts a pass as well.
         self.models = [
             module
             for module in model.modules()
@@ -90,7 +90,7 @@ class Attachments:
         return type(None), ()
 
     def open(self) -> None:
-        """Make the model call the function and announce its forward passes."""
+        """Let the model call the function and announce its forward passes."""
         with ExitStack() as undo:
             for module in self.modules:
                 setattr(module, ATTRIBUTE, self)

@@ -1,4 +1,4 @@
-"""Scores of chosen heads from an attention call's queries and keys, with what each query may not see hidden.
+"""Scores of chosen heads from an attention call's queries and keys, with invisible keys hidden.
 
 Shapes: B batch, H heads, G key/value heads, h chosen heads, Q query rows, T positions, D head width.
 """
@@ -13,7 +13,7 @@ from gaguide.model.attention_consumer import AttentionCall
 
 
 def masked_scores(call: AttentionCall, heads: Sequence[int], start: int, stop: int) -> torch.Tensor:
-    """Scores [B, h, Q, T] of the queries [start, stop), -inf where a key is hidden; fp32, or fp64 of fp64.
+    """Scores [B, h, Q, T] of the queries [start, stop), -inf where a key is hidden; fp32, or fp64 for fp64.
 
     The softmax over a row that sees nothing is NaN.
     """
@@ -49,7 +49,7 @@ def row_softmax(s_BhQT: torch.Tensor) -> torch.Tensor:
 def attention_rows(call: AttentionCall, heads: Sequence[int], start: int, stop: int) -> torch.Tensor:
     """Attention probabilities [B, h, Q, T] before dropout; rows that see nothing are zero.
 
-    Where the model has attention sinks, what they take is missing from the rows' sums.
+    Where the model has attention sinks, their share is missing from the rows' sums.
     """
     return softmax_rows(call, heads, masked_scores(call, heads, start, stop))
 

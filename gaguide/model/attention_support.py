@@ -1,4 +1,4 @@
-"""Which models and layers can be observed and guided.
+"""Checks of models and layers: can they be observed and guided?
 
 A model may be wrapped: by `torch.compile`, PEFT, DeepSpeed or DDP. Everything here, and everything built on
 it, acts on the transformers model inside.
@@ -18,7 +18,7 @@ from gaguide.model.attention_backends import backend_fault
 OBSERVED = "gaguide"
 """Name under which attention_hooks.py registers its function on top of SDPA; see packed.py."""
 PACKED = f"{OBSERVED}-packed"
-"""Name of the same function without a function that makes masks."""
+"""Name of the same function registered without a mask function."""
 CHECKPOINT = "_gradient_checkpointing_func"
 """Attribute in which transformers stores the function that checkpoints a layer."""
 _OTHER_MODEL = "choose a model with plain softmax attention"

@@ -1,4 +1,4 @@
-"""What a model's folder contains: the one rule by which runs, evaluations and studies identify it.
+"""Content of a model's folder: the one rule by which runs, evaluations and studies identify it.
 
 Identity is content, so a folder may be moved, copied or spelt otherwise. Needs no torch.
 """
@@ -89,7 +89,7 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 FileRecord = Callable[[Path], dict[str, Any]]
-"""The content of a file of a model as plain JSON: `file_record`, or one that remembers what it has read."""
+"""The content of a file of a model as plain JSON: `file_record`, or one with a memory."""
 
 
 def folder_record(folder: Path, record: FileRecord = file_record) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def folder_record(folder: Path, record: FileRecord = file_record) -> dict[str, A
 def other_files(recorded: Mapping[str, Any] | None, folder: Path, now: Mapping[str, Any]) -> list[str]:
     """Names of the files in which a model's folder, whose record is `now`, differs from what is recorded.
 
-    Empty also where nothing can be known: of a model of a hub or in memory, of records of older versions, and
-    of a folder whose weights are not there. Of files that were hashed in parts the time of change does not
+    Empty also where that is unknown: for a hub's model or one in memory, for records of older versions, and
+    for a folder without weights. For files that were hashed in parts the time of change does not
     count: a copy is the same model.
     """
     if not recorded or "files" not in recorded or not weight_files(folder):

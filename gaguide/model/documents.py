@@ -1,9 +1,9 @@
 """Attention inside the documents of packed blocks, without a mask of T × T.
 
-The documents travel as the model's mask: one number a token, seen as [B, 1, T, T] without the memory of it.
-transformers hands a mask of four dimensions to its layers as it is, and to a layer that backward recomputes
-again. attention_hooks.py recognises it by its dtype, which no other mask has, and calls the model's attention
-once for each document; on a GPU, torch's variable-length flash attention takes all at once.
+The documents travel as the model's mask: one number per token, as a [B, 1, T, T] view without its memory.
+transformers passes a mask of four dimensions to its layers unchanged, also to a layer that backward
+recomputes. attention_hooks.py recognises it by its dtype, which no other mask has, and calls the model's
+attention once for each document; on a GPU, torch's variable-length flash attention takes all at once.
 
 Shapes: B sequences, H heads, G key/value heads, T positions, D head width, N tokens of all sequences.
 """
@@ -18,7 +18,7 @@ import torch
 from gaguide.model.attention_backends import Function
 
 _DTYPE = torch.int32  # SDPA itself refuses such a mask
-_LENGTHS, _DENSE = "_gaguide_lengths", "_gaguide_dense"  # what was read from a mask, kept on it
+_LENGTHS, _DENSE = "_gaguide_lengths", "_gaguide_dense"  # values read from a mask, kept on it
 
 
 def document_ids(positions_BT: torch.Tensor) -> torch.Tensor:

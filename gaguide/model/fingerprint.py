@@ -21,7 +21,7 @@ _NOT_IDENTITY = {
 
 
 def model_fingerprint(section: ModelSection, config: PretrainedConfig) -> tuple[str, str]:
-    """SHA-256 of what the model is before training, without dropout; and of its weights alone.
+    """SHA-256 of the model before training (without dropout), and of its weights alone.
 
     The first changes with defaults that a transformers release adds to configurations, the second does not.
     """

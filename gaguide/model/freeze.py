@@ -23,8 +23,8 @@ def frozen_parameters(
 ) -> tuple[str, ...]:
     """Names of the parameters that are frozen, in the model's order; works on the meta device.
 
-    Frozen is what an entry of `frozen` matches or, if `trained` has entries, what none of those matches.
-    Raises a `UserError` if an entry matches nothing, if nothing is left to train, or nothing frozen.
+    Frozen are the parameters that an entry of `frozen` matches or, if `trained` has entries, those that none
+    of these matches. Raises a `UserError` if an entry matches nothing, or nothing is left to train or freeze.
     """
     names = [name for name, _ in model.named_parameters()]
     field, entries = ("train.trainable", trained) if trained else ("train.freeze", frozen)

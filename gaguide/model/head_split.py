@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class HeadSplit:
-    """Which heads of a layer are chosen, and which are not."""
+    """The chosen heads of a layer, and the rest."""
 
     chosen: tuple[int, ...]
     """Chosen heads, ascending, at least one."""
@@ -35,7 +35,7 @@ class HeadSplit:
         if self.groups > 1:
             k_BGTD, v_BGTD = (x.repeat_interleave(self.groups, 1) for x in (k_BGTD, v_BGTD))
         qkv = (q_BHTD, k_BGTD, v_BGTD)
-        if torch.compiler.is_compiling():  # which fuses what autograd's slicing does
+        if torch.compiler.is_compiling():  # which fuses autograd's slicing
             parts = tuple(_take(x, heads, 1) for heads in (self.chosen, self.rest) for x in qkv)
         else:
             parts = _Divide.apply(self, *qkv)

@@ -1,4 +1,4 @@
-"""The licence and notice files of a model's folder, which must travel with what is made from it."""
+"""The licence and notice files of a model's folder, which must accompany any model made from it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ModelSource:
     config: PretrainedConfig
     """Its configuration."""
     generation: dict[str, Any] | None = None
-    """Content of its generation_config.json; None for a model from random weights, or without that file."""
+    """Content of its generation_config.json; None for a model with random weights, or without that file."""
     licenses: Mapping[str, bytes] = field(default_factory=dict)
     """Name → content of the licence files in its folder, or in the hub's cache."""
     fingerprint: str = ""
@@ -48,11 +48,11 @@ class ModelSource:
     checkpoint: Path | None = None
     """Checkpoint whose weights replace the model's own, which are then not read."""
     base_vocabulary: int | None = None
-    """Rows of the embeddings as they are stored, where `config` says more: the others are added."""
+    """Rows of the stored embeddings, if `config` has more: the others are added."""
 
     @property
     def positions(self) -> int | None:
-        """Longest sequence that the model takes, in tokens; None if the configuration does not say."""
+        """Longest sequence that the model accepts, in tokens; None if the configuration does not state it."""
         return getattr(self.config, "max_position_embeddings", None)
 
 
@@ -103,7 +103,7 @@ def _quantized(name: str, settings: Any) -> Fault:
     given = settings if isinstance(settings, dict) else settings.to_dict()
     method = str(given.get("quant_method") or "by an unnamed method")
     remedy = "give the model with its full weights; train.lora.quantize puts them into 4 bits for training"
-    problem = f"its weights are quantized ({method}), so what is trained could not be merged and exported"
+    problem = f"its weights are quantized ({method}), so trained weights could not be merged and exported"
     return Fault("model.name", problem, remedy, name)
 
 

@@ -44,7 +44,7 @@ class Adapter:
     rank: int
     """Width between the two matrices of each."""
     alpha: float
-    """What they add is scaled by alpha / rank."""
+    """Their contribution is scaled by alpha / rank."""
     dropout: float
     """Dropout of their input in training."""
     targets: tuple[str, ...]
@@ -92,7 +92,7 @@ class Adapter:
         """`model`, which is the base with its weights, with the adapters of `state` added to them.
 
         Weights that were kept in 4 bits are rounded as they were, since the adapters were trained on those.
-        Raises `RuntimeError` if `state` holds other adapters, or what they add is not finite.
+        Raises `RuntimeError` if `state` holds other adapters, or their contribution is not finite.
         """
         import torch
         from peft.tuners.lora import LoraModel
@@ -132,7 +132,7 @@ class Adapter:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the form of a saved state and what it computes, as plain JSON."""
+        """Settings that decide the form of a saved state and its computation, as plain JSON."""
         form = {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)}
         return form | ({"quantize": "nf4"} if self.quantized else {})
 
@@ -172,7 +172,7 @@ class Adapter:
 
 
 def check_libraries(section: LoraSection) -> None:
-    """Raise a `UserError` if what `section` needs is not installed; imports nothing."""
+    """Raise a `UserError` if a library that `section` needs is not installed; imports nothing."""
     if section.quantize:
         check_bitsandbytes()
     if find_spec("peft") is None:
@@ -262,7 +262,7 @@ def check_adapter_guides(adapter: Adapter, model: PreTrainedModel, guided: Colle
 
 
 def _ends_with(name: str, target: str) -> bool:
-    """As PEFT matches a list of target modules."""
+    """Whether PEFT's list of target modules with `target` matches `name`."""
     return name == target or name.endswith(f".{target}")
 
 

@@ -150,16 +150,16 @@ def use_packed_attention(model: PreTrainedModel) -> PackedAttention | None:
 def isolate_documents(model: PreTrainedModel, packed: PackedAttention | None, length: int) -> None:
     """From now on keep attention inside documents, in passes of `length` tokens with position_ids alone.
 
-    `packed` is what `use_packed_attention` made of the model. A collective where weights are partitioned: it
+    `packed` is the model's `use_packed_attention`. A collective where weights are partitioned: it
     runs a pass. Raises `UserError` for a model in another attention than SDPA.
     """
     name = model.config._attn_implementation
     if name != "sdpa":
-        problem, remedy = "cannot keep documents apart", 'load the model with attn_implementation="sdpa"'
+        problem, remedy = "cannot isolate documents", 'load the model with attn_implementation="sdpa"'
         raise UserError.of("attn_implementation", problem, remedy, name)
     modules = list(causal_attention_modules(model).values()) if packed is not None else []
     if packed is None or not modules:
-        # Nothing is known of such a model's attention, but that it takes a mask.
+        # Such a model's attention is unknown, except that it accepts a mask.
         for module in {model, model.base_model}:
             module.register_forward_pre_hook(_add_mask, with_kwargs=True)
         return
@@ -189,7 +189,7 @@ def _are_isolated(masks: list[Any], document_BT: torch.Tensor) -> bool:
 
 
 def _compares_names(model: PreTrainedModel) -> bool:
-    """Whether the model's code does something else where its attention has another name than "sdpa"."""
+    """Whether the model's code behaves differently if its attention has a name other than "sdpa"."""
     try:
         source = inspect.getsource(sys.modules[type(model).__module__])
     except (OSError, TypeError):

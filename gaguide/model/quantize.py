@@ -52,7 +52,7 @@ def quantize(model: PreTrainedModel, layers: Iterable[str]) -> None:
         layer: Any = model.get_submodule(name)
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, _layer(_weight(layer), layer.bias))
-    vars(model)["is_loaded_in_4bit"] = True  # what PEFT asks for
+    vars(model)["is_loaded_in_4bit"] = True  # PEFT reads it
 
 
 def round_to_4_bits(model: PreTrainedModel, layers: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
-"""From which layer on trained parameters influence attention: guided heads below it could not move.
+"""The lowest layer whose attention trained parameters influence: guided heads below it could not move.
 
-Parameters are found by their names, those of transformers' architectures. One of a kind that is not known
-counts as an influence in its own layer.
+Parameters are found by their names, those of transformers' architectures. One of an unknown kind counts
+as an influence in its own layer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BEFORE_LAYERS = ("embed", "project_in")
-"""Parts of the names of what comes before the first layer, besides embeddings."""
+"""Parts of the names of modules before the first layer, other than embeddings."""
 _AFTER_ATTENTION = frozenset({
     "v_proj", "o_proj", "out_proj", "c_proj", "dense",
     "ln_2", "post_attention_layernorm", "final_layer_norm", "pre_feedforward_layernorm",

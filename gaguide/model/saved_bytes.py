@@ -41,7 +41,7 @@ def saved_bytes(config: PretrainedConfig) -> SavedBytes | None:
     try:
         config = _shortened(config)
         (fp32, autocast), (half,) = _measure(config, "float32", (False, True)), _measure(config, "bfloat16")
-    except Exception:  # whatever a model's code raises of tensors without numbers
+    except Exception:  # whatever a model's code raises for tensors without numbers
         return None
     finally:
         log.disabled = was_off
@@ -98,7 +98,7 @@ def _measure(config: PretrainedConfig, dtype: str, autocasts: tuple[bool, ...] =
         found = []
         for autocast in autocasts:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                # What a second sequence adds: not the 16-bit copies of weights.
+                # The difference made by a second sequence, without the 16-bit copies of weights.
                 one, two = (_kept(model, blocks, torch.zeros(B, T, dtype=torch.long)) for B in (1, 2))
             found.append(-(-(two - one) // (T * len(blocks))))
     return found

@@ -72,7 +72,7 @@ class ModelShape:
     matrices: int = 0
     """Weights in the matrices of all blocks: q, k, v, output, MLP."""
     saved: SavedBytes | None = None
-    """What autograd keeps of a block, where it is measured instead of computed (cost/memory.py)."""
+    """Bytes that autograd keeps of a block, where they are measured instead of computed (cost/memory.py)."""
 
     @property
     def head_matrix(self) -> int:
@@ -178,7 +178,7 @@ _skeletons: dict[str, tuple[int, int, SavedBytes | None]] = {}
 
 
 def _counted_skeleton(shape: ModelShape, config: PretrainedConfig) -> ModelShape:
-    """The shape of any other model, with what a model without weights has."""
+    """The shape of any other model, with counts from a model without weights."""
     key = config.to_json_string(use_diff=False)
     if key not in _skeletons:
         _skeletons[key] = (*_count_skeleton(config), saved_bytes(config))

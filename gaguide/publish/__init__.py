@@ -1,4 +1,4 @@
-"""What leaves the machine: the model card of an exported model, and its upload to a hub."""
+"""Publishing an exported model: its model card, and its upload to a hub."""
 
 from typing import TYPE_CHECKING
 

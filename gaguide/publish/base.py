@@ -1,4 +1,4 @@
-"""What a model card carries over from the base model's own card: licence and languages."""
+"""Metadata that a model card carries over from the base model's own card: licence and languages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BaseModel:
     fingerprint: str
     """Identifies it by content."""
     license: str | None = None
-    """Identifier of its licence; None where its card says none, or it has no card here."""
+    """Identifier of its licence; None where its card names none, or it has no card here."""
     license_name: str | None = None
     """Name of a licence that has no identifier (`license: other`)."""
     license_link: str | None = None
@@ -51,7 +51,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def read_base_model(name: str, is_pretrained: bool, fingerprint: str) -> BaseModel:
-    """The base model with what its card in its folder or the hub's cache says; no network is used."""
+    """The base model with the metadata of its card in its folder or the hub's cache; no network is used."""
     folder = Path(name).expanduser()
     on_hub = is_pretrained and not folder.is_dir() and is_hub_id(name)
     found = try_to_load_from_cache(name, _CARD) if on_hub else folder / _CARD

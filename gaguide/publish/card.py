@@ -27,7 +27,7 @@ _UNKNOWN_LICENSE = (
 
 
 class Score(Protocol):
-    """One row of the table of evaluations: what the card reads of a score in a report."""
+    """One row of the table of evaluations: the fields of a report's score that the card uses."""
 
     @property
     def task(self) -> str:
@@ -55,14 +55,14 @@ class Score(Protocol):
 
     @property
     def note(self) -> str:
-        """What a reader must know of this number, such as that all answers are the same."""
+        """Note on this number for the reader, such as that all answers are the same."""
 
 
 def write_card(run: Path, model: Path, scores: Sequence[Score] | None = None) -> bool:
     """Write `model`/README.md from summary.json and config.yaml of `run`.
 
     The card of a folder with an adapter_config.json says how adapters are loaded. `scores` are None where the
-    run's evaluations were not looked for. A card that somebody else wrote is left alone; returns whether it
+    run's evaluations were not looked for. A card that gaguide did not write is left alone; returns whether it
     was written. The base model's licence and languages are carried over.
     """
     if read_own_card(model) is not None:
@@ -126,7 +126,7 @@ def render_card(
         loader=PackageLoader("gaguide.publish", "."),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown, in which the template escapes what it needs to
+        autoescape=False,  # Markdown, which the template escapes where necessary
     )
     body = environment.get_template("card.md.jinja").render(
         **_content(summary, settings, base, sources, dtype),
@@ -221,7 +221,7 @@ def _training(
 
 
 def _trained(summary: Mapping[str, Any], parameters: int) -> str:
-    """What was trained, where it was not the whole model."""
+    """The trained part, where it was not the whole model."""
     adapter = summary.get("adapter")
     if adapter is None:
         return f"{parameters:,} parameters; the others kept the base model's values"

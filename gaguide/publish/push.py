@@ -17,7 +17,7 @@ _HIDDEN = [".*", "**/.*"]
 """Left out: nothing but the export's own files is uploaded."""
 
 _TRANSPORTS = {"httpx", "httpx2"}
-"""What huggingface_hub 1 and 2 send requests with; their errors have no base in common."""
+"""HTTP libraries of huggingface_hub 1 and 2; their errors have no common base."""
 
 
 def check_push(run: Path, repo: str, adapter: bool = False, dry_run: bool = False) -> Path:
@@ -61,7 +61,7 @@ def _check_adapter(run: Path) -> None:
         raise UserError.of("--adapter", problem, "leave it out", str(run))
     base = str(json.loads(path.read_text("utf-8"))["base_model_name_or_path"])
     if not is_hub_id(base):
-        problem = f"their base is a folder of this machine ({base}), which nobody else can load"
+        problem = f"their base is a folder of this machine ({base}), which others cannot load"
         remedy = "leave --adapter out, which uploads the merged model; or train on a model of the hub"
         raise UserError.of("--adapter", problem, remedy, str(run))
 
@@ -90,12 +90,14 @@ def push_model(model: Path, repo: str, *, private: bool = False, revision: str |
         remedy = {
             401: "log in again: hf auth login",
             403: "use a token with write access to that user or organisation",
-        }.get(status, "start the same command again; what was sent is not sent twice")
+        }.get(status, "start the same command again; uploaded files are not sent twice")
         raise UserError.of("--repo", f"the hub refused: {reason}", remedy, repo) from None
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _TRANSPORTS:
             raise
         problem = f"the hub cannot be reached ({error or type(error).__name__})"
-        remedy = "start the same command again where the hub can be reached; what was sent is not sent twice"
+        remedy = (
+            "start the same command again where the hub can be reached; uploaded files are not sent twice"
+        )
         raise UserError.of("--repo", problem, remedy, repo) from None
     return str(done.commit_url)

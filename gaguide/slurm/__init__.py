@@ -1,4 +1,4 @@
-"""Slurm jobs: what a job asks for, the script that says so, and submitting it."""
+"""Slurm jobs: the request of a job, its script, and submitting it."""
 
 from gaguide.slurm.render import render
 from gaguide.slurm.request import JobKind, JobRequest

@@ -1,7 +1,7 @@
 """Renders a job's script from its template in launch/slurm.
 
 A template also works without being rendered: `sbatch launch/slurm/train.sbatch ARGUMENTS`. Its `settings`
-block, marked by comments that are Jinja line statements, holds what a person would edit, and
+block, marked by comments that are Jinja line statements, holds the lines that a user would edit, and
 settings.sbatch replaces it. Every value is quoted for the shell where it is inserted, as autoescape does
 for HTML.
 """
@@ -120,7 +120,7 @@ def _container(request: JobRequest) -> tuple[str, ...]:
         return ()
     runtime, image = request.container_runtime, request.container
     if runtime == "pyxis":
-        # Options of srun. Its containers see no folder of the host that is not named.
+        # Options of srun. Its containers see only the named folders of the host.
         mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in request.all_mounts)
         options = (
             f"--container-image={Path(image).resolve() if Path(image).exists() else image}",

@@ -1,4 +1,4 @@
-"""`JobRequest`: what a Slurm job asks for, and its checks."""
+"""`JobRequest`: the resources and program of a Slurm job, and their checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from gaguide.errors import Fault, not_one_of
 
 JobKind = Literal["train", "evaluate", "data", "cell"]
-"""What a job runs, and the name of its template in launch/slurm; `cell` is a cell of a study."""
+"""Program of a job, and the name of its template in launch/slurm; `cell` is a cell of a study."""
 
 ContainerRuntime = Literal["apptainer", "pyxis"]
 RUNTIMES: tuple[ContainerRuntime, ...] = ("apptainer", "pyxis")
@@ -31,7 +31,7 @@ class JobRequest:
     """One job. None leaves the choice to the cluster."""
 
     kind: JobKind
-    """What the job runs."""
+    """Program of the job."""
     name: str
     """The job's name in the queue."""
     arguments: tuple[str, ...]
@@ -71,9 +71,9 @@ class JobRequest:
     container: str | None = None
     """Image: a file, or with pyxis also the name of one in a registry."""
     container_runtime: ContainerRuntime = "apptainer"
-    """What runs the container; `pyxis` is Slurm's plugin for enroot."""
+    """Container runtime; `pyxis` is Slurm's plugin for enroot."""
     mounts: tuple[str, ...] = ()
-    """Folders of the host that the container sees besides the runtime's own, as PATH or PATH:INSIDE."""
+    """Further folders of the host that the container sees, as PATH or PATH:INSIDE."""
     python: str = "python"
     """Python interpreter on the hosts, or in the container."""
     setup: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class JobRequest:
 
     @property
     def all_mounts(self) -> tuple[str, ...]:
-        """What a pyxis container must see: `mounts`, and the folder in which the job is submitted."""
+        """Folders that a pyxis container must see: `mounts`, and that in which the job is submitted."""
         return (*self.mounts, str(Path.cwd()))
 
     @property

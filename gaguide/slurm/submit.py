@@ -59,7 +59,7 @@ def submit(prepared: PreparedJob) -> list[str]:
     return jobs
 
 
-# Of a job that a command is started in, and of the ranks there: sbatch would hand them on to the new job.
+# Variables of a surrounding job and its ranks: sbatch would pass them on to the new job.
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OMPI_")
 _OF_A_RANK = frozenset(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
                         "CROSS_RANK", "CROSS_SIZE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
@@ -83,7 +83,7 @@ def submission_environment(environ: Mapping[str, str] = os.environ) -> dict[str,
 def check_array(parts: int) -> None:
     """Raise a `UserError` if the cluster does not allow a job array of `parts` tasks, counted from 1.
 
-    Where the cluster does not answer, sbatch judges.
+    If the cluster does not answer, sbatch decides.
     """
     try:
         done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=10)

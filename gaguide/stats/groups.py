@@ -1,4 +1,4 @@
-"""Sums over groups of examples, the error of a ratio of such sums, and intervals of few of them. Pure."""
+"""Sums over groups of examples, the error of a ratio of such sums, and intervals over few of them. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tail_share(units: int) -> float:
     """Share of resampled statistics beyond either end of a 95% percentile interval.
 
     For fewer than `FEW` units that of Hesterberg's expanded interval (2015), which for a mean is as wide as
-    Student's: resampling takes the variance for (n - 1) / n of what it is, and the mean for normal.
+    Student's: resampling assumes (n - 1) / n of the variance, and a normal mean.
     """
     if units >= FEW:
         return 0.025

@@ -22,7 +22,7 @@ ALPHA = 0.05
 RESAMPLES = 4_999
 _ROUNDING = 1e-12
 _FEW = 10
-"""Resampled means beyond 0 from which on their share is a p value."""
+"""Least number of resampled means beyond 0 at which their share is used as a p value."""
 
 
 def mcnemar(
@@ -81,7 +81,7 @@ def paired_bootstrap(
     """The mean difference with a percentile interval over resampled examples or groups, by scipy's bootstrap;
     with fewer than `FEW` of them Student's interval and p of `rate_change`.
 
-    weights: what each example counts in the mean, such as its tokens; examples of weight 0 are left out.
+    weights: of each example in the mean, such as its tokens; examples of weight 0 are left out.
 
     p, which scipy does not give, is twice the smaller share of resampled means on one side of 0, counting the
     observed mean. Its smallest step is 2 / 5,000, which a correction over a hundred comparisons lifts above

@@ -1,8 +1,8 @@
-"""What a paired comparison could have shown: effect size, power and the smallest detectable difference. Pure.
+"""Power of a paired comparison: effect size, power and the smallest detectable difference. Pure.
 
 Power is that of the two-sided test at `ALPHA`, before correction for several tests, for a *given* true
-difference: McNemar's by its normal approximation (Connor 1987) or, with few examples, exactly; of losses as
-wide as the test is, normal or, with few examples or groups, Student's. That of the observed difference is not
+difference: McNemar's by its normal approximation (Connor 1987) or, with few examples, exactly; for losses,
+like the test, normal or, with few examples or groups, Student's. Power for the observed difference is not
 computed: it is a function of the p value alone (Hoenig and Heisey 2001) and says nothing more.
 """
 
@@ -40,7 +40,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What differences the examples of one comparison can show, by the test that they get."""
+    """Differences that the examples of one comparison can show, by their test."""
 
     is_binary: bool
     """Whether outcomes are 0 or 1."""
@@ -118,7 +118,7 @@ def sensitivity(
     groups: Sequence[Hashable] | None = None,
     weights: Sequence[float] | None = None,
 ) -> Sensitivity | None:
-    """What the examples could show; None for fewer than two (groups), and where losses differ by a constant.
+    """Power of the examples; None for fewer than two (groups), and where losses differ by a constant.
 
     groups, weights: as in the test (`paired_bootstrap`), which leaves out examples of weight 0.
     """
@@ -155,7 +155,7 @@ def _design(differences: np.ndarray, sums: Sequence[float], sizes: Sequence[floa
 
 
 def seeds_detectable(differences: Sequence[float], alpha: float = ALPHA) -> float | None:
-    """Smallest true mean difference that a t-test over as many seeds shows with power `TARGET`.
+    """Smallest true mean difference that a t-test over this number of seeds shows with power `TARGET`.
 
     The spread between seeds is taken as observed. None for a single seed and equal differences.
     """
@@ -205,7 +205,7 @@ def _mcnemar_power(count: int, changed: float, size: float, alpha: float) -> flo
 @cache
 def _gained_needed(count: int, alpha: float) -> np.ndarray:
     """For each number of changed examples up to `count`, how many must be gained, or lost, for a mid-p below
-    `alpha`; more than there are where no number is enough. int [count + 1]."""
+    `alpha`; a larger number than that where none suffices. int [count + 1]."""
     needed = np.arange(1, count + 2)
     for changed in range(1, count + 1):
         gained = np.arange(changed // 2 + 1, changed + 1)

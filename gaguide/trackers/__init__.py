@@ -1,4 +1,4 @@
-"""Runs in MLflow and trackio: what record files say, sent by rank 0 in the background."""
+"""Runs in MLflow and trackio: the rows of record files, sent by rank 0 in the background."""
 
 from typing import TYPE_CHECKING
 

@@ -35,7 +35,7 @@ def attach_files(folder: Path, name: str, files: Sequence[Path]) -> list[str]:
                 raise LookupError("the run is no longer there")
             tracker.attach(name, files)
             tracker.close(None)
-        except Exception as error:  # libraries of trackers raise whatever their servers do to them
+        except Exception as error:  # libraries of trackers raise any kind of error
             problem = f"{section} cannot be reached or refused ({first_line(error)})"
             raise UserError.of("--attach", problem, "try again later", str(folder)) from None
     return list(settings)

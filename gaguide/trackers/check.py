@@ -17,7 +17,7 @@ _SCHEMES = (
 
 
 def tracker_faults(settings: Mapping[str, Any]) -> list[Fault]:
-    """What would keep the enabled trackers of a resolved DeepSpeed JSON from sending; it sends nothing."""
+    """Faults that would keep a resolved DeepSpeed JSON's enabled trackers from sending. Sends nothing."""
     faults: list[Fault] = []
     for name in SECTIONS:
         section = settings.get(name) or {}
@@ -67,6 +67,6 @@ def _trackio_faults(section: Mapping[str, Any]) -> list[Fault]:
     if server and not server.startswith(("http://", "https://")):
         return [_fault("trackio.server_url", "must begin with http:// or https://", "correct it", server)]
     if server and "write_token=" not in server and not os.environ.get("TRACKIO_WRITE_TOKEN"):
-        problem = "a trackio server takes numbers only with its write token"
+        problem = "a trackio server accepts numbers only with its write token"
         return [_fault("trackio.server_url", problem, "set TRACKIO_WRITE_TOKEN", server)]
     return _masked("trackio.server_url", server, "TRACKIO_SERVER_URL")

@@ -48,7 +48,7 @@ class Trackers:
             mirror.start()
 
     def notify(self) -> None:
-        """Say that a record file has grown."""
+        """Report that a record file has grown."""
         for mirror in self._mirrors:
             mirror.wake.set()
 
@@ -65,7 +65,7 @@ class Trackers:
                 mirror.join(max(0.0, deadline - time.monotonic()))
         for mirror in self._mirrors:
             if status != "failed" and not mirror.is_complete:
-                say(f"{mirror.section} lacks the last numbers; the same command sends them when it is there")
+                say(f"{mirror.section} lacks the last numbers; the same command sends them when it is back")
         self._mirrors = []
 
 
@@ -105,9 +105,11 @@ class _Mirror(threading.Thread):
                     self._finish(*end)
                     return
                 wait, resume_at = _WAIT, 0.0
-            except Exception as error:  # libraries of trackers raise whatever their servers do to them
+            except Exception as error:  # libraries of trackers raise any kind of error
                 self._report(error)
-                self._tracker = None  # when opened again, it says which of the rows being sent have arrived
+                self._tracker = (
+                    None  # when opened again, it reports which of the rows being sent have arrived
+                )
                 if end is not None:
                     return
                 wait, resume_at = min(2 * wait, _MAX_WAIT), time.monotonic() + wait

@@ -26,7 +26,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 _STATUS = {"finished": "FINISHED", "diverged": "FAILED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000
-"""What MLflow takes in one request, and characters of a parameter."""
+"""MLflow's limits: metrics and parameters of one request, and characters of a parameter."""
 
 
 class MlflowTracker:

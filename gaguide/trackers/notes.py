@@ -1,4 +1,4 @@
-"""What a run keeps of its run in a tracker, in its folder `monitor`, so that a resume finds it again."""
+"""A run's note of its tracker's run id, in its folder `monitor`, so that a resume finds it again."""
 
 from __future__ import annotations
 

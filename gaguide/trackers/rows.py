@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["train", "validation", "evaluation"]
-"""What a row measures; the first part of its numbers' names."""
+"""Kind of a row; the first part of its numbers' names."""
 
 FILES: dict[Kind, str] = {
     "train": "metrics.jsonl",
@@ -37,7 +37,7 @@ class Row:
     """The numbers of one kind after one step."""
 
     kind: Kind
-    """What they measure."""
+    """Kind of the numbers."""
     step: int
     """Optimizer steps done."""
     numbers: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""What a tracker does: the one interface behind which MLflow and trackio are."""
+"""The interface of trackers, implemented by MLflow and trackio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Status = Literal["finished", "diverged", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What trackers receive of a run. No text in it shows credentials."""
+    """The data of a run that trackers receive. No text in it shows credentials."""
 
     name: str
     """The run's name."""
@@ -58,4 +58,4 @@ class Tracker(Protocol):
         """Send files as the artifact `name`, in place of earlier ones of that name."""
 
     def close(self, status: Status | None) -> None:
-        """Send what is left and end; None leaves the run's status as it is."""
+        """Send the remaining data and end; None leaves the run's status as it is."""

@@ -1,6 +1,6 @@
 """trackio behind the trackers' interface.
 
-trackio sends in a thread of its own and buffers on this machine what a server did not take.
+trackio sends in a thread of its own and buffers data on this machine that a server did not accept.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TrackioTracker:
             self._start(None).log(dict(row.numbers), step=row.step)
 
     def attach(self, name: str, files: Sequence[Path]) -> None:
-        """See `Tracker.attach`. Another content becomes a new version of the artifact RUN-NAME."""
+        """See `Tracker.attach`. Different content becomes a new version of the artifact RUN-NAME."""
         from trackio import Artifact
 
         artifact = Artifact(re.sub(r"[^\w.-]", "_", f"{self._name}-{name}", flags=re.ASCII), type=name)

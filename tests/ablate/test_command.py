@@ -173,7 +173,7 @@ def test_faults_are_reported_at_once_and_nothing_is_overwritten(
     assert main([*again, "--before", "start", "--output", str(tmp_path / "o")]) == EXIT_USER_ERROR
     assert "not that of a run" in capsys.readouterr().err
     assert main([*again[:2], "--text", str(shards), "--output", str(tmp_path / "o")]) == EXIT_USER_ERROR
-    assert "is required, as no model lies in the folder of a run" in capsys.readouterr().err
+    assert "is required: none of the models is in the folder of a run" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_finite_gives_no_number_and_says_so(

@@ -127,7 +127,7 @@ def test_rows_of_blocks_are_joined_and_split_into_documents(built, tokenizer_fol
     assert documents_of(tmp_path / "o")["train"] == documents_of(built)["train"]
     as_rows = import_shards(replace(request, joined=False, output=tmp_path / "rows"))
     assert as_rows.documents == len(rows) and as_rows.separator_token_id is None
-    with pytest.raises(UserError, match="end with no id of their own"):
+    with pytest.raises(UserError, match="no id marks the end of these documents"):
         export_shards(str(tmp_path / "rows"), tmp_path / "x", "nanogpt")
     with pytest.raises(UserError, match="--joined was True, now False"):
         import_shards(replace(request, joined=False))

@@ -267,7 +267,7 @@ def test_wandb_without_a_login_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(UserError, match="nobody is logged in to Weights & Biases"):
+    with pytest.raises(UserError, match="no user is logged in to Weights & Biases"):
         check_monitors(DeepSpeedConfig({"wandb": {"enabled": True}}), World())
 
 
