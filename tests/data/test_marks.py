@@ -201,6 +201,28 @@ def test_the_tokens_of_white_space_in_an_answer_count(chat_tokenizer, tmp_path):
     assert tokenizer.decode(ids[marks == 0]) == "a\n        b\n\n\nc<|im_end|>" + tokenizer.eos_token
 
 
+def test_what_a_template_adds_before_a_first_answer_is_not_the_assistants(chat_tokenizer, tmp_path):
+    """A default system prompt, and the header of the turn."""
+    template = CHATML.replace(
+        "{% for m in messages %}",
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind"
+        "<|im_end|>\n{% endif %}",
+    )
+    chats = [[("assistant", answer), ("user", "?"), ("assistant", "no")] for answer in ("Ask me", "a a", "")]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
+    source = write_rows(tmp_path / "a.jsonl", rows)
+    request = BuildRequest(
+        (str(source),), tmp_path / "o", str(chat_tokenizer), chat="messages", template=template,
+        validation_fraction=0,
+    )  # fmt: skip
+    build_shards(request)
+    tokenizer = load_tokenizer(chat_tokenizer)
+    for (ids, marks), chat in zip(documents_of(tmp_path / "o"), chats, strict=True):
+        ending = f"<|im_end|>no<|im_end|>{tokenizer.eos_token}"
+        assert tokenizer.decode(ids[marks == 0]) == chat[0][1] + ending
+        assert "Be kind" in tokenizer.decode(ids[marks != 0])
+
+
 def test_conversations_without_an_answer_are_counted(chat_tokenizer, tmp_path):
     refusing = CHATML.replace(
         "{% for", "{% if messages[0]['role'] == 'tool' %}{{ raise_exception('no') }}{% endif %}{% for", 1
@@ -211,6 +233,13 @@ def test_conversations_without_an_answer_are_counted(chat_tokenizer, tmp_path):
         {"messages": "text"},
         {"messages": [{"role": "user"}]},
         {"messages": [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]},
+        {
+            "messages": [
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
+                {"role": "tool", "content": "3"},
+                {"role": "assistant", "content": "It is 3.", "tool_calls": []},
+            ]
+        },
         {
             "messages": [
                 {"role": "user", "content": [{"type": "text", "text": "a"}]},
@@ -226,6 +255,7 @@ def test_conversations_without_an_answer_are_counted(chat_tokenizer, tmp_path):
     assert manifest.documents == 1
     assert manifest.dropped == {
         "no_answer": 1, "empty": 1, "not_text": 1, "malformed": 1, "refused_by_template": 1,
+        "tool_calls": 1,
     }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ up to its end-of-turn token.
 
 from __future__ import annotations
 
+import os
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +85,18 @@ class ChatRenderer:
         for at, message in enumerate(messages):
             if message["role"] != ASSISTANT:
                 continue
-            prompt = self._text(messages[:at], True) if at else ""
             upto = self._text(messages[: at + 1], False)
+            prompt = self._text(messages[:at], True) if at else self._beginning(message["content"], upto)
             if not (upto.startswith(prompt) and whole.startswith(upto)):
                 raise UserError(_not_by_prefixes())
             answers.append((len(prompt), len(upto.rstrip())))
         return whole, tuple(answers)
+
+    def _beginning(self, content: str, rendered: str) -> str:
+        """What stands before the content of a first message of the assistant, such as a default system
+        prompt: what its rendered text shares with that of another content."""
+        other = "b" if content.lstrip().startswith("a") else "a"
+        return os.path.commonprefix([rendered, self._text([{"role": ASSISTANT, "content": other}], False)])
 
     def _text(self, messages: list[dict[str, str]], prompt: bool) -> str:
         return str(

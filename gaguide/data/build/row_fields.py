@@ -16,6 +16,7 @@ ANNOTATED_KINDS = ("jsonl", "parquet", "arrow")
 """Kinds of files whose rows may have spans or conversations."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatbot": "assistant", "bot": "assistant"}
 ASSISTANT = "assistant"
+_CALLS = ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def _conversation(value: Any) -> Row:
     for message in value:
         if not isinstance(message, Mapping):
             return Reason.MALFORMED
+        if any(message.get(name) for name in _CALLS):  # a text without them would be another conversation
+            return Reason.TOOL_CALLS
         role = message.get("role", message.get("from"))
         content = _content(message.get("content", message.get("value")))
         if not isinstance(role, str) or content is None:

@@ -33,6 +33,8 @@ class Reason(enum.StrEnum):
     """A list of spans that does not fit the text."""
     NO_ANSWER = "no_answer"
     """A conversation in which the assistant says nothing."""
+    TOOL_CALLS = "tool_calls"
+    """A conversation in which a message calls tools, beside its text."""
     TEMPLATE = "refused_by_template"
     """A conversation that the chat template refuses, as for its order of roles."""
     CONTAMINATED = "contaminated"
