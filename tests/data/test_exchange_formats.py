@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import filecmp
+import json
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaguide.data.exchange import mds, nanogpt
+from gaguide.data.exchange import mds, megatron, nanogpt
 from gaguide.data.exchange.export import export_shards
 from gaguide.data.exchange.format import ReadOptions, WriteOptions, split_at
 from gaguide.data.exchange.formats import find_format
@@ -119,13 +121,60 @@ def test_a_stream_is_split_wherever_its_pieces_end(pieces, at_start):
     assert [ids.tolist() for ids in found] == expected
 
 
-def test_a_bin_file_with_the_header_of_llm_c(tmp_path, tokenizer_folder):
+@pytest.mark.parametrize("magic, version, dtype", [(20240520, 1, "<u2"), (20240801, 7, "<u4")])
+def test_a_bin_file_with_the_header_of_llm_c(magic, version, dtype, tmp_path):
     header = np.zeros(256, "<i4")
-    ids = np.array([2047, 5, 6, 2047, 7], "<u2")
-    header[:3] = 20240520, 1, len(ids)
+    ids = np.array([2047, 5, 6, 2047, 7], dtype)
+    header[:3] = magic, version, len(ids)
     (tmp_path / "a.bin").write_bytes(header.tobytes() + ids.tobytes())
     found = nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048))
     assert [document.ids.tolist() for document in found] == [[2047, 5, 6], [2047, 7]]
     (tmp_path / "a.bin").write_bytes(header.tobytes() + ids.tobytes()[:-2])
     with pytest.raises(UserError, match="truncated"):
         list(nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048)))
+
+
+def test_wider_ids_are_not_read_as_pairs_of_16_bits(tmp_path):
+    ids = np.tile([5, 6, 7, 2047], 20)
+    for dtype in ("<u4", "<i8"):
+        (tmp_path / "a.bin").write_bytes(ids.astype(dtype).tobytes())
+        with pytest.raises(UserError, match="every second id is 0(.|\n)*--dtype uint32"):
+            list(nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048)))
+        found = nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048, dtype=np.dtype(dtype).name))
+        assert [document.ids.tolist() for document in found] == [[5, 6, 7, 2047]] * 20
+
+
+@pytest.mark.parametrize(
+    "lengths, offsets, first",
+    [
+        ([-3, 2], [0, 6], [0, 1, 2]), ([3, 2], [-2, 6], [0, 1, 2]), ([3, 2], [0, 6], [1, 2]),
+        ([3, 2], [0, 6], [0, 1]), ([3, 2], [0, 6], [0, 1, 7]), ([3, 2], [0, 6], [0, 2, 1, 2]),
+        ([3, 2], [0, 5], [0, 1, 2]),
+    ],
+)  # fmt: skip
+def test_a_damaged_index_of_megatron_is_refused(lengths, offsets, first, tmp_path):
+    def read(lengths, offsets, first):
+        head = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, len(lengths), len(first))
+        numbers = np.array(lengths, "<i4").tobytes() + np.array(offsets + first, "<i8").tobytes()
+        (tmp_path / "m.idx").write_bytes(head + numbers)
+        (tmp_path / "m.bin").write_bytes(np.arange(40, dtype="<u2").tobytes())
+        found = megatron.read(megatron.find(str(tmp_path / "m")), ReadOptions(0, 99))
+        return [document.ids.tolist() for document in found]
+
+    assert read([3, 2], [0, 6], [0, 1, 2]) == [[0, 1, 2], [3, 4]]
+    with pytest.raises(UserError, match="not those of a whole file"):
+        read(lengths, offsets, first)
+
+
+@pytest.mark.parametrize("damage", ["empty file", "samples", "column_names", "column_encodings"])
+def test_damaged_mds_is_refused(damage, built, tmp_path):
+    export_shards(str(built), tmp_path / "out", "mds")
+    folder = tmp_path / "out" / "train"
+    if damage == "empty file":
+        next(folder.glob("*.mds")).write_bytes(b"")
+    else:
+        index = json.loads((folder / "index.json").read_text())
+        del index["shards"][0][damage]
+        (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="cannot be read"):
+        list(mds.read(mds.find(str(folder)), ReadOptions(0, 4096)))

@@ -39,6 +39,9 @@ def find(name: str) -> list[Path]:
         entries = json.loads(index.read_text("utf-8"))["shards"]
         if any(entry["format"] != "mds" for entry in entries):
             raise ValueError("its shards are not of format mds")
+        for name in ("samples", "column_names", "column_encodings", "column_sizes"):
+            if any(name not in entry for entry in entries):
+                raise ValueError(f"a shard has no {name}")
         paths = [_shard_path(index.parent, entry) for entry in entries]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(unreadable(index, f"{first_line(error)}")) from None
@@ -80,8 +83,8 @@ def _samples(paths: list[Path], options: ReadOptions) -> Iterator[np.ndarray]:
 def _of_shard(path: Path, entry: Mapping[str, Any], at: int, dtype: str | None) -> Iterator[np.ndarray]:
     encoding, sizes = entry["column_encodings"][at], entry["column_sizes"]
     decode = _decoder(encoding, dtype, path)
-    content = _content(path, entry)
     try:
+        content = _content(path, entry)
         count = int(np.frombuffer(content, "<u4", 1)[0])
         offsets = np.frombuffer(content, "<u4", count + 1, 4)
         if count != entry["samples"] or int(offsets[-1]) != len(content):

@@ -56,12 +56,11 @@ def _read(index: Path, content: Path) -> Iterator[Document]:
     size = content.stat().st_size // dtype.itemsize
     ids = np.memmap(content, dtype, "r") if size else np.empty(0, dtype)
     starts = offsets // dtype.itemsize
-    if (
-        len(first) != ends
-        or (sequences and (starts + lengths).max() > size)
-        or (offsets % dtype.itemsize).any()
-    ):
+    if len(first) != ends or (sequences and (starts + lengths).max() > size):
         raise UserError(unreadable(content, "it ends before its index does: it is truncated"))
+    whole = not ends or (first[0] == 0 and first[-1] == sequences and (np.diff(first) >= 0).all())
+    if not whole or (lengths < 0).any() or (offsets < 0).any() or (offsets % dtype.itemsize).any():
+        raise UserError(unreadable(index, "its lengths, offsets or documents are not those of a whole file"))
     for begin, end in zip(first.tolist(), first[1:].tolist()):
         parts = [ids[starts[at] : starts[at] + lengths[at]] for at in range(begin, end)]
         yield Document(parts[0] if len(parts) == 1 else np.concatenate([ids[:0], *parts]))
