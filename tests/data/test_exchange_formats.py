@@ -138,7 +138,7 @@ def test_wider_ids_are_not_read_as_pairs_of_16_bits(tmp_path):
     ids = np.tile([5, 6, 7, 2047], 20)
     for dtype in ("<u4", "<i8"):
         (tmp_path / "a.bin").write_bytes(ids.astype(dtype).tobytes())
-        with pytest.raises(UserError, match="every second id is 0(.|\n)*--dtype uint32"):
+        with pytest.raises(UserError, match=r"every second id is 0(.|\n)*--dtype uint32"):
             list(nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048)))
         found = nanogpt.read([tmp_path / "a.bin"], ReadOptions(2047, 2048, dtype=np.dtype(dtype).name))
         assert [document.ids.tolist() for document in found] == [[5, 6, 7, 2047]] * 20

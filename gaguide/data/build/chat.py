@@ -7,8 +7,7 @@ up to its end-of-turn token.
 
 from __future__ import annotations
 
-import os
-import os
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +95,8 @@ class ChatRenderer:
         """What stands before the content of a first message of the assistant, such as a default system
         prompt: what its rendered text shares with that of another content."""
         other = "b" if content.lstrip().startswith("a") else "a"
-        return os.path.commonprefix([rendered, self._text([{"role": ASSISTANT, "content": other}], False)])
+        pairs = zip(rendered, self._text([{"role": ASSISTANT, "content": other}], False))
+        return "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _text(self, messages: list[dict[str, str]], prompt: bool) -> str:
         return str(
