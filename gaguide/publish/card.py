@@ -240,8 +240,8 @@ def _limits(summary: Mapping[str, Any], base: BaseModel, guided: bool, dtype: st
         )
     if guided:
         limits.append(
-            "Where the guided heads look is shown above. Whether the model uses what they bring is another "
-            "question, which `gaguide ablate` answers and this card does not."
+            "This card shows the guided heads' attention. Whether the model uses their output is another "
+            "question, which `gaguide ablate` answers."
         )
     limits.append(
         "One run of one seed: differences from other runs may be noise. Intervals are over examples only."

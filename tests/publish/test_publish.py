@@ -79,7 +79,7 @@ def test_the_card_of_an_export(run: Path) -> None:
     assert "| 0 | 0, 1 | contrast | 1 |" in card.content
     assert "\nVocabulary pieces of contrast: `" in card.content and "\n\nExperiment `1-" in card.content
     assert "Ġnot" in summary["patterns"]["contrast"] and "`Ġnot`" in card.content
-    assert "Whether the model uses what they bring" in card.content
+    assert "Whether the model uses their output" in card.content
     assert "gaguide push" in card.content
     assert str(run) not in card.content
     AutoModelForCausalLM.from_pretrained(run / "model")
