@@ -27,7 +27,7 @@ export PIP_CONSTRAINT ?= $(CURDIR)/.ci/constraints.txt
 FAST := not processes and not slow and not stress and not cluster and not gpu
 # One training, evaluation and study as processes.
 WHOLE := tests/train/test_outcomes.py tests/evaluate/test_evaluate_ranks.py
-# What the extras are for, as processes. Those that are not in `test` come last, since they raise bounds of the others.
+# Uses of the extras, as processes. Those that are not in `test` come last, since they raise bounds of the others.
 EXTRAS := tests/integrations tests/trackers tests/train/test_lora.py tests/train/test_lora_runs.py tests/train/test_variants.py \
     tests/distributed/test_mpirun.py
 

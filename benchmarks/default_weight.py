@@ -34,7 +34,7 @@ SETTINGS = {
 }  # fmt: skip
 """By loss: reduction, target, weight."""
 AVOIDED = [{"pattern": "previous-token", "heads": 0}]
-"""What `avoid` is measured on: heads of a small model hardly see the words and could not avoid them."""
+"""Targets for `avoid`: heads of a small model hardly attend to the words and could not avoid them."""
 
 
 def main() -> None:

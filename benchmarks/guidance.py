@@ -140,7 +140,7 @@ def time_host(arguments: argparse.Namespace) -> None:
 
 
 def stubs(seconds: float) -> Iterator[tuple[object, str, object]]:
-    """What stands for the Triton kernels without a GPU: (where, name, what)."""
+    """Substitutes for the Triton kernels without a GPU: (where, name, substitute)."""
     from gaguide.guidance import backend, triton_kernels
 
     class Waits:

@@ -42,7 +42,7 @@ Profiles = Mapping[str, ProfileRecord]
 
 
 def results(study: StudyRecords, profiles: Profiles) -> str:
-    """What stands between the marks: findings, cautions and tables, as Markdown with headings of level 3."""
+    """Text between the marks: findings, cautions and tables, as Markdown with headings of level 3."""
     report = make_report(study)
     scores = [table for table in report.tables if table.name.startswith("table-")]
     texts = {cell.fingerprints.get("data") for cell in study.cells} - {None}
@@ -64,7 +64,7 @@ def _markdown(report: Report, tables: Sequence[Table]) -> str:
 
 
 def _paper_heads(profile: ProfileRecord) -> str:
-    """What is special about head 0 of a layer, before it is guided."""
+    """Notable behaviour of head 0 of a layer, before it is guided."""
     sentences = []
     for chosen in profile.chosen[:2]:
         count = sum(head == 0 for _, head in chosen.heads)
@@ -82,7 +82,7 @@ def _paper_heads(profile: ProfileRecord) -> str:
 
 
 def find_profiles(study: StudyRecords, folder: Path) -> Profiles:
-    """The profiles beside the records in `folder`, or else where the study's `chosen` says."""
+    """The profiles next to the records in `folder`, or else where the study's `chosen` says."""
     chosen = study.study.get("chosen")
     sizes = [size["name"] for size in study.study["sizes"]] if chosen and "{size}" in chosen else [""]
     found = {}

@@ -1,4 +1,4 @@
-"""What small HTTP servers of tests share."""
+"""Common parts of small HTTP servers of tests."""
 
 from __future__ import annotations
 

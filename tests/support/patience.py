@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 VARIABLE = "GAGUIDE_TEST_SLOWNESS"
 REFERENCE_SECONDS = 1.5
-"""What `import torch` takes in a fresh process of an idle two-core machine."""
+"""Seconds of `import torch` in a fresh process on an idle two-core machine."""
 
 
 def measure_slowness() -> None:

@@ -18,7 +18,7 @@ COMMIT = "f" * 40
 
 @dataclass
 class UploadHub:
-    """What the hub has, and what it was asked."""
+    """The hub's content, and the requests that it received."""
 
     address: str = ""
     """For HF_ENDPOINT."""
