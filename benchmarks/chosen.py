@@ -4,8 +4,8 @@
     python benchmarks/chosen.py runs/used runs/chosen
 
 For every seed: `gaguide heads profile` of its base model; a run for each rule of the profile and each loss,
-from that base and with the settings of the study's own run; `gaguide ablate` of it beside the seed's
-`finetuned`, of the heads that the rule chose, and of the study's own run beside it (`head-0`). What exists in
+from that base and with the settings of the study's own run; `gaguide ablate` of it, compared with the seed's
+`finetuned`, of the heads that the rule chose, and of the study's own run (`head-0`). What exists in
 the second folder is not made again. Printed: means over seeds with Student's 95% interval; p values are
 Holm-corrected over the rows.
 """

@@ -3,7 +3,7 @@
     python benchmarks/data.py build  [--cores 2] [--copies 4] [--source FILES]
     python benchmarks/data.py read   [--length 1024] [--batch 32] [--batches 200]
 
-build   gaguide beside datasets.map with the fast tokenizer on as many processes
+build   gaguide compared with datasets.map with the fast tokenizer on as many processes
 read    one batch of blocks in shuffled order: gaguide, raw numpy memmap at random offsets with inputs and
         shifted targets, datasets (Arrow, numpy format), mosaicml-streaming
 Contenders alternate; medians and their ratios to gaguide's are printed with the load of the machine.

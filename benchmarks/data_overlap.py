@@ -1,8 +1,8 @@
-"""The search for evaluation examples in training text, beside building it.
+"""The search for evaluation examples in training text, compared with building it.
 
     python benchmarks/data_overlap.py [--examples 10000] [--copies 4] [--source FILES]
 
-A search in finished shards, and a build that leaves the examples out, beside a build that does not; one
+A search in finished shards, and a build that leaves the examples out, against a build that does not; one
 process each in turns, with its peak memory.
 """
 

@@ -1,4 +1,4 @@
-"""Time from an open interpreter to the first batch, beside datasets and mosaicml-streaming.
+"""Time from an open interpreter to the first batch, compared with datasets and mosaicml-streaming.
 
     python benchmarks/data_resume.py [--shards 184]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that waits for a GPU, in ten minutes: tests, what guidance and compiling cost, training beside its peers,
+# Everything that waits for a GPU, in ten minutes: tests, what guidance and compiling cost, training compared with its peers,
 # evaluation, the optimizer on disk, micro_batch auto. Prints a table of the parts; writes OUTPUT/gpu.md (the table and
 # every benchmark's rows, ready for RESULTS.md), OUTPUT/PART.log, and adds gpu.md to benchmarks/RESULTS.md.
 #

@@ -45,7 +45,7 @@ def holds_documents(mask: Any) -> bool:
 
 
 def dense_mask(mask: torch.Tensor) -> torch.Tensor:
-    """The Boolean mask that the documents stand for; the same object every time."""
+    """The Boolean mask that the documents represent; the same object every time."""
     found: torch.Tensor | None = getattr(mask, _DENSE, None)
     if found is None:
         found = document_mask(mask[:, 0, 0])

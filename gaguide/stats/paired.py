@@ -147,7 +147,7 @@ def rate_change(
 
 
 def all_equal(values: np.ndarray) -> bool:
-    """Whether there is no spread among `values` but that of rounding."""
+    """Whether `values` have no spread beyond rounding."""
     return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
 
 

@@ -1,4 +1,4 @@
-"""A job: a run whose parts were found and fit together, as preflight hands it to training."""
+"""A job: a run whose parts were found and fit together, as preflight passes it to training."""
 
 from __future__ import annotations
 

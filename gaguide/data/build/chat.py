@@ -92,8 +92,8 @@ class ChatRenderer:
         return whole, tuple(answers)
 
     def _beginning(self, content: str, rendered: str) -> str:
-        """What stands before the content of a first message of the assistant, such as a default system
-        prompt: what its rendered text shares with that of another content."""
+        """Text before the content of a first message of the assistant, such as a default system prompt: the
+        common beginning with the rendering of another content."""
         other = "b" if content.lstrip().startswith("a") else "a"
         pairs = zip(rendered, self._text([{"role": ASSISTANT, "content": other}], False))
         return "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
