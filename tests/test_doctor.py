@@ -24,6 +24,8 @@ from gaguide.doctor.check import guarded
 from gaguide.doctor.probes import Probes
 from gaguide.ports import free_port
 
+V100, H100 = {"name": "V100", "gib": 16}, {"name": "H100", "gib": 80}
+
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +215,13 @@ def test_a_slurm_controller_that_does_not_answer(monkeypatch: pytest.MonkeyPatch
     [
         ({"devices": [], "cuda_build": None, "hip_build": None}, "accelerator", "warn"),
         ({"error": "ImportError: libcudart"}, "accelerator", "fail"),
-        ({"devices": [{"name": "V100", "gib": 16}], "bf16": False, "nccl": "2.27"}, "accelerator", "warn"),
-        ({"devices": [{"name": "H100", "gib": 80}], "bf16": True, "nccl": "2.27"}, "nccl", "ok"),
-        ({"devices": [{"name": "H100", "gib": 80}], "bf16": True, "nccl": "error: no"}, "nccl", "fail"),
+        (
+            {"devices": [{"name": "V100", "gib": 16}], "bf16": False, "nccl": {"version": "2.27"}},
+            "accelerator",
+            "warn",
+        ),
+        ({"devices": [H100], "bf16": True, "nccl": {"version": "2.27"}}, "nccl", "ok"),
+        ({"devices": [H100], "bf16": True, "nccl": {"error": "no"}}, "nccl", "fail"),
         ({"devices": [], "count": 8}, "accelerator", "ok"),
         ({"devices": [], "count": 0, "cuda_build": None, "hip_build": None}, "accelerator", "warn"),
     ],

@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from gaguide.ablate.methods import METHODS
+from gaguide.config.arguments import ArgumentParser
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.files import expand_home, output_folder
 from gaguide.numbers import parse_whole
@@ -77,14 +78,9 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
     return EXIT_NOT_FINITE if failed else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError.of("arguments", message, f"see {self.prog} --help")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Parser of the command's arguments; raises `UserError` for a wrong one."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="gaguide ablate",
         description="Remove guided heads, one at a time and all at once, and measure what a model loses: "
         "whether it uses them. Random other heads of the same layers are removed as controls.",

@@ -17,7 +17,8 @@ from gaguide.ablate.records import Effect, HeadRecord, MethodEffects, Moved, Use
 from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import TextSums
 from gaguide.guidance.cues import BANDS, NEAR
-from gaguide.stats.paired import ALPHA, holm, rate_change
+from gaguide.stats.groups import ALPHA
+from gaguide.stats.paired import holm, rate_change
 
 TaskEffects = Mapping[tuple[Key, str], Mapping[str, Mapping[str, Effect]]]
 """(head, method) → task → metric → change."""

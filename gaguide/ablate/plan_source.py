@@ -12,6 +12,7 @@ from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import UserError, suggestion
 from gaguide.evaluate.model_folder import model_path
+from gaguide.log import run_files
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ def find_plan(models: Sequence[str], given: str | None) -> PlanSource:
             )
             raise UserError.of("--plan", problem, remedy)
         run = next((run for run in naming if run.guidance.weight > 0), naming[0])
-        return PlanSource(run.guidance, run, str(Path(run.output) / "config.yaml"))
+        return PlanSource(run.guidance, run, str(Path(run.output) / run_files.CONFIG))
     if given in _guiding():
         return PlanSource(GuidanceSection(experiment=given), None, given)
     path, name = Path(given).expanduser(), ""
     if not path.exists() and ":" in given:
         path, name = Path(given.rpartition(":")[0]).expanduser(), given.rpartition(":")[2]
-    if path.is_dir() and (path / "config.yaml").is_file():
-        path = path / "config.yaml"
+    if path.is_dir() and (path / run_files.CONFIG).is_file():
+        path = path / run_files.CONFIG
     if not path.is_file():
         remedy = f"give an experiment ({', '.join(_guiding())}), a run's config.yaml, or a plan's YAML file"
         raise UserError.of("--plan", "is not an experiment or a file", remedy, given)
@@ -76,7 +77,7 @@ def _guiding() -> list[str]:
 
 def _run_of(model: Path) -> RunConfig | None:
     """The settings of the run whose folder holds a model; None where there are none."""
-    path = model.parent / "config.yaml"
+    path = model.parent / run_files.CONFIG
     if model.name != "model" or not path.is_file():
         return None
     run = load_config(path, {})

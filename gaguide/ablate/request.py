@@ -11,6 +11,7 @@ import numpy as np
 
 from gaguide.ablate.methods import METHODS, TASK_METHODS
 from gaguide.ablate.plan_source import PlanSource, find_plan
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.data import BlockStore, tokenizer_fingerprint
 from gaguide.data.read.blocks import Blocks
 from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, reworded
@@ -178,7 +179,7 @@ def find_text(source: PlanSource, folders: Sequence[ModelFolder], settings: Abla
         problem = f"the models have {positions} positions"
         raise UserError.of("--block-length", problem, f"give at most {positions}", length)
     if settings.text is not None:
-        folder = embedded_corpus() if settings.text == "embedded" else settings.text
+        folder = embedded_corpus() if settings.text == EMBEDDED_SHARDS else settings.text
         with reworded(lambda fault: replace(fault, field="--text")):
             store = BlockStore(folder, "validation", length)
         manifest = store.manifest

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gaguide.log import run_files
+
 app = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
 
@@ -102,7 +104,7 @@ def export(
             export_adapter(chosen.path, companions, output)
         else:
             export_model(chosen.path, companions, output, check=True, dtype=torch_dtype(dtype))
-        if chosen.step == read_object(folder / "summary.json").get("steps"):
+        if chosen.step == read_object(folder / run_files.SUMMARY).get("steps"):
             write_card(folder, output)  # whose numbers are of the last step
     except RuntimeError as error:
         if dtype == "fp32":

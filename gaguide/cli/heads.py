@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gaguide.cli.options import shared, takes
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.errors import UserError, not_one_of
 
 app = typer.Typer(help="Which heads to guide: profiles of a model's heads.", no_args_is_help=True)
@@ -22,7 +23,7 @@ class ProfileOptions:
     lexicons: Annotated[Path | None, typer.Option(help="YAML file of your own lexicons.")] = None
     text: Annotated[
         str, typer.Option(help="Shards, by folder or address: their validation split is read.")
-    ] = "embedded"
+    ] = EMBEDDED_SHARDS
     blocks: Annotated[int, typer.Option(help="Held-out blocks, spread over the split.")] = 32
     block_length: Annotated[
         int | None,

@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from gaguide.config.fields import Fraction, PathText, Positive, PositiveInt, Section, words, words_at_home
 from gaguide.numbers import whole_number
 
+EMBEDDED_SHARDS = "embedded"
+"""Stands for the shards of the package's own text, made when they are first used."""
+
 
 class MixtureEntry(Section):
     shards: PathText
@@ -70,6 +73,6 @@ class DataSection(Section):
             raise ValueError("must have only one of shards (with or without source) and mixture")
         if not self.mixture and self.shards is None and self.source is None:
             raise ValueError("must have one of shards (a folder, an address, embedded), mixture, source")
-        if self.source is not None and self.shards == "embedded":
+        if self.source is not None and self.shards == EMBEDDED_SHARDS:
             raise ValueError("shards must be a folder for the source's shards, or be omitted")
         return self

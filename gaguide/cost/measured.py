@@ -15,7 +15,7 @@ from gaguide.cost.request import CostRequest, trains_part, with_run
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import UserError
 from gaguide.files import read_object
-from gaguide.log import read_metrics
+from gaguide.log import read_metrics, run_files
 
 _FIELD = "--measured"
 
@@ -45,7 +45,7 @@ def read_measured(metrics: Path, request: CostRequest) -> Measured:
     run has logged fewer than three steps.
     """
     if metrics.is_dir():
-        metrics = metrics / "metrics.jsonl"
+        metrics = metrics / run_files.METRICS
     if not metrics.is_file():
         raise _fault("does not exist", "give the metrics.jsonl of a run, or the run's folder", metrics)
     speeds = [record.get("tokens_per_second") for record in read_metrics(metrics)][1:]
@@ -63,33 +63,33 @@ def read_measured(metrics: Path, request: CostRequest) -> Measured:
 
 
 def _request_of(folder: Path, request: CostRequest) -> CostRequest:
-    for name in ("config.yaml", "deepspeed.json"):
+    for name in (run_files.CONFIG, run_files.DEEPSPEED):
         if not (folder / name).is_file():
             remedy = "give the metrics.jsonl in the output folder of a run, where its settings lie"
-            raise _fault(f"has no {name} next to it", remedy, folder / "metrics.jsonl")
-    run = load_config(folder / "config.yaml", {})
+            raise _fault(f"has no {name} next to it", remedy, folder / run_files.METRICS)
+    run = load_config(folder / run_files.CONFIG, {})
     ranks = _ranks(folder)
     gpus = min(request.gpus, ranks)
     if ranks % gpus:
         problem = f"is of a run with {ranks} ranks, which {gpus} GPUs per node do not divide"
-        raise _fault(problem, "give the run's GPUs per node as --gpus", folder / "metrics.jsonl")
+        raise _fault(problem, "give the run's GPUs per node as --gpus", folder / run_files.METRICS)
     base = replace(
         CostRequest(find_shape(None, run), gpu=request.gpu, link=request.link, cards=request.cards),
         gpus=gpus,
         nodes=ranks // gpus,
     )
     config = find_config(None, run) if trains_part(run) else None
-    return with_deepspeed(with_run(base, run, config), load_deepspeed_json(folder / "deepspeed.json"), run)
+    return with_deepspeed(with_run(base, run, config), load_deepspeed_json(folder / run_files.DEEPSPEED), run)
 
 
 def _ranks(folder: Path) -> int:
     """The number of ranks, from the summary of a finished run, else from its newest checkpoint."""
     manifests = sorted((folder / "checkpoints").glob("step-*/manifest.json"), reverse=True)
-    for path in (folder / "summary.json", *manifests):
+    for path in (folder / run_files.SUMMARY, *manifests):
         if isinstance(ranks := read_object(path).get("world_size"), int):
             return ranks
     problem = "is of a run that has neither a summary.json nor a checkpoint, so its ranks are unknown"
-    raise _fault(problem, "give a run that has saved a checkpoint", folder / "metrics.jsonl")
+    raise _fault(problem, "give a run that has saved a checkpoint", folder / run_files.METRICS)
 
 
 def _fault(problem: str, remedy: str, path: Path) -> UserError:

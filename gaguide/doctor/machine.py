@@ -40,10 +40,10 @@ def accelerator(answer: dict[str, Any]) -> Iterator[Check]:
             "use a DeepSpeed JSON named …_fp16",
         )
     nccl = answer["nccl"]
-    if nccl.startswith("error"):
-        yield fail("nccl", nccl.removeprefix("error: "), "export NCCL_DEBUG=INFO and read its messages")
+    if "error" in nccl:
+        yield fail("nccl", nccl["error"], "export NCCL_DEBUG=INFO and read its messages")
     else:
-        yield ok("nccl", f"{nccl}, a sum on the first device succeeded")
+        yield ok("nccl", f"{nccl['version']}, a sum on the first device succeeded")
 
 
 def _stage_0(devices: list[dict[str, Any]]) -> str:

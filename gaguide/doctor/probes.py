@@ -123,13 +123,13 @@ def _torch(path: Path, busy: str = "") -> None:
     _write(path.with_name("ops.json"), compatible_ops(gpu=bool(found["devices"])))
 
 
-def _nccl_sum() -> str:
-    """NCCL's version if it can sum on the first device, else "error: " and the reason."""
+def _nccl_sum() -> dict[str, str]:
+    """`version` of NCCL if it can sum on the first device, else `error`, the reason."""
     import torch
     import torch.distributed as dist
 
     if not dist.is_nccl_available():
-        return "error: this torch has no NCCL"
+        return {"error": "this torch has no NCCL"}
     try:
         with tempfile.TemporaryDirectory() as folder:
             store = f"file://{folder}/store"
@@ -139,8 +139,8 @@ def _nccl_sum() -> str:
             torch.cuda.synchronize()
             dist.destroy_process_group()
     except Exception as error:  # the type depends on the version of NCCL
-        return f"error: {error}"
-    return ".".join(map(str, torch.cuda.nccl.version()))
+        return {"error": str(error)}
+    return {"version": ".".join(map(str, torch.cuda.nccl.version()))}
 
 
 def _mpi(path: Path) -> None:

@@ -49,12 +49,12 @@ _SWITCHES = ("wall_clock_breakdown", "memory_breakdown", "dump_state", "zero_for
 """Top-level keys with a Boolean value."""
 
 _ELSEWHERE = {
-    "optimizer": "the run's YAML owns it: remove it and set train.learning_rate and its neighbours",
-    "scheduler": "the run's YAML owns it: remove it and set train.schedule",
-    "activation_checkpointing": "the run's YAML owns it: remove it and set train.gradient_checkpointing",
-    "amp": "DeepSpeed has removed it: use bf16, fp16 or torch_autocast",
-    "zero_allow_untested_optimizer": "AdamW is tested with ZeRO: remove it",
-    "flops_profiler": "would miscount guided attention: remove it, metrics.jsonl has mfu",
+    "optimizer": ("the run's YAML owns it", "remove it and set train.learning_rate and its neighbours"),
+    "scheduler": ("the run's YAML owns it", "remove it and set train.schedule"),
+    "activation_checkpointing": ("the run's YAML owns it", "remove it and set train.gradient_checkpointing"),
+    "amp": ("DeepSpeed has removed it", "use bf16, fp16 or torch_autocast"),
+    "zero_allow_untested_optimizer": ("AdamW is tested with ZeRO", "remove it"),
+    "flops_profiler": ("would miscount guided attention", "remove it, metrics.jsonl has mfu"),
 }
 """Keys of DeepSpeed that are set elsewhere or not needed: the fault's problem and remedy."""
 
@@ -151,8 +151,7 @@ def top_level_faults(config: JsonObject, owned: JsonObject) -> list[Fault]:
     sections = [*SECTIONS, "data_types", "timers"]
     for key, value in config.items():
         if key in _ELSEWHERE:
-            problem, _, remedy = _ELSEWHERE[key].partition(": ")
-            faults.append(fault(key, problem, remedy))
+            faults.append(fault(key, *_ELSEWHERE[key]))
         elif key in _UNSUPPORTED:
             faults.append(fault(key, "is a key of DeepSpeed that gaguide does not support", "remove it"))
         elif key in owned:

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from gaguide.config.arguments import ArgumentParser
 from gaguide.distributed import World, barrier, start, stop
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
@@ -120,16 +120,9 @@ def _options(arguments: argparse.Namespace) -> TaskOptions:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises `UserError` for a wrong argument, so that only one rank prints it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError.of("arguments", message, f"see {self.prog} --help")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Parser of the command's arguments; raises `UserError` for a wrong one."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="gaguide evaluate",
         description="Evaluate a causal language model on multiple-choice and probability tasks.",
         epilog="Writes results.json, results_lm_eval.json and examples.parquet into the output folder.",

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.log import run_files
 from gaguide.model import fuse_activations
 from gaguide.model.content import ADAPTER_CONFIG, adapter_fault, folder_record
 from gaguide.model.load import whole_model
@@ -75,7 +76,7 @@ def model_path(name: str) -> str:
     """The model's folder where a run's folder is given, else the name as it is."""
     inner = Path(name) / "model"
     is_run = not (Path(name) / "config.json").is_file() and (inner / "config.json").is_file()
-    return str(inner) if is_run and (Path(name) / "summary.json").is_file() else name
+    return str(inner) if is_run and (Path(name) / run_files.SUMMARY).is_file() else name
 
 
 def short_name(model: str) -> str:
@@ -122,10 +123,10 @@ def _run_fault(folder: Path) -> Fault | None:
         return None
     if (folder / "model" / "config.json").is_file():
         remedy = f"give {folder / 'model'}"
-        if not (folder / "summary.json").is_file():  # a checkpoint: its `model` has no weights
+        if not (folder / run_files.SUMMARY).is_file():  # a checkpoint: its `model` has no weights
             remedy = f"export it: gaguide checkpoint export {folder} --output DIR"
         return Fault("--model", "is a folder of a run, not of a model", remedy, str(folder))
-    if (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file():
+    if (folder / "checkpoints").is_dir() or (folder / run_files.CONFIG).is_file():
         remedy = f"wait for the run to end, or: gaguide checkpoint export {folder} --output DIR"
         return Fault("--model", "is the folder of a run that has not ended", remedy, str(folder))
     return None

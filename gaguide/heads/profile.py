@@ -18,6 +18,7 @@ from gaguide.ablate.request import AblateSettings, Text, find_text
 from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import TextSums, measure_text, pattern_bands, read_attention
 from gaguide.config import GuidanceSection
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.model_folder import ModelFolder, find_model_folder, load_model, model_path, short_name
 from gaguide.evaluate.results.results import versions
@@ -49,7 +50,7 @@ class ProfileSettings:
     """Whether a lexicon's pieces or whole words are meant."""
     lexicons: Path | None = None
     """YAML file of the user's own lexicons."""
-    text: str = "embedded"
+    text: str = EMBEDDED_SHARDS
     """Folder or address of shards, or `embedded`."""
     blocks: int = 32
     """Held-out blocks."""

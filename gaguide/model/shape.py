@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from gaguide.model.sizes import Size
 
+ATTENTION_DROPOUT_FIELDS = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
+"""Names of attention's dropout probability in transformers configurations."""
 DROPOUT_FIELDS = (
-    "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "dropout",
-    "attention_probs_dropout_prob", "hidden_dropout_prob", "activation_dropout",
+    *ATTENTION_DROPOUT_FIELDS, "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout",
+    "hidden_dropout_prob", "activation_dropout",
 )  # fmt: skip
 """Names of dropout probabilities in transformers configurations."""
 

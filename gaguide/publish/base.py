@@ -10,7 +10,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
-_CARD = "README.md"
+CARD = "README.md"
+"""Name of the model card in a folder."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -54,7 +55,7 @@ def read_base_model(name: str, is_pretrained: bool, fingerprint: str) -> BaseMod
     """The base model with the metadata of its card in its folder or the hub's cache; no network is used."""
     folder = Path(name).expanduser()
     on_hub = is_pretrained and not folder.is_dir() and is_hub_id(name)
-    found = try_to_load_from_cache(name, _CARD) if on_hub else folder / _CARD
+    found = try_to_load_from_cache(name, CARD) if on_hub else folder / CARD
     said = _metadata(Path(found)) if is_pretrained and isinstance(found, str | Path) else {}
     language = said.get("language") or ()
     parent = said.get("base_model")

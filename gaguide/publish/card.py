@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import mask_credentials
 from gaguide.files import write_text
+from gaguide.log import run_files
 from gaguide.model.content import ADAPTER_CONFIG
-from gaguide.publish.base import BaseModel, is_hub_id
+from gaguide.publish.base import CARD, BaseModel, is_hub_id
 from gaguide.publish.citation import paper_citation
 
-CARD = "README.md"
 _MARK = "<!-- written by gaguide; a card without this line is left as it is -->"
 _UNKNOWN_LICENSE = (
     "The licence of the base model is not known to this card: find it, and state it, before you share "
@@ -67,8 +67,8 @@ def write_card(run: Path, model: Path, scores: Sequence[Score] | None = None) ->
     """
     if read_own_card(model) is not None:
         return False
-    summary = json.loads((run / "summary.json").read_text("utf-8"))
-    config = mask_credentials((run / "config.yaml").read_text("utf-8"))
+    summary = json.loads((run / run_files.SUMMARY).read_text("utf-8"))
+    config = mask_credentials((run / run_files.CONFIG).read_text("utf-8"))
     adapter = (model / ADAPTER_CONFIG).is_file()
     text = render_card(summary, config, scores, adapter=adapter, dtype=_dtype(model))
     write_text(model / CARD, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gaguide.log import run_files
 from gaguide.model.content import CRATE
 from gaguide.publish.base import BaseModel
 from gaguide.publish.crate import Crate
@@ -12,7 +13,7 @@ from gaguide.publish.crate import Crate
 
 def write_model_crate(run: Path, model: Path) -> Path:
     """Write ro-crate-metadata.json into `model`, from summary.json of its run."""
-    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    summary = json.loads((run / run_files.SUMMARY).read_text("utf-8"))
     base = BaseModel.from_record(summary["base_model"])
     crate = Crate(
         model,

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gaguide.errors import Fault, FaultCollector, UserError
+from gaguide.log import run_files
 from gaguide.model.content import ADAPTER_CONFIG, ADAPTER_FOLDER
 from gaguide.publish.base import is_hub_id
 
@@ -25,7 +26,7 @@ def check_push(run: Path, repo: str, adapter: bool = False, dry_run: bool = Fals
 
     Raises one `UserError` with every reason not to upload it.
     """
-    model, summary = run / "model", run / "summary.json"
+    model, summary = run / "model", run / run_files.SUMMARY
     with FaultCollector() as faults:
         try:
             validate_repo_id(repo)

@@ -17,7 +17,6 @@ from gaguide.ablate.records import (
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.text import (
     ABSENT,
-    SIGNIFICANT,
     before_after,
     change,
     head_name,
@@ -26,6 +25,7 @@ from gaguide.report.text import (
     p_words,
     shown,
 )
+from gaguide.stats.groups import ALPHA
 
 _DIGITS = 4
 
@@ -79,7 +79,7 @@ def _verdict_cells(head: HeadRecord, deciding: str) -> tuple[Cell, ...]:
     moved = shown(head.attention, ".3f")
     if head.attention is not None and head.attention_before is not None:
         moved = before_after(head.attention_before, head.attention)
-    is_moved = rise is not None and rise.p_holm is not None and rise.p_holm < SIGNIFICANT
+    is_moved = rise is not None and rise.p_holm is not None and rise.p_holm < ALPHA
     small = "" if rise is None else p_words(rise.p_holm)
     return (
         Cell(head.pattern),
@@ -102,7 +102,7 @@ def effect_cell(effect: Effect | None, digits: int = _DIGITS) -> Cell:
     lines = [interval(effect.low, effect.high, digits), p_words(p)]
     return Cell(
         change(effect.difference, digits),
-        p is not None and p < SIGNIFICANT,
+        p is not None and p < ALPHA,
         small="\n".join(filter(None, lines)),
     )
 

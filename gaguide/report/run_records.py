@@ -17,12 +17,12 @@ from typing import Any
 
 from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, mask_credentials
-from gaguide.log import read_metrics
+from gaguide.log import read_metrics, run_files
 from gaguide.model.content import FileRecord, file_record
 from gaguide.report.run_ablations import RunAblation, read_ablations
 from gaguide.report.run_scores import TaskScore, read_evaluations
 
-_RECORDS = ("summary.json", "metrics.jsonl", "config.yaml")
+_RECORDS = (run_files.SUMMARY, run_files.METRICS, run_files.CONFIG)
 
 
 @dataclass(frozen=True)
@@ -176,18 +176,18 @@ def _read_run(folder: Path, record_of: FileRecord) -> RunRecord:
     if not any((folder / name).is_file() for name in _RECORDS):
         problem = "contains no records of a run" if folder.is_dir() else "is not a folder"
         raise UserError.of("RUN", problem, "give the output folder of a training", str(folder))
-    summary = _read_object(folder / "summary.json")
+    summary = _read_object(folder / run_files.SUMMARY)
     validation = _mapping(summary.get("validation"))
-    path = folder / "config.yaml"
+    path = folder / run_files.CONFIG
     config = mask_credentials(path.read_text("utf-8")) if path.is_file() else ""
     settings = _settings(config)
-    metrics, validations = _lines(folder / "metrics.jsonl"), _lines(folder / "validation.jsonl")
+    metrics, validations = _lines(folder / run_files.METRICS), _lines(folder / run_files.VALIDATIONS)
     last = metrics[-1] if metrics else {}
     if not summary:
         first = validations[0] if validations and validations[0]["step"] == 0 else None
         latest = validations[-1] if validations and validations[-1]["step"] > 0 else None
         validation = {"before": _measured(first), "after": _measured(latest)}
-    evaluations = read_evaluations(folder, _lines(folder / "evaluations.jsonl"), record_of)
+    evaluations = read_evaluations(folder, _lines(folder / run_files.EVALUATIONS), record_of)
     experiment, weight = _guidance(settings)
     return RunRecord(
         folder=folder,

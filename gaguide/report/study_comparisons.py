@@ -8,7 +8,6 @@ from gaguide.evaluate.results.metric_names import GROUP_ACC
 from gaguide.report.document import Cell, Table
 from gaguide.report.text import (
     ABSENT,
-    SIGNIFICANT,
     fixed,
     interval,
     mark,
@@ -17,6 +16,7 @@ from gaguide.report.text import (
     small_number,
     smallest_p,
 )
+from gaguide.stats.groups import ALPHA
 from gaguide.study.records import Comparison, ScalingVerdict
 from gaguide.study.study_records import StudyRecords
 
@@ -32,9 +32,9 @@ def decisive(
 
 
 def is_significant(row: Comparison) -> bool:
-    """Whether p, corrected where there is a correction, is below `SIGNIFICANT`."""
+    """Whether p, corrected where there is a correction, is below `ALPHA`."""
     p = row.p if row.p_holm is None else row.p_holm
-    return p is not None and p < SIGNIFICANT
+    return p is not None and p < ALPHA
 
 
 def comparison_table(study: StudyRecords) -> Table:

@@ -10,7 +10,6 @@ from gaguide.report.ablation_tables import effect_cell
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.text import (
-    SIGNIFICANT,
     before_after,
     change,
     counted,
@@ -19,6 +18,7 @@ from gaguide.report.text import (
     p_words,
     tally,
 )
+from gaguide.stats.groups import ALPHA
 from gaguide.study.analysis_records import HeadVerdict
 from gaguide.study.study_records import StudyRecords
 
@@ -97,7 +97,7 @@ def _note(study: StudyRecords) -> str:
 
 
 def _cells(one: HeadVerdict) -> tuple[Cell, ...]:
-    is_moved = one.p_moved is not None and one.p_moved < SIGNIFICANT
+    is_moved = one.p_moved is not None and one.p_moved < ALPHA
     return (
         Cell(one.pattern),
         Cell(before_after(one.before, one.after), is_moved, small=p_words(one.p_moved)),
@@ -126,7 +126,7 @@ def _basis(heads: Sequence[HeadVerdict]) -> str:
 def _mean_over(heads: Sequence[HeadVerdict]) -> Cell:
     """The mean change minus that in finetuned, and for how many heads it is beyond noise."""
     ps = [one.p_over for one in heads if one.p_over is not None]
-    beyond = [one for one in heads if one.p_over is not None and one.p_over < SIGNIFICANT]
+    beyond = [one for one in heads if one.p_over is not None and one.p_over < ALPHA]
     more = sum((one.over_finetuned or 0) > 0 for one in beyond)
     words = f"{more} more, {len(beyond) - more} less of {len(ps)} beyond noise" if ps else ""
     return Cell(change(known_mean(one.over_finetuned for one in heads)), small=words)

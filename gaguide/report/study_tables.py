@@ -11,13 +11,13 @@ from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.text import (
     ABSENT,
     DIRECTIONS,
-    SIGNIFICANT,
     fixed,
     interval,
     mark,
     mark_notes,
     slug,
 )
+from gaguide.stats.groups import ALPHA
 from gaguide.study.records import Mean
 from gaguide.study.study_records import StudyRecords
 
@@ -80,9 +80,7 @@ def _size_table(study: StudyRecords, size: str) -> Table:
         limit = (study.study.get("evaluate") or {}).get("limit")
         of = "" if limit is None else f", of all examples, where ours is of the first {limit:,} of each task"
         note.append(f"Second number: the paper's{of}, its best in bold as well.")
-    note.append(
-        f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {SIGNIFICANT:g})."
-    )
+    note.append(f"* differs from finetuned, † from original (Holm-corrected over tasks, p < {ALPHA:g}).")
     if incomplete:
         note.append("Of seeds: the others are left out, for the reasons in the cautions.")
     if truncated:

@@ -13,12 +13,10 @@ from statistics import fmean
 from typing import Any
 
 from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
-from gaguide.stats.groups import FEW
+from gaguide.stats.groups import ALPHA, FEW
 
 ABSENT = "–"
 """Shown for a missing value."""
-SIGNIFICANT = 0.05
-"""A p value below it is set in bold."""
 DIRECTIONS = {"high": " ↑", "low": " ↓"}
 """Better direction of a metric → arrow after its name: ↑ higher is better, ↓ lower is better."""
 
@@ -73,7 +71,7 @@ def before_after(before: float | None, after: float | None) -> str:
 
 def smallest_p(tests: int) -> str:
     """A sentence on how small p can be, corrected over `tests` tests, and what McNemar's needs for 0.05."""
-    needed = math.floor(math.log2(max(tests, 1) / 0.05)) + 1
+    needed = math.floor(math.log2(max(tests, 1) / ALPHA)) + 1
     return (
         " The p of a loss has no smallest value (where fewer than ten of 5,000 resampled means lie beyond 0, "
         f"or there are fewer than {FEW} examples or groups, it is that of a paired t-test). McNemar's of c "

@@ -8,6 +8,10 @@ from collections.abc import Hashable, Sequence
 FEW = 50
 """Independent units (examples, groups, blocks) below which intervals are as wide as Student's: resampling
 rejects a true hypothesis in 6% of cases instead of 5% with 50 of them, in 7% with 20, in 10% with 10."""
+ALPHA = 0.05
+"""Level of all tests."""
+ROUNDING = 1e-12
+"""Relative differences up to this are those of floating-point sums: the values are the same."""
 Z = 1.959963984540054
 """Quantile of the normal distribution for 95% intervals."""
 

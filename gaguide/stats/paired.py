@@ -16,11 +16,9 @@ import numpy as np
 from scipy import stats
 
 from gaguide.stats.difference import Paired
-from gaguide.stats.groups import FEW, Z, ratio_error, sums_by_group
+from gaguide.stats.groups import ALPHA, FEW, ROUNDING, Z, ratio_error, sums_by_group
 
-ALPHA = 0.05
 RESAMPLES = 4_999
-_ROUNDING = 1e-12
 _FEW = 10
 """Least number of resampled means beyond 0 at which their share is used as a p value."""
 
@@ -148,7 +146,7 @@ def rate_change(
 
 def all_equal(values: np.ndarray) -> bool:
     """Whether `values` have no spread beyond rounding."""
-    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def _equal_p(difference: float, count: int) -> float | None:
@@ -157,7 +155,7 @@ def _equal_p(difference: float, count: int) -> float | None:
     two."""
     if count < 2:
         return None
-    return 1.0 if abs(difference) <= _ROUNDING else 2.0 ** (1 - count)
+    return 1.0 if abs(difference) <= ROUNDING else 2.0 ** (1 - count)
 
 
 def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -192,7 +190,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     Accuracies of few examples can be equal by chance: a spread of zero says nothing about the next seed.
     """
-    if len(_finite(np.asarray(values, float))) < 2 or np.ptp(values) <= _ROUNDING:
+    if len(_finite(np.asarray(values, float))) < 2 or np.ptp(values) <= ROUNDING:
         return None
     low, high = stats.t.interval(1 - ALPHA, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     return float(low), float(high)

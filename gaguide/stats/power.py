@@ -16,8 +16,8 @@ from functools import cache
 import numpy as np
 from scipy import optimize, special, stats
 
-from gaguide.stats.groups import FEW, ratio_error, sums_by_group
-from gaguide.stats.paired import ALPHA, all_equal
+from gaguide.stats.groups import ALPHA, FEW, ROUNDING, ratio_error, sums_by_group
+from gaguide.stats.paired import all_equal
 
 TARGET = 0.8
 """Power at which a difference counts as detectable."""
@@ -171,7 +171,7 @@ def estimate_detectable(error: float, freedom: float, alpha: float = ALPHA) -> f
     error: the estimate's standard error, taken as known; freedom: its degrees of freedom, at least 1. None
     for an error of 0.
     """
-    return None if error <= 1e-12 else error * standard_errors(freedom, alpha)
+    return None if error <= ROUNDING else error * standard_errors(freedom, alpha)
 
 
 @cache

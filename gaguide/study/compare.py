@@ -12,7 +12,8 @@ import numpy as np
 from gaguide.evaluate.compare.metric_tests import match, metric_tests
 from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC, SHARES
 from gaguide.evaluate.results.outcomes import TaskExamples
-from gaguide.stats.paired import ALPHA, holm, over_seeds, t_interval
+from gaguide.stats.groups import ALPHA
+from gaguide.stats.paired import holm, over_seeds, t_interval
 from gaguide.stats.power import seeds_detectable
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
 from gaguide.study.left_out import count_left_out

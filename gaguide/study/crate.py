@@ -8,6 +8,7 @@ from typing import Any
 from gaguide.errors import FaultCollector
 from gaguide.evaluate.tasks.locate import LocatedTask, files_hash, locate_tasks, split_names
 from gaguide.files import hash_file
+from gaguide.log import run_files
 from gaguide.publish.citation import doi_url
 from gaguide.publish.crate import Crate
 from gaguide.study.grid import Cell, Grid
@@ -16,8 +17,8 @@ from gaguide.study.state import read_summary
 from gaguide.study.study_records import StudyRecords
 
 _RECORDS = (
-    "config.yaml", "deepspeed.json", "summary.json", "metrics.jsonl", "validation.jsonl", "evaluations.jsonl",
-    "skipped.jsonl", "evaluation/results.json", "ablation/ablation.json",
+    run_files.CONFIG, run_files.DEEPSPEED, run_files.SUMMARY, run_files.METRICS, run_files.VALIDATIONS,
+    run_files.EVALUATIONS, run_files.SKIPPED, "evaluation/results.json", "ablation/ablation.json",
 )  # fmt: skip
 """A cell's records; its models and checkpoints are identified by their inputs."""
 
@@ -67,7 +68,7 @@ def _add_cell(crate: Crate, grid: Grid, cell: Cell, tasks: list[dict[str, str]])
         if (folder / name).is_file():
             crate.add_file(folder / name)
     if summary:
-        made = (folder / "summary.json").relative_to(grid.folder).as_posix()
+        made = (folder / run_files.SUMMARY).relative_to(grid.folder).as_posix()
         crate.add_training(f"training and evaluation of {cell.id}", made, summary, tasks)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
 from gaguide.config import GuidanceSection
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.cost import GPUS, CostEstimate, CostRequest, Spread, estimate, spread, with_deepspeed, with_run
 from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
@@ -185,7 +186,7 @@ def size_config(model: str, grid: Grid, manifest: Manifest | None) -> Pretrained
             reason = str(error).strip().splitlines()[0]
             raise UserError.of("model", f"cannot be loaded ({reason})", "give a folder", model) from None
     vocabulary = manifest.vocab_size if manifest else GPT2_VOCABULARY
-    if grid.study.data.shards == "embedded":
+    if grid.study.data.shards == EMBEDDED_SHARDS:
         vocabulary = EMBEDDED_VOCABULARY
     return scratch_config(SIZES[model], vocabulary, None)
 

@@ -23,7 +23,8 @@ import numpy as np
 import statsmodels.api as sm
 
 from gaguide.evaluate.results.metric_names import Better
-from gaguide.stats.paired import ALPHA, holm
+from gaguide.stats.groups import ALPHA
+from gaguide.stats.paired import holm
 from gaguide.stats.power import estimate_detectable
 from gaguide.study.records import Verdict
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gaguide.evaluate.results.earlier import RESULTS_FILE
 from gaguide.files import write_json
+from gaguide.log import run_files
 from gaguide.model.content import other_files
 from gaguide.study.content import ContentHashes
 from gaguide.study.grid import Cell, Grid
@@ -79,7 +81,7 @@ def stored_state(folder: Path) -> CellState:
 
 def is_trained(folder: Path) -> bool:
     """Whether training has ended: the summary is the last file it writes."""
-    return (folder / "summary.json").is_file()
+    return (folder / run_files.SUMMARY).is_file()
 
 
 def is_evaluated(grid: Grid, cell: Cell) -> bool:
@@ -126,7 +128,7 @@ def changed_tasks(grid: Grid, folder: Path, state: CellState) -> list[str]:
 
 def evaluation_file(folder: Path) -> Path:
     """The results of a cell's evaluation, the last file it writes."""
-    return folder / "evaluation" / "results.json"
+    return folder / "evaluation" / RESULTS_FILE
 
 
 def is_complete(grid: Grid, cell: Cell) -> bool:
@@ -182,6 +184,6 @@ def _held(folder: Path) -> bool:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary.json in a cell's folder; empty where it is not trained."""
-    path = folder / "summary.json"
+    path = folder / run_files.SUMMARY
     found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.errors import UserError, first_line
+from gaguide.log import run_files
 from gaguide.trackers.check import tracker_faults
 from gaguide.trackers.mirror import make_tracker
 from gaguide.trackers.notes import read_note
@@ -48,7 +49,7 @@ def _run(folder: Path) -> TrackedRun:
 def _settings(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Section → its settings, of the trackers that the run in `folder` was sent to."""
     try:
-        settings = json.loads((folder / "deepspeed.json").read_text("utf-8"))
+        settings = json.loads((folder / run_files.DEEPSPEED).read_text("utf-8"))
     except (OSError, ValueError):
         settings = {}
     place = _run(folder).place

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gaguide.log import run_files
+
 Kind = Literal["train", "validation", "evaluation"]
 """Kind of a row; the first part of its numbers' names."""
 
 FILES: dict[Kind, str] = {
-    "train": "metrics.jsonl",
-    "validation": "validation.jsonl",
-    "evaluation": "evaluations.jsonl",
+    "train": run_files.METRICS,
+    "validation": run_files.VALIDATIONS,
+    "evaluation": run_files.EVALUATIONS,
 }
 """Kind → the record file with its rows."""
 

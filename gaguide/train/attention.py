@@ -5,6 +5,7 @@ from __future__ import annotations
 from gaguide.config import RunConfig
 from gaguide.errors import Fault
 from gaguide.model import ModelSource
+from gaguide.model.shape import ATTENTION_DROPOUT_FIELDS
 
 
 def attention_faults(run: RunConfig, model: ModelSource | None, precision: str, on_gpu: bool) -> list[Fault]:
@@ -32,4 +33,4 @@ def attention_faults(run: RunConfig, model: ModelSource | None, precision: str, 
 
 def _drops_attention(model: ModelSource) -> bool:
     text = model.config.get_text_config()
-    return any(getattr(text, name, 0.0) for name in ("attn_pdrop", "attention_dropout"))
+    return any(getattr(text, name, 0.0) for name in ATTENTION_DROPOUT_FIELDS)

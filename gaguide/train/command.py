@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from gaguide.config import RunConfig, load_config, parse_overrides
+from gaguide.config.arguments import ArgumentParser
 from gaguide.config.reference import settings_help
 from gaguide.distributed import World, all_gather, out_of_memory, raise_together, start, stop
 from gaguide.distributed.launcher import launchers
@@ -190,11 +191,6 @@ def _too_little_memory(error: RuntimeError) -> Fault | None:
     return Fault("train.micro_batch", problem, remedy)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError.of("arguments", message, self.format_usage().strip())
-
-
 @dataclass(frozen=True)
 class Arguments:
     """The command line of a training."""
@@ -211,7 +207,7 @@ class Arguments:
 
 def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     """The command line, without reading a file; `--help` prints and exits. Raises a `UserError`."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="gaguide train",
         description="Train a model, guided or not. Any setting of the run follows as --section.field VALUE; "
         "it takes precedence over the run's YAML.",

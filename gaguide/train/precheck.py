@@ -22,6 +22,7 @@ from gaguide.config import (
     ValidationSection,
     plan_batch,
 )
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.load import read_settings
 from gaguide.engine.config import check_top_level, load_deepspeed_json
@@ -30,8 +31,6 @@ from gaguide.files import output_folder
 from gaguide.guidance.lexicon import read_lexicons
 from gaguide.guidance.registry import check_pattern_name
 from gaguide.model.lora import check_libraries
-
-_EMBEDDED = "embedded"
 
 
 def precheck(
@@ -114,7 +113,7 @@ def _check_data(sections: Mapping[str, Any], faults: FaultCollector) -> None:
     if data.shards is not None:
         folders["data.shards"] = data.shards
     for field, folder in folders.items():
-        if folder == _EMBEDDED or "://" in folder:
+        if folder == EMBEDDED_SHARDS or "://" in folder:
             continue
         try:
             read_manifest(Path(folder).expanduser())

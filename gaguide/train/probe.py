@@ -24,7 +24,7 @@ from gaguide.engine.config import load_deepspeed_json
 from gaguide.engine.config_resolved import DeepSpeedConfig
 from gaguide.errors import UserError
 from gaguide.guidance import guide, marked
-from gaguide.log import say
+from gaguide.log import run_files, say
 from gaguide.model import adapt_to, build_model, checkpoint_activations, shape_of
 from gaguide.model.freeze import freeze
 from gaguide.model.precision import PRECISIONS, torch_dtype
@@ -69,7 +69,7 @@ def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | Non
 
 def _earlier_micro_batch(job: Job, world: World) -> int | None:
     """The micro batch of an earlier start into the same folder by as many ranks; None without one."""
-    path = job.output / "deepspeed.json"
+    path = job.output / run_files.DEEPSPEED
     if not path.is_file():
         return None
     earlier = DeepSpeedConfig(json.loads(path.read_text("utf-8")))

@@ -17,18 +17,17 @@ from gaguide.engine.engine import Engine
 from gaguide.errors import UserError, mask_all
 from gaguide.files import write_json, write_text
 from gaguide.guidance import Measurement
-from gaguide.log import MetricsFile, StepLine, read_metrics, say
+from gaguide.log import MetricsFile, StepLine, read_metrics, run_files, say
+from gaguide.log.run_files import EVALUATIONS, METRICS, SKIPPED, VALIDATIONS
 from gaguide.trackers import Trackers
 from gaguide.train.clock import Clock
 from gaguide.train.job import Job
 from gaguide.train.step import StepNumbers
 from gaguide.train.tracking import tracked_run
 
-METRICS, VALIDATION, EVALUATIONS, SKIPPED = "metrics", "validation", "evaluations", "skipped"
-
 
 class RunRecords:
-    """The files NAME.jsonl of a run's output folder, its console, its monitors and its trackers.
+    """The record files of a run's output folder, its console, its monitors and its trackers.
 
     Only rank 0 writes; on the other ranks every method returns at once.
     """
@@ -53,17 +52,17 @@ class RunRecords:
         output, job = self.job.output, self.job
         try:
             if origin is not None:
-                for name in (METRICS, VALIDATION, EVALUATIONS, SKIPPED):
-                    if (origin / f"{name}.jsonl").exists():
-                        shutil.copyfile(origin / f"{name}.jsonl", output / f"{name}.jsonl")
-            write_text(output / "config.yaml", dump_config(job.run, masked=True))
-            write_json(output / "deepspeed.json", mask_all(job.deepspeed.settings))
+                for name in (METRICS, VALIDATIONS, EVALUATIONS, SKIPPED):
+                    if (origin / name).exists():
+                        shutil.copyfile(origin / name, output / name)
+            write_text(output / run_files.CONFIG, dump_config(job.run, masked=True))
+            write_json(output / run_files.DEEPSPEED, mask_all(job.deepspeed.settings))
             self._open_file(METRICS, done)
             # Step 0 is the untrained model: a run that starts over writes its record again.
-            self._open_file(VALIDATION, done if resumed else -1)
+            self._open_file(VALIDATIONS, done if resumed else -1)
             if job.run.evaluate.every:
                 self._open_file(EVALUATIONS, done if resumed else -1)
-            if (output / f"{SKIPPED}.jsonl").exists():
+            if (output / SKIPPED).exists():
                 self._open_file(SKIPPED, done)
         except OSError as error:
             problem = f"cannot be written to ({error.strerror or error})"
@@ -74,18 +73,18 @@ class RunRecords:
         if self.trackers:
             self.trackers.start(tracked_run(job, evaluation))
         if resumed:
-            records = read_metrics(output / f"{METRICS}.jsonl")
+            records = read_metrics(output / METRICS)
             self.clock.total = max((float(record.get("seconds") or 0) for record in records), default=0.0)
             say(f"resuming after step {done} of {job.total_steps}")
 
     def _open_file(self, name: str, done: int) -> None:
-        self._files[name] = MetricsFile(self.job.output / f"{name}.jsonl", done)
+        self._files[name] = MetricsFile(self.job.output / name, done)
 
     def has(self, name: str, step: int, measure: str | None = None) -> bool:
         """Whether the file has a record of `step` (with `measure`, if given); False on ranks other than 0."""
         if name not in self._files:
             return False
-        records = read_metrics(self.job.output / f"{name}.jsonl")
+        records = read_metrics(self.job.output / name)
         return any(
             record.get("step") == step and measure in (None, record.get("measure")) for record in records
         )
@@ -129,7 +128,7 @@ class RunRecords:
         """Write the held-out loss and attention after `step`."""
         if not self.world.is_main:
             return
-        self._files[VALIDATION].append({"step": step, "measure": self.job.measure, **measured.as_record()})
+        self._files[VALIDATIONS].append({"step": step, "measure": self.job.measure, **measured.as_record()})
         self.trackers.notify()
         mass = measured.guided_attention
         attention = "" if mass is None else f", attention {mass:.3f}"

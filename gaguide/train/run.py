@@ -25,7 +25,7 @@ from gaguide.files import write_text
 from gaguide.guidance import Guidance, guide
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
-from gaguide.log import SlowWork, say
+from gaguide.log import SlowWork, run_files, say
 from gaguide.model import build_model
 from gaguide.model.content import ADAPTER_FOLDER
 from gaguide.publish import CARD, read_own_card, write_card
@@ -64,7 +64,7 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
             status: Status = "finished" if diverged is None else "diverged"
             watchdog.mark(job.total_steps, "sending the last numbers to trackers", patience=4)
             limit = job.run.train.hang_timeout or None
-            raise_together(lambda: trackers.close(status, (job.output / "summary.json",), limit))
+            raise_together(lambda: trackers.close(status, (job.output / run_files.SUMMARY,), limit))
     claim.release()
     if diverged is not None:
         raise DivergedError(diverged)

@@ -9,7 +9,7 @@ from typing import Any
 from gaguide.distributed import World
 from gaguide.errors import mask_credentials
 from gaguide.files import read_object, write_json
-from gaguide.log import code_commit, code_fingerprint, read_metrics
+from gaguide.log import code_commit, code_fingerprint, read_metrics, run_files
 from gaguide.publish.base import read_base_model
 from gaguide.train.job import Job
 
@@ -29,7 +29,7 @@ def write_summary(
     `history` lists the resumes that changed settings; `diverged` is the reason why the trained model is
     unusable. If this start `trained` no step, an earlier start's own entries (ranks, versions) are kept.
     """
-    steps = read_metrics(job.output / "metrics.jsonl")
+    steps = read_metrics(job.output / run_files.METRICS)
     before, after = validation_at(job, 0), validation_at(job, job.total_steps)
     made_by = {
         "world_size": world.size,
@@ -45,10 +45,12 @@ def write_summary(
     }
     if not trained:
         made_by |= {
-            name: value for name, value in read_object(job.output / "summary.json").items() if name in made_by
+            name: value
+            for name, value in read_object(job.output / run_files.SUMMARY).items()
+            if name in made_by
         }
     write_json(
-        job.output / "summary.json",
+        job.output / run_files.SUMMARY,
         {
             "name": job.run.name,
             "experiment": job.plan.name if job.plan else "finetuned",
@@ -92,7 +94,7 @@ def _heads(job: Job) -> list[dict[str, Any]]:
 def validation_at(job: Job, step: int) -> dict[str, Any] | None:
     """The record of the held-out loss after `step`, if it is of the run's present measure."""
     found = None
-    for record in read_metrics(job.output / "validation.jsonl"):
+    for record in read_metrics(job.output / run_files.VALIDATIONS):
         if record.get("step") == step and record.get("measure") == job.measure:
             found = record
     return found

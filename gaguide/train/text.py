@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from gaguide.config import RunConfig, SourceSection
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.data import BuildRequest
 from gaguide.data.build.chat import read_template
 from gaguide.data.build.demo_corpus import build_embedded_corpus, embedded_folder
@@ -23,7 +24,7 @@ def find_corpus(run: RunConfig) -> Corpus:
         return mixture_corpus(parts, data.block_length, seed, cache_bytes)
     if data.source is not None:
         return source_corpus(_build_request(run, data.source), data.block_length, seed, run.validation.blocks)
-    folder = embedded_corpus() if data.shards == "embedded" else str(data.shards)
+    folder = embedded_corpus() if data.shards == EMBEDDED_SHARDS else str(data.shards)
     return folder_corpus(folder, data.block_length, seed, cache_bytes)
 
 

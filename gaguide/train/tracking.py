@@ -6,7 +6,7 @@ import yaml
 
 from gaguide.config import dump_config
 from gaguide.files import hash_json
-from gaguide.log import code_commit, code_fingerprint
+from gaguide.log import code_commit, code_fingerprint, run_files
 from gaguide.trackers import TrackedRun
 from gaguide.train.job import Job
 from gaguide.train.summary import versions
@@ -31,6 +31,6 @@ def tracked_run(job: Job, evaluation: str | None) -> TrackedRun:
         settings=hash_json([job.fingerprint, job.measure, evaluation]),
         config=yaml.safe_load(dump_config(job.run, masked=True)),
         tags=tags,
-        files=(job.output / "config.yaml", job.output / "deepspeed.json"),
+        files=(job.output / run_files.CONFIG, job.output / run_files.DEEPSPEED),
         measures={"validation": job.measure, "evaluation": evaluation},
     )

@@ -15,9 +15,10 @@ from gaguide.engine.save import SaveResult
 from gaguide.errors import Fault, UserError
 from gaguide.guidance import weight_factor
 from gaguide.log import SlowWork, say
+from gaguide.log.run_files import EVALUATIONS, VALIDATIONS
 from gaguide.trackers import Trackers
 from gaguide.train.evaluating import Evaluation, undisturbed
-from gaguide.train.records import EVALUATIONS, VALIDATION, RunRecords
+from gaguide.train.records import RunRecords
 from gaguide.train.resume import (
     changes,
     check_own_step,
@@ -199,7 +200,7 @@ class Trainer:
             self.job.corpus.blocks.wait_for_checksums
         )  # of shards whose checksums are still being compared
         total = self.job.total_steps
-        if not broadcast(self.records.has(VALIDATION, total, self.job.measure)):
+        if not broadcast(self.records.has(VALIDATIONS, total, self.job.measure)):
             self._validate(total)
             loss = self.validated[1]
             if loss is not None and broadcast(self.store.path(total).exists()):
@@ -215,7 +216,7 @@ class Trainer:
         """
         evaluated = None if self.evaluation is None else self.evaluation.measure
         for every, name, kind, measure in (
-            (self.job.run.validation.every, VALIDATION, self.job.measure, self._validate),
+            (self.job.run.validation.every, VALIDATIONS, self.job.measure, self._validate),
             (self.job.run.evaluate.every, EVALUATIONS, evaluated, self._evaluate),
         ):
             due = kind is not None and (self.done == 0 or (every and self.done % every == 0))

@@ -49,7 +49,7 @@ def arguments(output: Path, **more: Any) -> TrainingArguments:
 
 
 def by_hand(
-    ids_NT: torch.Tensor, accumulate: int, masked: bool, schedule: bool = False
+    ids_NT: torch.Tensor, accumulate: int, masked: bool, schedule: bool = False, bf16: bool = False
 ) -> list[torch.Tensor]:
     """Weights after three steps of SGD: mean over a global batch's labels, plus the mean guidance loss."""
     model, rows = tiny_model("gpt2").train(), Rows(ids_NT, masked)
@@ -64,7 +64,8 @@ def by_hand(
             if schedule:
                 guidance.weight *= 1 - step / 3
             for batch in micro_batches:
-                out = model(**batch, num_items_in_batch=items, use_cache=False)
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    out = model(**batch, num_items_in_batch=items, use_cache=False)
                 (out.loss + guidance.loss() / accumulate).backward()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -104,6 +105,22 @@ def test_the_weight_follows_the_schedule(tmp_path: Path) -> None:
     trainer.train()
     for got, want in zip(model.parameters(), by_hand(ids_NT, 1, False, schedule=True), strict=True):
         torch.testing.assert_close(got.detach(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_precision_is_the_trainers(tmp_path: Path) -> None:
+    ids_NT, model = random_ids(18, 21), tiny_model("gpt2")
+    trainer = guided(_PlainOrder)(
+        model=model,
+        args=arguments(tmp_path, gradient_accumulation_steps=3, bf16=True),
+        train_dataset=Rows(ids_NT, True),
+        guidance=PLAN,
+    )
+    trainer.train()
+    for got, want in zip(model.parameters(), by_hand(ids_NT, 3, True, bf16=True), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.detach(), want, rtol=1e-5, atol=1e-6)
+    exact = by_hand(ids_NT, 3, True)
+    assert any(not torch.equal(got, want) for got, want in zip(model.parameters(), exact, strict=True))
 
 
 def test_a_last_step_of_fewer_micro_batches_counts_as_a_step(tmp_path: Path) -> None:

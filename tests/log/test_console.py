@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from gaguide.log import console
+from tests.support.patience import patience
 
 
 @pytest.mark.processes
@@ -38,7 +39,7 @@ def test_slow_work_says_what_it_does_and_how_far(
         work.done(*done)
         said.clear()
         with work:
-            assert said.wait(60)
+            assert said.wait(patience(60))
         return capsys.readouterr().out
 
     assert words(console.SlowWork("validating: blocks", 64), 12).startswith(

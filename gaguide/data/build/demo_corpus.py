@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.data.build.build import build_shards
 from gaguide.data.build.identity import source_digest
 from gaguide.data.build.python_reference import (
@@ -17,7 +18,7 @@ from gaguide.data.build.python_reference import (
     train_embedded_tokenizer,
 )
 from gaguide.data.build.request import SOURCE_CONTENT, BuildRequest
-from gaguide.data.build.sources import EMBEDDED, find_source
+from gaguide.data.build.sources import find_source
 from gaguide.data.format.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, is_complete, read_manifest
 
 
@@ -31,7 +32,7 @@ def embedded_folder(cache: Path) -> Path:
 
 def _text_digest() -> str:
     """SHA-256 of the documents: distributions may change them without changing Python's version."""
-    return source_digest(find_source([EMBEDDED], None, None).files)
+    return source_digest(find_source([EMBEDDED_SHARDS], None, None).files)
 
 
 def build_embedded_corpus(folder: Path, vocab_size: int = EMBEDDED_VOCABULARY) -> Path:
@@ -54,7 +55,7 @@ def build_embedded_corpus(folder: Path, vocab_size: int = EMBEDDED_VOCABULARY) -
                 _remove_shards(folder)
         tokenizer_folder = folder / ".trained"
         train_embedded_tokenizer(vocab_size).save_pretrained(tokenizer_folder)
-        build_shards(BuildRequest((EMBEDDED,), folder, str(tokenizer_folder)))
+        build_shards(BuildRequest((EMBEDDED_SHARDS,), folder, str(tokenizer_folder)))
         shutil.rmtree(tokenizer_folder)
     return folder
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.data.build.archive_rows import rows_of_tar, rows_of_zip
 from gaguide.data.build.json_rows import row_of_line, rows_of_values
 from gaguide.data.build.kinds import SourceFile
@@ -67,7 +68,7 @@ def _limited(rows: Iterator[Row], limit: int | None) -> Iterator[Row]:
 
 def _rows(span: Span, fields: RowFields) -> Iterator[Row]:
     file = span.file
-    if file.kind == "embedded":
+    if file.kind == EMBEDDED_SHARDS:
         from gaguide.data.build.python_reference import embedded_documents
 
         yield from (text.encode("utf-8") for text in embedded_documents())

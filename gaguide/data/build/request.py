@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.data.build.chat import find_template
 from gaguide.data.build.identity import source_digest, stamp
 from gaguide.data.build.parts import Part, split_into_parts
 from gaguide.data.build.row_fields import RowFields
-from gaguide.data.build.sources import EMBEDDED, Source, find_source
+from gaguide.data.build.sources import Source, find_source
 from gaguide.data.format.manifest import BUILD_FOLDER, MASKED, MAX_MARKS, NO_LOSS, PROMPT
 from gaguide.data.format.tokenizer import (
     EOS,
@@ -151,7 +152,7 @@ def check_request(request: BuildRequest) -> None:
         if not request.sources:
             remedy = "give files, a folder, a hub data set or 'embedded'"
             faults.add(Fault("--source", "is required", remedy))
-        if request.tokenizer is None and request.sources != (EMBEDDED,):
+        if request.tokenizer is None and request.sources != (EMBEDDED_SHARDS,):
             remedy = "give a folder with a tokenizer, or the name of a model on the hub (gpt2)"
             faults.add(Fault("--tokenizer", "is required", remedy))
         if request.rows is not None and request.rows < 1:
@@ -195,7 +196,9 @@ def _mark_faults(request: BuildRequest) -> Iterator[Fault]:
 def prepare_build(request: BuildRequest, on_progress: Callable[[Progress], None]) -> PreparedBuild:
     """Find the source, load the tokenizer and split the source into parts; a function of both alone."""
     source, tokenizer = _inputs(request, on_progress)
-    stamps = tuple(None if file.is_remote or file.kind == EMBEDDED else stamp(file) for file in source.files)
+    stamps = tuple(
+        None if file.is_remote or file.kind == EMBEDDED_SHARDS else stamp(file) for file in source.files
+    )
     template = None
     with FaultCollector() as faults:
         ids = faults.attempt(document_ids, tokenizer, request.bos, request.separator)
@@ -239,7 +242,7 @@ def _validation_fraction(request: BuildRequest, parts: tuple[Part, ...]) -> floa
 
     if request.validation_fraction is not None:
         return request.validation_fraction
-    if request.sources == (EMBEDDED,):
+    if request.sources == (EMBEDDED_SHARDS,):
         return VALIDATION_FRACTION
     return 0.05 if sum(part.weight for part in parts) < _SMALL_SOURCE_BYTES else 0.005
 

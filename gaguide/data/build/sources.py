@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.data.build.identity import identify_local, identify_remote, source_digest
 from gaguide.data.build.kinds import (
     HIDDEN,
@@ -35,7 +36,6 @@ from gaguide.errors import (
     suggestion,
 )
 
-EMBEDDED = "embedded"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _UNKNOWN = "of unknown kind"
 _IN_OUTPUT = "inside the output folder"
@@ -117,7 +117,7 @@ def local_content(names: Iterable[str], output: Path | None = None) -> str | Non
 
 
 def _is_path_or_address(name: str) -> bool:
-    return name == EMBEDDED or "://" in name or glob.has_magic(name) or _local(name).exists()
+    return name == EMBEDDED_SHARDS or "://" in name or glob.has_magic(name) or _local(name).exists()
 
 
 def _local(name: str) -> Path:
@@ -132,7 +132,7 @@ def _hub_only_options(split: str | None, revision: str | None) -> Iterable[Fault
 
 
 def _describe(name: str) -> str:
-    if name == EMBEDDED:
+    if name == EMBEDDED_SHARDS:
         from gaguide.data.build.python_reference import EMBEDDED_DESCRIPTION
 
         return EMBEDDED_DESCRIPTION
@@ -144,8 +144,8 @@ def _describe(name: str) -> str:
 
 
 def _local_or_remote(name: str, output: Path | None, left_out: Counter[str]) -> list[SourceFile]:
-    if name == EMBEDDED:
-        return [SourceFile(EMBEDDED, EMBEDDED, EMBEDDED, None, 0, content=_embedded_content())]
+    if name == EMBEDDED_SHARDS:
+        return [SourceFile(name, name, name, None, 0, content=_embedded_content())]
     path = _local(name)
     if "://" in name and not path.exists():
         protocol, _, rest = name.partition("://")

@@ -8,6 +8,7 @@ from typing import Literal
 from gaguide.evaluate.compare.metric_tests import Test
 from gaguide.evaluate.compare.sources import Evaluation
 from gaguide.evaluate.results.metric_names import Better, Doubt, is_improvement
+from gaguide.stats.groups import ALPHA
 from gaguide.stats.power import Effect
 
 Change = Literal["gained", "lost", "better", "worse"]
@@ -82,7 +83,7 @@ class TaskComparison:
     @property
     def is_shown(self) -> bool:
         """Whether the difference is significant at 5% after Holm's correction."""
-        return self.p_holm is not None and self.p_holm < 0.05
+        return self.p_holm is not None and self.p_holm < ALPHA
 
     @property
     def improved(self) -> bool | None:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import numpy as np
 
 from gaguide.evaluate.results.intervals import Groups, Metric, mean
-from gaguide.stats.groups import critical_value, tail_share
+from gaguide.stats.groups import ROUNDING, critical_value, tail_share
 
 CALIBRATION_BINS = 15
 """Bins of equal width over the probability of the chosen class (Guo et al. 2017)."""
 _RESAMPLES = 400
 _CHUNK = 50
-_ROUNDING = 1e-12
 
 Pair = tuple[Hashable, Hashable]
 """(right label, chosen label)."""
@@ -137,7 +136,7 @@ def _jackknifed(
             whole.setdefault(group, Counter())[pair] += 1
         parts = Counter(frozenset(own.items()) for own in whole.values())
         wider, units = max(error, _jackknife_error(statistic, counts, parts)), len(whole)
-    if wider <= _ROUNDING:  # as for a constant answer: no spread here says nothing about other examples
+    if wider <= ROUNDING:  # as for a constant answer: no spread here says nothing about other examples
         return Metric(value, error, math.nan, math.nan)
     half = critical_value(units) * wider
     return Metric(value, error, value - half, value + half)

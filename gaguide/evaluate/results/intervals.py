@@ -11,9 +11,8 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from gaguide.stats.groups import Z, critical_value, ratio_error, sums_by_group
+from gaguide.stats.groups import ROUNDING, Z, critical_value, ratio_error, sums_by_group
 
-_ROUNDING = 1e-12
 Groups = Sequence[Hashable] | None
 """The group of each example; None where the examples are independent."""
 
@@ -85,7 +84,7 @@ def rate(losses: Sequence[float], tokens: Sequence[int], groups: Groups = None) 
     if groups is not None:
         own = sums_by_group(losses, tokens, [groups[at] for at in counted])
     wider = max(error, ratio_error(*own))
-    half = math.nan if wider <= _ROUNDING * abs(value) else critical_value(len(own[0])) * wider
+    half = math.nan if wider <= ROUNDING * abs(value) else critical_value(len(own[0])) * wider
     return Metric(value, error, value - half, value + half)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.files import read_object
+from gaguide.log import run_files
 from gaguide.model.sizes import GPT2_VOCABULARY, SIZES, Size
 
 PaperColumn = tuple[str, str]
@@ -47,7 +48,7 @@ def find_paper_column(name: str, config: Any) -> PaperColumn | None:
     hub_name = name.removeprefix("openai-community/")
     if any(hub_name == model.name for model in PAPER_MODELS) and not Path(name).exists():
         return hub_name, "original"
-    experiment = _read_experiment(Path(name).parent / "summary.json")
+    experiment = _read_experiment(Path(name).parent / run_files.SUMMARY)
     if experiment is None or getattr(config, "vocab_size", None) != GPT2_VOCABULARY:
         return None
     shape = getattr(config, "n_layer", None), getattr(config, "n_head", None), getattr(config, "n_embd", None)
