@@ -18,7 +18,7 @@ from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, reworde
 from gaguide.evaluate.model_folder import DTYPES, ModelFolder, find_model_folder, model_path
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
 from gaguide.guidance import GuidancePlan
-from gaguide.train.preflight import make_plan
+from gaguide.train.guided_heads import make_plan
 from gaguide.train.text import embedded_corpus, find_corpus
 
 START = "start"

@@ -253,11 +253,15 @@ class RunConfig(Section):
     data: DataSection
     """Text to train on: give `shards`, `mixture` or `source`."""
     guidance: GuidanceSection = GuidanceSection()
+    """Which heads are guided to what, and how strongly."""
     train: TrainSection
     """How to train: give at least `global_batch`, and `steps` or `epochs`."""
     validation: ValidationSection = ValidationSection()
+    """Measurement of the held-out loss."""
     evaluate: EvaluateSection = EvaluateSection()
+    """Evaluation on tasks during training."""
     checkpoint: CheckpointSection = CheckpointSection()
+    """When checkpoints are saved, and which are kept."""
 
     @model_validator(mode="after")
     def _one_start(self) -> RunConfig:

@@ -101,7 +101,9 @@ class _Induction:
     """Attention of the second copy on the token after the same token in the first."""
 
     length: int
+    """Tokens of each copy."""
     mass: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer → mean attention by head [H]."""
     changes_outputs = False
 
     def start_pass(self, inputs: PassInputs) -> PassHandler:

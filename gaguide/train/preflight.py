@@ -9,16 +9,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from gaguide.checkpoint import MODEL_FOLDER
 from gaguide.checkpoint.folder import CheckpointInfo, choose
 from gaguide.config import (
     BatchPlan,
-    GuidanceSection,
-    LoraSection,
     RunConfig,
-    ValidationSection,
     plan_batch,
 )
 from gaguide.data import load_tokenizer, steps_for_epochs, tokenizer_fingerprint
@@ -30,31 +27,19 @@ from gaguide.engine.config import RunValues, device_precisions, load_deepspeed_j
 from gaguide.engine.config_resolved import DeepSpeedConfig, JsonObject
 from gaguide.engine.monitors import check_monitors
 from gaguide.engine.offload_state import check_offload
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.files import output_folder
-from gaguide.guidance import (
-    DEFAULT_THRESHOLD,
-    Assignment,
-    FixedOffset,
-    GuidancePlan,
-    make_pattern,
-    read_lexicons,
-    shipped_lexicons,
-)
-from gaguide.guidance.cues import Cues, make_cues
 from gaguide.log import say
 from gaguide.model import ModelSource, find_model, saved_model, skeleton, with_vocabulary
-from gaguide.model.attention_support import attention_modules
 from gaguide.model.content import ADAPTER_CONFIG
-from gaguide.model.freeze import count_unfrozen, frozen_parameters
-from gaguide.model.lora import Adapter, check_adapter_guides, check_libraries, find_adapter
 from gaguide.model.quantize import check_quantizes
-from gaguide.model.reach import movable_from, unmoved_layers
 from gaguide.train.attention import attention_faults
+from gaguide.train.guided_heads import find_cues, fit_plan, make_plan
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
 from gaguide.train.text import find_corpus
+from gaguide.train.trained import TrainedPart, find_trained, partition_faults
 
 
 def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output: bool = True) -> Job:
@@ -72,7 +57,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         if corpus is not None:
             model = attempt(_find_model, run, corpus)
             plan = attempt(make_plan, run.guidance, corpus.tokenizer)
-            cues = attempt(_find_cues, run.validation, corpus.tokenizer)
+            cues = attempt(find_cues, run.validation, corpus.tokenizer)
         if model is not None and corpus is not None:
             attempt(_check_model_takes_data, model, corpus, run)
             architecture = attempt(skeleton, model)
@@ -86,26 +71,16 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
             parameters = architecture.num_parameters() if architecture is not None else 0
             attempt(check_offload, deepspeed, parameters, world)
         if model is not None and architecture is not None and plan is not None:
-            shape = model.config.get_text_config()
-            modules = attempt(attention_modules, architecture)
-            if modules is not None:
-                plan = attempt(plan.restricted_to, modules, shape.num_hidden_layers) or plan
-            attempt(plan.resolve, shape.num_hidden_layers, shape.num_attention_heads)
-            attempt(_check_offsets, plan, run.data.block_length)
+            plan = fit_plan(plan, model, architecture, run.data.block_length, faults)
             faults.add(*(missing_marks(corpus.blocks, plan.marks) if corpus is not None else ()))
         if corpus is not None and architecture is not None:
             attempt(_check_loss_counts, architecture, corpus)
-        frozen: tuple[str, ...] | None = ()
-        adapter = trained = None
-        if architecture is not None and (run.train.freeze or run.train.trainable):
-            frozen = attempt(_find_frozen, architecture, run, plan)
-            trained = count_unfrozen(architecture, frozen or ())
-        if architecture is not None and model is not None and run.train.lora is not None:
-            adapter = attempt(_find_adapter, architecture, model, run.train.lora, plan)
-            trained = adapter.parameters if adapter is not None else None
-            if adapter is not None and adapter.quantized:
-                attempt(check_quantizes, world.device)
-                faults.add(*(_partitioned_faults(deepspeed) if deepspeed is not None else ()))
+        trained = TrainedPart()
+        if architecture is not None and model is not None:
+            trained = find_trained(architecture, model, run, plan, faults)
+        if trained.adapter is not None and trained.adapter.quantized:
+            attempt(check_quantizes, world.device)
+            faults.add(*(partition_faults(deepspeed) if deepspeed is not None else ()))
     assert batch and corpus and model and deepspeed
     total = run.train.steps or steps_for_epochs(
         len(corpus.blocks), run.train.epochs or 1, run.train.global_batch
@@ -118,9 +93,9 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
         model=model,
         plan=plan,
         total_steps=total,
-        frozen=frozen or (),
-        adapter=adapter,
-        trained=trained,
+        frozen=trained.frozen,
+        adapter=trained.adapter,
+        trained=trained.parameters,
         cues=cues,
     )
 
@@ -182,79 +157,6 @@ def _create_output(given: str, field: str) -> Path:
     return output
 
 
-def make_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan | None:
-    """The plan of a run's `guidance`; None where it guides and measures no head."""
-    if section.plan:
-        plan = _custom_plan(section, tokenizer)
-    else:
-        plan = GuidancePlan.from_experiment(
-            section.experiment, tokenizer, mode=section.mode, layers=section.layers
-        )
-    if plan.is_empty:
-        return None
-    return replace(
-        plan,
-        reduction=section.reduction,
-        target=section.target,
-        weight=section.weight,
-        loss=section.loss,
-        threshold=DEFAULT_THRESHOLD if section.threshold is None else section.threshold,
-    )
-
-
-def _find_cues(section: ValidationSection, tokenizer: PreTrainedTokenizerBase) -> Cues | None:
-    """The cues of a run's `validation.near_cue`; None where it names none."""
-    if section.near_cue is None:
-        return None
-    own = read_lexicons(Path(section.lexicons).expanduser()) if section.lexicons else {}
-    known = shipped_lexicons() | own
-    if section.near_cue not in known:
-        remedy = suggestion(section.near_cue, known, limit=30)
-        raise UserError.of("validation.near_cue", "unknown lexicon", remedy, section.near_cue)
-    return make_cues(known[section.near_cue], section.cue_mode, tokenizer)
-
-
-def _find_frozen(architecture: PreTrainedModel, run: RunConfig, plan: GuidancePlan | None) -> tuple[str, ...]:
-    frozen = frozen_parameters(architecture, run.train.freeze, run.train.trainable)
-    guided = _guided_layers(architecture, plan)
-    trained = {name for name, _ in architecture.named_parameters()}.difference(frozen)
-    if layers := unmoved_layers(architecture, trained, guided):
-        problem = (
-            f"trains no parameter that influences the heads guided in layers {', '.join(map(str, layers))}"
-        )
-        remedy = f"train the embeddings or a layer below them, or {movable_from(layers, guided)}"
-        raise UserError.of("train.trainable" if run.train.trainable else "train.freeze", problem, remedy)
-    return frozen
-
-
-def _find_adapter(
-    architecture: PreTrainedModel, model: ModelSource, section: LoraSection, plan: GuidancePlan | None
-) -> Adapter:
-    check_libraries(section)
-    adapter = find_adapter(architecture, model, section)
-    check_adapter_guides(adapter, architecture, _guided_layers(architecture, plan))
-    return adapter
-
-
-def _guided_layers(architecture: PreTrainedModel, plan: GuidancePlan | None) -> list[int]:
-    """Layers with a head that guidance moves; none where it has weight 0."""
-    if plan is None or not plan.weight:
-        return []
-    shape = architecture.config.get_text_config()
-    heads = plan.resolve(shape.num_hidden_layers, shape.num_attention_heads)
-    return sorted({layer for (layer, _), head in heads.items() if head.weight})
-
-
-def _partitioned_faults(deepspeed: DeepSpeedConfig) -> list[Fault]:
-    """Faults of 4-bit weights: ZeRO stage 3 partitions floating-point tensors only."""
-    if deepspeed.zero_stage < 3:
-        return []
-    problem = "ZeRO stage 3 cannot partition weights in 4 bits"
-    return [
-        Fault("train.lora.quantize", problem, "use a JSON of ZeRO stage 0, 1 or 2, or leave it out", "nf4")
-    ]
-
-
 def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:
     """Raise a `UserError` where the loss must leave tokens out and the model cannot average over the rest."""
     parameters = inspect.signature(architecture.forward).parameters.values()
@@ -265,29 +167,6 @@ def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:
         )
         remedy = "use shards without conversations or masked words, or another model"
         raise UserError.of("model.name", problem, remedy, type(architecture).__name__)
-
-
-def _check_offsets(plan: GuidancePlan, block_length: int) -> None:
-    for assignment in plan.assignments:
-        pattern = assignment.pattern
-        if isinstance(pattern, FixedOffset) and pattern.distance >= block_length:
-            raise UserError.of(
-                "guidance.plan",
-                f"{pattern.name} never has a target in blocks of {block_length} tokens",
-                "use a smaller offset or longer blocks",
-            )
-
-
-def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan:
-    own = read_lexicons(Path(section.lexicons).expanduser()) if section.lexicons else {}
-    assignments = []
-    with FaultCollector() as faults:
-        for at, entry in enumerate(section.plan):
-            field = f"guidance.plan.{at}.pattern"
-            pattern = faults.attempt(make_pattern, entry.pattern, tokenizer, section.mode, own, field)
-            if pattern is not None:
-                assignments.append(Assignment(pattern, entry.heads, entry.layers, entry.weight))
-    return GuidancePlan(tuple(assignments))
 
 
 def _check_model_takes_data(model: ModelSource, corpus: Corpus, run: RunConfig) -> None:

@@ -82,14 +82,23 @@ class _Prepared:
     """A request whose files, tokenizer and options were found and fit together."""
 
     request: ImportRequest
+    """The request itself."""
     kind: Format
+    """Format of the files."""
     tokenizer: PreTrainedTokenizerBase
+    """The tokenizer that made the ids."""
     ids: DocumentIds
+    """Ids that begin and end documents."""
     paths: Mapping[str, list[Path]]
+    """Files of each split."""
     files: tuple[SourceFile, ...]
+    """All of them, with their sizes and content."""
     options: ReadOptions
+    """How the format's files are read."""
     fraction: float
+    """Share of the documents that is held out."""
     identity: Mapping[str, Any]
+    """Identifies the import by content."""
 
     @property
     def build_id(self) -> str:
@@ -212,8 +221,11 @@ class _Open:
     """The shard of a split that is being filled."""
 
     documents: list[Document] = field(default_factory=list)
+    """Its documents so far."""
     tokens: int = 0
+    """Their tokens."""
     infos: list[ShardInfo] = field(default_factory=list)
+    """The split's finished shards."""
 
 
 class _Splits:

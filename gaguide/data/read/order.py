@@ -148,14 +148,20 @@ class BlockOrder:
 
 @dataclass(frozen=True)
 class _EpochTable:
-    """The order of one epoch's shards; arrays have one element per shard or per window."""
+    """The order of one epoch's shards; int64 arrays by slot, of which each has one shard, or by window."""
 
     key: int
-    slots: np.ndarray  # [slots] the shard in each slot
-    window_edge: np.ndarray  # [windows + 1] first slot of each window
-    slot_shard_start: np.ndarray  # [shards] first global block id of the shard in each slot
-    slot_start: np.ndarray  # [shards + 1] first epoch position (before the shuffle) of each slot
-    window_start: np.ndarray  # [windows + 1] first epoch position of each window
+    """Key of the epoch's shuffles."""
+    slots: np.ndarray
+    """[slots] the shard in each slot."""
+    window_edge: np.ndarray
+    """[windows + 1] first slot of each window."""
+    slot_shard_start: np.ndarray
+    """[slots] first global block id of the shard in each slot."""
+    slot_start: np.ndarray
+    """[slots + 1] first epoch position (before the shuffle) of each slot."""
+    window_start: np.ndarray
+    """[windows + 1] first epoch position of each window."""
 
     def block_ids(self, within: np.ndarray) -> np.ndarray:
         window = np.searchsorted(self.window_start, within, side="right") - 1

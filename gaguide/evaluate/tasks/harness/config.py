@@ -89,10 +89,15 @@ class HarnessFewshot:
     samples: list[dict[str, Any]] | FunctionReference | None
     """The documents themselves."""
     process_docs: FunctionReference | None
+    """Applied to the split's documents first."""
     doc_to_text: Template
+    """A demonstration's question."""
     doc_to_choice: Template
+    """Its possible answers."""
     doc_to_target: Template
+    """Its answer, or the index of it among them."""
     gen_prefix: str | None
+    """Beginning of each answer."""
     fewshot_delimiter: str
     """Text after each demonstration."""
     target_delimiter: str
@@ -104,32 +109,53 @@ class HarnessTask:
     """A task file of the harness; field names are its keys."""
 
     name: str
+    """Name of the task (`task`)."""
     output_type: OutputType
+    """How examples are scored: by choices, by log-likelihood, or by generated text."""
     path: Path
     """The task file."""
     dataset_path: str | None
+    """Hub data set, or the kind of its files, such as json; None with `custom_dataset`."""
     dataset_name: str | None
+    """Configuration of the data set."""
     dataset_kwargs: Mapping[str, Any]
+    """Further arguments of `datasets.load_dataset`."""
     custom_dataset: FunctionReference | None
+    """Function that makes the data set."""
     training_split: str | None
+    """Split that demonstrations are drawn from by preference."""
     validation_split: str | None
+    """Split of the examples where there is no test split."""
     test_split: str | None
+    """Split of the examples."""
     process_docs: FunctionReference | None
+    """Applied to a split's documents before they become examples."""
     doc_to_text: Template
+    """A document's prompt."""
     doc_to_choice: Template
+    """Its possible answers."""
     doc_to_target: Template
+    """Its right answer, or the index of it among them."""
     process_results: FunctionReference | None
+    """Function that gives an example's metrics; None for the harness's own."""
     description: str
+    """Text before everything else in a prompt."""
     target_delimiter: str
+    """Text between prompt and answer."""
     gen_prefix: str | None
+    """Beginning of the answer, given to the model."""
     num_fewshot: int | None
+    """Demonstrations in a prompt; None leaves it to the evaluation."""
     fewshot: HarnessFewshot
+    """How the demonstrations are drawn and written."""
     metrics: tuple[HarnessMetric, ...]
+    """The task's metrics, in the file's order."""
     alias: str
     """Name that tables show."""
     filter_name: str = "none"
     """Second half of the harness's metric names."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    """The file's own notes, such as its version."""
     groups: tuple[HarnessGroup, ...] = ()
     """Groups through which the task was named, the outermost first."""
     tree: Mapping[str, Any] = field(default_factory=dict, repr=False)
