@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gaguide.ablate.subjects import Key, Subject, by_layer
-from gaguide.interventions.edges import edge_mask
+from gaguide.interventions.edges import edge_mask, visible_to_any
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
 from gaguide.model.attention_rows import masked_scores
 from gaguide.model.attention_support import causal_attention_modules, unwrap_model
@@ -99,6 +99,7 @@ class _MeterPass(PassHandler):
         assert self.inputs.ids_BT is not None
         ids_BT, heads = self.inputs.ids_BT, [subject.head for subject in subjects]
         B, T = ids_BT.shape
+        mask_BQK = visible_to_any(call.mask, T)
         sums = torch.zeros(4, B, len(subjects), dtype=torch.float64, device=ids_BT.device)
         for start in range(0, T, _ROWS):
             stop = min(start + _ROWS, T)
@@ -110,7 +111,9 @@ class _MeterPass(PassHandler):
             edges: dict[int, torch.Tensor] = {}
             for at, subject in enumerate(subjects):
                 if id(subject.pattern) not in edges:
-                    edges[id(subject.pattern)] = edge_mask(subject.pattern, None, ids_BT, start, stop)
+                    edges[id(subject.pattern)] = edge_mask(
+                        subject.pattern, None, ids_BT, start, stop, mask_BQK
+                    )
                 edges_BQT = edges[id(subject.pattern)]
                 seen_BQ = (edges_BQT & ~hidden_BhQT[:, at]).any(-1)
                 on_BQT = h_BhQT[:, at] * edges_BQT

@@ -20,7 +20,7 @@ from gaguide.ablate.passes import Passes, without_labels
 from gaguide.ablate.subjects import Key, Subject, by_layer, together
 from gaguide.errors import UserError
 from gaguide.guidance.cues import BANDS, cue_bands, document_index
-from gaguide.guidance.patterns import Columns, Marks, Pattern, marked
+from gaguide.guidance.patterns import Columns, FirstToken, Marks, Pattern, marked
 from gaguide.interventions import (
     Intervention,
     MeanOutput,
@@ -203,6 +203,8 @@ def pattern_bands(patterns: Sequence[Pattern], batch: Batch) -> torch.Tensor:
     marked_BT = torch.zeros_like(ids_BT).bool()
     for pattern in patterns:
         target = pattern.target(ids_BT)
+        if isinstance(pattern, FirstToken) and "position_ids" in batch:
+            target = Columns(batch["position_ids"] == 0)
         if isinstance(target, Columns):
             marked_BT = marked_BT | target.marked_BT
     return cue_bands(marked_BT, document_index(batch))[:, 1:]

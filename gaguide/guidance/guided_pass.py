@@ -23,7 +23,7 @@ import torch
 from gaguide.guidance import backend
 from gaguide.guidance.kernel import Numbers, guidance_dtype
 from gaguide.guidance.masks import Visibility, read_mask
-from gaguide.guidance.patterns import Pattern
+from gaguide.guidance.patterns import Pattern, target_under
 from gaguide.guidance.plan import GuidancePlan
 from gaguide.guidance.targets import RowTerms, row_terms
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
@@ -226,7 +226,8 @@ class GuidedPass(PassHandler):
             slots = [distinct.index(pattern) for pattern in patterns]
             terms = self._row_terms(call, distinct, mask_BQK).take(slots)
         else:
-            targets = [self.setting.patterns[index].target(self.ids_BT) for index in patterns]
+            chosen = [self.setting.patterns[index] for index in patterns]
+            targets = [target_under(pattern, self.ids_BT, mask_BQK) for pattern in chosen]
             plan = self.setting.plan
             given = self.valid_BT, mask_BQK, plan.reduction, plan.target, dtype, plan.loss, plan.threshold
             terms = row_terms(targets, *given)

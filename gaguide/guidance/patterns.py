@@ -79,13 +79,13 @@ class TokenSet:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """The first position of the sequence."""
+    """The first position of the sequence, after padding; of each document, where attention stays inside it."""
 
     name: str = "first-token"
     """Name of the pattern."""
 
     def target(self, ids_BT: torch.Tensor) -> Columns:
-        """Column 0 of every sequence."""
+        """Column 0 of every sequence; `target_under` knows padding and documents."""
         marked_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         marked_BT[:, 0] = True
         return Columns(marked_BT)
@@ -170,6 +170,17 @@ class MarkedTokens:
             problem = "has one target for each query, which a mark cannot restrict"
             raise UserError.of("guidance", problem, f"guide to {self.within.name} without @", self.name)
         return Columns(inner.marked_BT & marked_BT)
+
+
+def target_under(pattern: Pattern, ids_BT: torch.Tensor, mask_BQK: torch.Tensor | None) -> Target:
+    """The pattern's targets under a mask, bool [B or 1, T, T], True where visible; None is causal.
+
+    A first token is one that sees itself and nothing before it.
+    """
+    if mask_BQK is None or not isinstance(pattern, FirstToken):
+        return pattern.target(ids_BT)
+    begins_BT = mask_BQK.diagonal(0, 1, 2) & ~mask_BQK.tril(-1).any(-1)
+    return Columns(begins_BT.expand(ids_BT.shape))
 
 
 def needed_marks(pattern: Pattern) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gaguide.guidance.patterns import Offset, Pattern
+from gaguide.guidance.patterns import Offset, Pattern, target_under
 from gaguide.interventions.attach import Head, refuse
 from gaguide.model.attention_consumer import AttentionCall, PassInputs
 from gaguide.model.attention_rows import masked_scores, row_softmax
@@ -64,11 +64,12 @@ class ScaleEdges:
             raise refuse("the model runs on other positions than its input_ids", "call it without a cache")
         groups = call.q_BHTD.shape[1] // call.v_BGTD.shape[1]
         v_BhTD = call.v_BGTD[:, [head // groups for head in heads]]
+        mask_BQK = visible_to_any(call.mask, T)
         parts = []
         for start in range(0, T, _ROWS):
             stop = min(start + _ROWS, T)
             scores_BhQT = masked_scores(call, heads, start, stop)
-            edges_BQT = edge_mask(self.keys, self.queries, inputs.ids_BT, start, stop)[:, None]
+            edges_BQT = edge_mask(self.keys, self.queries, inputs.ids_BT, start, stop, mask_BQK)[:, None]
             if self.renormalize:
                 change = -torch.inf if self.factor == 0 else math.log(self.factor)
                 h_BhQT = row_softmax(torch.where(edges_BQT, scores_BhQT + change, scores_BhQT))
@@ -79,17 +80,32 @@ class ScaleEdges:
         return torch.cat(parts, 2).transpose(1, 2)
 
 
+def visible_to_any(mask: torch.Tensor | None, T: int) -> torch.Tensor | None:
+    """What a call's mask shows each query in some head, bool [B or 1, T, T]; None is causal."""
+    if mask is None:
+        return None
+    mask_BHQK = mask[:, :, :T, :T]
+    if mask.dtype != torch.bool:
+        mask_BHQK = mask_BHQK > torch.finfo(mask.dtype).min / 2
+    return mask_BHQK.any(1)
+
+
 def edge_mask(
-    keys: Pattern | None, queries: Pattern | None, ids_BT: torch.Tensor, start: int, stop: int
+    keys: Pattern | None,
+    queries: Pattern | None,
+    ids_BT: torch.Tensor,
+    start: int,
+    stop: int,
+    mask_BQK: torch.Tensor | None,
 ) -> torch.Tensor:
     """Edges from the queries [start, stop) to keys: bool [B, Q, T], with 1 for B or Q where all agree.
 
-    keys, queries: as in `ScaleEdges`.
+    keys, queries: as of `ScaleEdges`. mask_BQK: what each query sees, as `visible_to_any` gives it.
     """
     T = ids_BT.shape[1]
     edges_BQT = torch.ones(1, 1, T, dtype=torch.bool, device=ids_BT.device)
     if keys is not None:
-        target = keys.target(ids_BT)
+        target = target_under(keys, ids_BT, mask_BQK)
         if isinstance(target, Offset):
             at_T = torch.arange(T, device=ids_BT.device)
             edges_BQT = (at_T[start:stop, None] - at_T == target.distance)[None]
@@ -97,7 +113,7 @@ def edge_mask(
             edges_BQT = target.marked_BT[:, None]
     if queries is None:
         return edges_BQT
-    marked = queries.target(ids_BT)
+    marked = target_under(queries, ids_BT, mask_BQK)
     if isinstance(marked, Offset):
         raise refuse(
             f"{queries.name} marks edges, not tokens, so it cannot choose queries",

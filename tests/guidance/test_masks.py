@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gaguide.errors import UserError
-from gaguide.guidance import Assignment, FixedOffset, GuidancePlan, TokenSet, guide
+from gaguide.guidance import Assignment, FirstToken, FixedOffset, GuidancePlan, TokenSet, guide
+from gaguide.guidance.attach import Method
 from gaguide.guidance.kernel import Numbers, _first_columns
 from gaguide.guidance.losses import ROW_LOSSES
 from gaguide.guidance.masks import read_mask
@@ -18,6 +19,7 @@ from gaguide.guidance.operations import attend, head_losses
 from gaguide.guidance.patterns import Columns, Offset
 from gaguide.guidance.plan import Loss
 from gaguide.guidance.targets import row_terms
+from gaguide.interventions import intervene, knock_out_edges
 from gaguide.model.documents import document_mask
 from tests.guidance.dense import dense_loss, dense_maps
 from tests.guidance.test_kernel import case
@@ -212,3 +214,32 @@ def test_blocks_of_rows_leave_out_columns_before_their_documents(loss: Loss) -> 
     assert _first_columns(mask_BQK, range(0, T, 16)) == [0, 0, 0, 0, 41, 65]
     for whole, blocks in zip(*found):
         torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", ["joint", "tap"])
+def test_the_first_token_is_that_after_padding_and_of_each_document(method: Method) -> None:
+    """As in the unpadded sequence, and in each document alone."""
+    model, plan = tiny_model("llama-grouped-query"), GuidancePlan((Assignment(FirstToken(), (0, 3)),))
+    ids_1T = random_ids(1, 13)
+
+    def measure(ids_BT: torch.Tensor, **inputs: torch.Tensor) -> tuple[float, dict[tuple[int, int], float]]:
+        with guide(model, plan, method=method) as guidance:
+            model(input_ids=ids_BT, use_cache=False, **inputs)
+            masses = {key: float(mass) for key, mass in guidance.attention().items()}
+            return guidance.loss().item(), masses
+
+    alone, masses = measure(ids_1T)
+    padded_1T = torch.cat([torch.ones(1, 5, dtype=torch.int64), ids_1T], 1)
+    mask_1T, position_1T = (padded_1T != 1).long(), torch.cat([torch.zeros(5), torch.arange(13)]).long()[None]
+    loss, padded = measure(padded_1T, attention_mask=mask_1T, position_ids=position_1T)
+    assert loss == pytest.approx(alone, rel=1e-4) and padded == pytest.approx(masses, rel=1e-4)
+    position_1T = torch.arange(13).repeat(2)[None]
+    _, twice = measure(torch.cat([ids_1T, ids_1T], 1), position_ids=position_1T)
+    assert twice == pytest.approx(masses, rel=1e-4)
+    edges = knock_out_edges([(0, 0)], FirstToken())
+    with intervene(model, edges):
+        want = model(input_ids=ids_1T, use_cache=False).logits
+        got = model(
+            input_ids=torch.cat([ids_1T, ids_1T], 1), position_ids=position_1T, use_cache=False
+        ).logits
+    torch.testing.assert_close(got[:, 13:], want, rtol=1e-4, atol=1e-4)
