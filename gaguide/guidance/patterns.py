@@ -79,7 +79,7 @@ class TokenSet:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """The first position of the sequence, after padding; of each document, where attention stays inside it."""
+    """The first position of the sequence after padding; of each document, where attention stays inside it."""
 
     name: str = "first-token"
     """Name of the pattern."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
 from transformers import Trainer
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
 from gaguide.guidance import Guidance, GuidancePlan, guide, weight_factor
 from gaguide.guidance.attach import Method
 from gaguide.guidance.schedule import WeightSchedule
@@ -80,6 +80,7 @@ class GuidedMixin(Trainer):
         guidance_method: Method = "auto",
         **kwargs: Any,
     ) -> None:
+        _check_schedule(guidance_schedule, guidance_warmup_steps)
         super().__init__(*args, **kwargs)
         self.guidance_method: Method = guidance_method
         self.guidance_plan = guidance
@@ -93,10 +94,14 @@ class GuidedMixin(Trainer):
             with guide(self.model, guidance, method=guidance_method):
                 pass  # a plan that does not fit is reported before training
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the trainer does, with guidance."""
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the trainer does, with guidance.
+
+        Not `train`, which may make another model before it calls this (`model_init`).
+        """
+        self._trained = _Means()
         with self._opened():
-            return super().train(*args, **kwargs)
+            return super()._inner_training_loop(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the trainer does; adds the attention of the guided heads to the metrics."""
@@ -178,6 +183,16 @@ class GuidedMixin(Trainer):
             return bool(scaled)
         by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return by_model or self.compute_loss_func is not None
+
+
+def _check_schedule(schedule: str, warmup_steps: int) -> None:
+    """Raise a `UserError` for a schedule or a warmup that does not exist."""
+    with FaultCollector() as faults:
+        if schedule not in (known := get_args(WeightSchedule)):
+            faults.add(not_one_of("guidance_schedule", schedule, known))
+        if warmup_steps < 0:
+            problem, remedy = "must be at least 0", "give the number of warmup steps"
+            faults.add(Fault("guidance_warmup_steps", problem, remedy, warmup_steps))
 
 
 def _one_process_per_gpu(gpus: int) -> Fault:

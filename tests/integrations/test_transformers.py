@@ -185,6 +185,17 @@ def test_a_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(got, whole)
 
 
+def test_a_model_that_the_trainer_makes_itself_is_guided(tmp_path: Path) -> None:
+    """`model_init`, as in a search of hyperparameters: `train` makes another model than the first."""
+    logs = []
+    for given in ({"model": tiny_model("gpt2")}, {"model_init": lambda: tiny_model("gpt2")}):
+        rows = Rows(random_ids(6, 21), False)
+        trainer = guided(_PlainOrder)(args=arguments(tmp_path), train_dataset=rows, guidance=PLAN, **given)
+        trainer.train()
+        logs.append([log.get("guidance_loss") for log in trainer.state.log_history])
+    assert logs[0] == logs[1] and None not in logs[0][:3]
+
+
 def test_an_error_in_training_leaves_the_model_unguided(tmp_path: Path) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -209,6 +220,11 @@ def test_what_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
     far = GuidancePlan((Assignment(TokenSet("words", frozenset({2})), (9,)),))
     with pytest.raises(UserError, match=r"guidance\.heads"):
         guided(Trainer)(model=tiny_model("gpt2"), args=arguments(tmp_path), guidance=far)
+    with pytest.raises(UserError, match=r"guidance_schedule = 'cosine'(.|\n)*guidance_warmup_steps = -1"):
+        guided(Trainer)(
+            model=tiny_model("gpt2"), args=arguments(tmp_path), guidance=PLAN,
+            guidance_schedule="cosine", guidance_warmup_steps=-1,
+        )  # fmt: skip
     model = tiny_model("gpt2")
     args = arguments(
         tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
