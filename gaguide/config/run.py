@@ -57,6 +57,12 @@ class AssignmentSection(Section):
     """Factor of these heads' loss, on top of guidance.weight."""
 
 
+def default_weight(loss: str) -> float:
+    """Factor of a guidance loss by default; docs/guidance.md reports the measurements behind it."""
+    # The losses that are a logarithm have gradients two orders of magnitude larger.
+    return {"squared": 3.0, "avoid": 0.03}.get(loss, 0.01)
+
+
 class GuidanceSection(Section):
     experiment: str = "finetuned"
     """The study's experiment: finetuned (no guidance), 1-negation, 3-negation or 4-transition."""
@@ -68,7 +74,7 @@ class GuidanceSection(Section):
     """pieces: vocabulary pieces as the study lists them; words: whole words and phrases."""
     layers: Layers = "all"
     """Layers in which heads are guided: all, last-half, or a list counted from 0."""
-    weight: NonNegative = 3.0
+    weight: NonNegative = default_weight("squared")
     """Factor of the guidance loss; at 0 attention is only measured. Default: 3 for squared, 0.03 for
     avoid, 0.01 for the others (docs/guidance.md)."""
     schedule: Literal["constant", "linear"] = "constant"
@@ -90,9 +96,8 @@ class GuidanceSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _weight_of_the_loss(cls, given: Any) -> Any:
-        # The losses that are a logarithm have gradients two orders of magnitude larger.
         if isinstance(given, dict) and (loss := given.get("loss", "squared")) != "squared":
-            return {"weight": 0.03 if loss == "avoid" else 0.01, **given}
+            return {"weight": default_weight(str(loss)), **given}
         return given
 
     @model_validator(mode="after")

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from gaguide.config import GuidanceSection
 from gaguide.config.experiments import EXPERIMENTS
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.config.run import default_weight
+from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
 from gaguide.guidance.patterns import MarkedTokens, Pattern, TokenSet, needed_marks
 from gaguide.guidance.words import MATCHING, WordSet
@@ -23,7 +24,7 @@ Loss = Literal["squared", "log-mass", "kl", "hinge", "avoid"]
 TargetKind = Literal["indicator", "normalized"]
 Layers = Literal["all", "last-half"] | tuple[int, ...]
 
-DEFAULT_WEIGHT = GuidanceSection().weight
+DEFAULT_WEIGHT = default_weight("squared")
 """Weight for `mean` and `indicator`; docs/guidance.md reports the measurement behind it."""
 DEFAULT_THRESHOLD = 0.5
 """Threshold of the loss `hinge`."""
@@ -65,8 +66,9 @@ class GuidancePlan:
     target: TargetKind = "indicator"
     """`indicator` is Eq. (3); `normalized` divides a row by its number of visible targets and excludes rows
     without one."""
-    weight: float = DEFAULT_WEIGHT
-    """Factor of the whole guidance loss, which is added to the language-model loss."""
+    weight: float = None  # type: ignore[assignment]
+    """Factor of the whole guidance loss, which is added to the language-model loss; by default that of the
+    loss: 3 for `squared`, 0.03 for `avoid`, 0.01 for the others."""
     name: str = "custom"
     """Name of the experiment, in records."""
     loss: Loss = "squared"
@@ -74,6 +76,28 @@ class GuidancePlan:
     have no `reduction` and no `target`: each averages over the rows that see a target."""
     threshold: float = DEFAULT_THRESHOLD
     """Attention mass from which on the loss `hinge` is zero, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.weight is None:
+            object.__setattr__(self, "weight", default_weight(self.loss))
+        with FaultCollector() as faults:
+            for field, kind in (("loss", Loss), ("reduction", Reduction), ("target", TargetKind)):
+                if (value := getattr(self, field)) not in get_args(kind):
+                    faults.add(not_one_of(f"guidance.{field}", value, get_args(kind)))
+            if self.loss != "squared" and (self.reduction, self.target) != ("mean", "indicator"):
+                problem = f"has no reduction and no target: it averages over rows, but {self.reduction} and "
+                problem += f"{self.target} were given"
+                faults.add(Fault("guidance.loss", problem, "leave them out, or use squared", self.loss))
+            for layers in (one.layers for one in self.assignments):
+                if isinstance(layers, str) and layers not in ("all", "last-half"):
+                    faults.add(not_one_of("guidance.layers", layers, ("all", "last-half")))
+            for weight in (self.weight, *(one.weight for one in self.assignments)):
+                if not (weight >= 0 and math.isfinite(weight)):
+                    problem, remedy = "must be a finite number from 0 on", "to look away, use the loss avoid"
+                    faults.add(Fault("guidance.weight", problem, remedy, weight))
+            if not 0 < self.threshold <= 1:
+                problem, remedy = "must be more than 0 and at most 1", "give an attention mass, such as 0.5"
+                faults.add(Fault("guidance.threshold", problem, remedy, self.threshold))
 
     @classmethod
     def from_experiment(

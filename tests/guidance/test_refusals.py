@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from copy import deepcopy
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,8 +23,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gaguide.attention import collect, collecting
+from gaguide.config import GuidanceSection
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide, measure
+from gaguide.guidance.plan import Loss
 from gaguide.model import attention_passes, checkpoint_activations
 from tests.support.models import HEADS, VOCABULARY, random_ids, tiny_model
 
@@ -336,3 +339,25 @@ def test_compiled_models_are_guided() -> None:
 def test_what_is_not_a_model_is_refused() -> None:
     with pytest.raises(UserError, match="get_base_model"), guide(nn.Linear(2, 2), PLAN):
         pass
+
+
+@pytest.mark.parametrize(
+    "given, field",
+    [
+        ({"reduction": "sum"}, "reduction"), ({"target": "uniform"}, "target"), ({"loss": "logmass"}, "loss"),
+        ({"loss": "kl", "reduction": "frobenius"}, "loss"),
+        ({"loss": "hinge", "threshold": 2.0}, "threshold"),
+        ({"weight": -1.0}, "weight"), ({"weight": float("nan")}, "weight"),
+        ({"assignments": (Assignment(WORDS, (0,), weight=-1.0),)}, "weight"),
+        ({"assignments": (Assignment(WORDS, (0,), layers="first"),)}, "layers"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_a_plan_made_in_python_is_checked_as_a_runs(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=f"guidance.{field} ="):
+        GuidancePlan(**{"assignments": PLAN.assignments, **given})
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_a_plan_made_in_python_has_the_weight_of_a_runs_loss(loss: Loss) -> None:
+    assert GuidancePlan(PLAN.assignments, loss=loss).weight == GuidanceSection(loss=loss).weight
+    assert GuidancePlan(PLAN.assignments, loss=loss, weight=7.0).weight == 7
