@@ -60,7 +60,7 @@ def _check_reference(name: str, expected: Mapping[str, GoldenTask], record: Path
     known = list(dict.fromkeys(one for task in expected.values() for one in task.figures))
     if record is None and name not in known:
         problem = f"must be one of {', '.join(known)}"
-        raise UserError.of("--reference", problem, "say whose figures are expected", name)
+        raise UserError.of("--reference", problem, "name the model whose figures are expected", name)
 
 
 def _evaluate(model: str, tasks: list[str], data: Path | None, output: Path) -> None:

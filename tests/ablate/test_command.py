@@ -262,7 +262,7 @@ def test_removing_edges_to_spans_of_the_examples_is_that_to_a_lexicon_of_the_sam
     again = [*words, "--plan", str(tmp_path / "spans.yaml"), "--output", str(tmp_path / "o")]
     for text, said in (
         (f"{task}spans: {{scope: bad}}\n", "not spans of the prompt"), (task, "gives no spans for the plan"),
-        (f"{task}spans: {{scope: scope}}\nshards: x\n", "spans are of prompts"),
+        (f"{task}spans: {{scope: scope}}\nshards: x\n", "spans need prompts"),
     ):  # fmt: skip
         path.write_text(text)
         assert main(again) == EXIT_USER_ERROR

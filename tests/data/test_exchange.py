@@ -105,7 +105,7 @@ def test_marks_survive_parquet_and_are_refused_elsewhere(tokenizer_folder, tmp_p
     export_shards(str(tmp_path / "s"), tmp_path / "out", "parquet")
     imported = import_shards(request_of(tmp_path / "out", "parquet", tmp_path / "back", tokenizer_folder))
     assert imported.marks == ("scope",) and documents_of(tmp_path / "back") == documents_of(tmp_path / "s")
-    with pytest.raises(UserError, match=r"no room for the marks(.|\n)*--without-marks"):
+    with pytest.raises(UserError, match=r"cannot store the marks(.|\n)*--without-marks"):
         export_shards(str(tmp_path / "s"), tmp_path / "mds", "mds")
     record = export_shards(str(tmp_path / "s"), tmp_path / "mds", "mds", without_marks=True)
     assert record.marks == () and read_manifest(tmp_path / "s").marks

@@ -114,7 +114,7 @@ def _check_dropped(build: PreparedBuild, dropped: Mapping[str, int], documents: 
 
 def _no_document(source: Source, dropped: Counter[str]) -> Fault:
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "it is empty"
-    remedy = "name the field that holds the text by --text-field, or give another source"
+    remedy = "name the field that holds the text with --text-field, or give another source"
     return Fault("--source", f"no document could be used ({counts})", remedy, source.description)
 
 

@@ -122,7 +122,7 @@ def find_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> str:
         template = template.get("default")
     if not template:
         problem = "the tokenizer has no chat template"
-        remedy = "give one by --template FILE (Jinja), or the tokenizer of an instruction-tuned model"
+        remedy = "give one with --template FILE (Jinja), or the tokenizer of an instruction-tuned model"
         raise UserError.of("--chat", problem, remedy)
     return str(template)
 
@@ -133,6 +133,6 @@ def _not_by_prefixes() -> Fault:
         "whole text, as in templates that drop earlier reasoning"
     )
     remedy = (
-        "give a copy by --template with {% generation %} and {% endgeneration %} around the assistant's text"
+        "give a copy (--template) with {% generation %} and {% endgeneration %} around the assistant's text"
     )
     return Fault("--template", problem, remedy)

@@ -189,7 +189,7 @@ def _mark_faults(request: BuildRequest) -> Iterator[Fault]:
         if name in NO_LOSS or name == request.text_field:
             yield Fault("--spans", "is a name that gaguide uses itself", "rename the field", name)
     if len(request.spans) > MAX_SPANS:
-        problem = f"there are {len(request.spans)}, and a token has room for {MAX_SPANS}"
+        problem = f"there are {len(request.spans)}, but a token can have at most {MAX_SPANS}"
         yield Fault("--spans", problem, f"give at most {MAX_SPANS}")
 
 

@@ -97,8 +97,8 @@ def _is_written(output: Path, record: Export) -> bool:
 def _check(kind: Format, manifest: Manifest, marks: tuple[str, ...]) -> None:
     with FaultCollector() as faults:
         if marks and kind.marks_of is None:
-            problem = f"has no room for the marks of these tokens ({', '.join(marks)})"
-            remedy = "choose parquet, or leave them out by --without-marks"
+            problem = f"cannot store the marks of these tokens ({', '.join(marks)})"
+            remedy = "choose parquet, or leave them out with --without-marks"
             faults.add(Fault("--to", problem, remedy, kind.name))
         if not kind.has_boundaries and manifest.separator_token_id is None:
             problem = "does not store where documents end, and no id marks the end of these documents"

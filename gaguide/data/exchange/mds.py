@@ -126,7 +126,7 @@ def _decoder(encoding: str, dtype: str | None, path: Path) -> Any:
     kind, _, rest = encoding.partition(":")
     if kind == "bytes":
         if dtype is None:
-            remedy = "say which by --dtype (llm-foundry wrote int64)"
+            remedy = "give it with --dtype (llm-foundry wrote int64)"
             raise UserError.of("--dtype", f"{path} holds ids as bytes, without their dtype", remedy)
         return lambda data: np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
     name, _, shape = rest.partition(":")

@@ -127,7 +127,7 @@ def _pair_marks(
     for name, start, end, text in example.spans if prompt == example.prompts[0] else ():
         start, end = start + len(prompt), end + len(prompt)
         if prompt[max(start, 0) : end] != text:
-            problem = f"is asked with a prompt in which its span of {name} is not at its place"
+            problem = f"has a prompt in which its span of {name} is at another place"
             raise UserError.of(where, problem, "give spans to tasks without a chat template", text)
         if name in names:
             mark_tokens(marks[names.index(name)], offsets, [trim_stretch(prompt, start, end)], 1)

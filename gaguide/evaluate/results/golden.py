@@ -134,7 +134,7 @@ def compare_golden(
             faults.add(Fault("--results", "has none of the tasks with figures", remedy, str(folder)))
         if chosen not in known:
             problem = f"must be one of {', '.join(known)}"
-            faults.add(Fault("--reference", problem, "say whose figures are expected", chosen))
+            faults.add(Fault("--reference", problem, "name the model whose figures are expected", chosen))
         for name, task in evaluated.items():
             faults.add(*_doubts(name, task, figures[name], results["settings"]))
     found = _measure_all(folder, evaluated)

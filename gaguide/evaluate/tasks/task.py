@@ -165,7 +165,7 @@ class Task(BaseModel):
         if self.template is not None and self.columns:
             raise ValueError("must have a template or columns, not both")
         if self.spans and (self.template, self.shards, self.generator) != (None, None, None):
-            raise ValueError("spans are of prompts in columns: not with template, shards, generator")
+            raise ValueError("spans need prompts in columns: not with template, shards, generator")
         return self
 
     @property

@@ -316,7 +316,7 @@ def _metrics(
                 f"metric_list: {name} is not computed: aggregation {aggregation} is not for its values"
             )
         elif name not in METRICS[output_type] and tree.get("process_results") is None:
-            warnings.append(f"metric_list: {name} is not a metric of {output_type}, in the harness neither")
+            warnings.append(f"metric_list: {name} is not a metric of {output_type} in the harness")
         else:
             higher = entry.get("higher_is_better")
             yield HarnessMetric(
