@@ -82,8 +82,8 @@ def parser() -> ArgumentParser:
     """Parser of the command's arguments; raises `UserError` for a wrong one."""
     parser = ArgumentParser(
         prog="gaguide ablate",
-        description="Remove guided heads, one at a time and all at once, and measure what a model loses: "
-        "whether it uses them. Random other heads of the same layers are removed as controls.",
+        description="Remove guided heads, one at a time and all at once, and measure a model without them: "
+        "does it use them? Random other heads of the same layers are removed as controls.",
         epilog="Writes ablation.json and report.html into the output folder.",
         allow_abbrev=False,
     )
