@@ -176,7 +176,7 @@ def test_a_difference_is_each_further_model_minus_the_first() -> None:
     other = make_panels(
         "m2", collect(tiny_model("gpt2"), ids_BT[:, :4], [0], [1]), ids_BT[0, :4], list("abcd")
     )
-    with pytest.raises(UserError, match="other tokens"):
+    with pytest.raises(UserError, match="different tokens"):
         draw_difference([*one, *other])
 
 
