@@ -71,24 +71,9 @@ def setup(ranks: int, layers: int, **others: Any) -> MemorySetup:
 
 
 CASES = {
-    "gpt2": Case(
-        "zero2",
-        2,
-        1,
-        setup(ranks=2, layers=12),
-    ),
-    "gpt2-large": Case(
-        "zero2",
-        2,
-        1,
-        setup(ranks=2, layers=36),
-    ),
-    "gpt2-xl": Case(
-        "zero3_nvme",
-        1,
-        2,
-        setup(ranks=1, layers=48, zero_stage=3, offload_optimizer="nvme"),
-    ),
+    "gpt2": Case("zero2", 2, 1, setup(ranks=2, layers=12)),
+    "gpt2-large": Case("zero2", 2, 1, setup(ranks=2, layers=36)),
+    "gpt2-xl": Case("zero3_nvme", 1, 2, setup(ranks=1, layers=48, zero_stage=3, offload_optimizer="nvme")),
 }
 
 

@@ -186,11 +186,7 @@ def _corrected(heads: Sequence[HeadRecord], deciding: str) -> list[HeadRecord]:
     rises = holm([None if head.rise is None else head.rise.p for head in heads])
     return [
         replace(
-            head,
-            methods={**head.methods, deciding: of},
-            rise=rise,
-            moved=movement(rise),
-            used=usage(of.loss),
+            head, methods={**head.methods, deciding: of}, rise=rise, moved=movement(rise), used=usage(of.loss)
         )
         for head, of, p in zip(heads, effects, rises, strict=True)
         for rise in [None if head.rise is None else replace(head.rise, p_holm=p)]

@@ -246,12 +246,7 @@ def _start_model(request: Request) -> Any:
 
 
 def _model_record(
-    request: Request,
-    one: _One,
-    name: str,
-    before: _Before,
-    first: TextSums | None,
-    tasks: _Tasks | None,
+    request: Request, one: _One, name: str, before: _Before, first: TextSums | None, tasks: _Tasks | None
 ) -> ModelRecord:
     if before.name == one.folder.name:
         before = _Before()

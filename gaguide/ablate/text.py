@@ -168,10 +168,7 @@ def measure_text(
 
 @torch.no_grad()
 def read_attention(
-    model: PreTrainedModel,
-    subjects: Sequence[Subject],
-    batches: Sequence[Batch],
-    marks: Sequence[Marks] = (),
+    model: PreTrainedModel, subjects: Sequence[Subject], batches: Sequence[Batch], marks: Sequence[Marks] = ()
 ) -> dict[Key, Reading]:
     """Readings of the subjects' heads, without removing any; `marks` as in `measure_text`."""
     meter, parts = Meter(model, subjects), []

@@ -44,10 +44,7 @@ class BuildOptions:
         typer.Option(help="Folder of a tokenizer or a hub name. Optional with --source embedded only."),
     ] = None
     rows: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of a hub data set.", show_default="train"),
-    ] = None
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set.", show_default="train")] = None
     text_field: Annotated[str, typer.Option(help="Column or field that holds the text.")] = "text"
     validation_fraction: Annotated[
         float | None,
@@ -74,8 +71,7 @@ class BuildOptions:
         ),
     ] = None
     separator: Annotated[
-        str,
-        typer.Option(help="End of every document: 'eos', 'none', or one token of the tokenizer."),
+        str, typer.Option(help="End of every document: 'eos', 'none', or one token of the tokenizer.")
     ] = "eos"
     max_dropped: Annotated[
         float, typer.Option(help="Fail if a larger share of the rows gives no document (0 to 1).")
@@ -94,8 +90,7 @@ class BuildOptions:
         ),
     ] = None
     template: Annotated[
-        Path | None,
-        typer.Option(help="Chat template (Jinja) for --chat.", show_default="the tokenizer's"),
+        Path | None, typer.Option(help="Chat template (Jinja) for --chat.", show_default="the tokenizer's")
     ] = None
     decontaminate: Annotated[
         list[str] | None,
@@ -153,9 +148,7 @@ def build_command(options: BuildOptions) -> None:
         "template": template,
     }
     request = BuildRequest(
-        sources=tuple(options.source),
-        decontamination=decontamination,
-        **shared(options, BuildRequest) | read,
+        sources=tuple(options.source), decontamination=decontamination, **shared(options, BuildRequest) | read
     )
     try:
         manifest = _build_over_mpi(request) if over_mpi else _build_here(request, share)

@@ -41,8 +41,7 @@ class ImportOptions:
         typer.Option(help="Column of the ids.", show_default="tokens of mds, input_ids of parquet"),
     ] = None
     joined: Annotated[
-        bool,
-        typer.Option("--joined", help="Rows are blocks of one stream, which is split at the separator."),
+        bool, typer.Option("--joined", help="Rows are blocks of one stream, which is split at the separator.")
     ] = False
     dtype: Annotated[
         str | None,
@@ -109,8 +108,7 @@ class ExportOptions:
 
 @takes(ExportOptions)
 def export_command(
-    options: ExportOptions,
-    shards: Annotated[str, typer.Argument(help="Folder or address of shards.")],
+    options: ExportOptions, shards: Annotated[str, typer.Argument(help="Folder or address of shards.")]
 ) -> None:
     """Write shards in the format of another program, with their tokenizer."""
     from gaguide.data.exchange.export import export_shards

@@ -77,8 +77,7 @@ class RunOptions(SlurmOptions):
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run",
-            help="Print the estimated cost of each cell and the power of the tasks; run nothing.",
+            "--dry-run", help="Print the estimated cost of each cell and the power of the tasks; run nothing."
         ),
     ] = False
     gpu: Annotated[str, typer.Option(help="GPU model of the estimate by --dry-run.")] = "a100-80"

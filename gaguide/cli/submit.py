@@ -65,8 +65,7 @@ class JobOptions:
         typer.Option(help="Folder that the container sees as well, PATH or PATH:INSIDE. Repeatable."),
     ] = None
     python: Annotated[
-        str | None,
-        typer.Option(help="Python on the hosts.", show_default="this one; in a container its own"),
+        str | None, typer.Option(help="Python on the hosts.", show_default="this one; in a container its own")
     ] = None
     setup: Annotated[
         list[str] | None,

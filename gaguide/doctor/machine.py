@@ -34,11 +34,7 @@ def accelerator(answer: dict[str, Any]) -> Iterator[Check]:
     if answer["bf16"]:
         yield ok("accelerator", f"{len(devices)}: {names}; bf16; {_stage_0(devices)}")
     else:
-        yield warn(
-            "accelerator",
-            f"{len(devices)}: {names}; no bf16",
-            "use a DeepSpeed JSON named …_fp16",
-        )
+        yield warn("accelerator", f"{len(devices)}: {names}; no bf16", "use a DeepSpeed JSON named …_fp16")
     nccl = answer["nccl"]
     if "error" in nccl:
         yield fail("nccl", nccl["error"], "export NCCL_DEBUG=INFO and read its messages")
@@ -59,11 +55,7 @@ def _late() -> Check:
             "torch does not finish looking for devices (a driver problem, or a very busy machine)",
             "run nvidia-smi; to run without GPUs: export CUDA_VISIBLE_DEVICES=",
         )
-    return warn(
-        "accelerator",
-        "no NVIDIA driver; torch did not answer in time",
-        "run doctor again when idle",
-    )
+    return warn("accelerator", "no NVIDIA driver; torch did not answer in time", "run doctor again when idle")
 
 
 def _no_device(answer: dict[str, Any]) -> Check:

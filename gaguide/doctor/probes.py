@@ -89,11 +89,7 @@ def _gloo(path: Path, rank: str, port: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=int(rank),
-        world_size=2,
-        timeout=_RENDEZVOUS,
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2, timeout=_RENDEZVOUS
     )
     total = torch.tensor([int(rank) + 1])
     dist.all_reduce(total)

@@ -142,10 +142,7 @@ def mpi(answer: dict[str, Any]) -> Check:
 
 
 _OPS = {
-    "cpu_adam": (
-        "optimizer offload to CPU or disk",
-        "install a C++ compiler and Python headers (see above)",
-    ),
+    "cpu_adam": ("optimizer offload to CPU or disk", "install a C++ compiler and Python headers (see above)"),
     "async_io": ("offload to disk (NVMe)", "apt-get install libaio-dev"),
     "fused_adam": (
         "DeepSpeed's fused AdamW",

@@ -64,12 +64,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> int:
     if world.is_main:
         print("evaluate: reading tasks and model", flush=True)  # the imports alone may take seconds
     from gaguide.evaluate.results.metrics import not_finite
-    from gaguide.evaluate.results.table import (
-        print_comparison,
-        print_parts,
-        print_table,
-        print_worst,
-    )
+    from gaguide.evaluate.results.table import print_comparison, print_parts, print_table, print_worst
     from gaguide.evaluate.runner import EvaluateSettings, evaluate_all, output_folders
     from gaguide.evaluate.tasks.locate import split_names
     from gaguide.liveness.peers import watch_evaluation

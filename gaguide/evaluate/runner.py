@@ -17,13 +17,7 @@ from gaguide.engine.sharded import ShardedModel, sharding_config
 from gaguide.errors import Fault, FaultCollector, UserError, not_one_of
 from gaguide.evaluate.encode.encoder import EncodedPair
 from gaguide.evaluate.encode.overflow import OVERFLOWS
-from gaguide.evaluate.model_folder import (
-    DTYPES,
-    ModelFolder,
-    find_model_folder,
-    load_model,
-    pretrained_model,
-)
+from gaguide.evaluate.model_folder import DTYPES, ModelFolder, find_model_folder, load_model, pretrained_model
 from gaguide.evaluate.results.earlier import check_earlier, lock_outputs
 from gaguide.evaluate.results.paper import find_paper_column
 from gaguide.evaluate.results.results import Results, versions

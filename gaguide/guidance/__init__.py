@@ -18,13 +18,7 @@ if TYPE_CHECKING:
         TokenSet,
         marked,
     )
-    from gaguide.guidance.plan import (
-        DEFAULT_THRESHOLD,
-        DEFAULT_WEIGHT,
-        Assignment,
-        GuidancePlan,
-        GuidedHead,
-    )
+    from gaguide.guidance.plan import DEFAULT_THRESHOLD, DEFAULT_WEIGHT, Assignment, GuidancePlan, GuidedHead
     from gaguide.guidance.registry import make_pattern
     from gaguide.guidance.schedule import weight_factor
     from gaguide.guidance.words import WordSet

@@ -233,10 +233,7 @@ def _first_columns(mask_BQK: torch.Tensor | None, starts: Sequence[int]) -> list
 
 
 def _row_sums(
-    rows: _Rows,
-    terms: RowTerms,
-    needs: frozenset[str],
-    use: Callable[[_Block, torch.Tensor], None] | None,
+    rows: _Rows, terms: RowTerms, needs: frozenset[str], use: Callable[[_Block, torch.Tensor], None] | None
 ) -> RowSums:
     """Row sums, block by block; `use(block, h_BhRC)` is called with each while it exists."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in ("mass", *needs)}

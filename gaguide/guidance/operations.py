@@ -116,11 +116,7 @@ def _attend_backward(
 
 
 def _losses(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    terms: Sequence[torch.Tensor],
-    mask: torch.Tensor | None,
-    *given: Any,
+    q: torch.Tensor, k: torch.Tensor, terms: Sequence[torch.Tensor], mask: torch.Tensor | None, *given: Any
 ) -> _Tensors:
     numbers = _numbers(given)
     done = _kernels(numbers).forward(

@@ -270,9 +270,7 @@ def _pretrained_config(section: ModelSection) -> PretrainedConfig:
     try:
         return deepcopy(
             AutoConfig.from_pretrained(
-                section.name,
-                revision=section.revision or "main",
-                trust_remote_code=section.trust_remote_code,
+                section.name, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
             )
         )
     except Exception as error:  # transformers validates configurations with errors of many types

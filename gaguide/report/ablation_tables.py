@@ -15,16 +15,7 @@ from gaguide.ablate.records import (
     SpanAttention,
 )
 from gaguide.report.document import Cell, Row, Table
-from gaguide.report.text import (
-    ABSENT,
-    before_after,
-    change,
-    head_name,
-    interval,
-    known_mean,
-    p_words,
-    shown,
-)
+from gaguide.report.text import ABSENT, before_after, change, head_name, interval, known_mean, p_words, shown
 from gaguide.stats.groups import ALPHA
 
 _DIGITS = 4
@@ -101,9 +92,7 @@ def effect_cell(effect: Effect | None, digits: int = _DIGITS) -> Cell:
     p = effect.p if effect.p_holm is None else effect.p_holm
     lines = [interval(effect.low, effect.high, digits), p_words(p)]
     return Cell(
-        change(effect.difference, digits),
-        p is not None and p < ALPHA,
-        small="\n".join(filter(None, lines)),
+        change(effect.difference, digits), p is not None and p < ALPHA, small="\n".join(filter(None, lines))
     )
 
 

@@ -5,16 +5,7 @@ from __future__ import annotations
 from gaguide.heads.records import HeadProfile, ProfileRecord
 from gaguide.report.document import Cell, Chart, Report, Row, Section, Table, folded
 from gaguide.report.profile_figures import draw_agreement, draw_profile
-from gaguide.report.text import (
-    excludes_zero,
-    fixed,
-    head_name,
-    interval,
-    records_csv,
-    shown,
-    tally,
-    words,
-)
+from gaguide.report.text import excludes_zero, fixed, head_name, interval, records_csv, shown, tally, words
 
 _SHOWN = 12
 _UNCORRECTED = (
@@ -98,10 +89,7 @@ def _top_table(record: ProfileRecord) -> Table:
         record.heads, key=lambda head: -(head.near if head.near is not None else head.near_estimate)
     )
     rows = tuple(
-        (
-            head_name(head),
-            (*_effects(head), Cell(fixed(head.near_estimate, 4, "+")), Cell(head.type)),
-        )
+        (head_name(head), (*_effects(head), Cell(fixed(head.near_estimate, 4, "+")), Cell(head.type)))
         for head in ranked[:_SHOWN]
     )
     return Table(

@@ -78,9 +78,7 @@ def comparison_table(runs: Sequence[RunRecord], rows: Sequence[Measure]) -> Tabl
         title="Comparison",
         header=("", *(run.name for run in runs)),
         rows=tuple((row.name, tuple(map(_cell, row.values))) for row in rows),
-        note=" ".join(
-            [_NOTE, *mark_notes(value.doubt for row in rows for value in row.values)],
-        ),
+        note=" ".join([_NOTE, *mark_notes(value.doubt for row in rows for value in row.values)]),
         groups=tuple(row.section for row in rows),
         colours=("", *_colours(runs)),
         caption="Comparison of runs (Δ: to the first run)",

@@ -9,15 +9,7 @@ from gaguide.ablate.records import Effect
 from gaguide.report.ablation_tables import effect_cell
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.study_analysis import attention_means
-from gaguide.report.text import (
-    before_after,
-    change,
-    counted,
-    head_name,
-    known_mean,
-    p_words,
-    tally,
-)
+from gaguide.report.text import before_after, change, counted, head_name, known_mean, p_words, tally
 from gaguide.stats.groups import ALPHA
 from gaguide.study.analysis_records import HeadVerdict
 from gaguide.study.study_records import StudyRecords

@@ -23,12 +23,7 @@ from gaguide.study.analysis import (
 )
 from gaguide.study.compare import compare, find_contrasts, means
 from gaguide.study.crate import write_study_crate
-from gaguide.study.evaluated import (
-    count_parameters,
-    evaluation_fingerprints,
-    read_evaluated,
-    results_of,
-)
+from gaguide.study.evaluated import count_parameters, evaluation_fingerprints, read_evaluated, results_of
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.head_verdicts import head_verdicts, knock_outs, stale_knock_outs
 from gaguide.study.left_out import leave_out

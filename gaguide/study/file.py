@@ -154,9 +154,7 @@ class StudyConfig(_Section):
     """A plan.yaml of `gaguide heads profile`, whose plans (`chosen-most-used`, …) are experiments as well.
     `{size}` stands for the name of each size: profiles/{size}/plan.yaml."""
     seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
-        BeforeValidator(_split),
-        Field(min_length=1),
+        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_split), Field(min_length=1)
     ] = (0,)
     """Seeds; each changes data order, dropout and random weights."""
     data: DataSection

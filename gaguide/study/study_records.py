@@ -18,15 +18,7 @@ from gaguide.study.analysis_records import (
     LexiconShare,
     LossCost,
 )
-from gaguide.study.records import (
-    HELD_OUT,
-    CellRecord,
-    Comparison,
-    LeftOut,
-    Mean,
-    Result,
-    ScalingVerdict,
-)
+from gaguide.study.records import HELD_OUT, CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
 
 
 @dataclass(frozen=True)

@@ -245,8 +245,4 @@ def read_arguments(
     `note` is called with notes for the user on how they were combined.
     """
     arguments = parse_arguments(argv)
-    return (
-        load_config(arguments.config, arguments.overrides, note),
-        arguments.deepspeed,
-        arguments.config,
-    )
+    return (load_config(arguments.config, arguments.overrides, note), arguments.deepspeed, arguments.config)

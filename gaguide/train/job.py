@@ -132,11 +132,7 @@ class Job:
         if self.plan is not None and self.plan.weight:
             guided = len(self.plan.resolve(shape.layers, shape.heads))
         needed = flops_per_token(
-            shape,
-            self.run.data.block_length,
-            guided_heads=guided,
-            trained=self.trained,
-            added=self.added,
+            shape, self.run.data.block_length, guided_heads=guided, trained=self.trained, added=self.added
         ).model
         return tokens_per_second * needed / (peak * ranks)
 
@@ -190,10 +186,7 @@ class Job:
                 "train.lora.dropout": self.adapter.dropout,
                 "base weights": self.model.weights,
             }
-        parts |= {
-            "model": self.model.fingerprint,
-            "model.dropout": run.model.dropout,
-        }
+        parts |= {"model": self.model.fingerprint, "model.dropout": run.model.dropout}
         parts |= {f"guidance.{name}": value for name, value in guidance.items()}
         optimizer = run.train.model_dump(mode="json", include=_OPTIMIZER_FIELDS)
         return parts | {f"train.{name}": value for name, value in optimizer.items()}

@@ -13,11 +13,7 @@ from transformers import PreTrainedModel
 
 from gaguide.checkpoint import MODEL_FOLDER
 from gaguide.checkpoint.folder import CheckpointInfo, choose
-from gaguide.config import (
-    BatchPlan,
-    RunConfig,
-    plan_batch,
-)
+from gaguide.config import BatchPlan, RunConfig, plan_batch
 from gaguide.data import load_tokenizer, steps_for_epochs, tokenizer_fingerprint
 from gaguide.data.corpus import Corpus
 from gaguide.data.read.blocks import leaves_out

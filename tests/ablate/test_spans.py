@@ -56,14 +56,7 @@ def sequences() -> TaskSpans:
                 name: (*map(bool, marked), *[False] * extra)
                 for name, marked in (("scope", scope), ("cue", cue))
             }
-            pairs.append(
-                MarkedPair(
-                    at,
-                    EncodedPair(ids, ids[-extra:]),
-                    marks,
-                    frozenset(),
-                )
-            )
+            pairs.append(MarkedPair(at, EncodedPair(ids, ids[-extra:]), marks, frozenset()))
     return made_up(pairs, ("0", "1", "2", "3"))
 
 

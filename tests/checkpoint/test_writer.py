@@ -31,12 +31,7 @@ class SwappingEngine:
         raise AssertionError("the scripts are copied")
 
     def save_checkpoint(
-        self,
-        folder: str,
-        tag: str,
-        client_state: object,
-        save_latest: bool,
-        exclude_frozen_parameters: bool,
+        self, folder: str, tag: str, client_state: object, save_latest: bool, exclude_frozen_parameters: bool
     ) -> None:
         assert not self.zero_nvme_offload_optimizer(), "DeepSpeed copies swap files"
         self._copy_recovery_script(folder)

@@ -150,10 +150,7 @@ def test_signed_addresses_and_credentials(make, tmp_path):
     (tmp_path / "web" / "a.jsonl").write_bytes(lines(THREE))
     with web_server(tmp_path / "web") as address:
         built = [
-            make(
-                f"{address}/a.jsonl?X-Amz-Date={time}&X-Amz-Signature=SECRET{time}",
-                validation_fraction=0,
-            )
+            make(f"{address}/a.jsonl?X-Amz-Date={time}&X-Amz-Signature=SECRET{time}", validation_fraction=0)
             for time in (1, 2)
         ]
         folder, _ = make(address.replace("://", "://user:SECRET@") + "/a.jsonl", validation_fraction=0)

@@ -41,13 +41,7 @@ def test_a_position_does_not_depend_on_other_positions_of_the_call(shards, seed,
     assert order.at(np.array(positions, np.int64)).tolist() == alone
 
 
-@given(
-    SHARDS,
-    st.integers(0, 50),
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.integers(1, 4),
-)
+@given(SHARDS, st.integers(0, 50), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 @settings(max_examples=60)
 def test_any_split_over_ranks_reads_the_same_global_batch(
     shards, step, world_size, micro_batch, accumulation
@@ -169,12 +163,7 @@ def test_steps_for_epochs_rounds_up(blocks, epochs, batch, steps):
 
 
 def test_fingerprint_distinguishes_orders():
-    orders = [
-        BlockOrder((5, 6), 1),
-        BlockOrder((5, 6), 2),
-        BlockOrder((6, 5), 1),
-        BlockOrder((5, 6), 1, 4),
-    ]
+    orders = [BlockOrder((5, 6), 1), BlockOrder((5, 6), 2), BlockOrder((6, 5), 1), BlockOrder((5, 6), 1, 4)]
     assert len({order.fingerprint for order in orders}) == 4
     assert orders[0].fingerprint == BlockOrder((5, 6), 1).fingerprint
 

@@ -30,10 +30,9 @@ BOM = b"\xef\xbb\xbf"
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.csv"])
 def test_byte_order_marks_are_not_text(name, tmp_path):
-    content = {
-        "a.txt": BOM + b"hello world",
-        "a.csv": BOM + b"text,n\nhello world,1\n",
-    }.get(name, BOM + lines(["hello world"]) + BOM + lines(["joined"]))
+    content = {"a.txt": BOM + b"hello world", "a.csv": BOM + b"text,n\nhello world,1\n"}.get(
+        name, BOM + lines(["hello world"]) + BOM + lines(["joined"])
+    )
     (tmp_path / name).write_bytes(content)
     assert documents(tmp_path / name) == ["hello world", "joined"][: 2 if "json" in name else 1]
 

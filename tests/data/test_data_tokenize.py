@@ -60,10 +60,7 @@ def test_degenerate_documents(encoder, text):
 
 
 def test_special_token_in_a_document_is_encoded_as_text(encoder, gpt2):
-    for ids in (
-        encoder.encode("a <|endoftext|> b"),
-        encoder.encode_by_reference("a <|endoftext|> b"),
-    ):
+    for ids in (encoder.encode("a <|endoftext|> b"), encoder.encode_by_reference("a <|endoftext|> b")):
         assert gpt2.eos_token_id not in ids.tolist()
         assert gpt2.decode(ids.tolist()) == "a <|endoftext|> b"
 

@@ -156,10 +156,7 @@ def test_unquoted_commas_and_duplicate_columns_in_csv_are_reported(tmp_path: Pat
     with pytest.raises(UserError) as caught:
         _parse(path)
     found = [(fault.field, fault.problem) for fault in caught.value.faults]
-    assert found == [
-        (f"{path}:1", "duplicate column 'prompt'"),
-        (f"{path}:4", "has 4 cells, the header 3"),
-    ]
+    assert found == [(f"{path}:1", "duplicate column 'prompt'"), (f"{path}:4", "has 4 cells, the header 3")]
 
 
 def test_mapping_an_unknown_column_is_refused(tmp_path: Path) -> None:

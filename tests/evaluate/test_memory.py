@@ -157,10 +157,7 @@ def test_an_adapter_counts(gpt2_folder: Path, tasks: list[str]) -> None:
         (lambda given: given | {"model": given["model"].to("meta")}, "have no values"),
         (lambda given: given | {"model": given["model"].double()}, "must be in fp32, bf16, fp16"),
         (lambda given: given | {"tokenizer": "gpt2"}, "must be a tokenizer of transformers, but is a str"),
-        (
-            lambda given: given | {"settings": EvaluateSettings(dtype="bf16")},
-            "in memory is in fp32",
-        ),
+        (lambda given: given | {"settings": EvaluateSettings(dtype="bf16")}, "in memory is in fp32"),
         (lambda given: given | {"settings": EvaluateSettings(limit=0)}, r"^limit = 0: must be positive"),
         (lambda given: given | {"settings": EvaluateSettings(deepspeed=Path("x.json"))}, "cannot partition"),
         (lambda given: given | {"tasks": "no-such-task"}, "no-such-task"),

@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 from gaguide.evaluate.results.intervals import Metric, mean, perplexity, proportion, rate
-from gaguide.evaluate.results.metrics import (
-    ScoredExample,
-    chance_level,
-    score_example,
-    summarize,
-)
+from gaguide.evaluate.results.metrics import ScoredExample, chance_level, score_example, summarize
 from gaguide.evaluate.tasks.example import Example
 
 

@@ -155,9 +155,7 @@ def test_rows_that_branch_only_when_merged_are_checked_merged() -> None:
     assert len(scores_of(scorer, [batch])) == 3
 
 
-def test_merged_rows_are_halved_where_memory_is_short(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_merged_rows_are_halved_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, said = tiny_model("gpt2", attn_implementation="eager"), _unrelated_rows(60, 32, 60), []
     wanted = Scorer(model, _CPU, sharing=Sharing.NOTHING).score(batch.rows, batch.prefix)
     scorer = Scorer(model, _CPU, sharing=Sharing.ROWS, say=said.append)

@@ -68,11 +68,7 @@ def test_tokens_after_a_prefix_are_counted_once() -> None:
     assert (
         sorted(calls) == [(2, 2, 2), (3, 5, 2)]
         or sorted(calls) == [(2, 3, 2), (3, 6, 2)]
-        or calls
-        == [
-            (2, 2, 3),
-            (3, 6, 2),
-        ]
+        or calls == [(2, 2, 3), (3, 6, 2)]
     )
 
 

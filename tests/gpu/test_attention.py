@@ -15,10 +15,7 @@ from gaguide.model.documents import document_mask, documents_as_mask
 from gaguide.model.packed import isolate_documents, use_packed_attention
 from tests.support.models import random_ids, tiny_model
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 T = 64
 PLAN = GuidancePlan((Assignment(TokenSet("some", frozenset(range(2, 20))), (1,), (0, 2)),))
 POSITIONS = torch.cat([torch.arange(9), torch.arange(1), torch.arange(T - 10)]).expand(2, T)

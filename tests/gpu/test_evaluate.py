@@ -9,10 +9,7 @@ from gaguide.evaluate.score.scorer import Scorer, Sharing
 from tests.support.models import CONFIGS, tiny_model
 from tests.support.prefixes import prefixed_batches, scores_of
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))

@@ -15,10 +15,7 @@ from safetensors.torch import load_file
 from gaguide.log import read_metrics
 from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SETTINGS = {
     "train.steps": "6",
     "train.warmup_steps": "0",

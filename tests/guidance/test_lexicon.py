@@ -13,14 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
-from gaguide.guidance import (
-    GuidancePlan,
-    Lexicon,
-    get_lexicon,
-    make_pattern,
-    read_lexicons,
-    shipped_lexicons,
-)
+from gaguide.guidance import GuidancePlan, Lexicon, get_lexicon, make_pattern, read_lexicons, shipped_lexicons
 from gaguide.guidance.patterns import FirstToken, FixedOffset
 from gaguide.guidance.words import WordSet
 from tests.support.gpt2_tokenizer import MERGES, gpt2_tokenizer_folder

@@ -37,10 +37,7 @@ SIZES: dict[str, Any] = {
 WINDOWS = SIZES | {
     "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }  # fmt: skip
-WINDOWED = {
-    "mistral": MistralConfig(**SIZES, sliding_window=7),
-    "gemma3": Gemma3TextConfig(**WINDOWS),
-}
+WINDOWED = {"mistral": MistralConfig(**SIZES, sliding_window=7), "gemma3": Gemma3TextConfig(**WINDOWS)}
 PLAN = GuidancePlan(
     (
         Assignment(TokenSet("some", frozenset(range(2, 12))), (1, 2), (0, 2)),

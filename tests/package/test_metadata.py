@@ -16,13 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import gaguide
-from gaguide.publish.citation import (
-    PAPER_AUTHORS,
-    PAPER_INSTITUTION,
-    PAPER_TITLE,
-    PAPER_URL,
-    PAPER_YEAR,
-)
+from gaguide.publish.citation import PAPER_AUTHORS, PAPER_INSTITUTION, PAPER_TITLE, PAPER_URL, PAPER_YEAR
 from tests.support.ranks import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]

@@ -6,14 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    OPTConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PreTrainedModel, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 VOCABULARY = 64

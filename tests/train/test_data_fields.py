@@ -193,10 +193,7 @@ def test_an_isolated_document_is_computed_as_on_its_own(kind: str) -> None:
     model = tiny_model(kind).double()
     isolate_documents(model, use_packed_attention(model), 40)
     plan = GuidancePlan(
-        (
-            Assignment(TokenSet("words", frozenset(range(5, 25))), (0, 1)),
-            Assignment(FixedOffset(3), (2,)),
-        ),
+        (Assignment(TokenSet("words", frozenset(range(5, 25))), (0, 1)), Assignment(FixedOffset(3), (2,))),
         "frobenius",
         "normalized",
     )

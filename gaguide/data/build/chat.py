@@ -70,10 +70,7 @@ class ChatRenderer:
 
         tokens: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         rendered: Any = render_jinja_template(
-            conversations=[messages],
-            chat_template=self.template,
-            return_assistant_tokens_mask=True,
-            **tokens,
+            conversations=[messages], chat_template=self.template, return_assistant_tokens_mask=True, **tokens
         )
         texts, places = rendered
         return texts[0], tuple((int(start), int(end)) for start, end in places[0])

@@ -17,15 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.data.build.identity import identify_local, identify_remote, source_digest
-from gaguide.data.build.kinds import (
-    HIDDEN,
-    KINDS,
-    KNOWN,
-    SourceFile,
-    is_hidden,
-    kind_of,
-    stored_compression,
-)
+from gaguide.data.build.kinds import HIDDEN, KINDS, KNOWN, SourceFile, is_hidden, kind_of, stored_compression
 from gaguide.errors import (
     Fault,
     FaultCollector,

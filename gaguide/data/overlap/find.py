@@ -111,11 +111,7 @@ def _search(folder: ShardFolder, examples: Sequence[EvaluationText]) -> Search:
 
 
 def _summary(
-    result: OverlapResult,
-    folders: Sequence[str],
-    split: str,
-    manifests: Sequence[Manifest],
-    search: Search,
+    result: OverlapResult, folders: Sequence[str], split: str, manifests: Sequence[Manifest], search: Search
 ) -> dict[str, Any]:
     return {
         "shards": [

@@ -9,13 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gaguide.data.format.manifest import (
-    TOKENIZER_FOLDER,
-    Manifest,
-    ShardInfo,
-    folder_digest,
-    read_manifest,
-)
+from gaguide.data.format.manifest import TOKENIZER_FOLDER, Manifest, ShardInfo, folder_digest, read_manifest
 from gaguide.data.format.shards import DamagedShardError, content_digest, open_shard
 from gaguide.data.format.tokenizer import load_tokenizer, tokenizer_fingerprint
 from gaguide.errors import UserError

@@ -19,12 +19,7 @@ from typing import Any
 import numpy as np
 
 from gaguide.errors import UserError
-from gaguide.evaluate.results.answers import (
-    Uninformative,
-    class_answers,
-    doubt_sentences,
-    uninformative,
-)
+from gaguide.evaluate.results.answers import Uninformative, class_answers, doubt_sentences, uninformative
 from gaguide.evaluate.results.intervals import Groups, clusters, proportion
 from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.evaluate.results.numbers import log_sum_exp

@@ -13,13 +13,7 @@ import transformers
 from gaguide import __version__
 from gaguide.evaluate.results.earlier import task_content
 from gaguide.evaluate.results.groups import group_results
-from gaguide.evaluate.results.metrics import (
-    ScoredExample,
-    answer_pattern,
-    band_sums,
-    not_finite,
-    worst,
-)
+from gaguide.evaluate.results.metrics import ScoredExample, answer_pattern, band_sums, not_finite, worst
 from gaguide.evaluate.results.near_ties import near_ties
 from gaguide.evaluate.results.paper import PaperColumn, paper_accuracy
 from gaguide.evaluate.results.parts import part_results

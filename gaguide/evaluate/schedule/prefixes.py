@@ -48,10 +48,7 @@ def group_by_prefix(
     chosen = _best_runs(ordered, saving)
     grouped = {at for start, end, _ in chosen for at in range(start, end)}
     rest = [example for at, example in enumerate(ordered) if at not in grouped]
-    return [
-        PrefixGroup(0, rest),
-        *(PrefixGroup(shared, ordered[start:end]) for start, end, shared in chosen),
-    ]
+    return [PrefixGroup(0, rest), *(PrefixGroup(shared, ordered[start:end]) for start, end, shared in chosen)]
 
 
 def _best_runs(

@@ -61,10 +61,7 @@ def split_names(arguments: Sequence[str]) -> list[str]:
 
 
 def locate_tasks(
-    names: Sequence[str],
-    data_folder: Path | None,
-    faults: FaultCollector,
-    options: TaskOptions = DEFAULTS,
+    names: Sequence[str], data_folder: Path | None, faults: FaultCollector, options: TaskOptions = DEFAULTS
 ) -> list[LocatedTask]:
     """The tasks that `names` mean, each once; `faults` receives the faults of the other names.
 

@@ -74,11 +74,7 @@ def read_tasks(
 
 
 def _read_task(
-    located: LocatedTask,
-    limit: int | None,
-    positions: int | None,
-    shots: int | None,
-    options: TaskOptions,
+    located: LocatedTask, limit: int | None, positions: int | None, shots: int | None, options: TaskOptions
 ) -> TaskData:
     task, path = located.task, located.path
     task = with_cues(task, located.folder)
