@@ -21,12 +21,4 @@ __all__ = [
     "verify_files",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "companions": ["Companions", "read_companions"],
-        "export": ["export_adapter", "export_model"],
-        "store": ["Checkpoint", "CheckpointStore", "MODEL_FOLDER"],
-        "verify": ["verify_files"],
-    },
-)
+__getattr__ = lazy_names(__name__)

@@ -32,15 +32,4 @@ __all__ = [
     "tokenizer_fingerprint",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "build.build": ["BuildRequest", "Progress", "build_shards"],
-        "build.demo_corpus": ["build_embedded_corpus"],
-        "format.manifest": ["Manifest", "ShardInfo", "read_manifest"],
-        "format.tokenizer": ["load_tokenizer", "tokenizer_fingerprint"],
-        "read.blocks": ["BlockStore"],
-        "read.mixture": ["MixedOrder", "MixedStore"],
-        "read.order": ["BlockOrder", "Order", "rank_micro_batches", "steps_for_epochs"],
-    },
-)
+__getattr__ = lazy_names(__name__)

@@ -47,16 +47,4 @@ __all__ = [
     "evaluate_model",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "memory": ["evaluate_model"],
-        "results.answers": ["Uninformative"],
-        "results.intervals": ["Metric"],
-        "results.metrics": ["ScoredExample"],
-        "results.results": ["Results", "TaskResult"],
-        "runner": ["EvaluateSettings", "evaluate", "evaluate_all"],
-        "tasks.options": ["TaskOptions"],
-        "tasks.task": ["Task", "built_in_tasks"],
-    },
-)
+__getattr__ = lazy_names(__name__)

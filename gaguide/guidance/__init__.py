@@ -51,25 +51,4 @@ __all__ = [
     "weight_factor",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "attach": ["Guidance", "guide"],
-        "lexicon": ["Lexicon", "get_lexicon", "read_lexicons", "shipped_lexicons"],
-        "measurement": ["HeadAttention", "Measurement", "measure"],
-        "patterns": [
-            "Columns",
-            "FirstToken",
-            "FixedOffset",
-            "MarkedTokens",
-            "marked",
-            "Offset",
-            "Pattern",
-            "TokenSet",
-        ],
-        "plan": ["Assignment", "DEFAULT_THRESHOLD", "DEFAULT_WEIGHT", "GuidancePlan", "GuidedHead"],
-        "registry": ["make_pattern"],
-        "schedule": ["weight_factor"],
-        "words": ["WordSet"],
-    },
-)
+__getattr__ = lazy_names(__name__)

@@ -25,12 +25,4 @@ __all__ = [
     "scale_targets",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "attach": ["Intervention", "intervene"],
-        "edges": ["ScaleEdges", "knock_out_edges", "scale_targets"],
-        "outputs": ["MeanOutput", "PatchOutput", "ResampleOutput", "ZeroOutput"],
-        "record": ["HeadOutputs", "mean_outputs", "record_outputs"],
-    },
-)
+__getattr__ = lazy_names(__name__)

@@ -36,20 +36,4 @@ __all__ = [
     "with_vocabulary",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "fast": ["adapt_to", "align_head", "fuse_activations"],
-        "load": [
-            "ModelSource",
-            "build_model",
-            "checkpoint_activations",
-            "find_model",
-            "saved_model",
-            "skeleton",
-            "with_vocabulary",
-        ],
-        "shape": ["ModelShape", "gpt2_shape", "shape_of"],
-        "sizes": ["SIZES", "scratch_config"],
-    },
-)
+__getattr__ = lazy_names(__name__)

@@ -11,11 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["CARD", "BaseModel", "Score", "push_model", "read_base_model", "read_own_card", "write_card"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "base": ["BaseModel", "read_base_model"],
-        "card": ["CARD", "Score", "read_own_card", "write_card"],
-        "push": ["push_model"],
-    },
-)
+__getattr__ = lazy_names(__name__)

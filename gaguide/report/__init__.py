@@ -14,11 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Report", "RunRecord", "make_report", "read_runs", "render_report"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "document": ["FORMATS", "Report"],
-        "outputs": ["make_report", "render_report"],
-        "run_records": ["RunRecord", "read_runs"],
-    },
-)
+__getattr__ = lazy_names(__name__)

@@ -22,14 +22,4 @@ __all__ = [
     "tracker_faults",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "attach": ["attach_files", "check_attach"],
-        "check": ["tracker_faults"],
-        "mirror": ["Trackers"],
-        "rows": ["STEP_NUMBERS"],
-        "sections": ["SECTIONS"],
-        "tracker": ["TrackedRun"],
-    },
-)
+__getattr__ = lazy_names(__name__)
