@@ -21,13 +21,11 @@ from pydantic import ValidationError
 from gaguide.config import RunConfig
 from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.validation import validation_faults
-from gaguide.config.yaml_tree import read_yaml
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.files import local_folder
-from gaguide.heads.rules import PROFILED
-from gaguide.model.content import other_files
 from gaguide.shipped import DEEPSPEED_JSONS
+from gaguide.study.chosen import Chosen, read_chosen
 from gaguide.study.content import ContentHashes, StudyTasks, read_task_contents
 from gaguide.study.file import FINETUNED, ORIGINAL, ExperimentSection, SizeSection, StudyConfig
 from gaguide.study.identity import ablation_id, data_identity, evaluation_id, material_settings, short_hash
@@ -136,16 +134,19 @@ class _GridBuilder:
         self.faults = FaultCollector()
         self.hashes = ContentHashes(folder)
         self._data = data_identity(study, self.hashes)
-        self.chosen: dict[str, dict[str, Any]] | None = None
-        self.profiled: dict[str, Any] | None = None
-        self._plans: dict[str | None, tuple[Any, Any]] = {}
+        self.chosen: Chosen | None = None
+        """Plans of the size; None where their file has faults."""
+        self._chosen: dict[str | None, Chosen | None] = {}
         self.notes: dict[str, None] = {}
         self._ds_contents: dict[Path, Any] = {}
         self._reported: set[tuple[str, str]] = set()
 
     def add_size(self, size: SizeSection) -> None:
         """Add the bases, originals and tuned cells of one size."""
-        self._choose(size)
+        path = self.study.chosen and self.study.chosen.replace("{size}", size.name)
+        if path not in self._chosen:
+            self._chosen[path] = self.faults.attempt(read_chosen, path)
+        self.chosen = self._chosen[path]
         bases: dict[int, Cell | None] = {}
         if self.study.pretrain is not None:
             bases = {seed: self._add_base(size, seed) for seed in self.study.seeds}
@@ -158,14 +159,6 @@ class _GridBuilder:
                     self._add_original(size, seed, bases[seed])
                 else:
                     self._add_tuned(size, experiment, seed, bases.get(seed))
-
-    def _choose(self, size: SizeSection) -> None:
-        """Read the size's plans of `chosen`, and the model they are of."""
-        path = self.study.chosen and self.study.chosen.replace("{size}", size.name)
-        if path not in self._plans:
-            found = self.faults.attempt(_read_chosen, path)
-            self._plans[path] = found, None if found is None else found.pop(PROFILED, None)
-        self.chosen, self.profiled = self._plans[path]
 
     def _add_base(self, size: SizeSection, seed: int) -> Cell | None:
         pretrain = self.study.pretrain
@@ -206,9 +199,8 @@ class _GridBuilder:
             base = None
         else:
             model = {"name": str(self.folder / base.folder / "model"), "init": "pretrained"}
-        if self.chosen and experiment.name in self.chosen and experiment.guidance is None:
-            self._compare_profiled(size, experiment, model)
-            self._compare_text()
+        if self.chosen and experiment.name in self.chosen.plans and experiment.guidance is None:
+            self._note_origin(self.chosen, f"{experiment.name}, {size.name}", model)
         train = {**self.study.train, **size.train, **experiment.train}
         sections = {
             "model": model,
@@ -217,31 +209,11 @@ class _GridBuilder:
         }
         self._add_trained("tuned", size, experiment.name, seed, base, sections)
 
-    def _compare_profiled(
-        self, size: SizeSection, experiment: ExperimentSection, model: Mapping[str, str]
-    ) -> None:
-        """Note where heads were chosen in a model whose weights differ from those that training starts from.
-
-        A folder is compared by its content, a hub id by its name; plans written by hand name no model.
-        """
-        if self.profiled is None:
-            return
-        name, folder = str(self.profiled.get("model")), Path(model["name"]).expanduser()
-        if model["init"] == "scratch":
-            other = "random weights"
-        elif not folder.is_dir():
-            other = f"{model['name']}, which cannot be compared with it" if model["name"] != name else ""
-        else:
-            files = other_files(self.profiled, folder, self.hashes.record(folder))
-            other = f"{model['name']} (other {', '.join(files)})" if files else ""
-        if other:
-            chosen = f"{experiment.name}, {size.name}: its heads were chosen by a profile of {name}"
-            self.notes[f"{chosen}, and training starts from {other}"] = None
-
-    def _compare_text(self) -> None:
-        """Note where heads were chosen by their removal on the same text on which it is measured."""
-        text = None if self.profiled is None else self.profiled.get("text")
-        if text is not None and text in self._data and self.study.ablation is not None:
+    def _note_origin(self, chosen: Chosen, where: str, model: Mapping[str, str]) -> None:
+        """Note where heads were chosen in a model with other weights, or on the text that their removal uses."""
+        if other := chosen.other_model(model, self.hashes):
+            self.notes[f"{where}: {other}"] = None
+        if chosen.is_of_text(self._data) and self.study.ablation is not None:
             where = "the heads of `chosen` were chosen on held-out text of these shards"
             what = "their removal is measured there too, which overestimates the most used"
             self.notes[f"{where}; {what}"] = None
@@ -250,10 +222,10 @@ class _GridBuilder:
         """A run's `guidance` section for an experiment."""
         if experiment.guidance is not None:
             return {**self.study.guidance, **experiment.guidance}
-        if self.chosen is not None and experiment.name in self.chosen:
-            return {**self.study.guidance, **self.chosen[experiment.name]}
+        if self.chosen is not None and experiment.name in self.chosen.plans:
+            return {**self.study.guidance, **self.chosen.plans[experiment.name]}
         if self.chosen is not None and experiment.name not in EXPERIMENTS:  # None: it may be in the file
-            known = [ORIGINAL, *EXPERIMENTS, *self.chosen]
+            known = [ORIGINAL, *EXPERIMENTS, *self.chosen.plans]
             remedy = suggestion(experiment.name, known, otherwise="give it a guidance section")
             self._report(Fault("experiments", "is not a built-in experiment", remedy, experiment.name))
         if experiment.name != FINETUNED:
@@ -354,16 +326,3 @@ class _GridBuilder:
 def _whole(train: dict[str, Any]) -> dict[str, Any]:
     """`train` for a base, which is trained whole whatever its fine-tuning adapts or freezes."""
     return {name: value for name, value in train.items() if name not in ("lora", "freeze", "trainable")}
-
-
-def _read_chosen(path: str | None) -> dict[str, dict[str, Any]]:
-    """Experiment → `guidance` section, from the file that `chosen` names."""
-    if path is None:
-        return {}
-    tree = read_yaml(Path(path).expanduser(), "chosen")
-    remedy = "give the plan.yaml of gaguide heads profile"
-    faults = [Fault(f"chosen: {name}", "must be a guidance section", remedy, entry)
-              for name, entry in tree.items() if not isinstance(entry, dict)]  # fmt: skip
-    if faults:
-        raise UserError(faults)
-    return {str(name): entry for name, entry in tree.items()}
