@@ -1,7 +1,8 @@
-"""Whole numbers as people write them: `1000000`, `1e6`, `2.5e3`."""
+"""Whole numbers as people write them (`1000000`, `1e6`, `2.5e3`), and numbers in records."""
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from typing import Any
@@ -23,3 +24,9 @@ def parse_whole(text: str) -> int:
 
 
 parse_whole.__name__ = "whole number"  # its name in argparse's message: "invalid whole number value: 'x'"
+
+
+def finite(value: Any) -> float | None:
+    """A finite number; None for NaN, infinity and anything else."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None

@@ -13,11 +13,10 @@ from tests.support.ranks import REPOSITORY
 
 PACKAGE = REPOSITORY / "gaguide"
 ORDER = (
-    "home", "lazy", "errors", "files", "numbers", "shipped", "ports", "html", "figures", "stats", "config",
-    "distributed", "log", "trackers", "data",
-    "model", "guidance", "integrations", "interventions", "attention", "engine", "checkpoint", "cost",
-    "publish", "liveness", "train", "evaluate", "ablate", "heads", "slurm", "study", "report", "doctor",
-    "cli",
+    "home", "lazy", "errors", "files", "numbers", "grouping", "shipped", "ports", "html",
+    "figures", "stats", "config", "distributed", "log", "trackers", "data", "model", "guidance",
+    "integrations", "interventions", "attention", "engine", "checkpoint", "cost", "publish", "liveness",
+    "train", "evaluate", "ablate", "heads", "slurm", "study", "report", "doctor", "cli",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gaguide.ablate.methods import METHODS
-from gaguide.config.arguments import ArgumentParser
+from gaguide.config.arguments import ArgumentParser, shared
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.files import expand_home, output_folder
 from gaguide.numbers import parse_whole
@@ -48,27 +48,15 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
         problem = f"already has an {FILE}"
         raise UserError.of("--output", problem, "choose another folder", str(output))
     make_sums_reproducible()
-    settings = AblateSettings(
-        text=None if arguments.text is None else str(expand_home(arguments.text)),
-        blocks=arguments.blocks,
-        block_length=arguments.block_length,
-        batch=arguments.batch,
-        tasks=tuple(split_names(arguments.tasks or [])),
-        data=arguments.data,
-        limit=arguments.limit,
-        batch_tokens=arguments.batch_tokens,
-        methods=tuple(split_names(arguments.methods)),
-        controls=arguments.controls,
-        every=arguments.all_heads,
-        before=None if arguments.before is None else str(expand_home(arguments.before)),
-        dtype=arguments.dtype,
-        seed=arguments.seed,
+    arguments.tasks, arguments.methods = (
+        tuple(split_names(given)) for given in (arguments.tasks, arguments.methods)
     )
+    settings = AblateSettings(**shared(arguments, AblateSettings))
     world = World.from_environment()
     if world.size > 1:
         problem, remedy = "runs in one process", "start it without a launcher, with one model a process"
         raise UserError.of("ranks", problem, remedy, world.size)
-    request = read_request([str(expand_home(name)) for name in arguments.model], arguments.plan, settings)
+    request = read_request(arguments.model, arguments.plan, settings)
     record = ablate(request, world)
     write_ablation(output, record)
     show(record, output)
@@ -76,6 +64,10 @@ def _ablate(arguments: argparse.Namespace, show: Show) -> int:
     failed |= any(value is None for model in record.models for metrics in model.tasks.values()
                   for value in metrics.values())  # fmt: skip
     return EXIT_NOT_FINITE if failed else 0
+
+
+def _expanded(path: str) -> str:
+    return str(expand_home(path))
 
 
 def parser() -> ArgumentParser:
@@ -88,19 +80,19 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", required=True, nargs="+",
+    add("--model", required=True, nargs="+", type=_expanded,
         help="folder made by save_pretrained, a run's folder, or a hub id; one or more, and the others are "
         "compared with the first")  # fmt: skip
     add("--plan", help="which heads: an experiment, a run's config.yaml, or a YAML file with a guidance "
         "section, or PLANS.yaml:NAME (default: that of the run whose folder holds the model)")  # fmt: skip
-    add("--text", help="shards, by folder or address, or embedded (default: the held-out text of the plan's "
-        "run, without --tasks)")  # fmt: skip
+    add("--text", type=_expanded, help="shards, by folder or address, or embedded (default: the held-out "
+        "text of the plan's run, without --tasks)")  # fmt: skip
     add("--blocks", type=parse_whole, default=64, help="held-out blocks, spread over the split (default: 64)")
     add("--block-length", type=parse_whole, help="tokens of a block (default: as the plan's run, else the "
         "model's positions, at most 1024)")  # fmt: skip
     add("--batch", type=parse_whole, default=8, help="blocks of a forward pass (default: 8)")
-    add("--tasks", nargs="+", help="tasks, as in gaguide evaluate; attention is measured on the spans that "
-        "their data give")  # fmt: skip
+    add("--tasks", nargs="+", default=[], help="tasks, as in gaguide evaluate; attention is measured on "
+        "the spans that their data give")  # fmt: skip
     add("--data", type=expand_home, help="folder with the data files of named tasks (default: the hub)")
     add("--limit", type=parse_whole, help="only the first N examples of each task")
     add("--batch-tokens", type=parse_whole, help="padded tokens of a batch of tasks (default: by device)")
@@ -109,9 +101,10 @@ def parser() -> ArgumentParser:
         "zero)")  # fmt: skip
     add("--controls", type=parse_whole, default=3,
         help="random unguided heads of the same layer for each guided head (default: 3)")  # fmt: skip
-    add("--all-heads", action="store_true", help="remove all other heads as well, for the heat map")
-    add("--before", help="model that attention is compared with, or start: the plan's run before training "
-        "(default: the first of several models, else start where there is a run)")  # fmt: skip
+    add("--all-heads", dest="every", action="store_true",
+        help="remove all other heads as well, for the heat map")  # fmt: skip
+    add("--before", type=_expanded, help="model that attention is compared with, or start: the plan's run "
+        "before training (default: the first of several models, else start if there is a run)")  # fmt: skip
     add("--dtype", default="fp32", help="fp32 (default), bf16 or fp16")
     add(
         "--seed",

@@ -17,6 +17,7 @@ from gaguide.ablate.records import Effect, HeadRecord, MethodEffects, Moved, Use
 from gaguide.ablate.subjects import Key, Subject
 from gaguide.ablate.text import TextSums
 from gaguide.guidance.cues import BANDS, NEAR
+from gaguide.numbers import finite
 from gaguide.stats.groups import ALPHA
 from gaguide.stats.paired import holm, rate_change
 
@@ -67,15 +68,7 @@ def together_effects(measured: MeasuredModel) -> dict[str, MethodEffects]:
         own, tokens = text.together["guided", method], text.together_tokens
         others = text.together.get(("controls", method))
         first = None if measured.first is None else measured.first.together.get(("guided", method))
-        found[method] = MethodEffects(
-            loss=_effect(own, tokens, _ALL),
-            near=_effect(own, tokens, _NEAR),
-            bands={name: _effect(own, tokens, [at]) for at, name in enumerate(BANDS)},
-            over_controls=None if others is None else _effect(own - others, tokens, _ALL),
-            near_over_controls=None if others is None else _effect(own - others, tokens, _NEAR),
-            over_first=None if first is None else _effect(own - first, tokens, _ALL),
-            near_over_first=None if first is None else _effect(own - first, tokens, _NEAR),
-        )
+        found[method] = _effects(own, tokens, others, first, {})
     return found
 
 
@@ -106,18 +99,21 @@ def _method(measured: MeasuredModel, subject: Subject, method: str) -> MethodEff
         return MethodEffects(NOTHING, NOTHING, dict.fromkeys(BANDS, NOTHING), tasks=tasks)
     own, tokens = text.change[subject.key, method], text.tokens[id(subject.pattern)]
     controls = _controls(measured, text, subject, method)
-    less = own - np.mean(controls, axis=0) if controls else None
+    others = np.mean(controls, axis=0) if controls else None
     first = None if measured.first is None else measured.first.change.get((subject.key, method))
-    return MethodEffects(
-        loss=_effect(own, tokens, _ALL),
-        near=_effect(own, tokens, _NEAR),
-        bands={name: _effect(own, tokens, [at]) for at, name in enumerate(BANDS)},
-        over_controls=None if less is None else _effect(less, tokens, _ALL),
-        near_over_controls=None if less is None else _effect(less, tokens, _NEAR),
-        over_first=None if first is None else _effect(own - first, tokens, _ALL),
-        near_over_first=None if first is None else _effect(own - first, tokens, _NEAR),
-        tasks=tasks,
-    )
+    return _effects(own, tokens, others, first, tasks)
+
+
+def _effects(
+    own: np.ndarray, tokens: np.ndarray, controls: np.ndarray | None, first: np.ndarray | None,
+    tasks: Mapping[str, Mapping[str, Effect]],
+) -> MethodEffects:  # fmt: skip
+    """Effects of changes of loss [N, K], also minus those without controls and those in the first model."""
+    minus = [None if other is None else own - other for other in (controls, first)]
+    over = [None if less is None else _effect(less, tokens, of) for less in minus for of in (_ALL, _NEAR)]
+    bands = {name: _effect(own, tokens, [at]) for at, name in enumerate(BANDS)}
+    loss, near = _effect(own, tokens, _ALL), _effect(own, tokens, _NEAR)
+    return MethodEffects(loss, near, bands, over[0], over[1], over[2], over[3], tasks)
 
 
 def _controls(measured: MeasuredModel, text: TextSums, subject: Subject, method: str) -> list[np.ndarray]:
@@ -157,17 +153,13 @@ def _rate(reading: Reading | None, name: str) -> float | None:
     value = None if reading is None else getattr(reading, name)
     if reading is None or value is None or not int(reading.queries.sum()):
         return None
-    return _finite(float(value.sum() / reading.queries.sum()))
+    return finite(float(value.sum() / reading.queries.sum()))
 
 
 def _output_norm(reading: Reading | None) -> float | None:
     if reading is None or reading.output_norm is None:
         return None
-    return _finite(float(reading.output_norm.mean() / reading.tokens))
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    return finite(float(reading.output_norm.mean() / reading.tokens))
 
 
 _FAMILIES = ("loss", "near", "over_controls", "near_over_controls", "over_first", "near_over_first")

@@ -28,6 +28,7 @@ from gaguide.evaluate.schedule.rows import Row, TokenSequence, build_row
 from gaguide.evaluate.score.logits import MAX_LOGIT_POSITIONS, model_inputs
 from gaguide.evaluate.score.rearrange import separate_rows
 from gaguide.evaluate.tasks.read import TaskData
+from gaguide.grouping import grouped
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
 from gaguide.model.attention_hooks import attach_consumer
 from gaguide.model.attention_rows import masked_scores, softmax_rows
@@ -54,10 +55,7 @@ class TaskSpans:
     @cached_property
     def sequences(self) -> dict[int, list[tuple[int, ...]]]:
         """Example → input ids of its sequences with a span."""
-        found: dict[int, list[tuple[int, ...]]] = {}
-        for one in self.pairs:
-            found.setdefault(one.example, []).append(one.pair.input_ids)
-        return found
+        return grouped((one.example, one.pair.input_ids) for one in self.pairs)
 
 
 @dataclass(frozen=True)

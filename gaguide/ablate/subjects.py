@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gaguide.ablate.records import Role
+from gaguide.grouping import grouped
 from gaguide.guidance.patterns import Pattern
 from gaguide.guidance.plan import GuidedHead
 
@@ -97,7 +98,4 @@ def count_passes(subjects: Sequence[Subject], layers: int, methods: int) -> tupl
 
 def by_layer(subjects: Sequence[Subject]) -> dict[int, list[Subject]]:
     """Layer → its subjects, ascending."""
-    found: dict[int, list[Subject]] = {}
-    for subject in sorted(subjects, key=lambda one: one.key):
-        found.setdefault(subject.layer, []).append(subject)
-    return found
+    return grouped((one.layer, one) for one in sorted(subjects, key=lambda one: one.key))

@@ -63,11 +63,6 @@ class Companions:
             write_bytes(folder / name, content)
 
 
-def read_generation_config(folder: Path) -> dict[str, Any] | None:
-    """The generation settings in a folder; None where it has none or they cannot be read."""
-    return read_object(folder / GENERATION_CONFIG) or None
-
-
 def read_companions(checkpoint: Path, base: Path | None = None) -> Companions:
     """Files of a checkpoint's export other than the weights; no code from the checkpoint is executed.
 
@@ -83,7 +78,8 @@ def read_companions(checkpoint: Path, base: Path | None = None) -> Companions:
     elif base is not None:
         problem = "the checkpoint has whole weights, not adapters on a base"
         raise UserError.of("--base", problem, "leave it out", str(base))
-    return Companions(config, tokenizer, read_generation_config(source), adapter, read_licenses(source))
+    generation = read_object(source / GENERATION_CONFIG) or None
+    return Companions(config, tokenizer, generation, adapter, read_licenses(source))
 
 
 def _read_adapter(checkpoint: Path, base: Path | None) -> Adapter:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gaguide.cli.exchange import export_command, import_command
-from gaguide.cli.options import Workers, cores, shared, takes
+from gaguide.cli.options import Workers, cores, takes
 from gaguide.cli.overlap import overlap_command
 from gaguide.cli.shards import describe_shards
+from gaguide.config.arguments import shared
 from gaguide.errors import EXIT_USER_ERROR
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from gaguide.cli.options import shared, takes
+from gaguide.cli.options import takes
+from gaguide.config.arguments import shared
 
 _FORMATS = "nanogpt (.bin), megatron (.bin and .idx), mds (streaming), parquet (lists of ids)"
 

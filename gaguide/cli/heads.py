@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from gaguide.cli.options import shared, takes
+from gaguide.cli.options import takes
+from gaguide.config.arguments import shared
 from gaguide.config.data import EMBEDDED_SHARDS
 from gaguide.errors import UserError, not_one_of
 

@@ -53,11 +53,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def shared(options: Any, kind: type[Any]) -> dict[str, Any]:
-    """The options that have the name of a field of the dataclass `kind`, as its arguments."""
-    return {each.name: getattr(options, each.name) for each in fields(kind) if hasattr(options, each.name)}
-
-
 def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator for a command whose parameter `options` is an instance of a dataclass.
 

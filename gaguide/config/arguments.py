@@ -1,9 +1,10 @@
-"""The command lines of programs that run on many ranks."""
+"""Arguments of programs: those that run on many ranks, and arguments made settings."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from dataclasses import fields
+from typing import Any, NoReturn
 
 from gaguide.errors import UserError
 
@@ -13,3 +14,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError.of("arguments", message, f"see {self.prog} --help")
+
+
+def shared(options: Any, kind: type[Any]) -> dict[str, Any]:
+    """The options that have the name of a field of the dataclass `kind`, as its arguments."""
+    return {each.name: getattr(options, each.name) for each in fields(kind) if hasattr(options, each.name)}

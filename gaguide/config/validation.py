@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gaguide.errors import Fault, suggestion
+from gaguide.grouping import grouped
 
 _WORDS = {"dicti": "a mapping", "tuple": "a list"}
 _BOUNDS = {
@@ -35,10 +36,10 @@ def validation_faults(
 
     `tree` was validated against `schema`; `root` is the field of errors that concern the whole tree.
     """
-    by_field: dict[tuple[str, ...], list[Any]] = {}
-    for detail in error.errors():
-        path = tuple(str(part) for part in detail["loc"] if not _is_branch(part))
-        by_field.setdefault(path, []).append(detail)
+    by_field = grouped(
+        (tuple(str(part) for part in detail["loc"] if not _is_branch(part)), detail)
+        for detail in error.errors()
+    )
     return [_fault(schema, path, details, tree, root) for path, details in by_field.items()]
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gaguide.config.arguments import ArgumentParser
+from gaguide.config.arguments import ArgumentParser, shared
 from gaguide.distributed import World, barrier, start, stop
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
@@ -70,16 +70,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> int:
     from gaguide.liveness.peers import watch_evaluation
     from gaguide.log import say
 
-    settings = EvaluateSettings(
-        batch_tokens=arguments.batch_tokens,
-        dtype=arguments.dtype,
-        limit=arguments.limit,
-        data=arguments.data,
-        shots=arguments.shots,
-        deepspeed=arguments.deepspeed,
-        on_overflow=arguments.on_overflow,
-        options=_options(arguments),
-    )
+    settings = EvaluateSettings(**shared(arguments, EvaluateSettings), options=_options(arguments))
     tasks = split_names(arguments.tasks)
     with watch_evaluation(world):
         several = evaluate_all(arguments.model, tasks, arguments.output, world, settings)
@@ -104,15 +95,8 @@ def _options(arguments: argparse.Namespace) -> TaskOptions:
     if multiturn and not chat:
         problem, remedy = "needs --apply-chat-template", "give both or neither"
         raise UserError.of("--fewshot-as-multiturn", problem, remedy)
-    return TaskOptions(
-        include_path=tuple(arguments.include_path),
-        trust_remote_code=arguments.trust_remote_code,
-        fewshot_seed=arguments.fewshot_seed,
-        apply_chat_template=chat,
-        system_instruction=arguments.system_instruction,
-        fewshot_as_multiturn=multiturn is not False,
-        log_samples=arguments.log_samples,
-    )
+    given = {"include_path": tuple(arguments.include_path), "fewshot_as_multiturn": multiturn is not False}
+    return TaskOptions(**shared(arguments, TaskOptions) | given)
 
 
 def parser() -> ArgumentParser:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from gaguide.files import write_text
+from gaguide.grouping import grouped
 from gaguide.heads.records import ChosenHeads, HeadProfile, ProfileRecord
 
 FILE = "plan.yaml"
@@ -66,11 +67,9 @@ def _loss(one: HeadProfile) -> float:
 
 def guidance_of(record: ProfileRecord, chosen: ChosenHeads) -> dict[str, Any]:
     """A run's `guidance` section that guides the chosen heads to the profile's pattern."""
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in chosen.heads:
-        by_layer.setdefault(layer, []).append(head)
     plan = [
-        {"pattern": record.pattern, "heads": heads, "layers": [layer]} for layer, heads in by_layer.items()
+        {"pattern": record.pattern, "heads": heads, "layers": [layer]}
+        for layer, heads in grouped(chosen.heads).items()
     ]
     section: dict[str, Any] = {"mode": record.mode, "plan": plan}
     lexicons = record.settings.get("lexicons")

@@ -38,7 +38,8 @@ def frozen_parameters(
                 faults.add(Fault(field, problem, "correct it", entry))
                 continue
             if not found:
-                parts = {"embeddings", f"layers 0-{_layer_count(names) - 1}", *_parents(names)}
+                parents = {name.rsplit(".", 2)[-2] for name in names if name.count(".") > 1}
+                parts = {"embeddings", f"layers 0-{_layer_count(names) - 1}", *parents}
                 faults.add(Fault(field, "matches no parameter", suggestion(entry, parts), entry))
             matched |= found
         if not faults and len(matched) == len(names):
@@ -92,7 +93,3 @@ def layer_of(name: str) -> int | None:
 
 def _layer_count(names: list[str]) -> int:
     return max((layer for name in names if (layer := layer_of(name)) is not None), default=0) + 1
-
-
-def _parents(names: list[str]) -> set[str]:
-    return {name.rsplit(".", 2)[-2] for name in names if name.count(".") > 1}

@@ -127,7 +127,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         vocab=vocab,
         positions=int(_first(text, "max_position_embeddings") or 0),
         tied=bool(config.tie_word_embeddings),
-        dropout=_drops(text),
+        dropout=any(getattr(text, name, 0) for name in DROPOUT_FIELDS),
     )
     return _counted(shape, text) if kind in _FAMILIES else _counted_skeleton(shape, config)
 
@@ -154,10 +154,6 @@ def gpt2_shape(size: Size, vocab: int) -> ModelShape:
 
 def _first(config: Any, *names: str) -> Any:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
-
-
-def _drops(config: Any) -> bool:
-    return any(getattr(config, name, 0) for name in DROPOUT_FIELDS)
 
 
 def _counted(shape: ModelShape, config: Any) -> ModelShape:

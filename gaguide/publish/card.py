@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import mask_credentials
 from gaguide.files import write_text
+from gaguide.grouping import grouped
 from gaguide.log import run_files
 from gaguide.model.content import ADAPTER_CONFIG
 from gaguide.publish.base import CARD, BaseModel, is_hub_id
@@ -175,9 +176,7 @@ def _content(
 
 def _plan(heads: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the table of guided heads: heads of one pattern and weight together."""
-    rows: dict[tuple[str, float], list[tuple[int, int]]] = {}
-    for head in heads:
-        rows.setdefault((head["pattern"], head["weight"]), []).append((head["layer"], head["head"]))
+    rows = grouped(((head["pattern"], head["weight"]), (head["layer"], head["head"])) for head in heads)
     found = []
     for (pattern, weight), places in rows.items():
         layers, numbers = sorted({layer for layer, _ in places}), sorted({head for _, head in places})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gaguide.ablate.records import AblationRecord, ModelRecord, SpanAttention
+from gaguide.ablate.records import AblationRecord, ModelRecord
+from gaguide.grouping import grouped
 from gaguide.report.text import counted, fixed, interval, known_mean, p_words, tally
 
 
@@ -34,12 +35,8 @@ def model_finding(record: AblationRecord, model: ModelRecord, name: str) -> str:
 
 def span_findings(model: ModelRecord) -> Iterator[str]:
     """Whether attention moved on the tasks' own spans, from the queries that predict the continuation."""
-    by_span: dict[tuple[str, str], list[SpanAttention]] = {}
-    for head in model.with_role("guided"):
-        for one in head.spans:
-            if one.queries == "continuation":
-                by_span.setdefault((one.task, one.mark), []).append(one)
-    for (task, mark), some in by_span.items():
+    spans = [one for head in model.with_role("guided") for one in head.spans if one.queries == "continuation"]
+    for (task, mark), some in grouped(((one.task, one.mark), one) for one in spans).items():
         where = f"the spans {mark} of {task}"
         mean = known_mean([one.attention for one in some])
         if mean is None:

@@ -14,6 +14,7 @@ from gaguide.ablate.records import (
     Role,
     SpanAttention,
 )
+from gaguide.grouping import grouped
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.text import ABSENT, before_after, change, head_name, interval, known_mean, p_words, shown
 from gaguide.stats.groups import ALPHA
@@ -212,10 +213,8 @@ def span_table(records: Sequence[AblationRecord]) -> Table:
     groups: list[str] = []
     for _, model in _models(records):
         for head in model.heads:
-            by_span: dict[tuple[str, str], list[SpanAttention]] = {}
-            for one in head.spans if head.role != "other" else ():
-                by_span.setdefault((one.task, one.mark), []).append(one)
-            for (task, mark), some in by_span.items():
+            spans = head.spans if head.role != "other" else ()
+            for (task, mark), some in grouped(((one.task, one.mark), one) for one in spans).items():
                 name = f"{task} · {mark} · {head_name(head)}"
                 rows.append((name, (Cell(head.role), *_span_cells(some))))
         groups += [model.name] * (len(rows) - len(groups))

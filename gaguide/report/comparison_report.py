@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from itertools import groupby
-from typing import Any
 
 from gaguide.evaluate.compare.records import Comparison, ExampleChange, TaskComparison
 from gaguide.evaluate.results.metric_names import GROUP_ACC
@@ -266,14 +265,9 @@ def _csv(tests: Sequence[TaskComparison]) -> str:
         [
             [
                 *(getattr(one, name) for name in columns),
-                *_effect_values(one),
+                *(astuple(one.effect) if one.effect is not None else [None] * 4),
                 *(dict(one.power).get(size) for size in sizes),
             ]
             for one in tests
         ],
     )
-
-
-def _effect_values(one: TaskComparison) -> list[Any]:
-    found = one.effect
-    return [None] * 4 if found is None else [found.name, found.value, found.low, found.high]

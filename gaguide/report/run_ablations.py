@@ -64,7 +64,8 @@ def read_ablations(folders: Sequence[Path], record_of: FileRecord = file_record)
         own = [records[folder]] if folder in records else []
         others = [record for of, record in records.items() if of != folder]
         models = [(record, model) for record in (*own, *others) for model in record.models]
-        named = [(record, model) for record, model in models if _is_named(model, folder)]
+        places = (folder.resolve(), (folder / "model").resolve())
+        named = [(record, model) for record, model in models if Path(model.model).resolve() in places]
         weights = next((of for of in (folder / "model", folder) if of.is_dir() and weight_files(of)), None)
         if weights is None:
             if named:
@@ -90,10 +91,6 @@ def read_ablations(folders: Sequence[Path], record_of: FileRecord = file_record)
                 "folder"
             )
     return RunAblations(found, notes)
-
-
-def _is_named(model: ModelRecord, folder: Path) -> bool:
-    return Path(model.model).resolve() in (folder.resolve(), (folder / "model").resolve())
 
 
 def ablation_tables(ablations: Sequence[RunAblation | None]) -> list[Table]:

@@ -22,7 +22,11 @@ def draw_curves(runs: Sequence[RunRecord]) -> Figure | None:
         ("lm_loss", "Language-model loss (nats per token)"),
         ("guided_attention", "Attention on the guided words"),
     ]
-    shown = [(key, title) for key, title in panels if any(_has(run, key) for run in runs)]
+    shown = [
+        (key, title)
+        for key, title in panels
+        if any(_series(run.metrics, key)[0] or _held_out(run, key)[0] for run in runs)
+    ]
     if not shown:
         return None
     figure = Figure(figsize=(5.2 * len(shown), 3.9), layout="constrained")
@@ -129,10 +133,6 @@ def _held_out(run: RunRecord, key: str) -> tuple[list[float], list[float]]:
         ],
         key,
     )
-
-
-def _has(run: RunRecord, key: str) -> bool:
-    return bool(_series(run.metrics, key)[0] or _held_out(run, key)[0])
 
 
 def _patterns(runs: Sequence[RunRecord]) -> list[tuple[int, str]]:

@@ -7,7 +7,6 @@ logged step); summary.json once the run has ended, FOLDER/results.json for every
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from gaguide.config.yaml_tree import parse_yaml
 from gaguide.errors import Fault, FaultCollector, UserError, mask_credentials
 from gaguide.log import read_metrics, run_files
 from gaguide.model.content import FileRecord, file_record
+from gaguide.numbers import finite
 from gaguide.report.run_ablations import RunAblation, read_ablations
 from gaguide.report.run_scores import TaskScore, read_evaluations
 
@@ -194,10 +194,10 @@ def _read_run(folder: Path, record_of: FileRecord) -> RunRecord:
         name=str(summary.get("name") or settings.get("name") or folder.resolve().name),
         finished=bool(summary),
         experiment=_text(summary.get("experiment", experiment)),
-        guidance_weight=_number(summary.get("guidance_weight", weight)),
+        guidance_weight=finite(summary.get("guidance_weight", weight)),
         steps=_whole(summary.get("steps", last.get("step"))),
         tokens=_whole(summary.get("tokens", last.get("tokens"))),
-        seconds=_number(summary.get("seconds", last.get("seconds"))),
+        seconds=finite(summary.get("seconds", last.get("seconds"))),
         world_size=_whole(summary.get("world_size")),
         before=_validation(validation.get("before")),
         after=_validation(validation.get("after")),
@@ -230,7 +230,7 @@ def _guidance(settings: Mapping[str, Any]) -> tuple[str | None, float | None]:
     if not section:
         return None, None
     experiment = "plan" if section.get("plan") else str(section.get("experiment", "finetuned"))
-    return experiment, 0.0 if experiment == "finetuned" else _number(section.get("weight"))
+    return experiment, 0.0 if experiment == "finetuned" else finite(section.get("weight"))
 
 
 def _measured(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -254,7 +254,7 @@ def _diverged(
         ("held-out loss", _mapping(validation.get("after")), "lm_loss"),
         ("training loss", last, "lm_loss"),
     ):
-        if key in record and _number(record[key]) is None:
+        if key in record and finite(record[key]) is None:
             return f"its last {what} is not finite"
     return None
 
@@ -264,11 +264,11 @@ def _validation(value: Any) -> Validation | None:
         return None
     heads = [head for head in value.get("per_head") or () if isinstance(head, Mapping)]
     return Validation(
-        _number(value.get("lm_loss")),
-        _number(value.get("guided_attention")),
+        finite(value.get("lm_loss")),
+        finite(value.get("guided_attention")),
         tuple(
             HeadMass(
-                int(head["layer"]), int(head["head"]), str(head["pattern"]), _number(head.get("attention"))
+                int(head["layer"]), int(head["head"]), str(head["pattern"]), finite(head.get("attention"))
             )
             for head in heads
             if {"layer", "head", "pattern"} <= head.keys()
@@ -281,7 +281,7 @@ def _validation(value: Any) -> Validation | None:
 
 def _near_cue(record: Mapping[str, Any]) -> tuple[Mapping[str, float], str, str]:
     bands = {
-        str(band): _number(_mapping(one).get("loss")) for band, one in _mapping(record.get("bands")).items()
+        str(band): finite(_mapping(one).get("loss")) for band, one in _mapping(record.get("bands")).items()
     }
     known = {band: loss for band, loss in bands.items() if loss is not None}
     return known, str(record.get("lexicon", "")), str(record.get("content", ""))
@@ -304,7 +304,7 @@ def _lines(path: Path) -> tuple[Mapping[str, Any], ...]:
     if not path.is_file():
         return ()
     records = [record for record in read_metrics(path) if isinstance(record, dict)]
-    return tuple(record for record in records if _number(record.get("step")) is not None)
+    return tuple(record for record in records if finite(record.get("step")) is not None)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -319,12 +319,6 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
-
-
 def _whole(value: Any) -> int | None:
-    number = _number(value)
+    number = finite(value)
     return None if number is None else int(number)

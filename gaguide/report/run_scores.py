@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 from gaguide.errors import UserError
 from gaguide.evaluate.results.earlier import RESULTS_FILE
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, MARK_NOTES, Better, Doubt
+from gaguide.grouping import grouped
 from gaguide.model.content import FileRecord, file_record, folder_record, other_files
+from gaguide.numbers import finite
 
 _SET_ASIDE = ".replaced-"
 """In names of folders of evaluations that a study has replaced."""
@@ -142,7 +143,7 @@ def _not_finite(task: str, record: Mapping[str, Any]) -> list[str]:
     missing = [
         str(name)
         for name, value in found.items()
-        if not isinstance(value, Mapping) or _finite(value.get("value")) is None
+        if not isinstance(value, Mapping) or finite(value.get("value")) is None
     ]
     if not missing:
         return []
@@ -168,18 +169,18 @@ def truncated_count(record: Mapping[str, Any]) -> int:
 
 def _score(task: str, metric: str, value: Any, record: Mapping[str, Any], origin: str) -> TaskScore | None:
     fields = value if isinstance(value, Mapping) else {}
-    number, count = _finite(fields.get("value")), _finite(record.get("count"))
+    number, count = finite(fields.get("value")), finite(record.get("count"))
     if number is None:
         return None
     return TaskScore(
         task,
         metric,
         number,
-        _finite(fields.get("low")),
-        _finite(fields.get("high")),
+        finite(fields.get("low")),
+        finite(fields.get("high")),
         None if count is None else int(count),
         BETTER.get(metric),
-        _finite(record.get("chance")) if metric in ACCURACIES else None,
+        finite(record.get("chance")) if metric in ACCURACIES else None,
         origin,
         None if record.get("sha256") is None else str(record["sha256"]),
         _doubts(record).get(metric, {}).get("reason"),
@@ -194,17 +195,8 @@ def _doubts(record: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
 
 def _constant(task: str, record: Mapping[str, Any]) -> list[str]:
     """A sentence on constant answers to a task; accuracies with the same reason together."""
-    metrics: dict[str, list[str]] = {}
-    for metric, one in _doubts(record).items():
-        if one.get("reason") == "constant":
-            metrics.setdefault(str(one.get("why")), []).append(metric)
+    constant = [(metric, one) for metric, one in _doubts(record).items() if one.get("reason") == "constant"]
     return [
         f"{task}: {', '.join(names)} (‡) measures the data, not the model, since {why}"
-        for why, names in metrics.items()
+        for why, names in grouped((str(one.get("why")), metric) for metric, one in constant).items()
     ]
-
-
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)

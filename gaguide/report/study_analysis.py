@@ -15,17 +15,15 @@ from gaguide.study.study_records import StudyRecords
 
 def loss_table(study: StudyRecords) -> Table:
     """The cost of guidance in held-out language-model loss."""
-    rows = [(_loss_name(row), _loss(row)) for row in study.losses]
+    rows = []
+    for row in study.losses:
+        near = "" if row.near is None else f", near {row.near}"
+        rows.append((f"{row.size} · {row.experiment} against {row.baseline}{near}", _loss(row)))
     header = ("", "loss", "baseline", "difference", "relative", "95% interval", "seeds")
     note = "Nats per token on held-out text; differences paired by seed, t-interval over seeds."
     if any(row.near for row in study.losses):
         note += " Near a lexicon: tokens on one of its words or up to 20 tokens after it."
     return Table("loss", "Cost in language-model loss", header, tuple(rows), note)
-
-
-def _loss_name(row: LossCost) -> str:
-    name = f"{row.size} · {row.experiment} against {row.baseline}"
-    return name if row.near is None else f"{name}, near {row.near}"
 
 
 def _loss(row: LossCost) -> tuple[Cell, ...]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from gaguide.evaluate.results.metric_names import ACCURACIES
+from gaguide.grouping import grouped
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.study_tables import mean_of
 from gaguide.report.style import INK, add_legend, plain_axes, series_marker, series_style
@@ -86,9 +87,7 @@ def draw_attention(study: StudyRecords) -> Figure | None:
     measured = {row.size for row in study.attention if row.guided} or {row.size for row in study.attention}
     largest = [size for size in study.index.sizes if size in measured][-1]
     for index, experiment in enumerate(study.index.experiments):
-        rows: dict[str, list[HeadAttention]] = {}
-        for row in study.index.attention.get(experiment, ()):
-            rows.setdefault(row.size, []).append(row)
+        rows = grouped((row.size, row) for row in study.index.attention.get(experiment, ()))
         before, after = [], []
         for size in study.index.sizes:
             first, last = attention_means(rows.get(size, []))
@@ -197,9 +196,6 @@ def millions(parameters: int) -> str:
 
 def _seed_range(rows: Sequence[HeadAttention]) -> tuple[float | None, float | None]:
     """Lowest and highest mean over heads of a seed; (None, None) for fewer than two seeds."""
-    by_seed: dict[int | None, list[float]] = {}
-    for row in rows:
-        if row.after is not None:
-            by_seed.setdefault(row.seed, []).append(row.after)
+    by_seed = grouped((row.seed, row.after) for row in rows if row.after is not None)
     means = [fmean(values) for values in by_seed.values()]
     return (min(means), max(means)) if len(means) > 1 else (None, None)

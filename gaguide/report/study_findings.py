@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from gaguide.grouping import grouped
 from gaguide.report.run_findings import unseen_words
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
 from gaguide.report.text import counted, excludes_zero, first_few, fixed, tally
 from gaguide.study.analysis_records import LossCost
-from gaguide.study.records import HELD_OUT, Comparison, Result
+from gaguide.study.records import HELD_OUT, Comparison
 from gaguide.study.study_records import StudyRecords
 
 
@@ -119,9 +120,7 @@ def _constant_answers(study: StudyRecords) -> list[str]:
 
 def _repeated(study: StudyRecords) -> list[str]:
     """One sentence for each cell whose every number is that of an earlier cell of its size."""
-    numbers: dict[str, list[tuple[str, str, float]]] = {}
-    for row in study.results:
-        numbers.setdefault(row.cell, []).append((row.task, row.metric, row.value))
+    numbers = grouped((row.cell, (row.task, row.metric, row.value)) for row in study.results)
     first: dict[Any, str] = {}
     found = {}
     for cell in study.cells:
@@ -145,10 +144,8 @@ def _dropped_steps(study: StudyRecords) -> list[str]:
 
 def _truncated(study: StudyRecords) -> list[str]:
     """One sentence for each task whose prompts were cut in some cell."""
-    found: dict[str, list[Result]] = {}
-    for row in study.results:
-        if row.truncated and study.index.main_metrics.get(row.task) == row.metric:
-            found.setdefault(row.task, []).append(row)
+    main = study.index.main_metrics
+    found = grouped((r.task, r) for r in study.results if r.truncated and main.get(r.task) == r.metric)
     return [
         f"{task}: up to {max(row.truncated for row in rows):,} of {rows[0].count:,} prompts were cut to the "
         f"model's positions, in {len(rows)} cells."

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gaguide.ablate.records import Effect
+from gaguide.grouping import grouped
 from gaguide.report.ablation_tables import effect_cell
 from gaguide.report.document import Cell, Row, Table
 from gaguide.report.study_analysis import attention_means
@@ -64,10 +65,7 @@ def head_findings(study: StudyRecords) -> list[str]:
 
 def head_families(study: StudyRecords) -> dict[tuple[str, str], list[HeadVerdict]]:
     """(Size, experiment) → its heads, in the order of the records."""
-    found: dict[tuple[str, str], list[HeadVerdict]] = {}
-    for one in study.head_verdicts:
-        found.setdefault((one.size, one.experiment), []).append(one)
-    return found
+    return grouped(((one.size, one.experiment), one) for one in study.head_verdicts)
 
 
 def _note(study: StudyRecords) -> str:

@@ -82,11 +82,8 @@ def study_report(study: StudyRecords) -> Report:
 
 def _csv_files(study: StudyRecords) -> dict[str, str]:
     """Name → CSV of each of the study's tables of records, in full precision."""
-    found = {}
-    for name in _RECORDS:
-        if rows := getattr(study, name):
-            found[name] = records_csv(type(rows[0]), rows)
-    return found
+    tables = {name: getattr(study, name) for name in _RECORDS}
+    return {name: records_csv(type(rows[0]), rows) for name, rows in tables.items() if rows}
 
 
 def _changes(study: StudyRecords) -> Iterator[Section]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
+from gaguide.grouping import grouped
+
 FEW = 50
 """Independent units (examples, groups, blocks) below which intervals are as wide as Student's: resampling
 rejects a true hypothesis in 6% of cases instead of 5% with 50 of them, in 7% with 20, in 10% with 10."""
@@ -45,12 +47,11 @@ def sums_by_group(
     """Sums of the values and of the counts of each group, in the order of the groups' first members."""
     if len(groups) != len(values):
         raise ValueError(f"{len(groups)} groups of {len(values)} examples")
-    sums: dict[Hashable, list[float]] = {}
-    sizes: dict[Hashable, list[float]] = {}
-    for value, count, group in zip(values, counts, groups, strict=True):
-        sums.setdefault(group, []).append(value)
-        sizes.setdefault(group, []).append(count)
-    return [math.fsum(some) for some in sums.values()], [math.fsum(some) for some in sizes.values()]
+    sums, sizes = (
+        [math.fsum(some) for some in grouped(zip(groups, column, strict=True)).values()]
+        for column in (values, counts)
+    )
+    return sums, sizes
 
 
 def ratio_error(sums: Sequence[float], counts: Sequence[float]) -> float:

@@ -110,7 +110,7 @@ def paired_bootstrap(
     is_ratio = is_grouped or not is_mean
     found = stats.bootstrap(
         (sums, sizes) if is_ratio else (differences,),
-        _ratio if is_ratio else np.mean,
+        (lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis)) if is_ratio else np.mean,
         paired=is_ratio, n_resamples=RESAMPLES, method="percentile", vectorized=True,
         rng=np.random.default_rng(seed), batch=max(1, 4_000_000 // len(sums)),
     )  # fmt: skip
@@ -156,10 +156,6 @@ def _equal_p(difference: float, count: int) -> float | None:
     if count < 2:
         return None
     return 1.0 if abs(difference) <= ROUNDING else 2.0 ** (1 - count)
-
-
-def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.asarray(sums.sum(axis) / sizes.sum(axis))
 
 
 def _units(

@@ -20,10 +20,10 @@ from gaguide.config.experiments import EXPERIMENTS
 from gaguide.errors import UserError
 from gaguide.evaluate.results.intervals import proportion
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER
-from gaguide.evaluate.results.outcomes import finite
 from gaguide.guidance import read_lexicons
 from gaguide.guidance.lexicon import Lexicon, Mode, get_lexicon, shipped_lexicons
 from gaguide.guidance.patterns import Columns
+from gaguide.numbers import finite
 from gaguide.stats.paired import over_seeds, paired_bootstrap
 from gaguide.study.analysis_records import Change, Gain, HeadAttention, LexiconShare, LossCost
 from gaguide.study.compare import Contrast

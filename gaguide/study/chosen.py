@@ -21,7 +21,7 @@ class Chosen:
     plans: Mapping[str, Mapping[str, Any]]
     """Experiment → `guidance` section."""
     profiled: Mapping[str, Any] | None = None
-    """The content of the model that the heads were chosen in, and of the text; None where plans are written by hand."""
+    """Content of the model that the heads were chosen in, and of the text; None of plans written by hand."""
 
     def other_model(self, model: Mapping[str, str], hashes: ContentHashes) -> str | None:
         """Says where heads were chosen in a model whose weights differ from those that training starts from.

@@ -12,6 +12,7 @@ import numpy as np
 from gaguide.evaluate.compare.metric_tests import match, metric_tests
 from gaguide.evaluate.results.metric_names import BETTER, GROUP_ACC, SHARES
 from gaguide.evaluate.results.outcomes import TaskExamples
+from gaguide.grouping import grouped
 from gaguide.stats.groups import ALPHA
 from gaguide.stats.paired import holm, over_seeds, t_interval
 from gaguide.stats.power import seeds_detectable
@@ -92,11 +93,8 @@ def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]
 
     `left`: rows that were left out of `results`; they are only counted.
     """
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
-    for row in results:
-        groups.setdefault((row.size, row.experiment, row.task, row.metric), []).append(row)
     found = []
-    for rows in groups.values():
+    for rows in grouped(((row.size, row.experiment, row.task, row.metric), row) for row in results).values():
         one, values = rows[0], [row.value for row in rows]
         low, high = t_interval(values) or (None, None)
         if low is not None and high is not None and one.metric in SHARES:

@@ -39,8 +39,11 @@ def write_study_crate(grid: Grid, records: StudyRecords) -> Path:
     for path in [grid.folder / STUDY, *sorted(tables_folder(grid.folder).glob("*.*"))]:
         if path.is_file():
             crate.add_file(path)
-    tasks = [add_task(crate, located) for located in _located(grid)]
-    software = _software(crate, records)
+    data = Path(study.task_data).expanduser() if study.task_data else None
+    faults = FaultCollector()  # what is wrong with tasks was reported before the study ran
+    tasks = [add_task(crate, located) for located in locate_tasks(split_names(study.tasks), data, faults)]
+    code = records.provenance["code"]
+    software = crate.add_software(records.provenance["versions"], code["sha256"], code["commit"])
     for cell in grid.cells:
         _add_cell(crate, grid, cell, tasks)
     tables = [{"@id": each["@id"]} for each in crate.root["hasPart"]]
@@ -55,12 +58,6 @@ def _author(crate: Crate, author: Any) -> dict[str, str]:
     )
 
 
-def _software(crate: Crate, records: StudyRecords) -> list[dict[str, str]]:
-    provenance = records.provenance
-    code = provenance["code"]
-    return crate.add_software(provenance["versions"], code["sha256"], code["commit"])
-
-
 def _add_cell(crate: Crate, grid: Grid, cell: Cell, tasks: list[dict[str, str]]) -> None:
     """A cell's records, and the inputs of its training."""
     folder, summary = grid.path(cell), read_summary(grid.path(cell))
@@ -70,12 +67,6 @@ def _add_cell(crate: Crate, grid: Grid, cell: Cell, tasks: list[dict[str, str]])
     if summary:
         made = (folder / run_files.SUMMARY).relative_to(grid.folder).as_posix()
         crate.add_training(f"training and evaluation of {cell.id}", made, summary, tasks)
-
-
-def _located(grid: Grid) -> list[LocatedTask]:
-    faults = FaultCollector()  # faults of tasks were reported before the study ran
-    data = Path(grid.study.task_data).expanduser() if grid.study.task_data else None
-    return locate_tasks(split_names(grid.study.tasks), data, faults)
 
 
 def add_task(crate: Crate, located: LocatedTask) -> dict[str, str]:

@@ -19,6 +19,7 @@ from gaguide.data.build.python_reference import EMBEDDED_VOCABULARY
 from gaguide.data.format.manifest import Manifest, is_complete, read_manifest
 from gaguide.engine.config import load_deepspeed_json
 from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, reworded
+from gaguide.grouping import grouped
 from gaguide.model import SIZES, ModelShape, scratch_config, shape_of
 from gaguide.model.sizes import GPT2_VOCABULARY
 from gaguide.study.grid import Cell, Grid
@@ -101,9 +102,7 @@ def print_costs(grid: Grid, gpu: str) -> None:
     for name in ("seeds", "ranks", "tokens", "GiB a rank", "tokens/s", "GPU-hours"):
         table.add_column(name, justify="right")
     costs = list(estimate_cells(grid, gpu))
-    rows: dict[tuple[str, str], list[CellCost]] = {}
-    for cost in costs:
-        rows.setdefault((cost.cell.size, cost.cell.experiment or cost.cell.role), []).append(cost)
+    rows = grouped(((cost.cell.size, cost.cell.experiment or cost.cell.role), cost) for cost in costs)
     for (size, experiment), cells in rows.items():
         table.add_row(size, experiment, *_row(cells, known))
     console = Console()

@@ -14,11 +14,12 @@ from transformers import AutoConfig
 
 from gaguide.evaluate.results.earlier import RESULTS_FILE
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, GROUP_ACC, Doubt
-from gaguide.evaluate.results.outcomes import TaskExamples, finite, read_examples
+from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
 from gaguide.evaluate.results.paper import find_paper_model
 from gaguide.files import hash_json
 from gaguide.guidance.cues import NEAR
 from gaguide.model import shape_of
+from gaguide.numbers import finite
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import HELD_OUT, Result
 from gaguide.study.state import is_complete, read_summary

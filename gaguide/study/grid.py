@@ -210,7 +210,7 @@ class _GridBuilder:
         self._add_trained("tuned", size, experiment.name, seed, base, sections)
 
     def _note_origin(self, chosen: Chosen, where: str, model: Mapping[str, str]) -> None:
-        """Note where heads were chosen in a model with other weights, or on the text that their removal uses."""
+        """Note where heads were chosen in a model of other weights, or on the text of their removal."""
         if other := chosen.other_model(model, self.hashes):
             self.notes[f"{where}: {other}"] = None
         if chosen.is_of_text(self._data) and self.study.ablation is not None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gaguide.evaluate.results.outcomes import finite
+from gaguide.numbers import finite
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
 from gaguide.study.grid import Grid
 from gaguide.study.records import LeftOut

@@ -81,11 +81,6 @@ def write_tables(folder: Path, records: StudyRecords) -> None:
         # A reader may have opened study.json just before it was replaced: the previous tables stay.
         if old.name not in (tables.name, before):
             shutil.rmtree(old, ignore_errors=True)
-    for file in (
-        _ANALYSIS_FILE,
-        *(file for file, _ in _FILES.values()),
-    ):  # files of versions without such folders
-        (folder / file).unlink(missing_ok=True)
 
 
 def tables_folder(folder: Path) -> Path:
@@ -94,7 +89,7 @@ def tables_folder(folder: Path) -> Path:
 
 
 def _current(folder: Path) -> str | None:
-    """Name of the folder with the tables; None before collection, or if they are next to study.json."""
+    """Name of the folder with the tables; None before collection."""
     path = folder / STUDY
     found = json.loads(path.read_text("utf-8")).get("tables") if path.is_file() else None
     return None if found is None else str(found)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gaguide.study.grid import Grid
-from gaguide.study.state import CellState, read_state
+from gaguide.study.state import read_state
 
 _MARKS = {"done": "✓", "failed": "✗", "running": "…", "pending": "·", "blocked": "–"}
 
@@ -34,12 +34,8 @@ def print_status(grid: Grid) -> None:
     console.print(table)
     counts = Counter(state.state for state in states.values())
     console.print(", ".join(f"{count} {_MARKS[state]} {state}" for state, count in counts.items()))
-    console.print(_time_spent(list(states.values())), highlight=False)
+    wall, cpu = (sum(state.total(clock) or 0.0 for state in states.values()) for clock in ("wall", "cpu"))
+    console.print(f"{wall / 60:.1f} minutes in cells, {cpu / 60:.1f} CPU minutes", highlight=False)
     for cell_id, state in states.items():
         if state.state == "failed" and state.error:
             console.print(f"\n[bold]{escape(cell_id)}[/bold]\n{escape(state.error)}", highlight=False)
-
-
-def _time_spent(states: list[CellState]) -> str:
-    wall, cpu = (sum(state.total(clock) or 0.0 for state in states) for clock in ("wall", "cpu"))
-    return f"{wall / 60:.1f} minutes in cells, {cpu / 60:.1f} CPU minutes"

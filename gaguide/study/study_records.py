@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from gaguide.evaluate.results.metric_names import GROUP_ACC
+from gaguide.grouping import grouped
 from gaguide.study.analysis_records import (
     Change,
     Gain,
@@ -146,7 +146,4 @@ class StudyIndex:
 
 
 def _grouped(rows: Iterable[Any], *names: str) -> dict[Any, list[Any]]:
-    found: dict[tuple[Hashable, ...], list[Any]] = defaultdict(list)
-    for row in rows:
-        found[tuple(getattr(row, name) for name in names)].append(row)
-    return dict(found)
+    return grouped((tuple(getattr(row, name) for name in names), row) for row in rows)

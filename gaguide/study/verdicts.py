@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
 
 from gaguide.evaluate.results.metric_names import BETTER
 from gaguide.evaluate.results.outcomes import TaskExamples
+from gaguide.grouping import grouped
 from gaguide.study.compare import count_constant, family_of
 from gaguide.study.evaluated import HELD_OUT_METRIC, Evaluated
 from gaguide.study.left_out import count_left_out
@@ -25,16 +25,11 @@ def verdicts(cells: Sequence[Evaluated], left: Sequence[LeftOut] = ()) -> list[S
     `left`: rows that were left out of `cells`; they are only counted.
     """
     found: list[ScalingVerdict] = []
-    ordered = sorted(cells, key=lambda one: one.cell.experiment)
-    for _, group in groupby(ordered, key=lambda one: one.cell.experiment):
+    for group in grouped((one.cell.experiment, one) for one in cells).values():
         evaluated = sorted(group, key=lambda one: one.parameters)
-        families: dict[str, list[tuple[str, str]]] = {}
-        for task, metric in _scored(evaluated):
-            families.setdefault(family_of(task, metric, evaluated), []).append((task, metric))
-        for keys in families.values():
+        for keys in grouped((family_of(*key, evaluated), key) for key in _scored(evaluated)).values():
             found += _family_verdicts(evaluated, keys, left)
-    names = list(dict.fromkeys(one.cell.experiment for one in cells))
-    return sorted(found, key=lambda row: names.index(row.experiment))
+    return found
 
 
 def _scored(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.config import (
-    BatchPlan,
     CheckpointSection,
     DataSection,
     GuidanceSection,
@@ -55,7 +54,9 @@ def precheck(
         batch = None
         if train is not None:
             batch = faults.attempt(plan_batch, train.global_batch, train.micro_batch, ranks)
-        faults.attempt(_check_json, deepspeed_json, batch, train)
+        with faults.catching():
+            clipping = train.gradient_clipping if train else None
+            check_top_level(load_deepspeed_json(deepspeed_json), batch, clipping)
         if "output" in sections:
             faults.attempt(output_folder, sections["output"], "output")
         _check_data(sections, faults)
@@ -84,10 +85,6 @@ def check_best_is_measured(
             "make one of them a multiple of the other, and smaller than the number of steps",
             checkpoint.keep_best,
         )
-
-
-def _check_json(path: Path, batch: BatchPlan | None, train: TrainSection | None) -> None:
-    check_top_level(load_deepspeed_json(path), batch, train.gradient_clipping if train else None)
 
 
 def _check_data(sections: Mapping[str, Any], faults: FaultCollector) -> None:

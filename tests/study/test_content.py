@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import yaml
 
 from gaguide.data import BuildRequest, build_shards
 from gaguide.data.build.python_reference import train_embedded_tokenizer
-from gaguide.evaluate.results.outcomes import read_examples
 from gaguide.evaluate.tasks.example import Example
 from gaguide.files import write_json
 from gaguide.model import SIZES, scratch_config
@@ -196,14 +194,6 @@ def test_an_example_is_known_by_what_it_asks() -> None:
         assert replace(one, **other).key("logodds") != key
 
 
-def test_evaluations_from_before_the_column_of_content_pair_with_later_ones(tmp_path: Path) -> None:
-    finished(tmp_path)
-    path = next(tmp_path.rglob("examples.parquet"))
-    now = read_examples(path.parent)[TASK].keys
-    pq.write_table(pq.read_table(path).drop_columns(["content"]), path)
-    assert read_examples(path.parent)[TASK].keys == now
-
-
 def test_other_examples_under_the_same_ids_are_never_paired(tmp_path: Path) -> None:
     """Evaluated on two versions of the data while the data's own file cannot be read any more."""
     grid = finished(tmp_path)
@@ -271,21 +261,6 @@ def test_a_collection_that_fails_leaves_the_whole_set_before_it(
     collect(grid)
     folders = sorted(path.name for path in grid.folder.glob("tables-*"))
     assert len(folders) == 2 and tables_folder(grid.folder).name == folders[-1]
-
-
-def test_tables_of_older_versions_are_read_and_then_replaced(tmp_path: Path) -> None:
-    grid = finished(tmp_path)
-    records = collect(grid)
-    for path in tables_folder(grid.folder).iterdir():
-        shutil.move(path, grid.folder / path.name)
-    tree = json.loads((grid.folder / "study.json").read_text())
-    del tree["tables"]
-    write_json(grid.folder / "study.json", tree)
-    assert read_study(grid.folder) == records
-    collect(grid)
-    assert (
-        not (grid.folder / "means.jsonl").exists() and (tables_folder(grid.folder) / "means.jsonl").is_file()
-    )
 
 
 def test_a_cell_trained_again_is_evaluated_and_ablated_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,9 +78,7 @@ class Decontamination:
 
     def describe(self) -> Mapping[str, Any]:
         """Its entries in the manifest, apart from the documents."""
-        tasks: dict[str, int] = {}
-        for example in self.words.examples:
-            tasks[example.task] = tasks.get(example.task, 0) + 1
+        tasks = dict(Counter(example.task for example in self.words.examples))
         compared = sum(bool(runs) for runs in self.words.runs)
         return {
             "tasks": tasks,

@@ -16,6 +16,7 @@ import numpy as np
 
 from gaguide.data.overlap.ngrams import NgramCollector, NgramSet
 from gaguide.files import hash_json
+from gaguide.grouping import grouped
 
 WORDS, FEWEST_WORDS, TOKENS = 13, 8, 8
 """Words of a run, the fewest words of an example that are compared as a whole, tokens of a run."""
@@ -137,11 +138,11 @@ class WordIndex:
 
     def owners(self) -> dict[tuple[int, int], list[int]]:
         """(length, number) of every run → the examples that have it, ascending."""
-        found: dict[tuple[int, int], list[int]] = {}
-        for at, own in enumerate(self.runs):
-            for run in sorted({(runs.n, int(number)) for runs in own for number in runs.numbers}):
-                found.setdefault(run, []).append(at)
-        return found
+        return grouped(
+            (run, at)
+            for at, own in enumerate(self.runs)
+            for run in sorted({(runs.n, int(number)) for runs in own for number in runs.numbers})
+        )
 
 
 class TokenIndex:

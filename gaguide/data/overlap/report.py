@@ -13,6 +13,7 @@ import numpy as np
 from gaguide.data.overlap.index import EvaluationText, Runs, TokenIndex, WordIndex
 from gaguide.data.overlap.scan import TOKEN_RUNS, ScannedShard
 from gaguide.files import replacing
+from gaguide.grouping import grouped
 
 EXAMPLES_FILE, SUMMARY_FILE = "overlap.parquet", "overlap.json"
 TOKEN_SHARE = 0.7
@@ -146,9 +147,7 @@ class TaskOverlap:
 
 def by_task(found: Sequence[ExampleOverlap]) -> list[TaskOverlap]:
     """Counts by task, in the order of the tasks."""
-    tasks: dict[str, list[ExampleOverlap]] = {}
-    for each in found:
-        tasks.setdefault(each.task, []).append(each)
+    tasks = grouped((each.task, each) for each in found)
     return [
         TaskOverlap(
             task,

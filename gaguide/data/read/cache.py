@@ -57,7 +57,7 @@ class ShardCache:
         With `wait=False`, return False if another process is fetching it or there is no space. With
         `wait=True`, wait for both; `NoRoomError` if there is no space in time. Raises what `download` raises.
         """
-        with host_lock(self._fetch_lock(info.sha256), wait) as lock:
+        with host_lock(self.folder / f"{info.sha256}.lock", wait) as lock:
             if lock is None:
                 return False
             if self.path(info).exists():
@@ -120,9 +120,6 @@ class ShardCache:
                     leftover.unlink(missing_ok=True)
                 lock.truncate(0)
         return reserved
-
-    def _fetch_lock(self, name: str) -> Path:
-        return self.folder / f"{name}.lock"
 
 
 def _remove_if_idle(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.evaluate.tasks.example import Example
+from gaguide.grouping import grouped
 
 CONSTANT_SHARE = 0.95
 """An answer that is chosen in at least this share of the examples is constant."""
@@ -147,9 +148,7 @@ def uninformative(pattern: AnswerPattern, accuracy: Metric) -> Uninformative | N
 
 def doubt_sentences(task: str, values: Mapping[str, float], found: Mapping[str, Uninformative]) -> list[str]:
     """A sentence on each reason in `found`, which holds accuracies by metric; `values`: those accuracies."""
-    by_reason: dict[Uninformative, list[str]] = {}
-    for metric, one in found.items():
-        by_reason.setdefault(one, []).append(f"{metric} {values[metric]:.4f}")
+    by_reason = grouped((one, f"{metric} {values[metric]:.4f}") for metric, one in found.items())
     says = {"constant": "measures the data, not the model", "baseline": "not shown to beat a constant"}
     return [
         f"task {task}: {', '.join(names)}: {says[one.reason]}, since {one.why}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gaguide.evaluate.results.intervals import Metric
 from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.evaluate.tasks.harness.groups import Aggregate, HarnessGroup
+from gaguide.grouping import grouped
 from gaguide.stats.groups import Z
 
 
@@ -44,36 +45,27 @@ def _result(group: HarnessGroup, tasks: Mapping[str, TaskResult]) -> GroupResult
     }
     metrics: dict[tuple[str, str], Metric] = {}
     for aggregate in group.aggregates:
-        for filtered in aggregate.filters or _filters(aggregate.metric, own):
-            if found := _mean(aggregate, filtered, own):
-                metrics[aggregate.metric, filtered] = found
+        by_filter = grouped(
+            (result.data.harness.filter_name, result)
+            for result in own.values()
+            if result.data.harness is not None and aggregate.metric in result.metrics
+        )
+        for name in aggregate.filters or sorted(by_filter):
+            if chosen := by_filter.get(name):
+                metrics[aggregate.metric, name] = _mean(aggregate, chosen)
     count = sum(len(result.scored) for result in own.values())
     return GroupResult(group, tuple(own), count, metrics)
 
 
-def _filters(metric: str, tasks: Mapping[str, TaskResult]) -> list[str]:
-    return sorted({_filter(result) for result in tasks.values() if metric in result.metrics})
-
-
-def _filter(result: TaskResult) -> str:
-    assert result.data.harness is not None
-    return result.data.harness.filter_name
-
-
-def _mean(aggregate: Aggregate, filtered: str, tasks: Mapping[str, TaskResult]) -> Metric | None:
-    chosen = [
-        result
-        for result in tasks.values()
-        if aggregate.metric in result.metrics and _filter(result) == filtered
-    ]
-    if not chosen:
-        return None
+def _mean(aggregate: Aggregate, chosen: Sequence[TaskResult]) -> Metric:
     values = [result.metrics[aggregate.metric].value for result in chosen]
     errors = [result.metrics[aggregate.metric].stderr for result in chosen]
     sizes = [len(result.scored) for result in chosen]
     weights = sizes if aggregate.by_size else [1] * len(sizes)
     value = sum(one * weight for one, weight in zip(values, weights, strict=True)) / sum(weights)
-    error = _pooled(errors, sizes) if aggregate.by_size else _unweighted(errors)
+    error = math.sqrt(sum(error**2 for error in errors)) / len(errors)
+    if aggregate.by_size:
+        error = _pooled(errors, sizes)
     return Metric(value, error, value - Z * error, value + Z * error)
 
 
@@ -83,7 +75,3 @@ def _pooled(errors: Sequence[float], sizes: Sequence[int]) -> float:
         return math.nan
     squares = sum((size - 1) * error**2 * size for error, size in zip(errors, sizes, strict=True))
     return math.sqrt(squares / (sum(sizes) - len(sizes)) / sum(sizes))
-
-
-def _unweighted(errors: Sequence[float]) -> float:
-    return math.sqrt(sum(error**2 for error in errors)) / len(errors)

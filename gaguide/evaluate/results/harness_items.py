@@ -24,7 +24,10 @@ def example_items(task: HarnessTask, one: ScoredExample) -> Items:
         return _from_function(task, task.process_results, one)
     of = {
         "multiple_choice": _choice_items,
-        "loglikelihood": _likelihood_items,
+        "loglikelihood": lambda one: {
+            "perplexity": lambda: one.log_probabilities[0],
+            "acc": lambda: int(one.greedy[0]),
+        },
         "loglikelihood_rolling": _rolling_items,
     }[task.output_type]
     items = of(one)
@@ -62,10 +65,6 @@ def _choice_items(one: ScoredExample) -> Mapping[str, Callable[[], Any]]:
         "mcc": lambda: (answer, first_largest(given)),
         "brier_score": lambda: (answer, _softmax(given)),
     }
-
-
-def _likelihood_items(one: ScoredExample) -> Mapping[str, Callable[[], Any]]:
-    return {"perplexity": lambda: one.log_probabilities[0], "acc": lambda: int(one.greedy[0])}
 
 
 def _rolling_items(one: ScoredExample) -> Mapping[str, Callable[[], Any]]:

@@ -29,6 +29,7 @@ from gaguide.evaluate.results.intervals import (
 from gaguide.evaluate.results.metrics import ScoredExample
 from gaguide.evaluate.tasks.harness.config import HarnessTask
 from gaguide.evaluate.tasks.harness.source import FunctionReference
+from gaguide.grouping import grouped
 from gaguide.stats.groups import tail_share
 
 _RESAMPLES = 1000
@@ -118,10 +119,8 @@ _STATISTICS: dict[str, Callable[[Sequence[Any]], float]] = {
 
 def _resampled(statistic: Callable[[Sequence[Any]], float], items: Sequence[Any], groups: Groups) -> Metric:
     """The statistic with a percentile interval over resampled examples, or groups (`tail_share`)."""
-    of: dict[Hashable, list[Any]] = {}
-    for at, item in enumerate(items):
-        of.setdefault(at if groups is None else groups[at], []).append(item)
-    value, units = statistic(items), list(of.values())
+    keys: Sequence[Hashable] = range(len(items)) if groups is None else groups
+    value, units = statistic(items), list(grouped(zip(keys, items, strict=True)).values())
     if math.isnan(value) or len(units) < 2:
         return _without_interval(value)
     draw = random.Random(0)

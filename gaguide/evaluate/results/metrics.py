@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gaguide.evaluate.results.agreement import balanced_accuracy, brier, calibration_error, matthews
@@ -47,6 +47,7 @@ from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES, GROUP_
 from gaguide.evaluate.results.numbers import first_largest, first_number, log_sum_exp
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Kind
+from gaguide.grouping import grouped
 
 
 @dataclass(frozen=True)
@@ -292,10 +293,7 @@ def _group_accuracy(right: Sequence[bool], groups: Groups) -> dict[str, Metric]:
     """Share of groups in which every answer is right; groups are independent."""
     if groups is None:
         return {}
-    whole: dict[Hashable, bool] = {}
-    for group, is_right in zip(groups, right, strict=True):
-        whole[group] = whole.get(group, True) and is_right
-    return {GROUP_ACC: proportion(list(whole.values()))}
+    return {GROUP_ACC: proportion([all(own) for own in grouped(zip(groups, right, strict=True)).values()])}
 
 
 def _metric_names(kind: Kind) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from gaguide.evaluate.results.intervals import clusters
 from gaguide.evaluate.results.metric_names import ACCURACIES, CUE_LOSSES
-from gaguide.evaluate.tasks.example import example_key
+from gaguide.grouping import grouped
+from gaguide.numbers import finite
 
 _PREDICTIONS = ("predicted", "predicted_norm", "predicted_bytes", "predicted_mutual_info")
 """Columns of examples.parquet with the class that counts for each of `ACCURACIES`."""
@@ -51,36 +52,16 @@ class TaskExamples:
 
 def read_examples(folder: Path) -> Mapping[str, TaskExamples]:
     """Task → its examples, from the examples.parquet of an evaluation."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in pq.read_table(folder / "examples.parquet").to_pylist():
-        found.setdefault(row["task"], []).append(row)
-    return {name: _task_examples(listed) for name, listed in found.items()}
-
-
-def finite(value: Any) -> float | None:
-    """The number; None for None, NaN and infinity."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _key(row: Mapping[str, Any]) -> str:
-    """Key of a row's question, as its evaluation recorded it; before 0.2, made from the row's columns.
-
-    Those lacked the second prompt and the tokens of a block; blocks were identified by their place.
-    """
-    if row.get("content"):
-        return str(row["content"])
-    block = [row["id"], row["continuation_tokens"]] if row["kind"] == "perplexity" else ()
-    asked = (row["continuations"], row["answer_index"], row.get("answer"))
-    return example_key(row["kind"], [row["prompt"]], *asked, block)
+    rows = pq.read_table(folder / "examples.parquet").to_pylist()
+    return {name: _task_examples(listed) for name, listed in grouped((r["task"], r) for r in rows).items()}
 
 
 def _task_examples(rows: Sequence[Mapping[str, Any]]) -> TaskExamples:
     return TaskExamples(
         tuple(row["id"] for row in rows),
         tuple(row["prompt"] for row in rows),
-        tuple(map(_key, rows)),
+        tuple(row["content"] for row in rows),
         {name: np.asarray(values, float) for name, values in _outcomes(rows).items()},
-        # Results of older releases have no groups.
         clusters([row["id"] for row in rows], [row.get("group") for row in rows]),
         _weights(rows),
         tuple(_answer(row) for row in rows),
@@ -108,8 +89,7 @@ def _outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     values = [math.nan if finite(row["value"]) is None else row["value"] for row in rows]
     if kind == "classification":
         known = [all(finite(one) is not None for one in row["log_probabilities"]) for row in rows]
-        # Results of older releases lack some predictions, and few tasks ask for mutual information.
-        asked = [
+        asked = [  # few tasks ask for mutual information
             (metric, column)
             for metric, column in zip(ACCURACIES, _PREDICTIONS, strict=True)
             if not any(right and row.get(column) is None for row, right in zip(rows, known, strict=True))

@@ -11,6 +11,7 @@ from gaguide.evaluate.results.metrics import ScoredExample, find_uninformative, 
 from gaguide.evaluate.tasks.controls import ORIGINAL
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Kind
+from gaguide.grouping import grouped
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ class PartResult:
 
 def part_results(kind: Kind, scored: Sequence[ScoredExample]) -> dict[str, PartResult]:
     """Part → its outcome, in the order of the data; {} where no example has a part."""
-    parts: dict[str, list[ScoredExample]] = {}
-    for one in scored:
-        if one.example.part is not None:
-            parts.setdefault(one.example.part, []).append(one)
+    parts = grouped((one.example.part, one) for one in scored if one.example.part is not None)
     originals = {one.example.group: one for one in parts.get(ORIGINAL, ()) if one.example.group is not None}
     found = {}
     for name, members in parts.items():

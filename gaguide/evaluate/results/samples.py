@@ -44,7 +44,10 @@ def _sample(result: TaskResult, at: int, one: ScoredExample) -> dict[str, Any]:
     harness = result.data.harness
     arguments = _arguments(result, one)
     document = _document(one) if one.example.document is None else dict(one.example.document)
-    target = _target(one) if harness is None else _harness_target(harness, document)
+    target = _target(one)
+    if harness is not None:
+        fields = Fields(tuple(document), harness.doc_to_choice is not None)
+        target = fields.target(document, harness.doc_to_target)
     metrics = _items(harness, one)
     responses = _responses(result, one)
     return {
@@ -97,11 +100,6 @@ def _items(harness: HarnessTask | None, one: ScoredExample) -> Mapping[str, Any]
     if len(one.greedy) == 1:
         found = {"perplexity": one.log_probabilities[0], "acc": int(one.greedy[0])}
     return found
-
-
-def _harness_target(harness: HarnessTask, document: Mapping[str, Any]) -> Any:
-    fields = Fields(tuple(document), harness.doc_to_choice is not None)
-    return fields.target(document, harness.doc_to_target)
 
 
 def _document(one: ScoredExample) -> dict[str, Any]:

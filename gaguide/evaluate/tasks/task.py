@@ -25,6 +25,7 @@ from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import UserError
 from gaguide.evaluate.tasks.template import Template
+from gaguide.grouping import grouped
 
 Kind = Literal[
     "classification",
@@ -185,11 +186,7 @@ def built_in_tasks() -> dict[str, Task]:
 
 def groups() -> dict[str, list[str]]:
     """Names of the built-in tasks by group."""
-    named: dict[str, list[str]] = {}
-    for task in built_in_tasks().values():
-        if task.group is not None:
-            named.setdefault(task.group, []).append(task.name)
-    return named
+    return grouped((task.group, task.name) for task in built_in_tasks().values() if task.group is not None)
 
 
 def read_task_file(path: Path) -> Task:

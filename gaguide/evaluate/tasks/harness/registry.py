@@ -11,6 +11,7 @@ from gaguide.errors import Fault, FaultCollector, UserError, suggestion
 from gaguide.evaluate.tasks.harness.config import HarnessTask, parse_task
 from gaguide.evaluate.tasks.harness.groups import parse_group
 from gaguide.evaluate.tasks.harness.source import is_harness_tree, read_source, read_tree
+from gaguide.grouping import grouped
 
 _IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 _STRUCTURE = ("tag", "group", "task_list")
@@ -94,11 +95,8 @@ class Registry:
         return found
 
     def _index_tags(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for name, (_, tree) in sorted(self._entries.items()):
-            for tag in _tags(tree) if "group" not in tree else ():
-                found.setdefault(tag, []).append(name)
-        return found
+        entries = [(name, tree) for name, (_, tree) in sorted(self._entries.items()) if "group" not in tree]
+        return grouped((tag, name) for name, tree in entries for tag in _tags(tree))
 
     def _member(
         self, member: Any, overrides: Mapping[str, Any], above: tuple[str, ...], path: Path
