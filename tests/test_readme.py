@@ -110,7 +110,7 @@ def test_options_of_printed_commands_exist(command: list[str]) -> None:
     """Commands that need a hub or a GPU are checked as far as their arguments."""
     entry = next((word for word in command if word.startswith(("launch/", "gaguide."))), None)
     if entry in ("launch/train.py", "gaguide.train"):
-        run, deepspeed_json, _ = read_arguments(command[command.index(entry) + 1 :])
+        run, deepspeed_json = read_arguments(command[command.index(entry) + 1 :])
         assert run.name == "gpt2-4-transition"
         assert load_deepspeed_json(deepspeed_json)["zero_optimization"]["stage"] == 2
         return

@@ -194,7 +194,7 @@ def _train_faults(request: JobRequest) -> list[Fault]:
 
     faults = FaultCollector()
     with faults.catching():
-        run, _, _ = read_arguments(request.arguments)
+        run, _ = read_arguments(request.arguments)
         plan_batch(run.train.global_batch, run.train.micro_batch, request.world_size)
     # Separately, so that a fault in the run's settings does not hide one in the JSON.
     for word, following in zip(request.arguments, [*request.arguments[1:], ""]):

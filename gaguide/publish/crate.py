@@ -58,7 +58,7 @@ class Crate:
         )
         return {"@id": entity["@id"]}
 
-    def add_file(self, path: Path, about: str | None = None) -> dict[str, str]:
+    def add_file(self, path: Path) -> dict[str, str]:
         """Add a file of the folder with its size and SHA-256."""
         relative = path.relative_to(self.folder).as_posix()
         kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
@@ -67,7 +67,6 @@ class Crate:
                 "@id": quote(relative),
                 "@type": "File",
                 "name": relative,
-                "description": about,
                 "contentSize": str(path.stat().st_size),
                 "sha256": hash_file(path),
                 "encodingFormat": kind,

@@ -236,12 +236,12 @@ class Runner:
         return self._stopping.is_set()
 
 
-def tail(log: Path, lines: int = _TAIL_LINES) -> str:
+def tail(log: Path) -> str:
     """The last lines of a log that are not blank."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode("utf-8", errors="replace")
-    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+    return "\n".join([line for line in text.splitlines() if line.strip()][-_TAIL_LINES:])
 
 
 def _set_aside(record: Path, why: str) -> None:

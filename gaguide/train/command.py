@@ -237,12 +237,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     return Arguments(known.deepspeed, known.config, parse_overrides(overrides), known.dry_run)
 
 
-def read_arguments(
-    argv: Sequence[str] | None, note: Callable[[str], None] = lambda text: None
-) -> tuple[RunConfig, Path, Path | None]:
-    """The run, the DeepSpeed JSON and the run's YAML (None: the embedded run) of a command line.
-
-    `note` is called with notes for the user on how they were combined.
-    """
+def read_arguments(argv: Sequence[str] | None) -> tuple[RunConfig, Path]:
+    """The run and the DeepSpeed JSON of a command line."""
     arguments = parse_arguments(argv)
-    return (load_config(arguments.config, arguments.overrides, note), arguments.deepspeed, arguments.config)
+    return load_config(arguments.config, arguments.overrides), arguments.deepspeed
