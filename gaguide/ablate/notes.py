@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gaguide.ablate.request import Request
 from gaguide.ablate.subjects import Subject, together
@@ -13,18 +13,18 @@ _FEW_BLOCKS = 20
 
 def model_notes(
     request: Request, subjects: Sequence[Subject], sums: TextSums | None, loss: float | None
-) -> list[str]:
+) -> Iterator[str]:
     """Notes for the reader of one model's numbers; `sums` and `loss`: on held-out text, None without."""
-    notes = list(sums.notes) if sums is not None else []
+    yield from (sums.notes if sums is not None else ())
     text = request.text
     if text is not None:
         if loss is None:
-            notes.append("its held-out loss is not finite, so that no effect on it has a number")
+            yield "its held-out loss is not finite, so that no effect on it has a number"
         if len(text.chosen) < _FEW_BLOCKS:
-            notes.append(f"intervals and tests are over {len(text.chosen)} blocks of text only")
+            yield f"intervals and tests are over {len(text.chosen)} blocks of text only"
         repeated = len(text.chosen) - len({row.tobytes() for row in text.blocks.read(text.chosen)})
         if repeated:
-            notes.append(
+            yield (
                 f"{repeated} of {len(text.chosen)} blocks are the same as an earlier one; each counts, so "
                 "that the intervals are too narrow"
             )
@@ -36,23 +36,22 @@ def model_notes(
             if not int(sums.readings[subject.key].queries.sum())
         ]
         if unseen:
-            notes.append(f"no query sees a target of {', '.join(unseen)} in this text")
+            yield f"no query sees a target of {', '.join(unseen)} in this text"
         if any(reading.output_norm is None for reading in sums.readings.values()):
-            notes.append("its attention's output projection is not known, so that norms are missing")
+            yield "its attention's output projection is not known, so that norms are missing"
     few = [subject for subject in guided if len(subject.controls) < request.settings.controls]
     if few:
         least = min(len(subject.controls) for subject in few)
-        notes.append(f"{len(few)} heads of the plan have fewer controls than asked for, at least {least}")
+        yield f"{len(few)} heads of the plan have fewer controls than asked for, at least {least}"
     if (
         sums is not None
         and request.settings.controls
         and "controls" not in together(subjects)
         and len(guided) > 1
     ):
-        notes.append(
+        yield (
             "its layers have fewer controls than heads of the plan, so that removing all of these at once is "
             "compared with no controls"
         )
     if request.tasks and "resample" in request.settings.methods:
-        notes.append("resample is measured on text only")
-    return notes
+        yield "resample is measured on text only"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,19 +219,17 @@ def _text(
     return Text(blocks, chosen, isolate, tokenizer, fingerprint, source)
 
 
-def _method_faults(settings: AblateSettings, has_text: bool) -> list[Fault]:
-    faults = []
+def _method_faults(settings: AblateSettings, has_text: bool) -> Iterator[Fault]:
     if "resample" in settings.methods and settings.batch < 2:
         remedy = "give at least 2, or leave resample out"
         problem = "resample takes the output of another block of the same pass"
-        faults.append(Fault("--batch", problem, remedy, settings.batch))
+        yield Fault("--batch", problem, remedy, settings.batch)
     if "mean" in settings.methods and not has_text:
         remedy = "give --text, or --methods zero"
-        faults.append(Fault("--methods", "mean takes the heads' mean over --text", remedy, "mean"))
+        yield Fault("--methods", "mean takes the heads' mean over --text", remedy, "mean")
     if not has_text and not set(settings.methods) & set(TASK_METHODS):
         remedy = f"add one of {', '.join(TASK_METHODS)}"
-        faults.append(Fault("--methods", "resample is for --text, not for tasks", remedy, "resample"))
-    return faults
+        yield Fault("--methods", "resample is for --text, not for tasks", remedy, "resample")
 
 
 def _span_faults(plan: GuidancePlan, tasks: Sequence[TaskData]) -> list[Fault]:

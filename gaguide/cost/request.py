@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -116,75 +117,57 @@ def with_run(request: CostRequest, run: RunConfig, config: PretrainedConfig | No
     )
 
 
-def _counts(request: CostRequest) -> list[Fault]:
+def _counts(request: CostRequest) -> Iterator[Fault]:
     least = {"gpus": 1, "nodes": 1, "cards": 1, "block_length": 2, "global_batch": 1, "guided_heads": 0}
-    faults = [
-        Fault(_option(name), f"must be at least {bound}", f"give {bound} or more", value)
-        for name, bound in least.items()
-        if (value := getattr(request, name)) < bound
-    ]
-    for name in ("micro_batch", "tokens"):
+    for name, bound in (least | {"micro_batch": 1, "tokens": 1}).items():
         value = getattr(request, name)
-        if value is not None and value < 1:
-            faults.append(Fault(_option(name), "must be at least 1", "give 1 or more", value))
-    return faults
+        if value is not None and value < bound:
+            yield Fault(_option(name), f"must be at least {bound}", f"give {bound} or more", value)
 
 
-def _names(request: CostRequest) -> list[Fault]:
-    faults = []
+def _names(request: CostRequest) -> Iterator[Fault]:
     if request.gpu not in GPUS:
-        faults.append(not_one_of("--gpu", request.gpu, GPUS))
+        yield not_one_of("--gpu", request.gpu, GPUS)
     if request.link not in LINKS:
-        faults.append(not_one_of("--link", request.link, LINKS))
+        yield not_one_of("--link", request.link, LINKS)
     if request.zero_stage not in range(4):
-        faults.append(not_one_of("--stage", request.zero_stage, range(4)))
-    return faults
+        yield not_one_of("--stage", request.zero_stage, range(4))
 
 
-def _shape(request: CostRequest) -> list[Fault]:
-    faults = []
+def _shape(request: CostRequest) -> Iterator[Fault]:
     positions = request.model.positions
     if positions and request.block_length > positions:
         problem = f"must be at most {positions}, the positions of the model"
-        faults.append(Fault("--block-length", problem, f"give {positions} or less", request.block_length))
+        yield Fault("--block-length", problem, f"give {positions} or less", request.block_length)
     if request.guided_heads > request.model.heads:
         problem = f"must be at most {request.model.heads}, the heads of a layer"
-        faults.append(Fault("--guided-heads", problem, "give fewer", request.guided_heads))
-    return faults
+        yield Fault("--guided-heads", problem, "give fewer", request.guided_heads)
 
 
-def _precision(request: CostRequest) -> list[Fault]:
-    faults, precision = [], request.precision
-    gpu = GPUS.get(request.gpu)
+def _precision(request: CostRequest) -> Iterator[Fault]:
+    gpu, precision = GPUS.get(request.gpu), request.precision
     if gpu is not None and precision in ("bf16", "fp16") and not getattr(gpu, precision):
         other = "fp16" if precision == "bf16" else "bf16"
         problem = f"{request.gpu} does not compute in {precision}"
-        faults.append(Fault("--precision", problem, f"give {other} or fp32", precision))
+        yield Fault("--precision", problem, f"give {other} or fp32", precision)
     if precision == "autocast" and request.zero_stage > 0:
-        faults.append(
-            Fault("--precision", "autocast needs stage 0", "give bf16, fp16 or fp32", request.zero_stage)
-        )
+        yield Fault("--precision", "autocast needs stage 0", "give bf16, fp16 or fp32", request.zero_stage)
     if precision in ("bf16", "fp16") and request.zero_stage == 0:
         problem = "stage 0 keeps no fp32 weights to export"
-        faults.append(Fault("--stage", problem, f"use stage 1 or higher with {precision}", 0))
-    return faults
+        yield Fault("--stage", problem, f"use stage 1 or higher with {precision}", 0)
 
 
-def _offload(request: CostRequest) -> list[Fault]:
-    faults = []
+def _offload(request: CostRequest) -> Iterator[Fault]:
     if request.offload_optimizer != "none" and request.zero_stage < 1:
         remedy = "use stage 1 or higher"
-        faults.append(Fault("--offload-optimizer", "needs ZeRO", remedy, request.offload_optimizer))
+        yield Fault("--offload-optimizer", "needs ZeRO", remedy, request.offload_optimizer)
     elif request.offload_optimizer == "nvme" and request.zero_stage < 3:
-        faults.append(Fault("--offload-optimizer", "nvme needs stage 3", "use stage 3, or cpu", "nvme"))
+        yield Fault("--offload-optimizer", "nvme needs stage 3", "use stage 3, or cpu", "nvme")
     if request.offload_parameters == "nvme" and request.ranks > 1:
         problem = f"DeepSpeed 0.19 fails on it with {request.ranks} ranks"
-        faults.append(Fault("--offload-parameters", problem, "use cpu", "nvme"))
+        yield Fault("--offload-parameters", problem, "use cpu", "nvme")
     if request.offload_parameters != "none" and request.zero_stage < 3:
-        faults.append(
-            Fault("--offload-parameters", "needs stage 3", "use stage 3", request.offload_parameters)
-        )
-    return faults
+        yield Fault("--offload-parameters", "needs stage 3", "use stage 3", request.offload_parameters)
 
 
 def _option(name: str) -> str:

@@ -7,6 +7,7 @@ schedule; where the file sets one of those too, it must agree or say "auto".
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,28 +184,26 @@ def _stage_faults(config: JsonObject) -> list[Fault]:
     return []
 
 
-def _precision_faults(config: DeepSpeedConfig, batch: BatchPlan, device: DevicePrecisions) -> list[Fault]:
+def _precision_faults(config: DeepSpeedConfig, batch: BatchPlan, device: DevicePrecisions) -> Iterator[Fault]:
     stage, kind = config.zero_stage, config.precision
     autocast = config.is_enabled("torch_autocast")
     enabled = [half for half in ("bf16", "fp16") if config.is_enabled(half)]
-    faults = []
     if len(enabled) + autocast > 1:
         named = ", ".join(enabled + ["torch_autocast"] * autocast)
-        faults.append(fault(named, "are enabled together", "enable one"))
+        yield fault(named, "are enabled together", "enable one")
     if autocast and stage > 0:
         problem = "is for stage 0, where weights stay in fp32"
-        faults.append(fault("torch_autocast", problem, "use bf16 or fp16 at this stage", True))
+        yield fault("torch_autocast", problem, "use bf16 or fp16 at this stage", True)
     if stage == 0:
         for half in enabled:
             problem = "stage 0 keeps no fp32 weights that could be exported"
             remedy = "use torch_autocast as in ds_configs/zero0.json, or ds_configs/zero1.json"
-            faults.append(fault(f"{half}.enabled", problem, remedy, True))
+            yield fault(f"{half}.enabled", problem, remedy, True)
     if "fp32" not in kind and not (device.bf16 if kind.startswith("bf16") else device.fp16):
         field = "torch_autocast.dtype" if autocast else f"{kind}.enabled"
         remedy = "use a configuration with bf16 auto, or none of them"
-        faults.append(fault(field, f"this device does not train in {kind}", remedy, True))
+        yield fault(field, f"this device does not train in {kind}", remedy, True)
     if stage == 1 and kind == "bf16" and batch.accumulation > 1 and not _accumulates_in_fp32(config, 2):
         problem = f"at stage 1 DeepSpeed would accumulate {batch.accumulation} micro batches in bf16"
         remedy = "use stage 2, or a train.micro_batch that needs no accumulation"
-        faults.append(fault("bf16.enabled", problem, remedy, True))
-    return faults
+        yield fault("bf16.enabled", problem, remedy, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +24,8 @@ def with_nvme_path(zero: JsonObject, default: Path) -> JsonObject:
     return filled
 
 
-def offload_faults(config: DeepSpeedConfig, world_size: int) -> list[Fault]:
+def offload_faults(config: DeepSpeedConfig, world_size: int) -> Iterator[Fault]:
     """Faults of offload sections that DeepSpeed would ignore, or fail on after the first step."""
-    faults = []
     zero = cast(dict[str, Any], config.settings.get("zero_optimization", {}))
     places = {"optimizer": config.offload_optimizer, "param": config.offload_parameters}
     for part, device in places.items():
@@ -34,22 +34,21 @@ def offload_faults(config: DeepSpeedConfig, world_size: int) -> list[Fault]:
         least = 3 if device == "nvme" or part == "param" else 1
         if device != "none" and config.zero_stage < least:
             problem = f"DeepSpeed ignores it below stage {least}, and this is stage {config.zero_stage}"
-            faults.append(fault(f"{field}.device", problem, f"use stage {least}, or remove it", device))
+            yield fault(f"{field}.device", problem, f"use stage {least}, or remove it", device)
         if device != "nvme" and section.get("nvme_path") is not None:
             remedy = "remove it, or write device: nvme"
-            faults.append(fault(f"{field}.nvme_path", f"the device is {device}", remedy))
+            yield fault(f"{field}.nvme_path", f"the device is {device}", remedy)
         if device == "nvme" and part == "optimizer" and section.get("buffer_count", 4) < _ADAM_BUFFERS:
             problem = "must be at least 4: AdamW swaps four tensors of a parameter at once"
-            faults.append(fault(f"{field}.buffer_count", problem, "use 4 or more", section["buffer_count"]))
+            yield fault(f"{field}.buffer_count", problem, "use 4 or more", section["buffer_count"])
         if device == "nvme" and part == "param" and world_size > 1:
             problem = f"DeepSpeed 0.19 fails on it with {world_size} ranks (swap buffers assigned twice)"
-            faults.append(fault(f"{field}.device", problem, "use device: cpu, or one rank", device))
+            yield fault(f"{field}.device", problem, "use device: cpu, or one rank", device)
     forced = config.settings.get("zero_force_ds_cpu_optimizer")
     if config.offload_optimizer == "nvme" and forced is False:
         remedy = "remove it, or offload to the CPU"
-        faults.append(fault("zero_force_ds_cpu_optimizer", "torch's AdamW cannot be swapped to disk", remedy))
+        yield fault("zero_force_ds_cpu_optimizer", "torch's AdamW cannot be swapped to disk", remedy)
     if "aio" in config.settings and "nvme" not in places.values():
-        faults.append(fault("aio", "nothing is offloaded to disk", "remove it"))
+        yield fault("aio", "nothing is offloaded to disk", "remove it")
     if forced is not None and config.offload_optimizer == "none":
-        faults.append(fault("zero_force_ds_cpu_optimizer", "no optimizer is offloaded", "remove it"))
-    return faults
+        yield fault("zero_force_ds_cpu_optimizer", "no optimizer is offloaded", "remove it")

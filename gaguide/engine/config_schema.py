@@ -6,6 +6,7 @@ faults.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -145,34 +146,30 @@ def fault(field: str, problem: str, remedy: str, value: object = None) -> Fault:
     return Fault(f"{field} (DeepSpeed JSON)", problem, remedy, value)
 
 
-def top_level_faults(config: JsonObject, owned: JsonObject) -> list[Fault]:
+def top_level_faults(config: JsonObject, owned: JsonObject) -> Iterator[Fault]:
     """Unknown keys, contradictions with the values that the run owns, and values of the wrong type."""
-    faults = []
     sections = [*SECTIONS, "data_types", "timers"]
     for key, value in config.items():
         if key in _ELSEWHERE:
-            faults.append(fault(key, *_ELSEWHERE[key]))
+            yield fault(key, *_ELSEWHERE[key])
         elif key in _UNSUPPORTED:
-            faults.append(fault(key, "is a key of DeepSpeed that gaguide does not support", "remove it"))
+            yield fault(key, "is a key of DeepSpeed that gaguide does not support", "remove it")
         elif key in owned:
             if value not in ("auto", owned[key]):
                 remedy = 'remove it or write "auto"'
-                faults.append(fault(key, f"the run has {owned[key]}", remedy, value))
+                yield fault(key, f"the run has {owned[key]}", remedy, value)
         elif key in sections:
             if not isinstance(value, dict):
-                faults.append(fault(key, "must be an object", "write {…}", value))
+                yield fault(key, "must be an object", "write {…}", value)
         elif key == "steps_per_print":
             if type(value) is not int or value < 1:
-                faults.append(
-                    fault(key, "must be a positive integer", "write 1 or more, or remove it", value)
-                )
+                yield fault(key, "must be a positive integer", "write 1 or more, or remove it", value)
         elif key in _SWITCHES:
             if type(value) is not bool:
-                faults.append(fault(key, "must be true or false", "choose one of them", value))
+                yield fault(key, "must be true or false", "choose one of them", value)
         else:
             known = [*sections, *_SWITCHES, "steps_per_print", *owned]
-            faults.append(fault(key, "unknown key", suggestion(key, known), value))
-    return faults
+            yield fault(key, "unknown key", suggestion(key, known), value)
 
 
 def read_sections(config: JsonObject) -> tuple[JsonObject, list[Fault]]:

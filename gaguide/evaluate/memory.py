@@ -199,28 +199,24 @@ def _check(
     return inner, settings
 
 
-def _model_faults(model: nn.Module, inner: PreTrainedModel) -> list[Fault]:
+def _model_faults(model: nn.Module, inner: PreTrainedModel) -> Iterator[Fault]:
     """Faults of a model that cannot be called here."""
-    faults = []
     save = "save the model and use gaguide evaluate"
     if inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
         problem = f"{type(inner).__name__} is not a causal language model"
-        faults.append(Fault("model", problem, "load it with AutoModelForCausalLM"))
+        yield Fault("model", problem, "load it with AutoModelForCausalLM")
     if any(
         getattr(getattr(one, "active_peft_config", None), "is_prompt_learning", False)
         for one in model.modules()
     ):
         problem = "its adapter puts learned tokens before the prompt, which the evaluator does not see"
-        faults.append(Fault("model", problem, "use an adapter that changes layers, such as LoRA"))
+        yield Fault("model", problem, "use an adapter that changes layers, such as LoRA")
     shards = "FullyShardedDataParallel"
     partitioned = any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in inner.parameters())
     if partitioned or any(type(one).__name__ == shards for one in model.modules()):
-        faults.append(Fault("model", "its parameters are partitioned among ranks (FSDP, ZeRO-3)", save))
+        yield Fault("model", "its parameters are partitioned among ranks (FSDP, ZeRO-3)", save)
     elif any(one.is_meta for one in inner.parameters()):
-        faults.append(
-            Fault("model", "some of its parameters have no values (device meta)", "load its weights")
-        )
-    return faults
+        yield Fault("model", "some of its parameters have no values (device meta)", "load its weights")
 
 
 def _refuse_generation(folder: MemoryModel, data: Sequence[TaskData]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -231,27 +231,23 @@ def _trained(summary: Mapping[str, Any], parameters: int) -> str:
     )
 
 
-def _limits(summary: Mapping[str, Any], base: BaseModel, guided: bool, dtype: str) -> list[str]:
-    limits = []
+def _limits(summary: Mapping[str, Any], base: BaseModel, guided: bool, dtype: str) -> Iterator[str]:
     if dtype != "float32":
-        limits.append(
+        yield (
             f"The weights are rounded to {dtype}; losses and attention above are of the run's own weights."
         )
     if guided:
-        limits.append(
+        yield (
             "This card shows the guided heads' attention. Whether the model uses their output is another "
             "question, which `gaguide ablate` answers."
         )
-    limits.append(
-        "One run of one seed: differences from other runs may be noise. Intervals are over examples only."
-    )
+    yield "One run of one seed: differences from other runs may be noise. Intervals are over examples only."
     if base.is_pretrained:
-        limits.append("Biases and limits of the base model remain.")
+        yield "Biases and limits of the base model remain."
         if base.license is None:
-            limits.append(_UNKNOWN_LICENSE)
+            yield _UNKNOWN_LICENSE
     if summary.get("dropped_steps"):
-        limits.append("Steps whose gradient was not finite were dropped.")
-    return limits
+        yield "Steps whose gradient was not finite were dropped."
 
 
 def _provenance(summary: Mapping[str, Any], base: BaseModel) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gaguide.report.ablation_findings import model_finding
@@ -115,11 +115,10 @@ def _unseen(run: RunRecord) -> list[str]:
     return list(dict.fromkeys(head.pattern for head in run.after.per_head if head.attention is None))
 
 
-def _repeated(runs: Sequence[RunRecord]) -> list[str]:
+def _repeated(runs: Sequence[RunRecord]) -> Iterator[str]:
     """One sentence for each run that repeats an earlier one, by its numbers: losses of single precision
     that agree at every step, and on held-out text, are not chance."""
     first: dict[Any, str] = {}
-    sentences = []
     for run in runs:
         steps = tuple((row.get("step"), row.get("lm_loss", row.get("loss"))) for row in run.metrics)
         ends = tuple(None if one is None else (one.lm_loss, one.measure) for one in (run.before, run.after))
@@ -127,11 +126,10 @@ def _repeated(runs: Sequence[RunRecord]) -> list[str]:
             continue
         name = first.setdefault((steps, ends), run.name)
         if name != run.name:
-            sentences.append(
+            yield (
                 f"{run.name} has the losses of {name} at each of {len(steps):,} logged steps and on held-out "
                 "text: a copy of its run, or the same training again, which says nothing about noise."
             )
-    return sentences
 
 
 def _dropped(run: RunRecord) -> str:
@@ -139,20 +137,18 @@ def _dropped(run: RunRecord) -> str:
     return f"{run.name}: {run.dropped:,}{of} steps were dropped because their gradient was not finite."
 
 
-def tested_findings(runs: Sequence[RunRecord], tests: RunTests) -> list[str]:
+def tested_findings(runs: Sequence[RunRecord], tests: RunTests) -> Iterator[str]:
     """One sentence for each run about the tasks' main metrics compared with the first run."""
-    sentences = []
     for run in runs:
         main = [one for one in tests.tests if one.evaluation == run.name and one.is_main]
         rows = [one for one in main if one.p_holm is not None]
         if rows:
             moved = [one for one in rows if one.is_shown]
             listed = ", ".join(f"{one.task} {fixed(one.difference, 3, '+')}" for one in moved)
-            sentences.append(
+            yield (
                 f"{run.name} against {runs[0].name} on the same examples: {len(moved)} of {len(rows)} tasks "
                 f"differ beyond noise after Holm's correction{': ' + listed if moved else ''}."
             )
-    return sentences
 
 
 def _loss_before(run: RunRecord) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gaguide.grouping import grouped
@@ -22,31 +22,27 @@ def study_findings(study: StudyRecords) -> list[str]:
     return [*_attention(study), *head_findings(study), *_losses(study), *_tasks(study), *_verdicts(study)]
 
 
-def _attention(study: StudyRecords) -> list[str]:
-    sentences = []
+def _attention(study: StudyRecords) -> Iterator[str]:
     for experiment in study.index.experiments:
         rows = study.index.attention.get(experiment, ())
         before, after = attention_means(rows)
         if before is None or after is None:
             continue
         what = "guided to" if any(row.guided for row in rows) else "only measured on"
-        sentences.append(
+        yield (
             f"{experiment}: attention of the heads {what} words went from {before:.3f} to {after:.3f} "
             f"(mean over heads, {counted(len({row.size for row in rows}), 'size')} and "
             f"{counted(len({row.seed for row in rows}), 'seed')})."
         )
-    return sentences
 
 
-def _losses(study: StudyRecords) -> list[str]:
-    sentences = []
+def _losses(study: StudyRecords) -> Iterator[str]:
     for experiment in study.index.experiments:
         rows = study.index.losses.get((experiment, "finetuned"), ())
         if not rows:
             continue
         parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({row.relative:+.2%})" for row in rows]
-        sentences.append(f"{experiment}: held-out loss against finetuned {', '.join(parts)}; {_noise(rows)}.")
-    return sentences
+        yield f"{experiment}: held-out loss against finetuned {', '.join(parts)}; {_noise(rows)}."
 
 
 def _noise(rows: Sequence[LossCost]) -> str:
@@ -64,8 +60,7 @@ def _noise(rows: Sequence[LossCost]) -> str:
     return ", ".join(parts)
 
 
-def _tasks(study: StudyRecords) -> list[str]:
-    sentences = []
+def _tasks(study: StudyRecords) -> Iterator[str]:
     for baseline in ("finetuned", "original"):
         rows = [
             row
@@ -79,7 +74,7 @@ def _tasks(study: StudyRecords) -> list[str]:
         moved = [row for row in rows if is_significant(row)]
         if rows or constant:
             listed = first_few(list(map(_moved, moved)), "; ")
-            sentences.append(
+            yield (
                 f"Against {baseline}, {len(moved)} of {len(rows)} comparisons of tasks are beyond noise "
                 f"after Holm's correction over tasks{': ' + listed if moved else ''}."
                 + (
@@ -88,7 +83,6 @@ def _tasks(study: StudyRecords) -> list[str]:
                     else ""
                 )
             )
-    return sentences
 
 
 def _moved(row: Comparison) -> str:
@@ -153,15 +147,14 @@ def _truncated(study: StudyRecords) -> list[str]:
     ]
 
 
-def study_cautions(study: StudyRecords) -> list[str]:
+def study_cautions(study: StudyRecords) -> Iterator[str]:
     """Missing cells, different code or data between cells, and sizes too small to say much."""
     states = Counter(cell.state for cell in study.cells)
-    cautions = []
     if unfinished := {state: count for state, count in states.items() if state != "done"}:
         listed = ", ".join(f"{count} {state}" for state, count in sorted(unfinished.items()))
         has_numbers = {row.cell for row in study.results}
         early = [cell.id for cell in study.cells if cell.state != "done" and cell.id in has_numbers]
-        cautions.append(
+        yield (
             f"Not every cell is done ({listed} of {len(study.cells)}); numbers are of the others"
             + (
                 f", and of {len(early)} that are evaluated but not done: {first_few(early)}."
@@ -169,29 +162,26 @@ def study_cautions(study: StudyRecords) -> list[str]:
                 else "."
             )
         )
-    cautions += [f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
-                 for cell in study.cells if cell.state == "failed"]  # fmt: skip
-    cautions += [
-        f"{cell.id}: its heads were not removed ({cell.error.strip().splitlines()[-1]})."
-        for cell in study.cells
-        if cell.state == "done" and cell.error
-    ]
-    cautions += [f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out]
-    cautions += [f"{note}." for note in study.provenance.get("notes", ())]
+    yield from (f"{cell.id} failed: {(cell.error or 'no reason recorded').strip().splitlines()[-1]}"
+                for cell in study.cells if cell.state == "failed")  # fmt: skip
+    for cell in study.cells:
+        if cell.state == "done" and cell.error:
+            yield f"{cell.id}: its heads were not removed ({cell.error.strip().splitlines()[-1]})."
+    yield from (f"Left out of every table, figure and test: {row.sentence}." for row in study.left_out)
+    yield from (f"{note}." for note in study.provenance.get("notes", ()))
     unseen: dict[str, dict[str, None]] = {}
     for row in study.attention:
         if row.before is None and row.after is None:
             unseen.setdefault(row.experiment, {})[row.pattern] = None
-    cautions += [unseen_words(experiment, list(patterns)) for experiment, patterns in unseen.items()]
-    cautions += [*_dropped_steps(study), *_truncated(study), *_constant_answers(study), *_repeated(study)]
+    yield from (unseen_words(experiment, list(patterns)) for experiment, patterns in unseen.items())
+    yield from (*_dropped_steps(study), *_truncated(study), *_constant_answers(study), *_repeated(study))
     for what in ("code", "data", "tokenizer", "tasks", "evaluation code"):
         known = {cell.fingerprints[what] for cell in study.cells if what in cell.fingerprints}
         if len(known) > 1:
-            cautions.append(f"The cells have {len(known)} different fingerprints of their {what}.")
+            yield f"The cells have {len(known)} different fingerprints of their {what}."
     largest = max((mean.parameters for mean in study.means), default=0)
     if 0 < largest < 50_000_000:
-        cautions.append(
+        yield (
             f"The largest model has {largest:,} parameters: models this small show where attention goes "
             "and what that costs, hardly what it is good for."
         )
-    return cautions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from gaguide.ablate.records import Effect
@@ -53,14 +53,12 @@ def head_verdict_table(study: StudyRecords) -> Table:
     return Table("heads", title, header, tuple(rows), _note(study), groups=tuple(groups))
 
 
-def head_findings(study: StudyRecords) -> list[str]:
+def head_findings(study: StudyRecords) -> Iterator[str]:
     """One sentence for each guided experiment: how many of its heads are moved, used, harmful."""
-    sentences = []
     for experiment in dict.fromkeys(one.experiment for one in study.head_verdicts if one.guided):
         heads = [one for one in study.head_verdicts if one.experiment == experiment]
         number, verdicts = counted(len(heads), "guided head"), tally(one.verdict for one in heads)
-        sentences.append(f"{experiment}: {number} over all sizes ({_basis(heads)}): {verdicts}.")
-    return sentences
+        yield f"{experiment}: {number} over all sizes ({_basis(heads)}): {verdicts}."
 
 
 def head_families(study: StudyRecords) -> dict[tuple[str, str], list[HeadVerdict]]:

@@ -88,38 +88,34 @@ class Contrast:
         return found
 
 
-def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> list[Mean]:
+def means(results: Sequence[Result], left: Sequence[LeftOut] = ()) -> Iterator[Mean]:
     """The mean over seeds of each size, experiment, task and metric, with Student's interval.
 
     `left`: rows that were left out of `results`; they are only counted.
     """
-    found = []
     for rows in grouped(((row.size, row.experiment, row.task, row.metric), row) for row in results).values():
         one, values = rows[0], [row.value for row in rows]
         low, high = t_interval(values) or (None, None)
         if low is not None and high is not None and one.metric in SHARES:
             low, high = max(0.0, low), min(1.0, high)
-        found.append(
-            Mean(
-                size=one.size,
-                parameters=one.parameters,
-                experiment=one.experiment,
-                task=one.task,
-                metric=one.metric,
-                better=one.better,
-                seeds=len(rows),
-                value=float(np.mean(values)),
-                low=low,
-                high=high,
-                chance=one.chance,
-                paper=one.paper,
-                left_out=count_left_out(left, one.size, one.experiment, one.task, one.metric),
-                constant=sum(row.doubt == "constant" for row in rows),
-                baseline=sum(row.doubt == "baseline" for row in rows),
-                truncated=max(row.truncated for row in rows),
-            )
+        yield Mean(
+            size=one.size,
+            parameters=one.parameters,
+            experiment=one.experiment,
+            task=one.task,
+            metric=one.metric,
+            better=one.better,
+            seeds=len(rows),
+            value=float(np.mean(values)),
+            low=low,
+            high=high,
+            chance=one.chance,
+            paper=one.paper,
+            left_out=count_left_out(left, one.size, one.experiment, one.task, one.metric),
+            constant=sum(row.doubt == "constant" for row in rows),
+            baseline=sum(row.doubt == "baseline" for row in rows),
+            truncated=max(row.truncated for row in rows),
         )
-    return found
 
 
 def find_contrasts(grid: Grid, cells: Sequence[Evaluated]) -> list[Contrast]:
@@ -135,18 +131,16 @@ def find_contrasts(grid: Grid, cells: Sequence[Evaluated]) -> list[Contrast]:
     return [Contrast(*key, tuple(found)) for key, found in pairs.items()]
 
 
-def compare(contrasts: Sequence[Contrast], left: Sequence[LeftOut] = ()) -> list[Comparison]:
+def compare(contrasts: Sequence[Contrast], left: Sequence[LeftOut] = ()) -> Iterator[Comparison]:
     """Every pair on its examples, then every contrast over its seeds; Holm-corrected over tasks.
 
     `left`: rows that were left out of the contrasts; they are only counted.
     """
-    rows: list[Comparison] = []
     for contrast in contrasts:
         for pair in contrast.pairs:
-            rows += _correct(list(_compare_examples(pair, contrast.baseline)), [pair.now])
+            yield from _correct(list(_compare_examples(pair, contrast.baseline)), [pair.now])
         over = list(_compare_seeds(contrast, left))
-        rows += _correct(over, [pair.now for pair in contrast.pairs])
-    return rows
+        yield from _correct(over, [pair.now for pair in contrast.pairs])
 
 
 _Tested = tuple[Comparison, Callable[[float], float | None]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,17 +19,15 @@ from gaguide.study.records import HELD_OUT, LeftOut, ScalingVerdict
 from gaguide.study.scaling import Trend, decide, fit_trend
 
 
-def verdicts(cells: Sequence[Evaluated], left: Sequence[LeftOut] = ()) -> list[ScalingVerdict]:
+def verdicts(cells: Sequence[Evaluated], left: Sequence[LeftOut] = ()) -> Iterator[ScalingVerdict]:
     """How each task's score moves with size in each experiment, for metrics with a better direction.
 
     `left`: rows that were left out of `cells`; they are only counted.
     """
-    found: list[ScalingVerdict] = []
     for group in grouped((one.cell.experiment, one) for one in cells).values():
         evaluated = sorted(group, key=lambda one: one.parameters)
         for keys in grouped((family_of(*key, evaluated), key) for key in _scored(evaluated)).values():
-            found += _family_verdicts(evaluated, keys, left)
-    return found
+            yield from _family_verdicts(evaluated, keys, left)
 
 
 def _scored(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from gaguide.config.fields import OnOverflow
@@ -18,9 +18,8 @@ OVERFLOWS: tuple[str, ...] = get_args(OnOverflow)
 
 def overflow_warnings(
     data: Sequence[TaskData], encoded: Sequence[Sequence[EncodedPair]], positions: int
-) -> list[str]:
+) -> Iterator[str]:
     """Sentences on examples that were cut, have fewer demonstrations, or join their prompts."""
-    warnings = []
     for task, pairs in by_task(data, encoded):
         ids = [example.id for example in task.examples]
         cut = {name: max(one.truncated for one in of) for name, of in zip(ids, pairs, strict=True)}
@@ -28,22 +27,21 @@ def overflow_warnings(
         dropped = {name: of[0].dropped for name, of in zip(ids, pairs, strict=True) if of[0].dropped}
         joined = [name for name, of in zip(ids, pairs, strict=True) if any(one.is_joined for one in of)]
         if joined:
-            warnings.append(
+            yield (
                 f"task {task.task.name}: in {len(joined)} of {len(ids)} examples a continuation's first "
                 "characters join the prompt's last token, so that only what follows is scored: begin it with "
                 f"a space, or set `delimiter` in the task file ({list_some(joined)})"
             )
         if cut:
-            warnings.append(
+            yield (
                 f"task {task.task.name}: {_share(cut, ids)} are longer than the model's {positions} "
                 f"positions and were cut on the left, by {_range(cut)} tokens ({list_some(list(cut))})"
             )
         if dropped:
-            warnings.append(
+            yield (
                 f"task {task.task.name}: {_share(dropped, ids)} have {_range(dropped)} fewer demonstrations, "
                 f"to fit into the model's {positions} positions ({list_some(list(dropped))})"
             )
-    return warnings
 
 
 def overflow_faults(

@@ -7,7 +7,7 @@ needs the whole data set, the same file byte for byte, and fp32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -183,18 +183,16 @@ def _measure_all(folder: Path, names: Iterable[str]) -> dict[str, Figures]:
 
 def _doubts(
     name: str, task: Mapping[str, Any], golden: GoldenTask, settings: Mapping[str, Any]
-) -> list[Fault]:
+) -> Iterator[Fault]:
     field, remedy = f"task {name}", "evaluate it again without --limit and --shots"
-    found = []
     if task["sha256"] != golden.sha256:
         problem = f"its data are not the published file (sha256 {golden.sha256[:12]}…)"
-        found.append(Fault(field, problem, "take the file unchanged, line ends included", task["source"]))
+        yield Fault(field, problem, "take the file unchanged, line ends included", task["source"])
     elif task["count"] != golden.count:
         problem = f"has {task['count']:,} of the {golden.count:,} examples; the figures are for all of them"
-        found.append(Fault(field, problem, remedy))
+        yield Fault(field, problem, remedy)
     if settings.get("shots"):
-        found.append(Fault(field, "has demonstrations, but the figures are without any", remedy))
-    return found
+        yield Fault(field, "has demonstrations, but the figures are without any", remedy)
 
 
 def measure(rows: Sequence[Mapping[str, Any]]) -> Figures:

@@ -39,9 +39,8 @@ def _group_rows(groups: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [name, str(group["count"]), metric, _number(value["value"]), interval, ""]
 
 
-def _notes(tasks: Mapping[str, Any]) -> list[str]:
+def _notes(tasks: Mapping[str, Any]) -> Iterator[str]:
     """One footnote for each mark in either table, and why each number of a task has it."""
-    lines = []
     parts = [part for task in tasks.values() for part in task.get("parts", {}).values()]
     doubts = [part["uninformative"].get(next(iter(part["metrics"]))) for part in parts]
     of_parts = {doubt["reason"] for doubt in doubts if doubt is not None}
@@ -52,10 +51,9 @@ def _notes(tasks: Mapping[str, Any]) -> list[str]:
                 if one["reason"] == reason:
                     whys.setdefault(f"{name}: {one['why']}", []).append(metric)
         if whys:
-            lines += ["", note, "", *(f"- {why} ({', '.join(names)})" for why, names in whys.items())]
+            yield from ("", note, "", *(f"- {why} ({', '.join(names)})" for why, names in whys.items()))
         elif reason in of_parts:
-            lines += ["", note]
-    return lines
+            yield from ("", note)
 
 
 def _part_rows(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
