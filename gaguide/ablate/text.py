@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,17 +64,6 @@ class TextSums:
     if its own differs. Not for `edges`, which are those to its own pattern's targets."""
 
 
-@dataclass
-class _Sums:
-    loss: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    tokens: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    change: dict[tuple[Key, str], list[np.ndarray]] = field(default_factory=dict)
-    together: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)
-    together_tokens: list[np.ndarray] = field(default_factory=list)
-    as_control: dict[tuple[Key, str, int], list[np.ndarray]] = field(default_factory=dict)
-    readings: list[dict[Key, Reading]] = field(default_factory=list)
-
-
 def check_batches(methods: Sequence[str], batches: Sequence[Batch]) -> None:
     """Raise `UserError` where a block has no other in its batch to resample from."""
     if "resample" in methods and any(len(batch["input_ids"]) < 2 for batch in batches):
@@ -98,72 +88,111 @@ def measure_text(
     patterns given by the data. Tokens whose label in a batch is -100 do not count.
     """
     check_batches(methods, batches)
-    passes, sums, layers, sets = Passes(model), _Sums(), by_layer(subjects), together(subjects)
-    passes.check(batches[0], list(layers))
-    means = (
-        mean_outputs(model, [without_labels(one) for one in batches], list(layers))
-        if "mean" in methods
-        else {}
-    )
+    layers = list(by_layer(subjects))
+    passes = Passes(model)
+    passes.check(batches[0], layers)
+    plain = [without_labels(one) for one in batches]
+    means = mean_outputs(model, plain, layers) if "mean" in methods else {}
+    total = len(batches) * (len(subjects) + len(together(subjects))) * len(methods)
+    work = _Removals(passes, subjects, methods, means, lambda done: tick(done, total))
     meter, rng = Meter(model, subjects), random.Random(seed)
-    guiding: dict[Key, set[int]] = {}  # control → ids of the patterns of its guided heads
-    for one in subjects:
-        for key in one.controls:
-            guiding.setdefault(key, set()).add(id(one.pattern))
-    done, total = 0, len(batches) * (len(subjects) + len(sets)) * len(methods)
-
-    def lost(some: Sequence[Subject], method: str, shift: int) -> torch.Tensor:
-        nonlocal done
-        with intervene(model, *removals(some, method, means, shift)):
-            loss_BT = passes.losses(batch)
-        done += 1
-        return loss_BT.double() - clean_BT.double()
-
     for batch, given in zip(batches, marks or [{}] * len(batches), strict=True):
         with marked(given):
-            bands = {id(one.pattern): pattern_bands([one.pattern], batch) for one in subjects}
             with passes.keeping(), attach_consumer(model, meter.layers, meter):
                 clean_BT = passes.losses(batch)
-            sums.readings.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
-            for pattern, band_BT in bands.items():
-                sums.loss.setdefault(pattern, []).append(_by_band(clean_BT, band_BT))
-                sums.tokens.setdefault(pattern, []).append(_by_band(passes.counted(batch), band_BT))
-            shift = rng.randrange(1, max(2, len(clean_BT)))
-            for layer, here in layers.items():
-                with passes.from_layer(layer):
-                    for subject, method in itertools.product(here, methods):
-                        lost_BT, own = lost([subject], method, shift), id(subject.pattern)
-                        found = _by_band(lost_BT, bands[own])
-                        sums.change.setdefault((subject.key, method), []).append(found)
-                        for other in guiding.get(subject.key, set()) - {own} if method != "edges" else ():
-                            found = _by_band(lost_BT, bands[other])
-                            sums.as_control.setdefault((subject.key, method, other), []).append(found)
-                tick(done, total)
-            everywhere_BT = pattern_bands([one.pattern for one in subjects if one.role == "guided"], batch)
-            sums.together_tokens.append(_by_band(passes.counted(batch), everywhere_BT))
-            for (name, some), method in itertools.product(sets.items(), methods):
-                with passes.from_layer(min(one.layer for one in some)):
-                    found = _by_band(lost(some, method, shift), everywhere_BT)
-                sums.together.setdefault((name, method), []).append(found)
-                tick(done, total)
-    notes = (
-        []
-        if passes.resumes
-        else ["its layers need more than the previous layer's output: removals run whole passes"]
-    )
-    notes += ["logits come from whole passes of the model"] if passes.whole else []
-    return TextSums(
-        loss={key: np.concatenate(parts) for key, parts in sums.loss.items()},
-        tokens={key: np.concatenate(parts) for key, parts in sums.tokens.items()},
-        change={key: np.concatenate(parts) for key, parts in sums.change.items()},
-        together={key: np.concatenate(parts) for key, parts in sums.together.items()},
-        together_tokens=np.concatenate(sums.together_tokens),
-        as_control={key: np.concatenate(parts) for key, parts in sums.as_control.items()},
-        readings=sum_readings(sums.readings),
-        means=means,
-        passes=passes.count / len(batches),
-        notes=tuple(notes),
-    )
+            work.readings.append({key: _on_cpu(reading) for key, reading in meter.readings.items()})
+            work.add(batch, clean_BT, rng.randrange(1, max(2, len(clean_BT))))
+    return work.sums(passes.count / len(batches))
+
+
+class _Removals:
+    """Losses of batches with each subject removed, and with each set of them, summed by band."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        subjects: Sequence[Subject],
+        methods: Sequence[str],
+        means: Mapping[Key, torch.Tensor],
+        tick: Callable[[int], None],
+    ) -> None:
+        self.passes, self.subjects, self.methods, self.means = passes, subjects, methods, means
+        self.tick, self.done = tick, 0
+        self.readings: list[dict[Key, Reading]] = []
+        self.patterns = {id(one.pattern): one.pattern for one in subjects}
+        self.guiding: dict[Key, set[int]] = {}  # control → ids of the patterns of its guided heads
+        for one in subjects:
+            for key in one.controls:
+                self.guiding.setdefault(key, set()).add(id(one.pattern))
+        self.loss, self.tokens, self.change, self.together, self.as_control = (_parts() for _ in range(5))
+        self.together_tokens: list[np.ndarray] = []
+
+    def add(self, batch: Batch, clean_BT: torch.Tensor, shift: int) -> None:
+        """Measure one batch, whose losses without an intervention are `clean_BT`."""
+        bands = {own: pattern_bands([pattern], batch) for own, pattern in self.patterns.items()}
+        for own, band_BT in bands.items():
+            self.loss[own].append(_by_band(clean_BT, band_BT))
+            self.tokens[own].append(_by_band(self.passes.counted(batch), band_BT))
+        for layer, here in by_layer(self.subjects).items():
+            with self.passes.from_layer(layer):
+                for subject, method in itertools.product(here, self.methods):
+                    lost_BT = self._lost([subject], method, shift, batch, clean_BT)
+                    self._add_alone(subject, method, lost_BT, bands)
+            self.tick(self.done)
+        guided = [one.pattern for one in self.subjects if one.role == "guided"]
+        everywhere_BT = pattern_bands(guided, batch)
+        self.together_tokens.append(_by_band(self.passes.counted(batch), everywhere_BT))
+        for (name, some), method in itertools.product(together(self.subjects).items(), self.methods):
+            with self.passes.from_layer(min(one.layer for one in some)):
+                lost_BT = self._lost(some, method, shift, batch, clean_BT)
+            self.together[name, method].append(_by_band(lost_BT, everywhere_BT))
+            self.tick(self.done)
+
+    def _add_alone(
+        self, subject: Subject, method: str, lost_BT: torch.Tensor, bands: Mapping[int, torch.Tensor]
+    ) -> None:
+        own = id(subject.pattern)
+        self.change[subject.key, method].append(_by_band(lost_BT, bands[own]))
+        if method != "edges":
+            for other in self.guiding.get(subject.key, set()) - {own}:
+                self.as_control[subject.key, method, other].append(_by_band(lost_BT, bands[other]))
+
+    def _lost(
+        self, some: Sequence[Subject], method: str, shift: int, batch: Batch, clean_BT: torch.Tensor
+    ) -> torch.Tensor:
+        """Change [B, T] of each loss without these heads, fp64."""
+        with intervene(self.passes.model, *removals(some, method, self.means, shift)):
+            loss_BT = self.passes.losses(batch)
+        self.done += 1
+        return loss_BT.double() - clean_BT.double()
+
+    def sums(self, passes: float) -> TextSums:
+        """The batches' blocks in order; `passes` are the whole passes that they took."""
+        notes = []
+        if not self.passes.resumes:
+            notes.append("its layers need more than the previous layer's output: removals run whole passes")
+        if self.passes.whole:
+            notes.append("logits come from whole passes of the model")
+        return TextSums(
+            loss=_joined(self.loss),
+            tokens=_joined(self.tokens),
+            change=_joined(self.change),
+            together=_joined(self.together),
+            together_tokens=np.concatenate(self.together_tokens),
+            as_control=_joined(self.as_control),
+            readings=sum_readings(self.readings),
+            means=self.means,
+            passes=passes,
+            notes=tuple(notes),
+        )
+
+
+def _parts() -> defaultdict[Any, list[np.ndarray]]:
+    return defaultdict(list)
+
+
+def _joined(parts: Mapping[Any, Sequence[np.ndarray]]) -> dict[Any, np.ndarray]:
+    return {key: np.concatenate(some) for key, some in parts.items()}
 
 
 @torch.no_grad()
