@@ -93,9 +93,10 @@ class ModelShape:
         return self.head_matrix * (1 if self.tied else 2) + learned
 
 
-def shape_of(config: PretrainedConfig) -> ModelShape:
+def shape_of(config: PretrainedConfig, with_saved: bool = True) -> ModelShape:
     """The shape of a causal language model.
 
+    with_saved: False leaves out what is measured of activations, for which a model takes a second or two.
     Raises a `UserError` if the configuration lacks a size, or is a mixture of experts.
     """
     text = config.get_text_config()
@@ -129,7 +130,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         tied=bool(config.tie_word_embeddings),
         dropout=any(getattr(text, name, 0) for name in DROPOUT_FIELDS),
     )
-    return _counted(shape, text) if kind in _FAMILIES else _counted_skeleton(shape, config)
+    return _counted(shape, text) if kind in _FAMILIES else _counted_skeleton(shape, config, with_saved)
 
 
 def gpt2_shape(size: Size, vocab: int) -> ModelShape:
@@ -171,16 +172,20 @@ def _counted(shape: ModelShape, config: Any) -> ModelShape:
     return replace(shape, parameters=matrices + vectors + shape.embeddings, matrices=matrices)
 
 
-_skeletons: dict[str, tuple[int, int, SavedBytes | None]] = {}
-"""Configuration → parameters, weights in matrices of blocks, saved bytes: a run asks at every logged step."""
+_skeletons: dict[str, tuple[int, int]] = {}
+"""Configuration → parameters, and weights in matrices of blocks: a run asks at every logged step."""
+_saved: dict[str, SavedBytes | None] = {}
 
 
-def _counted_skeleton(shape: ModelShape, config: PretrainedConfig) -> ModelShape:
-    """The shape of any other model, with counts from a model without weights."""
+def _counted_skeleton(shape: ModelShape, config: PretrainedConfig, with_saved: bool) -> ModelShape:
+    """The shape of any other model, with what a model without weights has."""
     key = config.to_json_string(use_diff=False)
     if key not in _skeletons:
-        _skeletons[key] = (*_count_skeleton(config), saved_bytes(config))
-    parameters, matrices, saved = _skeletons[key]
+        _skeletons[key] = _count_skeleton(config)
+    if with_saved and key not in _saved:
+        _saved[key] = saved_bytes(config)
+    parameters, matrices = _skeletons[key]
+    saved = _saved[key] if with_saved else None
     return replace(shape, parameters=parameters, matrices=matrices, saved=saved)
 
 

@@ -112,7 +112,7 @@ def evaluation_fingerprints(folder: Path) -> dict[str, str]:
 
 def count_parameters(model: str) -> int:
     """Number of parameters of a model folder or hub model, from its configuration."""
-    return shape_of(AutoConfig.from_pretrained(model, trust_remote_code=False)).parameters
+    return shape_of(AutoConfig.from_pretrained(model, trust_remote_code=False), with_saved=False).parameters
 
 
 def results_of(one: Evaluated) -> list[Result]:

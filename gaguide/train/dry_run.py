@@ -40,7 +40,7 @@ def describe_dry_run(job: Job, world: World) -> str:
 def _memory(job: Job, world: World) -> str:
     """Estimated memory of a rank, with the parts that it is made of."""
     try:
-        parameters = shape_of(job.model.config).parameters
+        parameters = shape_of(job.model.config, with_saved=False).parameters
         memory = estimate(job, job.batch.micro_batch, world)
     except UserError as error:
         return f"not estimated ({error.faults[0].problem})"

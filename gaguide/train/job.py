@@ -125,7 +125,7 @@ class Job:
         if peak is None:
             return None
         try:
-            shape = shape_of(self.model.config)
+            shape = shape_of(self.model.config, with_saved=False)
         except UserError:
             return None  # its FLOPs are not counted, e.g. those of a mixture of experts
         guided = 0
