@@ -88,7 +88,14 @@ def models(lengths: list[list[int]], arguments: argparse.Namespace) -> dict[str,
     mask = document_mask(document_ids(positions_BT))
     words = TokenSet("words", frozenset(range(80)))
     config = GPT2Config(
-        vocab_size=8192, n_positions=length, n_layer=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        vocab_size=8192,
+        n_positions=length,
+        n_layer=2,
+        bos_token_id=None,
+        eos_token_id=None,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
     )
     contenders: dict[str, Callable[[], float]] = {}
     for name, kwargs in ((_MASK, {"attention_mask": mask}), ("by document", {})):
