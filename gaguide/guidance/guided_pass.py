@@ -80,8 +80,8 @@ class GuidedPass(PassHandler):
         assert inputs.ids_BT is not None
         self.ids_BT = inputs.ids_BT
         mask = inputs.attention_mask
-        padded = isinstance(mask, torch.Tensor) and mask.ndim == 2
-        self.valid_BT = mask.bool() if padded else torch.ones_like(inputs.ids_BT).bool()
+        self.is_padded = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        self.valid_BT = mask.bool() if self.is_padded else torch.ones_like(inputs.ids_BT, dtype=torch.bool)
         self.setting, self.layers = setting, setting.layers
         self.is_checkpointed = inputs.is_checkpointed
         self.results: Results | None = results
@@ -230,7 +230,7 @@ class GuidedPass(PassHandler):
             targets = [target_under(pattern, self.ids_BT, mask_BQK) for pattern in chosen]
             plan = self.setting.plan
             given = self.valid_BT, mask_BQK, plan.reduction, plan.target, dtype, plan.loss, plan.threshold
-            terms = row_terms(targets, *given)
+            terms = row_terms(targets, *given, is_padded=self.is_padded)
         self._terms.append((patterns, mask_BQK, terms))
         return terms
 

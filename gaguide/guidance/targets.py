@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -66,9 +67,10 @@ class RowTerms:
         """The terms of these heads, in this order; a head may be taken several times."""
         if list(slots) == list(range(len(self.offsets))):
             return self
-        index = torch.tensor(slots).to(self.offsets_h.device, non_blocking=True)
-        taken = [x.index_select(0 if x.ndim == 1 else 1, index) for x in self.tensors]
-        return self.from_tensors(taken, [self.offsets[slot] for slot in slots])
+        offsets, device = [self.offsets[slot] for slot in slots], self.offsets_h.device
+        index = _on_device(slots, torch.int64, device)
+        taken = [x.index_select(0 if x.ndim == 1 else 1, index) for x in self.tensors[:-1]]
+        return self.from_tensors([*taken, _on_device(offsets, torch.int32, device)], offsets)
 
     def mean_mass(self, mass_BhT: torch.Tensor) -> torch.Tensor:
         """Attention mass by head [h], averaged over rows that see a target; NaN where none does."""
@@ -84,6 +86,7 @@ def row_terms(
     dtype: torch.dtype,
     loss: Loss = "squared",
     threshold: float = 1.0,
+    is_padded: bool = True,
 ) -> RowTerms:
     """Row terms of one target per head.
 
@@ -91,27 +94,26 @@ def row_terms(
     average over the rows that see a target (`avoid`: a target and another key).
 
     valid_BT: bool, False on padding. mask_BQK: bool [B or 1, T, T], True where a query may see a key; None
-    means causal.
+    means causal. is_padded: False where `valid_BT` is known to be True everywhere, which saves operations.
     """
-    B, T = valid_BT.shape
+    B = len(valid_BT)
     columns = [
-        torch.zeros_like(valid_BT) if isinstance(target, Offset) else target.marked_BT & valid_BT
-        for target in targets
+        torch.zeros_like(valid_BT) if isinstance(target, Offset) else target.marked_BT for target in targets
     ]
-    columns_BhT = torch.stack(columns, 1).to(dtype)
+    columns_BhT = torch.stack(columns, 1)
+    if is_padded:
+        columns_BhT = columns_BhT & valid_BT[:, None]
+    columns_BhT = columns_BhT.to(dtype)
     offsets = tuple(target.distance if isinstance(target, Offset) else -1 for target in targets)
     moving = [(slot, distance) for slot, distance in enumerate(offsets) if distance >= 0]
     visible_BT, count_BhT = _visible(columns_BhT, moving, valid_BT, mask_BQK)
-    all_BhT = columns_BhT.sum(-1, keepdim=True).expand(B, len(targets), T)
-    if moving:
-        all_BhT = all_BhT.clone()
-        for slot, distance in moving:
-            all_BhT[:, slot] = _shifted(valid_BT, distance).to(dtype)
 
-    sees_BhT = valid_BT[:, None] & (count_BhT > 0)
+    sees_BhT = count_BhT > 0
+    if is_padded:
+        sees_BhT = sees_BhT & valid_BT[:, None]
     seen_BhT = sees_BhT.to(dtype)
     queries_h = seen_BhT.sum((0, 2))
-    offsets_h = torch.tensor(offsets, dtype=torch.int32).to(valid_BT.device, non_blocking=True)
+    offsets_h = _on_device(offsets, torch.int32, valid_BT.device)
     if loss != "squared":
         parts_BhT = sees_BhT & (visible_BT[:, None] > count_BhT) if loss == "avoid" else sees_BhT
         weight_BhT = parts_BhT.to(dtype) / parts_BhT.sum(-1, keepdim=True).clamp(min=1) / B
@@ -121,20 +123,41 @@ def row_terms(
             columns_BhT, offsets, weight_BhT, level_BhT, constant_h, seen_BhT, queries_h, offsets_h
         )
 
-    # A sequence without any target of a head has nothing for it to learn.
-    takes_part_BhT = valid_BT[:, None] & sees_BhT.any(-1, keepdim=True)
-    level_BhT = torch.ones_like(count_BhT)
-    # In Eq. (3) P also marks columns that the query cannot see, where H is zero: a constant in the loss.
-    constant_BhT = all_BhT - count_BhT if reduction == "frobenius" else torch.zeros_like(count_BhT)
     if target_kind == "normalized":
-        takes_part_BhT = sees_BhT
-        level_BhT, constant_BhT = 1 / count_BhT.clamp(min=1), torch.zeros_like(count_BhT)
+        takes_part_BhT, level_BhT = sees_BhT, 1 / count_BhT.clamp(min=1)
+    else:
+        # A sequence without any target of a head has nothing for it to learn.
+        takes_part_BhT, level_BhT = sees_BhT.any(-1, keepdim=True), torch.ones_like(count_BhT)
+        if is_padded:
+            takes_part_BhT = takes_part_BhT & valid_BT[:, None]
     weight_BhT = takes_part_BhT.to(dtype) / B
     if reduction == "mean":
         pairs_Bh = (takes_part_BhT * visible_BT[:, None]).sum(-1, keepdim=True)
         weight_BhT = weight_BhT / pairs_Bh.clamp(min=1)
-    constant_h = (weight_BhT * constant_BhT).sum((0, 2))
+    constant_h = torch.zeros_like(queries_h)
+    if reduction == "frobenius" and target_kind != "normalized":
+        # In Eq. (3) P also marks columns that the query cannot see, where H is zero: a constant in the loss.
+        all_BhT = columns_BhT.sum(-1, keepdim=True).expand_as(count_BhT)
+        if moving:
+            all_BhT = all_BhT.clone()
+            for slot, distance in moving:
+                all_BhT[:, slot] = _shifted(valid_BT, distance).to(dtype)
+        constant_h = (weight_BhT * (all_BhT - count_BhT)).sum((0, 2))
+    weight_BhT = weight_BhT.expand_as(count_BhT).contiguous()
     return RowTerms(columns_BhT, offsets, weight_BhT, level_BhT, constant_h, seen_BhT, queries_h, offsets_h)
+
+
+def _on_device(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The numbers as a tensor that nobody changes, copied to the device once."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+    return _kept(tuple(numbers), dtype, device)
+
+
+@cache
+def _kept(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # or no later backward could save it
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def _visible(

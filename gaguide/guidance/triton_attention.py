@@ -56,12 +56,14 @@ def forward(
     names = ROW_LOSSES[numbers.loss].coefficients
     # By row: log-sum-exp and coefficients, then, to be summed: loss, and mass where a target is seen.
     rows_NBhT = torch.empty((len(names) + 3, B, h, T), dtype=torch.float32, device=q.device)
+    logsum_BhT, *coefficients, losses_BhT, masses_BhT = rows_NBhT.unbind()
     constants = _constants(q, mask_BQK, numbers, has_values)
     kernels.forward[_grid(q, constants["R"])](
         q, k, v, _mask_bytes(q, mask_BQK), terms.columns_BhT.contiguous(), terms.offsets_h,
         terms.level_BhT.contiguous(), terms.weight_BhT.contiguous(), terms.seen_BhT.contiguous(),
-        q if out_BhTD is None else out_BhTD, rows_NBhT[0], *_by_use(rows_NBhT[1:-2], names), *rows_NBhT[-2:],
-        *_strides(q, k, v), _mask_stride(mask_BQK), *_factors(numbers, seed), *q.shape[1:], **constants,
+        q if out_BhTD is None else out_BhTD, logsum_BhT, *_by_use(coefficients, names), losses_BhT,
+        masses_BhT, *_strides(q, k, v), _mask_stride(mask_BQK), *_factors(numbers, seed), *q.shape[1:],
+        **constants,
     )  # fmt: skip
     loss_h, mass_h = rows_NBhT[-2:].sum((1, 3))
     return Results(
@@ -87,8 +89,8 @@ def backward(
     v, out, do = others or (q, q, q)  # pointers that nothing follows
     if others:
         out = out.transpose(1, 2).contiguous()  # hooks on saved tensors may have changed its layout
-    logsum_BhT = coefficients_NBhT[0]
-    squares, pulls, shifts = _by_use(coefficients_NBhT[1:], ROW_LOSSES[numbers.loss].coefficients)
+    logsum_BhT, *coefficients = coefficients_NBhT.unbind()
+    squares, pulls, shifts = _by_use(coefficients, ROW_LOSSES[numbers.loss].coefficients)
     deltas_BhT = torch.empty_like(logsum_BhT)
     grads = [_empty_output(x) for x in (q, k, v)[: 2 + bool(others)]]
     constants = _constants(q, mask_BQK, numbers, bool(others))
@@ -120,10 +122,10 @@ def _narrowed(x_BhTD: torch.Tensor, width: int) -> torch.Tensor:
     return x_BhTD[..., :width].transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _by_use(rows_NBhT: torch.Tensor, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+def _by_use(rows: Sequence[torch.Tensor], names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
     """The coefficients as the kernels take them: `square`, `target` or `direct`, `shift`. In place of one
     that the loss lacks stands another, which the kernels do not read."""
-    by_name = dict(zip(names, rows_NBhT))
+    by_name = dict(zip(names, rows))
     pulls_BhT = by_name["direct"] if "direct" in by_name else by_name["target"]
     return by_name.get("square", pulls_BhT), pulls_BhT, by_name["shift"]
 
@@ -177,6 +179,6 @@ def _constants(
         "VALUES": has_values,
         "HAS_MASK": mask_BQK is not None,
         "DROPS": numbers.dropout > 0,
-        "HAS_OFFSETS": any(distance >= 0 for distance in numbers.offsets),
+        "HAS_OFFSETS": max(numbers.offsets) >= 0,
         "PRECISION": "ieee" if exact else "tf32",
     }
