@@ -110,6 +110,7 @@ class GuidedPass(PassHandler):
         else:
             self._tapped[call.layer] = (call, tapped)
             self._compute_tapped()
+        self._forget()
         return replace(call, q_BHTD=tapped.q_BHTD, k_BGTD=tapped.k_BGTD)
 
     def split(self, layer: int) -> HeadSplit | None:
@@ -127,13 +128,15 @@ class GuidedPass(PassHandler):
         qkv_BhTD = q_BhTD, k_BhTD, v_BhTD
         out_BhTD, loss_h, mass_h = backend.guided_attention(qkv_BhTD, terms, mask_BQK, numbers)
         self._record([call], loss_h, mass_h, terms)
+        self._missing.discard(call.layer)
+        self._forget()
         return visible.fill_blind_rows(out_BhTD, q_BhTD, k_BhTD, v_BhTD, call.scale, call.dropout)
 
     def finish(self) -> None:
         """Recomputed layers record nothing, and the losses are left to the `Guidance`."""
         self._compute_tapped()  # where the last layer did not wait
         self.results = None
-        self._tapped = {}
+        self._tapped.clear()
 
     def _tap_heads(self, call: AttentionCall) -> TappedHeads:
         split = self.layers[call.layer].split
@@ -165,9 +168,16 @@ class GuidedPass(PassHandler):
                     groups.append([])
                 groups[-1].append((call, tapped))
             last = call
-        self._tapped = {}
+        self._tapped.clear()
         for layers in groups:
             self._compute(layers)
+
+    def _forget(self) -> None:
+        """After the last layer of a compiled pass: what is held here would be an output of the graph, and
+        backward would add a gradient of zeros to each of them."""
+        if torch.compiler.is_compiling() and not self._missing:
+            self._terms.clear()
+            self._masks.clear()
 
     def _compute(self, layers: Sequence[tuple[AttentionCall, TappedHeads]]) -> None:
         """Losses of layers, in one operation."""

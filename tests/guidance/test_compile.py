@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
@@ -186,3 +187,28 @@ def test_one_graph_with_dropout_whose_backward_drops_the_same(
                 for parameter, gradient in zip(model.parameters(), gradients):
                     parameter -= sign * (1e-5 / slope) * gradient
     assert (totals[1] - totals[0]) / 2e-5 == pytest.approx(slope, rel=near)
+
+
+@pytest.mark.parametrize(("method", "results", "padded"), [("joint", 2, False), ("tap", 1, True)])
+def test_the_graph_returns_results_and_nothing_that_guidance_used_on_the_way(
+    method: Method, results: int, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backward would add a gradient of zeros to all else, queries and keys among it."""
+    returned: list[list[torch.Tensor]] = []
+
+    def backend_of(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        (output,) = graph.graph.find_nodes(op="output")
+        returned.append([node.meta["example_value"] for node in output.args[0]])
+        return graph.forward
+
+    monkeypatch.setattr(backend, "is_fused", lambda *_: True)
+    monkeypatch.setattr(backend, "_choose", lambda _, numbers: numbers)
+    torch.compiler.reset()
+    model = model_of("gpt2", 0.0, False, torch.float64)
+    model.forward = compile_forward(model, fullgraph=True, backend=backend_of)
+    mask = {"attention_mask": torch.ones(2, LENGTH, dtype=torch.int64)} if padded else {}
+    with guide(model, PLAN, method=method) as guidance:
+        step(model, guidance, 0, **mask)
+    (outputs,) = returned
+    assert len(outputs) == 3 * results + 1  # losses, masses and numbers of queries; logits
+    assert sum(output.requires_grad for output in outputs) == results + 1
