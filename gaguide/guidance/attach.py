@@ -1,6 +1,6 @@
 """`guide`: attach a plan to a model for the length of a `with` block; read its loss after each forward pass.
 
-What a guided layer does is in guided_pass.py.
+guided_pass.py computes the guided layers.
 
 Shapes: h guided heads of some layers, N guided heads of the model.
 """
@@ -102,7 +102,7 @@ class Guidance:
         return torch.stack([torch.where(queries_N > 0, masses_N * queries_N, 0), queries_N])
 
     def mean_attention(self) -> torch.Tensor:
-        """Mean of `attention()` over the heads that saw a target; NaN where none did."""
+        """Mean of `attention()` over the heads that saw a target; NaN where none saw one."""
         return torch.stack(list(self.attention().values())).nanmean()
 
     @contextmanager
@@ -121,7 +121,7 @@ class Guidance:
         if not self.enabled:
             return None
         if inputs.ids_BT is None:
-            raise ValueError("guidance needs input_ids: patterns match token ids, and inputs_embeds has none")
+            raise ValueError("guidance needs input_ids: patterns match token ids, which inputs_embeds lacks")
         on_gpu = inputs.ids_BT.device.type != "cpu"
         how = self.method if self.method != "auto" else "tap" if on_gpu else "joint"
         setting = Setting(self.plan, self.patterns, self._layers, "measure" if self.measure_only else how)
@@ -167,12 +167,12 @@ def guide(
     """Guide `model` by `plan` inside the block; on leaving it the model is as before.
 
     After `out = model(input_ids=ids, labels=ids, use_cache=False)` the block's `Guidance` has the loss to
-    add. With `measure_only` the model computes exactly what it would compute without guidance, and only
+    add. With `measure_only` the model computes exactly the same as without guidance, and only
     `per_head()` and `attention()` are filled, without gradients. The block may be inside or around one that
-    collects maps or measures. `method` says how guided heads are computed: "joint", their output and loss
-    from one softmax, apart from the other heads; "tap", the loss of their queries and keys beside the model's
-    own attention of all heads, whose output, dropout included, is then that of an unguided model; "auto" is
-    joint on a CPU and tap elsewhere. Losses and gradients are the same within rounding. `model` may be
+    collects maps or measures. `method` chooses how guided heads are computed: "joint", their output and loss
+    from one softmax, apart from the other heads; "tap", the loss of their queries and keys in addition to the
+    model's own attention of all heads, whose output, dropout included, is that of an unguided model; "auto"
+    is joint on a CPU and tap elsewhere. Losses and gradients are the same within rounding. `model` may be
     wrapped (torch.compile, PEFT, DeepSpeed, DDP). In a hybrid, layers `all` and `last-half` mean those with
     attention.
 

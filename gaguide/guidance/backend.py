@@ -53,8 +53,8 @@ def is_fused(given_BhTD: Sequence[torch.Tensor], loss: str) -> bool:
     """Whether the Triton kernels run for queries and keys, with or without values, like these.
 
     Before the first use for a device, dtypes and widths they are compared with the row blocks on this GPU.
-    Where they fail or disagree, on a GPU or with a compiler they were never tested on, a warning says so and
-    the run continues, slower.
+    If they fail or disagree, as on a GPU or with a compiler on which they were never tested, there is a
+    warning and the run continues, slower.
     """
     device, dtypes = given_BhTD[0].device, tuple(x.dtype for x in given_BhTD)
     if device.type != "cuda" or torch.float64 in dtypes:
@@ -62,7 +62,7 @@ def is_fused(given_BhTD: Sequence[torch.Tensor], loss: str) -> bool:
     return _is_verified(device, dtypes, tuple(x.shape[-1] for x in given_BhTD), loss)
 
 
-@torch.compiler.assume_constant_result  # computed, and not traced, while a graph is traced
+@torch.compiler.assume_constant_result  # computed, not traced, while a graph is traced
 @cache
 def _is_verified(
     device: torch.device, dtypes: tuple[torch.dtype, ...], widths: tuple[int, ...], loss: str

@@ -1,4 +1,4 @@
-"""Where a text's tokens lie relative to its cues, the tokens that a pattern marks: on one, or how far after.
+"""Distance of a text's tokens to its cues, the tokens that a pattern marks: on one, or how far after.
 
 Shapes: B sequences, T positions, K bands, V vocabulary.
 """
@@ -26,7 +26,7 @@ _LAST = (0, 5, 20)  # largest distance of the first three bands
 
 
 def document_index(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The document of each token [B, T], where positions begin again with each; None without positions."""
+    """The document of each token [B, T], where positions restart with each; None without positions."""
     positions_BT = inputs.get("position_ids")
     return None if positions_BT is None else (positions_BT == 0).cumsum(-1)
 
@@ -47,7 +47,7 @@ def cue_distances(marked_BT: torch.Tensor, document_BT: torch.Tensor | None = No
 
 
 def cue_bands(marked_BT: torch.Tensor, document_BT: torch.Tensor | None = None) -> torch.Tensor:
-    """The index in `BANDS` of each token [B, T], int64; arguments as of `cue_distances`.
+    """The index in `BANDS` of each token [B, T], int64; arguments as in `cue_distances`.
 
     A loss belongs to the band of the token that is predicted: "on" is the loss of predicting the cue.
     """
@@ -103,7 +103,7 @@ class Cues:
         return sums_K2
 
     def record(self, sums: Sequence[Sequence[float]]) -> Mapping[str, Any]:
-        """What `loss_sums`, summed over batches and ranks, says, as plain JSON values."""
+        """The result of `loss_sums`, summed over batches and ranks, as plain JSON values."""
         return {
             "lexicon": self.lexicon,
             "mode": self.mode,

@@ -16,12 +16,12 @@ PREFIX = "connectives-"
 
 @dataclass(frozen=True)
 class Connectives:
-    """Lexicons that a file gives."""
+    """The lexicons of a file."""
 
     lexicons: dict[str, list[str]]
     """Name, `connectives-SENSE` → connectives in the file's order."""
     notes: tuple[str, ...]
-    """What could not be taken over."""
+    """Sentences on entries that were left out."""
 
 
 def read_dimlex(path: Path, level: int = 1) -> Connectives:

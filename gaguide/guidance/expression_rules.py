@@ -1,4 +1,4 @@
-"""Which regular expressions a lexicon may have: valid ones that take a bounded time. Needs no torch.
+"""Checks of a lexicon's regular expressions: valid, and matched in bounded time. Needs no torch.
 
 Python's matcher can take time exponential in a word's length. Whether an expression can is decided by
 its form, so that it is the same on every machine: a repeat may be of a single character or class only,
@@ -35,7 +35,7 @@ def check_expression(expression: str, field: str) -> None:
         re.compile(expression)
     except (re.error, OverflowError, RecursionError) as error:
         problem = f"is not a valid regular expression ({error})"
-        raise UserError.of(field, problem, "correct it, as of Python's re", expression) from None
+        raise UserError.of(field, problem, "correct it (Python's re syntax)", expression) from None
     problems: dict[str, None] = {}
     steps = _ways(tree, problems, inside=False)
     if not problems and steps > _STEPS:

@@ -1,7 +1,7 @@
 """Regular expressions for whole words, matched on the text that tokens spell.
 
-A word is a run of letters, digits and underscores, with apostrophes inside ("isn't"); an expression has
-to match the whole of it, so that "un\\w+" does not match inside "sunny". The word is matched as it
+A word is a run of letters, digits and underscores, with apostrophes inside ("isn't"); an expression must
+match all of it, so that "un\\w+" does not match inside "sunny". The word is matched as it
 stands and, where it is capitalised or in capitals, in lower case, with straight apostrophes. All tokens
 of a word that matches are targets. Every distinct word is matched once. The text is read on the host:
 on a GPU this waits for the ids. Words of more than `LONGEST` characters do not match.
@@ -29,12 +29,12 @@ class WordExpressions:
     """Whether tokens belong to a word that one of some expressions matches, for one vocabulary."""
 
     def __init__(self, expressions: Sequence[str], vocabulary: Sequence[bytes]) -> None:
-        """vocabulary: bytes of every entry, of special tokens none (`token_bytes`)."""
+        """vocabulary: bytes of every entry, empty for special tokens (`token_bytes`)."""
         for expression in expressions:
             check_expression(expression, "lexicon.regex")
         self._expressions = tuple(expressions)
         self._matches = [re.compile(expression).fullmatch for expression in expressions]
-        # A token without text ends a word, as one that no word contains does.
+        # A token without text ends a word, like one that no word contains.
         self._pieces = [raw or b"\0" for raw in vocabulary]
         self._known: dict[str, bool] = {}
         self._number = next(_NUMBERS)

@@ -27,7 +27,7 @@ from gaguide.guidance.targets import RowTerms
 
 @dataclass(frozen=True)
 class Numbers:
-    """A kernel's arguments besides tensors; the same for forward and backward."""
+    """A kernel's arguments other than tensors; the same for forward and backward."""
 
     offsets: tuple[int, ...]
     """For each head the distance of a target that moves with the query, -1 for a head with target columns."""
@@ -52,7 +52,7 @@ def guidance_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Results:
-    """What a forward pass through guided heads computes."""
+    """Results of a forward pass through guided heads."""
 
     out_BhTD: torch.Tensor | None
     """Attention output in the guidance dtype; None without values."""
@@ -74,8 +74,8 @@ def forward(
 ) -> Results:
     """Loss and mass of queries and keys; with values also their attention output.
 
-    mask_BQK: bool [B or 1, T, T], True where visible; None is causal. seed: int64 scalar on the CPU, of the
-    entries that dropout drops.
+    mask_BQK: bool [B or 1, T, T], True where visible; None is causal. seed: int64 scalar on the CPU, for
+    dropout.
     """
     q_BhTD, k_BhTD = qkv_BhTD[:2]
     with torch.autocast(q_BhTD.device.type, enabled=False):
@@ -107,7 +107,7 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of q, k and, where there are values, of v.
 
-    attention: values, their output and the gradient of it; nothing without values. targets: `columns_BhT` and
+    attention: values, their output and its gradient; nothing without values. targets: `columns_BhT` and
     `offsets_h` of the terms.
     """
     (q_BhTD, k_BhTD), columns_BhT = qk_BhTD, targets[0]
@@ -117,7 +117,7 @@ def backward(
         grads = [_zeros(x) for x in (rows.q_BhTD, rows.k_BhTD, *given[:1])]
         dq_BhTD, dk_BhTD = grads[:2]
         by_name = ROW_LOSSES[numbers.loss].named(coefficients_NBhT * grad_loss_h[:, None])
-        # What softmax's backward subtracts from every entry of a row.
+        # Subtracted from every entry of a row by softmax's backward.
         delta_BhT = by_name["shift"]
         if given:
             v_BhTD, out_BhTD, do_BhTD = given

@@ -50,10 +50,10 @@ class Lexicon:
     """Kinds of entries that mode pieces would leave out without a word, since no `pieces` are listed."""
 
     def content(self, mode: Mode) -> str:
-        """A hash of what the lexicon matches in this mode, the same for any name and order."""
+        """A hash of the lexicon's entries for this mode, the same for any name and order."""
         parts = [mode, sorted(set(self.pieces if mode == "pieces" else self.words))]
         further = [self.affixes, self.exceptions, self.expressions]
-        if mode == "words" and any(further):  # others keep the hash that they had in older records
+        if mode == "words" and any(further):  # others keep their hash in older records
             parts += [sorted(set(one)) for one in further]
         return hash_json(parts)[:16]
 
@@ -81,7 +81,7 @@ class Lexicon:
             if self.for_words_only:
                 kinds = " and ".join(self.for_words_only)
                 problem = f"lexicon {self.name!r} has {kinds}, which mode pieces does not match"
-                remedy = "use mode words, or list what mode pieces matches under `pieces`"
+                remedy = "use mode words, or list vocabulary pieces under `pieces`"
                 raise UserError.of("guidance.mode", problem, remedy, mode)
             return TokenSet(self.name, self.piece_ids(tokenizer))
         return WordSet.build(

@@ -1,4 +1,4 @@
-"""Row losses: what a guided head's attention row costs, and its derivative in a form for every kernel.
+"""Row losses: the loss of a guided head's attention row, and its derivative in a form for every kernel.
 
 For query p with attention row H (before dropout), visible targets c (0 or 1), their number n, their mass
 m = sum H c, and the row terms r_p (weight) and t_p (level) of targets.py:
@@ -54,7 +54,7 @@ class RowLoss:
     """One loss, for kernels."""
 
     needs: frozenset[str]
-    """Row sums besides the mass."""
+    """Row sums other than the mass."""
     coefficients: tuple[str, ...]
     """Those of `square`, `target`, `direct` and `shift` that are not zero, in this order."""
     rows: Callable[[RowSums, RowTerms], _Rows]

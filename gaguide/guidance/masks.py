@@ -14,7 +14,7 @@ from gaguide.errors import Fault, UserError
 
 @dataclass(frozen=True)
 class Visibility:
-    """Which keys each query sees."""
+    """The keys that each query sees."""
 
     mask_BQK: torch.Tensor | None
     """bool [B or 1, T, T], True where visible; None is causal."""
@@ -44,7 +44,7 @@ class Visibility:
 
 
 def read_mask(mask: torch.Tensor | None, T: int) -> Visibility:
-    """What the model's mask [B or 1, 1, T, T], Boolean or additive, says.
+    """Visibility by the model's mask [B or 1, 1, T, T], Boolean or additive.
 
     An additive mask has 0 where a key is visible, and -inf or the lowest value of its dtype where it is not.
     Raises `UserError` for one with other values (biases, as in ALiBi) and for one mask a head.
@@ -52,7 +52,7 @@ def read_mask(mask: torch.Tensor | None, T: int) -> Visibility:
     if mask is None:
         return Visibility(None)
     if mask.shape[1] != 1:
-        raise UserError(_fault(f"has a mask of its own for each of {mask.shape[1]} heads"))
+        raise UserError(_fault(f"has a separate mask for each of {mask.shape[1]} heads"))
     given_BQK = mask[:, 0, :T, :T]
     if given_BQK.stride(0) == 0:
         given_BQK = given_BQK[:1]  # one mask for all sequences, which a kernel would copy for each

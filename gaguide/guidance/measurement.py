@@ -19,7 +19,7 @@ from gaguide.model.attention_hooks import suspend_observers
 from gaguide.model.attention_support import unwrap_model
 
 IGNORED = -100
-"""Label of tokens on which no loss is computed, as transformers has it."""
+"""Label of tokens on which no loss is computed, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Measurement:
     sequences: int
     """Number of sequences measured."""
     near_cue: Mapping[str, Any] | None = None
-    """The loss by distance after cues, as `Cues.record` gives it; None where it was not asked for."""
+    """The loss by distance after cues, as from `Cues.record`; None where it was not requested."""
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def measure_guided(
 
     `guidance` is that of the `with guide(...)` block around the call. It only measures here, so that the loss
     is the model's own. Every rank passes its own batches and gets the result over all ranks. Under ZeRO-3 all
-    ranks must pass equally many batches; ones that do not count make up the difference. `cues` splits the
+    ranks must pass the same number of batches, filled up with ones that do not count. `cues` splits the
     loss by distance after them; where documents are isolated, those of other documents do not count.
     """
     heads = list(guidance.heads) if guidance else []

@@ -36,7 +36,7 @@ def attend(
     """Attention output [B, h, T, D] (dtype of v), loss [h] and attention mass [h] of guided heads.
 
     The loss carries gradients to q and k; the mass does not. mask_BQK: bool [B or 1, T, T], True where
-    visible; None is causal. seed: of the entries to drop, int64 on the CPU; drawn there if not given.
+    visible; None is causal. seed: of dropout, int64 on the CPU; drawn there if not given.
     """
     # Checkpointing restores the CPU's generator, so a recomputed forward drops the same entries, and backward
     # generates them again instead of keeping T x T bits.
@@ -200,7 +200,7 @@ class _HeadLosses(torch.autograd.Function):
 
 
 def _register() -> None:
-    """Register both operations and their backward operations, with what the compiler must know of them."""
+    """Register both operations and their backward operations, with the compiler's information."""
     attend_op = torch.library.custom_op(
         "gaguide::attend",
         _attend,

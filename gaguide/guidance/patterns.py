@@ -1,4 +1,4 @@
-"""Patterns: what a guided head should attend to, as a function of the token ids.
+"""Patterns: the targets of a guided head, as a function of the token ids.
 
 A pattern never computes the matrix P of Eq. (3). It gives either the *columns* that every query should attend
 to (a token set) or the *offset* of the target behind the query, which is all that the loss needs.
@@ -39,7 +39,7 @@ Target = Columns | Offset
 
 @runtime_checkable
 class Pattern(Protocol):
-    """What a head should attend to."""
+    """The targets of a head's attention."""
 
     @property
     def name(self) -> str:
@@ -112,7 +112,7 @@ class FixedOffset:
 Marks = Mapping[str, torch.Tensor]
 """By name, whether each token has a mark of the data: bool [B, T]."""
 MarksOfIds = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-"""By name, what gives the mark of each token for the token ids [B, T]."""
+"""By name, a function from token ids [B, T] to the mark of each token."""
 # Not a ContextVar: where activations are checkpointed, autograd's own threads repeat the forward pass of a
 # layer, and have none of the context of the thread that called the model.
 _marks: Marks | MarksOfIds = {}
@@ -120,7 +120,7 @@ _marks: Marks | MarksOfIds = {}
 
 @contextmanager
 def marked(marks: Marks | MarksOfIds) -> Iterator[None]:
-    """Inside, the token ids that models are called with have these marks, for patterns of `MarkedTokens`."""
+    """Inside, the token ids of models' calls have these marks, for patterns of `MarkedTokens`."""
     global _marks
     before, _marks = _marks, marks
     try:
@@ -155,7 +155,7 @@ class MarkedTokens:
         """The marked keys; a `UserError` where the token ids came without this mark."""
         marked_BT = _marks.get(self.mark)
         if marked_BT is None:
-            problem = "names a mark of the data, and this text has none"
+            problem = "names a mark of the data, which this text lacks"
             remedy = "use it with shards that have such marks, or call the model in a `with marked(…)` block"
             raise UserError.of("guidance", problem, remedy, self.mark)
         if not isinstance(marked_BT, torch.Tensor):
@@ -166,7 +166,9 @@ class MarkedTokens:
         if self.within is None:
             return Columns(marked_BT)
         inner = self.within.target(ids_BT)
-        if not isinstance(inner, Columns):  # of an installed package, whose targets no name shows
+        if not isinstance(
+            inner, Columns
+        ):  # from an installed package, whose kind of target its name does not show
             problem = "has one target for each query, which a mark cannot restrict"
             raise UserError.of("guidance", problem, f"guide to {self.within.name} without @", self.name)
         return Columns(inner.marked_BT & marked_BT)

@@ -1,4 +1,4 @@
-"""The guidance plan: which heads of which layers attend to what, and how their loss is computed.
+"""The guidance plan: the patterns of heads in layers, and how their loss is computed.
 
 `GuidancePlan.from_experiment` gives the study's experiments; `resolve` checks a plan against a model's shape.
 """
@@ -35,7 +35,7 @@ class Assignment:
     """One pattern for some heads of some layers."""
 
     pattern: Pattern
-    """What the heads should attend to."""
+    """Pattern that the heads should attend to."""
     heads: tuple[int, ...]
     """Heads within each of the layers."""
     layers: Layers = "all"
@@ -49,7 +49,7 @@ class GuidedHead:
     """One head of a plan that was resolved for a model."""
 
     pattern: Pattern
-    """What the head should attend to."""
+    """Pattern that the head should attend to."""
     weight: float
     """Factor of the head's loss within the plan."""
 
@@ -59,7 +59,7 @@ class GuidancePlan:
     """Patterns assigned to heads, and how their loss is computed."""
 
     assignments: tuple[Assignment, ...]
-    """Which heads attend to what; each head at most once."""
+    """Patterns of heads; each head at most once."""
     reduction: Reduction = "mean"
     """`frobenius` is Eq. (2), the sum over a sequence; `mean` divides it by the number of visible query-key
     pairs. Both average over the sequences of a batch."""
@@ -72,10 +72,10 @@ class GuidancePlan:
     name: str = "custom"
     """Name of the experiment, in records."""
     loss: Loss = "squared"
-    """`squared` is the study's Eq. (2). The others are not the study's; docs/guidance.md defines them. They
+    """`squared` is the study's Eq. (2). docs/guidance.md defines the others, which
     have no `reduction` and no `target`: each averages over the rows that see a target."""
     threshold: float = DEFAULT_THRESHOLD
-    """Attention mass from which on the loss `hinge` is zero, in (0, 1]."""
+    """Attention mass at which the loss `hinge` becomes zero, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if self.weight is None:
@@ -141,7 +141,7 @@ class GuidancePlan:
         ]
 
     def entries(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-        """By pattern, its words or vocabulary pieces, for people; empty where it is not a list of such."""
+        """By pattern, its words or vocabulary pieces, for people; empty where it is not a list of words."""
         found: dict[str, list[str]] = {}
         for pattern in (a.pattern for a in self.assignments):
             inner: Pattern | None = pattern

@@ -4,5 +4,5 @@ ROW_BLOCK = 128  # measured: 64 and 256 take 10 to 30% longer at 256 to 1,024 to
 
 
 def rows_of_block(T: int) -> int:
-    """Query rows of a block: fewer in long sequences, so that the size of a block does not grow with T."""
+    """Query rows of a block: fewer in long sequences, so that a block's size does not grow with T."""
     return max(32, min(ROW_BLOCK, ROW_BLOCK * 2048 // T))

@@ -2,7 +2,7 @@
 
 The mathematics is that of kernel.py's and losses.py's headers, three kernels a layer:
 
-    forward   a sweep over the keys computes O, the row's log-sum-exp and what the loss needs of keys that are
+    forward   a sweep over the keys computes O, the row's log-sum-exp and the loss's sums over keys that are
               not targets; a second sweep over the blocks with targets computes the rest (a sum over
               differences, which needs the finished softmax: sum H^2 - 2 t sum H c + t^2 n would cancel), then
               the row's loss and the coefficients of its derivative
@@ -12,8 +12,8 @@ The mathematics is that of kernel.py's and losses.py's headers, three kernels a 
 Softmax, loss and row sums are fp32, with exponents to base 2. As in flash attention, H and dS are rounded to
 the model's dtype for matrix products with V, K and Q; for fp32 models nothing is rounded unless torch may use
 tf32. Outputs have the memory layout [B, T, h, D], which the projections read and write. LOSS is the place of
-the loss in losses.py. Without VALUES the loss is computed alone, beside the model's own attention: nothing
-reads v, dO and the output, and nothing writes the output and dv.
+the loss in losses.py. Without VALUES the loss is computed alone, in addition to the model's own attention:
+v, dO and the output are not read, and the output and dv are not written.
 
 Shapes: R rows (queries), C columns (keys), D the head width rounded up to a power of two.
 """

@@ -1,7 +1,7 @@
 """The automaton that finds words in token ids, built from the bytes of every vocabulary entry.
 
-Its states are what remains of the words that may have begun, so that a word is found whatever tokens spell it
-and whatever they contain besides ("-not", ").", "\\tbut"). `gaguide.guidance.words` matches batches with it.
+Its states are the remainders of words that may have begun, so that a word is found whatever tokens spell it
+and whatever else they contain ("-not", ").", "\\tbut"). `gaguide.guidance.words` matches batches with it.
 
 Shapes: V vocabulary, E edges, S states.
 """
@@ -23,7 +23,7 @@ AFTER_OTHER, AFTER_LETTER = 0, 1
 DEAD = -1
 """The state from which no word can be found."""
 EXTRA_TOKENS = 6
-"""Tokens that white space within a match may take beyond the one of a single space."""
+"""Tokens that white space within a match may take in addition to a single space's."""
 FOUND, FOUND_BEFORE_OTHER = 1, 2
 """Bits: a match ends with the state's token; it does so unless a letter follows."""
 _WHITE = b" \t\n\r\x0b\x0c"
@@ -33,7 +33,7 @@ _WORD_AND_ON = re.compile(r"\w\W")
 
 @dataclass(frozen=True)
 class _Rest:
-    """What must follow for a word that has begun to be complete."""
+    """The remainder of a word that has begun."""
 
     rest: bytes
     """Its remaining bytes; a space is any run of white space."""
@@ -82,7 +82,7 @@ class WordTables:
     ends_letter_V: torch.Tensor
     """Whether the last character that the token completes from its own bytes is a letter."""
     is_white_V: torch.Tensor
-    """Whether the token is nothing but white space, or empty."""
+    """Whether the token is only white space, or empty."""
     has_start_V: torch.Tensor
     """Whether a character begins in the token."""
     has_whole_V: torch.Tensor
@@ -165,7 +165,7 @@ class _Builder:
         self.mixed = sorted(set(mixed))
 
     def first_edges(self) -> Iterator[tuple[int, int, frozenset[_Rest], int]]:
-        """(first state, token, state after it, what has been found in it) for every token with a word."""
+        """(first state, token, state after it, bits found in it) for every token with a word."""
         if not self.by_start:
             return
         # Two bytes leave out most places: those of a word, or its first at the token's end.
@@ -203,7 +203,7 @@ class _Builder:
             yield at, before
 
     def follow(self, rest: _Rest, piece: _Piece, at: int = 0) -> tuple[_Rest | None, int]:
-        """What remains of `rest` after the bytes of `piece` from `at` on, and what has been found."""
+        """The remainder of `rest` after the bytes of `piece` from `at` on, and the bits found."""
         raw, text, done, in_white = piece.raw, rest.rest, 0, rest.in_white
         while done < len(text):
             if at == len(raw):
@@ -326,7 +326,7 @@ def _bits(raw: bytes) -> int:
 
 @cache
 def _letters() -> torch.Tensor:
-    """Whether each code point is a letter: what `\\w` matches (`is_letter`, and much faster)."""
+    """Whether each code point is a letter: `\\w` matches it (`is_letter`, but much faster)."""
     letters = torch.zeros(0x110000, dtype=torch.bool)
     for run in re.finditer(r"\w+", "".join(map(chr, range(0x110000)))):
         letters[run.start() : run.end()] = True

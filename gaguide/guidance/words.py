@@ -34,7 +34,7 @@ from gaguide.guidance.word_automaton import (
 )
 
 MATCHING = 2
-"""Part of a run's identity: to be raised whenever the same words match other tokens."""
+"""Part of a run's identity: increase it whenever the same words match different tokens."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class WordSet:
     name: str
     """Name of the pattern."""
     words: tuple[str, ...]
-    """The words and phrases, affixes ("un-", "-n't"), "regex …", and "except …" for what is not a match."""
+    """The words and phrases, affixes ("un-", "-n't"), "regex …", and "except …" for exceptions."""
     _tables: WordTables = field(repr=False, compare=False)
     _expressions: WordExpressions | None = field(default=None, repr=False, compare=False)
     _exceptions: WordSet | None = field(default=None, repr=False, compare=False)

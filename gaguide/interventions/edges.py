@@ -81,7 +81,7 @@ class ScaleEdges:
 
 
 def visible_to_any(mask: torch.Tensor | None, T: int) -> torch.Tensor | None:
-    """What a call's mask shows each query in some head, bool [B or 1, T, T]; None is causal."""
+    """Keys that a call's mask shows each query in some head, bool [B or 1, T, T]; None is causal."""
     if mask is None:
         return None
     mask_BHQK = mask[:, :, :T, :T]

@@ -35,8 +35,8 @@ def find_trained(
     plan: GuidancePlan | None,
     faults: FaultCollector,
 ) -> TrainedPart:
-    """What `train.freeze`, `train.trainable` and `train.lora` leave to train; adds to `faults` what does not
-    fit the model, or leaves a guided head without a parameter that influences it."""
+    """The part that `train.freeze`, `train.trainable` and `train.lora` leave to train; adds to `faults` those
+    that do not fit the model, or leave a guided head without a parameter that influences it."""
     frozen: tuple[str, ...] = ()
     parameters, adapter = None, None
     if run.train.freeze or run.train.trainable:

@@ -214,7 +214,7 @@ def test_marks_are_those_of_the_block_around_a_pass(embedded_shards: Path) -> No
         with marked({"cue": ids % 5 == 1}):
             model(input_ids=ids, use_cache=False)
         assert guidance.loss() > 0
-        with pytest.raises(UserError, match="this text has none"):
+        with pytest.raises(UserError, match="which this text lacks"):
             model(input_ids=ids, use_cache=False)
         with marked({"cue": ids[:, 1:] == 1}), pytest.raises(ValueError, match="shape"):
             model(input_ids=ids, use_cache=False)
