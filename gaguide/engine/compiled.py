@@ -1,8 +1,9 @@
 """`train.compile`: torch.compile of the model's forward pass in training, and the cost of compiling.
 
-It compiles `module.forward` with its backward: DeepSpeed's own `engine.compile` would trace its
-timers. Passes without gradients (validation, evaluation) run as they are written: their
-batches come in many shapes, each of which would be compiled again.
+It compiles `module.forward` with its backward: DeepSpeed's own `engine.compile` would trace its timers. Of a
+pass with labels the graph returns the loss alone: backward would add a gradient of zeros to the logits, as
+large as they are. Passes without gradients (validation, evaluation) run as they are written: their batches
+come in many shapes, each of which would be compiled again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class CompileCost:
 
 
 class CompiledForward:
-    """A model whose training passes run compiled; its object must live as long as the model."""
+    """A model whose training passes run compiled, and return the loss alone where there are labels.
+
+    Its object must live as long as the model.
+    """
 
     def __init__(self, model: PreTrainedModel, mode: CompileMode, packed: PackedAttention | None) -> None:
         use_local_caches()
@@ -58,7 +62,7 @@ class CompiledForward:
         # Without CUDA graphs: docs/training.md gives the reasons.
         name = "max-autotune-no-cudagraphs" if mode == "max-autotune" else None
         self._eager = model.forward
-        self._compiled = compile_forward(model, mode=name)
+        self._compiled = _compile(_loss_alone(self._eager), mode=name)
         self._count(True)
 
         @wraps(self._eager)
@@ -122,7 +126,20 @@ def compile_forward(
     model: PreTrainedModel, mode: str | None = None, backend: str = "inductor", fullgraph: bool = False
 ) -> Callable[..., object]:
     """`torch.compile` of the model's forward pass, in one graph also where it is guided and checkpointed."""
-    compiled = torch.compile(model.forward, dynamic=False, mode=mode, backend=backend, fullgraph=fullgraph)
+    return _compile(model.forward, mode=mode, backend=backend, fullgraph=fullgraph)
+
+
+def _loss_alone(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def _trained(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        return output if output.loss is None else type(output)(loss=output.loss)
+
+    return _trained
+
+
+def _compile(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(forward, dynamic=False, **options)
     settings: Any = torch._dynamo.config
     if not hasattr(settings, _ONCE):  # an older torch breaks the graph there
         return compiled

@@ -14,11 +14,12 @@ from transformers import LlamaConfig
 
 from gaguide.config import EMBEDDED, load_config
 from gaguide.distributed import World
-from gaguide.engine.compiled import compile_faults
+from gaguide.engine.compiled import CompiledForward, compile_faults
 from gaguide.errors import UserError
 from gaguide.log import read_metrics
 from gaguide.train.preflight import prepare
 from tests.support.adapters import LORA, make_base
+from tests.support.models import random_ids, tiny_model
 from tests.support.ranks import DS_CONFIGS, run_ranks
 
 SCRIPT = Path(__file__).parent / "variants_script.py"
@@ -105,6 +106,20 @@ def test_a_compiled_run_resumes_to_the_same_bits(runs: Path, names: tuple[str, s
     files = (runs / name / "model" / "model.safetensors" for name in names)
     whole, resumed = map(load_file, files)
     assert all(torch.equal(whole[part], resumed[part]) for part in whole)
+
+
+def test_the_loss_alone_leaves_a_compiled_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward would add a gradient of zeros to logits that the graph returns."""
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    model, ids = tiny_model("gpt2").train(), random_ids(2, 8)
+    want = model(input_ids=ids, labels=ids)
+    compiled = CompiledForward(model, True, None)
+    got = model(input_ids=ids, labels=ids)
+    assert torch.equal(got.loss, want.loss) and got.logits is None
+    assert torch.equal(model(input_ids=ids).logits, want.logits)
+    with torch.no_grad():  # validation
+        assert torch.equal(model(input_ids=ids, labels=ids).logits, want.logits)
+    compiled.close()
 
 
 def test_refused_where_it_would_not_help_or_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
