@@ -2,6 +2,7 @@
 
     python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7]
                                   [--device cpu] [--dtype fp32] [--contenders unguided,ours-4,…] [--no-memory]
+                                  [--small 4194304]
     python benchmarks/guidance.py host [--repeats 41] [--launch 28] [--contenders unguided,joint-4,tap-4,…]
     python benchmarks/guidance.py memory [--lengths 512,1024,2048,4096,8192]
 
@@ -12,6 +13,7 @@ The contenders run a whole training step (forward, backward, fused AdamW) of a G
   tap-N      the same, the loss of all layers in addition to the model's own attention
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
 A name that ends in -compiled runs as `train.compile: true` does, and is compared with unguided-compiled.
+--small: numbers in a layer's queries up to which tap cuts heads out by slices (`model/tap.py`).
 Contenders alternate in one process. Ratios are of wall-clock / processor time. Peak memory is that of one
 child process per contender (CPU: resident set, minus that before the first step; GPU: allocated). The
 default on a GPU is bf16.
@@ -44,7 +46,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gaguide.engine.compiled import CompiledForward
 from gaguide.guidance import DEFAULT_WEIGHT, Assignment, GuidancePlan, TokenSet, guide
-from gaguide.model import adapt_to, fuse_activations
+from gaguide.model import adapt_to, fuse_activations, tap
 from gaguide.model.packed import use_packed_attention
 
 COMPILED = "-compiled"
@@ -263,7 +265,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"))
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--dense-up-to", type=int, default=4096)
+    parser.add_argument("--small", type=int, default=tap.SMALL)
     arguments = parser.parse_args()
+    tap.SMALL = arguments.small
     arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
     eager = "unguided,joint-4,tap-4,joint-12,tap-12"
     both = f"{eager},{','.join(name + COMPILED for name in eager.split(','))}"

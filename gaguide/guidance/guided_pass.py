@@ -111,6 +111,8 @@ class GuidedPass(PassHandler):
             self._tapped[call.layer] = (call, tapped)
             self._compute_tapped()
         self._forget()
+        if tapped.q_BHTD is call.q_BHTD:
+            return call
         return replace(call, q_BHTD=tapped.q_BHTD, k_BGTD=tapped.k_BGTD)
 
     def split(self, layer: int) -> HeadSplit | None:

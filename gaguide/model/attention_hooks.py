@@ -173,9 +173,8 @@ def _produce(
 def _refuse_unsupported(
     q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, kwargs: dict[str, Any], handlers: Sequence[PassHandler]
 ) -> None:
-    known = frozenset.intersection(*(handler.understands for handler in handlers))
-    present = [name for name in sorted(SOFTMAX_ARGUMENTS - known) if kwargs.get(name) is not None]
-    if present:
+    given = [name for name in kwargs if name in SOFTMAX_ARGUMENTS and kwargs[name] is not None]
+    if present := sorted({name for name in given for each in handlers if name not in each.understands}):
         raise UserError.of(
             "model",
             f"its attention uses {', '.join(present)}, which guidance and maps do not cover",

@@ -2,7 +2,8 @@
 
 A loss of these queries and keys needs no second path through autograd: its gradients are added in place to
 those of the attention's backward. autograd runs the backward of attention and of the loss, in either order,
-before that of the tap.
+before that of the tap. Where the tensors are small, and in compiled graphs, plain slices do the same: they
+move more memory (zeros for all heads, and a sum of them), but no Python runs for a layer's backward.
 
 Shapes: B batch, H heads, G key/value heads, h chosen heads, T positions, D head width.
 """
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+SMALL = 2**22
+"""Numbers in a layer's queries up to which a GPU is taken to wait for its host."""
 Runs = tuple[tuple[int, int], ...]
 """Consecutive heads, as (first, number); a head may be in several runs."""
 
@@ -50,7 +53,7 @@ def tap_heads(
 ) -> TappedHeads:
     """Tap the chosen heads, ascending, of which `groups` share one key head."""
     query_runs, key_runs = runs_of(chosen), runs_of(head // groups for head in chosen)
-    if torch.compiler.is_compiling():  # which fuses what autograd's slicing does
+    if torch.compiler.is_compiling() or q_BHTD.numel() <= SMALL:
         pieces = _views(q_BHTD, query_runs) + _views(k_BGTD, key_runs)
     else:
         q_BHTD, k_BGTD, *pieces = _Tap.apply(query_runs, key_runs, q_BHTD, k_BGTD)

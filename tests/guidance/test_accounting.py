@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide
 from gaguide.guidance.attach import Method
+from gaguide.model import tap
 from gaguide.model.packed import use_packed_attention
 from tests.support.models import random_ids
 
@@ -94,14 +95,20 @@ def nodes_of(loss: torch.Tensor) -> int:
 
 
 def cost_of(
-    layers: int, guided: tuple[int, ...], loss: str = "squared", method: Method = "joint", fused: bool = False
+    layers: int,
+    guided: tuple[int, ...],
+    loss: str = "squared",
+    method: Method = "joint",
+    kernel: str = "row blocks",
 ) -> Cost:
     """Of a step of a model with so many layers, of which some are guided."""
     launches: Counter[str] = Counter()
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        if fused:
+        if kernel != "row blocks":
+            pytest.importorskip("triton", reason="needs triton (extra: test)")
             count_launches(patch, launches)
             patch.setattr(backend, "is_fused", lambda *_: True)
+        patch.setattr(tap, "SMALL", 2**22 if kernel == "triton, small" else 0)
         model, ids = model_of(layers), random_ids(2, LENGTH)
         guidance = None
         if guided:
@@ -163,6 +170,7 @@ TABLE = {
     ("squared", "tap", "row blocks"): Cost(130, 72, 2, 54, 0, 0),
     ("squared", "tap", "triton"): Cost(10, 2, 1, 0, 0, 0),
     ("log-mass", "tap", "triton"): Cost(10, 2, 1, 0, 0, 0),
+    ("squared", "tap", "triton, small"): Cost(8, 6, 2, 2, 0, 0),
 }
 """What a guided layer adds to an unguided one, which has 109 operations and 79 kernels (torch 2.13)."""
 TOGETHER = Cost(55, 30, 7, 51, 0, 3)
@@ -172,16 +180,12 @@ TOGETHER = Cost(55, 30, 7, 51, 0, 3)
 @pytest.mark.parametrize(("loss", "method", "kernel"), TABLE)
 def test_a_guided_layer_adds_what_the_table_says(loss: str, method: Method, kernel: str) -> None:
     """Measured between models with two and three guided layers, so that what a step costs once drops out."""
-    fused = kernel == "triton"
-    if fused:
-        pytest.importorskip("triton", reason="needs triton (extra: test)")
-    added = cost_of(3, (0, 1, 2), loss, method, fused) - cost_of(3, (0, 1), loss, method, fused)
+    added = cost_of(3, (0, 1, 2), loss, method, kernel) - cost_of(3, (0, 1), loss, method, kernel)
     assert added == TABLE[loss, method, kernel]
 
 
 def test_what_tapped_layers_cost_together() -> None:
-    pytest.importorskip("triton", reason="needs triton (extra: test)")
-    three = cost_of(3, (0, 1, 2), method="tap", fused=True)
+    three = cost_of(3, (0, 1, 2), method="tap", kernel="triton")
     added = three - cost_of(3, ())
     for _ in range(3):
         added -= TABLE["squared", "tap", "triton"]
