@@ -1,7 +1,7 @@
 """One forward pass through guided layers, by one of three methods.
 
     joint     guided heads leave the model's attention: their output and loss come from one softmax
-    tap       the model's own attention computes all heads; their loss is computed of tapped queries and keys
+    tap       the model's own attention computes all heads; their loss is that of tapped queries and keys
     measure   the same without gradients
 
 A tapped pass computes the losses of all layers in one operation, so that what they cost the host does not
@@ -43,7 +43,7 @@ class GuidedLayer:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all passes of a guided model share."""
+    """Settings common to all passes of a guided model."""
 
     plan: GuidancePlan
     patterns: tuple[Pattern, ...]
@@ -136,7 +136,7 @@ class GuidedPass(PassHandler):
 
     def finish(self) -> None:
         """Recomputed layers record nothing, and the losses are left to the `Guidance`."""
-        self._compute_tapped()  # where the last layer did not wait
+        self._compute_tapped()  # if the last layer did not wait
         self.results = None
         self._tapped.clear()
 
@@ -160,7 +160,7 @@ class GuidedPass(PassHandler):
         """The losses of the layers that waited, if no layer is missing."""
         if self._missing:
             return
-        # Neighbours that differ in nothing but queries and keys go together, so that results stay ordered.
+        # Neighbours that differ only in queries and keys are combined, so that results stay ordered.
         groups: list[list[tuple[AttentionCall, TappedHeads]]] = []
         last: AttentionCall | None = None
         for layer in sorted(self.layers):
@@ -214,11 +214,11 @@ class GuidedPass(PassHandler):
         return Numbers(terms.offsets, self.setting.plan.loss, call.scale, visible.is_causal, dropout)
 
     def _visible(self, call: AttentionCall) -> Visibility:
-        """What the layer's mask says; layers share the model's mask, which is read once."""
+        """Visibility by the layer's mask; layers share the model's mask, which is read once."""
         mask, T = call.mask, call.q_BHTD.shape[2]
         if mask is None:
             return self._causal
-        # Compared by identity, which the compiler can follow; `id` it cannot.
+        # Compared by identity, which the compiler can follow, unlike `id`.
         for seen, visible in self._masks:
             if seen is mask:
                 return visible

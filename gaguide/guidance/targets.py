@@ -25,7 +25,7 @@ from gaguide.guidance.plan import Loss, Reduction, TargetKind
 
 @dataclass(frozen=True)
 class RowTerms:
-    """What the loss of `h` heads needs besides q and k; floating-point tensors have the guidance dtype."""
+    """Inputs of the loss of `h` heads other than q and k; floating-point tensors have the guidance dtype."""
 
     columns_BhT: torch.Tensor
     """1 where the key is a target of every query; zero for a head with an offset."""
@@ -51,7 +51,7 @@ class RowTerms:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All fields but the offsets, as `from_tensors` takes them."""
+        """All fields except the offsets, as `from_tensors` takes them."""
         return [
             self.columns_BhT, self.weight_BhT, self.level_BhT, self.constant_h, self.seen_BhT, self.queries_h,
             self.offsets_h,
@@ -59,7 +59,7 @@ class RowTerms:
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[torch.Tensor], offsets: Sequence[int]) -> RowTerms:
-        """The terms from what a registered operation receives."""
+        """The terms from a registered operation's arguments."""
         columns_BhT, *others = tensors
         return cls(columns_BhT, tuple(offsets), *others)
 
@@ -73,7 +73,7 @@ class RowTerms:
         return self.from_tensors([*taken, _on_device(offsets, torch.int32, device)], offsets)
 
     def mean_mass(self, mass_BhT: torch.Tensor) -> torch.Tensor:
-        """Attention mass by head [h], averaged over rows that see a target; NaN where none does."""
+        """Attention mass by head [h], averaged over rows that see a target; NaN where none sees one."""
         return (mass_BhT * self.seen_BhT).sum((0, 2)) / self.queries_h
 
 
@@ -90,8 +90,8 @@ def row_terms(
 ) -> RowTerms:
     """Row terms of one target per head.
 
-    reduction, target_kind: of the loss `squared`. threshold: of the loss `hinge`. All losses but `squared`
-    average over the rows that see a target (`avoid`: a target and another key).
+    reduction, target_kind: of the loss `squared`. threshold: of the loss `hinge`. The losses other than
+    `squared` average over the rows that see a target (`avoid`: a target and another key).
 
     valid_BT: bool, False on padding. mask_BQK: bool [B or 1, T, T], True where a query may see a key; None
     means causal. is_padded: False where `valid_BT` is known to be True everywhere, which saves operations.

@@ -44,7 +44,7 @@ def forward(
     """
     has_values = len(qkv_BhTD) == 3
     q, k, *values = _prepared(qkv_BhTD)
-    v = values[0] if has_values else q  # a pointer that nothing follows
+    v = values[0] if has_values else q  # a pointer that is never read
     B, h, T, _ = q.shape
     # The kernels would read past the end of smaller tensors.
     if not q.shape == k.shape == v.shape or (
@@ -86,7 +86,7 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     """`kernel.backward`."""
     q, k, *others = _prepared((*qk_BhTD, *attention[:2], *(x.to(attention[0].dtype) for x in attention[2:])))
-    v, out, do = others or (q, q, q)  # pointers that nothing follows
+    v, out, do = others or (q, q, q)  # pointers that are never read
     if others:
         out = out.transpose(1, 2).contiguous()  # hooks on saved tensors may have changed its layout
     logsum_BhT, *coefficients = coefficients_NBhT.unbind()
@@ -123,8 +123,8 @@ def _narrowed(x_BhTD: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _by_use(rows: Sequence[torch.Tensor], names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
-    """The coefficients as the kernels take them: `square`, `target` or `direct`, `shift`. In place of one
-    that the loss lacks stands another, which the kernels do not read."""
+    """The coefficients as the kernels take them: `square`, `target` or `direct`, `shift`. A coefficient
+    that the loss lacks is replaced by another one, which the kernels do not read."""
     by_name = dict(zip(names, rows))
     pulls_BhT = by_name["direct"] if "direct" in by_name else by_name["target"]
     return by_name.get("square", pulls_BhT), pulls_BhT, by_name["shift"]

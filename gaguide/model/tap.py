@@ -25,7 +25,7 @@ Runs = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class TappedHeads:
-    """What a tap returns."""
+    """The result of a tap."""
 
     q_BHTD: torch.Tensor
     """All queries, for the attention alone: their gradient is changed in place."""
@@ -86,8 +86,8 @@ def _views(x_BHTD: torch.Tensor, runs: Runs) -> list[torch.Tensor]:
 
 
 def _own(*grads: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """The gradients, copied where they cannot be changed in place: one tensor for both, as of q + k, or one
-    number for many, as of a sum."""
+    """The gradients, copied where they cannot be changed in place: one tensor for both, as for q + k, or one
+    number for many, as for a sum."""
     storages = [grad.untyped_storage().data_ptr() for grad in grads if grad is not None]
     shared = len(set(storages)) < len(storages)
     return [
@@ -101,11 +101,11 @@ def _own(*grads: torch.Tensor | None) -> list[torch.Tensor | None]:
 def _add_runs(
     grad_BHTD: torch.Tensor | None, runs: Runs, pieces: Sequence[torch.Tensor | None], shape: torch.Size
 ) -> torch.Tensor | None:
-    """The gradient with those of the runs added in place; of nothing but them where it is None."""
+    """The gradient with those of the runs added in place; only those where it is None."""
     for (first, number), piece in zip(runs, pieces):
         if piece is None:
             continue
-        if grad_BHTD is None:  # nothing but the loss was differentiated
+        if grad_BHTD is None:  # only the loss was differentiated
             B, H, T, D = shape
             grad_BHTD = piece.new_zeros(B, T, H, D).transpose(1, 2)
         grad_BHTD.narrow(1, first, number).add_(piece)
