@@ -100,7 +100,7 @@ def edge_mask(
 ) -> torch.Tensor:
     """Edges from the queries [start, stop) to keys: bool [B, Q, T], with 1 for B or Q where all agree.
 
-    keys, queries: as of `ScaleEdges`. mask_BQK: what each query sees, as `visible_to_any` gives it.
+    keys, queries: as in `ScaleEdges`. mask_BQK: what each query sees, as `visible_to_any` gives it.
     """
     T = ids_BT.shape[1]
     edges_BQT = torch.ones(1, 1, T, dtype=torch.bool, device=ids_BT.device)
