@@ -180,7 +180,9 @@ def _neighbours(ids_BT: torch.Tensor, tables: WordTables) -> tuple[torch.Tensor,
     straddles_BT = missing_BT > 0
     straddling_BT = torch.zeros_like(straddles_BT)
     for _ in range(3):
-        ahead_BT = torch.where(_unshift(completes_BT), _unshift(completed_BT), _unshift(straddling_BT))
+        ahead_BT = torch.where(
+            _unshift(completes_BT), _unshift(completed_BT), _unshift(straddling_BT & inner_BT)
+        )
         straddling_BT = straddles_BT & ahead_BT
     first_BT = torch.where(tables.has_whole_V[ids_BT], tables.starts_letter_V[ids_BT], straddling_BT)
     return after_letter_BT, torch.where(straddles_BT, straddling_BT, _unshift(first_BT))

@@ -138,6 +138,7 @@ def test_words_equal_a_search_in_the_text(tokenizer, pattern: WordSet, text: str
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 1799), min_size=1, max_size=30))
+@example([931, 126, 139, 120])  # cl100k: a word, the start of a character that does not follow, a letter
 def test_words_in_any_sequence_of_tokens(tokenizer, pattern: WordSet, ids: list[int]) -> None:
     """Also cut characters and special tokens, as at the edges of blocks."""
     special = set(tokenizer.all_special_ids)
