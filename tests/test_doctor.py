@@ -21,8 +21,10 @@ from typer.testing import CliRunner
 from gaguide.cli import doctor as command
 from gaguide.doctor import Check, machine, network, software
 from gaguide.doctor.check import guarded
+from gaguide.doctor.diagnose import diagnose
 from gaguide.doctor.probes import Probes
 from gaguide.ports import free_port
+from tests.support.patience import patience
 
 V100, H100 = {"name": "V100", "gib": 16}, {"name": "H100", "gib": 80}
 
@@ -40,7 +42,8 @@ def _one(checks: Iterator[Check] | list[Check], name: str) -> Check:
 
 
 @pytest.mark.processes
-def test_this_machine_as_json() -> None:
+def test_this_machine_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaguide.doctor.diagnose", lambda busy: diagnose(patience(60), busy))
     app = typer.Typer()
     app.command()(command.doctor)
     result = CliRunner().invoke(app, ["--json"])
