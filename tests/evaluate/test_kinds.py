@@ -50,21 +50,22 @@ def test_perplexity_of_shards_equals_the_validation_loss_of_training(
 ) -> None:
     task = tmp_path / "heldout.yaml"
     task.write_text(
-        f"name: heldout\nkind: perplexity\nshards: {embedded_shards}\nblocks: 24\nblock_length: 48\n"
+        f"name: heldout\nkind: perplexity\nshards: {embedded_shards}\nblocks: 96\nblock_length: 48\n"
         f"isolate_documents: {str(isolate).lower()}\n"
     )
     (found,) = _evaluate(embedded_model, task, batch_tokens=300).tasks.values()
     store = BlockStore(embedded_shards, "validation", 48)
-    chosen = np.arange(24) * len(store) // 24
+    chosen = np.arange(96) * len(store) // 96
     if isolate:
         assert store.document_ids(chosen).any()
     inputs = [
-        (model_inputs(store, chosen[at : at + 8], isolate, torch.device("cpu")), True) for at in (0, 8, 16)
+        (model_inputs(store, chosen[at : at + 8], isolate, torch.device("cpu")), True)
+        for at in range(0, 96, 8)
     ]
     wanted = measure_guided(AutoModelForCausalLM.from_pretrained(embedded_model), None, inputs).lm_loss
     assert found.metrics["loss"].value == pytest.approx(wanted, abs=1e-6)
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(wanted), rel=1e-6)
-    assert len(found.scored) == 24 and sum(found.scored[0].target_tokens) == 47
+    assert len(found.scored) == 96 and sum(found.scored[0].target_tokens) == 47
 
 
 @pytest.mark.parametrize("isolate", [False, True])
