@@ -93,8 +93,8 @@ def measure_text(
     passes.check(batches[0], layers)
     plain = [without_labels(one) for one in batches]
     means = mean_outputs(model, plain, layers) if "mean" in methods else {}
-    total = len(batches) * (len(subjects) + len(together(subjects))) * len(methods)
     work = _Removals(passes, subjects, methods, means, lambda done: tick(done, total))
+    total = len(batches) * (len(subjects) + len(work.sets)) * len(methods)
     meter, rng = Meter(model, subjects), random.Random(seed)
     for batch, given in zip(batches, marks or [{}] * len(batches), strict=True):
         with marked(given):
@@ -118,6 +118,7 @@ class _Removals:
     ) -> None:
         self.passes, self.subjects, self.methods, self.means = passes, subjects, methods, means
         self.tick, self.done = tick, 0
+        self.layers, self.sets = by_layer(subjects), together(subjects)
         self.readings: list[dict[Key, Reading]] = []
         self.patterns = {id(one.pattern): one.pattern for one in subjects}
         self.guiding: dict[Key, set[int]] = {}  # control → ids of the patterns of its guided heads
@@ -133,7 +134,7 @@ class _Removals:
         for own, band_BT in bands.items():
             self.loss[own].append(_by_band(clean_BT, band_BT))
             self.tokens[own].append(_by_band(self.passes.counted(batch), band_BT))
-        for layer, here in by_layer(self.subjects).items():
+        for layer, here in self.layers.items():
             with self.passes.from_layer(layer):
                 for subject, method in itertools.product(here, self.methods):
                     lost_BT = self._lost([subject], method, shift, batch, clean_BT)
@@ -142,7 +143,7 @@ class _Removals:
         guided = [one.pattern for one in self.subjects if one.role == "guided"]
         everywhere_BT = pattern_bands(guided, batch)
         self.together_tokens.append(_by_band(self.passes.counted(batch), everywhere_BT))
-        for (name, some), method in itertools.product(together(self.subjects).items(), self.methods):
+        for (name, some), method in itertools.product(self.sets.items(), self.methods):
             with self.passes.from_layer(min(one.layer for one in some)):
                 lost_BT = self._lost(some, method, shift, batch, clean_BT)
             self.together[name, method].append(_by_band(lost_BT, everywhere_BT))

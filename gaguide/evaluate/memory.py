@@ -23,7 +23,7 @@ from gaguide.distributed import World, raise_together
 from gaguide.errors import Fault, FaultCollector, UserError, reworded
 from gaguide.evaluate.encode.identity import encoding_key
 from gaguide.evaluate.model_folder import DTYPES, ModelFolder, tokenizer_faults
-from gaguide.evaluate.results.earlier import RESULTS_FILE, lock_outputs
+from gaguide.evaluate.results.earlier import lock_outputs
 from gaguide.evaluate.results.results import Results
 from gaguide.evaluate.results.task_results import make_task_results
 from gaguide.evaluate.results.write import write_results
@@ -36,7 +36,7 @@ from gaguide.evaluate.score.scorer import Scorer, Sharing, make_sums_reproducibl
 from gaguide.evaluate.tasks.locate import split_names
 from gaguide.evaluate.tasks.read import TaskData, read_tasks
 from gaguide.files import hash_json
-from gaguide.log import say
+from gaguide.log import run_files, say
 from gaguide.model.attention_hooks import consumers_of, suspend_observers
 from gaguide.model.attention_support import unwrap_model
 from gaguide.model.fast import fused_activations
@@ -193,7 +193,7 @@ def _check(
             if settings.deepspeed is not None:
                 remedy = "save the model and use gaguide evaluate --deepspeed"
                 faults.add(Fault("deepspeed", "cannot partition a model that is in memory", remedy))
-        if output is not None and (output / RESULTS_FILE).exists():
+        if output is not None and (output / run_files.RESULTS).exists():
             faults.add(Fault("output", "holds results already", "give a new folder", str(output)))
     assert inner is not None and settings is not None
     return inner, settings
@@ -237,7 +237,7 @@ def _refuse_generation(folder: MemoryModel, data: Sequence[TaskData]) -> None:
 def _claimed(output: Path | None) -> Iterator[bool]:
     """Inside, no other evaluation may write into `output`."""
     with lock_outputs([] if output is None else [output]):
-        if output is not None and (output / RESULTS_FILE).exists():
+        if output is not None and (output / run_files.RESULTS).exists():
             raise UserError.of("output", "holds results already", "give a new folder", str(output))
         yield True
 

@@ -113,14 +113,14 @@ def read_lexicons(path: Path) -> dict[str, Lexicon]:
     return {str(name): _lexicon(str(name), entry) for name, entry in tree.items()}
 
 
-def get_lexicon(name: str, own: dict[str, Lexicon] | None = None) -> Lexicon:
+def get_lexicon(name: str, own: dict[str, Lexicon] | None = None, field: str = "lexicon") -> Lexicon:
     """The lexicon called `name`; a user's `own` come before shipped ones.
 
-    Raises a `UserError` for an unknown name.
+    Raises a `UserError` of `field` for an unknown name.
     """
     known = shipped_lexicons() | (own or {})
     if name not in known:
-        raise UserError.of("lexicon", "unknown lexicon", suggestion(name, known, limit=30), name)
+        raise UserError.of(field, "unknown lexicon", suggestion(name, known, limit=30), name)
     return known[name]
 
 

@@ -57,9 +57,7 @@ def read_mask(mask: torch.Tensor | None, T: int) -> Visibility:
     if given_BQK.stride(0) == 0:
         given_BQK = given_BQK[:1]  # one mask for all sequences, which a kernel would copy for each
     additive = given_BQK.dtype != torch.bool
-    visible_BQK = given_BQK
-    if additive:
-        visible_BQK = given_BQK > torch.finfo(given_BQK.dtype).min / 2
+    visible_BQK = visible_keys(given_BQK)
     later = (visible_BQK & ~torch.ones(T, T, dtype=torch.bool, device=mask.device).tril_()).any()
     biased = (visible_BQK & (given_BQK != 0)).any() if additive else torch.zeros_like(later)
     blind = ~visible_BQK.any(-1).all() if additive else torch.zeros_like(later)
@@ -73,6 +71,11 @@ def read_mask(mask: torch.Tensor | None, T: int) -> Visibility:
     if is_biased or mask.requires_grad:
         raise UserError(_fault(_BIASED))
     return Visibility(visible_BQK, not sees_later, given_BQK[:, None] if has_blind else None)
+
+
+def visible_keys(mask: torch.Tensor) -> torch.Tensor:
+    """Whether the key of each entry is visible, bool of the mask's shape; the mask is Boolean or additive."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 _BIASED = "adds biases other than 0 and -inf to its attention scores (ALiBi, relative positions)"

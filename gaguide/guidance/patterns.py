@@ -185,6 +185,14 @@ def target_under(pattern: Pattern, ids_BT: torch.Tensor, mask_BQK: torch.Tensor 
     return Columns(begins_BT.expand(ids_BT.shape))
 
 
+def innermost(pattern: Pattern) -> Pattern | None:
+    """The pattern that marks of the data restrict, or the pattern itself; None where a mark stands alone."""
+    inner: Pattern | None = pattern
+    while isinstance(inner, MarkedTokens):
+        inner = inner.within
+    return inner
+
+
 def needed_marks(pattern: Pattern) -> tuple[str, ...]:
     """Names of the data's marks that a pattern needs: `negation@scope@prompt` needs both."""
     found: list[str] = []

@@ -16,7 +16,7 @@ from gaguide.config.experiments import EXPERIMENTS
 from gaguide.config.run import default_weight
 from gaguide.errors import Fault, FaultCollector, UserError, not_one_of, suggestion
 from gaguide.guidance.lexicon import Mode, get_lexicon
-from gaguide.guidance.patterns import MarkedTokens, Pattern, TokenSet, needed_marks
+from gaguide.guidance.patterns import Pattern, TokenSet, innermost, needed_marks
 from gaguide.guidance.words import MATCHING, WordSet
 
 Reduction = Literal["mean", "frobenius"]
@@ -144,9 +144,7 @@ class GuidancePlan:
         """By pattern, its words or vocabulary pieces, for people; empty where it is not a list of words."""
         found: dict[str, list[str]] = {}
         for pattern in (a.pattern for a in self.assignments):
-            inner: Pattern | None = pattern
-            while isinstance(inner, MarkedTokens):
-                inner = inner.within
+            inner = innermost(pattern)
             if isinstance(inner, TokenSet):
                 found[pattern.name] = list(tokenizer.convert_ids_to_tokens(sorted(inner.token_ids)))
             else:
@@ -211,11 +209,10 @@ class GuidancePlan:
 
 
 def _content(pattern: Pattern) -> list[Any]:
-    if isinstance(pattern, MarkedTokens):
-        return [] if pattern.within is None else _content(pattern.within)
-    if isinstance(pattern, TokenSet):
-        return sorted(pattern.token_ids)
-    return [MATCHING, *pattern.words] if isinstance(pattern, WordSet) else []
+    inner = innermost(pattern)
+    if isinstance(inner, TokenSet):
+        return sorted(inner.token_ids)
+    return [MATCHING, *inner.words] if isinstance(inner, WordSet) else []
 
 
 def _layers(layers: Layers, n_layers: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gaguide.guidance.masks import visible_keys
 from gaguide.guidance.patterns import Offset, Pattern, target_under
 from gaguide.interventions.attach import Head, refuse
 from gaguide.model.attention_consumer import AttentionCall, PassInputs
@@ -84,10 +85,7 @@ def visible_to_any(mask: torch.Tensor | None, T: int) -> torch.Tensor | None:
     """Keys that a call's mask shows each query in some head, bool [B or 1, T, T]; None is causal."""
     if mask is None:
         return None
-    mask_BHQK = mask[:, :, :T, :T]
-    if mask.dtype != torch.bool:
-        mask_BHQK = mask_BHQK > torch.finfo(mask.dtype).min / 2
-    return mask_BHQK.any(1)
+    return visible_keys(mask[:, :, :T, :T]).any(1)
 
 
 def edge_mask(

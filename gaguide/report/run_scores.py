@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.errors import UserError
-from gaguide.evaluate.results.earlier import RESULTS_FILE
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, MARK_NOTES, Better, Doubt
 from gaguide.grouping import grouped
+from gaguide.log import run_files
 from gaguide.model.content import FileRecord, file_record, folder_record, other_files
 from gaguide.numbers import finite
 
@@ -78,8 +78,8 @@ def read_evaluations(
     content of a model's file.
     Raises `UserError` for a results.json of another kind.
     """
-    files = [path for path in run.glob(f"*/{RESULTS_FILE}") if _SET_ASIDE not in path.parent.name]
-    files += run.glob(f"evaluations/*/{RESULTS_FILE}")
+    files = [path for path in run.glob(f"*/{run_files.RESULTS}") if _SET_ASIDE not in path.parent.name]
+    files += run.glob(f"evaluations/*/{run_files.RESULTS}")
     files.sort(key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
     by_task: dict[str, list[TaskScore]] = {}
     folders: dict[str, Path] = {}

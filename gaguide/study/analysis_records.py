@@ -226,6 +226,3 @@ class Change(_Against):
     change: float
     """Mean change of the example's loss, of its share of wrong answers where there is none: below 0 is an
     improvement."""
-
-
-Analysis = LexiconShare | Gain | HeadAttention | HeadKnockOut | HeadVerdict | LossCost

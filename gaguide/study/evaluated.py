@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from gaguide.evaluate.results.earlier import RESULTS_FILE
 from gaguide.evaluate.results.metric_names import ACCURACIES, BETTER, GROUP_ACC, Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
 from gaguide.evaluate.results.paper import find_paper_model
@@ -22,7 +21,7 @@ from gaguide.model import shape_of
 from gaguide.numbers import finite
 from gaguide.study.grid import Cell, Grid
 from gaguide.study.records import HELD_OUT, Result
-from gaguide.study.state import is_complete, read_summary
+from gaguide.study.state import evaluation_file, is_complete, read_summary
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def read_evaluated(grid: Grid) -> list[Evaluated]:
     for cell in grid.cells:
         if cell.model is not None and is_complete(grid, cell):
             folder, held_out = grid.path(cell), _held_out(grid, cell)
-            results = json.loads((folder / "evaluation" / RESULTS_FILE).read_text("utf-8"))
+            results = json.loads(evaluation_file(folder).read_text("utf-8"))
             found.append(
                 Evaluated(
                     cell, folder, count_parameters(str(cell.model)), results["tasks"],
@@ -101,7 +100,7 @@ def read_evaluated(grid: Grid) -> list[Evaluated]:
 
 def evaluation_fingerprints(folder: Path) -> dict[str, str]:
     """Fingerprints of the tasks that a cell was evaluated on and of the code; empty before evaluation."""
-    path = folder / "evaluation" / RESULTS_FILE
+    path = evaluation_file(folder)
     if not path.is_file():
         return {}
     record = json.loads(path.read_text("utf-8"))

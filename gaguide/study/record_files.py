@@ -21,37 +21,27 @@ import pyarrow.parquet as pq
 from gaguide.errors import UserError, mask_all
 from gaguide.files import replacing, write_json, write_text
 from gaguide.log import read_metrics
-from gaguide.study.analysis_records import (
-    Change,
-    Gain,
-    HeadAttention,
-    HeadKnockOut,
-    HeadVerdict,
-    LexiconShare,
-    LossCost,
-)
-from gaguide.study.records import CellRecord, Comparison, LeftOut, Mean, Result, ScalingVerdict
+from gaguide.study.records import CellRecord
 from gaguide.study.study_records import StudyRecords
 
 STUDY = "study.json"
-_FILES: Mapping[str, tuple[str, type[Any]]] = {
-    "results": ("results.parquet", Result),
-    "means": ("means.jsonl", Mean),
-    "comparisons": ("comparisons.jsonl", Comparison),
-    "verdicts": ("verdicts.jsonl", ScalingVerdict),
-    "changes": ("changes.parquet", Change),
-    "left_out": ("left_out.jsonl", LeftOut),
+_FILES = {
+    "results": "results.parquet",
+    "means": "means.jsonl",
+    "comparisons": "comparisons.jsonl",
+    "verdicts": "verdicts.jsonl",
+    "changes": "changes.parquet",
+    "left_out": "left_out.jsonl",
 }
-"""Field of `StudyRecords` → its file and its records."""
-_ANALYSIS: Mapping[str, type[Any]] = {
-    "shares": LexiconShare,
-    "gains": Gain,
-    "attention": HeadAttention,
-    "losses": LossCost,
-    "knock_outs": HeadKnockOut,
-    "head_verdicts": HeadVerdict,
-}
+"""Field of `StudyRecords` → its file."""
+_ANALYSIS = ("shares", "gains", "attention", "losses", "knock_outs", "head_verdicts")
 """Fields of `StudyRecords` that share analysis.jsonl, distinguished by `kind`."""
+_KINDS: Mapping[str, type[Any]] = {
+    name: get_args(hint)[0]
+    for name, hint in get_type_hints(StudyRecords).items()
+    if name in (*_FILES, *_ANALYSIS)
+}
+"""Field of `StudyRecords` → the class of its records."""
 _ANALYSIS_FILE = "analysis.jsonl"
 _PREFIX = "tables-"
 """Folders of tables are numbered; study.json names the current one."""
@@ -70,8 +60,8 @@ def write_tables(folder: Path, records: StudyRecords) -> None:
     tables = folder / f"{_PREFIX}{max(numbers, default=0) + 1}"
     tables.mkdir(parents=True)
     try:
-        for name, (file, kind) in _FILES.items():
-            _write(tables / file, getattr(records, name), kind)
+        for name, file in _FILES.items():
+            _write(tables / file, getattr(records, name), _KINDS[name])
         _write(tables / _ANALYSIS_FILE, (row for name in _ANALYSIS for row in getattr(records, name)))
         _write_study(folder, records, tables.name)
     except BaseException:
@@ -126,9 +116,10 @@ def read_study(folder: Path) -> StudyRecords:
         problem = f"{STUDY} has schema {tree.get('schema')!r}; this version reads 1"
         raise UserError.of("STUDY", problem, "run gaguide study collect", str(folder))
     tables = folder / (tree.get("tables") or "")
-    found = {name: _records(kind, _read(tables / file)) for name, (file, kind) in _FILES.items()}
+    found = {name: _records(_KINDS[name], _read(tables / file)) for name, file in _FILES.items()}
     analysis = _read(tables / _ANALYSIS_FILE)
-    for name, kind in _ANALYSIS.items():
+    for name in _ANALYSIS:
+        kind = _KINDS[name]
         found[name] = _records(kind, (row for row in analysis if row["kind"] == kind.kind))
     cells = _records(CellRecord, tree["cells"])
     return StudyRecords(tree["name"], tree["study"], tree["provenance"], cells, **found)

@@ -10,7 +10,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gaguide.evaluate.results.earlier import RESULTS_FILE
 from gaguide.files import write_json
 from gaguide.log import run_files
 from gaguide.model.content import other_files
@@ -128,7 +127,7 @@ def changed_tasks(grid: Grid, folder: Path, state: CellState) -> list[str]:
 
 def evaluation_file(folder: Path) -> Path:
     """The results of a cell's evaluation, the last file it writes."""
-    return folder / "evaluation" / RESULTS_FILE
+    return folder / "evaluation" / run_files.RESULTS
 
 
 def is_complete(grid: Grid, cell: Cell) -> bool:

@@ -8,15 +8,16 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gaguide.config import GuidanceSection, ValidationSection
-from gaguide.errors import FaultCollector, UserError, suggestion
+from gaguide.errors import FaultCollector, UserError
 from gaguide.guidance import (
     DEFAULT_THRESHOLD,
     Assignment,
     FixedOffset,
     GuidancePlan,
+    Lexicon,
+    get_lexicon,
     make_pattern,
     read_lexicons,
-    shipped_lexicons,
 )
 from gaguide.guidance.cues import Cues, make_cues
 from gaguide.model import ModelSource
@@ -64,17 +65,12 @@ def find_cues(section: ValidationSection, tokenizer: PreTrainedTokenizerBase) ->
     """The cues of a run's `validation.near_cue`; None where it names none."""
     if section.near_cue is None:
         return None
-    own = read_lexicons(Path(section.lexicons).expanduser()) if section.lexicons else {}
-    known = shipped_lexicons() | own
-    if section.near_cue not in known:
-        remedy = suggestion(section.near_cue, known, limit=30)
-        raise UserError.of("validation.near_cue", "unknown lexicon", remedy, section.near_cue)
-    return make_cues(known[section.near_cue], section.cue_mode, tokenizer)
+    lexicon = get_lexicon(section.near_cue, _own_lexicons(section), "validation.near_cue")
+    return make_cues(lexicon, section.cue_mode, tokenizer)
 
 
 def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -> GuidancePlan:
-    own = read_lexicons(Path(section.lexicons).expanduser()) if section.lexicons else {}
-    assignments = []
+    own, assignments = _own_lexicons(section), []
     with FaultCollector() as faults:
         for at, entry in enumerate(section.plan):
             field = f"guidance.plan.{at}.pattern"
@@ -82,6 +78,10 @@ def _custom_plan(section: GuidanceSection, tokenizer: PreTrainedTokenizerBase) -
             if pattern is not None:
                 assignments.append(Assignment(pattern, entry.heads, entry.layers, entry.weight))
     return GuidancePlan(tuple(assignments))
+
+
+def _own_lexicons(section: GuidanceSection | ValidationSection) -> dict[str, Lexicon]:
+    return read_lexicons(Path(section.lexicons).expanduser()) if section.lexicons else {}
 
 
 def _check_offsets(plan: GuidancePlan, block_length: int) -> None:

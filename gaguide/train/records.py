@@ -17,8 +17,8 @@ from gaguide.engine.engine import Engine
 from gaguide.errors import UserError, mask_all
 from gaguide.files import write_json, write_text
 from gaguide.guidance import Measurement
-from gaguide.log import MetricsFile, StepLine, read_metrics, run_files, say
-from gaguide.log.run_files import EVALUATIONS, METRICS, SKIPPED, VALIDATIONS
+from gaguide.log import MetricsFile, StepLine, read_metrics, say
+from gaguide.log.run_files import CONFIG, DEEPSPEED, EVALUATIONS, METRICS, SKIPPED, VALIDATIONS
 from gaguide.trackers import Trackers
 from gaguide.train.clock import Clock
 from gaguide.train.job import Job
@@ -55,8 +55,8 @@ class RunRecords:
                 for name in (METRICS, VALIDATIONS, EVALUATIONS, SKIPPED):
                     if (origin / name).exists():
                         shutil.copyfile(origin / name, output / name)
-            write_text(output / run_files.CONFIG, dump_config(job.run, masked=True))
-            write_json(output / run_files.DEEPSPEED, mask_all(job.deepspeed.settings))
+            write_text(output / CONFIG, dump_config(job.run, masked=True))
+            write_json(output / DEEPSPEED, mask_all(job.deepspeed.settings))
             self._open_file(METRICS, done)
             # Step 0 is the untrained model: a run that starts over writes its record again.
             self._open_file(VALIDATIONS, done if resumed else -1)

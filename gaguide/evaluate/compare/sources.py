@@ -10,9 +10,9 @@ from typing import Any
 
 from gaguide.errors import FaultCollector, UserError
 from gaguide.evaluate.compare.harness_samples import read_samples, samples_task
-from gaguide.evaluate.results.earlier import RESULTS_FILE
 from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
+from gaguide.log import run_files
 
 _EXAMPLES = "examples.parquet"
 _REMEDY = "give the --output folder of gaguide evaluate, or what lm-eval --log_samples wrote"
@@ -58,7 +58,7 @@ def _read(path: Path, name: str, group: str | None) -> Evaluation:
         raise UserError.of("EVALUATION", "does not exist", _REMEDY, str(path))
     if path.is_dir() and (path / _EXAMPLES).is_file():
         return _ours(path, name)
-    if path.name in (_EXAMPLES, RESULTS_FILE) and (path.parent / _EXAMPLES).is_file():
+    if path.name in (_EXAMPLES, run_files.RESULTS) and (path.parent / _EXAMPLES).is_file():
         return _ours(path.parent, name)
     return _harness(path, name, group)
 
@@ -66,7 +66,7 @@ def _read(path: Path, name: str, group: str | None) -> Evaluation:
 def _ours(folder: Path, name: str) -> Evaluation:
     try:
         tasks = read_examples(folder)
-        results: dict[str, Any] = json.loads((folder / RESULTS_FILE).read_text("utf-8"))
+        results: dict[str, Any] = json.loads((folder / run_files.RESULTS).read_text("utf-8"))
         main = {task: next(iter(record["metrics"])) for task, record in results["tasks"].items()}
         warnings = [text for record in results["tasks"].values() for text in record.get("warnings", ())]
         doubts = {

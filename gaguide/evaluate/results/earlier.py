@@ -20,10 +20,9 @@ from filelock import FileLock, Timeout
 from gaguide.errors import Fault, FaultKind, UserError
 from gaguide.evaluate.tasks.read import TaskData
 from gaguide.files import hash_json
+from gaguide.log import run_files
 from gaguide.model.content import same_content
 
-RESULTS_FILE = "results.json"
-"""Name of the results in an output folder; written last."""
 _LOCK = ".evaluation.lock"
 _SETTINGS: Mapping[str, Any] = {
     "dtype": None, "limit": None, "shots": None, "on_overflow": None, "deepspeed": None,
@@ -98,7 +97,7 @@ def check_earlier(
 
 def read_earlier(output: Path) -> dict[str, Any] | None:
     """The content of results.json in `output`; None without it. Raises `UserError` for another file."""
-    path = output / RESULTS_FILE
+    path = output / run_files.RESULTS
     if not path.is_file():
         return None
     try:
@@ -106,7 +105,7 @@ def read_earlier(output: Path) -> dict[str, Any] | None:
         if not isinstance(found["tasks"], dict):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
-        problem = f"holds a {RESULTS_FILE} that is not an evaluation's"
+        problem = f"holds a {run_files.RESULTS} that is not an evaluation's"
         raise UserError.of("--output", problem, _REMEDY, str(output)) from None
     return dict(found)
 

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gaguide.config.validation import validation_faults
 from gaguide.config.yaml_tree import read_yaml
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.results.earlier import RESULTS_FILE, read_earlier
+from gaguide.evaluate.results.earlier import read_earlier
 from gaguide.evaluate.results.numbers import log_sum_exp
+from gaguide.log import run_files
 
 _TOLERANCES = {"loss": 0.002, "total_logprob": 0.005}
 """Largest difference of a mean, in nats: scores of one example differ by up to about 2e-4 between devices and
@@ -172,7 +173,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     results = read_earlier(folder)
     if results is None:
         remedy = "give the output folder of a complete evaluation"
-        raise UserError.of("--results", f"does not have {RESULTS_FILE}", remedy, str(folder))
+        raise UserError.of("--results", f"does not have {run_files.RESULTS}", remedy, str(folder))
     return results
 
 

@@ -9,13 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gaguide.evaluate.results.earlier import (
-    RESULTS_FILE,
-    merge_examples,
-    merge_harness,
-    merge_results,
-    read_earlier,
-)
+from gaguide.evaluate.results.earlier import merge_examples, merge_harness, merge_results, read_earlier
 from gaguide.evaluate.results.harness import harness_json
 from gaguide.evaluate.results.markdown import results_markdown
 from gaguide.evaluate.results.metrics import ScoredExample
@@ -23,6 +17,7 @@ from gaguide.evaluate.results.results import Results
 from gaguide.evaluate.results.samples import sample_lines, samples_file
 from gaguide.evaluate.tasks.task import Kind
 from gaguide.files import replacing, without_nonfinite, write_json, write_text
+from gaguide.log import run_files
 
 
 def write_results(results: Results, output: Path) -> None:
@@ -46,7 +41,7 @@ def write_results(results: Results, output: Path) -> None:
         for name, result in results.tasks.items():
             if lines := "".join(sample_lines(result)):
                 write_text(output / samples_file(name), lines)
-    write_json(output / RESULTS_FILE, merged)
+    write_json(output / run_files.RESULTS, merged)
 
 
 _COLUMNS: Mapping[str, tuple[pa.DataType, Callable[[str, Kind, ScoredExample], Any]]] = {

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from gaguide.errors import Fault, FaultCollector, UserError, suggestion
+from gaguide.errors import Fault, FaultCollector, UserError
 from gaguide.evaluate.tasks.example import Example
 from gaguide.evaluate.tasks.task import Task
-from gaguide.guidance.lexicon import Lexicon, read_lexicons, shipped_lexicons
+from gaguide.guidance.lexicon import Lexicon, get_lexicon, read_lexicons, shipped_lexicons
 
 
 def with_cues(task: Task, folder: Path) -> Task:
@@ -35,14 +35,11 @@ def with_cues(task: Task, folder: Path) -> Task:
 def cue_lexicon(task: Task) -> Lexicon:
     """The lexicon whose words are the cues."""
     own = {} if task.lexicons is None else read_lexicons(Path(task.lexicons))
-    known = shipped_lexicons() | own
     field = f"task {task.name}: lexicon"
     if task.lexicon is None:
-        remedy = f"name a word set, such as {', '.join(list(known)[:3])}"
+        remedy = f"name a word set, such as {', '.join(list(shipped_lexicons() | own)[:3])}"
         raise UserError.of(field, "is required for kind near_cue", remedy)
-    if task.lexicon not in known:
-        raise UserError.of(field, "unknown lexicon", suggestion(task.lexicon, known, 30), task.lexicon)
-    return known[task.lexicon]
+    return get_lexicon(task.lexicon, own, field)
 
 
 def mark_cues(task: Task, examples: Iterable[Example]) -> tuple[Example, ...]:
