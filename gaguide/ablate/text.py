@@ -21,7 +21,7 @@ from gaguide.ablate.passes import Passes, without_labels
 from gaguide.ablate.subjects import Key, Subject, by_layer, together
 from gaguide.errors import UserError
 from gaguide.guidance.cues import BANDS, cue_bands, document_index
-from gaguide.guidance.patterns import Columns, FirstToken, Marks, Pattern, marked
+from gaguide.guidance.patterns import Columns, Marks, Pattern, marked, target_from
 from gaguide.interventions import (
     Intervention,
     MeanOutput,
@@ -228,10 +228,9 @@ def pattern_bands(patterns: Sequence[Pattern], batch: Batch) -> torch.Tensor:
     """Band of each predicted token [B, T - 1]; patterns by offset have no cues: all tokens are `rest`."""
     ids_BT = batch["input_ids"]
     marked_BT = torch.zeros_like(ids_BT).bool()
+    begins_BT = batch["position_ids"] == 0 if "position_ids" in batch else None
     for pattern in patterns:
-        target = pattern.target(ids_BT)
-        if isinstance(pattern, FirstToken) and "position_ids" in batch:
-            target = Columns(batch["position_ids"] == 0)
+        target = target_from(pattern, ids_BT, begins_BT)
         if isinstance(target, Columns):
             marked_BT = marked_BT | target.marked_BT
     return cue_bands(marked_BT, document_index(batch))[:, 1:]

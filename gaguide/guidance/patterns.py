@@ -153,6 +153,11 @@ class MarkedTokens:
 
     def target(self, ids_BT: torch.Tensor) -> Columns:
         """The marked keys; a `UserError` where the token ids came without this mark."""
+        if self.within is not None:
+            return self.restrict(self.within.target(ids_BT), ids_BT)
+        return Columns(self._marked(ids_BT))
+
+    def _marked(self, ids_BT: torch.Tensor) -> torch.Tensor:
         marked_BT = _marks.get(self.mark)
         if marked_BT is None:
             problem = "names a mark of the data, which this text lacks"
@@ -163,15 +168,16 @@ class MarkedTokens:
         if marked_BT.shape != ids_BT.shape:
             shapes = f"{tuple(marked_BT.shape)} for token ids of {tuple(ids_BT.shape)}"
             raise ValueError(f"the mark {self.mark!r} has the shape {shapes}")
-        if self.within is None:
-            return Columns(marked_BT)
-        inner = self.within.target(ids_BT)
-        if not isinstance(
-            inner, Columns
-        ):  # from an installed package, whose kind of target its name does not show
+        return marked_BT
+
+    def restrict(self, inner: Target, ids_BT: torch.Tensor) -> Columns:
+        """Those targets of the other pattern that are marked."""
+        # A pattern of an installed package does not show its kind of target by its name.
+        if not isinstance(inner, Columns):
+            assert self.within is not None
             problem = "has one target for each query, which a mark cannot restrict"
             raise UserError.of("guidance", problem, f"guide to {self.within.name} without @", self.name)
-        return Columns(inner.marked_BT & marked_BT)
+        return Columns(inner.marked_BT & self._marked(ids_BT))
 
 
 def target_under(pattern: Pattern, ids_BT: torch.Tensor, mask_BQK: torch.Tensor | None) -> Target:
@@ -179,10 +185,23 @@ def target_under(pattern: Pattern, ids_BT: torch.Tensor, mask_BQK: torch.Tensor 
 
     A first token is one that sees itself and nothing before it.
     """
-    if mask_BQK is None or not isinstance(pattern, FirstToken):
+    if mask_BQK is None or not isinstance(innermost(pattern), FirstToken):
         return pattern.target(ids_BT)
-    begins_BT = mask_BQK.diagonal(0, 1, 2) & ~mask_BQK.tril(-1).any(-1)
-    return Columns(begins_BT.expand(ids_BT.shape))
+    return target_from(pattern, ids_BT, mask_BQK.diagonal(0, 1, 2) & ~mask_BQK.tril(-1).any(-1))
+
+
+def target_from(pattern: Pattern, ids_BT: torch.Tensor, begins_BT: torch.Tensor | None) -> Target:
+    """The pattern's targets where sequences, or documents, begin at `begins_BT`, bool [B or 1, T].
+
+    None: each row is one sequence from its first column.
+    """
+    if begins_BT is None:
+        return pattern.target(ids_BT)
+    if isinstance(pattern, FirstToken):
+        return Columns(begins_BT.expand(ids_BT.shape))
+    if isinstance(pattern, MarkedTokens) and pattern.within is not None:
+        return pattern.restrict(target_from(pattern.within, ids_BT, begins_BT), ids_BT)
+    return pattern.target(ids_BT)
 
 
 def innermost(pattern: Pattern) -> Pattern | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gaguide.ablate.text import pattern_bands
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FirstToken, FixedOffset, GuidancePlan, TokenSet, guide
 from gaguide.guidance.attach import Method
@@ -16,7 +17,7 @@ from gaguide.guidance.kernel import Numbers, _first_columns
 from gaguide.guidance.losses import ROW_LOSSES
 from gaguide.guidance.masks import read_mask
 from gaguide.guidance.operations import attend, head_losses
-from gaguide.guidance.patterns import Columns, Offset
+from gaguide.guidance.patterns import Columns, MarkedTokens, Offset, Pattern, marked
 from gaguide.guidance.plan import Loss
 from gaguide.guidance.targets import row_terms
 from gaguide.interventions import intervene, knock_out_edges
@@ -216,10 +217,19 @@ def test_blocks_of_rows_leave_out_columns_before_their_documents(loss: Loss) -> 
         torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
+MARKED_FIRST = MarkedTokens("any", MarkedTokens("all", FirstToken()))
+
+
+@pytest.mark.parametrize("pattern", [FirstToken(), MARKED_FIRST], ids=lambda one: one.name)
 @pytest.mark.parametrize("method", ["joint", "tap"])
-def test_the_first_token_is_that_after_padding_and_of_each_document(method: Method) -> None:
-    """As in the unpadded sequence, and in each document alone."""
-    model, plan = tiny_model("llama-grouped-query"), GuidancePlan((Assignment(FirstToken(), (0, 3)),))
+def test_the_first_token_is_that_after_padding_and_of_each_document(method: Method, pattern: Pattern) -> None:
+    """As in the unpadded sequence, and in each document alone; marks of the data restrict that."""
+    with marked({name: lambda ids_BT: torch.ones_like(ids_BT).bool() for name in ("any", "all")}):
+        check_first_tokens(method, pattern)
+
+
+def check_first_tokens(method: Method, pattern: Pattern) -> None:
+    model, plan = tiny_model("llama-grouped-query"), GuidancePlan((Assignment(pattern, (0, 3)),))
     ids_1T = random_ids(1, 13)
 
     def measure(ids_BT: torch.Tensor, **inputs: torch.Tensor) -> tuple[float, dict[tuple[int, int], float]]:
@@ -236,10 +246,14 @@ def test_the_first_token_is_that_after_padding_and_of_each_document(method: Meth
     position_1T = torch.arange(13).repeat(2)[None]
     _, twice = measure(torch.cat([ids_1T, ids_1T], 1), position_ids=position_1T)
     assert twice == pytest.approx(masses, rel=1e-4)
-    edges = knock_out_edges([(0, 0)], FirstToken())
+    edges = knock_out_edges([(0, 0)], pattern)
     with intervene(model, edges):
         want = model(input_ids=ids_1T, use_cache=False).logits
         got = model(
             input_ids=torch.cat([ids_1T, ids_1T], 1), position_ids=position_1T, use_cache=False
         ).logits
     torch.testing.assert_close(got[:, 13:], want, rtol=1e-4, atol=1e-4)
+    cut = pattern_bands([pattern], {"input_ids": padded_1T, "position_ids": position_1T[:, -18:]})
+    assert cut[0].tolist() == [
+        0 if at == 5 else 1 if 5 < at <= 10 else 2 if at > 10 else 3 for at in range(1, 18)
+    ]
