@@ -13,7 +13,7 @@ The contenders run a whole training step (forward, backward, fused AdamW) of a G
   tap-N      the same, the loss of all layers in addition to the model's own attention
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
 A name that ends in -compiled runs as `train.compile: true` does, and is compared with unguided-compiled.
---small: numbers in a layer's queries up to which tap cuts heads out by slices (`model/tap.py`).
+--small: numbers in a layer's queries up to which tap gathers the heads of all layers (`model/tap.py`).
 Contenders alternate in one process. Ratios are of wall-clock / processor time. Peak memory is that of one
 child process per contender (CPU: resident set, minus that before the first step; GPU: allocated). The
 default on a GPU is bf16.
@@ -81,6 +81,7 @@ def contender(name: str, shape: Shape, stack: ExitStack) -> Callable[[], None]:
     plan = GuidancePlan((Assignment(TokenSet("words", WORDS), tuple(range(int(heads or 1)))),))
     model = model_of(config, "eager" if kind == "dense" else "sdpa", device, dtype)
     packed = use_packed_attention(model)
+    maps = {"output_attentions": True} if kind == "dense" else {}  # an argument more would bring masks back
     compiled = CompiledForward(model, True, packed) if name != base else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     generator = torch.Generator().manual_seed(1)
@@ -90,7 +91,7 @@ def contender(name: str, shape: Shape, stack: ExitStack) -> Callable[[], None]:
     def step() -> None:
         if compiled is not None:
             compiled.prepare({"input_ids": ids_BT})
-        out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False, output_attentions=kind == "dense")
+        out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False, **maps)
         loss = out.loss
         if guidance is not None:
             loss = loss + guidance.loss()

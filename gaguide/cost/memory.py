@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from gaguide.model.head_runs import SMALL
 from gaguide.model.quantize import BYTES_PER_WEIGHT
 from gaguide.model.shape import ModelShape
 
@@ -316,8 +317,13 @@ def guidance_saves(shape: ModelShape, setup: MemorySetup) -> int:
 
 
 def _guidance_workspace(shape: ModelShape, setup: MemorySetup) -> int:
-    """Temporary bytes of one guided layer in row blocks: fp32 q, k, v, their gradients, blocks of rows."""
+    """Temporary bytes: of one guided layer in row blocks fp32 q, k, v, their gradients and blocks of rows;
+    where heads of small tensors are gathered, gradients of all heads of the guided layers."""
     if setup.tapped:
-        return 0
+        queries = shape.heads * shape.head_width
+        if setup.checkpointing or setup.tokens * queries > SMALL or not setup.guided_heads:
+            return 0
+        widths = queries + shape.kv_heads * shape.head_width
+        return setup.tokens * widths * _PRODUCT_BYTES[setup.precision] * setup.guided_layers
     blocks = 3 * _FP32 * setup.micro_batch * setup.guided_heads * setup.row_block * setup.block_length
     return setup.tokens * setup.guided_heads * shape.head_width * 6 * _FP32 + blocks

@@ -130,12 +130,13 @@ def compile_forward(
 
 
 def _loss_alone(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(forward)
     def _trained(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         return output if output.loss is None else type(output)(loss=output.loss)
 
-    return _trained
+    # Torch keeps graphs by code object: of a shared one, every call would try those of other models too.
+    _trained.__code__ = _trained.__code__.replace()
+    return wraps(forward)(_trained)
 
 
 def _compile(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:

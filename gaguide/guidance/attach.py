@@ -22,6 +22,7 @@ from gaguide.guidance.plan import GuidancePlan, GuidedHead
 from gaguide.model.attention_consumer import PassHandler, PassInputs
 from gaguide.model.attention_hooks import attach_consumer, consumers_of
 from gaguide.model.attention_support import attention_modules, reentrant_fault, unwrap_model
+from gaguide.model.head_runs import HeadRuns
 from gaguide.model.head_split import HeadSplit
 
 Method = Literal["auto", "joint", "tap"]
@@ -202,7 +203,7 @@ def guide(
         groups = getattr(layers[index], "num_key_value_groups", 1)
         split = HeadSplit.choose(chosen, n_heads, groups)
         slots = tuple(slot_of[id(heads[index, head].pattern)] for head in chosen)
-        guided[index] = GuidedLayer(split, slots)
+        guided[index] = GuidedLayer(split, HeadRuns.of(chosen, groups), slots)
     guidance = Guidance(plan, heads, guided, patterns, measure_only, method)
     with attach_consumer(model, tuple(guided), guidance):
         yield guidance

@@ -27,8 +27,9 @@ from gaguide.guidance.patterns import Pattern, target_under
 from gaguide.guidance.plan import GuidancePlan
 from gaguide.guidance.targets import RowTerms, row_terms
 from gaguide.model.attention_consumer import AttentionCall, PassHandler, PassInputs
+from gaguide.model.head_runs import HeadRuns
 from gaguide.model.head_split import HeadSplit
-from gaguide.model.tap import TappedHeads, tap_heads
+from gaguide.model.tap import TappedHeads, gather_heads, is_small, tap_heads
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class GuidedLayer:
 
     split: HeadSplit
     """The guided heads and the rest."""
+    runs: HeadRuns
+    """The guided heads once more, as a tap takes them."""
     patterns: tuple[int, ...]
     """Index in `Setting.patterns` of each guided head's pattern, in the order of the split."""
 
@@ -71,6 +74,8 @@ class HeadResults:
 
 Results = dict[tuple[int, ...], HeadResults]
 """Layers → results."""
+_Waiting = tuple[AttentionCall, TappedHeads | None]
+"""A layer's call, and its tapped heads, or None where they are gathered from the call."""
 
 
 class GuidedPass(PassHandler):
@@ -89,7 +94,7 @@ class GuidedPass(PassHandler):
         self._terms: list[tuple[tuple[int, ...], torch.Tensor | None, RowTerms]] = []
         self._masks: list[tuple[torch.Tensor, Visibility]] = []
         self._causal = Visibility(None)
-        self._tapped: dict[int, tuple[AttentionCall, TappedHeads]] = {}
+        self._tapped: dict[int, _Waiting] = {}
         self._missing = set(self.layers)
 
     def observe(self, call: AttentionCall) -> None:
@@ -103,15 +108,17 @@ class GuidedPass(PassHandler):
         """Tap the guided heads."""
         if self.setting.method != "tap":
             return call
-        tapped = self._tap_heads(call)
         self._missing.discard(call.layer)
-        if not self._waits(call):
-            self._compute([(call, tapped)])
-        else:
+        waits = self._waits(call)
+        gathers = waits and is_small(call.q_BHTD) and not torch.compiler.is_compiling()
+        tapped = None if gathers else self._tap_heads(call)
+        if waits:
             self._tapped[call.layer] = (call, tapped)
             self._compute_tapped()
+        else:
+            self._compute([(call, tapped)])
         self._forget()
-        if tapped.q_BHTD is call.q_BHTD:
+        if tapped is None or tapped.q_BHTD is call.q_BHTD:
             return call
         return replace(call, q_BHTD=tapped.q_BHTD, k_BGTD=tapped.k_BGTD)
 
@@ -141,8 +148,7 @@ class GuidedPass(PassHandler):
         self._tapped.clear()
 
     def _tap_heads(self, call: AttentionCall) -> TappedHeads:
-        split = self.layers[call.layer].split
-        return tap_heads(split.chosen, split.groups, call.q_BHTD, call.k_BGTD)
+        return tap_heads(self.layers[call.layer].runs, call.q_BHTD, call.k_BGTD)
 
     def _waits(self, call: AttentionCall) -> bool:
         """Whether the layer's loss is computed with that of the others, after the last of them."""
@@ -161,11 +167,11 @@ class GuidedPass(PassHandler):
         if self._missing:
             return
         # Neighbours that differ only in queries and keys are combined, so that results stay ordered.
-        groups: list[list[tuple[AttentionCall, TappedHeads]]] = []
+        groups: list[list[_Waiting]] = []
         last: AttentionCall | None = None
         for layer in sorted(self.layers):
             call, tapped = self._tapped.get(layer, (None, None))
-            if call is not None and tapped is not None:
+            if call is not None:
                 if last is None or call.mask is not last.mask or _kind(call) != _kind(last):
                     groups.append([])
                 groups[-1].append((call, tapped))
@@ -181,16 +187,29 @@ class GuidedPass(PassHandler):
             self._terms.clear()
             self._masks.clear()
 
-    def _compute(self, layers: Sequence[tuple[AttentionCall, TappedHeads]]) -> None:
+    def _compute(self, layers: Sequence[_Waiting]) -> None:
         """Losses of layers, in one operation."""
         call, visible = layers[0][0], self._visible(layers[0][0])
         patterns = tuple(slot for call, _ in layers for slot in self.layers[call.layer].patterns)
         terms = self._row_terms(call, patterns, visible.mask_BQK)
-        q_BhTD = _joined([piece for _, tapped in layers for piece in tapped.queries])
-        k_BhTD = _joined([piece for _, tapped in layers for piece in tapped.keys])
+        q_BhTD, k_BhTD = self._joined(layers)
         numbers = self._numbers(call, terms, visible)
         loss_h, mass_h = backend.guided_losses((q_BhTD, k_BhTD), terms, visible.mask_BQK, numbers)
         self._record([call for call, _ in layers], loss_h, mass_h, terms)
+
+    def _joined(self, layers: Sequence[_Waiting]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys [B, h, T, D] of the layers' guided heads."""
+        tapped = [heads for _, heads in layers if heads is not None]
+        if tapped:
+            return (
+                _joined([piece for heads in tapped for piece in heads.queries]),
+                _joined([piece for heads in tapped for piece in heads.keys]),
+            )
+        runs, calls = [self.layers[call.layer].runs for call, _ in layers], [call for call, _ in layers]
+        return (
+            gather_heads([one.queries for one in runs], [call.q_BHTD for call in calls]),
+            gather_heads([one.keys for one in runs], [call.k_BGTD for call in calls]),
+        )
 
     def _record(
         self, calls: Sequence[AttentionCall], loss_h: torch.Tensor, mass_h: torch.Tensor, terms: RowTerms
@@ -248,8 +267,8 @@ class GuidedPass(PassHandler):
 
 
 def _kind(call: AttentionCall) -> tuple[Any, ...]:
-    B, _, T, D = call.q_BHTD.shape
-    return call.scale, call.q_BHTD.dtype, call.k_BGTD.dtype, call.q_BHTD.device, B, T, D
+    shapes = call.q_BHTD.shape, call.k_BGTD.shape
+    return call.scale, call.q_BHTD.dtype, call.k_BGTD.dtype, call.q_BHTD.device, *shapes
 
 
 def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:

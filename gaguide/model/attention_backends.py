@@ -120,31 +120,35 @@ class MaskReader:
 
     def __init__(self) -> None:
         self._known: list[tuple[tuple[Any, ...], torch.Tensor | None]] = []
+        self._config: Any = None
+        self._backend = ""
 
     def read(
         self, module: nn.Module, q_BHTD: torch.Tensor, mask: Any, kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
         """As `visible_keys`."""
         config: Any = module.config
-        if config._attn_implementation != "flex_attention" and not is_flash(config._attn_implementation):
-            return visible_keys(module, q_BHTD, mask, kwargs)
+        if config is not self._config:  # reading its attributes takes as long as an operation
+            self._config, self._backend = config, str(config._attn_implementation)
+        backend = self._backend
+        if backend != "flex_attention" and not is_flash(backend):
+            return visible_keys(module, backend, q_BHTD, mask, kwargs)
         given = (mask, *(kwargs.get(name) for name in _MASKING))
         for known, visible in self._known:
             if all(one is other for one, other in zip(known, given)):
                 return visible
-        self._known.append((given, visible_keys(module, q_BHTD, mask, kwargs)))
+        self._known.append((given, visible_keys(module, backend, q_BHTD, mask, kwargs)))
         return self._known[-1][1]
 
 
 def visible_keys(
-    module: nn.Module, q_BHTD: torch.Tensor, mask: Any, kwargs: dict[str, Any]
+    module: nn.Module, name: str, q_BHTD: torch.Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> torch.Tensor | None:
     """Visible keys by mask and arguments of a backend, [B or 1, 1 or H, T, T], Boolean or additive; or None.
 
     Raises `UserError` for a mask that the backend itself would misread.
     """
-    config: Any = module.config
-    name, T = str(config._attn_implementation), q_BHTD.shape[2]
+    T = q_BHTD.shape[2]
     causal = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
     if is_flash(name):

@@ -174,7 +174,7 @@ def _refuse_unsupported(
     q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, kwargs: dict[str, Any], handlers: Sequence[PassHandler]
 ) -> None:
     given = [name for name in kwargs if name in SOFTMAX_ARGUMENTS and kwargs[name] is not None]
-    if present := sorted({name for name in given for each in handlers if name not in each.understands}):
+    if given and (present := sorted({x for x in given for each in handlers if x not in each.understands})):
         raise UserError.of(
             "model",
             f"its attention uses {', '.join(present)}, which guidance and maps do not cover",

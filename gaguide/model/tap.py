@@ -2,25 +2,24 @@
 
 A loss of these queries and keys needs no second path through autograd: its gradients are added in place to
 those of the attention's backward. autograd runs the backward of attention and of the loss, in either order,
-before that of the tap. Where the tensors are small, and in compiled graphs, plain slices do the same: they
-move more memory (zeros for all heads, and a sum of them), but no Python runs for a layer's backward.
+before that of the tap. Small tensors of several layers are gathered instead, without a change to what the
+attention gets: autograd then adds a gradient of all heads, zeros for those not chosen, which moves and keeps
+more memory, but no Python runs for a layer, forward or backward. In compiled graphs, and where a layer with
+small tensors is computed alone, plain slices do the same.
 
-Shapes: B batch, H heads, G key/value heads, h chosen heads, T positions, D head width.
+Shapes: L layers, B batch, H heads, G key/value heads, h chosen heads, T positions, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-SMALL = 2**22
-"""Numbers in a layer's queries up to which a GPU is taken to wait for its host."""
-Runs = tuple[tuple[int, int], ...]
-"""Consecutive heads, as (first, number); a head may be in several runs."""
+from gaguide.model.head_runs import SMALL, HeadRuns, Runs
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,57 @@ class TappedHeads:
     """Views; joined they are the keys of the chosen heads, one for each head."""
 
 
-def runs_of(heads: Iterable[int]) -> Runs:
-    """Maximal runs of consecutive heads, in the given order."""
-    found: list[tuple[int, int]] = []
-    for head in heads:
-        if found and head == sum(found[-1]):
-            found[-1] = (found[-1][0], found[-1][1] + 1)
-        else:
-            found.append((head, 1))
-    return tuple(found)
-
-
-def tap_heads(
-    chosen: tuple[int, ...], groups: int, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor
-) -> TappedHeads:
-    """Tap the chosen heads, ascending, of which `groups` share one key head."""
-    query_runs, key_runs = runs_of(chosen), runs_of(head // groups for head in chosen)
-    if torch.compiler.is_compiling() or q_BHTD.numel() <= SMALL:
-        pieces = _views(q_BHTD, query_runs) + _views(k_BGTD, key_runs)
+def tap_heads(runs: HeadRuns, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor) -> TappedHeads:
+    """Tap the chosen heads of a layer."""
+    if torch.compiler.is_compiling() or is_small(q_BHTD):
+        pieces = _views(q_BHTD, runs.queries) + _views(k_BGTD, runs.keys)
     else:
-        q_BHTD, k_BGTD, *pieces = _Tap.apply(query_runs, key_runs, q_BHTD, k_BGTD)
-    at = len(query_runs)
+        q_BHTD, k_BGTD, *pieces = _Tap.apply(runs.queries, runs.keys, q_BHTD, k_BGTD)
+    at = len(runs.queries)
     return TappedHeads(q_BHTD, k_BGTD, tuple(pieces[:at]), tuple(pieces[at:]))
+
+
+def is_small(q_BHTD: torch.Tensor) -> bool:
+    """Whether a GPU is taken to wait for its host in layers with such queries."""
+    return q_BHTD.numel() <= SMALL
+
+
+def gather_heads(runs: Sequence[Runs], layers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A copy of each layer's runs of its queries [B, H, T, D], or keys, joined along the heads: [B, h, T, D].
+
+    The layers have one shape.
+    """
+    gathered: torch.Tensor = _Gather.apply(tuple(runs), *layers)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """Copies of runs of heads; backward makes the gradients of all heads, in one tensor for all layers."""
+
+    @staticmethod
+    def forward(ctx: Any, runs: tuple[Runs, ...], *layers: torch.Tensor) -> torch.Tensor:
+        ctx.runs, ctx.shape = runs, layers[0].shape
+        return torch.cat([piece for x, own in zip(layers, runs) for piece in _views(x, own)], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BhTD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (B, H, T, D), L = ctx.shape, len(ctx.runs)
+        all_LBHTD = grad_BhTD.new_zeros(L, B, T, H, D).transpose(2, 3)
+        if len(set(ctx.runs)) == 1:
+            _add_joined(all_LBHTD, grad_BhTD.unflatten(1, (L, -1)).transpose(0, 1), ctx.runs[0])
+        else:
+            sizes = [sum(number for _, number in runs) for runs in ctx.runs]
+            for one_1BHTD, grad, runs in zip(all_LBHTD.split(1), grad_BhTD.split(sizes, 1), ctx.runs):
+                _add_joined(one_1BHTD, grad[None], runs)
+        return None, *all_LBHTD.unbind()
+
+
+def _add_joined(all_LBHTD: torch.Tensor, joined_LBhTD: torch.Tensor, runs: Runs) -> None:
+    at = 0
+    for first, number in runs:
+        all_LBHTD.narrow(2, first, number).add_(joined_LBhTD.narrow(2, at, number))
+        at += number
 
 
 class _Tap(torch.autograd.Function):

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from gaguide.cost import memory as memory_module
 from gaguide.cost.flops import flops_per_token
 from gaguide.cost.memory import (
     MemorySetup,
@@ -35,6 +36,7 @@ from gaguide.errors import UserError
 from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
 from gaguide.model import fuse_activations, gpt2_shape, scratch_config, shape_of
 from gaguide.model.sizes import SIZES
+from gaguide.model.tap import gather_heads
 
 _IDS = {"bos_token_id": 0, "eos_token_id": 0}
 
@@ -181,6 +183,23 @@ def test_guidance_saves_the_bytes_that_are_counted(heads: int, precision: Precis
     guided = replace(plain, guided_heads=heads, guided_layers=1)
     more = [saved_bytes(small(GPT2, n), guided) - saved_bytes(small(GPT2, n), plain) for n in (1, 2)]
     assert more[1] - more[0] == guidance_saves(shape_of(small(GPT2)), guided)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gathered_heads_need_gradients_of_all_heads(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LlamaConfig(num_hidden_layers=3, hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+    shape = shape_of(config if groups > 1 else small(GPT2))
+    assert shape.heads == groups * shape.kv_heads
+    setup = MemorySetup(2, block_length=16, precision="fp32", guided_heads=2, guided_layers=3)
+    sizes = [(2, heads, 16, shape.head_width) for heads in (shape.heads, shape.kv_heads)]
+    made = 0
+    for size in sizes:
+        layers = [torch.ones(size, requires_grad=True) for _ in range(3)]
+        grads = torch.autograd.grad(gather_heads([((0, 1),)] * 3, layers).sum(), layers)
+        made += sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in grads}.values())
+    gathered = estimate_memory(shape, setup).guidance
+    monkeypatch.setattr(memory_module, "SMALL", 2 * 16 * shape.heads * shape.head_width - 1)
+    assert gathered - estimate_memory(shape, setup).guidance == made
 
 
 @pytest.mark.parametrize("stage, per_parameter", [(0, 16), (1, 4 + 12 / 8), (2, 2 + 14 / 8), (3, 16 / 8)])

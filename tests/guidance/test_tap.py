@@ -16,7 +16,8 @@ from gaguide.guidance import Assignment, FixedOffset, Guidance, GuidancePlan, To
 from gaguide.guidance.losses import ROW_LOSSES
 from gaguide.interventions import ScaleEdges, intervene
 from gaguide.model import tap
-from gaguide.model.tap import runs_of, tap_heads
+from gaguide.model.head_runs import HeadRuns, runs_of
+from gaguide.model.tap import tap_heads
 from tests.support.models import HEADS, LAYERS, random_ids, tiny_model
 
 WORDS = TokenSet("words", frozenset({5, 9, 17, 33}))
@@ -26,7 +27,7 @@ PLAN = GuidancePlan(
 IDS = random_ids(2, 31)
 
 
-@pytest.fixture(params=["in place", "sliced"])
+@pytest.fixture(params=["in place", "gathered"])
 def adds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the gradients are added: as for tensors of a large model, or of a small one."""
     monkeypatch.setattr(tap, "SMALL", 0 if request.param == "in place" else 2**22)
@@ -159,7 +160,7 @@ def test_a_tap_changes_no_gradient_but_its_own(adds: str) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 4, 5, 3, generator=generator, requires_grad=True) for _ in range(2))
     weight = torch.randn(1, 4, 5, 3, generator=generator)
-    tapped = tap_heads((1, 2), 1, q, k)
+    tapped = tap_heads(HeadRuns.of((1, 2), 1), q, k)
     attention = (tapped.q_BHTD * weight).sum() + (tapped.k_BGTD * weight).sum()
     beside = (q * 3).sum()
     (attention + beside + tapped.queries[0].square().sum()).backward()
@@ -174,7 +175,7 @@ def test_gradients_that_are_not_the_taps_own_are_copied(attention: Any, adds: st
     """Of q + k both have one tensor, of a sum all have one number: changed in place, they were wrong."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 4, 5, 3, generator=generator, requires_grad=True) for _ in range(2))
-    tapped = tap_heads((1, 2), 1, q, k)
+    tapped = tap_heads(HeadRuns.of((1, 2), 1), q, k)
     loss = tapped.queries[0].square().sum() + tapped.keys[0].pow(3).sum()
     (attention(tapped.q_BHTD, tapped.k_BGTD) + loss).backward()
     found = q.grad, k.grad
@@ -254,7 +255,7 @@ def test_passes_without_gradients_hold_no_layer_back(waits: list[int]) -> None:
     assert waits == [2, 3, 2]
 
 
-def test_frozen_layers_below_the_guided_ones() -> None:
+def test_frozen_layers_below_the_guided_ones(adds: str, waits: list[int]) -> None:
     """The first layer's queries need no gradient; the loss reaches what is trained."""
     found = []
     for method in ("joint", "tap"):
