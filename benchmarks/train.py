@@ -3,7 +3,7 @@
     python benchmarks/train.py --shards DIR [--steps 12] [--length 512] [--micro-batch 1] [--json zero2]
                                [--ranks 2] [--groups eager,compiled,trainer,trainer-compiled] [--no-memory]
                                [--output FILE]
-    python benchmarks/train.py host --shards DIR [--steps 30]
+    python benchmarks/train.py host --shards DIR [--steps 30] [--launch 28]
 
 Contenders, all of gpt2's shape with random weights, no dropout, the same blocks and rate, clipping at 1:
   nano           nanoGPT's model and loop on one process (nanogpt.py)
@@ -21,7 +21,8 @@ of two steps in processes without the others: the largest rank's resident set (C
 
 `host` runs the contenders of one process, and ours under ZeRO 0, 1 and 2, on tensors so small that nearly
 all time is the host's: Python, dispatch and launches, one thread. Its ratios say what a GPU waits for where
-the host is the limit.
+the host is the limit. Without a GPU the guided ones do there what they do on one (`guidance.method: tap`),
+with Triton kernels that return zeros and take --launch microseconds, as in guidance.py.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from guidance import stubs
 from train_contenders import COMPILED, ROOT, WARMUP, guided_heads, nano, ours, trainer
 
 Seconds = tuple[float, float]
@@ -150,7 +154,11 @@ def child(names: str, settings_json: str, answer: str, *_: str) -> None:
     from gaguide.distributed import World, all_gather, stop
     from gaguide.train.device import held_memory
 
-    seconds = in_turns(names.split(","), json.loads(settings_json))
+    settings = json.loads(settings_json)
+    with ExitStack() as stack:
+        for target, name, stub in stubs(settings["launch"] * 1e-6) if "launch" in settings else ():
+            stack.enter_context(mock.patch.object(target, name, stub))
+        seconds = in_turns(names.split(","), settings)
     world = World.from_environment()
     memory = max(all_gather(held_memory(world.device)))
     if world.is_main:
@@ -214,6 +222,7 @@ def main() -> None:
     parser.add_argument("--groups", default="eager,compiled,trainer,trainer-compiled")
     parser.add_argument("--contenders", help="of the groups, only these")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--launch", type=float, default=28.0)
     parser.add_argument("--output", type=Path, help="write all times to this JSON file")
     arguments = parser.parse_args()
     keys = ("shards", "steps", "length", "micro_batch", "json", "ranks")
@@ -227,6 +236,7 @@ def main() -> None:
         if arguments.what == "host":
             groups, arguments.memory = ["host"], False
             settings |= {"model": tiny_model(folder), "threads": 1, "length": 8, "micro_batch": 1}
+            settings |= {} if torch.cuda.is_available() else {"launch": arguments.launch}
         for group in groups:
             names = [name for name in GROUPS[group] if chosen is None or name in chosen]
             seconds |= launch(names, settings, Path(folder))["seconds"]

@@ -32,6 +32,7 @@ def overrides(settings: dict[str, Any], name: str, output: str) -> dict[str, str
     steps, heads = settings["steps"] + WARMUP, guided_heads(name)
     plan = [{"pattern": LEXICONS[head % 4], "heads": head} for head in range(heads or 0)]
     guidance = {"guidance.plan": json.dumps(plan)} if plan else {}
+    guidance |= {"guidance.method": "tap"} if "launch" in settings else {}
     return guidance | {
         "output": output,
         "model.name": settings["model"],
