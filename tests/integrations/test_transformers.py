@@ -234,3 +234,39 @@ def test_what_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="reentrant"):
         trainer.train()
+
+
+def _summed(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    loss = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    return loss * 0.7
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    "own", [{}, {"label_smoothing_factor": 0.1}, {"compute_loss_func": _summed}], ids=str
+)
+def test_whatever_the_trainers_loss_the_mean_guidance_loss_is_added(
+    tmp_path: Path, accumulate: int, own: dict[str, Any]
+) -> None:
+    """One step from the same weights: guided and plain differ by the gradient of guidance alone."""
+    ids_NT = random_ids(2 * accumulate, 21)
+    smoothing = {name: value for name, value in own.items() if name == "label_smoothing_factor"}
+    function = {name: value for name, value in own.items() if name == "compute_loss_func"}
+    given: dict[str, Any] = {"train_dataset": Rows(ids_NT, True), **function}
+
+    def trained(kind: Any, **more: Any) -> list[torch.Tensor]:
+        args = arguments(tmp_path, gradient_accumulation_steps=accumulate, max_steps=1, **smoothing)
+        trainer = kind(model=tiny_model("gpt2"), args=args, **given, **more)
+        trainer.train()
+        return [parameter.detach() for parameter in trainer.model.parameters()]
+
+    model = tiny_model("gpt2").train()
+    with guide(model, PLAN) as guidance:
+        for pair in ids_NT.split(2):
+            model(input_ids=pair, use_cache=False)
+            (guidance.loss() / accumulate).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    guided_weights, plain = trained(guided(_PlainOrder), guidance=PLAN), trained(_PlainOrder)
+    for got, base, gradient in zip(guided_weights, plain, gradients, strict=True):
+        want = base if gradient is None else base - 0.1 * gradient
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
