@@ -2,7 +2,6 @@
 
     python benchmarks/guidance.py [--layers 6] [--batch 1] [--length 1024] [--repeats 7]
                                   [--device cpu] [--dtype fp32] [--contenders unguided,ours-4,…] [--no-memory]
-                                  [--small 4194304]
     python benchmarks/guidance.py host [--repeats 41] [--launch 28] [--contenders unguided,joint-4,tap-4,…]
     python benchmarks/guidance.py memory [--lengths 512,1024,2048,4096,8192]
 
@@ -11,9 +10,9 @@ The contenders run a whole training step (forward, backward, fused AdamW) of a G
   ours-N     N heads of every layer guided by gaguide: joint on a CPU, tap on a GPU
   joint-N    the same, output and loss of guided heads in one operation a layer
   tap-N      the same, the loss of all layers in addition to the model's own attention
+  inplace-N, gathered-N  the same, whatever the size of the tensors by one of its two ways (`model/tap.py`)
   dense-N    the same loss from eager attention maps (output_attentions=True), full H and P
 A name that ends in -compiled runs as `train.compile: true` does, and is compared with unguided-compiled.
---small: numbers in a layer's queries up to which tap gathers the heads of all layers (`model/tap.py`).
 Contenders alternate in one process. Ratios are of wall-clock / processor time. Peak memory is that of one
 child process per contender (CPU: resident set, minus that before the first step; GPU: allocated). The
 default on a GPU is bf16.
@@ -51,8 +50,10 @@ from gaguide.model import adapt_to, fuse_activations, tap
 from gaguide.model.packed import use_packed_attention
 
 COMPILED = "-compiled"
-KINDS = {"ours": "auto", "joint": "joint", "tap": "tap"}
+KINDS = {"ours": "auto", "joint": "joint", "tap": "tap", "inplace": "tap", "gathered": "tap"}
 """Contender → method of guidance."""
+LIMITS = {"inplace": 0, "gathered": sys.maxsize}
+"""Contender → numbers in a layer's queries up to which heads are gathered, where it is not the default."""
 Shape = tuple[GPT2Config, int, int, str, str]
 """Configuration, sequences, tokens, device and dtype."""
 Seconds = tuple[float, float]
@@ -89,7 +90,10 @@ def contender(name: str, shape: Shape, stack: ExitStack) -> Callable[[], None]:
     ids_BT = torch.randint(0, config.vocab_size, (batch, length), generator=generator).to(device)
     guidance = stack.enter_context(guide(model, plan, method=KINDS[kind])) if kind in KINDS else None
 
+    small = LIMITS.get(kind, tap.SMALL)
+
     def step() -> None:
+        tap.SMALL = small
         if compiled is not None:
             compiled.prepare({"input_ids": ids_BT})
         out = model(input_ids=ids_BT, labels=ids_BT, use_cache=False, **maps)
@@ -275,9 +279,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"))
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--dense-up-to", type=int, default=4096)
-    parser.add_argument("--small", type=int, default=tap.SMALL)
     arguments = parser.parse_args()
-    tap.SMALL = arguments.small
     arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
     eager = "unguided,joint-4,tap-4,joint-12,tap-12"
     both = f"{eager},{','.join(name + COMPILED for name in eager.split(','))}"
