@@ -48,13 +48,13 @@ part() {
 
 if [ -n "$small" ]; then
   guidance=(--layers 2 --length 64 --repeats 2 --contenders unguided,tap-4,joint-4) lengths=(--length 64 --micro-batch 1)
-  limit=(--layers 2 --length 64 --repeats 2) batches=1
+  gather=(--layers 2 --length 64 --repeats 2) batches=1
   steps=2 groups=trainer host=(--contenders nano,ours-alone) training=(--data.block_length 64)
 else
   eager=unguided,tap-4,joint-4,tap-12,joint-12
   compiled=unguided-compiled,tap-4-compiled,joint-4-compiled,tap-12-compiled
   guidance=(--layers 12 --batch 8 --repeats 15 --contenders "$eager,$compiled")
-  limit=(--layers 12 --repeats 15) batches='2 4 8 16'
+  gather=(--layers 12 --repeats 15) batches='2 4 8 16'
   lengths=(--length 1024 --micro-batch 16)
   steps=12 groups=trainer,trainer-compiled host=() training=()
 fi
@@ -74,7 +74,7 @@ if [ -z "$small" ]; then
 fi
 part train-ranks 120 "$python" benchmarks/train.py --shards embedded --steps $steps --groups $groups --no-memory "${lengths[@]}"
 # Up to which size heads are gathered: SMALL in gaguide/model/head_runs.py.
-part limit 60 bash -c 'for batch in $0; do "$@" --batch $batch; done' "$batches" "$python" benchmarks/guidance.py "${limit[@]}" \
+part limit 60 bash -c 'for batch in $0; do "$@" --batch $batch; done' "$batches" "$python" benchmarks/guidance.py "${gather[@]}" \
   --no-memory --contenders unguided,inplace-4,gathered-4
 part micro-batch-auto 45 "$python" -m gaguide.train --deepspeed zero2 --train.micro_batch auto --output "$output/auto" "${settings[@]}"
 part compile 60 "$python" -m gaguide.train --deepspeed zero2 --train.compile true --output "$output/compiled" "${settings[@]}"
