@@ -145,6 +145,10 @@ class UserError(Exception):
         return UserError, (self.faults,)  # ranks exchange their errors pickled
 
 
+class LoneError(UserError):
+    """Faults that one rank has found alone, while the others wait in a collective: it prints them itself."""
+
+
 @contextmanager
 def reworded(change: Callable[[Fault], Fault]) -> Iterator[None]:
     """Raise a `UserError` of the block with each fault rewritten by `change`, in the user's terms."""

@@ -3,6 +3,7 @@
 from gaguide.distributed.collectives import (
     all_gather,
     all_reduce_sum,
+    alone,
     barrier,
     broadcast,
     raise_together,
@@ -14,6 +15,7 @@ __all__ = [
     "World",
     "all_gather",
     "all_reduce_sum",
+    "alone",
     "barrier",
     "broadcast",
     "leave",

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gaguide.errors import Fault, UserError
+from gaguide.errors import Fault, LoneError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -95,10 +96,30 @@ def raise_together(check: Callable[[], T]) -> T:
     return result
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, a `UserError` is this rank's alone, and raised as a `LoneError` that names the rank.
+
+    For work in the middle of a step, where agreeing with the other ranks would cost too much.
+    """
+    try:
+        yield
+    except UserError as error:
+        if _is_alone():
+            raise
+        import torch.distributed as dist
+
+        raise LoneError(_of_rank(dist.get_rank(), fault) for fault in error.faults) from None
+
+
+def _of_rank(rank: int, fault: Fault) -> Fault:
+    return replace(fault, field=f"rank {rank}: {fault.field}")
+
+
 def _merge_faults(by_rank: list[tuple[Fault, ...]]) -> list[Fault]:
     common = [fault for fault in by_rank[0] if all(fault in faults for faults in by_rank)]
     single = [
-        replace(fault, field=f"rank {rank}: {fault.field}")
+        _of_rank(rank, fault)
         for rank, faults in enumerate(by_rank)
         for fault in faults
         if fault not in common

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaguide.distributed import World
-from gaguide.errors import EXIT_HUNG
+from gaguide.distributed import World, out_of_memory
+from gaguide.errors import EXIT_HUNG, EXIT_USER_ERROR, LoneError, first_line
 from gaguide.liveness.heartbeat import HeartbeatFolder
 from gaguide.liveness.monitor import POLL_SECONDS, Check, Ending
 from gaguide.liveness.verdict import Activity, Beat, describe_hang
@@ -95,16 +95,26 @@ class HangCheck(Check):
         if now - self._last_beat > self.interval:
             self._last_beat = now
             self._beat()
+            if (ending := self._fault_elsewhere()) is not None:
+                return ending
             seen = self.beats.is_abort_requested()
         if seen or self._is_overdue():
             self._abort = self._begin_abort()
         return None
 
     def close(self, error: BaseException | None) -> Ending | None:
-        """End at once where this rank's error follows from an abort, else remove this rank's heartbeat."""
+        """End at once where this rank's error follows from an abort or a fault of another rank.
+
+        Otherwise remove this rank's heartbeat. A fault of this rank alone is left for the others.
+        """
         self._error = error
         ending = None
-        if self.timeout and error is not None and (self._abort or self.beats.is_abort_requested()):
+        if isinstance(error, LoneError) or (error is not None and out_of_memory(error)):
+            text = str(error) if isinstance(error, LoneError) else f"out of memory ({first_line(error)})"
+            self.beats.leave_fault(self.world.host, text)
+        elif error is not None and (fault := self._fault_elsewhere()) is not None:
+            ending = fault
+        elif self.timeout and error is not None and (self._abort or self.beats.is_abort_requested()):
             # A collective broke because other ranks have ended before this rank has seen the request.
             ending = self._decide(self._abort or self._begin_abort())
         elif self._abort is not None and self._abort.is_own:
@@ -112,6 +122,15 @@ class HangCheck(Check):
         if ending is None:
             self.beats.remove(self.world.rank)
         return ending
+
+    def _fault_elsewhere(self) -> Ending | None:
+        """How to end where a rank has left a fault, which it has printed on its own host."""
+        found = self.beats.fault()
+        if found is None:
+            return None
+        host, text = found
+        prints = self.world.local_rank == 0 and host != self.world.host
+        return Ending(EXIT_USER_ERROR, f"train: {text}" if prints else None)
 
     def _is_overdue(self) -> bool:
         return self._activity.is_overdue(self._now(), self.timeout, self.has_begun)

@@ -1,6 +1,7 @@
 """The folder in which the ranks of a run leave signs of life, and in which any may request that all end.
 
-OUTPUT/.heartbeats/RUN/ holds a file for each rank, and in end/ the request of the first rank that made one.
+OUTPUT/.heartbeats/RUN/ holds a file for each rank, and in end/ the request of the first rank that made one,
+and the fault of the first rank that ended alone.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from gaguide.files import read_object
 from gaguide.liveness.verdict import Beat
 
-_REQUEST = "requested"
+_REQUEST, _FAULT = "requested", "fault.json"
 
 
 class HeartbeatFolder:
@@ -90,6 +92,22 @@ class HeartbeatFolder:
                 None,
             ):  # None: on a full disk the file exists without its content
                 self._request.unlink(missing_ok=True)
+
+    def leave_fault(self, host: str, text: str) -> None:
+        """Leave the fault with which a rank ends alone; the first one stays."""
+        path = self._request.with_name(_FAULT)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as file:
+                json.dump({"host": host, "text": text}, file)
+
+    def fault(self) -> tuple[str, str] | None:
+        """Host and text of the fault that a rank has left; None without one."""
+        with contextlib.suppress(OSError):
+            if any(path.name == _FAULT for path in self._request.parent.iterdir()):
+                found = read_object(self._request.with_name(_FAULT))  # empty on a full disk
+                return found.get("host", ""), found.get("text", "")
+        return None
 
     def _file(self, rank: int) -> Path:
         return self.path / f"rank-{rank:05}.json"

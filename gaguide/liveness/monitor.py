@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from gaguide.distributed.launcher import launchers
-from gaguide.errors import PreemptedError, UserError
+from gaguide.errors import LoneError, PreemptedError, UserError
 from gaguide.log import has_reader, say
 
 POLL_SECONDS = 0.5
@@ -90,7 +90,8 @@ class Monitor:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         # All ranks raise these two together; any other error is this rank's alone.
-        own = None if isinstance(error, (UserError, PreemptedError)) else error
+        together = isinstance(error, (UserError, PreemptedError)) and not isinstance(error, LoneError)
+        own = None if together else error
         try:
             if own is None:
                 for check in self._checks:

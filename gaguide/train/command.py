@@ -24,6 +24,7 @@ from gaguide.errors import (
     DivergedError,
     Fault,
     FaultCollector,
+    LoneError,
     PreemptedError,
     UserError,
 )
@@ -66,8 +67,8 @@ def main(argv: Sequence[str] | None = None, make_evaluation: MakeEvaluation | No
         _train(arguments, world, make_evaluation)
         return 0
     except UserError as error:
-        # Every rank is here at the same moment; the launcher stops all as soon as one has ended.
-        if is_main:
+        # Every rank is here at the same moment, or one alone; the launcher stops all once one has ended.
+        if is_main or isinstance(error, LoneError):
             say(f"train: {error}", error=True)
         return EXIT_USER_ERROR
     except PreemptedError as stopped:

@@ -13,7 +13,7 @@ import torch
 
 from gaguide.data import rank_micro_batches
 from gaguide.data.read.blocks import leaves_out
-from gaguide.distributed import World, all_reduce_sum, raise_together
+from gaguide.distributed import World, all_reduce_sum, alone, raise_together
 from gaguide.engine.engine import Engine
 from gaguide.errors import UserError
 from gaguide.guidance import Guidance, marked
@@ -48,12 +48,14 @@ class StepInputs:
     def micro_batches(self, step: int) -> Iterator[Inputs]:
         """This rank's micro batches of a step; seeds dropout, so that a repeated step drops the same."""
         _seed_dropout(self.device, self.job.run.seed, step, self.world.rank)
-        self.job.corpus.look_ahead(self.job.first_block(step))
+        with alone():
+            self.job.corpus.look_ahead(self.job.first_block(step))
         ids_AM = self._block_ids(step)
         share = self._targets_of_micro_batch(ids_AM)
         for at, ids_M in enumerate(ids_AM):
             self.watchdog.mark(step, "reading blocks")
-            batch = self.reader.take(ids_M)
+            with alone():
+                batch = self.reader.take(ids_M)
             inputs = batch.inputs if share is None else {**batch.inputs, "num_items_in_batch": share}
             if at + 1 == len(ids_AM):
                 self.preemption.share()
@@ -75,7 +77,8 @@ class StepInputs:
         blocks = self.job.corpus.blocks
         if not leaves_out(blocks):
             return None
-        own = sum(count_targets(blocks, ids_M) for ids_M in ids_AM)
+        with alone():
+            own = sum(count_targets(blocks, ids_M) for ids_M in ids_AM)
         total = all_reduce_sum(torch.tensor(float(own), dtype=torch.float64, device=self.device))
         return (total / (len(ids_AM) * self.world.size)).clamp(min=1e-9).float()
 

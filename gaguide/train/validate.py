@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from gaguide.distributed import World
+from gaguide.distributed import World, alone
 from gaguide.engine.engine import Engine
 from gaguide.guidance import Guidance, Measurement, marked
 from gaguide.guidance.measurement import measure_guided
@@ -50,5 +50,8 @@ def _batches(
         work.done(min(count, first * size))
         blocks = chunks[mine] if counted else chunks[0]
         names = () if guidance is None else guidance.plan.marks
-        with marked(guidance_marks(held_out, blocks, names, device)):
-            yield model_inputs(held_out, blocks, isolate, device), counted
+        with alone():
+            marks = guidance_marks(held_out, blocks, names, device)
+            inputs = model_inputs(held_out, blocks, isolate, device)
+        with marked(marks):
+            yield inputs, counted

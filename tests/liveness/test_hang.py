@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gaguide.distributed import World
-from gaguide.errors import EXIT_HUNG
+from gaguide.errors import EXIT_HUNG, EXIT_USER_ERROR, Fault, LoneError
 from gaguide.liveness.hang import HangCheck
 from gaguide.liveness.heartbeat import HeartbeatFolder
 from gaguide.liveness.monitor import Ending
@@ -158,6 +158,33 @@ def test_a_broken_collective_after_a_request_is_not_an_error_of_its_own(
 def test_an_error_without_a_request_is_this_ranks_own(clock: FakeClock, tmp_path: Path) -> None:
     first, _ = checks(tmp_path, clock)
     assert first.close(ValueError("an error of its own")) is None
+
+
+@pytest.mark.parametrize("connection", ["breaks", "waits"])
+def test_all_ranks_end_with_the_fault_that_one_has_found(
+    clock: FakeClock, tmp_path: Path, connection: str
+) -> None:
+    """A broken connection shows it at once; where collectives only wait, the next look at the folder does."""
+    first, second = checks(tmp_path, clock)
+    fault = LoneError(Fault("rank 1: data", "shard x is damaged", "copy it again"))
+    assert second.close(fault) is None  # it prints its fault itself
+    if connection == "breaks":
+        ending = first.close(RuntimeError("Connection closed by peer"))
+    else:
+        (ending,) = run_until(clock, first.notice_seconds, first)
+    assert ending == Ending(EXIT_USER_ERROR, f"train: {fault}")
+
+
+def test_one_rank_of_each_host_prints_the_fault_of_another(clock: FakeClock, tmp_path: Path) -> None:
+    made = checks(tmp_path, clock, ranks=3)
+    worlds = [World(0, 3, 0, "n0"), World(1, 3, 0, "n1"), World(2, 3, 1, "n1")]
+    for check, world in zip(made, worlds, strict=True):
+        check.world = world
+    assert made[2].close(MemoryError("can't allocate memory")) is None
+    endings = [check.close(RuntimeError("Connection closed by peer")) for check in made[:2]]
+    assert [ending and ending.exit_code for ending in endings] == [EXIT_USER_ERROR] * 2
+    assert "can't allocate memory" in str(endings[0] and endings[0].message)
+    assert endings[1] is not None and endings[1].message is None
 
 
 def rank_under_a_watchdog(output: Path, what: str) -> tuple[int, str]:

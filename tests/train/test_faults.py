@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from gaguide.checkpoint.folder import describe_checkpoints
 from gaguide.checkpoint.store import held_out_loss
+from gaguide.data import rank_micro_batches
+from gaguide.data.corpus import folder_corpus
 from gaguide.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR
 from gaguide.liveness.heartbeat import HeartbeatFolder
 from gaguide.log import read_metrics
@@ -254,6 +259,28 @@ def test_a_rank_that_hangs_is_named_with_its_place(
     assert newest_checkpoint(output) == 10
 
 
+def test_damaged_data_of_one_rank_are_named_by_it(embedded_shards: Path, tmp_path: Path) -> None:
+    """Rank 1 reads an id that no tokenizer has, while rank 0 computes: no other message, the same code."""
+    shards, output = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(embedded_shards, shards)
+    corpus = folder_corpus(shards, 64, 0, 0)
+    block = rank_micro_batches(corpus.order, 4, 4, 2, 1, 2)[0, 0]  # of step 5
+    ids = corpus.blocks.read(np.array([block])).astype("<u2").tobytes()
+    file = shards / "train-00000.arrow"
+    written = file.read_bytes()
+    assert written.count(ids) == 1
+    damaged = written.replace(ids, ids[:-2] + b"\xff\xff")
+    file.write_bytes(damaged)
+    manifest = (shards / "manifest.json").read_text()  # as where the checksum is still being computed
+    pair = (hashlib.sha256(content).hexdigest() for content in (written, damaged))
+    (shards / "manifest.json").write_text(manifest.replace(*pair))
+    with job(TRAIN, arguments(shards, output, **{"checkpoint.every": "2"})) as running:
+        code, printed = running.wait()
+    assert code == EXIT_USER_ERROR, printed
+    assert printed.count("train: rank 1: data: shard") == 1 and "holds the id 65535" in printed, printed
+    assert "Traceback" not in printed and newest_checkpoint(output) == 4, printed
+
+
 def test_a_rank_without_memory_says_what_to_lower(embedded_shards: Path, tmp_path: Path) -> None:
     """The rank itself must say so: the other one, in a reduction, sees only that its peer is gone."""
     command = arguments(
@@ -263,7 +290,7 @@ def test_a_rank_without_memory_says_what_to_lower(embedded_shards: Path, tmp_pat
         code, printed = running.wait()
     assert code == EXIT_USER_ERROR
     assert "train.micro_batch: rank 1 ran out of memory" in printed and "gradient_checkpointing" in printed
-    assert "[rank1]: Traceback" not in printed, printed
+    assert "Traceback" not in printed, printed
     assert newest_checkpoint(tmp_path / "full") == 2
 
 
