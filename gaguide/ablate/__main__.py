@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.ablate.command import main
+from gaguide.log import print_any_text
 
 if TYPE_CHECKING:
     from gaguide.ablate.records import AblationRecord
@@ -29,6 +30,7 @@ def show(record: AblationRecord, folder: Path) -> None:
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Ablate and end the process; `argv` defaults to the command line."""
+    print_any_text()
     sys.exit(main(argv, show))
 
 

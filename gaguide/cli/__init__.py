@@ -11,6 +11,7 @@ import typer
 
 from gaguide import __version__
 from gaguide.errors import EXIT_USER_ERROR, UserError
+from gaguide.log import print_any_text
 
 _PROGRAMS = ("train", "evaluate", "ablate")
 _GROUPS = ("data", "lexicon", "heads", "checkpoint", "eval", "study", "submit")
@@ -56,6 +57,7 @@ def _options(
 
 def main() -> None:
     """Run the command line. A `UserError` is printed without a traceback and exits with `EXIT_USER_ERROR`."""
+    print_any_text()
     app = make_app()
     try:
         app()

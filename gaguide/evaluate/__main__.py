@@ -13,10 +13,12 @@ from typing import NoReturn
 
 from gaguide.distributed import leave
 from gaguide.evaluate.command import main
+from gaguide.log import print_any_text
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Evaluate and end the process; `argv` defaults to the command line."""
+    print_any_text()
     leave(main(argv))
 
 

@@ -8,6 +8,7 @@ from gaguide.log.console import (
     format_duration,
     has_reader,
     is_first_process,
+    print_any_text,
     say,
     table_console,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "has_reader",
     "has_step",
     "is_first_process",
+    "print_any_text",
     "read_lines",
     "read_metrics",
     "say",

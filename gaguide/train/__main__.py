@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from gaguide.distributed import leave
+from gaguide.log import print_any_text
 from gaguide.train.command import main
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def make_evaluation(job: Job, world: World) -> Evaluation | None:
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Train and end the process; `argv` defaults to the command line."""
+    print_any_text()
     leave(main(argv, make_evaluation))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from gaguide.log import console
 from tests.support.patience import patience
+from tests.support.ranks import rank_environment
 
 
 @pytest.mark.processes
@@ -26,6 +27,24 @@ def test_output_without_a_reader_does_not_end_the_program() -> None:
         process.stderr.close()
         process.stdin.write("\n")
     assert process.returncode == 75
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("program", ["cli", "train", "evaluate", "ablate"])
+def test_an_encoding_without_our_characters_ends_no_program(program: str) -> None:
+    """Of a Latin-1 locale, or PYTHONIOENCODING: each help has an ellipsis."""
+    start = {"cli": ["-c", "import sys; from gaguide.cli import main; main()"]}.get(
+        program, ["-m", f"gaguide.{program}"]
+    )
+    done = subprocess.run(
+        [sys.executable, *start, "--help"],
+        env=rank_environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+    )
+    assert done.returncode == 0 and done.stdout.isascii(), done.stderr
+    assert "--help" in done.stdout
 
 
 def test_slow_work_says_what_it_does_and_how_far(
