@@ -168,14 +168,14 @@ class GuidedPass(PassHandler):
             return
         # Neighbours that differ only in queries and keys are combined, so that results stay ordered.
         groups: list[list[_Waiting]] = []
-        last: AttentionCall | None = None
+        last: _Waiting | None = None
         for layer in sorted(self.layers):
-            call, tapped = self._tapped.get(layer, (None, None))
-            if call is not None:
-                if last is None or call.mask is not last.mask or _kind(call) != _kind(last):
+            waiting = self._tapped.get(layer)
+            if waiting is not None:
+                if last is None or not _go_together(waiting, last):
                     groups.append([])
-                groups[-1].append((call, tapped))
-            last = call
+                groups[-1].append(waiting)
+            last = waiting
         self._tapped.clear()
         for layers in groups:
             self._compute(layers)
@@ -198,7 +198,7 @@ class GuidedPass(PassHandler):
         self._record([call for call, _ in layers], loss_h, mass_h, terms)
 
     def _joined(self, layers: Sequence[_Waiting]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys [B, h, T, D] of the layers' guided heads."""
+        """Queries and keys [B, h, T, D] of the layers' guided heads: all tapped, or none."""
         tapped = [heads for _, heads in layers if heads is not None]
         if tapped:
             return (
@@ -264,6 +264,13 @@ class GuidedPass(PassHandler):
             terms = row_terms(targets, *given, is_padded=self.is_padded)
         self._terms.append((patterns, mask_BQK, terms))
         return terms
+
+
+def _go_together(one: _Waiting, other: _Waiting) -> bool:
+    # Where a model is compiled in parts, some layers are tapped and others gathered.
+    (call, tapped), (near, near_tapped) = one, other
+    same_way = (tapped is None) == (near_tapped is None)
+    return same_way and call.mask is near.mask and _kind(call) == _kind(near)
 
 
 def _kind(call: AttentionCall) -> tuple[Any, ...]:

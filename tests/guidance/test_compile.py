@@ -212,3 +212,21 @@ def test_the_graph_returns_results_and_nothing_that_guidance_used_on_the_way(
     (outputs,) = returned
     assert len(outputs) == 3 * results + 1  # losses, masses and numbers of queries; logits
     assert sum(output.requires_grad for output in outputs) == results + 1
+
+
+@pytest.mark.parametrize("method", ["joint", "tap"])
+@pytest.mark.parametrize("layers", [(0,), (2,)], ids=str)
+def test_some_layers_compiled_and_others_not(
+    layers: tuple[int, ...], method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a caller, or all after torch's limit of recompilations."""
+    monkeypatch.setattr(backend, "is_fused", lambda *_: True)
+    monkeypatch.setattr(backend, "_choose", lambda _, numbers: numbers)
+    with guide(model := model_of("gpt2", 0.0, False, torch.float64), PLAN) as guidance:
+        want = step(model, guidance, 0)
+    torch.compiler.reset()
+    model = model_of("gpt2", 0.0, False, torch.float64)
+    for layer in layers:
+        model.transformer.h[layer].compile(backend="eager")
+    with guide(model, PLAN, method=method) as guidance:
+        torch.testing.assert_close(step(model, guidance, 0), want, rtol=1e-9, atol=1e-12)
