@@ -12,7 +12,7 @@ Shapes: B batch, h guided heads, T positions, N coefficients, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -148,6 +148,22 @@ def _fake_gradient(x_BhTD: torch.Tensor) -> torch.Tensor:
     return x_BhTD.new_empty(B, T, h, D).transpose(1, 2)
 
 
+def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's `once_differentiable`, also where the gradient of the loss is a constant.
+
+    torch then takes the gradients for constants too, although they depend on queries and keys.
+    """
+    once = once_differentiable(backward)
+
+    @wraps(backward)
+    def _backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        if torch.is_grad_enabled():  # `create_graph`
+            grads = (grads[0].detach().requires_grad_(), *grads[1:])
+        return once(ctx, *grads)
+
+    return _backward
+
+
 class _Attend(torch.autograd.Function):
     """`attend` in eager mode, and the formula of the registered operation."""
 
@@ -165,7 +181,7 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, terms[0], terms[-1], out, coefficients, mask, seed)
 
     @staticmethod
-    @once_differentiable
+    @_once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _Attend.formula(_attend_backward, None, ctx, *grads)
 
@@ -195,7 +211,7 @@ class _HeadLosses(torch.autograd.Function):
         ctx.save_for_backward(q, k, terms[0], terms[-1], coefficients, mask)
 
     @staticmethod
-    @once_differentiable
+    @_once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _HeadLosses.formula(_losses_backward, None, ctx, *grads)
 

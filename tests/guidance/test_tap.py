@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from gaguide.attention import collecting
 from gaguide.errors import UserError
 from gaguide.guidance import Assignment, FixedOffset, Guidance, GuidancePlan, TokenSet, backend, guide
+from gaguide.guidance.attach import Method
 from gaguide.guidance.losses import ROW_LOSSES
 from gaguide.interventions import ScaleEdges, intervene
 from gaguide.model import tap
@@ -80,10 +81,11 @@ def test_runs_are_consecutive_heads() -> None:
 
 @pytest.mark.parametrize("loss", ROW_LOSSES)
 @pytest.mark.parametrize("kind", ["gpt2", "llama-grouped-query"])
+@pytest.mark.parametrize("chosen", [2, 1], ids=["layers differ", "layers alike"])
 def test_all_layers_in_one_operation_equal_joint_guidance(
-    kind: str, loss: str, adds: str, waits: list[int]
+    kind: str, loss: str, chosen: int, adds: str, waits: list[int]
 ) -> None:
-    plan = GuidancePlan(PLAN.assignments, loss=loss)
+    plan = GuidancePlan(PLAN.assignments[:chosen], loss=loss)
     mask = torch.ones_like(IDS)
     mask[0, 22:] = 0
     for inputs in ({}, {"attention_mask": mask}):
@@ -94,7 +96,7 @@ def test_all_layers_in_one_operation_equal_joint_guidance(
             got = run(model, guidance, **inputs)
         valid = inputs.get("attention_mask", torch.ones_like(IDS)).bool()
         close([got[0][valid], *got[1:]], [want[0][valid], *want[1:]])
-        assert waits == [2 * LAYERS + 1]
+        assert waits == [2 * LAYERS + chosen - 1]
         waits.clear()
 
 
@@ -266,6 +268,21 @@ def test_frozen_layers_below_the_guided_ones(adds: str, waits: list[int]) -> Non
         with guide(model, PLAN, method=method) as guidance:
             found.append(run(model, guidance))
     close(*found)
+
+
+@pytest.mark.parametrize("method", ["joint", "tap"])
+def test_a_gradient_of_gradients_is_refused(method: Method, adds: str, waits: list[int]) -> None:
+    """Torch alone takes the loss's gradients for constants; a fused attention has no second derivative."""
+    model = model_of()
+    model.set_attn_implementation("eager")
+    with guide(model, PLAN, method=method) as guidance:
+        model(input_ids=IDS, use_cache=False)
+        total = guidance.loss()
+    gradients = torch.autograd.grad(total, [*model.parameters()], create_graph=True, allow_unused=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.stack(
+            [gradient.square().sum() for gradient in gradients if gradient is not None]
+        ).sum().backward()
 
 
 def test_a_layer_of_another_scale_is_computed_apart(waits: list[int]) -> None:
