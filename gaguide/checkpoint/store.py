@@ -158,12 +158,17 @@ class CheckpointStore:
         hidden.rename(self.path(checkpoint.step))
         sync_folder(self.folder)
         write_text(self.folder / "latest", self.path(checkpoint.step).name + "\n")
-        best = self.best()[: self.keep_best]
-        if best:
-            write_text(self.folder / "best", self.path(best[0]).name + "\n")
+        best = self._point_at_best()
         for old in [old for old in self.steps() if old <= checkpoint.step][: -self.keep]:
             if old not in best:
                 self._remove(self.path(old))
+
+    def _point_at_best(self) -> list[int]:
+        """Replace the pointer `best`; returns the steps that `keep_best` keeps."""
+        best = self.best()[: self.keep_best]
+        if best:
+            write_text(self.folder / "best", self.path(best[0]).name + "\n")
+        return best
 
     def _remove(self, old: Path) -> None:
         """Rename, then remove: a kill in between leaves no visible part of a checkpoint."""
@@ -181,13 +186,14 @@ class CheckpointStore:
 
     def note_loss(self, step: int, lm_loss: float) -> None:
         """Put the held-out loss into the manifest of a checkpoint that lacks it, or has one of another
-        measure."""
+        measure, which may make it the best one."""
         found = held_out_loss(self.path(step))
         if self.world.is_main and (found is None or found[1] != self.measure):
             manifest = self.path(step) / MANIFEST
             measured = {"lm_loss": lm_loss, "measure": self.measure}
             with suppress(OSError):  # a full disk: the checkpoint is complete without it
                 write_json(manifest, json.loads(manifest.read_text("utf-8")) | measured)
+                self._point_at_best()
 
     def _on_all_ranks(self, hidden: Path, part: Callable[[], T]) -> list[T]:
         """Results of a part of a save by rank; a disk error on any rank ends the save on all."""

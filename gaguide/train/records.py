@@ -150,6 +150,15 @@ class RunRecords:
         shown = ", ".join(f"{name} {metric} {of['value']:.4f}" for name, (metric, of) in firsts.items())
         say(f"evaluated after step {step}: {shown}")
 
+    def sync_all(self) -> None:
+        """`sync`, with a `UserError` where records do not fit on the disk."""
+        try:
+            self.sync()
+        except OSError as error:
+            problem = f"the last records could not be written ({error.strerror or error})"
+            remedy = "make room and start the same command again: the last checkpoint is complete"
+            raise UserError.of("output", problem, remedy, str(self.job.output)) from None
+
     def sync(self) -> None:
         """Flush all records to disk, including those that a full disk refused before; may raise `OSError`."""
         for file in self._files.values():

@@ -176,8 +176,8 @@ class Trainer:
             self.records.step(step, numbers, context)
         if dropped:
             self._handle_dropped(step, rate)
-        if step == self.job.total_steps:
-            return  # `finish` validates and saves
+        if step == self.job.total_steps and not stop:
+            return  # `finish` measures and saves
         stop = stop or self._measure_if_due()
         if stop or (run.checkpoint.every and step % run.checkpoint.every == 0):
             self._save()
@@ -195,7 +195,11 @@ class Trainer:
             say(f"step {step}: compiled {graphs} graph{'s' if graphs > 1 else ''} in {seconds:.0f} s")
 
     def finish(self) -> None:
-        """Validate, evaluate and save the trained model, unless an earlier start did so."""
+        """Validate, save and evaluate the trained model, unless an earlier start did so.
+
+        An evaluation may take long, so the state is saved before it. Raises `PreemptedError` where a rank was
+        asked to stop.
+        """
         raise_together(
             self.job.corpus.blocks.wait_for_checksums
         )  # of shards whose checksums are still being compared
@@ -205,9 +209,15 @@ class Trainer:
             loss = self.validated[1]
             if loss is not None and broadcast(self.store.path(total).exists()):
                 self.store.note_loss(total, loss)
+        stop = self._is_stop_requested()
         if not broadcast(self.store.path(total).exists()):
-            self._evaluate(total)
             self._save()
+        if stop:
+            self.preemption.stop(total, total)
+        measure = None if self.evaluation is None else self.evaluation.measure
+        if measure is not None and not broadcast(self.records.has(EVALUATIONS, total, measure)):
+            self._evaluate(total)
+            raise_together(self.records.sync_all)
 
     def _measure_if_due(self) -> bool:
         """Validate and evaluate where that is due after the steps done and has not been done yet.

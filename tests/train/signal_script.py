@@ -1,4 +1,6 @@
-"""launch/train.py that gets SIGTERM while it does something: SIGNAL_IN is `validate:1`, `train_step:2` …"""
+"""launch/train.py that gets a signal while it does something: SIGNAL_IN is `validate:1`, `train_step:2` …
+
+The signal is SIGTERM, or the one that SIGNAL names."""
 
 import os
 import signal
@@ -6,6 +8,7 @@ import signal
 import gaguide.train.run
 import gaguide.train.trainer
 from gaguide.distributed import leave
+from gaguide.train.__main__ import make_evaluation
 from gaguide.train.command import main
 
 name, _, number = os.environ["SIGNAL_IN"].partition(":")
@@ -18,9 +21,9 @@ def interrupted(*arguments, **keywords):
     global calls
     calls += 1
     if calls == int(number):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGTERM")])
     return function(*arguments, **keywords)
 
 
 setattr(module, name, interrupted)
-leave(main())
+leave(main(make_evaluation=make_evaluation))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -179,20 +180,11 @@ def test_a_run_survives_signals_and_kills_with_the_same_curve(
 
 
 def test_a_resumed_run_does_what_a_signal_prevented(embedded_shards: Path, tmp_path: Path) -> None:
-    """A signal before the first step, one in a step before a validation that is due, then the rest."""
+    """A signal before the first step, one in a step before a validation that is due, one in the last step."""
     output = tmp_path / "early"
-    command = arguments(embedded_shards, output, **MEASURED, **{"train.steps": "4"})
-
-    def start(script: Path, **environment: str) -> tuple[int, str]:
-        done = subprocess.run(
-            launch_command(script, command, 1, "python"),
-            env=rank_environment() | environment,
-            capture_output=True,
-            text=True,
-            timeout=patience(120),
-        )
-        return done.returncode, done.stdout + done.stderr
-
+    kept = {"checkpoint.every": "3", "checkpoint.keep": "9", "checkpoint.keep_best": "1"}
+    command = arguments(embedded_shards, output, **MEASURED, **kept, **{"train.steps": "4"})
+    start = partial(start_alone, command)
     code, printed = start(HERE / "signal_script.py", SIGNAL_IN="validate:1")
     assert code == EXIT_PREEMPTED and "stopped before the first of 4 steps (SIGTERM)" in printed, printed
     assert steps_done(output) == newest_checkpoint(output) == 0
@@ -200,12 +192,47 @@ def test_a_resumed_run_does_what_a_signal_prevented(embedded_shards: Path, tmp_p
     assert code == EXIT_PREEMPTED and "stopped after step 2 of 4 (SIGTERM)" in printed, printed
     assert [record["step"] for record in read_metrics(output / "validation.jsonl")] == [0, 1]
     assert held_out_loss(output / "checkpoints" / "step-00000002") is None
+    code, printed = start(HERE / "signal_script.py", SIGNAL_IN="train_step:2")
+    assert code == EXIT_PREEMPTED and "stopped after step 4 of 4 (SIGTERM)" in printed, printed
+    assert newest_checkpoint(output) == 4
+    assert [record["step"] for record in read_metrics(output / "validation.jsonl")] == [0, 1, 2, 3]
     code, printed = start(TRAIN)
     assert code == 0, printed
     validations = read_metrics(output / "validation.jsonl")
     assert [record["step"] for record in validations] == [0, 1, 2, 3, 4]
-    found = held_out_loss(output / "checkpoints" / "step-00000002")
-    assert found == (validations[2]["lm_loss"], validations[2]["measure"])
+    for step in (2, 4):
+        found = held_out_loss(output / "checkpoints" / f"step-0000000{step}")
+        assert found == (validations[step]["lm_loss"], validations[step]["measure"])
+    best = min(validations[2:], key=lambda record: record["lm_loss"])["step"]
+    assert (output / "checkpoints" / "best").read_text() == f"step-0000000{best}\n"
+
+
+@pytest.mark.parametrize("given, ends_with", [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 0)])
+def test_the_last_evaluation_is_made_after_the_last_checkpoint(
+    embedded_shards: Path, tmp_path: Path, given: str, ends_with: int
+) -> None:
+    """A kill in it loses no step, and the next start makes it; one that has begun is finished."""
+    output = tmp_path / "evaluated"
+    evaluated = {"evaluate.every": "9", "evaluate.tasks": "synthetic-order", "evaluate.limit": "4"}
+    start = partial(start_alone, arguments(embedded_shards, output, **evaluated, **{"train.steps": "4"}))
+    code, printed = start(HERE / "signal_script.py", SIGNAL_IN="undisturbed:2", SIGNAL=given)
+    assert code == ends_with, printed
+    assert newest_checkpoint(output) == 4
+    code, printed = start(TRAIN)
+    assert code == 0 and "resuming after step 4 of 4" in printed, printed
+    assert [record["step"] for record in read_metrics(output / "evaluations.jsonl")] == [0, 4]
+
+
+def start_alone(command: list[str], script: Path, **environment: str) -> tuple[int, str]:
+    """Exit code and output of one rank."""
+    done = subprocess.run(
+        launch_command(script, command, 1, "python"),
+        env=rank_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_a_second_job_on_the_folder_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
