@@ -17,6 +17,7 @@ from gaguide.report.text import (
     DIRECTIONS,
     change,
     csv_text,
+    differences_shown,
     end_of,
     fixed,
     interval,
@@ -179,15 +180,7 @@ def _findings(main: Sequence[TaskComparison]) -> Iterator[str]:
     """For each pair: tasks shown to be better or worse, and differences that the rest could have shown."""
     for (name, baseline), group in groupby(main, key=lambda one: (one.evaluation, one.baseline)):
         tests = list(group)
-        differing = [one for one in tests if one.is_shown]
-        parts = []
-        for word, wanted in (("better", True), ("worse", False), ("different", None)):
-            named = [
-                f"{one.task} ({one.metric} {fixed(one.difference, 4, '+')})"
-                for one in differing
-                if one.improved is wanted
-            ]
-            parts += [f"{word} on {', '.join(named)}"] if named else []
+        parts = list(differences_shown(tests, 4))
         rest = [_not_shown(one) for one in tests if not one.is_shown]
         parts += [f"no difference is shown on {'; '.join(rest)}"] if rest else []
         yield f"{name} against {baseline}: {'; '.join(parts)}."

@@ -8,7 +8,7 @@ from typing import Any
 from gaguide.report.ablation_findings import model_finding
 from gaguide.report.run_paired import RunTests
 from gaguide.report.run_records import RunRecord
-from gaguide.report.text import fixed
+from gaguide.report.text import differences_shown, fixed
 
 
 def findings(runs: Sequence[RunRecord]) -> list[str]:
@@ -143,10 +143,9 @@ def tested_findings(runs: Sequence[RunRecord], tests: RunTests) -> Iterator[str]
         main = [one for one in tests.tests if one.evaluation == run.name and one.is_main]
         rows = [one for one in main if one.p_holm is not None]
         if rows:
-            moved = [one for one in rows if one.is_shown]
-            listed = ", ".join(f"{one.task} {fixed(one.difference, 3, '+')}" for one in moved)
+            listed, moved = "; ".join(differences_shown(rows, 3)), sum(one.is_shown for one in rows)
             yield (
-                f"{run.name} against {runs[0].name} on the same examples: {len(moved)} of {len(rows)} tasks "
+                f"{run.name} against {runs[0].name} on the same examples: {moved} of {len(rows)} tasks "
                 f"differ beyond noise after Holm's correction{': ' + listed if moved else ''}."
             )
 

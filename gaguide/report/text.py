@@ -7,11 +7,12 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from statistics import fmean
 from typing import Any
 
+from gaguide.evaluate.compare.records import TaskComparison
 from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
 from gaguide.stats.groups import ALPHA, FEW
 
@@ -24,6 +25,18 @@ DIRECTIONS = {"high": " ↑", "low": " ↓"}
 def fixed(number: float, digits: int, sign: str = "") -> str:
     """The number with `digits` decimals, never "-0.000"; `sign` is a format's sign option, such as "+"."""
     return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
+
+
+def differences_shown(tests: Sequence[TaskComparison], digits: int) -> Iterator[str]:
+    """Tasks whose difference is shown, with metric and difference: "better on …", "worse on …"."""
+    for word, wanted in (("better", True), ("worse", False), ("different", None)):
+        named = [
+            f"{one.task} ({one.metric} {fixed(one.difference, digits, '+')})"
+            for one in tests
+            if one.is_shown and one.improved is wanted
+        ]
+        if named:
+            yield f"{word} on {', '.join(named)}"
 
 
 def small_number(number: float, digits: int) -> str:
