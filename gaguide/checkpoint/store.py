@@ -51,6 +51,8 @@ class Checkpoint:
     """Resumes that changed something: {"step", "from", "changes": {name: [before, after]}} each."""
     data_start: int = 0
     """Step after which the present data began at their first block; 0 unless they changed."""
+    seconds: float | None = None
+    """Seconds spent in the steps so far; None in checkpoints of older versions."""
 
     @property
     def zero_stage(self) -> int:
@@ -97,6 +99,8 @@ class CheckpointStore:
         """`Checkpoint.history` of the run, for the manifests."""
         self.data_start = 0
         """`Checkpoint.data_start` of the run, for the manifests."""
+        self.seconds: float | None = None
+        """`Checkpoint.seconds` of the next one to be saved."""
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after `step`."""
@@ -142,6 +146,7 @@ class CheckpointStore:
             self.measure,
             self.history,
             self.data_start,
+            self.seconds,
         )
         self._on_all_ranks(hidden, lambda: self._publish(hidden, checkpoint))
 

@@ -73,8 +73,8 @@ class TrainingEvaluation:
         """See `Evaluation.measure`."""
 
     def __call__(self, model: PreTrainedModel, tick: Callable[[], None]) -> Mapping[str, Any]:
-        """The record: {"tasks": {NAME: {"count", "not_finite", "metrics": {METRIC: {"value", …}},
-        "uninformative": {METRIC: {"reason", "why"}}}}}."""
+        """The record: {"tasks": {NAME: {"count", "chance", "content", "not_finite", "truncated": {"count"},
+        "metrics": {METRIC: {"value", …}}, "uninformative": {METRIC: {"reason", "why"}}}}}."""
         # The hooks of guidance and ZeRO-3 run only when the model is called as a whole.
         scorer = Scorer(model, model.device, whole_model=True)
         batches = self._work.batches
@@ -98,7 +98,10 @@ class TrainingEvaluation:
             "tasks": {
                 name: {
                     "count": len(result.scored),
+                    "chance": result.chance,
+                    "content": task_content(result.data),
                     "not_finite": len(not_finite(result.scored)),
+                    "truncated": {"count": sum(any(one.tokens_cut) for one in result.scored)},
                     "metrics": {metric: asdict(value) for metric, value in result.metrics.items()},
                     "uninformative": {metric: asdict(one) for metric, one in result.uninformative.items()},
                 }

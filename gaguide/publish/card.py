@@ -149,6 +149,8 @@ def _content(
     dtype: str,
 ) -> dict[str, Any]:
     before, after = (summary["validation"].get(when) or {} for when in ("before", "after"))
+    if _measured_heads(before) != _measured_heads(after):  # a resume has changed the plan
+        before = {**before, "guided_attention": None}
     guided = bool(summary.get("guidance_weight"))
     return {
         "name": _cell(summary["name"]),
@@ -209,7 +211,7 @@ def _training(
             f"{train['learning_rate']:g}, {train['schedule']}, {train['warmup_steps']} warmup steps",
         ),
         ("ranks", f"{summary['world_size']}, ZeRO stage {summary['zero_stage']}"),
-        ("wall clock", f"{summary['seconds']:,.0f} s"),
+        ("time in steps", f"{summary['seconds']:,.0f} s"),
         ("seed", str(settings["seed"])),
     ]
     if (trained := summary.get("trained_parameters")) is not None:
@@ -257,6 +259,12 @@ def _provenance(summary: Mapping[str, Any], base: BaseModel) -> list[tuple[str, 
         *rows,
         *((f"version of {name}", str(value)) for name, value in (summary.get("versions") or {}).items()),
     ]
+
+
+def _measured_heads(record: Mapping[str, Any]) -> set[tuple[int, int, str]]:
+    """(layer, head, pattern) of the heads that the record's attention is the mean of."""
+    heads = record.get("per_head") or ()
+    return {(one["layer"], one["head"], one["pattern"]) for one in heads if one["attention"] is not None}
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gaguide.report.run_records import RunRecord, Validation
+from gaguide.numbers import finite
+from gaguide.report.run_records import RunRecord
+from gaguide.report.run_validation import Validation
 from gaguide.report.style import add_legend, plain_axes, series_marker, series_style
 
 
@@ -114,9 +117,18 @@ def draw_heads(runs: Sequence[RunRecord]) -> Figure | None:
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the records with a number under `key`."""
-    pairs = [(record["step"], record.get(key)) for record in records]
-    known = [(step, value) for step, value in pairs if isinstance(value, (int, float))]
+    """Steps and values under `key`; empty where no record has one.
+
+    A number that is not finite is NaN, which interrupts a line. Attention that no query of a batch could give
+    is left out: the line goes on.
+    """
+    known = [
+        (record["step"], math.nan if (value := finite(record.get(key))) is None else value)
+        for record in records
+        if key != "guided_attention" or record.get(key) is not None or record.get("lm_loss") is None
+    ]
+    if all(math.isnan(value) for _, value in known):
+        return [], []
     return [step for step, _ in known], [value for _, value in known]
 
 

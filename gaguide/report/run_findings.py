@@ -19,12 +19,12 @@ def findings(runs: Sequence[RunRecord]) -> list[str]:
         parts = []
         if run.after and run.after.guided_attention is not None:
             rose = f"attention on the guided words is {run.after.guided_attention:.3f} after training"
-            if run.before and run.before.guided_attention is not None:
+            if run.rise is not None and run.before is not None:
                 rose = (
                     "attention on the guided words went from "
                     f"{run.before.guided_attention:.3f} to {run.after.guided_attention:.3f}"
                 )
-            if run is not baseline and baseline.after and baseline.after.guided_attention is not None:
+            if run is not baseline and baseline.after and run.has_heads_of(baseline):
                 rose += f" ({baseline.name}: {baseline.after.guided_attention:.3f})"
             parts.append(rose)
         if run.after and run.after.lm_loss is not None:
@@ -44,7 +44,7 @@ def _cost(run: RunRecord, baseline: RunRecord) -> str:
     assert run.after is not None and run.after.lm_loss is not None
     loss = f"held-out loss {run.after.lm_loss:.4f}"
     base = baseline.after.lm_loss if baseline.after else None
-    if run is baseline or not base:
+    if run is baseline or not base or not run.has_blocks_of(baseline):
         return loss
     difference = run.after.lm_loss - base
     return f"{loss}, {fixed(difference, 4, '+')} ({difference / base:+.2%}) against {baseline.name}"
@@ -91,13 +91,27 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
     found += [f"{run.name}, ablation: {note}." for run in runs if run.ablation
               for note in run.ablation.model.notes]  # fmt: skip
     found += [f"{run.name}: {note}." for run in runs for note in run.notes]
-    found += _repeated(runs)
+    found += [*_repeated(runs), *_other_heads(runs)]
     for what, value in checks:
         known = [value(run) for run in runs]
         if len({item for item in known if item is not None}) > 1:
             odd = [run.name for run, item in zip(runs, known, strict=True) if item not in (None, known[0])]
             found.append(f"Not the same {what}: {', '.join(odd)} against {runs[0].name}.")
     return found
+
+
+def _other_heads(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """A sentence on runs whose attention is that of other heads, or on other words, than the first run's."""
+    measured = [run for run in runs if run.after and run.after.guided_attention is not None]
+    other = [run.name for run in measured if run.has_blocks_of(runs[0]) and not run.has_heads_of(runs[0])]
+    if other and runs[0] in measured:
+        yield (
+            f"Not the same guided heads or words: {', '.join(other)} against {runs[0].name}; their attention "
+            "is not compared."
+        )
+    for run in measured:
+        if run.before and run.before.guided_attention is not None and run.rise is None:
+            yield f"{run.name}: other heads were guided before training than after; no rise is computed."
 
 
 def unseen_words(name: str, patterns: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ class Value:
     high: float | None = None
     """Upper end of the number's 95% interval."""
     count: int | None = None
-    """Examples behind the number."""
+    """Examples behind the number; tokens, for a loss near cues."""
     change: str | None = None
     """Difference to the first run as it is shown; None in the first run and where a number is missing."""
     difference: float | None = None
@@ -95,7 +95,7 @@ def _about_runs(runs: Sequence[RunRecord]) -> list[Measure]:
         row("dropped steps (gradient not finite)", "{:,.0f}".format, lambda run: run.dropped or None),
         row("training tokens", "{:,.0f}".format, lambda run: run.tokens),
         row("ranks", "{:,.0f}".format, lambda run: run.world_size),
-        row("time", format_duration, lambda run: run.seconds),
+        row("time in steps", format_duration, lambda run: run.seconds),
         row("tokens per second", "{:,.0f}".format, lambda run: run.tokens_per_second),
     ]
 
@@ -106,8 +106,22 @@ def _language_model(runs: Sequence[RunRecord]) -> list[Measure]:
     after = [run.after.lm_loss if run.after else None for run in runs]
     return [
         _numbers(section, "loss before", before, 4),
-        _numbers(section, f"loss after (nats per token){DIRECTIONS['low']}", after, 4, relative=True),
+        _compared(
+            _numbers(section, f"loss after (nats per token){DIRECTIONS['low']}", after, 4, relative=True),
+            [run.has_blocks_of(runs[0]) for run in runs],
+        ),
     ]
+
+
+def _compared(row: Measure, are_comparable: Sequence[bool]) -> Measure:
+    """The row without differences to the first run where a run's numbers are not comparable with it."""
+    return replace(
+        row,
+        values=tuple(
+            one if comparable else replace(one, change=None, difference=None)
+            for one, comparable in zip(row.values, are_comparable, strict=True)
+        ),
+    )
 
 
 def _near_cue(runs: Sequence[RunRecord]) -> list[Measure]:
@@ -117,14 +131,18 @@ def _near_cue(runs: Sequence[RunRecord]) -> list[Measure]:
     }
     rows = []
     for content, name in names.items():
-        section = f"Loss near cues on held-out text (tokens after {name})"
+        section = f"Loss near cues on held-out text (tokens after {name}; n: tokens)"
         for when, direction in (("before", ""), ("after", DIRECTIONS["low"])):
             measured = [getattr(run, when) for run in runs]
             own = [one.near_cue if one and one.cue_content == content else {} for one in measured]
             for band in dict.fromkeys(band for losses in own for band in losses):
                 losses = [found.get(band) for found in own]
                 name_of_row = f"{_BANDS.get(band, band)}, {when}{direction}"
-                rows.append(_numbers(section, name_of_row, losses, 4, relative=when == "after"))
+                row = _numbers(section, name_of_row, losses, 4, relative=when == "after")
+                counts = [one.near_cue_tokens.get(band) if one else None for one in measured]
+                rows.append(
+                    _compared(_with_counts(row, counts), [run.has_blocks_of(runs[0]) for run in runs])
+                )
     return rows
 
 
@@ -132,12 +150,20 @@ def _attention(runs: Sequence[RunRecord]) -> list[Measure]:
     section = "Attention on the guided words, held-out text"
     before = [run.before.guided_attention if run.before else None for run in runs]
     after = [run.after.guided_attention if run.after else None for run in runs]
-    rise = [None if a is None or b is None else a - b for a, b in zip(after, before, strict=True)]
+    row = _numbers(section, f"after{DIRECTIONS['high']}", after, 3, compare=True)
     return [
         _numbers(section, "before", before, 3),
-        _numbers(section, f"after{DIRECTIONS['high']}", after, 3, compare=True),
-        _numbers(section, "rise", rise, 3, signed=True),
+        _compared(row, [run.has_heads_of(runs[0]) for run in runs]),
+        _numbers(section, "rise", [run.rise for run in runs], 3, signed=True),
     ]
+
+
+def _with_counts(row: Measure, counts: Sequence[int | None]) -> Measure:
+    """The row with the number of examples or tokens behind each value."""
+    values = zip(row.values, counts, strict=True)
+    return replace(
+        row, values=tuple(replace(one, count=None if one.number is None else n) for one, n in values)
+    )
 
 
 def _ablations(runs: Sequence[RunRecord]) -> list[Measure]:

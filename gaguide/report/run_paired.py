@@ -57,7 +57,18 @@ def paired_tests(runs: Sequence[RunRecord]) -> RunTests:
         compared = compare_evaluations(pair, CompareOptions())
         tests += compared.tests
         notes += compared.notes
+    for run, one in zip(runs[1:], rest, strict=True):
+        for task in _other_contents(run, runs[0]):
+            if task not in first.tasks or task not in one.tasks:
+                others.add((run.name, task))
+                notes.append(f"{run.name}, {task}: its examples are not those of {first.name}; not compared")
     return RunTests(tuple(tests), tuple(notes), frozenset(others))
+
+
+def _other_contents(run: RunRecord, first: RunRecord) -> list[str]:
+    """Tasks whose examples differ, by their recorded hash: evaluations during training keep no examples."""
+    own, base = ({one.task: one.content for one in each.scores or ()} for each in (run, first))
+    return [task for task in own if own[task] and base.get(task) and own[task] != base[task]]
 
 
 def _evaluation(run: RunRecord) -> Evaluation:

@@ -21,44 +21,9 @@ from gaguide.model.content import FileRecord, file_record
 from gaguide.numbers import finite
 from gaguide.report.run_ablations import RunAblation, read_ablations
 from gaguide.report.run_scores import TaskScore, read_evaluations
+from gaguide.report.run_validation import Validation, comparable, mapping, read_validation, text, whole
 
 _RECORDS = (run_files.SUMMARY, run_files.METRICS, run_files.CONFIG)
-
-
-@dataclass(frozen=True)
-class HeadMass:
-    """Attention mass of one head on its pattern's targets."""
-
-    layer: int
-    """Layer, counted from 0."""
-    head: int
-    """Head in the layer, counted from 0."""
-    pattern: str
-    """Name of the pattern that the head is guided to or measured on."""
-    attention: float | None
-    """Mean attention mass in [0, 1]; None where no target was seen."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """A measurement on held-out text."""
-
-    lm_loss: float | None
-    """Language-model loss in nats per token."""
-    guided_attention: float | None
-    """Attention mass on the guided words, mean over the guided heads."""
-    per_head: tuple[HeadMass, ...]
-    """Attention mass of each guided head."""
-    blocks: int | None
-    """Number of held-out blocks."""
-    near_cue: Mapping[str, float] = field(default_factory=dict)
-    """Band of distance after a cue → loss of the tokens in it; empty where it was not measured."""
-    cues: str = ""
-    """Name of the cues' lexicon."""
-    cue_content: str = ""
-    """Hash of the cues."""
-    measure: str | None = None
-    """Identifies the blocks; None in records of older versions."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +45,7 @@ class RunRecord:
     tokens: int | None
     """Training tokens, of all ranks together."""
     seconds: float | None
-    """Wall-clock seconds of the training."""
+    """Seconds spent in training steps; validation, evaluation and saving are left out."""
     world_size: int | None
     """Number of ranks."""
     before: Validation | None
@@ -115,6 +80,8 @@ class RunRecord:
     """Parameters that were trained; None where all of the model were, or where that is not known."""
     ablation: RunAblation | None = None
     """Its loss without its guided heads; None where that was not measured."""
+    patterns: Mapping[str, Any] = field(default_factory=dict)
+    """Pattern → the words or pieces that it marks; empty in records of older versions."""
 
     @property
     def state(self) -> str:
@@ -131,6 +98,30 @@ class RunRecord:
     def tokens_per_second(self) -> float | None:
         """Training tokens per second over the whole run, all ranks together."""
         return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+    @property
+    def rise(self) -> float | None:
+        """Rise of the guided heads' attention; None where before and after are means over other heads."""
+        before, after = self.before, self.after
+        if before is None or after is None or before.heads != after.heads:
+            return None
+        if before.guided_attention is None or after.guided_attention is None:
+            return None
+        return after.guided_attention - before.guided_attention
+
+    def has_blocks_of(self, other: RunRecord) -> bool:
+        """Whether both were measured on the same held-out blocks after training, as far as is known."""
+        known = {one.after.measure for one in (self, other) if one.after is not None}
+        return len(known - {None}) < 2
+
+    def has_heads_of(self, other: RunRecord) -> bool:
+        """Whether the attention of both after training is of the same heads on the same words and blocks."""
+        if self.after is None or other.after is None or self.after.heads != other.after.heads:
+            return False
+        if not self.has_blocks_of(other):
+            return False
+        shared = {pattern for *_, pattern in self.after.heads} & self.patterns.keys() & other.patterns.keys()
+        return all(self.patterns[name] == other.patterns[name] for name in shared)
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
@@ -177,11 +168,12 @@ def _read_run(folder: Path, record_of: FileRecord) -> RunRecord:
         problem = "contains no records of a run" if folder.is_dir() else "is not a folder"
         raise UserError.of("RUN", problem, "give the output folder of a training", str(folder))
     summary = _read_object(folder / run_files.SUMMARY)
-    validation = _mapping(summary.get("validation"))
+    validation = mapping(summary.get("validation"))
     path = folder / run_files.CONFIG
     config = mask_credentials(path.read_text("utf-8")) if path.is_file() else ""
     settings = _settings(config)
-    metrics, validations = _lines(folder / run_files.METRICS), _lines(folder / run_files.VALIDATIONS)
+    metrics = _lines(folder / run_files.METRICS)
+    validations = comparable(_lines(folder / run_files.VALIDATIONS))
     last = metrics[-1] if metrics else {}
     if not summary:
         first = validations[0] if validations and validations[0]["step"] == 0 else None
@@ -193,14 +185,14 @@ def _read_run(folder: Path, record_of: FileRecord) -> RunRecord:
         folder=folder,
         name=str(summary.get("name") or settings.get("name") or folder.resolve().name),
         finished=bool(summary),
-        experiment=_text(summary.get("experiment", experiment)),
+        experiment=text(summary.get("experiment", experiment)),
         guidance_weight=finite(summary.get("guidance_weight", weight)),
-        steps=_whole(summary.get("steps", last.get("step"))),
-        tokens=_whole(summary.get("tokens", last.get("tokens"))),
+        steps=whole(summary.get("steps", last.get("step"))),
+        tokens=whole(summary.get("tokens", last.get("tokens"))),
         seconds=finite(summary.get("seconds", last.get("seconds"))),
-        world_size=_whole(summary.get("world_size")),
-        before=_validation(validation.get("before")),
-        after=_validation(validation.get("after")),
+        world_size=whole(summary.get("world_size")),
+        before=read_validation(validation.get("before")),
+        after=read_validation(validation.get("after")),
         metrics=metrics,
         validations=validations,
         scores=evaluations.scores,
@@ -208,25 +200,26 @@ def _read_run(folder: Path, record_of: FileRecord) -> RunRecord:
         fingerprints=_texts(summary.get("fingerprints")),
         config=config,
         settings=settings,
-        total_steps=_whole(summary.get("steps", _mapping(settings.get("train")).get("steps"))),
+        total_steps=whole(summary.get("steps", mapping(settings.get("train")).get("steps"))),
         dropped=_dropped(folder, summary, last),
         diverged=_diverged(summary, validation, last),
         evaluations=evaluations.folders,
         notes=evaluations.notes,
-        trained=_whole(summary.get("trained_parameters")),
+        trained=whole(summary.get("trained_parameters")),
+        patterns=mapping(summary.get("patterns")),
     )
 
 
 def _settings(config: str) -> Mapping[str, Any]:
     try:
-        return _mapping(parse_yaml(config))
+        return mapping(parse_yaml(config))
     except ValueError:
         return {}
 
 
 def _guidance(settings: Mapping[str, Any]) -> tuple[str | None, float | None]:
     """Experiment and weight of an unfinished run, as its summary will give them."""
-    section = _mapping(settings.get("guidance"))
+    section = mapping(settings.get("guidance"))
     if not section:
         return None, None
     experiment = "plan" if section.get("plan") else str(section.get("experiment", "finetuned"))
@@ -240,7 +233,7 @@ def _measured(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 def _dropped(folder: Path, summary: Mapping[str, Any], last: Mapping[str, Any]) -> int | None:
     skipped = len({record["step"] for record in _lines(folder / "skipped.jsonl")})
-    known = _whole(summary.get("dropped_steps", last.get("skipped_steps")))
+    known = whole(summary.get("dropped_steps", last.get("skipped_steps")))
     return max(skipped, known or 0) if skipped or known is not None else None
 
 
@@ -251,40 +244,12 @@ def _diverged(
     if summary.get("diverged"):
         return str(summary["diverged"])
     for what, record, key in (
-        ("held-out loss", _mapping(validation.get("after")), "lm_loss"),
+        ("held-out loss", mapping(validation.get("after")), "lm_loss"),
         ("training loss", last, "lm_loss"),
     ):
         if key in record and finite(record[key]) is None:
             return f"its last {what} is not finite"
     return None
-
-
-def _validation(value: Any) -> Validation | None:
-    if not isinstance(value, Mapping):
-        return None
-    heads = [head for head in value.get("per_head") or () if isinstance(head, Mapping)]
-    return Validation(
-        finite(value.get("lm_loss")),
-        finite(value.get("guided_attention")),
-        tuple(
-            HeadMass(
-                int(head["layer"]), int(head["head"]), str(head["pattern"]), finite(head.get("attention"))
-            )
-            for head in heads
-            if {"layer", "head", "pattern"} <= head.keys()
-        ),
-        _whole(value.get("blocks")),
-        *_near_cue(_mapping(value.get("near_cue"))),
-        _text(value.get("measure")),
-    )
-
-
-def _near_cue(record: Mapping[str, Any]) -> tuple[Mapping[str, float], str, str]:
-    bands = {
-        str(band): finite(_mapping(one).get("loss")) for band, one in _mapping(record.get("bands")).items()
-    }
-    known = {band: loss for band, loss in bands.items() if loss is not None}
-    return known, str(record.get("lexicon", "")), str(record.get("content", ""))
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
@@ -307,18 +272,5 @@ def _lines(path: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(record for record in records if finite(record.get("step")) is not None)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _texts(value: Any) -> Mapping[str, str]:
-    return {str(key): str(item) for key, item in _mapping(value).items()}
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _whole(value: Any) -> int | None:
-    number = finite(value)
-    return None if number is None else int(number)
+    return {str(key): str(item) for key, item in mapping(value).items()}

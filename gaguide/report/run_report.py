@@ -36,7 +36,8 @@ def run_report(runs: Sequence[RunRecord]) -> Report:
         Chart(
             "curves",
             "Training",
-            "Lines: training batches. Circles: held-out text. The first run is grey.",
+            "Lines: training batches; gaps: steps without a finite number. Circles: held-out text. "
+            "The first run is grey.",
             lambda: draw_curves(runs),
         ),
         Chart(

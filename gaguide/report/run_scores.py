@@ -41,8 +41,8 @@ class TaskScore:
     """Accuracy of blind guessing; None for metrics other than accuracies."""
     origin: str = ""
     """Where the score was read, relative to the run's folder."""
-    sha256: str | None = None
-    """SHA-256 of the task's data file; None where the evaluation had none."""
+    content: str | None = None
+    """Hash of the task's examples; None in records of older versions."""
     doubt: Doubt | None = None
     """Why an accuracy says nothing about the model's answers; None where it does."""
 
@@ -182,7 +182,7 @@ def _score(task: str, metric: str, value: Any, record: Mapping[str, Any], origin
         BETTER.get(metric),
         finite(record.get("chance")) if metric in ACCURACIES else None,
         origin,
-        None if record.get("sha256") is None else str(record["sha256"]),
+        None if record.get("content") is None else str(record["content"]),
         _doubts(record).get(metric, {}).get("reason"),
     )
 

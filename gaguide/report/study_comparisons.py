@@ -34,7 +34,7 @@ def comparison_table(study: StudyRecords) -> Table:
     for task, metric in study.index.table_metrics:
         named = task if metric == study.index.main_metrics[task] else f"{task} ({metric})"
         for size in study.index.sizes:
-            for baseline in ("finetuned", "original"):
+            for baseline in study.index.baselines:
                 for experiment in study.index.experiments:
                     row = decisive(study, size, experiment, baseline, task, metric)
                     if row is not None:

@@ -37,12 +37,11 @@ def _attention(study: StudyRecords) -> Iterator[str]:
 
 
 def _losses(study: StudyRecords) -> Iterator[str]:
-    for experiment in study.index.experiments:
-        rows = study.index.losses.get((experiment, "finetuned"), ())
-        if not rows:
+    for (experiment, baseline), rows in study.index.losses.items():
+        if baseline == "original":
             continue
         parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({row.relative:+.2%})" for row in rows]
-        yield f"{experiment}: held-out loss against finetuned {', '.join(parts)}; {_noise(rows)}."
+        yield f"{experiment}: held-out loss against {baseline} {', '.join(parts)}; {_noise(rows)}."
 
 
 def _noise(rows: Sequence[LossCost]) -> str:
@@ -61,7 +60,7 @@ def _noise(rows: Sequence[LossCost]) -> str:
 
 
 def _tasks(study: StudyRecords) -> Iterator[str]:
-    for baseline in ("finetuned", "original"):
+    for baseline in study.index.baselines:
         rows = [
             row
             for task, metric in study.index.main_metrics.items()

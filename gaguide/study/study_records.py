@@ -89,6 +89,13 @@ class StudyIndex:
         return tuple(dict.fromkeys(cell.experiment for cell in self._study.cells if cell.role != "base"))
 
     @cached_property
+    def baselines(self) -> tuple[str, ...]:
+        """Experiments that others are compared with: `finetuned` and `original`, then those of the file."""
+        known = dict.fromkeys(row.baseline for row in self._study.comparisons)
+        usual = [name for name in ("finetuned", "original") if name in known]
+        return tuple(dict.fromkeys([*usual, *known]))
+
+    @cached_property
     def main_metrics(self) -> Mapping[str, str]:
         """Task → the metric that its evaluation lists first."""
         found: dict[str, str] = {}

@@ -79,6 +79,8 @@ class Trainer:
         self.started_at = self.done
         measure = None if self.evaluation is None else self.evaluation.measure
         raise_together(lambda: self.records.open(self.done, found is not None, origin, measure))
+        if found is not None:  # the steps after the last logged one are in no record
+            self.records.clock.total = max(self.records.clock.total, found.seconds or 0.0)
         stop = self._is_stop_requested()
         if not stop and self.done < self.job.total_steps:  # after the last step, `finish` measures
             stop = self._measure_if_due()
@@ -273,6 +275,7 @@ class Trainer:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
         step, loss = self.validated
         loss = loss if step == self.done else None
+        self.store.seconds = self.records.clock.total
         with SlowWork(f"saving the checkpoint of step {self.done}", shown=self.world.is_main):
             self.store.save(self.done, self.job.identity, self.engine.layout, loss, self._write)
 

@@ -15,6 +15,7 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.during import make_evaluation
+from gaguide.evaluate.results.earlier import task_content
 from gaguide.log import read_metrics
 from gaguide.train.evaluating import undisturbed
 from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
@@ -48,7 +49,8 @@ def test_records_equal_those_of_the_exported_model_and_all_state_is_restored(gpt
     assert torch.equal(torch.rand(4), wanted_draw)
     wanted = evaluate(gpt2_folder, ["synthetic-order"], None, World(), EvaluateSettings(limit=9))
     found = record["tasks"]["synthetic-order"]
-    assert found["count"] == 9
+    assert (found["count"], found["chance"], found["truncated"]) == (9, 0.5, {"count": 0})
+    assert found["content"] == task_content(wanted.tasks["synthetic-order"].data)
     for name, metric in wanted.tasks["synthetic-order"].metrics.items():
         assert found["metrics"][name]["value"] == pytest.approx(metric.value, abs=1e-5)
 

@@ -101,6 +101,10 @@ def test_what_the_base_models_card_says_is_carried_over(run: Path, tmp_path: Pat
     summary["base_model"] = unknown.as_record()
     assert "licence of the base model is not known" in render_card(summary, (run / "config.yaml").read_text())
     assert "rounded to" not in text
+    summary["validation"]["before"]["per_head"] = []  # of other heads: a resume has changed the plan
+    found = render_card(summary, (run / "config.yaml").read_text())
+    attention = summary["validation"]["after"]["guided_attention"]
+    assert f"heads on the words | not measured | {attention:.4f} |" in found
     text = render_card(summary, (run / "config.yaml").read_text(), dtype="bfloat16")
     assert "rounded to bfloat16; losses and attention above are of the run's own weights" in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -118,8 +119,37 @@ def test_losses_on_blocks_of_another_length_are_pointed_out(tmp_path: Path) -> N
     folders = [
         write_run(tmp_path / name, name, measure=measure) for name, measure in zip("abc", ("m", "n", None))
     ]
-    (text,) = cautions(read_runs(folders))
+    runs = read_runs(folders)
+    (text,) = cautions(runs)
     assert "not comparable" in text and text.endswith("b against a.")
+    for section in ("Language", "Attention"):
+        changes = [value.change for value in _row(measures(runs), section, "after").values]
+        assert changes[1] is None and changes[2] is not None, "c does not say what it was measured on"
+    assert ["against a" in sentence for sentence in findings(runs)] == [False, False, True]
+
+
+def test_attention_of_other_heads_or_words_is_not_compared(tmp_path: Path) -> None:
+    """A mean over other heads is another quantity, also within a run whose plan a resume has changed."""
+    words = {"contrast": ["not", "but"]}
+    folders = [write_run(tmp_path / name, name, attention=(0.02, 0.5), patterns=words) for name in "abcd"]
+    for folder, change in zip(folders[1:], ("words", "head", "before"), strict=True):
+        summary = json.loads((folder / "summary.json").read_text())
+        if change == "words":
+            summary["patterns"] = {"contrast": ["not", "yet"]}
+        else:
+            when = "before" if change == "before" else "after"
+            summary["validation"][when]["per_head"][0]["head"] = 1
+        (folder / "summary.json").write_text(json.dumps(summary))
+    runs = read_runs(folders)
+    rows = measures(runs)
+    assert [one.change for one in _row(rows, "Attention", "after").values] == [None, None, None, "+0.000"]
+    rises = [one.number for one in _row(rows, "Attention", "rise").values]
+    assert rises == [0.48, 0.48, None, None]
+    assert [" (a: 0.500)" in text for text in findings(runs)] == [False, False, False, True]
+    assert ["went from" in text for text in findings(runs)] == [True, True, False, False]
+    found = [text for text in cautions(runs) if "losses of a" not in text]
+    assert found[0].startswith("Not the same guided heads or words: b, c against a;")
+    assert [text.split(":")[0] for text in found[1:]] == ["c", "d"]
 
 
 def test_a_last_measurement_before_the_last_step_is_pointed_out(tmp_path: Path) -> None:
@@ -238,6 +268,16 @@ def test_held_out_points_come_from_every_validation(tmp_path: Path) -> None:
     assert figure is not None and list(figure.axes[0].lines[1].get_xdata()) == [0, 150, 300]
 
 
+def test_held_out_points_are_of_one_text(tmp_path: Path) -> None:
+    """A resume on other held-out blocks measures again, also after a step that has been measured."""
+    folder = write_run(tmp_path / "a", "a")
+    measured = [(0, "old", 5.0), (150, "old", 4.0), (150, "new", 2.0), (300, "new", 1.0)]
+    records = [{"step": step, "measure": measure, "lm_loss": loss} for step, measure, loss in measured]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    figure = draw_curves(read_runs([folder]))
+    assert figure is not None and list(figure.axes[0].lines[1].get_ydata()) == [2.0, 1.0]
+
+
 def test_runs_without_measurements_have_no_figures(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
@@ -331,7 +371,8 @@ def test_the_course_of_the_training_has_a_panel_for_each_number(tmp_path: Path) 
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     figure = draw_course(read_runs([folder]))
     assert figure is not None and len(figure.axes) == 3
-    assert list(figure.axes[1].lines[0].get_xdata()) == [1, 3]
+    norm = list(figure.axes[1].lines[0].get_ydata())
+    assert norm[::2] == [1.0, 1.0] and math.isnan(norm[1]), "a number that is not finite is a gap in the line"
     assert list(figure.axes[2].lines[0].get_ydata()) == [1.0, 1.0, 1.0]
 
 

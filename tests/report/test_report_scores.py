@@ -159,5 +159,21 @@ def test_losses_near_cues_are_compared_where_the_cues_are_the_same(tmp_path: Pat
     assert [row.name for row in rows] == ["the cues themselves, after ↓"] * 2
     assert [value.number for value in rows[0].values] == [4.0, 3.5, None]
     assert rows[0].values[1].change == "-0.5000 (-12.50%)"
+    assert [value.count for value in rows[0].values] == [10, 10, None], "tokens"
     assert [value.number for value in rows[1].values] == [None, None, 9.0]
     assert "the cues themselves, after" in _written(read_runs(folders), "md")
+
+
+def test_tasks_of_other_content_in_evaluations_during_training_are_not_compared(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, name) for name in ("a", "b", "c")]
+    for folder, content in zip(folders, ("x", "y", "x"), strict=True):
+        task = {"count": 80, "chance": 0.5, "content": content, "truncated": {"count": 3}}
+        task["metrics"] = {"acc": {"value": 0.5, "low": 0.4, "high": 0.6}}
+        record = {"step": 300, "tasks": {"quiz": task}}
+        (folder / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
+    runs = read_runs(folders)
+    row = _row(measures(runs), "Tasks", "quiz")
+    assert row.name == "quiz · acc ↑ (chance 0.500)"
+    assert [value.change for value in row.values] == [None, None, "+0.000"]
+    assert paired_tests(runs).notes == ("b, quiz: its examples are not those of a; not compared",)
+    assert "a: quiz: 3 of 80 prompts were cut to the model's positions." in cautions(runs)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from gaguide.report.outputs import make_report, render_report
 from gaguide.report.study_analysis import attention_means, attention_table, share_table
-from gaguide.report.study_comparisons import decisive, is_significant, verdict_table
+from gaguide.report.study_comparisons import comparison_table, decisive, is_significant, verdict_table
 from gaguide.report.study_figures import draw_attention, draw_loss, draw_tasks, millions
 from gaguide.report.study_findings import study_cautions, study_findings
 from gaguide.report.study_head_figure import draw_heads
@@ -163,6 +163,20 @@ def test_sentences_answer_the_studys_questions(study: StudyRecords) -> None:
     none = replace(study, attention=tuple(replace(row, before=None, after=None) for row in study.attention))
     assert "1-negation: no token of the held-out text is a target of" in " ".join(study_cautions(none))
     assert "1 failed of 48" in careful and "the loss is nan at step 7" in careful and "1,060,000" in careful
+
+
+def test_comparisons_with_a_studys_own_baselines_are_shown(study: StudyRecords) -> None:
+    """`against: [scratch]` and `baselines` of a study file name others than finetuned and original."""
+    rows = tuple(replace(row, baseline="scratch") for row in study.comparisons if row.baseline == "finetuned")
+    losses = tuple(replace(row, baseline="scratch") for row in study.losses)
+    other = replace(study, comparisons=(*study.comparisons, *rows), losses=losses)
+    assert other.index.baselines == (*study.index.baselines, "scratch")
+    usual, shown = (len(comparison_table(one).rows) for one in (study, other))
+    assert shown > usual and "memo-trap · pico · 1-negation against scratch" in dict(
+        comparison_table(other).rows
+    )
+    text = " ".join(study_findings(other))
+    assert "Against scratch, 0 of 8" in text and "held-out loss against scratch pico +0.0100" in text
 
 
 def test_other_tables_show_the_records(study: StudyRecords) -> None:

@@ -148,3 +148,18 @@ def test_the_base_model_moved_or_gone(finished: Path, embedded_shards: Path, tmp
     step = output / "checkpoints" / "step-00000006"
     code, said = train(embedded_shards, tmp_path / "fresh", 6, **pretrained | {"model.name": str(step)})
     assert code == 2 and "is the folder of a checkpoint" in said and f"--init_from {step}" in said
+
+
+def test_the_seconds_of_steps_after_the_last_record_are_counted(
+    embedded_shards: Path, tmp_path: Path
+) -> None:
+    seldom = {"train.log_every": "100"}
+    assert train(embedded_shards, tmp_path / "run", 4, **seldom)[0] == 0
+    origin, output = tmp_path / "run", tmp_path / "again"
+    done, _ = train(embedded_shards, output, 4, resume_from=f"{origin}:2", **seldom)
+    assert done == 0
+    first, last = read_metrics(output / "metrics.jsonl")
+    since_the_start = 2 * last["tokens"] / 4 / last["tokens_per_second"]
+    saved = json.loads((origin / "checkpoints/step-00000002/manifest.json").read_text())["seconds"]
+    assert saved > first["seconds"]  # of step 1; step 2 is in no record
+    assert last["seconds"] == pytest.approx(saved + since_the_start)
