@@ -64,7 +64,8 @@ def comparison_report(compared: Comparison, examples: int = 5) -> Report:
         "Differences",
         "Main metric of each task, with the 95% interval of the difference over examples, which does not "
         "cover the variation between trainings. Grey: differences that these examples do not show with "
-        "power 0.8.",
+        "power 0.8. Filled marks: p, Holm below 0.05. Losses are in nats: of a completion or class; of "
+        "held-out text, per token.",
         lambda: draw_differences(main),
     )
     body: list[Part] = [tables[0], chart, tables[1], *map(folded, changed), _sources(compared)]
@@ -133,8 +134,9 @@ def power_table(tests: Sequence[TaskComparison]) -> Table:
             _label(one),
             (
                 _effect(one),
-                Cell(ABSENT if one.detectable is None else small_number(one.detectable, _DIGITS)),
-                *(Cell(f"{power:.0%}") for _, power in one.power or ((0.0, 0.0),) * len(sizes)),
+                Cell(_detectable(one)),
+                *(Cell(f"{power:.0%}") for _, power in one.power),
+                *(Cell(ABSENT) for _ in sizes[len(one.power) :]),
                 Cell(shown(one.needed, ",")),
                 Cell(f"{one.count:,}", small="\n".join(_counts(one))),
             ),
@@ -168,6 +170,11 @@ def _counts(one: TaskComparison) -> Iterator[str]:
         yield f"{one.repeated:,} repeated"
 
 
+def _detectable(one: TaskComparison) -> str:
+    """The smallest detectable difference; none of constant answers, which show the data's."""
+    return ABSENT if one.detectable is None or one.is_constant else small_number(one.detectable, _DIGITS)
+
+
 def _effect(one: TaskComparison) -> Cell:
     found = one.effect
     if found is None:
@@ -179,10 +186,13 @@ def _effect(one: TaskComparison) -> Cell:
 def _findings(main: Sequence[TaskComparison]) -> Iterator[str]:
     """For each pair: tasks shown to be better or worse, and differences that the rest could have shown."""
     for (name, baseline), group in groupby(main, key=lambda one: (one.evaluation, one.baseline)):
-        tests = list(group)
+        every = list(group)
+        tests = [one for one in every if not one.is_constant]
         parts = list(differences_shown(tests, 4))
         rest = [_not_shown(one) for one in tests if not one.is_shown]
         parts += [f"no difference is shown on {'; '.join(rest)}"] if rest else []
+        constant = ", ".join(one.task for one in every if one.is_constant)
+        parts += [f"nothing is measured on {constant}, as answers are constant (‡)"] if constant else []
         yield f"{name} against {baseline}: {'; '.join(parts)}."
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from gaguide.report.ablation_findings import model_finding
 from gaguide.report.run_paired import RunTests
 from gaguide.report.run_records import RunRecord
-from gaguide.report.text import differences_shown, fixed
+from gaguide.report.text import constant_note, differences_shown, fixed
 
 
 def findings(runs: Sequence[RunRecord]) -> list[str]:
@@ -155,12 +155,14 @@ def tested_findings(runs: Sequence[RunRecord], tests: RunTests) -> Iterator[str]
     """One sentence for each run about the tasks' main metrics compared with the first run."""
     for run in runs:
         main = [one for one in tests.tests if one.evaluation == run.name and one.is_main]
-        rows = [one for one in main if one.p_holm is not None]
-        if rows:
+        tested = [one for one in main if one.p_holm is not None]
+        rows = [one for one in tested if not one.is_constant]
+        if tested:
             listed, moved = "; ".join(differences_shown(rows, 3)), sum(one.is_shown for one in rows)
             yield (
                 f"{run.name} against {runs[0].name} on the same examples: {moved} of {len(rows)} tasks "
                 f"differ beyond noise after Holm's correction{': ' + listed if moved else ''}."
+                f"{constant_note(len(tested) - len(rows))}"
             )
 
 

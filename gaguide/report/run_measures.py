@@ -228,8 +228,9 @@ def _with_tests(
 
 
 def _improved(test: TaskComparison | None, better: Better | None) -> bool | None:
-    """Whether a difference beyond its interval is an improvement; None where nothing is shown."""
-    if test is None or better is None or not excludes_zero(test.low, test.high):
+    """Whether a difference beyond its interval is an improvement; None where nothing is shown, as by constant
+    answers."""
+    if test is None or better is None or test.is_constant or not excludes_zero(test.low, test.high):
         return None
     return (test.difference > 0) == (better == "high")
 

@@ -11,7 +11,7 @@ from gaguide.report.run_findings import unseen_words
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
-from gaguide.report.text import counted, excludes_zero, first_few, fixed, tally
+from gaguide.report.text import constant_note, counted, excludes_zero, first_few, fixed, tally
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.records import HELD_OUT, Comparison
 from gaguide.study.study_records import StudyRecords
@@ -76,11 +76,7 @@ def _tasks(study: StudyRecords) -> Iterator[str]:
             yield (
                 f"Against {baseline}, {len(moved)} of {len(rows)} comparisons of tasks are beyond noise "
                 f"after Holm's correction over tasks{': ' + listed if moved else ''}."
-                + (
-                    f" Another {constant} are of constant answers (‡) and measure nothing."
-                    if constant
-                    else ""
-                )
+                + constant_note(constant)
             )
 
 

@@ -109,6 +109,11 @@ def shorten(name: str, length: int = 32) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+def constant_note(count: int) -> str:
+    """A further sentence on comparisons of constant answers; empty without any."""
+    return f" Another {count} are of constant answers (‡) and measure nothing." if count else ""
+
+
 def slug(text: str) -> str:
     """A name that is safe in files, links and labels."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

@@ -240,6 +240,21 @@ def test_a_footnote_stands_once_below_tasks_and_their_parts() -> None:
     assert notes({}, {"other": doubt["acc"]}) == [0, 0]  # of a metric that the table of parts does not show
 
 
+def test_a_value_without_an_interval_has_none_in_the_tables(gpt2_folder: Path, tmp_path: Path) -> None:
+    """Equal losses have no interval; the accuracy of one example has Wilson's."""
+    rows = [{"prompt": "A list is", "classes": [" long", " short"], "answer_index": 0}] * 3
+    for name, some in (("same", rows), ("one", rows[:1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("same", "one")]
+    results = evaluate(str(gpt2_folder), files, tmp_path / "out", World(), EvaluateSettings())
+    console = Console(record=True, width=160)
+    print_table(results, console)
+    one, text = results.tasks["one"].metrics["acc"], console.export_text()
+    assert "nan" not in text and f"{one.low:.4f} – {one.high:.4f}" in text
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    assert "none" not in markdown and f"| {one.low:.4f} – {one.high:.4f} |" in markdown
+
+
 def _value(row: dict[str, str], column: str) -> str:
     """A column of ScoNe, whose files with a negation call it edited."""
     return row[column] if column in row else row[f"{column}_edited"]

@@ -15,7 +15,7 @@ from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.compare.sources import read_evaluations
-from gaguide.report.comparison_report import comparison_report, differences_table
+from gaguide.report.comparison_report import comparison_report, differences_table, power_table
 from tests.evaluate.comparing import compare, find_test
 
 _LETTERS = "abcdefgh"
@@ -306,4 +306,9 @@ def test_constant_answers_are_named(gpt2_folder: Path, tmp_path: Path) -> None:
     found = differences_table([acc])
     assert [cell.text for cell in found.rows[0][1][:2]] == ["0.5000‡", "0.5000‡"]
     assert "not a measurement of the model" in found.note
-    assert any("measures the data, not the model" in text for text in comparison_report(compared).cautions)
+    report = comparison_report(compared)
+    assert any("measures the data, not the model" in text for text in report.cautions)
+    assert report.findings == ("b against a: nothing is measured on short, as answers are constant (‡).",)
+    shown = {name: [cell.text for cell in cells] for name, cells in power_table([acc, loss]).rows}
+    assert acc.detectable is not None and shown["short · acc ↑"][1:5] == ["–", "0%", "0%", "0%"]
+    assert shown["short · class_loss ↓"][1:5] == ["–"] * 4, "no spread: power is not known, and not 0"

@@ -134,6 +134,10 @@ def test_a_constant_answer_is_marked_and_said_in_every_format(tmp_path: Path) ->
     acc = _row(measures(runs), "Tasks", "quiz").values
     assert [value.doubt for value in acc] == ["baseline", "constant"]
     assert [value.text for value in acc] == ["0.250§", "1.000‡"]
+    assert not any(value.best for value in acc), "an improvement of the data's share is none of the model"
+    found = next(text for text in make_report(runs).findings if "same examples" in text)
+    assert "0 of 0 tasks" in found
+    assert found.endswith("Another 1 are of constant answers (‡) and measure nothing.")
     why = "the answer ' yes' is chosen in 80 of 80 examples, and right in 100.0%"
     assert any(why in note for note in make_report(runs).cautions)
     for kind in ("md", "html"):

@@ -86,6 +86,11 @@ class TaskComparison:
         return self.p_holm is not None and self.p_holm < ALPHA
 
     @property
+    def is_constant(self) -> bool:
+        """Whether either model gives constant answers, so that the difference is one of the data."""
+        return "constant" in (self.doubt, self.baseline_doubt)
+
+    @property
     def improved(self) -> bool | None:
         """Whether the difference is an improvement; None where neither direction is, or it is 0."""
         return is_improvement(self.better, self.difference)

@@ -25,7 +25,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 def _rows(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, task in tasks.items():
         for metric, value in task["metrics"].items():
-            interval = f"{_number(value['low'])} – {_number(value['high'])}"
+            interval = _interval(value)
             chance = _number(task["chance"]) if metric in ACCURACIES else ""
             doubt = task.get("uninformative", {}).get(metric)
             shown = _number(value["value"]) + ("" if doubt is None else MARKS[doubt["reason"]])
@@ -35,7 +35,7 @@ def _rows(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
 def _group_rows(groups: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, group in groups.items():
         for metric, value in group["metrics"].items():
-            interval = f"{_number(value['low'])} – {_number(value['high'])}"
+            interval = _interval(value)
             yield [name, str(group["count"]), metric, _number(value["value"]), interval, ""]
 
 
@@ -65,10 +65,16 @@ def _part_rows(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [
                 name, part, str(found["count"]), metric,
                 _number(value["value"]) + ("" if doubt is None else MARKS[doubt["reason"]]),
-                f"{_number(value['low'])} – {_number(value['high'])}",
+                _interval(value),
                 "" if constant is None else f"{constant[1]:.4f} ({constant[0]})",
                 "" if same is None else _number(same["value"]),
             ]  # fmt: skip
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    """The interval of a metric; empty where it has none."""
+    low, high = value["low"], value["high"]
+    return "" if low is None or high is None else f"{_number(low)} – {_number(high)}"
 
 
 def _number(value: float | None) -> str:

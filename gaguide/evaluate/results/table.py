@@ -188,4 +188,6 @@ def _value(metric: Metric) -> str:
 
 
 def _interval(metric: Metric) -> str:
-    return "" if math.isnan(metric.stderr) else f"{metric.low:.4f} – {metric.high:.4f}"
+    return (
+        "" if math.isnan(metric.low) or math.isnan(metric.high) else f"{metric.low:.4f} – {metric.high:.4f}"
+    )
