@@ -203,6 +203,7 @@ def _training(
     train, dropped = settings["train"], int(summary.get("dropped_steps") or 0)
     rows = [
         ("text", ", ".join(map(_cell, sources)) or "not recorded"),
+        *_mixture(summary.get("mixture") or (), sources),
         ("tokens", f"{summary['tokens']:,}"),
         ("steps", f"{summary['steps']:,}" + (f", of which {dropped:,} were dropped" if dropped else "")),
         ("global batch", f"{train['global_batch']} blocks of {settings['data']['block_length']} tokens"),
@@ -219,6 +220,18 @@ def _training(
     if summary.get("changes"):
         rows.append(("settings changed on the way", f"{len(summary['changes'])} times: see summary.json"))
     return rows
+
+
+def _mixture(parts: Sequence[Mapping[str, Any]], sources: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Share and epochs of each source of a mixture."""
+    if parts:
+        named = zip(sources, parts, strict=False)
+        yield (
+            "mixture",
+            "; ".join(
+                f"{_cell(source)} {part['share']:.1%}, {part['epochs']:.2f} epochs" for source, part in named
+            ),
+        )
 
 
 def _trained(summary: Mapping[str, Any], parameters: int) -> str:

@@ -13,9 +13,10 @@ from gaguide.checkpoint import Companions
 from gaguide.config import BatchPlan, RunConfig
 from gaguide.cost.flops import flops_per_token
 from gaguide.data.corpus import Corpus
+from gaguide.data.read.mixture import ROUND, MixedOrder
 from gaguide.distributed import World
 from gaguide.engine.config_resolved import DeepSpeedConfig
-from gaguide.errors import UserError
+from gaguide.errors import UserError, mask_credentials
 from gaguide.files import hash_json
 from gaguide.guidance import GuidancePlan
 from gaguide.guidance.cues import Cues
@@ -145,7 +146,30 @@ class Job:
                 f"blocks of {length} tokens of {corpus.build.source.description}, tokenised during training "
                 f"by {request.workers} processes into {request.output}"
             )
-        return f"{len(corpus.blocks):,} blocks of {length} tokens, {len(corpus.held_out):,} held out"
+        parts = "".join(
+            f"\n            {part['shards']}: {part['blocks']:,} blocks, {part['share']:.1%} of the batches, "
+            f"{part['epochs']:.2f} epochs"
+            for part in self.mixture()
+        )
+        return f"{len(corpus.blocks):,} blocks of {length} tokens, {len(corpus.held_out):,} held out{parts}"
+
+    def mixture(self) -> list[dict[str, Any]]:
+        """Of a mixture: its folders with their blocks, their share of what is read, and how often the run
+        reads each; the epochs of the whole say nothing about a small folder with a large weight."""
+        order = self.corpus.order
+        if not isinstance(order, MixedOrder):
+            return []
+        epochs = order.epochs(self.first_block(self.total_steps + 1))
+        found = zip(self.run.data.mixture, order.part_blocks, order.shares, epochs, strict=True)
+        return [
+            {
+                "shards": mask_credentials(entry.shards),
+                "blocks": sum(blocks),
+                "share": share / ROUND,
+                "epochs": times,
+            }
+            for entry, blocks, share, times in found
+        ]
 
     def global_batch(self, step: int) -> int:
         """Index in the data order of the global batch that a step trains on, from 0."""

@@ -67,6 +67,7 @@ def write_summary(
             "trained_parameters": job.trained,
             "adapter": None if job.adapter is None else job.adapter.as_record(),
             "sources": [mask_credentials(source) for source in job.corpus.sources],
+            "mixture": job.mixture(),
             "heads": _heads(job),
             "patterns": {} if job.plan is None else job.plan.entries(job.corpus.tokenizer),
             "validation": {

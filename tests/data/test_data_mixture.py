@@ -39,6 +39,13 @@ def test_every_epoch_of_a_folder_contains_all_its_blocks():
         assert len(own) == 4 * order.shares[index]
 
 
+def test_epochs_are_how_often_each_folder_is_read():
+    order = MixedOrder(((3,), (500,)), (9, 1), 5)
+    part, _ = order.locate(np.arange(2 * ROUND))
+    wanted = tuple(float(count) / blocks for count, blocks in zip(np.bincount(part), (3, 500), strict=True))
+    assert order.epochs(2 * ROUND) == wanted == (6000.0, 4.0)
+
+
 def test_shares_hold_in_any_stretch_of_the_stream():
     part, _ = MixedOrder(PARTS, (70, 20, 10), 5).locate(np.arange(ROUND))
     for start in range(0, ROUND, 1000):

@@ -113,6 +113,10 @@ def test_a_mixture_uses_both_folders(runs: Path) -> None:
     assert losses(runs / "mixture") != losses(runs / "folder")
     summary = json.loads((runs / "mixture" / "summary.json").read_text())
     assert summary["validation"]["after"]["lm_loss"] < summary["validation"]["before"]["lm_loss"]
+    read = [part["epochs"] * part["blocks"] for part in summary["mixture"]]
+    assert [part["share"] for part in summary["mixture"]] == [0.75, 0.25]
+    assert sum(read) == pytest.approx(summary["tokens"] / T, abs=1) and read[0] == pytest.approx(3 * read[1])
+    assert "| mixture | " in (runs / "mixture" / "model" / "README.md").read_text()
 
 
 def test_losses_from_a_source_are_the_same_during_and_after_tokenisation(

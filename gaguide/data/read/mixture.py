@@ -74,6 +74,13 @@ class MixedOrder:
         """Number of positions of each folder in a round of `ROUND`."""
         return _shares(self.weights)
 
+    def epochs(self, positions: int) -> tuple[float, ...]:
+        """How often each folder's blocks are read in so many positions, to the nearest block."""
+        return tuple(
+            round(positions * share / ROUND) / sum(blocks)
+            for share, blocks in zip(self.shares, self.part_blocks, strict=True)
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the order, to compare it when a run is resumed."""
