@@ -30,3 +30,8 @@ def finite(value: Any) -> float | None:
     """A finite number; None for NaN, infinity and anything else."""
     known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if known else None
+
+
+def fixed(number: float, digits: int, sign: str = "") -> str:
+    """The number with `digits` decimals, never "-0.000"; `sign` is a format's sign option, such as "+"."""
+    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"

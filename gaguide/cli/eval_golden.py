@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gaguide.log import table_console
+from gaguide.numbers import fixed
 
 if TYPE_CHECKING:
     from gaguide.evaluate.results.golden import GoldenResult, GoldenTask
@@ -99,7 +100,7 @@ def _print(result: GoldenResult) -> None:
     for check in result.checks:
         table.add_row(
             check.task, check.figure, f"{check.expected:.6f}", f"{check.found:.6f}",
-            f"{check.found - check.expected:+.6f}", f"{check.tolerance:.6f}",
+            fixed(check.found - check.expected, 6, "+"), f"{check.tolerance:.6f}",
             "matches" if check.matches else "DIFFERS",
         )  # fmt: skip
     table_console(120).print(table)

@@ -242,5 +242,10 @@ def _time_table(cost: CostEstimate, known: Measured | Spread) -> Table:
             ("GPU-hours", cost.gpu_hours, ""),
         ):
             least, most = known.times(hours)
-            table.add_row(name, f"{hours:,.1f}{unit} ({least:,.1f} to {most:,.1f})")
+            table.add_row(name, f"{_hours(hours)}{unit} ({_hours(least)} to {_hours(most)})")
     return table
+
+
+def _hours(hours: float) -> str:
+    """Hours with a decimal, and two digits below 1."""
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"

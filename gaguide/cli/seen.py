@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gaguide.log import table_console
+from gaguide.numbers import fixed
 
 if TYPE_CHECKING:
     from gaguide.evaluate.results.intervals import Metric
@@ -55,4 +56,4 @@ def _print(found: list[SplitMetric]) -> None:
 
 
 def _shown(metric: Metric | None) -> str:
-    return "—" if metric is None else f"{metric.value:.4f} ({metric.low:.4f} to {metric.high:.4f})"
+    return "—" if metric is None else f"{fixed(metric.value, 4)} ({metric.low:.4f} to {metric.high:.4f})"

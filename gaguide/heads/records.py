@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gaguide.files import write_json
+from gaguide.numbers import fixed
 
 FILE = "profile.json"
 
@@ -67,7 +68,7 @@ class HeadProfile:
         where = f"{share:.0%} of its attention is on {place}" if share >= 0.2 else "its attention is spread"
         cost = self.loss if self.loss is not None else self.loss_estimate
         exact = "" if self.loss is not None else " (estimated)"
-        return f"{where}; without it the loss changes by {cost:+.4f}{exact}"
+        return f"{where}; without it the loss changes by {fixed(cost, 4, '+')}{exact}"
 
 
 @dataclass(frozen=True)

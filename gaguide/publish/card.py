@@ -17,6 +17,7 @@ from gaguide.files import write_text
 from gaguide.grouping import grouped
 from gaguide.log import run_files
 from gaguide.model.content import ADAPTER_CONFIG
+from gaguide.numbers import fixed
 from gaguide.publish.base import CARD, BaseModel, is_hub_id
 from gaguide.publish.citation import paper_citation
 
@@ -288,8 +289,12 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, str]:
 def _rows(scores: Sequence[Score] | None) -> list[dict[str, str]]:
     rows = []
     for score in scores or ():
-        interval = "" if score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
-        value = f"{score.value:.4f}" + (f" ({_cell(score.note)})" if score.note else "")
+        interval = (
+            ""
+            if score.low is None or score.high is None
+            else f"{fixed(score.low, 4)} to {fixed(score.high, 4)}"
+        )
+        value = fixed(score.value, 4) + (f" ({_cell(score.note)})" if score.note else "")
         count = "" if score.count is None else f"{score.count:,}"
         rows.append(
             {

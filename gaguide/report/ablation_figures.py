@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gaguide.ablate.records import AblationRecord, HeadRecord, ModelRecord
+from gaguide.numbers import fixed
 from gaguide.report.head_maps import draw_map, frame_head, map_norm
 from gaguide.report.style import INK
 from gaguide.report.text import shorten
@@ -79,6 +80,6 @@ def _write_numbers(ax: Axes, grid: np.ndarray, norm: Any, signed: bool) -> None:
         if np.isfinite(value):
             shade = float(norm(value))
             dark = abs(shade - 0.5) > 0.35 if signed else shade > 0.55
-            text = f"{value:+.3f}" if signed else f"{value:.2f}"
+            text = fixed(value, 3, "+") if signed else f"{value:.2f}"
             ax.text(head, layer, text, ha="center", va="center", fontsize=7,
                     color="white" if dark else "black")  # fmt: skip

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from gaguide.ablate.records import AblationRecord, ModelRecord
 from gaguide.grouping import grouped
-from gaguide.report.text import counted, fixed, interval, known_mean, p_words, tally
+from gaguide.numbers import fixed
+from gaguide.report.text import counted, interval, known_mean, p_words, tally
 
 
 def findings(record: AblationRecord) -> list[str]:

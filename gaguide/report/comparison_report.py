@@ -10,6 +10,7 @@ from itertools import groupby
 from gaguide.evaluate.compare.records import Comparison, ExampleChange, TaskComparison
 from gaguide.evaluate.results.metric_names import GROUP_ACC
 from gaguide.files import without_nonfinite
+from gaguide.numbers import fixed
 from gaguide.report.comparison_figure import draw_differences
 from gaguide.report.document import Cell, Chart, Part, Report, Row, Table, folded
 from gaguide.report.text import (
@@ -19,7 +20,6 @@ from gaguide.report.text import (
     csv_text,
     differences_shown,
     end_of,
-    fixed,
     interval,
     mark,
     mark_notes,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from gaguide.heads.records import HeadProfile, ProfileRecord
+from gaguide.numbers import fixed
 from gaguide.report.document import Cell, Chart, Report, Row, Section, Table, folded
 from gaguide.report.profile_figures import draw_agreement, draw_profile
-from gaguide.report.text import excludes_zero, fixed, head_name, interval, records_csv, shown, tally, words
+from gaguide.report.text import excludes_zero, head_name, interval, records_csv, shown, tally, words
 
 _SHOWN = 12
 _UNCORRECTED = (

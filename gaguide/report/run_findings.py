@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from gaguide.numbers import fixed
 from gaguide.report.ablation_findings import model_finding
 from gaguide.report.run_paired import RunTests
 from gaguide.report.run_records import RunRecord
-from gaguide.report.text import constant_note, differences_shown, fixed
+from gaguide.report.text import constant_note, differences_shown, percent
 
 
 def findings(runs: Sequence[RunRecord]) -> list[str]:
@@ -47,7 +48,7 @@ def _cost(run: RunRecord, baseline: RunRecord) -> str:
     if run is baseline or not base or not run.has_blocks_of(baseline):
         return loss
     difference = run.after.lm_loss - base
-    return f"{loss}, {fixed(difference, 4, '+')} ({difference / base:+.2%}) against {baseline.name}"
+    return f"{loss}, {fixed(difference, 4, '+')} ({percent(difference / base)}) against {baseline.name}"
 
 
 def ablated_findings(runs: Sequence[RunRecord]) -> list[str]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from gaguide.evaluate.compare.records import TaskComparison
 from gaguide.evaluate.results.metric_names import Better, Doubt
 from gaguide.log import format_duration
+from gaguide.numbers import fixed
 from gaguide.report.run_paired import RunTests, paired_tests
 from gaguide.report.run_records import RunRecord
 from gaguide.report.run_scores import TaskScore
-from gaguide.report.text import ABSENT, DIRECTIONS, excludes_zero, fixed, interval, mark, p_value, tally
+from gaguide.report.text import ABSENT, DIRECTIONS, excludes_zero, interval, mark, p_value, percent, tally
 
 _BANDS = {
     "on": "the cues themselves",
@@ -280,7 +281,7 @@ def _numbers(
             difference = number - base
             change = fixed(difference, digits, "+")
             if relative and base:
-                change += f" ({difference / base:+.2%})"
+                change += f" ({percent(difference / base)})"
             value = replace(value, change=change, difference=difference)
         values.append(value)
     return Measure(section, name, tuple(values))

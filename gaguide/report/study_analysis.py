@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gaguide.numbers import fixed
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, before_after, change, excludes_zero, fixed, interval, known_mean
+from gaguide.report.text import ABSENT, before_after, change, excludes_zero, interval, known_mean, percent
 from gaguide.study.analysis_records import HeadAttention, HeadVerdict, LossCost
 from gaguide.study.study_records import StudyRecords
 
@@ -31,7 +32,7 @@ def _loss(row: LossCost) -> tuple[Cell, ...]:
         Cell(f"{row.loss:.4f}"),
         Cell(f"{row.baseline_loss:.4f}"),
         Cell(fixed(row.difference, 4, "+")),
-        Cell(f"{row.relative:+.2%}"),
+        Cell(percent(row.relative)),
         Cell(interval(row.low, row.high, 4) or ABSENT),
         Cell(str(row.seeds)),
     )

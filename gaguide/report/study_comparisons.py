@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gaguide.evaluate.results.metric_names import GROUP_ACC
+from gaguide.numbers import fixed
 from gaguide.report.document import Cell, Table
-from gaguide.report.text import ABSENT, fixed, interval, mark, p_value, p_words, small_number, smallest_p
+from gaguide.report.text import ABSENT, interval, mark, p_value, p_words, small_number, smallest_p
 from gaguide.stats.groups import ALPHA
 from gaguide.study.records import Comparison, ScalingVerdict
 from gaguide.study.study_records import StudyRecords

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gaguide.grouping import grouped
+from gaguide.numbers import fixed
 from gaguide.report.run_findings import unseen_words
 from gaguide.report.study_analysis import attention_means
 from gaguide.report.study_comparisons import decisive, is_significant
 from gaguide.report.study_heads import head_findings
-from gaguide.report.text import constant_note, counted, excludes_zero, first_few, fixed, tally
+from gaguide.report.text import constant_note, counted, excludes_zero, first_few, percent, tally
 from gaguide.study.analysis_records import LossCost
 from gaguide.study.records import HELD_OUT, Comparison
 from gaguide.study.study_records import StudyRecords
@@ -40,7 +41,7 @@ def _losses(study: StudyRecords) -> Iterator[str]:
     for (experiment, baseline), rows in study.index.losses.items():
         if baseline == "original":
             continue
-        parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({row.relative:+.2%})" for row in rows]
+        parts = [f"{row.size} {fixed(row.difference, 4, '+')} ({percent(row.relative)})" for row in rows]
         yield f"{experiment}: held-out loss against {baseline} {', '.join(parts)}; {_noise(rows)}."
 
 

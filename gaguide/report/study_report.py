@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import yaml
 
 from gaguide.log import format_duration
+from gaguide.numbers import fixed
 from gaguide.report.document import Cell, Chart, Part, Preformatted, Report, Row, Section, Table, folded
 from gaguide.report.study_analysis import attention_table, gain_table, loss_table, share_table
 from gaguide.report.study_comparisons import comparison_table, verdict_table
@@ -117,7 +118,7 @@ def _change(row: Change) -> Row:
         end_of(row.prompt, _PROMPT_SHOWN),
         ", ".join(row.contains) or ABSENT,
         right,
-        f"{row.change:+.3f}",
+        fixed(row.change, 3, "+"),
     )
     return f"{row.task} · {row.size} · {row.example}", tuple(map(Cell, cells))
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from gaguide.evaluate.results.metric_names import Doubt
+from gaguide.numbers import fixed
 from gaguide.report.document import Cell, Table
 from gaguide.report.study_comparisons import decisive, is_significant
-from gaguide.report.text import ABSENT, DIRECTIONS, fixed, interval, mark, mark_notes, slug
+from gaguide.report.text import ABSENT, DIRECTIONS, interval, mark, mark_notes, slug
 from gaguide.stats.groups import ALPHA
 from gaguide.study.records import Mean
 from gaguide.study.study_records import StudyRecords

@@ -14,6 +14,7 @@ from typing import Any
 
 from gaguide.evaluate.compare.records import TaskComparison
 from gaguide.evaluate.results.metric_names import MARK_NOTES, MARKS, Doubt
+from gaguide.numbers import fixed
 from gaguide.stats.groups import ALPHA, FEW
 
 ABSENT = "–"
@@ -22,9 +23,9 @@ DIRECTIONS = {"high": " ↑", "low": " ↓"}
 """Better direction of a metric → arrow after its name: ↑ higher is better, ↓ lower is better."""
 
 
-def fixed(number: float, digits: int, sign: str = "") -> str:
-    """The number with `digits` decimals, never "-0.000"; `sign` is a format's sign option, such as "+"."""
-    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
+def percent(share: float) -> str:
+    """A relative change in percent with its sign, never "-0.00%"."""
+    return f"{fixed(100 * share, 2, '+')}%"
 
 
 def differences_shown(tests: Sequence[TaskComparison], digits: int) -> Iterator[str]:

@@ -43,6 +43,8 @@ def test_table_names_memory_time_and_hours() -> None:
     assert result.exit_code == 0
     for word in ("activations", "logits", "optimizer", "fits", "GPU-hours", "not a measurement"):
         assert word in result.stdout
+    short = run("--model", "gpt2", "--tokens", "1e3")
+    assert "0.0 (0.0 to 0.0)" not in short.stdout, "one step takes seconds"
 
 
 def test_json_equals_the_function_where_all_is_given() -> None:

@@ -118,6 +118,7 @@ def test_rules_rank_exact_changes_before_estimates() -> None:
     assert len({choose(heads, 2, seed=seed)[2].heads for seed in range(8)}) > 1
     assert "60% of its attention is on the first token" in heads[0].displaces
     assert "(estimated)" in heads[1].displaces
+    assert "changes by +0.0000" in head(0, 0, 0.0, -1e-6, 0.0).displaces
 
 
 @pytest.fixture(scope="module")

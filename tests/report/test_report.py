@@ -78,6 +78,8 @@ def test_equal_numbers_have_no_best(tmp_path: Path) -> None:
 def test_a_number_that_rounds_to_zero_has_no_minus(tmp_path: Path) -> None:
     runs = read_runs([write_run(tmp_path / "a", "a", attention=(0.02, 0.0199))])
     assert _row(measures(runs), "Attention", "rise").values[0].text == "+0.000"
+    both = [write_run(tmp_path / name, name, loss=(7.6, loss)) for name, loss in (("b", 4.0), ("c", 3.99999))]
+    assert _row(measures(read_runs(both)), "Language", "after").values[1].change == "+0.0000 (+0.00%)"
 
 
 def test_findings_state_rise_and_cost(pair: list[Path]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gaguide.evaluate.results.metric_names import ACCURACIES, MARK_NOTES, MARKS
+from gaguide.numbers import fixed
 
 _PARTS = ("task", "part", "examples", "metric", "value", "95% interval", "constant answer", "as original")
 _HEAD = ("task", "examples", "metric", "value", "95% interval", "chance")
@@ -78,7 +79,7 @@ def _interval(value: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+    return "none" if value is None else fixed(value, 4)
 
 
 def _line(cells: list[str] | tuple[str, ...]) -> str:

@@ -18,6 +18,7 @@ from gaguide.evaluate.results.parts import part_results
 from gaguide.evaluate.results.results import Results
 from gaguide.evaluate.results.task_results import TaskResult
 from gaguide.log import escape_control_characters, table_console
+from gaguide.numbers import fixed
 
 _PIPE_WIDTH = 110
 _SHOWN_WORST = 3
@@ -184,10 +185,9 @@ def _print_notes(tasks: Sequence[TaskResult], console: Console) -> None:
 
 
 def _value(metric: Metric) -> str:
-    return "none" if math.isnan(metric.value) else f"{metric.value:.4f}"
+    return "none" if math.isnan(metric.value) else fixed(metric.value, 4)
 
 
 def _interval(metric: Metric) -> str:
-    return (
-        "" if math.isnan(metric.low) or math.isnan(metric.high) else f"{metric.low:.4f} – {metric.high:.4f}"
-    )
+    known = not (math.isnan(metric.low) or math.isnan(metric.high))
+    return f"{fixed(metric.low, 4)} – {fixed(metric.high, 4)}" if known else ""
