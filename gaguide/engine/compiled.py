@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from importlib.util import find_spec
@@ -111,8 +112,9 @@ class CompiledForward:
             handler.register_start_callback(self._begin)
             handler.register_end_callback(self._end)
         else:
-            handler.remove_start_callback(self._begin)
-            handler.remove_end_callback(self._end)
+            with suppress(ValueError):  # `torch.compiler.reset` forgets them
+                handler.remove_start_callback(self._begin)
+                handler.remove_end_callback(self._end)
 
     def _begin(self, event: Any) -> None:
         self._began = time.perf_counter()

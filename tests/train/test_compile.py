@@ -108,6 +108,25 @@ def test_a_compiled_run_resumes_to_the_same_bits(runs: Path, names: tuple[str, s
     assert all(torch.equal(whole[part], resumed[part]) for part in whole)
 
 
+@pytest.mark.processes
+def test_compiled_models_in_one_process_do_not_try_each_others_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph of another model would count as one that was replaced."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: real(forward, backend="aot_eager"))
+    ids, made = random_ids(2, 8), []
+    models = [tiny_model(kind).train() for kind in ("gpt2", "llama-grouped-query")]
+    for model in models:
+        model.loss_type = "ForCausalLM"  # as training sets it
+        made.append(CompiledForward(model, True, None))
+    for model in models * 2:
+        model(input_ids=ids, labels=ids, use_cache=False)
+    assert (made[1].cost.graphs, made[1].cost.recompilations) == (2, 0)
+    for one in made:
+        one.close()
+
+
 def test_the_loss_alone_leaves_a_compiled_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward would add a gradient of zeros to logits that the graph returns."""
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
