@@ -38,6 +38,8 @@ _FP32 = 4  # bytes; master weights, moments, accumulated gradients and the loss 
 _MLP_SAVED = {"silu": 4, "swish": 4, "relu": 1}
 _MLP_SAVED_OTHER = 2
 _RMS_NORM = frozenset({"llama", "mistral", "qwen2"})
+_NOT_ROTATED = frozenset({"gpt2", "opt"})
+"""Models that add positions to embeddings; rotating queries and keys makes autocast's fp32 again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +212,10 @@ def _computed(shape: ModelShape, precision: Precision) -> int:
         per_token += 4 * width_bytes  # mean and standard deviation of two layer norms
     if precision == "autocast":  # the norms' inputs stay in fp32
         per_token += 4 * shape.width
+        if (
+            shape.kind in _RMS_NORM
+        ):  # q, k and v each keep a 16-bit copy of the norm's output; so do gate and up
+            per_token += 3 * 2 * shape.width
     return per_token
 
 
@@ -310,10 +316,16 @@ def guidance_saves(shape: ModelShape, setup: MemorySetup) -> int:
     if not guided:
         return 0
     if setup.tapped:
-        per_token = 4 * guided * _PRODUCT_BYTES[setup.precision] + 4 * _FP32 * setup.guided_heads
+        per_token = 4 * guided * _query_bytes(shape, setup.precision) + 4 * _FP32 * setup.guided_heads
         return setup.tokens * per_token * setup.guided_layers
     per_token = _FP32 * (guided + 2 * setup.guided_heads) + rest * _PRODUCT_BYTES[setup.precision]
     return setup.tokens * per_token * setup.guided_layers
+
+
+def _query_bytes(shape: ModelShape, precision: Precision) -> int:
+    """Bytes of a number in queries and keys as attention gets them."""
+    rotated = precision == "autocast" and shape.kind not in _NOT_ROTATED
+    return _FP32 if rotated else _PRODUCT_BYTES[precision]
 
 
 def _guidance_workspace(shape: ModelShape, setup: MemorySetup) -> int:
@@ -324,6 +336,6 @@ def _guidance_workspace(shape: ModelShape, setup: MemorySetup) -> int:
         if setup.checkpointing or setup.tokens * queries > SMALL or not setup.guided_heads:
             return 0
         widths = queries + shape.kv_heads * shape.head_width
-        return setup.tokens * widths * _PRODUCT_BYTES[setup.precision] * setup.guided_layers
+        return setup.tokens * widths * _query_bytes(shape, setup.precision) * setup.guided_layers
     blocks = 3 * _FP32 * setup.micro_batch * setup.guided_heads * setup.row_block * setup.block_length
     return setup.tokens * setup.guided_heads * shape.head_width * 6 * _FP32 + blocks

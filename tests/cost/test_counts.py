@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -33,10 +34,9 @@ from gaguide.cost.memory import (
     guidance_saves,
 )
 from gaguide.errors import UserError
-from gaguide.guidance import Assignment, GuidancePlan, TokenSet, guide
+from gaguide.guidance import Assignment, GuidancePlan, TokenSet, backend, guide, guided_pass
 from gaguide.model import fuse_activations, gpt2_shape, scratch_config, shape_of
 from gaguide.model.sizes import SIZES
-from gaguide.model.tap import gather_heads
 
 _IDS = {"bos_token_id": 0, "eos_token_id": 0}
 
@@ -138,6 +138,7 @@ def test_training_is_three_forward_passes_and_checkpointing_one_more_of_the_bloc
 
 
 GPT2, LLAMA, NEOX = GPT2Config, LlamaConfig, GPTNeoXConfig
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "autocast": torch.float32}
 
 
 def small(kind: Callable[..., PretrainedConfig], layers: int = 2, dropout: float = 0.0) -> PretrainedConfig:
@@ -160,11 +161,13 @@ def small(kind: Callable[..., PretrainedConfig], layers: int = 2, dropout: float
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "kind, dropout",
-    [(GPT2, 0.0), (GPT2, 0.1), (LLAMA, 0.0), (NEOX, 0.0)],
-    ids=["gpt2", "gpt2-dropout", "llama", "neox"],
+    "kind, dropout, precision",
+    [
+        *product([GPT2], [0.0, 0.1], ["fp32", "bf16"]),
+        *product([LLAMA, NEOX], [0.0], ["fp32", "bf16"]),
+        *product([GPT2, LLAMA], [0.0], ["autocast"]),
+    ],
 )
 def test_a_layer_saves_the_bytes_that_are_counted(
     kind: Callable[..., PretrainedConfig], dropout: float, precision: Precision
@@ -172,7 +175,9 @@ def test_a_layer_saves_the_bytes_that_are_counted(
     """Two layers' saved tensors less one layer's."""
     setup = MemorySetup(2, block_length=128, precision=precision, fused_attention=dropout == 0)
     saved = [saved_bytes(small(kind, layers, dropout), setup) for layers in (1, 2)]
-    counted = activation_bytes_per_layer(shape_of(small(kind, 1, dropout)), setup)
+    shape = shape_of(small(kind, 1, dropout))
+    counted = activation_bytes_per_layer(shape, setup)
+    counted += 2 * shape.matrices * (precision == "autocast")  # their 16-bit copies
     assert counted == pytest.approx(saved[1] - saved[0], rel=0.005)
 
 
@@ -185,21 +190,39 @@ def test_guidance_saves_the_bytes_that_are_counted(heads: int, precision: Precis
     assert more[1] - more[0] == guidance_saves(shape_of(small(GPT2)), guided)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_gathered_heads_need_gradients_of_all_heads(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = LlamaConfig(num_hidden_layers=3, hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
-    shape = shape_of(config if groups > 1 else small(GPT2))
-    assert shape.heads == groups * shape.kv_heads
-    setup = MemorySetup(2, block_length=16, precision="fp32", guided_heads=2, guided_layers=3)
-    sizes = [(2, heads, 16, shape.head_width) for heads in (shape.heads, shape.kv_heads)]
-    made = 0
-    for size in sizes:
-        layers = [torch.ones(size, requires_grad=True) for _ in range(3)]
-        grads = torch.autograd.grad(gather_heads([((0, 1),)] * 3, layers).sum(), layers)
-        made += sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in grads}.values())
-    gathered = estimate_memory(shape, setup).guidance
-    monkeypatch.setattr(memory_module, "SMALL", 2 * 16 * shape.heads * shape.head_width - 1)
-    assert gathered - estimate_memory(shape, setup).guidance == made
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize("kind", [GPT2, LLAMA, NEOX], ids=["gpt2", "llama", "neox"])
+def test_gathered_heads_need_gradients_of_all_heads(
+    kind: Callable[..., PretrainedConfig], precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = [], guided_pass.gather_heads
+
+    def spy(*given):
+        gathered = real(*given)
+        gathered.grad_fn.register_hook(lambda grads, _: made.append(bytes_of(*grads)))
+        return gathered
+
+    monkeypatch.setattr(guided_pass, "gather_heads", spy)
+    monkeypatch.setattr(backend, "is_fused", lambda *_: True)  # as with the Triton kernels
+    monkeypatch.setattr(backend, "_choose", lambda _, numbers: numbers)
+    model = AutoModelForCausalLM.from_config(config := small(kind), dtype=DTYPES[precision]).train()
+    plan = GuidancePlan((Assignment(TokenSet("words", frozenset({0})), (0, 2)),))
+    with (
+        guide(model, plan, method="tap") as guidance,
+        torch.autocast("cpu", torch.bfloat16, precision == "autocast"),
+    ):
+        model(input_ids=torch.zeros(2, 128, dtype=torch.long), use_cache=False)
+        guidance.loss().backward()
+    shape = shape_of(config)
+    setup = MemorySetup(2, block_length=128, precision=precision, guided_heads=2, guided_layers=2)
+    whole = estimate_memory(shape, setup).guidance
+    monkeypatch.setattr(memory_module, "SMALL", 2 * 128 * shape.heads * shape.head_width - 1)
+    assert len(made) == 2 and whole - estimate_memory(shape, setup).guidance == sum(made)
+
+
+def bytes_of(*tensors: torch.Tensor | None) -> int:
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in tensors if x is not None}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 @pytest.mark.parametrize("stage, per_parameter", [(0, 16), (1, 4 + 12 / 8), (2, 2 + 14 / 8), (3, 16 / 8)])
@@ -223,7 +246,7 @@ def saved_bytes(config: PretrainedConfig, setup: MemorySetup) -> int:
 
     The first `guided_heads` heads of every layer are guided.
     """
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setup.precision]
+    dtype = DTYPES[setup.precision]
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).train()
     fuse_activations(model)
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
@@ -241,6 +264,7 @@ def saved_bytes(config: PretrainedConfig, setup: MemorySetup) -> int:
             words = TokenSet("words", frozenset({0}))
             plan = GuidancePlan((Assignment(words, tuple(range(setup.guided_heads))),))
             stack.enter_context(guide(model, plan))
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16, setup.precision == "autocast"))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         output = model(input_ids=ids_BT, use_cache=False)
     assert output.logits.requires_grad
