@@ -163,25 +163,33 @@ def _output_norm(reading: Reading | None) -> float | None:
 
 
 _FAMILIES = ("loss", "near", "over_controls", "near_over_controls", "over_first", "near_over_first")
-"""Effects of the deciding method that are tested for each guided head; each is a family for Holm."""
+"""Effects that are tested for each guided head; each is a family for Holm, for each method."""
 
 
 def _corrected(heads: Sequence[HeadRecord], deciding: str) -> list[HeadRecord]:
-    """Guided heads with verdicts; each effect of the deciding method is Holm-corrected over them."""
-    effects = [head.methods[deciding] for head in heads]
-    for name in _FAMILIES:
-        ps = holm([None if (one := getattr(of, name)) is None else one.p for of in effects])
-        effects = [
-            of if (one := getattr(of, name)) is None else _with(of, name, replace(one, p_holm=p))
-            for of, p in zip(effects, ps, strict=True)
-        ]
+    """Guided heads with verdicts by the deciding method; effects of each are Holm-corrected over them."""
+    for method in dict.fromkeys(name for head in heads for name in head.methods):
+        for name in _FAMILIES:
+            heads = _corrected_effects(heads, method, name)
     rises = holm([None if head.rise is None else head.rise.p for head in heads])
     return [
-        replace(
-            head, methods={**head.methods, deciding: of}, rise=rise, moved=movement(rise), used=usage(of.loss)
-        )
-        for head, of, p in zip(heads, effects, rises, strict=True)
+        replace(head, rise=rise, moved=movement(rise), used=usage(head.methods[deciding].loss))
+        for head, p in zip(heads, rises, strict=True)
         for rise in [None if head.rise is None else replace(head.rise, p_holm=p)]
+    ]
+
+
+def _corrected_effects(heads: Sequence[HeadRecord], method: str, name: str) -> list[HeadRecord]:
+    """The heads with one effect of a method Holm-corrected over them; heads without it are as they were."""
+    effects = [getattr(head.methods.get(method), name, None) for head in heads]
+    ps = holm([None if one is None else one.p for one in effects])
+    return [
+        head
+        if one is None
+        else replace(
+            head, methods={**head.methods, method: _with(head.methods[method], name, replace(one, p_holm=p))}
+        )
+        for head, one, p in zip(heads, effects, ps, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -42,20 +43,21 @@ def draw_heads(records: Sequence[AblationRecord]) -> Figure | None:
     figure = Figure(figsize=(width * len(models) + 1.6, 2 * height + 1.4), layout="constrained")
     axes = figure.subplots(2, len(models), squeeze=False)
     shown = (
-        (costs, map_norm(largest, True), "loss without the head"),
-        (masses, map_norm(1.0, False), "attention"),
+        (costs, map_norm(largest, True), "loss without the head", "nats per token"),
+        (masses, map_norm(1.0, False), "attention", "share of a query"),
     )
-    for down, (grids, norm, title) in enumerate(shown):
+    for down, (grids, norm, title, unit) in enumerate(shown):
         for ax, grid, (_, model) in zip(axes[down], grids, models, strict=True):
             image = draw_map(ax, grid, norm, f"{shorten(model.name, 24)}: {title}")
-            ax.set_facecolor(_EMPTY)
+            ax.patch.set(facecolor=_EMPTY, edgecolor="white", hatch="///")
             ax.spines[:].set_visible(False)
-            _write_numbers(ax, grid, norm, down == 0)
+            _write_numbers(ax, grid, norm, _digits(largest) if down == 0 else None)
             for head in model.with_role("guided"):
                 frame_head(ax, head.layer, head.head, 1.8)
         bar = figure.colorbar(image, ax=list(axes[down]), fraction=0.05, pad=0.02)
         bar.ax.tick_params(colors=INK, labelsize=8)
         bar.outline.set_visible(False)
+        bar.set_label(unit, fontsize=8, color=INK)
     return figure
 
 
@@ -73,13 +75,19 @@ def _grid(model: ModelRecord, value: Callable[[HeadRecord], float | None]) -> np
     return grid
 
 
-def _write_numbers(ax: Axes, grid: np.ndarray, norm: Any, signed: bool) -> None:
+def _digits(largest: float) -> int:
+    """Decimals at which the largest number has two digits; three to five."""
+    return min(5, max(3, 1 - math.floor(math.log10(largest))))
+
+
+def _write_numbers(ax: Axes, grid: np.ndarray, norm: Any, digits: int | None) -> None:
+    """Numbers in the cells of a small map: with a sign and `digits` decimals, or two without a sign."""
     if grid.shape[1] > _NUMBERED or grid.shape[0] > 2 * _NUMBERED:
         return
     for (layer, head), value in np.ndenumerate(grid):
         if np.isfinite(value):
             shade = float(norm(value))
-            dark = abs(shade - 0.5) > 0.35 if signed else shade > 0.55
-            text = fixed(value, 3, "+") if signed else f"{value:.2f}"
-            ax.text(head, layer, text, ha="center", va="center", fontsize=7,
+            dark = shade > 0.55 if digits is None else abs(shade - 0.5) > 0.35
+            text = f"{value:.2f}" if digits is None else fixed(value, digits, "+")
+            ax.text(head, layer, text, ha="center", va="center", fontsize=7 if (digits or 0) < 4 else 6,
                     color="white" if dark else "black")  # fmt: skip

@@ -30,7 +30,7 @@ def ablation_report(records: Sequence[AblationRecord]) -> Report:
         "By layer and head",
         "Above: change of held-out loss without the head, red where the model loses by it. Below: attention "
         "on the head's words (of other heads: on those of a head of the plan). Frames: heads of the plan; "
-        "grey: not removed.",
+        "hatched: not removed.",
         lambda: draw_heads(records),
     )
     tables = tuple(table for table in (verdicts, methods, norms, spans, sides, tasks) if table.rows)

@@ -102,6 +102,7 @@ def methods_table(records: Sequence[AblationRecord]) -> Table:
     rows: list[Row] = []
     groups: list[str] = []
     methods = list(dict.fromkeys(method for record in records for method in record.settings["methods"]))
+    heads = [head for _, model in _models(records) for head in model.with_role("guided")]
     for _, model in _models(records):
         for head in model.with_role("guided"):
             effects = (head.methods.get(method) for method in methods)
@@ -116,9 +117,18 @@ def methods_table(records: Sequence[AblationRecord]) -> Table:
         tuple(rows) if len(methods) > 1 else (),
         "Mean: the head writes its mean over this text; zero: nothing, so that the constant which it adds to "
         "every token is removed too; resample: its output in another block; edges: it does not attend to its "
-        "words. p values of ways other than the deciding one are not corrected.",
+        f"words. {_methods_p(heads)}; bold: p < 0.05.",
         groups=tuple(groups) if len(methods) > 1 else (),
     )
+
+
+def _methods_p(heads: Sequence[HeadRecord]) -> str:
+    """What the p values of all ways are; in records of older versions only those of the deciding one are
+    corrected."""
+    effects = [of.loss for head in heads for of in head.methods.values()]
+    if all(one.p is None or one.p_holm is not None for one in effects):
+        return "p values are Holm-corrected over a model's heads of the plan, for each column"
+    return "p values of ways other than the deciding one are not corrected"
 
 
 def norm_table(records: Sequence[AblationRecord]) -> Table:

@@ -36,7 +36,8 @@ def inline_svg(chart: Chart) -> Markup:
         return Markup()
     figure.patch.set_alpha(0)
     for ax in figure.axes:
-        ax.patch.set_alpha(0)
+        if ax.patch.get_facecolor()[:3] == (1.0, 1.0, 1.0):  # another colour has a meaning
+            ax.patch.set_alpha(0)
     svg = render(figure, ".svg").decode("utf-8")
     # One page holds several figures, whose ids (clip paths, markers, glyphs) must not collide.
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{chart.name}-", svg[svg.index("<svg") :])

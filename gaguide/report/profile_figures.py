@@ -35,6 +35,7 @@ def draw_profile(record: ProfileRecord) -> Figure:
             frame_head(ax, layer, index, 1.6)
         bar = figure.colorbar(image, ax=ax, fraction=0.06, pad=0.03)
         bar.ax.tick_params(colors=INK, labelsize=7)
+        bar.set_label("nats per token" if signed else "share of a query", fontsize=7, color=INK)
     return figure
 
 
@@ -55,5 +56,5 @@ def draw_agreement(record: ProfileRecord) -> Figure | None:
         max(*exact, *(h.near_estimate for h in known)),
     ]
     ax.plot(ends, ends, color=INK, linewidth=0.8, alpha=0.5, linestyle="dashed")
-    plain_axes(ax, "exact", "estimate")
+    plain_axes(ax, "exact (nats per token)", "estimate (nats per token)")
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,16 @@ def test_effects_are_those_of_a_t_test_and_corrected_over_the_guided_heads() -> 
     over = heads[0, 0].methods["mean"].over_controls
     assert over is not None and over.difference == pytest.approx(0.03, abs=0.01)
     assert heads[1, 0].methods["mean"].over_controls is None
+
+
+def test_each_way_of_removing_is_corrected_over_the_guided_heads() -> None:
+    sums = text_sums(RISES, MASSES)
+    change = sums.change | {(key, "zero"): 2 * value for (key, _), value in sums.change.items()}
+    both = MeasuredModel(SUBJECTS, ["mean", "zero"], replace(sums, change=change), {}, None, None)
+    guided = [head.methods for head in head_records(both, "mean") if head.role == "guided"]
+    for name in ("mean", "zero"):
+        ps = [methods[name].loss.p for methods in guided]
+        assert [methods[name].loss.p_holm for methods in guided] == holm(ps)
 
 
 def test_the_same_head_of_the_first_model_is_compared_on_the_same_blocks() -> None:

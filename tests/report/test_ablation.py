@@ -19,6 +19,7 @@ from gaguide.ablate.records import (
 from gaguide.guidance.cues import BANDS
 from gaguide.model.content import folder_record
 from gaguide.report import make_report, read_runs, render_report
+from gaguide.report.ablation_figures import draw_heads
 from gaguide.report.ablation_report import ablation_report
 from tests.report.synthetic import write_run
 
@@ -136,5 +137,15 @@ def test_every_format_of_several_ablations(tmp_path: Path) -> None:
     for kind in ("html", "md", "latex", "csv", "png"):
         assert all(render_report(report, kind, "x").values()), kind
     page = render_report(report, "html", "x")["x.html"].decode()
+    assert "hatched: not removed" in page and "<pattern" in page
     for text in ("attention moved, used", "attention not moved, harmful", "+0.5000", "-0.2500", "a doubt"):
         assert text in page
+
+
+def test_numbers_in_the_map_have_digits(tmp_path: Path) -> None:
+    """A map of changes of 0.0004 nats is not one of +0.000."""
+    small = ablation(model_record(tmp_path / "a" / "model", 0.0004, "moved", "used"))
+    large = ablation(model_record(tmp_path / "b" / "model", 0.5, "moved", "used"))
+    for record, text in ((small, "+0.00040"), (large, "+0.500")):
+        figure = draw_heads([record])
+        assert figure is not None and {one.get_text() for one in figure.axes[0].texts} == {text}
