@@ -192,12 +192,12 @@ class GuidedPass(PassHandler):
         call, visible = layers[0][0], self._visible(layers[0][0])
         patterns = tuple(slot for call, _ in layers for slot in self.layers[call.layer].patterns)
         terms = self._row_terms(call, patterns, visible.mask_BQK)
-        q_BhTD, k_BhTD = self._joined(layers)
+        q_BhTD, k_BhTD = self._guided_heads(layers)
         numbers = self._numbers(call, terms, visible)
         loss_h, mass_h = backend.guided_losses((q_BhTD, k_BhTD), terms, visible.mask_BQK, numbers)
         self._record([call for call, _ in layers], loss_h, mass_h, terms)
 
-    def _joined(self, layers: Sequence[_Waiting]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _guided_heads(self, layers: Sequence[_Waiting]) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys [B, h, T, D] of the layers' guided heads: all tapped, or none."""
         tapped = [heads for _, heads in layers if heads is not None]
         if tapped:
