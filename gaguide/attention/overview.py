@@ -15,6 +15,7 @@ from gaguide.figures import GUIDED
 MAX_HEADS = 1200
 """Most maps of one picture."""
 _SIDE, _GAP, _MARGIN, _TOP = 0.62, 0.06, 0.55, 0.75  # inches
+_NARROWEST, _LETTER = 4.2, 0.085  # inches: of a picture, so that its notes fit, and of a letter of a name
 
 
 def draw_overview(panels: Sequence[Panel]) -> Figure:
@@ -31,8 +32,8 @@ def draw_overview(panels: Sequence[Panel]) -> Figure:
     models = list(dict.fromkeys(panel.model for panel in panels))
     layers, heads = sorted({p.layer for p in panels}), sorted({p.head for p in panels})
     step = _SIDE + _GAP
-    block = _MARGIN + len(heads) * step
-    width, height = max(len(models) * block + 0.2, 3.2), _TOP + len(layers) * step + 0.25
+    block = _MARGIN + max(len(heads) * step, _LETTER * max(map(len, models)))
+    width, height = max(len(models) * block + 0.2, _NARROWEST), _TOP + len(layers) * step + 0.25
     figure = Figure(figsize=(width, height), layout=None)
     norm = PowerNorm(0.5, 0, max(float(panel.weights_QK.max()) for panel in panels) or 1.0)
     for panel in panels:
@@ -47,9 +48,8 @@ def draw_overview(panels: Sequence[Panel]) -> Figure:
     for at, model in enumerate(models):
         x = (at * block + _MARGIN) / width
         figure.text(x, 1 - 0.18 / height, model, fontsize=8, weight="bold", va="center")
-        figure.text(
-            x, 1 - 0.38 / height, "columns: heads, rows: layers", fontsize=7, color="#6E6E6E", va="center"
-        )
+    note = f"columns: heads, rows: layers; darkest: attention {norm.vmax:.2g}, square root"
+    figure.text(_MARGIN / width, 1 - 0.38 / height, note, fontsize=7, color="#6E6E6E", va="center")
     if any(panel.pattern for panel in panels):
         note = "framed: heads with a pattern, and their attention on its words"
         figure.text(_MARGIN / width, 0.1 / height, note, fontsize=7, color=GUIDED, va="center")

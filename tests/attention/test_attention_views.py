@@ -155,6 +155,22 @@ def test_an_overview_has_every_head_and_frames_those_with_a_pattern() -> None:
         draw_overview(plain * 101)
 
 
+def test_texts_of_an_overview_are_whole_and_apart() -> None:
+    ids_BT = random_ids(1, 5)
+    maps, words = collect(tiny_model("gpt2"), ids_BT, heads=[0]), TokenSet("words", frozenset({1}))
+    names = ("a model with a rather long name", "another one")
+    panels = [
+        panel
+        for name in names
+        for panel in make_panels(name, maps, ids_BT[0], list("abcde"), {(1, 0): words})
+    ]
+    figure = draw_overview(panels)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert all(0 < box.x0 < box.x1 < figure.bbox.x1 for box in boxes)
+    assert boxes[0].x1 < boxes[1].x0
+
+
 def test_a_difference_is_each_further_model_minus_the_first() -> None:
     ids_BT = random_ids(1, 6)
     labels = list("abcdef")
