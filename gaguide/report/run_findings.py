@@ -9,7 +9,7 @@ from gaguide.numbers import fixed
 from gaguide.report.ablation_findings import model_finding
 from gaguide.report.run_paired import RunTests
 from gaguide.report.run_records import RunRecord
-from gaguide.report.text import constant_note, differences_shown, percent
+from gaguide.report.text import constant_note, differences_shown, first_few, percent
 
 
 def findings(runs: Sequence[RunRecord]) -> list[str]:
@@ -84,6 +84,7 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
         for run in runs
         if run.steps and run.validations and (last := run.validations[-1]["step"]) < run.steps
     ]
+    found += _earlier_scores(runs)
     found += [f"{run.name}: {run.state}; its numbers are of its last record." for run in runs
               if not run.finished]  # fmt: skip
     found += [f"{run.name} diverged: {run.diverged}." for run in runs if run.diverged]
@@ -99,6 +100,15 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
             odd = [run.name for run, item in zip(runs, known, strict=True) if item not in (None, known[0])]
             found.append(f"Not the same {what}: {', '.join(odd)} against {runs[0].name}.")
     return found
+
+
+def _earlier_scores(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """A sentence on runs with scores of a model before their last step."""
+    for run in runs:
+        scores = [one for one in run.scores or () if one.step is not None and one.step < (run.steps or 0)]
+        if scores:
+            tasks = first_few(list(dict.fromkeys(one.task for one in scores)))
+            yield f"{run.name}: its scores on {tasks} are from step {scores[0].step:,} of {run.steps:,}."
 
 
 def _other_heads(runs: Sequence[RunRecord]) -> Iterator[str]:

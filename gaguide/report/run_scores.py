@@ -39,8 +39,8 @@ class TaskScore:
     """The better direction; None where neither is."""
     chance: float | None = None
     """Accuracy of blind guessing; None for metrics other than accuracies."""
-    origin: str = ""
-    """Where the score was read, relative to the run's folder."""
+    step: int | None = None
+    """Optimizer step after which it was evaluated during training; None for an evaluation of the model."""
     content: str | None = None
     """Hash of the task's examples; None in records of older versions."""
     doubt: Doubt | None = None
@@ -102,12 +102,12 @@ def read_evaluations(
                 )
                 continue
             folders[task] = path.parent
-            by_task[task] = _scores(task, record, origin)
+            by_task[task] = _scores(task, record)
             notes += _not_finite(task, record) + _constant(task, record) + _truncated(task, record)
     last = next(reversed(list(during)), None)
     for task, record in (last or {}).get("tasks", {}).items():
         if task not in by_task and isinstance(record, Mapping):
-            by_task[task] = _scores(task, record, f"step {last['step']:,.0f}" if last else "")
+            by_task[task] = _scores(task, record, int(last["step"]) if last else None)
             notes += _not_finite(task, record) + _constant(task, record) + _truncated(task, record)
     scores = tuple(score for found in by_task.values() for score in found)
     return Evaluations(scores if files or last else None, folders, tuple(notes))
@@ -128,11 +128,11 @@ def _read(path: Path) -> tuple[dict[str, Mapping[str, Any]], Mapping[str, Any] |
     return found, identity if isinstance(identity, Mapping) else None
 
 
-def _scores(task: str, record: Mapping[str, Any], origin: str) -> list[TaskScore]:
+def _scores(task: str, record: Mapping[str, Any], step: int | None = None) -> list[TaskScore]:
     metrics = record.get("metrics")
     if not isinstance(metrics, Mapping):
         return []
-    found = (_score(task, str(metric), value, record, origin) for metric, value in metrics.items())
+    found = (_score(task, str(metric), value, record, step) for metric, value in metrics.items())
     return [score for score in found if score is not None]
 
 
@@ -167,7 +167,9 @@ def truncated_count(record: Mapping[str, Any]) -> int:
     return int(found.get("count", 0)) if isinstance(found, Mapping) else 0
 
 
-def _score(task: str, metric: str, value: Any, record: Mapping[str, Any], origin: str) -> TaskScore | None:
+def _score(
+    task: str, metric: str, value: Any, record: Mapping[str, Any], step: int | None
+) -> TaskScore | None:
     fields = value if isinstance(value, Mapping) else {}
     number, count = finite(fields.get("value")), finite(record.get("count"))
     if number is None:
@@ -181,7 +183,7 @@ def _score(task: str, metric: str, value: Any, record: Mapping[str, Any], origin
         None if count is None else int(count),
         BETTER.get(metric),
         finite(record.get("chance")) if metric in ACCURACIES else None,
-        origin,
+        step,
         None if record.get("content") is None else str(record["content"]),
         _doubts(record).get(metric, {}).get("reason"),
     )

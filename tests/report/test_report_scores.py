@@ -181,3 +181,7 @@ def test_tasks_of_other_content_in_evaluations_during_training_are_not_compared(
     assert [value.change for value in row.values] == [None, None, "+0.000"]
     assert paired_tests(runs).notes == ("b, quiz: its examples are not those of a; not compared",)
     assert "a: quiz: 3 of 80 prompts were cut to the model's positions." in cautions(runs)
+    assert not any("scores on" in text for text in cautions(runs))
+    record = json.loads((folders[2] / "evaluations.jsonl").read_text()) | {"step": 200}
+    (folders[2] / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
+    assert "c: its scores on quiz are from step 200 of 300." in cautions(read_runs(folders))
