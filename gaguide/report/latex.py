@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ _ESCAPES = {
     "×": r"$\times$", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "†": r"$\dagger$", "…": r"\ldots{}",
     "‡": r"$\ddagger$", "§": r"\S{}",
 }  # fmt: skip
+_MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
 
 
 def to_latex(report: Report) -> str:
@@ -75,8 +77,13 @@ def _cell(cell: Cell) -> str:
     text = _bold(cell.text, cell.best)
     if cell.second is not None:
         text += f" / {_bold(cell.second, cell.second_best)}"
-    return text + (rf" {{\scriptsize {latex_text(cell.small)}}}" if cell.small else "")
+    return text + (rf" {{\scriptsize {_number(cell.small)}}}" if cell.small else "")
 
 
 def _bold(text: str, best: bool) -> str:
-    return rf"\textbf{{{latex_text(text)}}}" if best else latex_text(text)
+    return rf"\textbf{{{_number(text)}}}" if best else _number(text)
+
+
+def _number(text: str) -> str:
+    """The text of a cell, in which a hyphen before a digit is a minus."""
+    return latex_text(_MINUS.sub("\u2212", text))

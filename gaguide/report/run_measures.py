@@ -131,7 +131,8 @@ def _near_cue(runs: Sequence[RunRecord]) -> list[Measure]:
         one.cue_content: one.cues for run in runs for one in (run.before, run.after) if one and one.near_cue
     }
     rows = []
-    for content, name in names.items():
+    for content, known in names.items():
+        name = known if list(names.values()).count(known) == 1 else f"{known} {content[:6]}"
         section = f"Loss near cues on held-out text (tokens after {name}; n: tokens)"
         for when, direction in (("before", ""), ("after", DIRECTIONS["low"])):
             measured = [getattr(run, when) for run in runs]

@@ -81,11 +81,17 @@ def read_validation(value: Any) -> Validation | None:
         ),
         whole(value.get("blocks")),
         _bands(near_cue, "loss", finite),
-        str(near_cue.get("lexicon", "")),
+        _cues(near_cue),
         str(near_cue.get("content", "")),
         text(value.get("measure")),
         _bands(near_cue, "tokens", whole),
     )
+
+
+def _cues(near_cue: Mapping[str, Any]) -> str:
+    """Name of the cues, with their mode where that is not whole words."""
+    mode = near_cue.get("mode", "words")
+    return str(near_cue.get("lexicon", "")) + ("" if mode == "words" else f" ({mode})")
 
 
 def _bands(near_cue: Mapping[str, Any], name: str, number: Callable[[Any], T | None]) -> Mapping[str, T]:

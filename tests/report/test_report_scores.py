@@ -162,7 +162,12 @@ def test_losses_near_cues_are_compared_where_the_cues_are_the_same(tmp_path: Pat
     rows = [row for row in measures(read_runs(folders)) if row.section.startswith("Loss near cues")]
     assert [row.name for row in rows] == ["the cues themselves, after ↓"] * 2
     assert [value.number for value in rows[0].values] == [4.0, 3.5, None]
+    assert [row.section.split("after ")[1] for row in rows] == [
+        "negation x; n: tokens)",
+        "negation other; n: tokens)",
+    ]
     assert rows[0].values[1].change == "-0.5000 (-12.50%)"
+    assert "$-$0.5000 ($-$12.50\\%)" in _written(read_runs(folders[:2]), "latex")
     assert [value.count for value in rows[0].values] == [10, 10, None], "tokens"
     assert [value.number for value in rows[1].values] == [None, None, 9.0]
     assert "the cues themselves, after" in _written(read_runs(folders), "md")
