@@ -33,7 +33,7 @@ def head_count_table(study: StudyRecords) -> Table:
     return Table(
         "head-counts",
         "Is the guided head used?",
-        ("", "heads", "attention", "loss without one", "more than controls", "more than finetuned",
+        ("", "heads", "attention", "loss without one", "more than controls", _more_than(study),
          "verdicts"),
         tuple(rows),
         _note(study) + " Numbers are means over heads and seeds.",
@@ -48,7 +48,7 @@ def head_verdict_table(study: StudyRecords) -> Table:
         rows += [(head_name(one), _cells(one)) for one in heads]
         groups += [f"{size} · {experiment}"] * len(heads)
     header = ("", "words", "attention", "loss without it", "near cues", "more than controls",
-              "more than finetuned", "verdict")  # fmt: skip
+              _more_than(study), "verdict")  # fmt: skip
     title = "Verdicts on every guided or measured head"
     return Table("heads", title, header, tuple(rows), _note(study), groups=tuple(groups))
 
@@ -66,6 +66,22 @@ def head_families(study: StudyRecords) -> dict[tuple[str, str], list[HeadVerdict
     return grouped(((one.size, one.experiment), one) for one in study.head_verdicts)
 
 
+def _more_than(study: StudyRecords) -> str:
+    """Heading of the differences to the same head without guidance."""
+    twins = {one.twin for one in study.head_verdicts if one.over_finetuned is not None}
+    return f"more than {twins.pop()}" if len(twins) == 1 else "more than unguided"
+
+
+def _twin_note(study: StudyRecords) -> str:
+    """Names the experiments without guidance where there are several."""
+    known = [one for one in study.head_verdicts if one.over_finetuned is not None]
+    twins = grouped((one.twin, one.experiment) for one in known)
+    if len(twins) < 2:
+        return ""
+    named = "; ".join(f"{', '.join(dict.fromkeys(names))} with {twin}" for twin, names in twins.items())
+    return f" More than unguided: than the same head of the experiment's twin without guidance: {named}."
+
+
 def _note(study: StudyRecords) -> str:
     methods = ", ".join(dict.fromkeys(one.method for one in study.head_verdicts))
     tests = ", ".join(dict.fromkeys(one.test for one in study.head_verdicts))
@@ -80,7 +96,7 @@ def _note(study: StudyRecords) -> str:
         "harmful: it falls. Not moved, not used: nothing was shown, which few seeds often cannot; not "
         "tested: no p value. Over seeds, a verdict holds for other seeds on these blocks of text, which are "
         "the same for all; over blocks, for other text and this seed. Attention is that on these blocks, "
-        f"which may be fewer than those of the validation.{random}"
+        f"which may be fewer than those of the validation.{random}{_twin_note(study)}"
     )
 
 

@@ -167,7 +167,7 @@ class HeadVerdict(_WithoutHead):
     seeds: int
     """Number of seeds."""
     over_finetuned: float | None
-    """Mean change minus that of the same head in `finetuned`, paired by seed; None where none is measured."""
+    """Mean change minus that of the same head in `twin`, paired by seed; None where none is measured."""
     over_low: float | None
     """Lower end of its 95% interval over seeds."""
     over_high: float | None
@@ -176,6 +176,8 @@ class HeadVerdict(_WithoutHead):
     """Its p value over seeds."""
     seeds_over: int = 0
     """Number of seeds behind `over_finetuned`: those in which the head was removed from both models."""
+    twin: str | None = "finetuned"
+    """The experiment without guidance that the head is compared with; `finetuned` in older records."""
     kind: Literal["head-verdict"] = "head-verdict"
     """Kind of the record in analysis.jsonl."""
 

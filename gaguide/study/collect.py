@@ -76,6 +76,7 @@ def collect(grid: Grid) -> StudyRecords:
     finder = WordFinder(AutoTokenizer.from_pretrained(str(cells[0].cell.model)))
     used = [GuidedWords.of(cell.run.guidance) for cell in grid.cells if cell.run is not None]
     removed = tuple(knock_outs(grid, left))
+    experiments = dict.fromkeys(row.experiment for row in removed)
     complete = replace(
         records,
         results=tuple(results),
@@ -89,7 +90,7 @@ def collect(grid: Grid) -> StudyRecords:
         changes=tuple(changes(contrasts, finder)),
         left_out=tuple(left),
         knock_outs=removed,
-        head_verdicts=tuple(head_verdicts(removed)),
+        head_verdicts=tuple(head_verdicts(removed, {name: grid.twin(name) for name in experiments})),
     )
     write_tables(grid.folder, complete)
     write_study_crate(grid, complete)

@@ -110,6 +110,17 @@ class Grid:
         names = self.study.baselines if wanted is None else wanted
         return tuple(name for name in names if name in experiments and name != experiment)
 
+    def twin(self, experiment: str) -> str | None:
+        """The experiment without guidance with whose heads those of `experiment` are compared; None without.
+
+        The first of its baselines, or else `finetuned`, that starts from the same weights and guides nothing.
+        """
+        start = {one.name: one.start for one in self.study.experiments}
+        runs = [(cell.experiment, cell.run) for cell in self.cells if cell.run is not None]
+        unguided = {FINETUNED} | {name for name, run in runs if run.guidance.weight == 0}
+        names = [name for name in (*self.baselines(experiment), FINETUNED) if name in unguided & start.keys()]
+        return next((one for one in names if one != experiment and start[one] == start[experiment]), None)
+
 
 def make_grid(study: StudyConfig, ranks: int | None = None) -> Grid:
     """Every cell of the study; `ranks` overrides the study's. Raises one `UserError` with all faults."""

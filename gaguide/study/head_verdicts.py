@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from gaguide.ablate.effects import movement, usage
 from gaguide.ablate.records import Effect, read_ablation
+from gaguide.grouping import grouped
 from gaguide.stats.difference import Paired
 from gaguide.stats.paired import holm, over_seeds
 from gaguide.study.analysis_records import HeadKnockOut, HeadVerdict
@@ -61,14 +62,25 @@ def stale_knock_outs(grid: Grid) -> Iterator[LeftOut]:
             yield LeftOut(cell.id, cell.size, cell.experiment, cell.seed, KNOCK_OUT, None, None, None, reason)
 
 
-def head_verdicts(rows: Sequence[HeadKnockOut]) -> list[HeadVerdict]:
-    """A verdict on each head of each size and experiment, over its seeds."""
+def head_verdicts(
+    rows: Sequence[HeadKnockOut], twin_of: Mapping[str, str | None] | None = None
+) -> list[HeadVerdict]:
+    """A verdict on each head of each size and experiment, over its seeds.
+
+    twin_of: the experiment without guidance that each is compared with; without it, `finetuned`.
+    """
     families: dict[tuple[str, str], dict[tuple[int, int], list[HeadKnockOut]]] = {}
     for row in rows:
         heads = families.setdefault((row.size, row.experiment), {})
         heads.setdefault((row.layer, row.head), []).append(row)
-    twins = {_place(row): row.loss for row in rows if row.experiment == FINETUNED}
-    return [verdict for heads in families.values() for verdict in _family(list(heads.values()), twins)]
+    losses = {name: dict(found) for name, found in
+              grouped((row.experiment, (_place(row), row.loss)) for row in rows).items()}  # fmt: skip
+    verdicts = []
+    for (_, experiment), heads in families.items():
+        twin = (FINETUNED if experiment != FINETUNED else None) if twin_of is None else twin_of[experiment]
+        found = _family(list(heads.values()), losses.get(twin or "", {}))
+        verdicts += [replace(one, twin=twin) for one in found]
+    return verdicts
 
 
 _Place = tuple[str, int | None, int, int, str]
@@ -111,7 +123,7 @@ def _verdict(rows: Sequence[HeadKnockOut], twins: _Twins) -> HeadVerdict:
     over = [
         row.loss - twin
         for row in rows
-        if row.experiment != FINETUNED and row.loss is not None
+        if row.loss is not None
         and (twin := twins.get(_place(row))) is not None
     ]  # fmt: skip
     loss = over_seeds(losses) if losses else Paired(0.0, None, None, None)

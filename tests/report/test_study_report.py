@@ -175,6 +175,13 @@ def test_comparisons_with_a_studys_own_baselines_are_shown(study: StudyRecords) 
     assert shown > usual and "memo-trap · pico · 1-negation against scratch" in dict(
         comparison_table(other).rows
     )
+    twins = tuple(
+        replace(one, twin="scratch" if one.experiment == "1-negation" else "finetuned", over_finetuned=0.01)
+        for one in study.head_verdicts
+    )
+    heads = head_count_table(replace(study, head_verdicts=twins))
+    assert "more than finetuned" in head_count_table(study).header and "more than unguided" in heads.header
+    assert "twin without guidance: " in heads.note and "1-negation with scratch" in heads.note
     text = " ".join(study_findings(other))
     assert "Against scratch, 0 of 8" in text and "held-out loss against scratch pico +0.0100" in text
 

@@ -9,6 +9,8 @@ from scipy import stats
 
 from gaguide.stats.paired import holm
 from gaguide.study.analysis_records import HeadKnockOut
+from gaguide.study.file import load_study
+from gaguide.study.grid import make_grid
 from gaguide.study.head_verdicts import head_verdicts
 
 
@@ -40,6 +42,20 @@ def test_over_seeds_by_t_tests_corrected_over_the_heads() -> None:
     assert found["1-negation", 1].over_finetuned is None
     twin = found["finetuned", 0]
     assert not twin.guided and twin.over_finetuned is None and twin.verdict == "attention not moved, used"
+
+
+def test_a_head_is_compared_with_that_of_its_own_unguided_twin() -> None:
+    """A model that starts from random weights is compared with one that does, not with `finetuned`."""
+    losses = {"scratch-1-negation": 0.05, "scratch": 0.04, "finetuned": 0.01}
+    rows = [row(name, seed, 0, loss + 0.001 * seed) for name, loss in losses.items() for seed in range(2)]
+    grid = make_grid(load_study("used", {}))
+    twins = {"scratch-1-negation": grid.twin("scratch-log-mass")}
+    twins |= {name: grid.twin(name) for name in ("scratch", "finetuned")}
+    assert grid.twin("squared-3") == "finetuned"
+    found = {one.experiment: one for one in head_verdicts(rows, twins)}
+    assert found["scratch-1-negation"].over_finetuned == pytest.approx(0.01)
+    assert [found[name].twin for name in losses] == ["scratch", None, None]
+    assert found["scratch"].over_finetuned is None
 
 
 def test_one_seed_keeps_the_tests_over_its_blocks() -> None:
