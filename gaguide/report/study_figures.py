@@ -71,7 +71,7 @@ def draw_loss(study: StudyRecords) -> Figure | None:
                       for size in study.index.sizes if size in rows]  # fmt: skip
             _line(ax, study, index, experiment, points, handles)
         _size_axis(ax, study)
-        plain_axes(ax, "Loss added against finetuned", "")
+        plain_axes(ax, "Loss added against finetuned (nats per token)", "")
     add_legend(figure, handles, 6)
     return figure
 
