@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gaguide.errors import UserError
 from gaguide.evaluate.compare.comparison import CompareOptions, compare_evaluations
 from gaguide.evaluate.compare.metric_tests import match
 from gaguide.evaluate.compare.records import TaskComparison
-from gaguide.evaluate.compare.sources import Evaluation
+from gaguide.evaluate.compare.sources import Evaluation, scoring_settings
 from gaguide.evaluate.results.metric_names import Doubt
 from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
+from gaguide.files import read_object
+from gaguide.log import run_files
 from gaguide.report.run_records import RunRecord
 
 
@@ -79,7 +82,16 @@ def _evaluation(run: RunRecord) -> Evaluation:
         main.setdefault(score.task, score.metric)
         if score.doubt is not None:
             doubts.setdefault(score.task, {})[score.metric] = score.doubt
-    return Evaluation(run.name, run.folder, run.name, _examples(run), main, doubts=doubts)
+    return Evaluation(
+        run.name, run.folder, run.name, _examples(run), main, doubts=doubts, settings=_settings(run)
+    )
+
+
+def _settings(run: RunRecord) -> Mapping[str, Mapping[str, Any]]:
+    """Task → the settings of the evaluation that its scores are from."""
+    folders = dict.fromkeys(run.evaluations.values())
+    known = {folder: scoring_settings(read_object(folder / run_files.RESULTS)) for folder in folders}
+    return {task: known[folder] for task, folder in run.evaluations.items()}
 
 
 def _examples(run: RunRecord) -> Mapping[str, TaskExamples]:

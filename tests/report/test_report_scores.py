@@ -85,6 +85,10 @@ def test_tasks_are_tested_on_the_same_examples_and_bold_needs_more_than_noise(tm
     near, far = (_row(measures(runs), "Tasks", name).values for name in ("near", "far"))
     assert near[1].change == "+0.050" and not near[0].best and not near[1].best
     assert far[1].best and not far[0].best and "p < 0.001" in far[1].tested
+    path = b / "far" / "results.json"
+    path.write_text(path.read_text().replace('"dtype": "fp32"', '"dtype": "bf16"'))
+    noted = "b against a: far: evaluated with dtype bf16 instead of fp32"
+    assert noted not in tests.notes and noted in paired_tests(read_runs([a, b])).notes
     one = tests.of(runs[1].name, "far", "acc")
     assert one is not None and (one.gained, one.lost, one.count) == (30, 0, 80)
     assert tests.of(runs[1].name, "other", "acc") is None

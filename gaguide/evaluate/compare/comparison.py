@@ -45,6 +45,7 @@ def compare_evaluations(evaluations: Sequence[Evaluation], options: CompareOptio
             missing = [task for task in only.tasks if task not in other.tasks]
             if missing:
                 notes.append(f"Only {only.name} was evaluated on {', '.join(missing)}; {other.name} was not")
+        notes += _other_settings(now, before)
         for task in (name for name in before.tasks if name in now.tasks):
             matched = _match(before, now, task, options, notes)
             if matched is None:
@@ -70,6 +71,17 @@ def compare_evaluations(evaluations: Sequence[Evaluation], options: CompareOptio
             tests += sorted(records, key=lambda one: not one.is_main)
             changes += _changes(now, before, task, found, main)
     return Comparison(tuple(evaluations), tuple(_corrected(tests)), tuple(changes), tuple(notes))
+
+
+def _other_settings(now: Evaluation, before: Evaluation) -> Iterator[str]:
+    """A sentence on each setting in which the evaluations of the tasks of both differ."""
+    found: dict[str, list[str]] = {}
+    for task in (name for name in before.tasks if name in now.tasks):
+        own, base = now.settings.get(task, {}), before.settings.get(task, {})
+        for name in (name for name in own if name in base and own[name] != base[name]):
+            found.setdefault(f"{name} {own[name]} instead of {base[name]}", []).append(task)
+    for what, tasks in found.items():
+        yield f"{now.name} against {before.name}: {', '.join(tasks)}: evaluated with {what}"
 
 
 def _match(

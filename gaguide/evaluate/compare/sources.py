@@ -15,6 +15,7 @@ from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
 from gaguide.log import run_files
 
 _EXAMPLES = "examples.parquet"
+_SCORING = ("dtype", "on_overflow")
 _REMEDY = "give the --output folder of gaguide evaluate, or what lm-eval --log_samples wrote"
 
 
@@ -36,6 +37,14 @@ class Evaluation:
     """The evaluation's own warnings."""
     doubts: Mapping[str, Mapping[str, Doubt]] = field(default_factory=dict)
     """Task → metric → why that accuracy says nothing about the model's answers."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Task → the settings that its scores depend on; without an entry where they are not known."""
+
+
+def scoring_settings(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of results.json, the settings that change the scores of the same examples."""
+    found = results.get("settings")
+    return {name: found[name] for name in _SCORING if name in found} if isinstance(found, Mapping) else {}
 
 
 def read_evaluations(paths: Sequence[Path], group: str | None = None) -> list[Evaluation]:
@@ -73,7 +82,8 @@ def _ours(folder: Path, name: str) -> Evaluation:
             task: {metric: one["reason"] for metric, one in record.get("uninformative", {}).items()}
             for task, record in results["tasks"].items()
         }
-        return Evaluation(name, folder, str(results["model"]), tasks, main, tuple(warnings), doubts)
+        settings = dict.fromkeys(tasks, scoring_settings(results))
+        return Evaluation(name, folder, str(results["model"]), tasks, main, tuple(warnings), doubts, settings)
     except FileNotFoundError as error:
         problem = f"is not complete: it has no {Path(error.filename).name}"
         raise UserError.of("EVALUATION", problem, "evaluate the model again", str(folder)) from None
