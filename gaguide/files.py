@@ -6,6 +6,7 @@ it over the target. A reader, also after a crash, sees either the old state or t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from gaguide.errors import UserError, first_line, mask_credentials
+from gaguide.errors import Fault, LoneError, UserError, first_line, mask_credentials
 
 T = TypeVar("T")
 
@@ -53,6 +54,36 @@ def output_folder(path: str | Path, field: str) -> Path:
     return folder
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def disk_fault(error: OSError) -> tuple[str, str]:
+    """The reason why a file could not be written, with its name, and the first part of the remedy."""
+    reason, path = error.strerror or str(error), error.filename2 or error.filename
+    if error.errno in _NO_SPACE:
+        return reason, "make room"
+    return (f"{reason}: {path}" if path else reason), "correct this"
+
+
+@contextmanager
+def disk_errors(place: str | Path = "a file") -> Iterator[None]:
+    """Inside, an `OSError` for want of space or of access is raised as a `LoneError` that names the file.
+
+    `place` is named where the error names none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE + _NO_ACCESS:
+            raise
+        path = error.filename2 or error.filename or place
+        full = error.errno in _NO_SPACE
+        remedy = "make room" if full else "allow it, or choose another place"
+        problem = f"cannot be {'written' if full else 'used'} ({error.strerror})"
+        raise LoneError(Fault(str(path), problem, f"{remedy}, and start the same command again")) from None
+
+
 def expand_home(path: str | Path) -> Path:
     """`path` with a leading `~` or `~user` expanded; unchanged where there is no such home."""
     try:
@@ -75,6 +106,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,14 +118,17 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a hidden path, for the block to make a folder there, which then takes the place of `path`.
 
-    If the block raises, `path` stays as it was. A kill at the very end may leave the hidden folder alone.
+    If the block raises, `path` stays as it was. A kill at the very end may leave the old and the new folder
+    under hidden names, both whole.
     """
-    hidden = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
+    hidden, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for leftover in (hidden, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     yield hidden
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(old)
     hidden.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes, private: bool = False) -> None:

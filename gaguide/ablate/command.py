@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gaguide.ablate.methods import METHODS
 from gaguide.config.arguments import ArgumentParser, shared
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
-from gaguide.files import expand_home, output_folder
+from gaguide.files import disk_errors, expand_home, output_folder
 from gaguide.numbers import parse_whole
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None, show: Show = lambda record, folder: 
     called with the record and its folder at the end.
     """
     try:
-        return _ablate(parser().parse_args(argv), show)
+        with disk_errors():
+            return _ablate(parser().parse_args(argv), show)
     except UserError as error:
         print(f"ablate: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR

@@ -20,7 +20,7 @@ from gaguide.distributed import World, all_gather, broadcast
 from gaguide.engine.layout import StateLayout
 from gaguide.engine.save import SaveResult
 from gaguide.errors import Fault, UserError
-from gaguide.files import folder_size, sync_folder, sync_folders, write_json, write_text
+from gaguide.files import disk_fault, folder_size, sync_folder, sync_folders, write_json, write_text
 from gaguide.log import say
 
 T = TypeVar("T")
@@ -207,7 +207,7 @@ class CheckpointStore:
         try:
             result = part()
         except OSError as error:
-            problem = f"host {self.world.host}: {error.strerror or error}"
+            problem = f"host {self.world.host}: {disk_fault(error)[0]}"
         outcomes = all_gather((result, problem))
         problems = dict.fromkeys(problem for _, problem in outcomes if problem)
         if not problems:

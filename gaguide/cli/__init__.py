@@ -11,6 +11,7 @@ import typer
 
 from gaguide import __version__
 from gaguide.errors import EXIT_USER_ERROR, UserError
+from gaguide.files import disk_errors
 from gaguide.log import print_any_text
 
 _PROGRAMS = ("train", "evaluate", "ablate")
@@ -60,7 +61,8 @@ def main() -> None:
     print_any_text()
     app = make_app()
     try:
-        app()
+        with disk_errors():
+            app()
     except UserError as error:
         print(f"gaguide: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -19,7 +19,8 @@ from gaguide.data.read.blocks import Blocks, BlockStore
 from gaguide.data.read.growing import BuildIdentity, FirstHeldOut, GrowingStore, SourceOrder
 from gaguide.data.read.mixture import MixedOrder, MixedStore
 from gaguide.data.read.order import BlockOrder, Order
-from gaguide.errors import FaultCollector, reworded
+from gaguide.data.read.verify import check_tokenizer
+from gaguide.errors import FaultCollector, UserError, reworded
 from gaguide.files import hash_json
 from gaguide.log import is_first_process, say
 
@@ -91,7 +92,8 @@ def folder_corpus(folder: Path | str, block_length: int, seed: int, cache_bytes:
     blocks, held_out = _open(folder, "data.shards", block_length, cache_bytes)
     # Growing windows for local folders as well: the location of shards must not change the order.
     order = BlockOrder(blocks.shard_blocks, seed, growing=True)
-    return _corpus(blocks, held_out, order, blocks.manifest.fingerprint)
+    with _with_fields({"data": "data.shards"}):
+        return _corpus(blocks, held_out, order, blocks.manifest.fingerprint)
 
 
 def mixture_corpus(
@@ -110,7 +112,8 @@ def mixture_corpus(
     with _with_fields({"weight": "data.mixture weight"}):
         order = MixedOrder(blocks.part_blocks, weights, seed, growing=True)
     fingerprints = [store.manifest.fingerprint for store in blocks.stores]
-    return _corpus(blocks, held_out, order, hash_json(fingerprints))
+    with _with_fields({"data": "data.mixture.0.shards"}):  # whose tokenizer is read for all
+        return _corpus(blocks, held_out, order, hash_json(fingerprints))
 
 
 def _say_stage(progress: Progress) -> None:
@@ -167,6 +170,9 @@ def _open(
 def _corpus(
     blocks: BlockStore | MixedStore, held_out: BlockStore | MixedStore, order: Order, fingerprint: str
 ) -> Corpus:
+    if wrong := check_tokenizer(blocks.tokenizer_folder, blocks.manifest):
+        remedy = "copy the folder again, or rebuild it; `gaguide data verify` compares all of its files"
+        raise UserError.of("data", f"{wrong.file} is {wrong.problem}", remedy, str(blocks.tokenizer_folder))
     return Corpus(
         blocks=blocks,
         held_out=held_out,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gaguide.config.arguments import ArgumentParser, shared
 from gaguide.distributed import World, barrier, start, stop
-from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, UserError
+from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, LoneError, UserError
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
-from gaguide.files import expand_home, local_folder
+from gaguide.files import disk_errors, expand_home, local_folder
 from gaguide.numbers import parse_whole
 
 _MAX_WAIT_MINUTES = 24 * 60
@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Ranks that finish early wait for the others; `watched` notices a rank that is lost.
         start(world, timeout_minutes=_MAX_WAIT_MINUTES)
         joined = True
-        return _evaluate(arguments, world)
+        with disk_errors(arguments.output):
+            return _evaluate(arguments, world)
+    except LoneError as error:  # the other ranks notice that this one is gone
+        print(f"evaluate: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
     except UserError as error:
         if world.is_main:
             print(f"evaluate: {error}", file=sys.stderr, flush=True)

@@ -15,6 +15,8 @@ from gaguide.files import hash_file, hash_parts
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's file of an adapter's settings: a folder with it holds no whole model."""
+MODEL_FOLDER = "model"
+"""Folder of a run with its exported model."""
 ADAPTER_FOLDER = "adapter"
 """Folder of a run's adapters, where it has trained them; its folder `model` has them merged."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")

@@ -9,7 +9,27 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from gaguide.distributed import World, barrier, broadcast, raise_together
 from gaguide.errors import UserError
+from gaguide.files import disk_fault
 from gaguide.liveness.heartbeat import HeartbeatFolder
+from gaguide.log import run_files
+from gaguide.model.content import ADAPTER_FOLDER, MODEL_FOLDER
+
+_TRACES = (".heartbeats", "checkpoints", run_files.METRICS)
+"""What shows that a run has written to a folder."""
+_REPLACED = (
+    MODEL_FOLDER, ADAPTER_FOLDER, run_files.CONFIG, run_files.DEEPSPEED, run_files.SUMMARY,
+    run_files.VALIDATIONS, run_files.EVALUATIONS,
+)  # fmt: skip
+
+
+def check_replaces_nothing(output: Path) -> None:
+    """Raise a `UserError` where no run has written to a folder that holds what a run would replace."""
+    if any((output / name).exists() for name in _TRACES):
+        return
+    found = [name for name in _REPLACED if (output / name).exists()]
+    if found:
+        problem = f"holds {', '.join(found)}, which no run has written there and this one would replace"
+        raise UserError.of("output", problem, "choose another folder, or move them away", str(output))
 
 
 def claim_output(output: Path, world: World) -> tuple[BaseFileLock, HeartbeatFolder]:
@@ -36,9 +56,10 @@ def claim_output(output: Path, world: World) -> tuple[BaseFileLock, HeartbeatFol
             problem, remedy = "another run is writing there", "wait for it, or choose another folder"
             raise UserError.of("output", problem, remedy, str(output)) from None
         except OSError as error:
-            problem = f"cannot be written to ({error.strerror or error})"
+            reason, remedy = disk_fault(error)
+            problem = f"cannot be written to ({reason})"
             raise UserError.of(
-                "output", problem, "make room, or choose another folder", str(output)
+                "output", problem, f"{remedy}, or choose another folder", str(output)
             ) from None
 
     def look() -> None:

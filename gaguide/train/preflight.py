@@ -33,6 +33,7 @@ from gaguide.train.attention import attention_faults
 from gaguide.train.guided_heads import find_cues, fit_plan, make_plan
 from gaguide.train.inputs import missing_marks
 from gaguide.train.job import Job
+from gaguide.train.output import check_replaces_nothing
 from gaguide.train.resume import find_origin, parse_origin, read_manifest
 from gaguide.train.text import find_corpus
 from gaguide.train.trained import TrainedPart, find_trained, partition_faults
@@ -45,7 +46,7 @@ def prepare(run: RunConfig, deepspeed_json: Path, world: World, *, create_output
     """
     with FaultCollector() as faults:
         attempt = faults.attempt
-        attempt(_create_output if create_output else output_folder, run.output, "output")
+        attempt(_find_output, run.output, create_output)
         settings = attempt(load_deepspeed_json, deepspeed_json)
         batch = attempt(plan_batch, run.train.global_batch, run.train.micro_batch, world.size)
         corpus = attempt(find_corpus, run)
@@ -143,14 +144,15 @@ def _earlier_checkpoint(run: RunConfig) -> CheckpointInfo | None:
     return None
 
 
-def _create_output(given: str, field: str) -> Path:
-    output = output_folder(given, field)
+def _find_output(given: str, create: bool) -> None:
+    output = output_folder(given, "output")
+    check_replaces_nothing(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        if create:
+            output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         problem = f"cannot be created ({getattr(error, 'strerror', None) or error})"
-        raise UserError.of(field, problem, "choose another folder", str(output)) from None
-    return output
+        raise UserError.of("output", problem, "choose another folder", str(output)) from None
 
 
 def _check_loss_counts(architecture: PreTrainedModel, corpus: Corpus) -> None:

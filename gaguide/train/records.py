@@ -15,7 +15,7 @@ from gaguide.config import dump_config
 from gaguide.distributed import World
 from gaguide.engine.engine import Engine
 from gaguide.errors import UserError, mask_all
-from gaguide.files import write_json, write_text
+from gaguide.files import disk_fault, write_json, write_text
 from gaguide.guidance import Measurement
 from gaguide.log import MetricsFile, StepLine, read_metrics, say
 from gaguide.log.run_files import CONFIG, DEEPSPEED, EVALUATIONS, METRICS, SKIPPED, VALIDATIONS
@@ -65,9 +65,10 @@ class RunRecords:
             if (output / SKIPPED).exists():
                 self._open_file(SKIPPED, done)
         except OSError as error:
-            problem = f"cannot be written to ({error.strerror or error})"
+            reason, remedy = disk_fault(error)
+            problem = f"cannot be written to ({reason})"
             raise UserError.of(
-                "output", problem, "make room, or choose another folder", str(output)
+                "output", problem, f"{remedy}, or choose another folder", str(output)
             ) from None
         self.engine.resume_monitors(done * job.batch.global_batch)
         if self.trackers:
@@ -155,8 +156,9 @@ class RunRecords:
         try:
             self.sync()
         except OSError as error:
-            problem = f"the last records could not be written ({error.strerror or error})"
-            remedy = "make room and start the same command again: the last checkpoint is complete"
+            reason, remedy = disk_fault(error)
+            problem = f"the last records could not be written ({reason})"
+            remedy += " and start the same command again: the last checkpoint is complete"
             raise UserError.of("output", problem, remedy, str(self.job.output)) from None
 
     def sync(self) -> None:

@@ -21,13 +21,13 @@ from gaguide.engine.fp32_state import fp32_state
 from gaguide.engine.heap import separate_large_tensors
 from gaguide.engine.monitors import configure_wandb
 from gaguide.errors import DivergedError, PreemptedError, UserError, first_line
-from gaguide.files import write_text
+from gaguide.files import disk_errors, disk_fault, write_text
 from gaguide.guidance import Guidance, guide
 from gaguide.liveness.preemption import Preemption
 from gaguide.liveness.watchdog import Watchdog
 from gaguide.log import SlowWork, run_files, say
 from gaguide.model import build_model
-from gaguide.model.content import ADAPTER_FOLDER
+from gaguide.model.content import ADAPTER_FOLDER, MODEL_FOLDER
 from gaguide.publish import CARD, read_own_card, write_card
 from gaguide.trackers import Trackers
 from gaguide.trackers.tracker import Status
@@ -49,14 +49,14 @@ def train(job: Job, world: World, evaluation: Evaluation | None = None) -> Path:
     watchdog = Watchdog(
         job.output, beats, world, job.run.train.hang_timeout, preemption.request_stop, shared_clock()
     )
-    with watchdog, _background_build(job, world):
+    with watchdog, disk_errors(job.output), _background_build(job, world):
         watchdog.mark(0, "waiting for the first shards", patience=10)
         # A source has no blocks before its first shards are built.
         raise_together(lambda: len(job.corpus.held_out))
         with preemption, _tracked(job, world) as trackers:
             outcome = _optimize(job, world, preemption, watchdog, evaluation, trackers)
             gc.collect()  # the export needs room for a whole model where the engine had its part
-            exported = job.output / "model"
+            exported = job.output / MODEL_FOLDER
             watchdog.mark(job.total_steps, "exporting the model", patience=4)
             with SlowWork("exporting the model", shown=world.is_main):
                 raise_together(lambda: _export(job, world, outcome, exported))
@@ -228,8 +228,9 @@ def _export(job: Job, world: World, outcome: _Outcome, exported: Path) -> None:
             if job.adapter is not None:
                 write_card(job.output, job.output / ADAPTER_FOLDER)
     except (OSError, SafetensorError) as error:
-        problem = f"the trained model could not be written ({getattr(error, 'strerror', None) or error})"
-        remedy = "make room and start the same command again: the last checkpoint is complete"
+        reason, remedy = disk_fault(error) if isinstance(error, OSError) else (str(error), "make room")
+        problem = f"the trained model could not be written ({reason})"
+        remedy += " and start the same command again: the last checkpoint is complete"
         raise UserError.of("output", problem, remedy, str(exported)) from None
     if diverged is None:
         say(f"model: {exported}")

@@ -36,7 +36,8 @@ class SkippedSteps:
         raise UserError.of(
             "train.learning_rate",
             f"the gradient was not finite in {len(self.in_a_row)} steps in a row, {self.in_a_row[0]} to "
-            f"{self.in_a_row[-1]}; their blocks are listed in {record}; last good checkpoint: {last}",
+            f"{self.in_a_row[-1]}; their blocks are listed in {record}; newest checkpoint before them: "
+            f"{last}",
             "lower the learning rate or guidance.weight, lengthen the warmup, or inspect the blocks",
             rate,
         )

@@ -57,6 +57,8 @@ class Trainer:
         """Steps that were done before this start."""
         self.validated: tuple[int, float | None] = (-1, None)
         """The step of the latest validation, and its held-out loss."""
+        self.save_is_due = False
+        """Whether a checkpoint is due, and was put off because the step was dropped."""
 
     def resume(self) -> None:
         """Load the newest complete checkpoint, or validate the untrained model."""
@@ -181,7 +183,9 @@ class Trainer:
         if step == self.job.total_steps and not stop:
             return  # `finish` measures and saves
         stop = stop or self._measure_if_due()
-        if stop or (run.checkpoint.every and step % run.checkpoint.every == 0):
+        self.save_is_due |= bool(run.checkpoint.every) and step % run.checkpoint.every == 0
+        # Steps are dropped where the weights have diverged: the checkpoints from before stay.
+        if stop or (self.save_is_due and not dropped):
             self._save()
         if stop:
             self.preemption.stop(step, self.job.total_steps)
@@ -273,6 +277,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
+        self.save_is_due = False
         step, loss = self.validated
         loss = loss if step == self.done else None
         self.store.seconds = self.records.clock.total

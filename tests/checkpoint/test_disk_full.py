@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gaguide.log import MetricsFile, read_metrics
-from tests.support.ranks import DS_CONFIGS, TRAIN, run_ranks
+from tests.support.patience import patience
+from tests.support.ranks import DS_CONFIGS, TRAIN, rank_environment, run_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -77,6 +81,42 @@ def test_a_full_disk_ends_all_ranks_and_keeps_the_old_checkpoint(
     assert f"resuming after step {newest} of 12" in done.stdout, done.stdout
     assert done.returncode == 0, done.stdout
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(1, 13))
+
+
+def test_a_full_disk_ends_a_program_with_one_message(small_disk: Path, embedded_shards: Path) -> None:
+    """A study, and an evaluation."""
+    model, output = small_disk / "model", small_disk / "out"
+    study = {
+        "name": "x",
+        "sizes": ["pico"],
+        "experiments": ["1-negation"],
+        "tasks": ["synthetic-order"],
+        "data": {"shards": str(embedded_shards), "block_length": 32},
+        "train": {"global_batch": 4},
+        "pretrain": {"tokens": 512},
+        "tokens": 384,
+        "output": str(output),
+    }
+    (small_disk / "study.yaml").write_text(json.dumps(study))
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=2048, n_positions=64, n_embd=16, n_layer=1, n_head=1)
+    ).save_pretrained(model)
+    shutil.copytree(embedded_shards / "tokenizer", model, dirs_exist_ok=True)
+    evaluate = ["evaluate", "--model", str(model), "--tasks", "demo", "--output", str(output / "scores")]
+    with suppress(OSError), (small_disk / "ballast").open("wb") as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    for arguments in (["study", "run", str(small_disk / "study.yaml")], evaluate):
+        done = subprocess.run(
+            [sys.executable, "-c", "from gaguide.cli import main; main()", *arguments],
+            env=rank_environment(),
+            capture_output=True,
+            text=True,
+            timeout=patience(120),
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert f"{output}" in done.stderr and "(No space left on device)" in done.stderr, done.stderr
+        assert "make room" in done.stderr
 
 
 def test_records_are_never_cut_in_the_middle_of_a_line(

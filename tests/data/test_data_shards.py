@@ -12,6 +12,7 @@ import pytest
 
 from gaguide.data import BlockStore, BuildRequest, build_shards, load_tokenizer, read_manifest
 from gaguide.data.build.encode import is_held_out
+from gaguide.data.corpus import folder_corpus, mixture_corpus
 from gaguide.data.format.shards import open_shard, write_shard
 from gaguide.data.read.verify import verify
 from gaguide.errors import UserError
@@ -272,3 +273,21 @@ def test_training_names_missing_and_truncated_shards_at_once(shards):
         BlockStore(shards, "train", 64)
     assert "train-00001.arrow is missing" in str(caught.value)
     assert "train-00002.arrow is truncated" in str(caught.value)
+
+
+def test_a_run_refuses_shards_whose_tokenizer_was_replaced(shards, other_tokenizer_folder):
+    """Its words would be other ids, and the exported model's text as well."""
+    tokenizer = shards / "tokenizer" / "tokenizer.json"
+    resaved = json.dumps(json.loads(tokenizer.read_text("utf-8")))
+    tokenizer.write_text(resaved, "utf-8")
+    folder_corpus(shards, 64, 0, 0)
+    tokenizer.write_bytes((other_tokenizer_folder / "tokenizer.json").read_bytes())
+    for field, read in (
+        ("data.shards", lambda: folder_corpus(shards, 64, 0, 0)),
+        ("data.mixture.0.shards", lambda: mixture_corpus([(str(shards), 1.0)], 64, 0, 0)),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        (fault,) = caught.value.faults
+        assert fault.field == field and fault.value == str(shards / "tokenizer")
+        assert "tokenizer is foreign" in fault.problem

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from gaguide.data import BuildRequest, build_shards
 from gaguide.distributed import World
 from gaguide.errors import UserError
 from gaguide.evaluate.command import main as evaluate_main
-from gaguide.files import local_folder
+from gaguide.files import local_folder, replacing_folder
 from gaguide.model.licenses import read_licenses
 from gaguide.train.job import Job
 from gaguide.train.preflight import prepare
@@ -54,6 +57,34 @@ def job(base: Path, shards: Path, output: Path, **more: str) -> Job:
         "output": str(output),
     }
     return prepare(load_config(EMBEDDED, settings | more), DS_CONFIGS / "zero2.json", World())
+
+
+@pytest.mark.processes
+def test_a_kill_while_a_folder_is_replaced_loses_neither(tmp_path: Path) -> None:
+    """In the middle of removing the old one, the new one is in its place."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+    program = """
+import os, shutil, signal, sys
+from pathlib import Path
+from gaguide.files import replacing_folder
+
+def killed(path, *more, **named):
+    for file in path.glob("*"):
+        file.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.rmtree = killed
+with replacing_folder(Path(sys.argv[1])) as new:
+    new.mkdir()
+    (new / "weights").write_text("new")
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "model")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "model" / "weights").read_text() == "new"
+    with replacing_folder(tmp_path / "model") as again:
+        again.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_export_keeps_generation_settings_chat_template_and_licence(

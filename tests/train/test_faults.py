@@ -322,8 +322,11 @@ def test_a_rank_without_memory_says_what_to_lower(embedded_shards: Path, tmp_pat
 
 
 def bad_gradients(shards: Path, output: Path, stage: str, **more: str) -> str:
-    """The output of a run with one bad step and then three in a row, which exceeds the limit."""
-    settings = {"train.max_skipped_steps": "3", "checkpoint.every": "5", "model.dropout": "0"} | more
+    """The output of a run with one bad step and then three in a row, which exceeds the limit.
+
+    A checkpoint is due after the first and the third of them.
+    """
+    settings = {"train.max_skipped_steps": "3", "checkpoint.every": "4", "model.dropout": "0"} | more
     command = arguments(shards, output, stage, **settings)
     with job(HERE / "nan_script.py", command, NAN_AT="4,7,8,9", NAN_RANK="1") as running:
         code, printed = running.wait()
@@ -334,7 +337,9 @@ def bad_gradients(shards: Path, output: Path, stage: str, **more: str) -> str:
 def assert_dropped_and_reported(printed: str, output: Path) -> None:
     assert "Traceback" not in printed
     assert printed.count("dropped: its gradient is not finite") == 4
-    assert "in 3 steps in a row, 7 to 9" in printed and "last good checkpoint: that of step 5" in printed
+    assert "in 3 steps in a row, 7 to 9" in printed
+    assert "newest checkpoint before them: that of step 5" in printed
+    assert [found.step for found in describe_checkpoints(output)] == [5]
     records = read_metrics(output / "metrics.jsonl")
     assert [record["skipped_steps"] for record in records] == [0, 0, 0, 1, 1, 1, 2, 3, 4]
     assert records[3]["lm_loss"] is None

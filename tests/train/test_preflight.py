@@ -55,6 +55,20 @@ def test_fault(
     assert remedy in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["model/weights.bin", "config.yaml", "deepspeed.json"])
+def test_nothing_of_the_users_is_replaced(embedded_shards: Path, tmp_path: Path, name: str) -> None:
+    """A run into a folder with a model of one's own would remove it at the end."""
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("my own")
+    with pytest.raises(UserError) as error:
+        job(embedded_shards, tmp_path)
+    (fault,) = error.value.faults
+    assert fault.field == "output" and f"holds {name.partition('/')[0]}," in fault.problem
+    (tmp_path / "checkpoints").mkdir()  # of a run, whose own files these are
+    job(embedded_shards, tmp_path)
+
+
 def test_a_model_with_a_smaller_vocabulary_is_refused(embedded_shards: Path, tmp_path: Path) -> None:
     GPT2LMHeadModel(
         GPT2Config(vocab_size=100, n_layer=4, n_head=4, n_embd=8, n_positions=256)

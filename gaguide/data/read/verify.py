@@ -57,7 +57,7 @@ def _verify_address(address: str) -> Iterator[tuple[str, Finding | None]]:
             else:
                 yield info.file, None
             cache.path(info).unlink(missing_ok=True)
-        yield TOKENIZER_FOLDER, _check_tokenizer(remote.tokenizer_folder, remote.manifest)
+        yield TOKENIZER_FOLDER, check_tokenizer(remote.tokenizer_folder, remote.manifest)
 
 
 def _verify_folder(folder: Path) -> Iterator[tuple[str, Finding | None]]:
@@ -68,7 +68,7 @@ def _verify_folder(folder: Path) -> Iterator[tuple[str, Finding | None]]:
     for path in sorted(folder.glob("*.arrow")):
         if path.name not in {shard.file for shard in named}:
             yield path.name, Finding(path.name, "foreign: not named in the manifest")
-    yield TOKENIZER_FOLDER, _check_tokenizer(folder / TOKENIZER_FOLDER, manifest)
+    yield TOKENIZER_FOLDER, check_tokenizer(folder / TOKENIZER_FOLDER, manifest)
 
 
 def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding | None:
@@ -85,7 +85,8 @@ def _check_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> Finding |
     return Finding(info.file, "damaged: its tokens differ from those that were written (checksum)")
 
 
-def _check_tokenizer(folder: Path, manifest: Manifest) -> Finding | None:
+def check_tokenizer(folder: Path, manifest: Manifest) -> Finding | None:
+    """What is wrong with the tokenizer in `folder` as that of a manifest's shards; None if it is right."""
     if not folder.is_dir():
         return Finding(TOKENIZER_FOLDER, "missing")
     if manifest.tokenizer_sha256 and folder_digest(folder) == manifest.tokenizer_sha256:
