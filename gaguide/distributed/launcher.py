@@ -19,6 +19,8 @@ from gaguide.errors import UserError
 # Prefixes of the names of launchers' programs and modules.
 _LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "prterun", "orted", "prted",
               "hydra", "srun", "slurmstepd")  # fmt: skip
+STUDY_VARIABLE = "GAGUIDE_STUDY_PROCESS"
+"""A study sets it to its process id, for the programs that it starts: it is their launcher."""
 # Variables that deepspeed and torchrun set for every rank, whose parent they are.
 _VARIABLES = ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")
 
@@ -77,7 +79,9 @@ def launchers_above() -> dict[int, float]:
     with suppress(psutil.Error):
         for process in psutil.Process().parents():
             with suppress(psutil.Error):
-                if any(Path(word).name.startswith(_LAUNCHERS) for word in process.cmdline()[:4]):
+                words = [Path(word).name for word in process.cmdline()[:4]]
+                is_study = os.environ.get(STUDY_VARIABLE) == str(process.pid)
+                if is_study or any(word.startswith(_LAUNCHERS) for word in words):
                     found[process.pid] = process.create_time()
     return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gaguide.config.arguments import ArgumentParser, shared
 from gaguide.distributed import World, barrier, start, stop
+from gaguide.distributed.launcher import launchers
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR, LoneError, UserError
 from gaguide.evaluate.tasks.options import DEFAULTS, TaskOptions
 from gaguide.files import disk_errors, expand_home, local_folder
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, `EXIT_NOT_FINITE` where scores of a model were not finite, or `EXIT_USER_ERROR` after a `UserError`.
     """
+    launchers()  # recorded now, so that the loss of one while modules load is noticed
     try:
         world = World.from_environment()
     except UserError as error:  # it may come from any rank

@@ -16,6 +16,7 @@ import socket
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 from gaguide.distributed import World, all_gather, barrier, broadcast
+from gaguide.distributed.launcher import launchers
 from gaguide.liveness.monitor import Check, Ending, LauncherCheck, Monitor
 
 EXIT_LOST_RANK = 1
@@ -31,14 +32,15 @@ _REMEDY = "finished examples are kept: the same command resumes from them"
 
 def watch_evaluation(world: World) -> AbstractContextManager[object]:
     """A context in which the loss of a rank or of the launcher ends this process (a collective)."""
-    if world.size == 1:
+    if world.size == 1 and not launchers().processes:
         return nullcontext()
 
     def lost_launcher(reason: str) -> Ending:
         message = f"evaluate: {reason}; the evaluation ends; {_REMEDY}"
         return Ending(EXIT_LOST_RANK, message if world.local_rank == 0 else None)
 
-    return Monitor([LauncherCheck(lost_launcher), PeerCheck(world)])
+    peers = [PeerCheck(world)] if world.size > 1 else []
+    return Monitor([LauncherCheck(lost_launcher), *peers])
 
 
 class PeerCheck(Check):

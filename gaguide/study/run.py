@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from gaguide.config import dump_config
+from gaguide.distributed.launcher import STUDY_VARIABLE
 from gaguide.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
 from gaguide.files import write_settings
 from gaguide.log import say
@@ -177,7 +178,7 @@ class Runner:
 
     def _environment(self, cell: Cell, port: int) -> dict[str, str]:
         threads = max(1, len(os.sched_getaffinity(0)) // (self.jobs * cell.ranks))
-        mine = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        mine = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), STUDY_VARIABLE: str(os.getpid())}
         return {"OMP_NUM_THREADS": str(threads)} | dict(os.environ) | mine
 
     def _process(

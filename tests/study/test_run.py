@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -26,7 +27,7 @@ from gaguide.study.run import Runner
 from gaguide.study.slurm import submit_study
 from gaguide.study.state import needs_ablation, read_state
 from tests.study.cells import finish
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
 from tests.support.ranks import rank_environment
 
 STUDY: dict[str, Any] = {
@@ -162,6 +163,25 @@ def test_slurm_jobs_wait_for_their_base(tmp_path: Path, monkeypatch: pytest.Monk
     resubmitted = submit_study(made, SlurmOptions(gpus_per_node=4).job())
     assert list(resubmitted.queued.values()) == ["1", "3"] and len(resubmitted.new) == 2
     assert all("--dependency=afterok:1" in line for line in calls.read_text().splitlines()[4:])
+
+
+@pytest.mark.processes
+def test_the_training_of_a_killed_study_saves_and_ends(tmp_path: Path) -> None:
+    """Or it would run on unseen, and the study that is started next could not train this cell."""
+    file = write(tmp_path, sizes=["tiny"], pretrain={"tokens": 640_000})
+    command = [sys.executable, "-c", "from gaguide.cli import main; main()", "study", "run", str(file)]
+    study = subprocess.Popen(command, env=rank_environment())
+    wait_until(lambda: list(tmp_path.glob("out/cells/*/metrics.jsonl")) or study.poll() is not None, 200)
+    (training,) = psutil.Process(study.pid).children()
+    study.kill()
+    study.wait()
+    _, alive = psutil.wait_procs([training], timeout=patience(60))
+    for each in alive:
+        each.kill()
+    assert not alive
+    (log,) = tmp_path.glob("out/cells/*/train.log")
+    assert "(its launcher has died); the checkpoint is saved" in log.read_text()
+    assert list(tmp_path.glob("out/cells/*/checkpoints/step-*"))
 
 
 @pytest.mark.processes
