@@ -237,6 +237,10 @@ def leave(code: int) -> NoReturn:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` reports that a device ran out of memory; on the CPU only its text says so."""
+    if "can't allocate memory" in str(error):
+        return True
+    if "torch" not in sys.modules:
+        return False
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError)

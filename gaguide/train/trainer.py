@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,7 @@ class Trainer:
             self.records.clock.total = max(self.records.clock.total, found.seconds or 0.0)
         stop = self._is_stop_requested()
         if not stop and self.done < self.job.total_steps:  # after the last step, `finish` measures
-            stop = self._measure_if_due()
+            stop = self._validate_if_due() or self._evaluate_if_due()
             step, loss = self.validated
             if step > 0 and loss is not None:
                 self.store.note_loss(step, loss)
@@ -182,11 +183,14 @@ class Trainer:
             self._handle_dropped(step, rate)
         if step == self.job.total_steps and not stop:
             return  # `finish` measures and saves
-        stop = stop or self._measure_if_due()
+        stop = stop or self._validate_if_due()
         self.save_is_due |= bool(run.checkpoint.every) and step % run.checkpoint.every == 0
         # Steps are dropped where the weights have diverged: the checkpoints from before stay.
         if stop or (self.save_is_due and not dropped):
             self._save()
+        if not stop and self._evaluate_if_due():
+            self._save()
+            stop = True
         if stop:
             self.preemption.stop(step, self.job.total_steps)
 
@@ -225,22 +229,28 @@ class Trainer:
             self._evaluate(total)
             raise_together(self.records.sync_all)
 
-    def _measure_if_due(self) -> bool:
-        """Validate and evaluate where that is due after the steps done and has not been done yet.
+    def _validate_if_due(self) -> bool:
+        """`_measure_if_due` of the held-out loss, which a checkpoint's manifest names."""
+        every = self.job.run.validation.every
+        return self._measure_if_due(every, VALIDATIONS, self.job.measure, self._validate)
+
+    def _evaluate_if_due(self) -> bool:
+        """`_measure_if_due` of the tasks. It may take long: a checkpoint is saved before it."""
+        measure = None if self.evaluation is None else self.evaluation.measure
+        return self._measure_if_due(self.job.run.evaluate.every, EVALUATIONS, measure, self._evaluate)
+
+    def _measure_if_due(
+        self, every: int, name: str, kind: str | None, measure: Callable[[int], None]
+    ) -> bool:
+        """Measure where that is due after the steps done and has not been done yet, of this `kind`.
 
         Returns whether a request to stop has come meanwhile; the rest is then measured after the resume.
         """
-        evaluated = None if self.evaluation is None else self.evaluation.measure
-        for every, name, kind, measure in (
-            (self.job.run.validation.every, VALIDATIONS, self.job.measure, self._validate),
-            (self.job.run.evaluate.every, EVALUATIONS, evaluated, self._evaluate),
-        ):
-            due = kind is not None and (self.done == 0 or (every and self.done % every == 0))
-            if due and not broadcast(self.records.has(name, self.done, kind)):
-                measure(self.done)
-                if self._is_stop_requested():
-                    return True
-        return False
+        due = kind is not None and (self.done == 0 or (every and self.done % every == 0))
+        if not due or broadcast(self.records.has(name, self.done, kind)):
+            return False
+        measure(self.done)
+        return self._is_stop_requested()
 
     def _is_stop_requested(self) -> bool:
         """Whether any rank was asked to stop; for use between steps, which ask themselves."""

@@ -207,20 +207,25 @@ def test_a_resumed_run_does_what_a_signal_prevented(embedded_shards: Path, tmp_p
     assert (output / "checkpoints" / "best").read_text() == f"step-0000000{best}\n"
 
 
-@pytest.mark.parametrize("given, ends_with", [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 0)])
-def test_the_last_evaluation_is_made_after_the_last_checkpoint(
-    embedded_shards: Path, tmp_path: Path, given: str, ends_with: int
-) -> None:
-    """A kill in it loses no step, and the next start makes it; one that has begun is finished."""
+def test_evaluations_begin_after_the_checkpoint_of_their_step(embedded_shards: Path, tmp_path: Path) -> None:
+    """A kill in one loses no step, and the next start makes it; a signal lets it end."""
     output = tmp_path / "evaluated"
-    evaluated = {"evaluate.every": "9", "evaluate.tasks": "synthetic-order", "evaluate.limit": "4"}
-    start = partial(start_alone, arguments(embedded_shards, output, **evaluated, **{"train.steps": "4"}))
-    code, printed = start(HERE / "signal_script.py", SIGNAL_IN="undisturbed:2", SIGNAL=given)
-    assert code == ends_with, printed
-    assert newest_checkpoint(output) == 4
+    evaluated = {"evaluate.every": "2", "evaluate.tasks": "synthetic-order", "evaluate.limit": "4"}
+    settings = {"train.steps": "6", "checkpoint.every": "2", **evaluated}
+    start = partial(start_alone, arguments(embedded_shards, output, **settings))
+    interrupted = HERE / "signal_script.py"
+
+    code, printed = start(interrupted, SIGNAL_IN="undisturbed:2", SIGNAL="SIGKILL")
+    assert code == -signal.SIGKILL and newest_checkpoint(output) == 2, printed
+    code, printed = start(
+        interrupted, SIGNAL_IN="undisturbed:2", SIGNAL="SIGTERM"
+    )  # the first is that of step 2
+    assert code == EXIT_PREEMPTED and newest_checkpoint(output) == 4, printed
+    code, printed = start(interrupted, SIGNAL_IN="undisturbed:1", SIGNAL="SIGKILL")
+    assert code == -signal.SIGKILL and newest_checkpoint(output) == 6, printed
     code, printed = start(TRAIN)
-    assert code == 0 and "resuming after step 4 of 4" in printed, printed
-    assert [record["step"] for record in read_metrics(output / "evaluations.jsonl")] == [0, 4]
+    assert code == 0 and "resuming after step 6 of 6" in printed, printed
+    assert [record["step"] for record in read_metrics(output / "evaluations.jsonl")] == [0, 2, 4, 6]
 
 
 def start_alone(command: list[str], script: Path, **environment: str) -> tuple[int, str]:
