@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaguide.grouping import grouped
 from gaguide.log import table_console
 from gaguide.numbers import fixed
 
@@ -53,7 +55,14 @@ def _print(found: list[SplitMetric]) -> None:
             one.task, one.metric + (f" ({one.left_out} not finite)" if one.left_out else ""), *cells
         )
     table_console(150).print(table)
+    for task, counts in grouped((one.task, one.too_short) for one in found if one.too_short).items():
+        count = max(counts)  # a metric may count fewer of them, such as those with tokens near a cue
+        typer.echo(f"{task}: {count:,} of the clean examples are too short to be looked for by words")
 
 
 def _shown(metric: Metric | None) -> str:
-    return "—" if metric is None else f"{fixed(metric.value, 4)} ({metric.low:.4f} to {metric.high:.4f})"
+    if metric is None:
+        return "—"
+    known = not math.isnan(metric.low)
+    ends = f" ({fixed(metric.low, 4)} to {fixed(metric.high, 4)})" if known else ""
+    return f"{fixed(metric.value, 4)}{ends}"

@@ -11,10 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from gaguide.cli import eval as eval_commands
+from gaguide.data.overlap.find import find_overlap
 from gaguide.data.overlap.report import EXAMPLES_FILE
+from gaguide.distributed import World
 from gaguide.errors import UserError
+from gaguide.evaluate import EvaluateSettings, evaluate
 from gaguide.evaluate.results.intervals import proportion
 from gaguide.evaluate.results.seen import split_results
+from gaguide.evaluate.tasks.texts import evaluation_texts
 
 PROMPTS = [f"Question {at}:" for at in range(6)]
 RIGHT = [True, True, False, True, False, True]
@@ -40,7 +44,7 @@ def folders(path: Path, changed: str | None = None, grouped: bool = False) -> tu
     ]  # fmt: skip
     found = [
         {"task": "quiz", "id": str(at), "prompts": [prompt], "continuations": CHOICES,
-         "seen_words": seen, "seen_tokens": True}
+         "comparable": at < 4, "seen_words": seen, "seen_tokens": True}
         for at, (prompt, seen) in enumerate(zip([changed or PROMPTS[0], *PROMPTS[1:]], SEEN))
     ]  # fmt: skip
     (path / "results").mkdir()
@@ -66,6 +70,59 @@ def test_each_part_has_the_metric_of_its_examples(tmp_path: Path) -> None:
     }  # fmt: skip
     by_tokens = next(one for one in split_results(results, overlap, "tokens") if one.metric == "acc")
     assert by_tokens.values["clean"] is None and by_tokens.counts["clean"] == 0
+
+
+def test_examples_that_are_too_short_to_be_looked_for_are_counted(tmp_path: Path) -> None:
+    results, overlap = folders(tmp_path)
+    assert {one.too_short for one in split_results(results, overlap)} == {2}
+    assert {one.too_short for one in split_results(results, overlap, "tokens")} == {0}
+    assert "quiz: 2 of the clean examples are too short" in clean(results, "--overlap", overlap)[1]
+
+
+def test_losses_of_a_unit_count_each_document_with_its_units(tmp_path: Path) -> None:
+    """As in results.json: the mean of the documents' rates would be that of other text."""
+    results, overlap = folders(tmp_path)
+    texts, values = ["one two", "one two three four five six", "one"], [4.0, 30.0, 1.0]
+    rows = [
+        {"task": "quiz", "id": str(at), "kind": "rolling", "content": f"{at}", "prompt": "",
+         "continuations": [text], "answer_index": None, "value": value, "finite": True, "predicted": None}
+        for at, (text, value) in enumerate(zip(texts, values, strict=True))
+    ]  # fmt: skip
+    found = [{"task": "quiz", "id": row["id"], "prompts": [""], "continuations": row["continuations"],
+              "comparable": True, "seen_words": row["id"] == "2"} for row in rows]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(found), overlap / EXAMPLES_FILE)
+    pq.write_table(pa.Table.from_pylist(rows), results / "examples.parquet")
+    loss = next(one for one in split_results(results, overlap) if one.metric == "word_loss")
+    wanted = {"all": 35 / 9, "clean": 34 / 8, "seen": 1.0}
+    assert {name: one and one.value for name, one in loss.values.items()} == pytest.approx(wanted)
+    assert "nan" not in clean(results, "--overlap", overlap)[1]
+
+
+def test_texts_without_a_prompt_are_looked_for_and_split(
+    gpt2_folder: Path, embedded_shards: Path, tmp_path: Path
+) -> None:
+    """Those of kind near_cue; of all examples the metrics are those of results.json."""
+    texts = [
+        "it is not a list but a set of names that do not change here",
+        "it is not",
+        "a list of it is set",
+    ]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "near.yaml").write_text(
+        "name: near\nkind: near_cue\nfile: texts.jsonl\nlexicon: negation\ncue_mode: pieces\n"
+    )
+    found = evaluation_texts([str(tmp_path / "near.yaml")])
+    assert [one.texts for one in found] == [(text,) for text in texts]
+    overlap = tmp_path / "overlap"
+    find_overlap([str(embedded_shards)], found, overlap, "validation", 1)
+    results = evaluate(
+        gpt2_folder, [str(tmp_path / "near.yaml")], tmp_path / "out", World(), EvaluateSettings()
+    )
+    split = {one.metric: one for one in split_results(tmp_path / "out", overlap)}
+    for name, metric in results.tasks["near"].metrics.items():
+        whole = split[name].values["all"]
+        assert whole is not None and whole.value == pytest.approx(metric.value)
+    assert split["loss"].too_short == 2
 
 
 def test_intervals_are_over_groups(tmp_path: Path) -> None:

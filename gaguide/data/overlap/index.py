@@ -40,8 +40,8 @@ class EvaluationText:
     @property
     def texts(self) -> tuple[str, ...]:
         """Every text that is looked for: each prompt with each continuation."""
-        if not self.continuations:
-            return self.prompts
+        if not self.continuations or not self.prompts:  # a text alone is either
+            return self.prompts or self.continuations
         return tuple(prompt + text for prompt in self.prompts for text in self.continuations)
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from gaguide.data.overlap.report import EXAMPLES_FILE
 from gaguide.errors import Fault, FaultCollector, UserError
-from gaguide.evaluate.results.intervals import Groups, Metric, mean, proportion
-from gaguide.evaluate.results.metric_names import ACCURACIES
-from gaguide.evaluate.results.outcomes import read_examples
+from gaguide.evaluate.results.intervals import Groups, Metric, proportion, rate
+from gaguide.evaluate.results.metric_names import SHARES
+from gaguide.evaluate.results.outcomes import TaskExamples, read_examples
 
 By = Literal["words", "tokens"]
 
@@ -33,6 +33,8 @@ class SplitMetric:
     """Examples without a finite score."""
     values: Mapping[str, Metric | None]
     """The metric on `all`, `clean` and `seen`; None where there is no example."""
+    too_short: int = 0
+    """Examples in `clean` that are too short to be looked for by words: they may have been seen."""
 
 
 def split_results(results: Path, overlap: Path, by: By = "words") -> list[SplitMetric]:
@@ -51,9 +53,10 @@ def split_results(results: Path, overlap: Path, by: By = "words") -> list[SplitM
         faults.add(*_mismatches(rows, seen, overlap))
     found = []
     for task, examples in read_examples(results).items():
-        is_seen = np.array([bool(seen[task, one]["seen"]) for one in examples.ids])
-        for metric, values in examples.outcomes.items():
-            found.append(_split(task, metric, np.asarray(values, float), is_seen, examples.groups))
+        is_seen, is_short = (
+            np.array([bool(seen[task, one][name]) for one in examples.ids]) for name in ("seen", "short")
+        )
+        found += [_split(task, metric, examples, is_seen, is_short) for metric in examples.outcomes]
     return found
 
 
@@ -62,9 +65,13 @@ def _seen_rows(overlap: Path, by: By) -> dict[tuple[str, str], dict[str, Any]]:
     if not path.is_file():
         remedy = "give the --output of `gaguide data overlap`"
         raise UserError.of("--overlap", f"does not have {EXAMPLES_FILE}", remedy, str(overlap))
-    columns = ["task", "id", "prompts", "continuations", f"seen_{by}"]
+    columns = ["task", "id", "prompts", "continuations", "comparable", f"seen_{by}"]
     rows = pq.read_table(path, columns=columns).to_pylist()
-    return {(row["task"], row["id"]): row | {"seen": row[f"seen_{by}"]} for row in rows}
+    return {
+        (row["task"], row["id"]): row
+        | {"seen": row[f"seen_{by}"], "short": by == "words" and not row["comparable"]}
+        for row in rows
+    }
 
 
 def _mismatches(
@@ -88,29 +95,38 @@ def _mismatches(
 
 def _is_same(row: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     """Whether an evaluated example, which may have demonstrations before it, is the one that was searched."""
-    if row["prompt"] is None:  # a block of shards
-        return not row["continuations"]
     same = not row["continuations"] or row["continuations"] == found["continuations"]
+    if row["prompt"] is None:  # a block of shards, or a text without a prompt
+        return same
     return same and str(row["prompt"]).endswith(found["prompts"][0])
 
 
-def _split(task: str, metric: str, values: np.ndarray, is_seen: np.ndarray, groups: Groups) -> SplitMetric:
-    known = np.isfinite(values)
+def _split(
+    task: str, metric: str, examples: TaskExamples, is_seen: np.ndarray, is_short: np.ndarray
+) -> SplitMetric:
+    values = np.asarray(examples.outcomes[metric], float)
+    weights = examples.weights.get(metric, np.ones(len(values)))
+    finite = np.isfinite(values)
+    known = finite & (weights > 0)
     chosen = {"all": known, "clean": known & ~is_seen, "seen": known & is_seen}
     return SplitMetric(
         task,
         metric,
         {name: int(kept.sum()) for name, kept in chosen.items()},
-        int((~known).sum()),
-        {name: _metric(metric, values, kept, groups) for name, kept in chosen.items()},
+        int((~finite).sum()),
+        {name: _metric(metric, values, weights, kept, examples.groups) for name, kept in chosen.items()},
+        int((chosen["clean"] & is_short).sum()),
     )
 
 
-def _metric(metric: str, values: np.ndarray, kept: np.ndarray, groups: Groups) -> Metric | None:
-    chosen = values[kept]
+def _metric(
+    metric: str, values: np.ndarray, weights: np.ndarray, kept: np.ndarray, groups: Groups
+) -> Metric | None:
+    """The metric on the examples in `kept`, as `summarize` computes it; `weights`: their tokens, or 1."""
+    chosen, units = values[kept], weights[kept]
     if not len(chosen):
         return None
     of = None if groups is None else [groups[at] for at in np.flatnonzero(kept).tolist()]
-    if metric in ACCURACIES:
+    if metric in SHARES:
         return proportion([bool(value) for value in chosen], of)
-    return mean(chosen.tolist(), of)
+    return rate((chosen * units).tolist(), [int(unit) for unit in units], of)
