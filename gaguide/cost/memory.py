@@ -212,9 +212,8 @@ def _computed(shape: ModelShape, precision: Precision) -> int:
         per_token += 4 * width_bytes  # mean and standard deviation of two layer norms
     if precision == "autocast":  # the norms' inputs stay in fp32
         per_token += 4 * shape.width
-        if (
-            shape.kind in _RMS_NORM
-        ):  # q, k and v each keep a 16-bit copy of the norm's output; so do gate and up
+        # q, k and v each keep a 16-bit copy of the norm's output; so do gate and up.
+        if shape.kind in _RMS_NORM:
             per_token += 3 * 2 * shape.width
     return per_token
 
