@@ -70,11 +70,12 @@ def fit_trend(
     scores: Sequence[float],
     better: Better,
     clusters: Sequence[Hashable] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Trend:
     """The trend of scores over sizes.
 
     scores: one for each model, or one for each example of a model; then `clusters` identifies the example.
-    parameters: of the model, for each score.
+    parameters: of the model, for each score. weights: of each score, such as the tokens of a loss per token.
     """
     x = np.log10(np.asarray(parameters, float))
     y = np.asarray(scores, float)
@@ -85,10 +86,11 @@ def fit_trend(
         # Without spread there is no interval.
         return Trend(0.0, None, None, 1.0, p_bend=1.0 if sizes >= SIZES_FOR_BEND else None)
     centre = x.mean()
-    line = _fit(np.column_stack([np.ones_like(x), x - centre]), y, clusters)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, float)
+    line = _fit(np.column_stack([np.ones_like(x), x - centre]), y, clusters, w)
     low, high = (float(end) for end in line.conf_int(ALPHA)[1])
     trend = Trend(float(line.params[1]), low, high, _number(line.pvalues[1]), _detectable(line))
-    return _with_bend(trend, x - centre, centre, y, better, clusters) if sizes >= SIZES_FOR_BEND else trend
+    return _with_bend(trend, x - centre, centre, y, better, clusters, w) if sizes >= SIZES_FOR_BEND else trend
 
 
 def _detectable(line: Any) -> float | None:
@@ -103,14 +105,15 @@ def _with_bend(
     y: np.ndarray,
     better: str,
     clusters: Sequence[Hashable] | None,
+    weights: np.ndarray,
 ) -> Trend:
-    curve = _parabola(x, y, 0.0, clusters)
+    curve = _parabola(x, y, 0.0, clusters, weights)
     curvature = float(curve.params[2])
     sign = 1.0 if curvature > 0 else -1.0
     # One-sided: falling at the small end and rising at the large one, for a curve that opens upwards.
-    ends = [_parabola(x, y, end, clusters) for end in (x.min(), x.max())]
+    ends = [_parabola(x, y, end, clusters, weights) for end in (x.min(), x.max())]
     p = max(_one_sided(ends[0], -sign), _one_sided(ends[1], sign))
-    means = [y[x == size].mean() for size in np.unique(x)]
+    means = [np.average(y[x == size], weights=weights[x == size]) for size in np.unique(x)]
     extreme = int(np.argmin(means) if curvature > 0 else np.argmax(means))
     if extreme in (0, len(means) - 1):
         p = 0.5
@@ -145,13 +148,15 @@ def _verdict(trend: Trend, better: str, p_slope: float | None, p_bend: float | N
     return "flat"
 
 
-def _parabola(x: np.ndarray, y: np.ndarray, at: float, clusters: Sequence[Hashable] | None) -> Any:
+def _parabola(
+    x: np.ndarray, y: np.ndarray, at: float, clusters: Sequence[Hashable] | None, weights: np.ndarray
+) -> Any:
     """The parabola fitted in powers of x - at, so that its second coefficient is the slope at `at`."""
-    return _fit(np.column_stack([np.ones_like(x), x - at, (x - at) ** 2]), y, clusters)
+    return _fit(np.column_stack([np.ones_like(x), x - at, (x - at) ** 2]), y, clusters, weights)
 
 
-def _fit(design: np.ndarray, y: np.ndarray, clusters: Sequence[Hashable] | None) -> Any:
-    model = sm.OLS(y, design)
+def _fit(design: np.ndarray, y: np.ndarray, clusters: Sequence[Hashable] | None, weights: np.ndarray) -> Any:
+    model = sm.WLS(y, design, weights=weights)
     if clusters is None:
         return model.fit()
     _, groups = np.unique(np.asarray([str(one) for one in clusters]), return_inverse=True)

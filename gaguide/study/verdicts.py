@@ -100,6 +100,11 @@ def _trend(scores: _Scores, task: str, metric: str) -> Trend:
             for _, examples in outcomes
             for at in _counted(examples, metric)
         ],
+        [
+            float(examples.weights[metric][at]) if metric in examples.weights else 1.0
+            for _, examples in outcomes
+            for at in _counted(examples, metric)
+        ],
     )
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from gaguide.study.scaling import Trend, decide, fit_trend
 
@@ -116,3 +117,32 @@ def test_chance_is_mostly_called_flat() -> None:
 
 def _noise(rng: np.random.Generator) -> tuple[list[int], list[float]]:
     return [size for size in PARAMETERS for _ in range(3)], rng.normal(0.5, 0.05, 12).tolist()
+
+
+def test_losses_per_token_count_each_text_with_its_tokens() -> None:
+    """The slope is that of the means that the tables show, its error the sandwich over texts."""
+    rng = np.random.default_rng(1)
+    tokens = np.array([1.0, 50.0, 4.0, 10.0, 20.0, 7.0, 30.0, 3.0])
+    losses = (
+        3 + rng.normal(0, 0.3, (len(PARAMETERS), len(tokens))) + np.arange(4)[:, None] * (tokens > 9) * 0.2
+    )
+    x = np.log10(PARAMETERS)
+    rows = [(size, at) for size in range(4) for at in range(len(tokens))]
+    trend = fit_trend(
+        [PARAMETERS[size] for size, _ in rows], [losses[row] for row in rows], "low", [at for _, at in rows],
+        [tokens[at] for _, at in rows],
+    )  # fmt: skip
+    assert trend.slope == pytest.approx(np.polyfit(x, losses @ tokens / tokens.sum(), 1)[0])
+    unweighted = fit_trend([PARAMETERS[size] for size, _ in rows], [losses[row] for row in rows], "low")
+    assert unweighted.slope != pytest.approx(trend.slope, rel=0.05)
+    design = np.array([[1.0, x[size]] for size, _ in rows])
+    w = np.array([tokens[at] for _, at in rows])
+    bread = np.linalg.inv(design.T @ (design * w[:, None]))
+    y = np.array([losses[row] for row in rows])
+    scores = design * (w * (y - design @ (bread @ design.T @ (w * y))))[:, None]
+    by_text = np.array([scores[[own == at for _, own in rows]].sum(0) for at in range(len(tokens))])
+    n, texts = len(rows), len(tokens)
+    meat = by_text.T @ by_text * texts / (texts - 1) * (n - 1) / (n - 2)
+    error = math.sqrt((bread @ meat @ bread)[1, 1])
+    assert trend.high is not None and trend.slope is not None
+    assert trend.high - trend.slope == pytest.approx(error * float(stats.t.ppf(0.975, texts - 1)))
