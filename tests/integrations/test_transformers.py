@@ -243,7 +243,9 @@ def _summed(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(
-    "own", [{}, {"label_smoothing_factor": 0.1}, {"compute_loss_func": _summed}], ids=str
+    "own",
+    [{}, {"label_smoothing_factor": 0.1}, {"compute_loss_func": _summed}],
+    ids=["plain", "smoothed", "function"],
 )
 def test_whatever_the_trainers_loss_the_mean_guidance_loss_is_added(
     tmp_path: Path, accumulate: int, own: dict[str, Any]
