@@ -30,6 +30,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         measure_slowness()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse ids with an address: pytest-xdist's workers would collect different tests, and run none."""
+    if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give the parameters of {named[0]} ids without an address")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let only tests start processes that are marked for it, or left out of `make test-fast` anyway."""
