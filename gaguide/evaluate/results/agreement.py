@@ -72,7 +72,10 @@ def calibration_error(confidences: Sequence[float], hits: Sequence[bool], groups
     rng, found = np.random.default_rng(0), []
     for _ in range(_RESAMPLES // _CHUNK):
         drawn_RG = rng.multinomial(count, np.full(count, 1 / count), size=_CHUNK).astype(float)
-        found.append(np.abs(drawn_RG @ sums_BG.T).sum(1) / (drawn_RG @ sizes_G))
+        # Not `@`, whose last digit depends on the number of threads: one number of ranks would not give
+        # another's results to the last bit.
+        errors_RB = np.einsum("rg,bg->rb", drawn_RG, sums_BG)
+        found.append(np.abs(errors_RB).sum(1) / np.einsum("rg,g->r", drawn_RG, sizes_G))
     drawn = np.concatenate(found)
     share = tail_share(count)
     low, high = np.quantile(drawn, (share, 1 - share))
