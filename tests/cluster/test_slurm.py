@@ -141,8 +141,10 @@ def test_a_job_that_never_comes_to_a_checkpoint_does_not_restart_for_ever(
     program.chmod(0o755)
     words = ("--python", program, "--max-restarts", "1", *arguments(tmp_path / "run"))
     (job,) = submit(cluster, "train", tmp_path, *words)
-    cluster.wait_for(job, "PENDING", seconds=60)
+    # Before it first starts it is pending too.
+    wait_until(lambda: "back into the queue" in log_of(tmp_path), 60, lambda: log_of(tmp_path))
     assert "without a newer checkpoint (restart 1 of at most 1); back into the queue" in log_of(tmp_path)
+    cluster.wait_for(job, "PENDING", seconds=60)
     time.sleep(3)  # not in the second of its requeue, in which Slurm revokes its credential
     cluster.now(job)
     assert cluster.wait_for(job, "FAILED", "COMPLETED", seconds=60)["ExitCode"] == "75:0"
