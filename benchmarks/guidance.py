@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,14 @@ def time_host(arguments: argparse.Namespace) -> None:
     config = config_of(12, 16, n_head=12, n_embd=24, vocab_size=2048, bos_token_id=0, eos_token_id=0)
     with ExitStack() as stack:
         if arguments.device == "cpu":
-            for target, name, stub in stubs(arguments.launch * 1e-6):
-                stack.enter_context(mock.patch.object(target, name, stub))
+            stack.enter_context(emulated_launches(arguments.launch * 1e-6))
         shape = (config, 1, 8, arguments.device, arguments.dtype)
         show(in_turns(arguments.contenders.split(","), shape, arguments.repeats), {})
 
 
-def stubs(seconds: float) -> Iterator[tuple[object, str, object]]:
-    """Substitutes for the Triton kernels without a GPU: (where, name, substitute)."""
+@contextmanager
+def emulated_launches(seconds: float) -> Iterator[None]:
+    """Inside, the Triton kernels are used without a GPU; each launch takes `seconds` and returns zeros."""
     from gaguide.guidance import backend, triton_kernels
 
     class Waits:
@@ -167,10 +167,16 @@ def stubs(seconds: float) -> Iterator[tuple[object, str, object]]:
             while time.perf_counter() < end:
                 pass
 
-    yield backend, "is_fused", lambda *_: True
-    yield triton_kernels, "forward", Waits(*range(10, 16))
-    yield triton_kernels, "backward_queries", Waits(11, 14)
-    yield triton_kernels, "backward_keys", Waits(12)
+    kernels = {
+        "forward": Waits(*range(10, 16)),
+        "backward_queries": Waits(11, 14),
+        "backward_keys": Waits(12),
+    }
+    with (
+        mock.patch.object(backend, "is_fused", lambda *_: True),
+        mock.patch.multiple(triton_kernels, **kernels),
+    ):
+        yield
 
 
 def in_turns(names: list[str], shape: Shape, repeats: int) -> dict[str, list[Seconds]]:

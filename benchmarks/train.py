@@ -36,13 +36,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from guidance import stubs
+from guidance import emulated_launches
 from train_contenders import COMPILED, ROOT, WARMUP, guided_heads, nano, ours, trainer
 
 Seconds = tuple[float, float]
@@ -155,9 +154,7 @@ def child(names: str, settings_json: str, answer: str, *_: str) -> None:
     from gaguide.train.device import held_memory
 
     settings = json.loads(settings_json)
-    with ExitStack() as stack:
-        for target, name, stub in stubs(settings["launch"] * 1e-6) if "launch" in settings else ():
-            stack.enter_context(mock.patch.object(target, name, stub))
+    with emulated_launches(settings["launch"] * 1e-6) if "launch" in settings else nullcontext():
         seconds = in_turns(names.split(","), settings)
     world = World.from_environment()
     memory = max(all_gather(held_memory(world.device)))

@@ -80,8 +80,7 @@ class Trainer:
             self._load(read_manifest(self.job.model.checkpoint), self.job.model.checkpoint)
             self.engine.reset_counters()
         self.started_at = self.done
-        measure = None if self.evaluation is None else self.evaluation.measure
-        raise_together(lambda: self.records.open(self.done, found is not None, origin, measure))
+        raise_together(lambda: self.records.open(self.done, found is not None, origin, self._tasks))
         if found is not None:  # the steps after the last logged one are in no record
             self.records.clock.total = max(self.records.clock.total, found.seconds or 0.0)
         stop = self._is_stop_requested()
@@ -220,12 +219,10 @@ class Trainer:
             if loss is not None and broadcast(self.store.path(total).exists()):
                 self.store.note_loss(total, loss)
         stop = self._is_stop_requested()
-        if not broadcast(self.store.path(total).exists()):
-            self._save()
+        self._save()
         if stop:
             self.preemption.stop(total, total)
-        measure = None if self.evaluation is None else self.evaluation.measure
-        if measure is not None and not broadcast(self.records.has(EVALUATIONS, total, measure)):
+        if self._tasks is not None and not broadcast(self.records.has(EVALUATIONS, total, self._tasks)):
             self._evaluate(total)
             raise_together(self.records.sync_all)
 
@@ -236,8 +233,7 @@ class Trainer:
 
     def _evaluate_if_due(self) -> bool:
         """`_measure_if_due` of the tasks. It may take long: a checkpoint is saved before it."""
-        measure = None if self.evaluation is None else self.evaluation.measure
-        return self._measure_if_due(self.job.run.evaluate.every, EVALUATIONS, measure, self._evaluate)
+        return self._measure_if_due(self.job.run.evaluate.every, EVALUATIONS, self._tasks, self._evaluate)
 
     def _measure_if_due(
         self, every: int, name: str, kind: str | None, measure: Callable[[int], None]
@@ -285,7 +281,13 @@ class Trainer:
             record = self.evaluation(self.engine.module, partial(self.watchdog.mark, step, "evaluating"))
         self.records.evaluated(step, self.evaluation.measure, record)
 
+    @property
+    def _tasks(self) -> str | None:
+        """What an evaluation during training measures; None without one."""
+        return None if self.evaluation is None else self.evaluation.measure
+
     def _save(self) -> None:
+        """Save the state of the steps done, unless that checkpoint exists."""
         self.watchdog.mark(self.done, "saving a checkpoint", patience=4)
         self.save_is_due = False
         step, loss = self.validated
